@@ -1,0 +1,57 @@
+"""Shared by every test: the CPU with eight simulated devices, checked array shapes, fixed seeds."""
+
+import os
+import tempfile
+from pathlib import Path
+
+# Before jax is imported. `JAX_PLATFORMS=cuda pytest -m gpu` runs the GPU tests.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR",
+    str(Path(tempfile.gettempdir()) / f"imagen_jax_tests_{os.getuid()}"),
+)
+
+import jax
+import jaxtyping
+import numpy as np
+import pytest
+
+# Here and not in the environment: a process that a test starts sees one device, as a user's does.
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_default_matmul_precision", "highest")
+jax.config.update("jax_numpy_dtype_promotion", "standard")
+
+# The shapes in annotations are checked in tests alone: a user pays nothing for them.
+SHAPES = jaxtyping.install_import_hook(["imagen_jax"], "beartype.beartype")
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]):
+    if any(device.platform in ("gpu", "cuda", "rocm") for device in jax.devices()):
+        return
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="no GPU on this machine"))
+
+
+@pytest.fixture(autouse=True)
+def fixed_numpy_seed():
+    """Code under test takes keys; this holds for libraries that draw from numpy's global state."""
+    np.random.seed(0)  # noqa: NPY002
+
+
+@pytest.fixture
+def key() -> jax.Array:
+    return jax.random.key(0)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    return ROOT
