@@ -1,0 +1,272 @@
+"""Colour emoji as a captioned picture set, made from an installed font and the Unicode tables.
+
+Needs no download: on Debian and Ubuntu `apt-get install fonts-noto-color-emoji unicode-data unicode-cldr-core
+libfribidi0` brings the font (SIL Open Font License), the list of emoji and the names and keywords in English and
+Chinese (Unicode licence). Pure Pillow and numpy.
+"""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+import random
+import re
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont, features
+
+FONT_FILE = pathlib.Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
+EMOJI_LIST = pathlib.Path("/usr/share/unicode/emoji/emoji-test.txt")
+CLDR_FOLDER = pathlib.Path("/usr/share/unicode/cldr/common")
+DEBIAN_PACKAGES = "fonts-noto-color-emoji unicode-data unicode-cldr-core libfribidi0"
+
+LANGUAGES = ("en", "zh")
+HELDOUT_PERCENT = 5
+NAME_SHARE = 0.6  # how often a drawn caption is the full name; the rest are keywords
+STRIKE_SIZE = 109  # the only size of the font's bitmaps, whose pictures are 136 x 128
+STRIKE_WIDTH, STRIKE_HEIGHT = 136, 128
+IMAGE_SIZE = 128
+
+VARIATION_SELECTOR = "\ufe0f"  # CLDR leaves it out of its keys
+JOINER = "\u200d"
+SKIN_TONES = "\U0001f3fb\U0001f3fc\U0001f3fd\U0001f3fe\U0001f3ff"
+GENDER_SIGNS = "\u2640\u2642"
+MAN, WOMAN, PERSON = "\U0001f468", "\U0001f469", "\U0001f9d1"
+
+# The groups of emoji-test.txt and what CLDR's main/<language>.xml calls them in <characterLabels>.
+GROUP_LABELS = {
+    "Smileys & Emotion": "smiley",
+    "People & Body": "people",
+    "Animals & Nature": "animals_nature",
+    "Food & Drink": "food_drink",
+    "Travel & Places": "travel_places",
+    "Activities": "activities",
+    "Objects": "objects",
+    "Symbols": "symbols",
+    "Flags": "flags",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Emoji:
+    """One emoji: its text, where Unicode lists it, and what it is called; names and keywords by language."""
+
+    text: str
+    group: str
+    subgroup: str
+    groups: dict[str, str]
+    names: dict[str, str]
+    keywords: dict[str, tuple[str, ...]]
+    variant: bool  # differs from another emoji by skin tone, gender or hair alone
+
+    @property
+    def codepoints(self) -> str:
+        return " ".join(f"{ord(character):X}" for character in self.text)
+
+
+def missing_files() -> list[str]:
+    """The needed system files that are not there; empty when the set can be built."""
+    files = [FONT_FILE, EMOJI_LIST, CLDR_FOLDER / "annotations/zh.xml", CLDR_FOLDER / "main/zh.xml"]
+    files += [CLDR_FOLDER / "annotationsDerived/zh.xml"]
+    missing = [str(file) for file in files if not file.is_file()]
+    return (
+        missing
+        if features.check("raqm") and features.check("fribidi")
+        else [*missing, "libfribidi"]
+    )
+
+
+def require_files() -> None:
+    if missing := missing_files():
+        raise FileNotFoundError(
+            f"the emoji set needs {', '.join(missing)}: apt-get install {DEBIAN_PACKAGES}"
+        )
+
+
+def read_annotations(language: str) -> tuple[dict[str, str], dict[str, tuple[str, ...]]]:
+    """CLDR's names and keywords, both keyed by the emoji without U+FE0F. Derived ones are skin tones, flags and so on."""
+    names, keywords = {}, {}
+    for folder in ("annotations", "annotationsDerived"):
+        for element in ElementTree.parse(CLDR_FOLDER / folder / f"{language}.xml").iter(
+            "annotation"
+        ):
+            key, text = (
+                element.get("cp").replace(VARIATION_SELECTOR, ""),
+                (element.text or "").strip(),
+            )
+            if element.get("type") == "tts":
+                names[key] = text
+            else:
+                keywords[key] = tuple(word.strip() for word in text.split("|") if word.strip())
+    return names, keywords
+
+
+def read_group_names(language: str) -> dict[str, str]:
+    """What emoji-test.txt's groups are called in a language."""
+    root = ElementTree.parse(CLDR_FOLDER / "main" / f"{language}.xml")
+    labels = {element.get("type"): element.text for element in root.iter("characterLabel")}
+    return {group: labels[label] for group, label in GROUP_LABELS.items() if label in labels}
+
+
+def read_emoji_list(path: pathlib.Path = EMOJI_LIST) -> Iterator[tuple[str, str, str, str]]:
+    """(text, English name, group, subgroup) of every fully qualified emoji."""
+    group = subgroup = ""
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if line.startswith("# group:"):
+            group = line.removeprefix("# group:").strip()
+        elif line.startswith("# subgroup:"):
+            subgroup = line.removeprefix("# subgroup:").strip()
+        elif match := re.match(r"([0-9A-F ]+?)\s*; fully-qualified\s*# \S+ E[\d.]+ (.+)", line):
+            yield (
+                "".join(chr(int(code, 16)) for code in match[1].split()),
+                match[2],
+                group,
+                subgroup,
+            )
+
+
+def is_variant(text: str, name: str, group: str, listed: set[str]) -> bool:
+    """Whether an emoji is a person (or hand) told from another only by skin tone, gender, hair or family members."""
+    if any(character in SKIN_TONES + GENDER_SIGNS for character in text[1:]):
+        return True
+    neutral = text.replace(MAN, PERSON).replace(WOMAN, PERSON)
+    return (neutral != text and neutral in listed) or (group == "People & Body" and ":" in name)
+
+
+def list_emoji() -> list[Emoji]:
+    """Every emoji of the Unicode list, with names and keywords where CLDR has them.
+
+    An emoji newer than the annotations has its English name from the list itself, and no Chinese one.
+    """
+    require_files()
+    rows = list(read_emoji_list())
+    listed = {text for text, *_ in rows}
+    annotations = {language: read_annotations(language) for language in LANGUAGES}
+    group_names = {language: read_group_names(language) for language in LANGUAGES}
+    result = []
+    for text, english, group, subgroup in rows:
+        key = text.replace(VARIATION_SELECTOR, "")
+        names, keywords = {}, {}
+        for language, (all_names, all_keywords) in annotations.items():
+            name = all_names.get(key) or (english if language == "en" else "")
+            if name:
+                names[language] = name
+                keywords[language] = tuple(
+                    word for word in all_keywords.get(key, ()) if word != name
+                )
+        groups = {language: group_names[language].get(group, group) for language in LANGUAGES}
+        variant = is_variant(text, english, group, listed)
+        result.append(Emoji(text, group, subgroup, groups, names, keywords, variant))
+    return result
+
+
+def captions(emoji: Emoji, combinations: int = 6) -> list[tuple[str, float]]:
+    """(caption, probability) pairs: languages alike, the name NAME_SHARE of the time, else one to three keywords.
+
+    An emoji with fewer than three keywords is called by its name more often. Half of the keyword captions are a single keyword; the others are a fixed, code-point-seeded choice of two or
+    three, the group among them.
+    """
+    result = []
+    for language, name in emoji.names.items():
+        share = 1.0 / len(emoji.names)
+        words = list(emoji.keywords[language])
+        if not words:
+            result.append((name, share))
+            continue
+        draw = random.Random(f"{emoji.codepoints} {language}")
+        pool = [*words, emoji.groups[language]]
+        joined = {
+            ", ".join(draw.sample(pool, min(len(pool), draw.choice((2, 3)))))
+            for _ in range(combinations)
+        }
+        keyword_share = (1.0 - NAME_SHARE) * min(
+            1.0, len(words) / 3
+        )  # a flag's only keyword is "flag"
+        result.append((name, (1.0 - keyword_share) * share))
+        half = keyword_share * share / 2
+        result += [(word, half / len(words)) for word in words]
+        result += [(text, half / len(joined)) for text in sorted(joined)]
+    return result
+
+
+def load_font(path: pathlib.Path = FONT_FILE) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(str(path), STRIKE_SIZE, layout_engine=ImageFont.Layout.RAQM)
+
+
+def render(text: str, font: ImageFont.FreeTypeFont) -> Image.Image | None:
+    """The emoji as the font's own 136x128 bitmap on white; None where it is not a single picture of the font."""
+    left, top, right, bottom = font.getbbox(text, anchor="ls")
+    if (right - left, bottom - top) != (STRIKE_WIDTH, STRIKE_HEIGHT):
+        return None
+    glyph = Image.new("RGBA", (STRIKE_WIDTH, STRIKE_HEIGHT), (255, 255, 255, 0))
+    ImageDraw.Draw(glyph).text((-left, -top), text, font=font, anchor="ls", embedded_color=True)
+    white = Image.new("RGBA", glyph.size, "white")
+    picture = Image.alpha_composite(white, glyph).convert("RGB")
+    return None if picture.getextrema() == ((255, 255),) * 3 else picture
+
+
+def square(picture: Image.Image, size: int = IMAGE_SIZE) -> np.ndarray:
+    """uint8 [size, size, 3]: padded with white to a square, then resized with antialiasing."""
+    side = max(picture.size)
+    canvas = Image.new("RGB", (side, side), "white")
+    canvas.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
+    return np.asarray(canvas.resize((size, size), Image.Resampling.BICUBIC))
+
+
+def is_heldout(codepoints: str) -> bool:
+    """Whether a picture is never trained on: 5 % by a hash of its code points, U+FE0F left out."""
+    codes = " ".join(code for code in codepoints.split() if code != "FE0F")
+    return (
+        int.from_bytes(hashlib.sha256(codes.encode()).digest()[:8], "big") % 100 < HELDOUT_PERCENT
+    )
+
+
+def build(emoji: Sequence[Emoji] | None = None) -> tuple[list[Emoji], dict[str, np.ndarray]]:
+    """Renders the set: the emoji that render, and arrays `image, label, split, key, captions, ...` in their order.
+
+    Pixel-identical pictures share a class (`label`) and, with it, the split of the first of them. `captions` is
+    UTF-8 JSON, a list of [text, probability] for each picture; the layout is what `sources.NpzSource` reads.
+    """
+    require_files()
+    font = load_font()
+    emoji = list_emoji() if emoji is None else emoji
+    kept, images, labels, heldout = [], [], [], []
+    classes: dict[bytes, int] = {}
+    class_heldout: list[bool] = []
+    for item in emoji:
+        picture = render(item.text, font)
+        if picture is None:
+            continue
+        label = classes.setdefault(hashlib.sha256(picture.tobytes()).digest(), len(classes))
+        if label == len(class_heldout):
+            class_heldout.append(is_heldout(item.codepoints))
+        kept.append(item)
+        images.append(square(picture))
+        labels.append(label)
+        heldout.append(class_heldout[label])
+    text = json.dumps([captions(item) for item in kept], ensure_ascii=False)
+    arrays = {
+        "image": np.stack(images),
+        "label": np.asarray(labels, np.int32),
+        "split": np.where(heldout, "heldout", "train"),
+        "key": np.asarray([item.codepoints for item in kept]),
+        "name_en": np.asarray([item.names["en"] for item in kept]),
+        "name_zh": np.asarray([item.names.get("zh", "") for item in kept]),
+        "group": np.asarray([item.group for item in kept]),
+        "variant": np.asarray([item.variant for item in kept]),
+        "captions": np.frombuffer(text.encode(), np.uint8),
+    }
+    return kept, arrays
+
+
+def train_captions(arrays: dict[str, np.ndarray]) -> list[str]:
+    """The training captions, one a line of a tokenizer's corpus, each as often as its probability says (1 in 40)."""
+    lines = []
+    all_captions = json.loads(arrays["captions"].tobytes())
+    for pairs, split in zip(all_captions, arrays["split"], strict=True):
+        if split == "train":
+            for text, probability in pairs:
+                lines += [text] * max(1, round(40 * probability))
+    return lines
