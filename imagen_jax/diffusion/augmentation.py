@@ -1,0 +1,47 @@
+"""Noise conditioning augmentation of the low-resolution input of a super-resolution stage, and its resizing."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from imagen_jax.diffusion.process import add_noise
+from imagen_jax.diffusion.schedules import Cosine, Schedule
+from imagen_jax.typing import Images
+
+
+def sample_levels(
+    key: Array, batch: int, lowest: float = 0.0, highest: float = 1.0
+) -> Float[Array, " batch"]:
+    """Augmentation levels of a training batch, uniform in [lowest, highest) (arXiv 2205.11487, section 2.5)."""
+    return jax.random.uniform(key, (batch,), jnp.float32, lowest, highest)
+
+
+def augment(
+    low_res: Images,
+    level: Float[Array, " batch"] | float,
+    eps: Images,
+    schedule: Schedule = Cosine(),
+) -> Images:
+    """Variance-preserving noise of strength `level` in [0, 1], the forward process at t = level.
+
+    arXiv 2205.11487, section 2.5 and figure A.32. The paper names no schedule for it; the cosine one is our choice.
+    """
+    return add_noise(low_res, eps, schedule.logsnr(level))
+
+
+def upsample(images: Images, resolution: int) -> Images:
+    """Bilinear resize to resolution x resolution, the size that the super-resolution network works at."""
+    return _resize(images, resolution, antialias=False)
+
+
+def downsample(images: Images, resolution: int) -> Images:
+    """Antialiased bilinear resize to resolution x resolution: a training example's low-resolution input."""
+    return _resize(images, resolution, antialias=True)
+
+
+def _resize(images: Images, resolution: int, antialias: bool) -> Images:
+    if resolution < 1:
+        raise ValueError(f"resolution must be at least 1, got {resolution}")
+    batch, _, _, channels = images.shape
+    shape = (batch, resolution, resolution, channels)
+    return jax.image.resize(images.astype(jnp.float32), shape, "bilinear", antialias=antialias)

@@ -1,0 +1,171 @@
+"""From a network's output to a denoised image: guidance, prediction type, thresholding and learned variance.
+
+A denoiser is a function `(x_t, t) -> Denoised`. Samplers see nothing else of a model.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from imagen_jax.diffusion.process import check_prediction, convert, per_example
+from imagen_jax.diffusion.schedules import Schedule
+from imagen_jax.typing import Images
+
+# A number that may be traced, so that a new value never recompiles.
+Traced = Float[Array, "*batch"] | float
+
+
+class Denoised(NamedTuple):
+    """What the model thinks the clean image is.
+
+    variance: where a network learns it, the place of log variance between the posterior's (0) and the forward
+    process's (1), for each value of the image (arXiv 2102.09672, eq. 15); None elsewhere.
+    """
+
+    x0: Images
+    variance: Images | None = None
+
+
+class Guidance(NamedTuple):
+    """How the conditional and the unconditional output mix. Each is a number, or one number an example.
+
+    weight: 1 is no guidance (arXiv 2205.11487, eq. 2). interval_start, interval_stop: times t between which guidance
+    acts, ends included (arXiv 2404.07724). rescale: 0 is none, 1 brings the standard deviation of the guided output
+    fully back to that of the conditional one (arXiv 2305.08891, section 3.4).
+    """
+
+    weight: Traced = 1.0
+    interval_start: Traced = 0.0
+    interval_stop: Traced = 1.0
+    rescale: Traced = 0.0
+
+
+class Thresholding(NamedTuple):
+    """Parameters of dynamic thresholding.
+
+    percentile: of |x0| in each image, in [0, 100] (the paper: 99.5). cap: the scale is never above it (the paper: none;
+    DeepFloyd IF: 1.5).
+    """
+
+    percentile: Traced = 99.5
+    cap: Traced = float("inf")
+
+
+Predict = Callable[[Images, Float[Array, " batch"]], Images]
+PredictPair = Callable[[Images, Float[Array, " batch"]], tuple[Images, Images]]
+Denoiser = Callable[[Images, Traced], Denoised]
+
+
+def static_threshold(x0: Images) -> Images:
+    """Clips to [-1, 1] (arXiv 2205.11487, section 2.3)."""
+    return jnp.clip(x0, -1.0, 1.0)
+
+
+def dynamic_threshold(x0: Images, thresholding: Thresholding) -> Images:
+    """Clips each image to [-s, s] and divides by s, s >= 1 a percentile of |x0| (arXiv 2205.11487, section 2.3)."""
+    magnitudes = jnp.abs(x0).reshape(x0.shape[0], -1)
+    percentile = jnp.broadcast_to(jnp.asarray(thresholding.percentile, jnp.float32), x0.shape[:1])
+    scale = jax.vmap(jnp.percentile)(magnitudes, percentile)
+    scale = per_example(jnp.clip(scale, 1.0, thresholding.cap), x0)
+    return jnp.clip(x0, -scale, scale) / scale
+
+
+THRESHOLDS = {
+    "none": lambda x0, thresholding: x0,
+    "static": lambda x0, thresholding: static_threshold(x0),
+    "dynamic": dynamic_threshold,
+}
+
+
+def guidance_weight(guidance: Guidance, t: Float[Array, " batch"]) -> Float[Array, " batch"]:
+    """The weight that acts at each time: `guidance.weight` inside the interval, 1 outside."""
+    inside = (guidance.interval_start <= t) & (t <= guidance.interval_stop)
+    return jnp.where(inside, jnp.asarray(guidance.weight, jnp.float32), 1.0)
+
+
+def guide(
+    conditional: Images, unconditional: Images, weight: Traced, rescale: Traced = 0.0
+) -> Images:
+    """w cond + (1 - w) uncond (arXiv 2205.11487, eq. 2), its deviation brought back to cond's by `rescale`.
+
+    The three kinds of prediction are linear in each other with the same x_t, so the mix may be made in any of them; the
+    rescaling (arXiv 2305.08891, eq. 15-16) is made, as there, in the network's own.
+    """
+    weight = per_example(weight, conditional)
+    rescale = per_example(rescale, conditional)
+    mixed = weight * conditional + (1.0 - weight) * unconditional
+    axes = tuple(range(1, mixed.ndim))
+    deviation = jnp.std(mixed, axis=axes, keepdims=True)
+    wanted = jnp.std(conditional, axis=axes, keepdims=True)
+    ratio = jnp.where(deviation > 0.0, wanted / jnp.maximum(deviation, 1e-20), 1.0)
+    return mixed * (1.0 + rescale * (ratio - 1.0))
+
+
+def make_denoiser(
+    predict: Predict,
+    predict_pair: PredictPair | None,
+    schedule: Schedule,
+    prediction: str,
+    guidance: Guidance = Guidance(),
+    threshold: str = "dynamic",
+    thresholding: Thresholding = Thresholding(),
+) -> Denoiser:
+    """The denoiser of a network.
+
+    Args:
+        predict: the conditional output at (x_t, t), t in [0, 1] with one value an example. With twice as many channels
+            as x_t, the second half is a learned variance in [-1, 1].
+        predict_pair: the conditional and the unconditional output, from one doubled batch; None where there is no
+            unconditional one, and then `guidance` is not used. It is not evaluated where every weight is 1.
+        prediction: what the network outputs: "eps", "x0" or "v".
+        threshold: a key of THRESHOLDS.
+
+    Raises:
+        ValueError: unknown prediction or threshold.
+    """
+    check_prediction(prediction)
+    if threshold not in THRESHOLDS:
+        raise ValueError(f"unknown threshold {threshold!r}; choose one of {tuple(THRESHOLDS)}")
+
+    def guided(x_t: Images, t: Float[Array, " batch"]) -> tuple[Images, Images | None]:
+        channels = x_t.shape[-1]
+        if predict_pair is None:
+            return _split(predict(x_t, t), channels)
+
+        weight = guidance_weight(guidance, t)
+
+        def both() -> tuple[Images, Images | None]:
+            conditional, unconditional = predict_pair(x_t, t)
+            conditional, variance = _split(conditional, channels)
+            unconditional, _ = _split(unconditional, channels)
+            return guide(conditional, unconditional, weight, guidance.rescale), variance
+
+        def conditional_only() -> tuple[Images, Images | None]:
+            return _split(predict(x_t, t), channels)
+
+        return jax.lax.cond(jnp.any(weight != 1.0), both, conditional_only)
+
+    def denoise(x_t: Images, t: Traced) -> Denoised:
+        x_t = x_t.astype(jnp.float32)
+        t = jnp.broadcast_to(jnp.asarray(t, jnp.float32), x_t.shape[:1])
+        output, variance = guided(x_t, t)
+        x0 = convert(output, x_t, schedule.logsnr(t), prediction, "x0")
+        return Denoised(THRESHOLDS[threshold](x0, thresholding), variance)
+
+    return denoise
+
+
+def _split(output: Images, channels: int) -> tuple[Images, Images | None]:
+    """The prediction, and the learned variance mapped from [-1, 1] to [0, 1] if there is one; both float32."""
+    output = output.astype(jnp.float32)
+    if output.shape[-1] == channels:
+        return output, None
+    if output.shape[-1] != 2 * channels:
+        raise ValueError(
+            f"the network gives {output.shape[-1]} channels for an image of {channels}; "
+            f"it should give {channels}, or {2 * channels} with a learned variance"
+        )
+    return output[..., :channels], 0.5 * (output[..., channels:] + 1.0)

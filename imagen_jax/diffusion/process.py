@@ -1,0 +1,77 @@
+"""The forward process x_t = alpha x0 + sigma eps, and the three ways to name what a network predicts."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from imagen_jax.typing import LogSNR
+
+# Predictions are divided by alpha or sigma, and both may be zero at an end of the schedule (zero terminal SNR). This
+# floor keeps the quotient finite; it lies below every alpha and sigma of a schedule with |logsnr| < 27.
+SMALLEST_SCALE = 1e-6
+
+
+def alpha_sigma(logsnr: LogSNR | float) -> tuple[Float[Array, "*batch"], Float[Array, "*batch"]]:
+    """Scales of signal and noise, alpha^2 = sigmoid(logsnr) and sigma^2 = sigmoid(-logsnr); +-inf are allowed."""
+    logsnr = jnp.asarray(logsnr, jnp.float32)
+    return jnp.sqrt(jax.nn.sigmoid(logsnr)), jnp.sqrt(jax.nn.sigmoid(-logsnr))
+
+
+def per_example(value: Float[Array, "*batch"], images: Float[Array, "..."]) -> Float[Array, "..."]:
+    """`value` (a scalar, or one number an example) with trailing axes, so that it multiplies `images`."""
+    value = jnp.asarray(value, jnp.float32)
+    return value.reshape(value.shape + (1,) * (images.ndim - value.ndim)) if value.ndim else value
+
+
+def add_noise(
+    x0: Float[Array, "batch ..."], eps: Float[Array, "batch ..."], logsnr: LogSNR | float
+) -> Float[Array, "batch ..."]:
+    """x_t = alpha x0 + sigma eps, in float32."""
+    alpha, sigma = (per_example(scale, x0) for scale in alpha_sigma(logsnr))
+    return alpha * x0.astype(jnp.float32) + sigma * eps.astype(jnp.float32)
+
+
+# target = c_value * source + c_x * x_t, with v = alpha eps - sigma x0 (arXiv 2202.00512, section 4).
+# Both coefficients as functions of (alpha, sigma).
+CONVERSIONS = {
+    ("eps", "eps"): lambda alpha, sigma: (1.0, 0.0),
+    ("eps", "x0"): lambda alpha, sigma: (-sigma / alpha, 1.0 / alpha),
+    ("eps", "v"): lambda alpha, sigma: (1.0 / alpha, -sigma / alpha),
+    ("x0", "eps"): lambda alpha, sigma: (-alpha / sigma, 1.0 / sigma),
+    ("x0", "x0"): lambda alpha, sigma: (1.0, 0.0),
+    ("x0", "v"): lambda alpha, sigma: (-1.0 / sigma, alpha / sigma),
+    ("v", "eps"): lambda alpha, sigma: (alpha, sigma),
+    ("v", "x0"): lambda alpha, sigma: (-sigma, alpha),
+    ("v", "v"): lambda alpha, sigma: (1.0, 0.0),
+}
+
+PREDICTIONS = ("eps", "x0", "v")
+
+
+def check_prediction(prediction: str) -> None:
+    """Raises ValueError unless `prediction` is one of PREDICTIONS."""
+    if prediction not in PREDICTIONS:
+        raise ValueError(f"unknown prediction {prediction!r}; choose one of {PREDICTIONS}")
+
+
+def convert(
+    value: Float[Array, "batch ..."],
+    x_t: Float[Array, "batch ..."],
+    logsnr: LogSNR | float,
+    source: str,
+    target: str,
+) -> Float[Array, "batch ..."]:
+    """What a prediction of kind `source` at `x_t` says about the kind `target`; kinds are eps, x0 and v."""
+    check_prediction(source)
+    check_prediction(target)
+    alpha, sigma = (jnp.maximum(scale, SMALLEST_SCALE) for scale in alpha_sigma(logsnr))
+    c_value, c_x = CONVERSIONS[source, target](per_example(alpha, x_t), per_example(sigma, x_t))
+    return c_value * value.astype(jnp.float32) + c_x * x_t.astype(jnp.float32)
+
+
+def velocity(
+    x0: Float[Array, "batch ..."], eps: Float[Array, "batch ..."], logsnr: LogSNR | float
+) -> Float[Array, "batch ..."]:
+    """v = alpha eps - sigma x0 (arXiv 2202.00512, section 4)."""
+    alpha, sigma = (per_example(scale, x0) for scale in alpha_sigma(logsnr))
+    return alpha * eps.astype(jnp.float32) - sigma * x0.astype(jnp.float32)
