@@ -1,7 +1,9 @@
-"""Makes the emoji picture set from the installed font: `python scripts/prepare_emoji.py --out data/emoji`.
+"""Makes the emoji picture set from an installed font, in under a minute.
 
-Writes emoji.npz (pictures, names and captions in English and Chinese, train/heldout split) in under a minute, and
-with --captions the training captions as lines of text, to train a tokenizer on.
+    python scripts/prepare_emoji.py --out data/emoji
+
+writes data/emoji/emoji.npz: pictures, names and captions in English and Chinese, and which are held
+out. --captions FILE also writes the training captions as lines, to train a tokenizer on.
 """
 
 import argparse
@@ -12,12 +14,12 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from imagen_jax.data import emoji  # noqa: E402
+from imagen_jax.data import emoji
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=pathlib.Path, required=True, help="folder for emoji.npz")
     parser.add_argument(
@@ -41,8 +43,8 @@ def main() -> None:
     chinese = arrays["name_zh"] != ""
     print(
         f"{arguments.out / 'emoji.npz'}: {len(kept)} pictures of {len(listed)} listed, "
-        f"{len(set(arrays['label'].tolist()))} distinct, {train.sum()} train, {(~train).sum()} held out, "
-        f"{chinese.sum()} with a Chinese name, {arrays['variant'].sum()} skin-tone or gender variants"
+        f"{arrays['label'].max() + 1} distinct, {train.sum()} train, {(~train).sum()} held out, "
+        f"{chinese.sum()} with a Chinese name, {arrays['variant'].sum()} skin or gender variants"
     )
 
 

@@ -1,8 +1,8 @@
 """Colour emoji as a captioned picture set, made from an installed font and the Unicode tables.
 
-Needs no download: on Debian and Ubuntu `apt-get install fonts-noto-color-emoji unicode-data unicode-cldr-core
-libfribidi0` brings the font (SIL Open Font License), the list of emoji and the names and keywords in English and
-Chinese (Unicode licence). Pure Pillow and numpy.
+Needs no download: on Debian and Ubuntu `apt-get install fonts-noto-color-emoji unicode-data
+unicode-cldr-core libfribidi0` brings the font (SIL Open Font License), the list of emoji and their
+names and keywords in English and Chinese (Unicode licence). Pure Pillow and numpy.
 """
 
 import dataclasses
@@ -38,7 +38,7 @@ MAN, WOMAN, PERSON = "\U0001f468", "\U0001f469", "\U0001f9d1"
 # The groups of emoji-test.txt and what CLDR's main/<language>.xml calls them in <characterLabels>.
 GROUP_LABELS = {
     "Smileys & Emotion": "smiley",
-    "People & Body": "people",
+    "People & Body": "person",
     "Animals & Nature": "animals_nature",
     "Food & Drink": "food_drink",
     "Travel & Places": "travel_places",
@@ -51,7 +51,7 @@ GROUP_LABELS = {
 
 @dataclasses.dataclass(frozen=True)
 class Emoji:
-    """One emoji: its text, where Unicode lists it, and what it is called; names and keywords by language."""
+    """One emoji: its text, where Unicode lists it, and by language what it is called."""
 
     text: str
     group: str
@@ -86,7 +86,10 @@ def require_files() -> None:
 
 
 def read_annotations(language: str) -> tuple[dict[str, str], dict[str, tuple[str, ...]]]:
-    """CLDR's names and keywords, both keyed by the emoji without U+FE0F. Derived ones are skin tones, flags and so on."""
+    """CLDR's names and keywords, both keyed by the emoji without U+FE0F.
+
+    The derived ones are those of flags, of skin tones and of other joined sequences.
+    """
     names, keywords = {}, {}
     for folder in ("annotations", "annotationsDerived"):
         for element in ElementTree.parse(CLDR_FOLDER / folder / f"{language}.xml").iter(
@@ -107,7 +110,7 @@ def read_group_names(language: str) -> dict[str, str]:
     """What emoji-test.txt's groups are called in a language."""
     root = ElementTree.parse(CLDR_FOLDER / "main" / f"{language}.xml")
     labels = {element.get("type"): element.text for element in root.iter("characterLabel")}
-    return {group: labels[label] for group, label in GROUP_LABELS.items() if label in labels}
+    return {group: labels[label] for group, label in GROUP_LABELS.items()}
 
 
 def read_emoji_list(path: pathlib.Path = EMOJI_LIST) -> Iterator[tuple[str, str, str, str]]:
@@ -128,7 +131,7 @@ def read_emoji_list(path: pathlib.Path = EMOJI_LIST) -> Iterator[tuple[str, str,
 
 
 def is_variant(text: str, name: str, group: str, listed: set[str]) -> bool:
-    """Whether an emoji is a person (or hand) told from another only by skin tone, gender, hair or family members."""
+    """Whether skin tone, gender, hair or family members alone tell an emoji from another one."""
     if any(character in SKIN_TONES + GENDER_SIGNS for character in text[1:]):
         return True
     neutral = text.replace(MAN, PERSON).replace(WOMAN, PERSON)
@@ -138,7 +141,7 @@ def is_variant(text: str, name: str, group: str, listed: set[str]) -> bool:
 def list_emoji() -> list[Emoji]:
     """Every emoji of the Unicode list, with names and keywords where CLDR has them.
 
-    An emoji newer than the annotations has its English name from the list itself, and no Chinese one.
+    An emoji newer than the annotations has its English name from the list, and no Chinese one.
     """
     require_files()
     rows = list(read_emoji_list())
@@ -156,17 +159,17 @@ def list_emoji() -> list[Emoji]:
                 keywords[language] = tuple(
                     word for word in all_keywords.get(key, ()) if word != name
                 )
-        groups = {language: group_names[language].get(group, group) for language in LANGUAGES}
+        groups = {language: group_names[language][group] for language in LANGUAGES}
         variant = is_variant(text, english, group, listed)
         result.append(Emoji(text, group, subgroup, groups, names, keywords, variant))
     return result
 
 
 def captions(emoji: Emoji, combinations: int = 6) -> list[tuple[str, float]]:
-    """(caption, probability) pairs: languages alike, the name NAME_SHARE of the time, else one to three keywords.
+    """(caption, probability) pairs: languages alike, the name 60 % of the time, else keywords.
 
-    An emoji with fewer than three keywords is called by its name more often. Half of the keyword captions are a single keyword; the others are a fixed, code-point-seeded choice of two or
-    three, the group among them.
+    Half of the keyword captions are a single keyword; the others are two or three, the group among
+    them, chosen once for each emoji. With fewer than three keywords the name comes more often.
     """
     result = []
     for language, name in emoji.names.items():
@@ -176,7 +179,7 @@ def captions(emoji: Emoji, combinations: int = 6) -> list[tuple[str, float]]:
             result.append((name, share))
             continue
         draw = random.Random(f"{emoji.codepoints} {language}")
-        pool = [*words, emoji.groups[language]]
+        pool = list(dict.fromkeys([*words, emoji.groups[language]]))
         joined = {
             ", ".join(draw.sample(pool, min(len(pool), draw.choice((2, 3)))))
             for _ in range(combinations)
@@ -196,7 +199,7 @@ def load_font(path: pathlib.Path = FONT_FILE) -> ImageFont.FreeTypeFont:
 
 
 def render(text: str, font: ImageFont.FreeTypeFont) -> Image.Image | None:
-    """The emoji as the font's own 136x128 bitmap on white; None where it is not a single picture of the font."""
+    """The font's own 136x128 bitmap on white; None where the font has no single picture for it."""
     left, top, right, bottom = font.getbbox(text, anchor="ls")
     if (right - left, bottom - top) != (STRIKE_WIDTH, STRIKE_HEIGHT):
         return None
@@ -224,10 +227,11 @@ def is_heldout(codepoints: str) -> bool:
 
 
 def build(emoji: Sequence[Emoji] | None = None) -> tuple[list[Emoji], dict[str, np.ndarray]]:
-    """Renders the set: the emoji that render, and arrays `image, label, split, key, captions, ...` in their order.
+    """Renders the set: the emoji that render, and arrays `image, label, split, ...` in their order.
 
-    Pixel-identical pictures share a class (`label`) and, with it, the split of the first of them. `captions` is
-    UTF-8 JSON, a list of [text, probability] for each picture; the layout is what `sources.NpzSource` reads.
+    Pixel-identical pictures share a class (`label`) and, with it, the split of the first of them.
+    `captions` is UTF-8 JSON, a list of [text, probability] for each picture. The layout is the one
+    that `sources.read_npz` reads.
     """
     require_files()
     font = load_font()
@@ -262,7 +266,7 @@ def build(emoji: Sequence[Emoji] | None = None) -> tuple[list[Emoji], dict[str, 
 
 
 def train_captions(arrays: dict[str, np.ndarray]) -> list[str]:
-    """The training captions, one a line of a tokenizer's corpus, each as often as its probability says (1 in 40)."""
+    """The training captions for a tokenizer's corpus: about 40 a picture, by their probabilities."""
     lines = []
     all_captions = json.loads(arrays["captions"].tobytes())
     for pairs, split in zip(all_captions, arrays["split"], strict=True):
