@@ -1,4 +1,4 @@
-"""Diffusion in continuous time, for any network: schedules, losses, denoisers and samplers. Pure jnp, float32."""
+"""Diffusion in continuous time for any network: schedules, losses, samplers. jnp, float32."""
 
 from imagen_jax.diffusion.augmentation import augment, downsample, sample_levels, upsample
 from imagen_jax.diffusion.denoiser import (

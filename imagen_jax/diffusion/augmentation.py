@@ -1,4 +1,4 @@
-"""Noise conditioning augmentation of the low-resolution input of a super-resolution stage, and its resizing."""
+"""The low-resolution input of a super-resolution stage: its resizing and its augmentation."""
 
 import jax
 import jax.numpy as jnp
@@ -8,11 +8,14 @@ from imagen_jax.diffusion.process import add_noise
 from imagen_jax.diffusion.schedules import Cosine, Schedule
 from imagen_jax.typing import Images
 
+# The paper names no schedule for the augmentation; the one of its base model is our choice.
+AUGMENTATION_SCHEDULE = Cosine()
+
 
 def sample_levels(
     key: Array, batch: int, lowest: float = 0.0, highest: float = 1.0
 ) -> Float[Array, " batch"]:
-    """Augmentation levels of a training batch, uniform in [lowest, highest) (arXiv 2205.11487, section 2.5)."""
+    """Levels of a training batch, uniform in [lowest, highest) (arXiv 2205.11487, section 2.4)."""
     return jax.random.uniform(key, (batch,), jnp.float32, lowest, highest)
 
 
@@ -20,22 +23,22 @@ def augment(
     low_res: Images,
     level: Float[Array, " batch"] | float,
     eps: Images,
-    schedule: Schedule = Cosine(),
+    schedule: Schedule = AUGMENTATION_SCHEDULE,
 ) -> Images:
     """Variance-preserving noise of strength `level` in [0, 1], the forward process at t = level.
 
-    arXiv 2205.11487, section 2.5 and figure A.32. The paper names no schedule for it; the cosine one is our choice.
+    Noise conditioning augmentation (arXiv 2205.11487, section 2.4).
     """
     return add_noise(low_res, eps, schedule.logsnr(level))
 
 
 def upsample(images: Images, resolution: int) -> Images:
-    """Bilinear resize to resolution x resolution, the size that the super-resolution network works at."""
+    """Bilinear resize to the resolution x resolution that the network works at."""
     return _resize(images, resolution, antialias=False)
 
 
 def downsample(images: Images, resolution: int) -> Images:
-    """Antialiased bilinear resize to resolution x resolution: a training example's low-resolution input."""
+    """Antialiased bilinear resize to resolution x resolution."""
     return _resize(images, resolution, antialias=True)
 
 

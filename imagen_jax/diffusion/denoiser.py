@@ -1,4 +1,4 @@
-"""From a network's output to a denoised image: guidance, prediction type, thresholding and learned variance.
+"""From a network's output to a denoised image: guidance, prediction type and thresholding.
 
 A denoiser is a function `(x_t, t) -> Denoised`. Samplers see nothing else of a model.
 """
@@ -21,8 +21,9 @@ Traced = Float[Array, "*batch"] | float
 class Denoised(NamedTuple):
     """What the model thinks the clean image is.
 
-    variance: where a network learns it, the place of log variance between the posterior's (0) and the forward
-    process's (1), for each value of the image (arXiv 2102.09672, eq. 15); None elsewhere.
+    variance: where a network learns it, the place of log variance between the posterior's (0) and
+    the forward process's (1), for each value of the image (arXiv 2102.09672, eq. 15); None
+    elsewhere.
     """
 
     x0: Images
@@ -30,11 +31,12 @@ class Denoised(NamedTuple):
 
 
 class Guidance(NamedTuple):
-    """How the conditional and the unconditional output mix. Each is a number, or one number an example.
+    """How the conditional and the unconditional output mix. Each is a number, or one an example.
 
-    weight: 1 is no guidance (arXiv 2205.11487, eq. 2). interval_start, interval_stop: times t between which guidance
-    acts, ends included (arXiv 2404.07724). rescale: 0 is none, 1 brings the standard deviation of the guided output
-    fully back to that of the conditional one (arXiv 2305.08891, section 3.4).
+    weight: 1 is no guidance (arXiv 2205.11487, eq. 2). interval_start, interval_stop: times t
+    between which guidance acts, ends included (arXiv 2404.07724). rescale: 0 is none, 1 brings the
+    standard deviation of the guided output fully back to that of the conditional one (arXiv
+    2305.08891, section 3.4).
     """
 
     weight: Traced = 1.0
@@ -46,12 +48,16 @@ class Guidance(NamedTuple):
 class Thresholding(NamedTuple):
     """Parameters of dynamic thresholding.
 
-    percentile: of |x0| in each image, in [0, 100] (the paper: 99.5). cap: the scale is never above it (the paper: none;
-    DeepFloyd IF: 1.5).
+    percentile: of |x0| in each image, in [0, 100] (the paper: 99.5). cap: the scale is never above
+    it (the paper: none; DeepFloyd IF: 1.5).
     """
 
     percentile: Traced = 99.5
     cap: Traced = float("inf")
+
+
+NO_GUIDANCE = Guidance()
+PAPER_THRESHOLDING = Thresholding()
 
 
 Predict = Callable[[Images, Float[Array, " batch"]], Images]
@@ -65,7 +71,10 @@ def static_threshold(x0: Images) -> Images:
 
 
 def dynamic_threshold(x0: Images, thresholding: Thresholding) -> Images:
-    """Clips each image to [-s, s] and divides by s, s >= 1 a percentile of |x0| (arXiv 2205.11487, section 2.3)."""
+    """Clips each image to [-s, s] and divides by s: a percentile of its |x0|, at least 1.
+
+    arXiv 2205.11487, section 2.3; the cap is DeepFloyd IF's.
+    """
     magnitudes = jnp.abs(x0).reshape(x0.shape[0], -1)
     percentile = jnp.broadcast_to(jnp.asarray(thresholding.percentile, jnp.float32), x0.shape[:1])
     scale = jax.vmap(jnp.percentile)(magnitudes, percentile)
@@ -89,10 +98,10 @@ def guidance_weight(guidance: Guidance, t: Float[Array, " batch"]) -> Float[Arra
 def guide(
     conditional: Images, unconditional: Images, weight: Traced, rescale: Traced = 0.0
 ) -> Images:
-    """w cond + (1 - w) uncond (arXiv 2205.11487, eq. 2), its deviation brought back to cond's by `rescale`.
+    """w cond + (1 - w) uncond (arXiv 2205.11487, eq. 2), rescaled to the deviation of cond.
 
-    The three kinds of prediction are linear in each other with the same x_t, so the mix may be made in any of them; the
-    rescaling (arXiv 2305.08891, eq. 15-16) is made, as there, in the network's own.
+    The kinds of prediction are linear in each other at the same x_t, so the mix may be made in any
+    of them; the rescaling is made in the network's own, as in arXiv 2305.08891, section 3.4.
     """
     weight = per_example(weight, conditional)
     rescale = per_example(rescale, conditional)
@@ -109,17 +118,18 @@ def make_denoiser(
     predict_pair: PredictPair | None,
     schedule: Schedule,
     prediction: str,
-    guidance: Guidance = Guidance(),
+    guidance: Guidance = NO_GUIDANCE,
     threshold: str = "dynamic",
-    thresholding: Thresholding = Thresholding(),
+    thresholding: Thresholding = PAPER_THRESHOLDING,
 ) -> Denoiser:
     """The denoiser of a network.
 
     Args:
-        predict: the conditional output at (x_t, t), t in [0, 1] with one value an example. With twice as many channels
-            as x_t, the second half is a learned variance in [-1, 1].
-        predict_pair: the conditional and the unconditional output, from one doubled batch; None where there is no
-            unconditional one, and then `guidance` is not used. It is not evaluated where every weight is 1.
+        predict: the conditional output at (x_t, t), t in [0, 1] with one value an example. With
+            twice as many channels as x_t, the second half is a learned variance in [-1, 1].
+        predict_pair: the conditional and the unconditional output, from one doubled batch; not
+            evaluated where every weight is 1. None where there is no unconditional one; then
+            `guidance` is not used.
         prediction: what the network outputs: "eps", "x0" or "v".
         threshold: a key of THRESHOLDS.
 
@@ -159,7 +169,7 @@ def make_denoiser(
 
 
 def _split(output: Images, channels: int) -> tuple[Images, Images | None]:
-    """The prediction, and the learned variance mapped from [-1, 1] to [0, 1] if there is one; both float32."""
+    """The prediction, and the learned variance from [-1, 1] to [0, 1] if any; both float32."""
     output = output.astype(jnp.float32)
     if output.shape[-1] == channels:
         return output, None

@@ -1,7 +1,7 @@
 """Training losses: a squared error of the prediction, weighted by noise level.
 
-What the network outputs and which errors count are independent choices: every weight below is a weight on the squared
-error **of eps**, and the error of any prediction is expressed in that one.
+What the network outputs and which errors count are independent choices: every weight below is a
+weight on the squared error **of eps**, and the error of any prediction is expressed in that one.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from imagen_jax.diffusion.process import check_prediction, velocity
 from imagen_jax.diffusion.schedules import Schedule, logsnr_slope
 from imagen_jax.typing import LogSNR
 
-# exp(30) is finite in float32 and so is its product with any error; no schedule with finite logsnr reaches it.
+# Weights are taken at this logsnr beyond it, which only zero terminal SNR is: exp(30) is finite.
 LARGEST_LOGSNR = 30.0
 
 
@@ -22,8 +22,8 @@ LARGEST_LOGSNR = 30.0
 class Loss:
     """Which noise levels count how much.
 
-    weight: a key of LOSS_WEIGHTS. min_snr_gamma: where min-SNR caps the weight of the x0 error. sigmoid_bias: logsnr
-    at the middle of the sigmoid.
+    weight: a key of LOSS_WEIGHTS. min_snr_gamma: where min-SNR caps the weight of the x0 error.
+    sigmoid_bias: logsnr at the middle of the sigmoid.
     """
 
     weight: str = "eps"
@@ -49,13 +49,14 @@ LOSS_WEIGHTS = {
     "v": lambda logsnr, slope, loss: jax.nn.softplus(-logsnr),
     # min(SNR, gamma) |x0 - x0_hat|^2 (arXiv 2303.09556, section 3.4).
     "min_snr": lambda logsnr, slope, loss: jnp.minimum(0.0, jnp.log(loss.min_snr_gamma) - logsnr),
-    # -d logsnr / dt * sigmoid(bias - logsnr) |eps - eps_hat|^2 (arXiv 2303.00848, section 4; arXiv 2410.19324).
+    # -d logsnr / dt * sigmoid(bias - logsnr) |eps - eps_hat|^2 (arXiv 2303.00848; 2410.19324).
     "sigmoid": lambda logsnr, slope, loss: (
         jnp.log(slope) + jax.nn.log_sigmoid(loss.sigmoid_bias - logsnr)
     ),
 }
 
-# log of |eps - eps_hat|^2 / |prediction - target|^2: eps_hat - eps = alpha (v_hat - v) = -(alpha / sigma) (x0_hat - x0).
+# log of |eps - eps_hat|^2 / |prediction - target|^2, from
+# eps_hat - eps = alpha (v_hat - v) = -(alpha / sigma) (x0_hat - x0).
 LOG_EPS_ERROR = {
     "eps": lambda logsnr: jnp.zeros_like(logsnr),
     "x0": lambda logsnr: logsnr,
@@ -79,10 +80,10 @@ def prediction_target(
 def loss_weight(
     loss: Loss, prediction: str, t: Float[Array, " batch"], schedule: Schedule
 ) -> Float[Array, " batch"]:
-    """Weight of the squared error of the network's own output, so that `loss` is what is minimised."""
+    """Weight on the squared error of the network's own output that makes it `loss`."""
     check_prediction(prediction)
     logsnr = jnp.clip(schedule.logsnr(t), -LARGEST_LOGSNR, LARGEST_LOGSNR)
-    slope = logsnr_slope(schedule, t)
+    slope = jnp.minimum(logsnr_slope(schedule, t), jnp.exp(LARGEST_LOGSNR))
     log_weight = LOSS_WEIGHTS[loss.weight](logsnr, slope, loss) + LOG_EPS_ERROR[prediction](logsnr)
     return jnp.exp(log_weight)
 
@@ -94,7 +95,7 @@ def diffusion_loss(
     eps: Float[Array, "batch ..."],
     t: Float[Array, " batch"],
     schedule: Schedule,
-    loss: Loss = Loss(),
+    loss: Loss,
 ) -> Float[Array, " batch"]:
     """Weighted mean squared error of each example, in float32.
 
@@ -102,8 +103,6 @@ def diffusion_loss(
         output: the network's output at x_t = add_noise(x0, eps, schedule.logsnr(t)).
         prediction: what that output is: "eps", "x0" or "v".
     """
-    error = output.astype(jnp.float32) - prediction_target(
-        prediction, x0, eps, schedule.logsnr(t)
-    )
+    error = output.astype(jnp.float32) - prediction_target(prediction, x0, eps, schedule.logsnr(t))
     squared = jnp.mean(jnp.square(error), axis=tuple(range(1, error.ndim)))
     return loss_weight(loss, prediction, t, schedule) * squared

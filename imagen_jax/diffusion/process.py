@@ -1,4 +1,4 @@
-"""The forward process x_t = alpha x0 + sigma eps, and the three ways to name what a network predicts."""
+"""The forward process x_t = alpha x0 + sigma eps, and the three things a network may predict."""
 
 import jax
 import jax.numpy as jnp
@@ -6,19 +6,20 @@ from jaxtyping import Array, Float
 
 from imagen_jax.typing import LogSNR
 
-# Predictions are divided by alpha or sigma, and both may be zero at an end of the schedule (zero terminal SNR). This
-# floor keeps the quotient finite; it lies below every alpha and sigma of a schedule with |logsnr| < 27.
+# Predictions are divided by alpha or sigma, and both may be zero at an end of the schedule (zero
+# terminal SNR). This floor keeps the quotient finite; it lies below every alpha and sigma of a
+# schedule with |logsnr| < 27.
 SMALLEST_SCALE = 1e-6
 
 
 def alpha_sigma(logsnr: LogSNR | float) -> tuple[Float[Array, "*batch"], Float[Array, "*batch"]]:
-    """Scales of signal and noise, alpha^2 = sigmoid(logsnr) and sigma^2 = sigmoid(-logsnr); +-inf are allowed."""
+    """alpha, sigma with alpha^2 = sigmoid(logsnr), sigma^2 = sigmoid(-logsnr); +-inf is allowed."""
     logsnr = jnp.asarray(logsnr, jnp.float32)
     return jnp.sqrt(jax.nn.sigmoid(logsnr)), jnp.sqrt(jax.nn.sigmoid(-logsnr))
 
 
 def per_example(value: Float[Array, "*batch"], images: Float[Array, "..."]) -> Float[Array, "..."]:
-    """`value` (a scalar, or one number an example) with trailing axes, so that it multiplies `images`."""
+    """A scalar, or one number an example with trailing axes: what multiplies `images`."""
     value = jnp.asarray(value, jnp.float32)
     return value.reshape(value.shape + (1,) * (images.ndim - value.ndim)) if value.ndim else value
 
@@ -31,8 +32,8 @@ def add_noise(
     return alpha * x0.astype(jnp.float32) + sigma * eps.astype(jnp.float32)
 
 
-# target = c_value * source + c_x * x_t, with v = alpha eps - sigma x0 (arXiv 2202.00512, section 4).
-# Both coefficients as functions of (alpha, sigma).
+# target = c_value * source + c_x * x_t, with v = alpha eps - sigma x0 (arXiv 2202.00512, section
+# 4). Both coefficients as functions of (alpha, sigma).
 CONVERSIONS = {
     ("eps", "eps"): lambda alpha, sigma: (1.0, 0.0),
     ("eps", "x0"): lambda alpha, sigma: (-sigma / alpha, 1.0 / alpha),
@@ -61,7 +62,7 @@ def convert(
     source: str,
     target: str,
 ) -> Float[Array, "batch ..."]:
-    """What a prediction of kind `source` at `x_t` says about the kind `target`; kinds are eps, x0 and v."""
+    """What a prediction `value` of kind `source` at `x_t` says about the kind `target`."""
     check_prediction(source)
     check_prediction(target)
     alpha, sigma = (jnp.maximum(scale, SMALLEST_SCALE) for scale in alpha_sigma(logsnr))

@@ -1,7 +1,8 @@
 """Samplers: one step function each, one contract, one loop.
 
-A step goes from time t down to time s < t. With lambda = logsnr / 2 = log(alpha / sigma), and everything written so that
-alpha_t = 0 (zero terminal SNR) and sigma_s = 0 (clean data) are allowed. Everything is float32.
+A step goes from time t down to time s < t. With lambda = logsnr / 2 = log(alpha / sigma), and
+everything written so that alpha_t = 0 (zero terminal SNR) and sigma_s = 0 (clean data) are allowed.
+Everything is float32.
 """
 
 from collections.abc import Callable
@@ -10,10 +11,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from imagen_jax.diffusion.denoiser import Denoiser
-from imagen_jax.diffusion.process import SMALLEST_SCALE, alpha_sigma
+from imagen_jax.diffusion.process import alpha_sigma
 from imagen_jax.diffusion.schedules import Schedule
 from imagen_jax.typing import Images, Keys
 
@@ -25,7 +26,7 @@ Noise = Callable[[Int[Array, ""] | int], Images]
 
 
 class TimeGrid(NamedTuple):
-    """Decreasing times; step i goes from times[i] to times[i + 1], i < num_steps. The rest is padding."""
+    """Decreasing times; step i < num_steps goes from times[i] to times[i + 1]. Padded."""
 
     times: Float[Array, " padded"]
     num_steps: Int[Array, ""]
@@ -34,8 +35,9 @@ class TimeGrid(NamedTuple):
 class SamplerState(NamedTuple):
     """What goes from step to step, and what a caller sees between chunks.
 
-    x: the image at the current time. x0: the last denoised estimate (a preview). x0_logsnr: the noise level where that
-    estimate was made; -inf before the first step, which multistep samplers read as "no history".
+    x: the image at the current time. x0: the last denoised estimate (a preview). x0_logsnr: the
+    noise level where that estimate was made; -inf before the first step, which multistep samplers
+    read as "no history".
     """
 
     x: Images
@@ -46,23 +48,27 @@ class SamplerState(NamedTuple):
 class SamplerOptions(NamedTuple):
     """How random the stochastic samplers are; traced.
 
-    gamma: of ddpm, in [0, 1]: 0 takes the posterior's variance, 1 the forward process's. The paper gives no value; 0.3
-    is our choice. eta: of ddim, in [0, 1]: 0 is deterministic, 1 is ddpm with gamma 0.
+    gamma: of ddpm, in [0, 1]: 0 takes the posterior's variance, 1 the forward process's. The paper
+    gives no value; 0.3 is our choice. eta: of ddim, in [0, 1]: 0 is deterministic, 1 is ddpm with
+    gamma 0.
     """
 
     gamma: Float[Array, ""] | float = 0.3
     eta: Float[Array, ""] | float = 0.0
 
 
+DEFAULT_OPTIONS = SamplerOptions()
+
+
 class Step(NamedTuple):
-    """One step, from time t down to time s; `last` marks the one that ends the grid."""
+    """One step, from time t down to time s; `to_clean` marks the one that ends at s = 0."""
 
     index: Int[Array, ""]
     t: Float[Array, ""]
     s: Float[Array, ""]
     logsnr_t: Float[Array, ""]
     logsnr_s: Float[Array, ""]
-    last: Array
+    to_clean: Bool[Array, ""]
 
 
 Sampler = Callable[[Denoiser, SamplerState, Step, Noise, SamplerOptions], SamplerState]
@@ -71,10 +77,11 @@ Sampler = Callable[[Denoiser, SamplerState, Step, Noise, SamplerOptions], Sample
 def ddpm(
     denoise: Denoiser, state: SamplerState, step: Step, noise: Noise, options: SamplerOptions
 ) -> SamplerState:
-    """Ancestral step: mean of q(x_s | x_t, x0), variance sigma~^2 ^ (1 - gamma) * sigma_{t|s}^2 ^ gamma.
+    """Ancestral step: q(x_s | x_t, x0) with log variance between the posterior's and the forward's.
 
-    arXiv 2205.11487, section 2.2 and appendix; arXiv 2202.00512, eq. 5 and appendix. A variance that the network has
-    learned takes gamma's place (arXiv 2102.09672, eq. 15). The last step adds no noise (arXiv 2006.11239, algorithm 2).
+    Variance sigma~_{s|t}^2 ^ (1 - gamma) * sigma_{t|s}^2 ^ gamma, the sampler of arXiv 2205.11487.
+    A learned variance takes gamma's place (arXiv 2102.09672, eq. 15). The step to clean data adds
+    no noise (arXiv 2006.11239, algorithm 2).
     """
     x0, fraction = denoise(state.x, step.t)
     fraction = options.gamma if fraction is None else fraction
@@ -86,20 +93,23 @@ def ddpm(
     log_posterior = jnp.log(jnp.maximum(removed * sigma_s**2, 1e-20))
     log_forward = jnp.log(jnp.maximum(removed * sigma_t**2, 1e-20))
     deviation = jnp.exp(0.5 * ((1.0 - fraction) * log_posterior + fraction * log_forward))
-    deviation = jnp.where(step.last, 0.0, deviation)
+    deviation = jnp.where(step.to_clean, 0.0, deviation)
     return SamplerState(mean + deviation * noise(step.index + 1), x0, step.logsnr_t)
 
 
 def ddim(
     denoise: Denoiser, state: SamplerState, step: Step, noise: Noise, options: SamplerOptions
 ) -> SamplerState:
-    """x_s = alpha_s x0 + sqrt(sigma_s^2 - d^2) eps + d z, d = eta * posterior deviation (arXiv 2010.02502, eq. 12, 16)."""
+    """x_s = alpha_s x0 + sqrt(sigma_s^2 - d^2) eps + d z, d = eta times the posterior's deviation.
+
+    arXiv 2010.02502, eq. 12 and 16.
+    """
     x0 = denoise(state.x, step.t).x0
     alpha_t, sigma_t = alpha_sigma(step.logsnr_t)
     alpha_s, sigma_s = alpha_sigma(step.logsnr_s)
     eps = (state.x - alpha_t * x0) / sigma_t
     removed = -jnp.expm1(step.logsnr_t - step.logsnr_s)
-    eta = jnp.where(step.last, 0.0, options.eta)
+    eta = jnp.where(step.to_clean, 0.0, options.eta)
     deviation = eta * sigma_s * jnp.sqrt(removed)
     direction = sigma_s * jnp.sqrt(jnp.maximum(1.0 - eta**2 * removed, 0.0))
     x = alpha_s * x0 + direction * eps + deviation * noise(step.index + 1)
@@ -109,14 +119,15 @@ def ddim(
 def dpmpp_2m(
     denoise: Denoiser, state: SamplerState, step: Step, noise: Noise, options: SamplerOptions
 ) -> SamplerState:
-    """DPM-Solver++(2M) (arXiv 2211.01095, algorithm 2): extrapolates x0 from the last two estimates.
+    """DPM-Solver++(2M) (arXiv 2211.01095, algorithm 2): extrapolates the last two estimates.
 
-    The first step and the last one are of first order: there is no history, and lambda may leap to the end.
+    Of first order in the first step, which has no history, and in the step to clean data, where
+    lambda leaps to its end.
     """
     x0 = denoise(state.x, step.t).x0
     h = 0.5 * (step.logsnr_s - step.logsnr_t)
     h_before = 0.5 * (step.logsnr_t - state.x0_logsnr)
-    usable = jnp.isfinite(h_before) & ~step.last
+    usable = jnp.isfinite(h_before) & ~step.to_clean
     weight = jnp.where(usable, 0.5 * h / jnp.where(usable, h_before, 1.0), 0.0)
     extrapolated = x0 + weight * (x0 - state.x0)
     return SamplerState(_exponential_step(state.x, extrapolated, step), x0, step.logsnr_t)
@@ -125,11 +136,12 @@ def dpmpp_2m(
 def heun(
     denoise: Denoiser, state: SamplerState, step: Step, noise: Noise, options: SamplerOptions
 ) -> SamplerState:
-    """Heun's method on the probability-flow ODE: a ddim step, then the same step with the mean of both ends' x0.
+    """Heun's method: a ddim step, then the same step again with the mean x0 of both ends.
 
-    Two evaluations a step, one in the last (arXiv 2206.00364, algorithm 1). The trapezoid is taken in the exponential,
-    data-prediction form, which is DPM-Solver++(2S) with r = 1 (arXiv 2211.01095, algorithm 1): in sigma / alpha, as EDM
-    takes it, the first step of a variance-preserving schedule is thousands long.
+    Two evaluations a step, one in the step to clean data (arXiv 2206.00364, algorithm 1). The trapezoid is taken
+    in the exponential, data-prediction form, which is DPM-Solver++(2S) with r = 1 (arXiv
+    2211.01095, algorithm 1): in sigma / alpha, as EDM takes it, the first step of a
+    variance-preserving schedule is thousands long.
     """
     x0 = denoise(state.x, step.t).x0
     predicted = _exponential_step(state.x, x0, step)
@@ -137,12 +149,12 @@ def heun(
     def corrected() -> Images:
         return _exponential_step(state.x, 0.5 * (x0 + denoise(predicted, step.s).x0), step)
 
-    x = jax.lax.cond(step.last, lambda: predicted, corrected)
+    x = jax.lax.cond(step.to_clean, lambda: predicted, corrected)
     return SamplerState(x, x0, step.logsnr_t)
 
 
 def _exponential_step(x: Images, x0: Images, step: Step) -> Images:
-    """Exact solution of the probability-flow ODE from t to s where x0 is constant (arXiv 2211.01095, eq. 8)."""
+    """The probability-flow ODE from t to s where x0 is constant (arXiv 2211.01095, section 4)."""
     _, sigma_t = alpha_sigma(step.logsnr_t)
     alpha_s, sigma_s = alpha_sigma(step.logsnr_s)
     removed = -jnp.expm1(0.5 * (step.logsnr_t - step.logsnr_s))
@@ -160,7 +172,7 @@ def _uniform_in_logsnr(schedule: Schedule, start: Array, stop: Array, fraction: 
 
 # Time at a fraction of the way from start to stop.
 SPACINGS = {
-    "time": lambda schedule, start, stop, fraction: start + (stop - start) * fraction,
+    "time": lambda schedule, start, stop, fraction: start * (1.0 - fraction) + stop * fraction,
     "logsnr": _uniform_in_logsnr,
 }
 
@@ -175,7 +187,8 @@ def time_grid(
     """num_steps steps from time `start` to time `stop`, evenly spaced in time or in logsnr.
 
     Raises:
-        ValueError: unknown spacing, or a number of steps outside 1 ... MAX_STEPS (where it is not traced).
+        ValueError: unknown spacing, or a number of steps outside 1 ... MAX_STEPS (where it is not
+        traced).
     """
     if spacing not in SPACINGS:
         raise ValueError(f"unknown spacing {spacing!r}; choose one of {tuple(SPACINGS)}")
@@ -208,7 +221,7 @@ def _check_num_steps(num_steps: int) -> None:
 
 
 def noise_from_keys(keys: Keys, shape: tuple[int, int, int]) -> Noise:
-    """Standard normal noise, each image's from its own key, so that it does not depend on the batch.
+    """Standard normal noise, each image's from its own key: it does not depend on the batch.
 
     Args:
         keys: one key an image.
@@ -222,7 +235,7 @@ def noise_from_keys(keys: Keys, shape: tuple[int, int, int]) -> Noise:
 
 
 def initial_state(x: Images) -> SamplerState:
-    """The state before the first step from `x`: pure noise at t = 1, or a noised image at another time of the grid."""
+    """The state before the first step: `x` is noise, or a noised image at the time of the start."""
     x = x.astype(jnp.float32)
     return SamplerState(x, jnp.zeros_like(x), jnp.float32(-jnp.inf))
 
@@ -234,14 +247,14 @@ def sample_loop(
     grid: TimeGrid,
     state: SamplerState,
     noise: Noise,
-    options: SamplerOptions = SamplerOptions(),
+    options: SamplerOptions = DEFAULT_OPTIONS,
     start: Int[Array, ""] | int = 0,
     stop: Int[Array, ""] | int | None = None,
 ) -> SamplerState:
     """Runs steps start ... stop - 1 of the grid (all of them by default).
 
-    `start`, `stop` and everything in `grid` and `options` may be traced. Several calls that continue each other's state
-    give what one call gives, which is how callers show progress, draw previews and edit the image on the way.
+    `start`, `stop`, `grid` and `options` may be traced. Several calls that continue each other's
+    state give what one call gives: so callers show progress and previews, and edit on the way.
     """
     logsnrs = schedule.logsnr(grid.times)
     stop = grid.num_steps if stop is None else jnp.minimum(stop, grid.num_steps)
@@ -253,7 +266,7 @@ def sample_loop(
             s=grid.times[index + 1],
             logsnr_t=logsnrs[index],
             logsnr_s=logsnrs[index + 1],
-            last=index + 1 == grid.num_steps,
+            to_clean=grid.times[index + 1] <= 0.0,
         )
         return sampler(denoise, state, step, noise, options)
 

@@ -1,7 +1,8 @@
 """Noise schedules: time t in [0, 1] to log signal-to-noise ratio and back.
 
-t = 0 is clean data and t = 1 is (almost) pure noise. A schedule is nothing but a decreasing function `logsnr(t)` and its
-inverse `time(logsnr)`, with logsnr = log(alpha^2 / sigma^2) and alpha^2 + sigma^2 = 1 (VDM, arXiv 2107.00630, section 3).
+t = 0 is clean data and t = 1 is (almost) pure noise. A schedule is nothing but a decreasing
+function `logsnr(t)` and its inverse `time(logsnr)`, with logsnr = log(alpha^2 / sigma^2) and
+alpha^2 + sigma^2 = 1 (VDM, arXiv 2107.00630, section 3).
 """
 
 from dataclasses import dataclass
@@ -22,8 +23,9 @@ Time = Float[Array, "*batch"] | float
 class Cosine:
     """logsnr = -2 log tan(pi t / 2) + shift, cut to [logsnr_min, logsnr_max] before the shift.
 
-    The cosine schedule of arXiv 2102.09672 in the continuous form of arXiv 2202.00512, with the cut and the shift of
-    simple diffusion (arXiv 2301.11093, section 3.1). `logsnr_min=-inf` gives zero terminal SNR (arXiv 2305.08891).
+    The cosine schedule of arXiv 2102.09672 in the continuous form of arXiv 2202.00512, with the cut
+    and the shift of simple diffusion (arXiv 2301.11093, section 3.1). `logsnr_min=-inf` gives zero
+    terminal SNR (arXiv 2305.08891).
     """
 
     logsnr_min: float = -15.0
@@ -39,7 +41,7 @@ class Cosine:
             raise ValueError(f"shift must be finite, got {self.shift}")
 
     def _angles(self) -> tuple[float, float]:
-        """Angle of t = 0 above 0, and of t = 1 below pi / 2; tan(angle) = sigma / alpha before the shift."""
+        """Angle of t = 0 above 0, of t = 1 below pi / 2; tan(angle) = sigma / alpha, unshifted."""
         above = atan(exp(-0.5 * self.logsnr_max))
         below = atan(exp(0.5 * self.logsnr_min))
         return above, below
@@ -48,7 +50,8 @@ class Cosine:
         t = jnp.asarray(t, jnp.float32)
         above, below = self._angles()
         span = pi / 2 - above - below
-        # cos(angle) as the sine of its complement: near t = 1 this keeps the digits that tan(angle) loses.
+        # cos(angle) as the sine of its complement: near t = 1 this keeps the digits that tan(angle)
+        # loses.
         log_sin = jnp.log(jnp.sin(above + span * t))
         log_cos = jnp.log(jnp.sin(below + span * (1.0 - t)))
         return 2.0 * (log_cos - log_sin) + self.shift
@@ -63,10 +66,11 @@ class Cosine:
 class LinearBeta:
     """DDPM's linear betas (arXiv 2006.11239, section 4) in continuous time.
 
-    At t = n / num_steps, n = 1 ... num_steps, alpha^2 is the product of the first n factors 1 - beta_i: DDPM's alpha-bar
-    of its n-th step, which zero-based tables call `alphas_cumprod[n - 1]`. Between, log alpha^2 is linear in t, that is
-    to say each discrete step is spread evenly over 1 / num_steps of time. t = 0 is clean data, which DDPM has no number
-    for; there logsnr is cut at `logsnr_max`.
+    At t = n / num_steps, n = 1 ... num_steps, alpha^2 is the product of the first n factors 1 -
+    beta_i: DDPM's alpha-bar of its n-th step, which zero-based tables call `alphas_cumprod[n - 1]`.
+    Between, log alpha^2 is linear in t, that is to say each discrete step is spread evenly over 1 /
+    num_steps of time. t = 0 is clean data, which DDPM has no number for; there logsnr is cut at
+    `logsnr_max`.
     """
 
     beta_start: float = 1e-4
@@ -109,15 +113,16 @@ SCHEDULES = {"cosine": Cosine, "linear_beta": LinearBeta}
 
 
 def logsnr_slope(schedule: Schedule, t: Time) -> Float[Array, "*batch"]:
-    """-d logsnr / dt, positive: how fast the schedule passes a noise level (arXiv 2303.00848, eq. 3)."""
+    """-d logsnr / dt, positive: how fast the schedule passes a noise level (arXiv 2303.00848)."""
     t = jnp.asarray(t, jnp.float32)
     return -jax.jvp(schedule.logsnr, (t,), (jnp.ones_like(t),))[1]
 
 
 def resolution_shift(resolution: int, reference: int = 64) -> float:
-    """Shift of logsnr that noises a larger picture as much as the reference (arXiv 2301.11093, eq. 4).
+    """2 log(reference / resolution), a shift of logsnr: more noise for larger pictures.
 
-    2 log(reference / resolution): negative, so more noise, above the reference resolution.
+    With it, the picture averaged down to the reference resolution is as noisy as one made there
+    (arXiv 2301.11093, section 3.1).
     """
     if not (0 < resolution < inf and 0 < reference < inf):
         raise ValueError(f"resolutions must be positive, got {resolution} and {reference}")
