@@ -20,7 +20,6 @@ import pytest
 # Here and not in the environment: a process that a test starts sees one device, as a user's does.
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_default_matmul_precision", "highest")
-jax.config.update("jax_numpy_dtype_promotion", "standard")
 
 # The shapes in annotations are checked in tests alone: a user pays nothing for them.
 SHAPES = jaxtyping.install_import_hook(["imagen_jax"], "beartype.beartype")

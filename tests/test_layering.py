@@ -7,9 +7,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = [
-    {"typing"},
+    {"typing", "grid", "compilation_cache"},
     {"diffusion", "models", "data"},
-    {"text", "stage", "cascade"},
+    {"text", "stage", "cascade", "pictures"},
     {"training", "evaluation", "convert", "compress", "export"},
     {"pipeline", "__init__"},
     {"configs", "scripts"},

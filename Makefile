@@ -1,0 +1,79 @@
+# make demo       pictures from text with the shipped model, in samples/demo
+# make test       the tests, about 30 minutes on two cores the first time
+# make test-slow  the tests that take minutes each
+# make lint       ruff: lint and format
+# make clean      forget .venv and what the other targets wrote
+#
+# Needs python3 (3.11 or newer, with venv) and make. Everything else goes into .venv; a second call installs nothing.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+DEMO := samples/demo
+PYTEST := $(BIN)/python -m pytest
+# PARITY=0 leaves PyTorch and transformers out; the tests that compare with them then skip.
+PARITY ?= 1
+
+PROMPTS := "a smiling cat with heart eyes" "red heart" "flag of Japan" "sun with face" \
+           "slice of pizza" "a green apple" "微笑的脸" "红苹果"
+
+.PHONY: demo test test-slow lint format emoji-data clean
+
+demo: $(VENV)/.core
+	$(BIN)/python scripts/generate.py $(PROMPTS) --num_images 1 --out $(DEMO)
+	@echo "The grid of pictures: $(CURDIR)/$(DEMO)/grid.png"
+
+test: $(VENV)/.dev emoji-data
+	$(PYTEST) -m "not slow" $(ARGS)
+
+test-slow: $(VENV)/.dev emoji-data
+	$(PYTEST) -m slow $(ARGS)
+
+lint: $(VENV)/.lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/.lint
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# The font, the emoji list and its Chinese names, from Debian's packages where that is possible.
+EMOJI_PACKAGES := fonts-noto-color-emoji unicode-data unicode-cldr-core libfribidi0
+
+emoji-data:
+	@if test -e /usr/share/fonts/truetype/noto/NotoColorEmoji.ttf \
+	     -a -e /usr/share/unicode/emoji/emoji-test.txt \
+	     -a -e /usr/share/unicode/cldr/common/annotations/zh.xml; then :; \
+	elif command -v apt-get >/dev/null && test "$$(id -u)" = 0; then \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+	    apt-get install -y -qq --no-install-recommends $(EMOJI_PACKAGES) >/dev/null \
+	    || echo "Could not install $(EMOJI_PACKAGES): tests of the emoji data skip."; \
+	else \
+	  echo "Without $(EMOJI_PACKAGES) (Debian's names), tests of the emoji data skip."; \
+	fi
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "imagen_jax needs Python 3.11 or newer; set PYTHON=")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.core: pyproject.toml requirements.txt | $(BIN)/python
+	$(PIP) install --quiet --editable .
+	@touch $@
+
+# PyTorch first and by its exact version, so that nothing else chooses another.
+$(VENV)/.dev: $(VENV)/.core
+ifneq ($(PARITY),0)
+	$(PIP) install --quiet torch==2.13.0
+	$(PIP) install --quiet --editable '.[dev,parity]'
+else
+	$(PIP) install --quiet --editable '.[dev]'
+endif
+	@touch $@ $(VENV)/.lint
+
+$(VENV)/.lint: | $(BIN)/python
+	$(PIP) install --quiet 'ruff==0.17.5'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) samples .pytest_cache .ruff_cache
