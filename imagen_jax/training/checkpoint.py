@@ -1,0 +1,310 @@
+"""Checkpoints of a training run: written in the background, whole or not at all, readable on any mesh.
+
+Each step's directory holds the items `params`, `ema`, `optimizer` (step number and optimizer state) and `run` (JSON:
+the configuration, and where the data and the metrics were). Trees are stored as nested dicts by parameter name, so a
+reader needs none of our classes.
+"""
+
+import math
+import shutil
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as policies
+
+from imagen_jax.training.sharding import path_of
+from imagen_jax.typing import Params
+
+OWN_ITEMS = ("params", "ema")  # every other field of the state goes into the item "optimizer"
+JSON_ITEM = "run"
+SHOWN_DIFFERENCES = 5
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written or read; the message says which ones are whole."""
+
+
+def _flatten(tree: Any) -> dict[str, Any]:
+    return {path_of(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+
+
+def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for path, leaf in flat.items():
+        *parents, name = path.split("/")
+        node = nested
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = leaf
+    return nested
+
+
+def _items(flat: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The flat state by item; paths in `params` and `ema` lose that prefix."""
+    items: dict[str, dict[str, Any]] = {}
+    for path, leaf in flat.items():
+        first, _, rest = path.partition("/")
+        item, name = (first, rest) if first in OWN_ITEMS else ("optimizer", path)
+        items.setdefault(item, {})[name] = leaf
+    return items
+
+
+def differences(stored: Mapping[str, tuple], wanted: Mapping[str, tuple]) -> list[str]:
+    """What a checkpoint's {path: shape} and the config's have different, one line each, in the config's order."""
+    lines = []
+    for path, shape in wanted.items():
+        if path not in stored:
+            lines.append(f"{path} {shape}: in the config, not in the checkpoint")
+        elif stored[path] != shape:
+            lines.append(f"{path}: {shape} in the config, {stored[path]} in the checkpoint")
+    for path, shape in stored.items():
+        if path not in wanted:
+            lines.append(f"{path} {shape}: in the checkpoint, not in the config")
+    return lines
+
+
+def _state_bytes(flat: Mapping[str, Any]) -> int:
+    return sum(math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in flat.values())
+
+
+class Checkpoints:
+    """The checkpoints of one run in `directory`: the last `keep` and the `keep_best` of lowest loss."""
+
+    def __init__(
+        self, directory: str | Path, *, keep: int = 3, keep_best: int = 1, read_only: bool = False
+    ):
+        if keep < 1:
+            raise ValueError(f"checkpoint.keep must be 1 or more, not {keep}")
+        if keep_best < 0:
+            raise ValueError(f"checkpoint.keep_best must be 0 or more, not {keep_best}")
+        self.local = "://" not in str(directory)
+        self.directory = str(Path(directory).absolute()) if self.local else str(directory)
+        kept: list[Any] = [policies.LatestN(keep)]
+        if keep_best:
+            best = policies.BestN(get_metric_fn=_loss, reverse=True, n=keep_best)
+            kept.append(best)
+        self.manager = ocp.CheckpointManager(
+            self.directory,
+            options=ocp.CheckpointManagerOptions(
+                create=not read_only,
+                read_only=read_only,
+                cleanup_tmp_directories=not read_only,
+                best_fn=_loss,
+                best_mode="min",
+                preservation_policy=policies.AnyPreservationPolicy(kept),
+            ),
+            item_handlers={
+                "params": ocp.StandardCheckpointHandler(),
+                "ema": ocp.StandardCheckpointHandler(),
+                "optimizer": ocp.StandardCheckpointHandler(),
+                JSON_ITEM: ocp.JsonCheckpointHandler(),
+            },
+        )
+
+    def steps(self) -> list[int]:
+        """The steps of the finished checkpoints, oldest first."""
+        return sorted(ocp.utils.checkpoint_steps(self.directory))
+
+    def check_space(self, state: Any) -> None:
+        """CheckpointError where the disk has no room for one more checkpoint of this state."""
+        if not self.local:
+            return
+        needed = _state_bytes(_flatten(state))
+        free = shutil.disk_usage(self.directory).free
+        if free < needed:
+            raise CheckpointError(
+                f"a checkpoint needs {needed / 1e6:,.0f} MB and {self.directory} has {free / 1e6:,.0f} MB free; "
+                f"{self._whole()}"
+            )
+
+    def save(self, step: int, state: Any, *, run: Mapping[str, Any], loss: float) -> None:
+        """Starts writing and returns; the state may be donated at once. `run` is JSON-able. `loss` ranks the best."""
+        self.wait()
+        self.check_space(state)
+        items = _items(_flatten(state))
+        if jax.default_backend() == "cpu":
+            # A CPU array and its host copy share memory, which the next (donating) step would overwrite.
+            items = jax.tree.map(_detached, items)
+        args = {name: ocp.args.StandardSave(_nest(flat)) for name, flat in items.items()}
+        args[JSON_ITEM] = ocp.args.JsonSave(dict(run))
+        try:
+            self.manager.save(
+                step, args=ocp.args.Composite(**args), metrics={"loss": loss}, force=True
+            )
+        except ocp.checkpoint_manager.StepAlreadyExistsError:
+            return
+        except (OSError, ValueError, RuntimeError) as error:
+            raise self._failed(step, error) from error
+
+    def wait(self) -> None:
+        """Blocks until the checkpoint being written is whole; CheckpointError if it could not be written."""
+        try:
+            self.manager.wait_until_finished()
+            self.manager.check_for_errors()
+        except (OSError, ValueError, RuntimeError) as error:
+            raise self._failed(None, error) from error
+
+    def check(self) -> None:
+        """Raises the background writer's error, if it has met one, without waiting."""
+        try:
+            self.manager.check_for_errors()
+        except (OSError, ValueError, RuntimeError) as error:
+            raise self._failed(None, error) from error
+
+    def restore(self, state: Any) -> tuple[Any, dict[str, Any]] | None:
+        """The newest whole checkpoint in the structure, dtypes and shardings of `state` (arrays or ShapeDtypeStructs).
+
+        Returns (state, run), or None where there is no checkpoint. A damaged newest checkpoint is set aside with a
+        warning and the one before is taken.
+
+        Raises:
+            ValueError: the checkpoint's parameters are not the config's; names the first that differ.
+            CheckpointError: there are checkpoints and none is readable.
+        """
+        steps = self.steps()
+        for step in reversed(steps):
+            try:
+                stored = self._stored_shapes(step)
+            except Exception as error:  # damaged metadata shows as many types
+                self._set_aside(step, error)
+                continue
+            wanted = _items(_flatten(state))
+            self._compare(step, stored, wanted)
+            try:
+                restored, run = self._read(step, wanted)
+            except Exception as error:
+                self._set_aside(step, error)
+                continue
+            flat = {
+                (path if item == "optimizer" else f"{item}/{path}"): leaf
+                for item, tree in restored.items()
+                for path, leaf in _flatten(tree).items()
+            }
+            leaves = [flat[path] for path in _flatten(state)]
+            return jax.tree.unflatten(jax.tree.structure(state), leaves), run
+        if steps:
+            raise CheckpointError(
+                f"none of the checkpoints {steps} in {self.directory} can be read"
+            )
+        return None
+
+    def read_parameters(
+        self, item: str = "ema", step: int | None = None
+    ) -> tuple[int, Params, dict[str, Any]]:
+        """(step, parameters as numpy arrays, run) of one checkpoint, the newest unless told; "ema" or "params"."""
+        steps = self.steps()
+        if not steps:
+            raise ValueError(f"{self.directory} holds no checkpoint")
+        if step is not None and step not in steps:
+            raise ValueError(f"{self.directory} has no checkpoint of step {step}, only of {steps}")
+        step = steps[-1] if step is None else step
+        stored = self._metadata(step)
+        if item not in stored:
+            raise ValueError(
+                f"checkpoint {step} in {self.directory} has no {item!r}, only {sorted(stored)}"
+            )
+        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        wanted = {
+            path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device)
+            for path, leaf in _flatten(stored[item]).items()
+        }
+        restored, run = self._read(step, {item: wanted})
+        return step, jax.tree.map(np.asarray, restored[item]), run
+
+    def close(self) -> None:
+        """Finishes writing and lets go of the directory."""
+        self.wait()
+        self.manager.close()
+
+    def _metadata(self, step: int) -> dict[str, Any]:
+        metadata = self.manager.item_metadata(step)
+        trees = {}
+        for name in (*OWN_ITEMS, "optimizer"):
+            if metadata is not None and metadata.get(name) is not None:
+                trees[name] = (
+                    metadata[name].tree if hasattr(metadata[name], "tree") else metadata[name]
+                )
+        if not trees:
+            raise ValueError("no readable metadata")
+        return trees
+
+    def _stored_shapes(self, step: int) -> dict[str, dict[str, tuple]]:
+        return {
+            name: {path: tuple(leaf.shape) for path, leaf in _flatten(tree).items()}
+            for name, tree in self._metadata(step).items()
+        }
+
+    def _compare(self, step: int, stored: Mapping, wanted: Mapping) -> None:
+        lines = []
+        for item in wanted:
+            shapes = {path: tuple(leaf.shape) for path, leaf in wanted[item].items()}
+            found = differences(stored.get(item, {}), shapes)
+            lines += [line if item == "optimizer" else f"{item}/{line}" for line in found]
+        if lines:
+            more = (
+                f"\n  and {len(lines) - SHOWN_DIFFERENCES} more"
+                if len(lines) > SHOWN_DIFFERENCES
+                else ""
+            )
+            shown = "\n  ".join(lines[:SHOWN_DIFFERENCES])
+            raise ValueError(
+                f"checkpoint {step} in {self.directory} does not fit the config:\n  {shown}{more}\n"
+                "Give the config it was trained with, or another --workdir."
+            )
+
+    def _read(self, step: int, wanted: Mapping) -> tuple[dict[str, Any], dict[str, Any]]:
+        args = {name: ocp.args.StandardRestore(_nest(flat)) for name, flat in wanted.items()}
+        args[JSON_ITEM] = ocp.args.JsonRestore()
+        restored = self.manager.restore(step, args=ocp.args.Composite(**args))
+        return {name: restored[name] for name in wanted}, restored[JSON_ITEM]
+
+    def _set_aside(self, step: int, error: Exception) -> None:
+        """A damaged checkpoint is renamed, not deleted, and its step may be written again."""
+        reason = str(error).strip().split("\n")[0][:200]
+        warnings.warn(
+            f"checkpoint {step} in {self.directory} is damaged ({type(error).__name__}: {reason}); "
+            "it is renamed and the one before is taken",
+            stacklevel=3,
+        )
+        if self.local and jax.process_index() == 0:
+            place = Path(self.directory)
+            target = place / f"damaged-{step}"
+            shutil.rmtree(target, ignore_errors=True)
+            (place / str(step)).rename(target)
+        self.manager.reload()
+
+    def _failed(self, step: int | None, error: Exception) -> CheckpointError:
+        if self.local:  # a half-written checkpoint only fills the disk further
+            for half in Path(self.directory).glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(half, ignore_errors=True)
+        which = "the last checkpoint" if step is None else f"the checkpoint of step {step}"
+        reason = str(error).strip()[-300:]
+        return CheckpointError(
+            f"{which} could not be written to {self.directory}: {reason}\n"
+            f"{self._whole()} Free some space and start the same command again."
+        )
+
+    def _whole(self) -> str:
+        """What is safely on disk, for error messages; looks at the directory itself."""
+        if not self.local:
+            return "Earlier checkpoints are untouched."
+        steps = sorted(int(p.name) for p in Path(self.directory).glob("[0-9]*") if p.name.isdigit())
+        return (
+            f"The checkpoints of steps {steps} are whole."
+            if steps
+            else "There is no earlier checkpoint."
+        )
+
+
+def _loss(metrics: Mapping[str, float]) -> float:
+    return metrics["loss"]
+
+
+def _detached(array: jax.Array) -> jax.Array:
+    copies = [jax.device_put(np.array(s.data), s.device) for s in array.addressable_shards]
+    return jax.make_array_from_single_device_arrays(array.shape, array.sharding, copies)

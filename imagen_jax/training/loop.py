@@ -1,0 +1,309 @@
+"""The training loop: one compiled step, its reports, checkpoints, samples, and the ways a run may end."""
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+from PIL import Image
+
+from imagen_jax.training import metrics as metrics_lib
+from imagen_jax.training.checkpoint import Checkpoints
+from imagen_jax.training.metrics import MetricLog, Progress, progress_line
+from imagen_jax.training.sharding import batch_sharding, replicated, shard_batch, state_shardings
+from imagen_jax.typing import Params
+
+Batch = dict[str, np.ndarray]
+# (step to start at, iterator state out of a checkpoint or None) -> this host's rows of batch `step`, `step` + 1, ...
+Batches = Callable[[int, Any], Iterator[Batch]]
+SampleFn = Callable[[Params, int], Image.Image]
+
+
+class NonFiniteError(RuntimeError):
+    """The loss or the gradient became NaN or infinite; the message says where and what to try."""
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """How long to train and how often to report. `None` for an interval: never.
+
+    profile: (first, last) step of a trace for TensorBoard or Perfetto, written into the workdir.
+    """
+
+    num_steps: int
+    batch_size: int
+    seed: int = 0
+    log_every: int = 100
+    checkpoint_every: int = 1000
+    sample_every: int | None = None
+    profile: tuple[int, int] | None = None
+
+    def __post_init__(self):
+        for name in ("num_steps", "batch_size", "log_every", "checkpoint_every", "sample_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be 1 or more, not {value}")
+        if self.profile is not None and not 1 <= self.profile[0] <= self.profile[1]:
+            raise ValueError(
+                f"profile must be FIRST:LAST with 1 <= FIRST <= LAST, not {self.profile}"
+            )
+
+
+class StopRequest:
+    """Turns the first SIGTERM or SIGINT into `requested`; a second one acts at once. Use with `with`.
+
+    Across hosts jax agrees on the step (the coordination service passes on any host's SIGTERM).
+    """
+
+    def __init__(self):
+        self.requested = False
+        self.previous: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopRequest":
+        if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self.previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def _handle(self, number: int, frame: Any) -> None:
+        self.requested = True
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+        self.previous = {}
+
+    def __exit__(self, *exception: Any) -> None:
+        self._restore()
+
+    def at(self, step: int) -> bool:
+        """Whether to stop after `step`; the same answer on every host."""
+        if jax.process_count() > 1:
+            return multihost_utils.reached_preemption_sync_point(step)
+        return self.requested
+
+
+def init_sharded(init: Callable[[jax.Array], Any], key: jax.Array, mesh: Mesh) -> Any:
+    """`init(key)` with every array made where it will live, so that no device holds the whole state."""
+    shardings = state_shardings(jax.eval_shape(init, key), mesh)
+    return jax.jit(init, out_shardings=shardings)(key)
+
+
+def abstract(state: Any) -> Any:
+    """The state's shapes, dtypes and shardings without its values."""
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state
+    )
+
+
+def lower_step(train_step: Callable, state: Any, batch: Any, mesh: Mesh) -> jax.stages.Lowered:
+    """`train_step(state, batch, key)` for this mesh, state donated; the step's key is fold_in(key, state.step)."""
+    shardings = state_shardings(state, mesh)
+
+    def step(state, batch, key):
+        return train_step(state, batch, jax.random.fold_in(key, state.step))
+
+    jitted = jax.jit(
+        step,
+        in_shardings=(shardings, batch_sharding(mesh), replicated(mesh)),
+        out_shardings=(shardings, replicated(mesh)),
+        donate_argnums=0,
+    )
+    return jitted.lower(state, batch, jax.random.key(0))
+
+
+def count_flops(lowered: jax.stages.Lowered) -> float | None:
+    """FLOPs of one call over all devices, by XLA's count of the unoptimized program (a scan's body counts once)."""
+    cost = lowered.cost_analysis()
+    return float(cost["flops"]) if cost and cost.get("flops", 0) > 0 else None
+
+
+def say_on_first_host(text: str) -> None:
+    """Prints, on the first host alone."""
+    if jax.process_index() == 0:
+        print(text, flush=True)
+
+
+def _check_finite(step: int, scalars: Mapping[str, float], checkpoints: Checkpoints) -> None:
+    bad = {name: value for name, value in scalars.items() if not np.isfinite(value)}
+    if not bad:
+        return
+    checkpoints.wait()
+    saved = checkpoints.steps()
+    last = (
+        f"The last good checkpoint is step {saved[-1]}." if saved else "There is no checkpoint yet."
+    )
+    raise NonFiniteError(
+        f"step {step}: {', '.join(f'{name} is {value}' for name, value in bad.items())}. {last} "
+        f"({checkpoints.directory})\n"
+        "A restart repeats this step exactly, so change something first: a lower optimizer.learning_rate or a longer "
+        "optimizer.warmup_steps; optimizer.clip_norm=1.0; float32 instead of bfloat16 (stage.network.dtype); a look at "
+        f"the pictures of batch {step - 1}. JAX_DEBUG_NANS=1 stops at the operation that made it."
+    )
+
+
+class _Run:
+    """What the loop holds besides the state: the records of steps whose numbers have come in."""
+
+    def __init__(
+        self, config: LoopConfig, log: MetricLog, checkpoints: Checkpoints, progress: Progress, say
+    ):
+        self.config, self.log, self.checkpoints = config, log, checkpoints
+        self.progress, self.say = progress, say
+        self.losses: list[float] = []  # since the last checkpoint: their mean ranks the best
+        self.pending: tuple[int, Any] | None = None
+
+    def record(self) -> None:
+        """Waits for the pending step's numbers, checks and writes them."""
+        if self.pending is None:
+            return
+        step, values = self.pending
+        self.pending = None
+        scalars, t_sums, t_counts = metrics_lib.split(jax.device_get(values))
+        self.log.step(step, scalars, t_sums, t_counts)
+        _check_finite(step, scalars, self.checkpoints)
+        self.losses.append(scalars["loss"])
+        if step % self.config.log_every == 0 or step == self.config.num_steps:
+            speed = self.progress.report(step)
+            means = self.log.report(step, {f"speed/{name}": value for name, value in speed.items()})
+            self.say(progress_line(step, self.config.num_steps, means, speed))
+            self.checkpoints.check()
+
+    def save(
+        self, step: int, state: Any, description: Mapping[str, Any], batches: Iterator
+    ) -> None:
+        began = time.monotonic()
+        run = dict(description, step=step, window=self.log.window.to_dict())
+        if hasattr(batches, "get_state"):
+            run["batches"] = batches.get_state()
+        loss = float(np.mean(self.losses)) if self.losses else float("inf")
+        self.checkpoints.save(step, state, run=run, loss=loss)
+        self.losses = []
+        self.progress.pause(time.monotonic() - began)
+
+
+def train(
+    config: LoopConfig,
+    train_step: Callable,
+    init: Callable[[jax.Array], Any],
+    batches: Batches,
+    *,
+    mesh: Mesh,
+    checkpoints: Checkpoints,
+    workdir: str | Path,
+    description: Mapping[str, Any],
+    sample: SampleFn | None = None,
+    reference: metrics_lib.Curve | None = None,
+    say: Callable[[str], None] = say_on_first_host,
+) -> Any:
+    """Trains to `config.num_steps`, from the newest checkpoint if there is one, and returns the state.
+
+    Args:
+        train_step: (state, batch, key) -> (state, {"loss", "grad_norm", "loss_by_t", "count_by_t", ...}).
+        init: key -> state, with fields step, params, ema (or None) and opt_state.
+        description: JSON-able, goes into each checkpoint: the config and what a pipeline needs to read it.
+        sample: (parameters, step) -> a picture; gets the EMA where there is one.
+        reference: the curve of a run of the same stage, reported beside the loss.
+
+    Raises:
+        NonFiniteError: the loss or gradient is NaN or infinite.
+        CheckpointError: a checkpoint could not be written, or none of those found can be read.
+        ValueError: the checkpoint does not fit the config.
+    """
+    key = jax.random.key(config.seed)
+    shapes = jax.eval_shape(init, key)
+    sharded_shapes = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        state_shardings(shapes, mesh),
+    )
+    checkpoints.check_space(shapes)
+    restored = checkpoints.restore(sharded_shapes)
+    if restored is None:
+        state, saved = init_sharded(init, key, mesh), {}
+    else:
+        state, saved = restored
+        say(f"resumed at step {saved['step']} from {checkpoints.directory}")
+    start = int(state.step)
+    if start >= config.num_steps:
+        say(f"already trained to step {start}; num_steps is {config.num_steps}")
+        return state
+
+    stream = batches(start, saved.get("batches"))
+    batch = shard_batch(next(stream), mesh)
+    began = time.monotonic()
+    lowered = lower_step(train_step, state, batch, mesh)
+    step_fn = lowered.compile()
+    say(f"compiled the step in {time.monotonic() - began:.0f} s")
+
+    peaks = [metrics_lib.peak_flops(device) for device in mesh.devices.flat]
+    progress = Progress(
+        config.num_steps,
+        config.batch_size,
+        count_flops(lowered),
+        None if None in peaks else sum(peaks),
+    )
+    log = MetricLog(
+        workdir,
+        start_step=start,
+        window=saved.get("window"),
+        reference=reference,
+        write=jax.process_index() == 0,
+    )
+    run = _Run(config, log, checkpoints, progress, say)
+    key = jax.device_put(key, replicated(mesh))
+    progress.start(start)
+    tracing = False
+    try:
+        with StopRequest() as stop:
+            for step in range(start + 1, config.num_steps + 1):
+                if (
+                    config.profile
+                    and step == max(config.profile[0], start + 1) <= config.profile[1]
+                ):
+                    jax.profiler.start_trace(str(workdir))
+                    tracing = True
+                state, values = step_fn(state, batch, key)
+                last, stopping = step == config.num_steps, stop.at(step)
+                saving = last or stopping or step % config.checkpoint_every == 0
+                # While the device works: the next batch, then the numbers of the step before. A step that is saved
+                # takes its next batch after saving: the checkpoint holds the iterator as of this step.
+                if not saving:
+                    batch = shard_batch(next(stream), mesh)
+                run.record()
+                run.pending = (step, values)
+                if tracing and (stopping or last or step == config.profile[1]):
+                    jax.block_until_ready(values)
+                    jax.profiler.stop_trace()
+                    tracing = False
+                    say(f"wrote a trace of steps up to {step} into {workdir}")
+                if saving:
+                    run.record()  # never save what may be NaN
+                    run.save(step, state, description, stream)
+                if stopping and not last:
+                    checkpoints.wait()
+                    say(
+                        f"stopped by a signal after step {step}; the same command goes on from here"
+                    )
+                    return state
+                if sample is not None and (last or step % (config.sample_every or step + 1) == 0):
+                    run.record()
+                    began = time.monotonic()
+                    weights = state.params if state.ema is None else state.ema
+                    log.images(step, sample(weights, step))
+                    progress.pause(time.monotonic() - began)
+                if saving and not last:
+                    batch = shard_batch(next(stream), mesh)
+        checkpoints.wait()
+        say(f"finished at step {config.num_steps}; checkpoints in {checkpoints.directory}")
+        return state
+    finally:
+        log.close()

@@ -1,0 +1,276 @@
+"""What a run reports: metrics.jsonl, TensorBoard, a progress line, and whether the loss is normal."""
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from PIL import Image
+from tensorboardX import SummaryWriter
+
+METRICS_FILE = "metrics.jsonl"
+SAMPLES_FOLDER = "samples"
+
+# Peak dense bf16 FLOP/s a device, by what jax calls it (first match wins). A v2-v4 and a v5p device is one chip.
+PEAK_FLOPS = {
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v5": 459e12,
+    "TPU v6": 918e12,
+    "A100": 312e12,
+    "H100": 989e12,
+    "H200": 989e12,
+    "B200": 2250e12,
+}
+
+
+def peak_flops(device: jax.Device) -> float | None:
+    """The device's peak bf16 FLOP/s, or None where we do not know it."""
+    for name, peak in PEAK_FLOPS.items():
+        if name.lower() in device.device_kind.lower():
+            return peak
+    return None
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A run's loss by training step, whole and by tenths of t; to hold another run's loss against."""
+
+    step: tuple[float, ...]
+    loss: tuple[float, ...]
+    loss_by_t: tuple[tuple[float, ...], ...]
+
+    @classmethod
+    def read(cls, path: str | Path) -> "Curve":
+        values = json.loads(Path(path).read_text())
+        rows = tuple(tuple(row) for row in values["loss_by_t"])
+        return cls(tuple(values["step"]), tuple(values["loss"]), rows)
+
+    def at(self, step: int) -> tuple[float, list[float]] | None:
+        """(loss, loss by t) at a step, interpolated; None outside the curve."""
+        if not self.step or not self.step[0] <= step <= self.step[-1]:
+            return None
+        columns = [
+            np.interp(step, self.step, column) for column in zip(*self.loss_by_t, strict=True)
+        ]
+        return float(np.interp(step, self.step, self.loss)), [float(value) for value in columns]
+
+    def write(self, path: str | Path) -> None:
+        rounded = [[round(value, 5) for value in row] for row in self.loss_by_t]
+        values = {"step": self.step, "loss": [round(x, 5) for x in self.loss], "loss_by_t": rounded}
+        Path(path).write_text(json.dumps(values) + "\n")
+
+
+@dataclass
+class Window:
+    """Sums of the metrics since the last report. Kept in checkpoints, so that a resumed report is the same."""
+
+    steps: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+    t_sums: list[float] = field(default_factory=list)
+    t_counts: list[float] = field(default_factory=list)
+
+    def add(self, scalars: Mapping[str, float], t_sums: Sequence[float], t_counts: Sequence[float]):
+        self.steps += 1
+        for name, value in scalars.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        if len(t_sums):
+            self.t_sums = [
+                a + b for a, b in zip(self.t_sums or [0.0] * len(t_sums), t_sums, strict=True)
+            ]
+            self.t_counts = [
+                a + b for a, b in zip(self.t_counts or [0.0] * len(t_counts), t_counts, strict=True)
+            ]
+
+    def means(self) -> dict[str, float]:
+        return {name: value / self.steps for name, value in self.sums.items()}
+
+    def loss_by_t(self) -> list[float | None]:
+        """Mean loss in each bin of t; None where nothing fell."""
+        return [s / n if n else None for s, n in zip(self.t_sums, self.t_counts, strict=True)]
+
+    def to_dict(self) -> dict[str, Any]:
+        return dict(steps=self.steps, sums=self.sums, t_sums=self.t_sums, t_counts=self.t_counts)
+
+
+def split(metrics: Mapping[str, Any]) -> tuple[dict[str, float], list[float], list[float]]:
+    """A step's metrics on the host: (scalars, loss summed by bin of t, examples by bin of t)."""
+    scalars, t_sums, t_counts = {}, [], []
+    for name, value in metrics.items():
+        value = np.asarray(value, np.float32)
+        if name == "loss_by_t":
+            t_sums = [float(x) for x in value]
+        elif name == "count_by_t":
+            t_counts = [float(x) for x in value]
+        else:
+            scalars[name] = float(value)
+    return scalars, t_sums, t_counts
+
+
+class MetricLog:
+    """Writes a run's metrics into its workdir. On hosts other than the first it only counts.
+
+    metrics.jsonl has a line {"step", "loss", ...} for every step (float32 values in full, so that runs can be compared
+    exactly) and a line {"step", "window", "mean", "loss_by_t"} at every report. A run that was killed and resumed repeats
+    the steps after its checkpoint: the later line counts, and is equal.
+    """
+
+    def __init__(
+        self,
+        workdir: str | Path,
+        *,
+        start_step: int = 0,
+        window: Mapping[str, Any] | None = None,
+        reference: Curve | None = None,
+        write: bool = True,
+    ):
+        self.folder = Path(workdir)
+        self.window = Window(**window) if window else Window()
+        self.reference = reference
+        self.lines, self.writer = None, None
+        if write:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            # Line by line: what was reported survives a kill.
+            self.lines = open(self.folder / METRICS_FILE, "a", buffering=1)  # noqa: SIM115
+            purge = start_step + 1 if start_step else None
+            self.writer = SummaryWriter(str(self.folder), purge_step=purge, flush_secs=30)
+
+    def step(
+        self, step: int, scalars: dict[str, float], t_sums: list[float], t_counts: list[float]
+    ) -> None:
+        """Records one step's metrics (see `split`)."""
+        self.window.add(scalars, t_sums, t_counts)
+        self._line({"step": step, **scalars})
+
+    def report(self, step: int, extra: Mapping[str, float]) -> dict[str, float]:
+        """Writes the means since the last report and starts anew. Returns them with reference/loss, if there is one."""
+        means = self.window.means()
+        by_t = self.window.loss_by_t()
+        self._line({"step": step, "window": self.window.steps, "mean": means, "loss_by_t": by_t})
+        self.window = Window()
+        reference = self.reference.at(step) if self.reference else None
+        bins = {f"loss_by_t/{i:02d}": value for i, value in enumerate(by_t) if value is not None}
+        if reference is not None:
+            means["reference/loss"] = reference[0]
+            bins |= {f"reference/loss_by_t/{i:02d}": value for i, value in enumerate(reference[1])}
+        if self.writer is not None:
+            for name, value in {**means, **bins, **extra}.items():
+                self.writer.add_scalar(name, value, step)
+        return means
+
+    def images(self, step: int, grid: Image.Image, name: str = "samples") -> None:
+        """A picture into samples/NNNNNNN.png and TensorBoard."""
+        if self.writer is None:
+            return
+        folder = self.folder / SAMPLES_FOLDER
+        folder.mkdir(exist_ok=True)
+        grid.save(folder / f"{name}_{step:07d}.png")
+        self.writer.add_image(name, np.asarray(grid.convert("RGB")), step, dataformats="HWC")
+
+    def close(self) -> None:
+        if self.lines is not None:
+            self.lines.close()
+            self.writer.close()
+
+    def _line(self, values: Mapping[str, Any]) -> None:
+        if self.lines is not None:
+            self.lines.write(json.dumps(values) + "\n")
+
+
+def _records(workdir: str | Path) -> Iterator[dict[str, Any]]:
+    with open(Path(workdir) / METRICS_FILE) as lines:
+        for line in lines:
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError:  # the half line of a killed run
+                continue
+
+
+def read_losses(workdir: str | Path) -> dict[int, float]:
+    """{step: loss} of a run, from metrics.jsonl; of a repeated step the later."""
+    return {line["step"]: line["loss"] for line in _records(workdir) if "loss" in line}
+
+
+def read_curve(workdir: str | Path, points: int = 200) -> Curve:
+    """A run's loss curve in at most `points` points, each the mean of the reports around it."""
+    reports = {line["step"]: line for line in _records(workdir) if "window" in line}
+    reports = [reports[step] for step in sorted(reports) if None not in reports[step]["loss_by_t"]]
+    size = max(1, math.ceil(len(reports) / points))
+    groups = [reports[i : i + size] for i in range(0, len(reports), size)]
+    return Curve(
+        step=tuple(float(np.mean([line["step"] for line in group])) for group in groups),
+        loss=tuple(float(np.mean([line["mean"]["loss"] for line in group])) for group in groups),
+        loss_by_t=tuple(
+            tuple(float(x) for x in np.mean([line["loss_by_t"] for line in group], axis=0))
+            for group in groups
+        ),
+    )
+
+
+def duration(seconds: float) -> str:
+    """Seconds as 1:02:03 or 2:03."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+@dataclass
+class Progress:
+    """Speed since the last report, pauses left out.
+
+    flops_per_step: of the model, over all devices; None when unknown. peak: FLOP/s of all devices together.
+    """
+
+    num_steps: int
+    batch_size: int
+    flops_per_step: float | None = None
+    peak: float | None = None
+    clock: Callable[[], float] = time.monotonic
+    since: float | None = None
+    step: int = 0
+    paused: float = 0.0
+
+    def start(self, step: int) -> None:
+        self.since, self.step, self.paused = self.clock(), step, 0.0
+
+    def pause(self, seconds: float) -> None:
+        """Takes sampling and saving out of the speed."""
+        self.paused += seconds
+
+    def report(self, step: int) -> dict[str, float]:
+        """images_per_second, gflops_per_second or mfu, and eta_seconds; then counts anew."""
+        seconds = max(self.clock() - self.since - self.paused, 1e-9)
+        steps_per_second = (step - self.step) / seconds
+        speed = {"images_per_second": steps_per_second * self.batch_size}
+        if self.flops_per_step:
+            speed["gflops_per_second"] = steps_per_second * self.flops_per_step / 1e9
+            if self.peak:
+                speed["mfu"] = steps_per_second * self.flops_per_step / self.peak
+        speed["eta_seconds"] = (self.num_steps - step) / max(steps_per_second, 1e-9)
+        self.start(step)
+        return speed
+
+
+def progress_line(
+    step: int, num_steps: int, means: Mapping[str, float], speed: Mapping[str, float]
+) -> str:
+    """step 1,200/40,000 | loss 0.2134 (reference 0.2080) | grad 0.81 | 41.2 images/s | 123 GFLOP/s | 0:52:10 left"""
+    loss = f"loss {means['loss']:.4f}"
+    if "reference/loss" in means:
+        loss += f" (reference {means['reference/loss']:.4f})"
+    parts = [f"step {step:,}/{num_steps:,}", loss]
+    if "grad_norm" in means:
+        parts.append(f"grad {means['grad_norm']:.3g}")
+    parts.append(f"{speed['images_per_second']:.1f} images/s")
+    if "mfu" in speed:
+        parts.append(f"MFU {speed['mfu']:.1%}")
+    elif "gflops_per_second" in speed:
+        parts.append(f"{speed['gflops_per_second']:.0f} GFLOP/s")
+    parts.append(f"{duration(speed['eta_seconds'])} left")
+    return " | ".join(parts)

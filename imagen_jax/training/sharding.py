@@ -1,0 +1,149 @@
+"""Where arrays live: the device mesh, and the one table from parameter paths to mesh axes.
+
+Three axes. `data`: copies of the model on different pictures. `fsdp`: also different pictures, and each device
+keeps only its share of parameters, optimizer state and EMA, gathered layer by layer. `tensor`: one picture's
+channels and heads split over devices. Nothing else in the package names a mesh axis.
+"""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+AXES = ("data", "fsdp", "tensor")
+BATCH = PartitionSpec(("data", "fsdp"))
+
+# Path regex -> which axis of the kernel the `tensor` mesh axis splits (counted from the end), first match wins.
+# Projections that end a block (attention's and the MLP's output, a block's second convolution) split their input, as in
+# Megatron-LM (1909.08053, section 3), so that the pair needs one reduction; everything else splits its output.
+TENSOR_RULES: tuple[tuple[str, int | None], ...] = (
+    (r"(^|/)(relative_bias|time_embed\w*|norm\w*|\w*_norm)(/|$)", None),
+    (r"(^|/)(out|output|wo|proj_out|conv2|conv_2)/kernel$", -2),
+    (r"(^|/)embedding$", -1),
+    (r"/kernel$", -1),
+)
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each mesh axis; one of them may be None: it takes the devices that are left."""
+
+    data: int | None = None
+    fsdp: int | None = 1
+    tensor: int | None = 1
+
+
+def mesh_shape(config: MeshConfig, num_devices: int) -> tuple[int, int, int]:
+    """The mesh's shape (data, fsdp, tensor) on `num_devices`; ValueError where it does not fit them exactly."""
+    sizes = {name: getattr(config, name) for name in AXES}
+    for name, size in sizes.items():
+        if size is not None and size < 1:
+            raise ValueError(
+                f"mesh.{name} must be 1 or more, or None for the devices left, not {size}"
+            )
+    free = [name for name, size in sizes.items() if size is None]
+    fixed = math.prod(size for size in sizes.values() if size is not None)
+    if len(free) > 1:
+        raise ValueError(f"only one mesh axis may be None, not {' and '.join(free)}")
+    if free:
+        if num_devices % fixed:
+            given = " x ".join(f"{name} {size}" for name, size in sizes.items() if size is not None)
+            raise ValueError(f"mesh {given} = {fixed} does not divide the {num_devices} devices")
+        sizes[free[0]] = num_devices // fixed
+    elif fixed != num_devices:
+        given = " x ".join(f"{name} {size}" for name, size in sizes.items())
+        raise ValueError(
+            f"mesh {given} = {fixed} devices, but there are {num_devices}; leave one axis None to take the rest"
+        )
+    return tuple(sizes[name] for name in AXES)
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh over all devices (or those given), neighbours along `tensor` first."""
+    devices = jax.devices() if devices is None else devices
+    shape = mesh_shape(config, len(devices))
+    types = (jax.sharding.AxisType.Auto,) * len(AXES)
+    return jax.make_mesh(shape, AXES, axis_types=types, devices=devices)
+
+
+def check_batch(mesh: Mesh, batch_size: int) -> None:
+    """ValueError unless the batch splits evenly over the mesh's data and fsdp axes and over the hosts."""
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    if batch_size % parts:
+        lower, upper = batch_size // parts * parts, -(-batch_size // parts) * parts
+        nearest = f"{lower} or {upper}" if lower else f"{upper}"
+        raise ValueError(
+            f"batch_size {batch_size} does not split over data {mesh.shape['data']} x fsdp {mesh.shape['fsdp']} "
+            f"= {parts} parts; the nearest that does is {nearest}"
+        )
+    if batch_size % jax.process_count():
+        raise ValueError(f"batch_size {batch_size} does not split over {jax.process_count()} hosts")
+
+
+def _tensor_axis(path: str, shape: tuple[int, ...], size: int) -> int | None:
+    if size == 1 or len(shape) < 2:
+        return None
+    for pattern, axis in TENSOR_RULES:
+        if re.search(pattern, path):
+            if axis is None or shape[axis] % size:
+                return None
+            return len(shape) + axis
+    return None
+
+
+def partition_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+    """How one parameter (or its optimizer moment, or its average) is split. `path` is joined by "/".
+
+    `tensor` by TENSOR_RULES; `fsdp` on the largest remaining axis that it divides. What nothing divides is replicated.
+    """
+    axes: list[str | None] = [None] * len(shape)
+    tensor_axis = _tensor_axis(path, shape, mesh.shape["tensor"])
+    if tensor_axis is not None:
+        axes[tensor_axis] = "tensor"
+    size = mesh.shape["fsdp"]
+    # Vectors stay whole: gathering a bias costs more than it saves.
+    if size > 1 and len(shape) > 1:
+        free = [i for i, axis in enumerate(axes) if axis is None and shape[i] % size == 0]
+        if free:
+            axes[max(free, key=lambda i: (shape[i], i))] = "fsdp"
+    while axes and axes[-1] is None:
+        axes.pop()
+    return PartitionSpec(*axes)
+
+
+def path_of(key_path: tuple[Any, ...]) -> str:
+    """A pytree key path as text: "params/network/conv/kernel"."""
+    return jax.tree_util.keystr(key_path, simple=True, separator="/")
+
+
+def state_shardings(state: Any, mesh: Mesh) -> Any:
+    """NamedShardings for a pytree of arrays (or shapes): parameters, EMA and optimizer state by the same rules."""
+
+    def sharding(key_path, leaf):
+        return NamedSharding(mesh, partition_spec(path_of(key_path), tuple(leaf.shape), mesh))
+
+    return jax.tree_util.tree_map_with_path(sharding, state)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """The first axis over data and fsdp; devices along tensor see the same pictures."""
+    return NamedSharding(mesh, BATCH)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The whole array on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def shard_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """This host's rows of a batch -> global arrays. Arrays may be used without a copy: never write to them after."""
+    sharding = batch_sharding(mesh)
+    return {
+        name: jax.make_array_from_process_local_data(sharding, np.asarray(value))
+        for name, value in batch.items()
+    }
