@@ -184,9 +184,8 @@ def captions(emoji: Emoji, combinations: int = 6) -> list[tuple[str, float]]:
             ", ".join(draw.sample(pool, min(len(pool), draw.choice((2, 3)))))
             for _ in range(combinations)
         }
-        keyword_share = (1.0 - NAME_SHARE) * min(
-            1.0, len(words) / 3
-        )  # a flag's only keyword is "flag"
+        # A flag's only keyword is "flag".
+        keyword_share = (1.0 - NAME_SHARE) * min(1.0, len(words) / 3)
         result.append((name, (1.0 - keyword_share) * share))
         half = keyword_share * share / 2
         result += [(word, half / len(words)) for word in words]
@@ -266,7 +265,7 @@ def build(emoji: Sequence[Emoji] | None = None) -> tuple[list[Emoji], dict[str, 
 
 
 def train_captions(arrays: dict[str, np.ndarray]) -> list[str]:
-    """The training captions for a tokenizer's corpus: about 40 a picture, by their probabilities."""
+    """The training captions for a tokenizer: about 40 a picture, by their probabilities."""
     lines = []
     all_captions = json.loads(arrays["captions"].tobytes())
     for pairs, split in zip(all_captions, arrays["split"], strict=True):

@@ -1,0 +1,169 @@
+"""Examples to batches. Batch N is a pure function of (seed, N), so a resumed run repeats itself.
+
+The order comes from Grain's index shuffle (a new permutation each epoch, in constant memory), the
+threads that prepare batches ahead of the device from Grain's prefetch.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import logging
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import grain
+import numpy as np
+
+from imagen_jax.data import preprocess
+from imagen_jax.data.sources import CONDITIONINGS, ArraySource, BrokenExample, Source, check_choice
+
+Tokenize = Callable[[list[str]], tuple[np.ndarray, np.ndarray]]
+FOREVER = 2**62
+
+
+class TooManyBroken(Exception):
+    """More of the pictures are broken than the share that the user allows."""
+
+
+class Damage:
+    """Counts the broken examples of a source, names each once in the log, and stops past a share.
+
+    The share is that of the examples read so far, at least 1000 of them or the whole set.
+    """
+
+    def __init__(self, size: int, max_share: float):
+        self.size, self.max_share = size, max_share
+        self.read, self.broken = 0, {}
+        self.lock = threading.Lock()
+
+    def count(self, number: int) -> None:
+        with self.lock:
+            self.read += number
+
+    def report(self, error: BrokenExample) -> None:
+        with self.lock:
+            if error.key not in self.broken:
+                self.broken[error.key] = str(error)
+                logging.warning("skipped a broken example: %s", error)
+            share = len(self.broken) / min(max(self.read, 1000), self.size)
+        if share > self.max_share:
+            shown = "; ".join(list(self.broken.values())[:5])
+            raise TooManyBroken(
+                f"{len(self.broken)} broken examples, {share:.1%} of those read, are more than the "
+                f"{self.max_share:.1%} allowed. The first: {shown}. Mend or remove them, or raise "
+                "data.max_broken_share."
+            )
+
+
+def uniform(*parts: Any) -> float:
+    """A number in [0, 1) from a hash of its arguments: the same on every machine, at any time."""
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    return (int.from_bytes(digest, "big") >> 11) / 2**53
+
+
+def draw_caption(captions: Sequence[tuple[str, float]], number: float) -> str:
+    """The caption at a number in [0, 1) of the captions' summed weights."""
+    left = number * sum(weight for _, weight in captions)
+    for text, weight in captions:
+        left -= weight
+        if left < 0:
+            return text
+    return captions[-1][0]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Loader:
+    """Batches of a source: `batch(step)` for one, `batches(start)` for all, prepared in threads.
+
+    Args:
+      batch_size: examples of the whole batch, on all processes together.
+      tokenize: list of texts -> (ids int32 [B, L], mask bool [B, L]); needed for text.
+      conditioning: "text", "label" or None: what the batch holds beside the pictures.
+      shuffle: False gives the source's own order, over and over.
+      flip: mirror half of the pictures (for sets without text or handedness).
+      process_index: this process gets rows [index * B / count, (index + 1) * B / count).
+      max_broken_share: stop when more of the examples than this cannot be read.
+    """
+
+    source: Source
+    batch_size: int
+    resolution: int
+    seed: int = 0
+    tokenize: Tokenize | None = None
+    conditioning: str | None = "text"
+    shuffle: bool = True
+    flip: bool = False
+    process_index: int = 0
+    process_count: int = 1
+    max_broken_share: float = 0.01
+    num_threads: int = 4
+    prefetch: int = 8
+
+    def __post_init__(self):
+        check_choice("conditioning", self.conditioning, CONDITIONINGS)
+        if self.conditioning == "text" and self.tokenize is None:
+            raise ValueError("conditioning 'text' needs a tokenize function")
+        if self.batch_size % self.process_count:
+            raise ValueError(
+                f"batch_size {self.batch_size} does not divide by {self.process_count} processes"
+            )
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed is {self.seed}; it must be in [0, 2**32)")
+        if not len(self.source):
+            raise ValueError("the source holds no example")
+        if isinstance(self.source, ArraySource):
+            object.__setattr__(self, "source", self.source.resized(self.resolution))
+
+    @functools.cached_property
+    def damage(self) -> Damage:
+        return Damage(len(self.source), self.max_broken_share)
+
+    @functools.cached_property
+    def order(self) -> grain.MapDataset:
+        """Global example number -> index into the source; every epoch has its own permutation."""
+        order = grain.MapDataset.range(len(self.source)).seed(self.seed)
+        return (order.shuffle() if self.shuffle else order).repeat()
+
+    def example(self, number: int) -> dict[str, Any]:
+        """The example at a global number (step * batch_size + row), the next good one if broken."""
+        index = int(self.order[number])
+        for offset in range(len(self.source)):
+            try:
+                example = self.source[(index + offset) % len(self.source)]
+                break
+            except BrokenExample as error:
+                self.damage.report(error)
+        else:
+            raise TooManyBroken(f"all {len(self.source)} examples of the source are broken")
+        image = preprocess.resize(example["image"], self.resolution)
+        if self.flip and uniform(self.seed, number, "flip") < 0.5:
+            image = image[:, ::-1]
+        result = {"image": image}
+        if self.conditioning == "text":
+            draw = uniform(self.seed, number, "caption")
+            result["caption"] = draw_caption(example["captions"], draw)
+        elif self.conditioning == "label":
+            result["label"] = example["label"]
+        return result
+
+    def batch(self, step: int) -> dict[str, np.ndarray]:
+        """This process's rows of batch `step`: image, and ids and mask, or label."""
+        rows = self.batch_size // self.process_count
+        first = step * self.batch_size + self.process_index * rows
+        self.damage.count(rows)
+        examples = [self.example(number) for number in range(first, first + rows)]
+        batch = {"image": np.stack([example["image"] for example in examples])}
+        if self.conditioning == "text":
+            batch["ids"], batch["mask"] = self.tokenize([item["caption"] for item in examples])
+        elif self.conditioning == "label":
+            batch["label"] = np.asarray([item["label"] for item in examples], np.int32)
+        return batch
+
+    def batches(self, start: int = 0) -> Iterator[dict[str, np.ndarray]]:
+        """Batches start, start + 1, ... without end; starting late costs nothing."""
+        options = grain.ReadOptions(
+            num_threads=self.num_threads, prefetch_buffer_size=self.prefetch
+        )
+        steps = grain.MapDataset.range(start, FOREVER)
+        return iter(steps.map(self.batch).to_iter_dataset(options))

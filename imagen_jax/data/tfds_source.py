@@ -1,0 +1,81 @@
+"""Any TensorFlow Datasets name, read by random access. Imports TensorFlow when it is called."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from imagen_jax.data.sources import CONDITIONINGS, BrokenExample, Captions, check_choice
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TfdsSource:
+    """The records of a prepared TFDS split."""
+
+    records: Any
+    name: str
+    conditioning: str | None
+    image: str
+    text: str
+    label: str
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        key = f"{self.name}[{index}]"
+        try:
+            record = self.records[index]
+            image = record[self.image]
+        except Exception as error:  # decoders raise as many kinds as there are formats
+            raise BrokenExample(key, f"{type(error).__name__}: {error}") from error
+        example = {"image": image.repeat(3, -1) if image.shape[-1] == 1 else image, "key": key}
+        if self.conditioning == "text":
+            example["captions"] = to_captions(record[self.text])
+        elif self.conditioning == "label":
+            example["label"] = int(record[self.label])
+        return example
+
+
+def to_captions(value: Any) -> Captions:
+    """Captions out of TFDS text: one string, several, or {"text": [...], "weight": [...]}."""
+    if isinstance(value, dict):
+        texts, weights = value["text"], value["weight"]
+    else:
+        texts = [value] if isinstance(value, (str, bytes)) else list(value)
+        weights = [1.0] * len(texts)
+    texts = [text.decode() if isinstance(text, bytes) else str(text) for text in texts]
+    return [(text, float(weight)) for text, weight in zip(texts, weights, strict=True)]
+
+
+def read_tfds(
+    path: str,
+    split: str = "train",
+    conditioning: str | None = "label",
+    data_dir: str | Path | None = None,
+    image: str = "image",
+    text: str = "captions",
+    label: str = "label",
+) -> TfdsSource:
+    """A TFDS data set such as "cifar10", as ArrayRecord in data_dir (or ~/tensorflow_datasets).
+
+    Downloads and prepares it when it is not there. `split` is a TFDS split; "heldout" is the
+    builder's "heldout" or "test". `image`, `text` and `label` name features.
+    """
+    check_choice("conditioning", conditioning, CONDITIONINGS)
+    try:
+        import tensorflow_datasets as tfds
+    except ImportError as error:
+        raise ImportError("TFDS data needs TensorFlow: pip install imagen_jax[tfds]") from error
+    if path == "emoji":
+        from imagen_jax.data import tfds_emoji  # noqa: F401  (registers the builder)
+    builder = tfds.builder(path, data_dir=data_dir, file_format="array_record")
+    builder.download_and_prepare(file_format="array_record")
+    if split == "heldout" and split not in builder.info.splits:
+        split = "test"
+    wanted = {"text": text, "label": label, None: image}[conditioning]
+    if missing := {image, wanted} - set(builder.info.features):
+        raise ValueError(
+            f"{path} has no feature {', '.join(sorted(missing))}; it has "
+            f"{', '.join(builder.info.features)}"
+        )
+    return TfdsSource(builder.as_data_source(split), path, conditioning, image, text, label)
