@@ -1,8 +1,8 @@
-"""Checkpoints of a training run: written in the background, whole or not at all, readable on any mesh.
+"""Checkpoints of a run: written in the background, whole or not at all, readable on any mesh.
 
-Each step's directory holds the items `params`, `ema`, `optimizer` (step number and optimizer state) and `run` (JSON:
-the configuration, and where the data and the metrics were). Trees are stored as nested dicts by parameter name, so a
-reader needs none of our classes.
+Each step's directory holds the items `params`, `ema`, `optimizer` (step number and optimizer state)
+and `run` (JSON: the configuration, and where the data and the metrics were). Trees are stored as
+nested dicts by parameter name, so a reader needs none of our classes.
 """
 
 import math
@@ -55,7 +55,9 @@ def _items(flat: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def differences(stored: Mapping[str, tuple], wanted: Mapping[str, tuple]) -> list[str]:
-    """What a checkpoint's {path: shape} and the config's have different, one line each, in the config's order."""
+    """What a checkpoint's {path: shape} and the config's have different, one line each, in the
+    config's order.
+    """
     lines = []
     for path, shape in wanted.items():
         if path not in stored:
@@ -73,7 +75,9 @@ def _state_bytes(flat: Mapping[str, Any]) -> int:
 
 
 class Checkpoints:
-    """The checkpoints of one run in `directory`: the last `keep` and the `keep_best` of lowest loss."""
+    """The checkpoints of one run in `directory`: the last `keep` and the `keep_best` of lowest
+    loss.
+    """
 
     def __init__(
         self, directory: str | Path, *, keep: int = 3, keep_best: int = 1, read_only: bool = False
@@ -118,17 +122,21 @@ class Checkpoints:
         free = shutil.disk_usage(self.directory).free
         if free < needed:
             raise CheckpointError(
-                f"a checkpoint needs {needed / 1e6:,.0f} MB and {self.directory} has {free / 1e6:,.0f} MB free; "
+                f"a checkpoint needs {needed / 1e6:,.0f} MB and {self.directory} has "
+                f"{free / 1e6:,.0f} MB free; "
                 f"{self._whole()}"
             )
 
     def save(self, step: int, state: Any, *, run: Mapping[str, Any], loss: float) -> None:
-        """Starts writing and returns; the state may be donated at once. `run` is JSON-able. `loss` ranks the best."""
+        """Starts writing and returns; the state may be donated at once. `run` is JSON-able. `loss`
+        ranks the best.
+        """
         self.wait()
         self.check_space(state)
         items = _items(_flatten(state))
         if jax.default_backend() == "cpu":
-            # A CPU array and its host copy share memory, which the next (donating) step would overwrite.
+            # A CPU array and its host copy share memory, which the next (donating) step would
+            # overwrite.
             items = jax.tree.map(_detached, items)
         args = {name: ocp.args.StandardSave(_nest(flat)) for name, flat in items.items()}
         args[JSON_ITEM] = ocp.args.JsonSave(dict(run))
@@ -142,7 +150,9 @@ class Checkpoints:
             raise self._failed(step, error) from error
 
     def wait(self) -> None:
-        """Blocks until the checkpoint being written is whole; CheckpointError if it could not be written."""
+        """Blocks until the checkpoint being written is whole; CheckpointError if it could not be
+        written.
+        """
         try:
             self.manager.wait_until_finished()
             self.manager.check_for_errors()
@@ -157,13 +167,15 @@ class Checkpoints:
             raise self._failed(None, error) from error
 
     def restore(self, state: Any) -> tuple[Any, dict[str, Any]] | None:
-        """The newest whole checkpoint in the structure, dtypes and shardings of `state` (arrays or ShapeDtypeStructs).
+        """The newest whole checkpoint in the structure, dtypes and shardings of `state` (arrays or
+        ShapeDtypeStructs).
 
-        Returns (state, run), or None where there is no checkpoint. A damaged newest checkpoint is set aside with a
-        warning and the one before is taken.
+        Returns (state, run), or None where there is no checkpoint. A damaged newest checkpoint is
+        set aside with a warning and the one before is taken.
 
         Raises:
-            ValueError: the checkpoint's parameters are not the config's; names the first that differ.
+            ValueError: the checkpoint's parameters are not the config's; names the first that
+                differ.
             CheckpointError: there are checkpoints and none is readable.
         """
         steps = self.steps()
@@ -196,7 +208,9 @@ class Checkpoints:
     def read_parameters(
         self, item: str = "ema", step: int | None = None
     ) -> tuple[int, Params, dict[str, Any]]:
-        """(step, parameters as numpy arrays, run) of one checkpoint, the newest unless told; "ema" or "params"."""
+        """(step, parameters as numpy arrays, run) of one checkpoint, the newest unless told; "ema"
+        or "params".
+        """
         steps = self.steps()
         if not steps:
             raise ValueError(f"{self.directory} holds no checkpoint")

@@ -1,4 +1,6 @@
-"""The training loop: one compiled step, its reports, checkpoints, samples, and the ways a run may end."""
+"""The training loop: one compiled step, its reports, checkpoints, samples, and the ways a run may
+end.
+"""
 
 import signal
 import threading
@@ -21,7 +23,8 @@ from imagen_jax.training.sharding import batch_sharding, replicated, shard_batch
 from imagen_jax.typing import Params
 
 Batch = dict[str, np.ndarray]
-# (step to start at, iterator state out of a checkpoint or None) -> this host's rows of batch `step`, `step` + 1, ...
+# (step to start at, iterator state out of a checkpoint or None) -> this host's rows of batch
+# `step`, `step` + 1, ...
 Batches = Callable[[int, Any], Iterator[Batch]]
 SampleFn = Callable[[Params, int], Image.Image]
 
@@ -57,7 +60,8 @@ class LoopConfig:
 
 
 class StopRequest:
-    """Turns the first SIGTERM or SIGINT into `requested`; a second one acts at once. Use with `with`.
+    """Turns the first SIGTERM or SIGINT into `requested`; a second one acts at once. Use with
+    `with`.
 
     Across hosts jax agrees on the step (the coordination service passes on any host's SIGTERM).
     """
@@ -92,7 +96,9 @@ class StopRequest:
 
 
 def init_sharded(init: Callable[[jax.Array], Any], key: jax.Array, mesh: Mesh) -> Any:
-    """`init(key)` with every array made where it will live, so that no device holds the whole state."""
+    """`init(key)` with every array made where it will live, so that no device holds the whole
+    state.
+    """
     shardings = state_shardings(jax.eval_shape(init, key), mesh)
     return jax.jit(init, out_shardings=shardings)(key)
 
@@ -105,7 +111,9 @@ def abstract(state: Any) -> Any:
 
 
 def lower_step(train_step: Callable, state: Any, batch: Any, mesh: Mesh) -> jax.stages.Lowered:
-    """`train_step(state, batch, key)` for this mesh, state donated; the step's key is fold_in(key, state.step)."""
+    """`train_step(state, batch, key)` for this mesh, state donated; the step's key is fold_in(key,
+    state.step).
+    """
     shardings = state_shardings(state, mesh)
 
     def step(state, batch, key):
@@ -121,7 +129,9 @@ def lower_step(train_step: Callable, state: Any, batch: Any, mesh: Mesh) -> jax.
 
 
 def count_flops(lowered: jax.stages.Lowered) -> float | None:
-    """FLOPs of one call over all devices, by XLA's count of the unoptimized program (a scan's body counts once)."""
+    """FLOPs of one call over all devices, by XLA's count of the unoptimized program (a scan's body
+    counts once).
+    """
     cost = lowered.cost_analysis()
     return float(cost["flops"]) if cost and cost.get("flops", 0) > 0 else None
 
@@ -144,9 +154,10 @@ def _check_finite(step: int, scalars: Mapping[str, float], checkpoints: Checkpoi
     raise NonFiniteError(
         f"step {step}: {', '.join(f'{name} is {value}' for name, value in bad.items())}. {last} "
         f"({checkpoints.directory})\n"
-        "A restart repeats this step exactly, so change something first: a lower optimizer.learning_rate or a longer "
-        "optimizer.warmup_steps; optimizer.clip_norm=1.0; float32 instead of bfloat16 (stage.network.dtype); a look at "
-        f"the pictures of batch {step - 1}. JAX_DEBUG_NANS=1 stops at the operation that made it."
+        "A restart repeats this step exactly, so change something first: a lower "
+        "optimizer.learning_rate or a longer optimizer.warmup_steps; optimizer.clip_norm=1.0; "
+        "float32 instead of bfloat16 (stage.network.dtype); a look at the pictures of batch "
+        f"{step - 1}. JAX_DEBUG_NANS=1 stops at the operation that made it."
     )
 
 
@@ -204,12 +215,15 @@ def train(
     reference: metrics_lib.Curve | None = None,
     say: Callable[[str], None] = say_on_first_host,
 ) -> Any:
-    """Trains to `config.num_steps`, from the newest checkpoint if there is one, and returns the state.
+    """Trains to `config.num_steps`, from the newest checkpoint if there is one, and returns the
+    state.
 
     Args:
-        train_step: (state, batch, key) -> (state, {"loss", "grad_norm", "loss_by_t", "count_by_t", ...}).
+        train_step: (state, batch, key) -> (state, {"loss", "grad_norm", "loss_by_t", "count_by_t",
+            ...}).
         init: key -> state, with fields step, params, ema (or None) and opt_state.
-        description: JSON-able, goes into each checkpoint: the config and what a pipeline needs to read it.
+        description: JSON-able, goes into each checkpoint: the config and what a pipeline needs to
+            read it.
         sample: (parameters, step) -> a picture; gets the EMA where there is one.
         reference: the curve of a run of the same stage, reported beside the loss.
 
@@ -274,8 +288,9 @@ def train(
                 state, values = step_fn(state, batch, key)
                 last, stopping = step == config.num_steps, stop.at(step)
                 saving = last or stopping or step % config.checkpoint_every == 0
-                # While the device works: the next batch, then the numbers of the step before. A step that is saved
-                # takes its next batch after saving: the checkpoint holds the iterator as of this step.
+                # While the device works: the next batch, then the numbers of the step before. A
+                # step that is saved takes its next batch after saving: the checkpoint holds the
+                # iterator as of this step.
                 if not saving:
                     batch = shard_batch(next(stream), mesh)
                 run.record()

@@ -1,5 +1,6 @@
-"""What a run reports: metrics.jsonl, TensorBoard, a progress line, and whether the loss is normal."""
+"""What a run reports: metrics.jsonl, TensorBoard, a progress line; and is the loss normal?"""
 
+import dataclasses
 import json
 import math
 import time
@@ -16,7 +17,8 @@ from tensorboardX import SummaryWriter
 METRICS_FILE = "metrics.jsonl"
 SAMPLES_FOLDER = "samples"
 
-# Peak dense bf16 FLOP/s a device, by what jax calls it (first match wins). A v2-v4 and a v5p device is one chip.
+# Peak dense bf16 FLOP/s a device, by what jax calls it (first match wins). A v2-v4 and a v5p device
+# is one chip.
 PEAK_FLOPS = {
     "TPU v4": 275e12,
     "TPU v5 lite": 197e12,
@@ -40,7 +42,7 @@ def peak_flops(device: jax.Device) -> float | None:
 
 @dataclass(frozen=True)
 class Curve:
-    """A run's loss by training step, whole and by tenths of t; to hold another run's loss against."""
+    """A run's loss by step, whole and by tenths of t; to hold another run's loss against."""
 
     step: tuple[float, ...]
     loss: tuple[float, ...]
@@ -69,7 +71,9 @@ class Curve:
 
 @dataclass
 class Window:
-    """Sums of the metrics since the last report. Kept in checkpoints, so that a resumed report is the same."""
+    """Sums of the metrics since the last report. Kept in checkpoints, so that a resumed report is
+    the same.
+    """
 
     steps: int = 0
     sums: dict[str, float] = field(default_factory=dict)
@@ -96,7 +100,7 @@ class Window:
         return [s / n if n else None for s, n in zip(self.t_sums, self.t_counts, strict=True)]
 
     def to_dict(self) -> dict[str, Any]:
-        return dict(steps=self.steps, sums=self.sums, t_sums=self.t_sums, t_counts=self.t_counts)
+        return dataclasses.asdict(self)
 
 
 def split(metrics: Mapping[str, Any]) -> tuple[dict[str, float], list[float], list[float]]:
@@ -116,9 +120,10 @@ def split(metrics: Mapping[str, Any]) -> tuple[dict[str, float], list[float], li
 class MetricLog:
     """Writes a run's metrics into its workdir. On hosts other than the first it only counts.
 
-    metrics.jsonl has a line {"step", "loss", ...} for every step (float32 values in full, so that runs can be compared
-    exactly) and a line {"step", "window", "mean", "loss_by_t"} at every report. A run that was killed and resumed repeats
-    the steps after its checkpoint: the later line counts, and is equal.
+    metrics.jsonl has a line {"step", "loss", ...} for every step (float32 values in full, so that
+    runs can be compared exactly) and a line {"step", "window", "mean", "loss_by_t"} at every
+    report. A run that was killed and resumed repeats the steps after its checkpoint: the later line
+    counts, and is equal.
     """
 
     def __init__(
@@ -149,7 +154,9 @@ class MetricLog:
         self._line({"step": step, **scalars})
 
     def report(self, step: int, extra: Mapping[str, float]) -> dict[str, float]:
-        """Writes the means since the last report and starts anew. Returns them with reference/loss, if there is one."""
+        """Writes the means since the last report and starts anew. Returns them with reference/loss,
+        if there is one.
+        """
         means = self.window.means()
         by_t = self.window.loss_by_t()
         self._line({"step": step, "window": self.window.steps, "mean": means, "loss_by_t": by_t})
@@ -224,7 +231,8 @@ def duration(seconds: float) -> str:
 class Progress:
     """Speed since the last report, pauses left out.
 
-    flops_per_step: of the model, over all devices; None when unknown. peak: FLOP/s of all devices together.
+    flops_per_step: of the model, over all devices; None when unknown. peak: FLOP/s of all devices
+        together.
     """
 
     num_steps: int
@@ -260,7 +268,9 @@ class Progress:
 def progress_line(
     step: int, num_steps: int, means: Mapping[str, float], speed: Mapping[str, float]
 ) -> str:
-    """step 1,200/40,000 | loss 0.2134 (reference 0.2080) | grad 0.81 | 41.2 images/s | 123 GFLOP/s | 0:52:10 left"""
+    """step 1,200/40,000 | loss 0.2134 (reference 0.2080) | grad 0.81 | 41.2 images/s | 123 GFLOP/s
+    | 0:52:10 left
+    """
     loss = f"loss {means['loss']:.4f}"
     if "reference/loss" in means:
         loss += f" (reference {means['reference/loss']:.4f})"

@@ -1,7 +1,8 @@
 """Optimizers: which one, its learning-rate schedule, clipping and gradient accumulation.
 
-Imagen (2205.11487, F.1-F.3) trains the base model with Adafactor and the super-resolution models with
-Adam(0.9, 0.999, 1e-8): peak rate 1e-4, 10,000 steps of linear warm-up, cosine decay to 0, no weight decay.
+Imagen (2205.11487, F.1-F.3) trains the base model with Adafactor and the super-resolution models
+with Adam(0.9, 0.999, 1e-8): peak rate 1e-4, 10,000 steps of linear warm-up, cosine decay to 0, no
+weight decay.
 """
 
 from collections.abc import Callable
@@ -18,9 +19,11 @@ Schedule = Callable[[jax.typing.ArrayLike], jax.typing.ArrayLike]
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """One optimizer. Rates are per optimizer update; steps count updates (not accumulated micro-batches).
+    """One optimizer. Rates are per optimizer update; steps count updates (not accumulated micro-
+    batches).
 
-    decay_steps: length of warm-up and cosine decay together; None keeps the peak rate after the warm-up.
+    decay_steps: length of warm-up and cosine decay together; None keeps the peak rate after the
+        warm-up.
     clip_norm: largest global gradient norm; None never clips.
     accumulation: how many batches make one update.
     """
@@ -45,7 +48,8 @@ class OptimizerConfig:
             raise ValueError(f"optimizer.warmup_steps must be 0 or more, not {self.warmup_steps}")
         if self.decay_steps is not None and self.decay_steps <= self.warmup_steps:
             raise ValueError(
-                f"optimizer.decay_steps {self.decay_steps} must exceed warmup_steps {self.warmup_steps} "
+                f"optimizer.decay_steps {self.decay_steps} must exceed warmup_steps "
+                f"{self.warmup_steps} "
                 "(it counts the warm-up too), or be None for a constant rate"
             )
         if self.clip_norm is not None and not self.clip_norm > 0:
@@ -55,7 +59,9 @@ class OptimizerConfig:
 
 
 def learning_rate_schedule(config: OptimizerConfig) -> Schedule:
-    """Linear warm-up from 0, then a cosine down to 0 at `decay_steps` (or constant); argument: update number."""
+    """Linear warm-up from 0, then a cosine down to 0 at `decay_steps` (or constant); argument:
+    update number.
+    """
     if config.decay_steps is None:
         return optax.schedules.warmup_constant_schedule(
             0.0 if config.warmup_steps else config.learning_rate,
@@ -71,12 +77,16 @@ def learning_rate_schedule(config: OptimizerConfig) -> Schedule:
 
 
 def _matrices(params: Params) -> Params:
-    """True for kernels and tables, False for biases and norm scales, which weight decay leaves alone."""
+    """True for kernels and tables, False for biases and norm scales, which weight decay leaves
+    alone.
+    """
     return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
 
 
 def _adafactor(config: OptimizerConfig, rate: Schedule) -> optax.GradientTransformation:
-    """Adafactor with optax's defaults, as the paper has it. It decays weights without the learning rate."""
+    """Adafactor with optax's defaults, as the paper has it. It decays weights without the learning
+    rate.
+    """
     return optax.adafactor(
         rate, weight_decay_rate=config.weight_decay or None, weight_decay_mask=_matrices
     )
@@ -105,7 +115,9 @@ def _sgd(config: OptimizerConfig, rate: Schedule) -> optax.GradientTransformatio
 
 
 def _muon_axes(params: Params) -> Params:
-    """Kernels as matrices: every axis but the last is input. Tables, stacked layers' vectors and the rest: Adam."""
+    """Kernels as matrices: every axis but the last is input. Tables, stacked layers' vectors and
+    the rest: Adam.
+    """
 
     def axes(path, leaf):
         names = jax.tree_util.keystr(path, simple=True, separator="/").lower()
@@ -122,7 +134,8 @@ def _muon_axes(params: Params) -> Params:
 def _muon(config: OptimizerConfig, rate: Schedule) -> optax.GradientTransformation:
     """Muon for kernels (convolutions as [kh*kw*in, out]), AdamW for the rest.
 
-    Updates are scaled to AdamW's usual size (2502.16982, eq. 4), so that AdamW's learning rate serves.
+    Updates are scaled to AdamW's usual size (2502.16982, eq. 4), so that AdamW's learning rate
+    serves.
     """
     return contrib.muon(
         rate,
@@ -147,7 +160,9 @@ OPTIMIZERS = {
 
 
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
-    """Clip the global norm -> optimizer at the scheduled rate; over `accumulation` batches' mean gradient."""
+    """Clip the global norm -> optimizer at the scheduled rate; over `accumulation` batches' mean
+    gradient.
+    """
     optimizer = OPTIMIZERS[config.kind](config, learning_rate_schedule(config))
     if config.clip_norm is not None:
         optimizer = optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)

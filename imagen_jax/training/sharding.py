@@ -1,8 +1,9 @@
 """Where arrays live: the device mesh, and the one table from parameter paths to mesh axes.
 
-Three axes. `data`: copies of the model on different pictures. `fsdp`: also different pictures, and each device
-keeps only its share of parameters, optimizer state and EMA, gathered layer by layer. `tensor`: one picture's
-channels and heads split over devices. Nothing else in the package names a mesh axis.
+Three axes. `data`: copies of the model on different pictures. `fsdp`: also different pictures, and
+each device keeps only its share of parameters, optimizer state and EMA, gathered layer by layer.
+`tensor`: one picture's channels and heads split over devices. Nothing else in the package names a
+mesh axis.
 """
 
 import math
@@ -18,9 +19,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 AXES = ("data", "fsdp", "tensor")
 BATCH = PartitionSpec(("data", "fsdp"))
 
-# Path regex -> which axis of the kernel the `tensor` mesh axis splits (counted from the end), first match wins.
-# Projections that end a block (attention's and the MLP's output, a block's second convolution) split their input, as in
-# Megatron-LM (1909.08053, section 3), so that the pair needs one reduction; everything else splits its output.
+# Path regex -> which axis of the kernel the `tensor` mesh axis splits (counted from the end), first
+# match wins. Projections that end a block (attention's and the MLP's output, a block's second
+# convolution) split their input, as in Megatron-LM (1909.08053, section 3), so that the pair needs
+# one reduction; everything else splits its output.
 TENSOR_RULES: tuple[tuple[str, int | None], ...] = (
     (r"(^|/)(relative_bias|time_embed\w*|norm\w*|\w*_norm)(/|$)", None),
     (r"(^|/)(out|output|wo|proj_out|conv2|conv_2)/kernel$", -2),
@@ -39,7 +41,9 @@ class MeshConfig:
 
 
 def mesh_shape(config: MeshConfig, num_devices: int) -> tuple[int, int, int]:
-    """The mesh's shape (data, fsdp, tensor) on `num_devices`; ValueError where it does not fit them exactly."""
+    """The mesh's shape (data, fsdp, tensor) on `num_devices`; ValueError where it does not fit them
+    exactly.
+    """
     sizes = {name: getattr(config, name) for name in AXES}
     for name, size in sizes.items():
         if size is not None and size < 1:
@@ -58,7 +62,8 @@ def mesh_shape(config: MeshConfig, num_devices: int) -> tuple[int, int, int]:
     elif fixed != num_devices:
         given = " x ".join(f"{name} {size}" for name, size in sizes.items())
         raise ValueError(
-            f"mesh {given} = {fixed} devices, but there are {num_devices}; leave one axis None to take the rest"
+            f"mesh {given} = {fixed} devices, but there are {num_devices}; "
+            "leave one axis None to take the rest"
         )
     return tuple(sizes[name] for name in AXES)
 
@@ -72,14 +77,16 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
 
 
 def check_batch(mesh: Mesh, batch_size: int) -> None:
-    """ValueError unless the batch splits evenly over the mesh's data and fsdp axes and over the hosts."""
+    """ValueError unless the batch splits evenly over the mesh's data and fsdp axes and over the
+    hosts.
+    """
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
     if batch_size % parts:
         lower, upper = batch_size // parts * parts, -(-batch_size // parts) * parts
         nearest = f"{lower} or {upper}" if lower else f"{upper}"
         raise ValueError(
-            f"batch_size {batch_size} does not split over data {mesh.shape['data']} x fsdp {mesh.shape['fsdp']} "
-            f"= {parts} parts; the nearest that does is {nearest}"
+            f"batch_size {batch_size} does not split over data {mesh.shape['data']} x "
+            f"fsdp {mesh.shape['fsdp']} = {parts} parts; the nearest that does is {nearest}"
         )
     if batch_size % jax.process_count():
         raise ValueError(f"batch_size {batch_size} does not split over {jax.process_count()} hosts")
@@ -97,9 +104,11 @@ def _tensor_axis(path: str, shape: tuple[int, ...], size: int) -> int | None:
 
 
 def partition_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-    """How one parameter (or its optimizer moment, or its average) is split. `path` is joined by "/".
+    """How one parameter (or its optimizer moment, or its average) is split. `path` is joined by
+    "/".
 
-    `tensor` by TENSOR_RULES; `fsdp` on the largest remaining axis that it divides. What nothing divides is replicated.
+    `tensor` by TENSOR_RULES; `fsdp` on the largest remaining axis that it divides. What nothing
+    divides is replicated.
     """
     axes: list[str | None] = [None] * len(shape)
     tensor_axis = _tensor_axis(path, shape, mesh.shape["tensor"])
@@ -122,7 +131,9 @@ def path_of(key_path: tuple[Any, ...]) -> str:
 
 
 def state_shardings(state: Any, mesh: Mesh) -> Any:
-    """NamedShardings for a pytree of arrays (or shapes): parameters, EMA and optimizer state by the same rules."""
+    """NamedShardings for a pytree of arrays (or shapes): parameters, EMA and optimizer state by the
+    same rules.
+    """
 
     def sharding(key_path, leaf):
         return NamedSharding(mesh, partition_spec(path_of(key_path), tuple(leaf.shape), mesh))
@@ -141,7 +152,9 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def shard_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """This host's rows of a batch -> global arrays. Arrays may be used without a copy: never write to them after."""
+    """This host's rows of a batch -> global arrays. Arrays may be used without a copy: never write
+    to them after.
+    """
     sharding = batch_sharding(mesh)
     return {
         name: jax.make_array_from_process_local_data(sharding, np.asarray(value))
