@@ -8,6 +8,8 @@ from imagen_jax.diffusion.process import add_noise
 from imagen_jax.diffusion.schedules import Cosine, Schedule
 from imagen_jax.typing import Images
 
+Resized = Float[Array, "batch resolution resolution channels"]
+
 # The paper names no schedule for the augmentation; the one of its base model is our choice.
 AUGMENTATION_SCHEDULE = Cosine()
 
@@ -21,7 +23,7 @@ def sample_levels(
 
 def augment(
     low_res: Images,
-    level: Float[Array, " batch"] | float,
+    level: Float[Array, "..."] | float | int,
     eps: Images,
     schedule: Schedule = AUGMENTATION_SCHEDULE,
 ) -> Images:
@@ -32,17 +34,17 @@ def augment(
     return add_noise(low_res, eps, schedule.logsnr(level))
 
 
-def upsample(images: Images, resolution: int) -> Images:
+def upsample(images: Images, resolution: int) -> Resized:
     """Bilinear resize to the resolution x resolution that the network works at."""
     return _resize(images, resolution, antialias=False)
 
 
-def downsample(images: Images, resolution: int) -> Images:
+def downsample(images: Images, resolution: int) -> Resized:
     """Antialiased bilinear resize to resolution x resolution."""
     return _resize(images, resolution, antialias=True)
 
 
-def _resize(images: Images, resolution: int, antialias: bool) -> Images:
+def _resize(images: Images, resolution: int, antialias: bool) -> Resized:
     if resolution < 1:
         raise ValueError(f"resolution must be at least 1, got {resolution}")
     batch, _, _, channels = images.shape

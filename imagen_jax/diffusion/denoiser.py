@@ -14,8 +14,8 @@ from imagen_jax.diffusion.process import check_prediction, convert, per_example
 from imagen_jax.diffusion.schedules import Schedule
 from imagen_jax.typing import Images
 
-# A number that may be traced, so that a new value never recompiles.
-Traced = Float[Array, "*batch"] | float
+# A number, or one an example; it may be traced, so that a new value never recompiles.
+Traced = Float[Array, "..."] | float | int
 
 
 class Denoised(NamedTuple):
@@ -79,7 +79,7 @@ def dynamic_threshold(x0: Images, thresholding: Thresholding) -> Images:
     percentile = jnp.broadcast_to(jnp.asarray(thresholding.percentile, jnp.float32), x0.shape[:1])
     scale = jax.vmap(jnp.percentile)(magnitudes, percentile)
     scale = per_example(jnp.clip(scale, 1.0, thresholding.cap), x0)
-    return jnp.clip(x0, -scale, scale) / scale
+    return jnp.clip(x0 / scale, -1.0, 1.0)
 
 
 THRESHOLDS = {

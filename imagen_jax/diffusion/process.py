@@ -18,7 +18,9 @@ def alpha_sigma(logsnr: LogSNR | float) -> tuple[Float[Array, "*batch"], Float[A
     return jnp.sqrt(jax.nn.sigmoid(logsnr)), jnp.sqrt(jax.nn.sigmoid(-logsnr))
 
 
-def per_example(value: Float[Array, "*batch"], images: Float[Array, "..."]) -> Float[Array, "..."]:
+def per_example(
+    value: Float[Array, "..."] | float | int, images: Float[Array, "batch ..."]
+) -> Float[Array, "..."]:
     """A scalar, or one number an example with trailing axes: what multiplies `images`."""
     value = jnp.asarray(value, jnp.float32)
     return value.reshape(value.shape + (1,) * (images.ndim - value.ndim)) if value.ndim else value
@@ -32,15 +34,19 @@ def add_noise(
     return alpha * x0.astype(jnp.float32) + sigma * eps.astype(jnp.float32)
 
 
-# target = c_value * source + c_x * x_t, with v = alpha eps - sigma x0 (arXiv 2202.00512, section
-# 4). Both coefficients as functions of (alpha, sigma).
+def _over(numerator: Float[Array, "..."] | float, scale: Float[Array, "..."]) -> Array:
+    return numerator / jnp.maximum(scale, SMALLEST_SCALE)
+
+
+# target = c_value * source + c_x * x_t: both coefficients as functions of (alpha, sigma), from
+# x_t = alpha x0 + sigma eps and v = alpha eps - sigma x0 (arXiv 2202.00512, section 4).
 CONVERSIONS = {
     ("eps", "eps"): lambda alpha, sigma: (1.0, 0.0),
-    ("eps", "x0"): lambda alpha, sigma: (-sigma / alpha, 1.0 / alpha),
-    ("eps", "v"): lambda alpha, sigma: (1.0 / alpha, -sigma / alpha),
-    ("x0", "eps"): lambda alpha, sigma: (-alpha / sigma, 1.0 / sigma),
+    ("eps", "x0"): lambda alpha, sigma: (_over(-sigma, alpha), _over(1.0, alpha)),
+    ("eps", "v"): lambda alpha, sigma: (_over(1.0, alpha), _over(-sigma, alpha)),
+    ("x0", "eps"): lambda alpha, sigma: (_over(-alpha, sigma), _over(1.0, sigma)),
     ("x0", "x0"): lambda alpha, sigma: (1.0, 0.0),
-    ("x0", "v"): lambda alpha, sigma: (-1.0 / sigma, alpha / sigma),
+    ("x0", "v"): lambda alpha, sigma: (_over(-1.0, sigma), _over(alpha, sigma)),
     ("v", "eps"): lambda alpha, sigma: (alpha, sigma),
     ("v", "x0"): lambda alpha, sigma: (-sigma, alpha),
     ("v", "v"): lambda alpha, sigma: (1.0, 0.0),
@@ -65,8 +71,8 @@ def convert(
     """What a prediction `value` of kind `source` at `x_t` says about the kind `target`."""
     check_prediction(source)
     check_prediction(target)
-    alpha, sigma = (jnp.maximum(scale, SMALLEST_SCALE) for scale in alpha_sigma(logsnr))
-    c_value, c_x = CONVERSIONS[source, target](per_example(alpha, x_t), per_example(sigma, x_t))
+    alpha, sigma = (per_example(scale, x_t) for scale in alpha_sigma(logsnr))
+    c_value, c_x = CONVERSIONS[source, target](alpha, sigma)
     return c_value * value.astype(jnp.float32) + c_x * x_t.astype(jnp.float32)
 
 

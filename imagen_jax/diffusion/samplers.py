@@ -108,10 +108,11 @@ def ddim(
     alpha_t, sigma_t = alpha_sigma(step.logsnr_t)
     alpha_s, sigma_s = alpha_sigma(step.logsnr_s)
     eps = (state.x - alpha_t * x0) / sigma_t
-    removed = -jnp.expm1(step.logsnr_t - step.logsnr_s)
+    log_ratio = step.logsnr_t - step.logsnr_s
     eta = jnp.where(step.to_clean, 0.0, options.eta)
-    deviation = eta * sigma_s * jnp.sqrt(removed)
-    direction = sigma_s * jnp.sqrt(jnp.maximum(1.0 - eta**2 * removed, 0.0))
+    deviation = eta * sigma_s * jnp.sqrt(-jnp.expm1(log_ratio))
+    # sqrt(sigma_s^2 - deviation^2) without the difference, which has few digits in large steps.
+    direction = sigma_s * jnp.sqrt((1.0 - eta**2) + eta**2 * jnp.exp(log_ratio))
     x = alpha_s * x0 + direction * eps + deviation * noise(step.index + 1)
     return SamplerState(x, x0, step.logsnr_t)
 
@@ -138,9 +139,9 @@ def heun(
 ) -> SamplerState:
     """Heun's method: a ddim step, then the same step again with the mean x0 of both ends.
 
-    Two evaluations a step, one in the step to clean data (arXiv 2206.00364, algorithm 1). The trapezoid is taken
-    in the exponential, data-prediction form, which is DPM-Solver++(2S) with r = 1 (arXiv
-    2211.01095, algorithm 1): in sigma / alpha, as EDM takes it, the first step of a
+    Two evaluations a step, one in the step to clean data (arXiv 2206.00364, algorithm 1). The
+    trapezoid is taken in the exponential, data-prediction form, which is DPM-Solver++(2S) with r =
+    1 (arXiv 2211.01095, algorithm 1): in sigma / alpha, as EDM takes it, the first step of a
     variance-preserving schedule is thousands long.
     """
     x0 = denoise(state.x, step.t).x0

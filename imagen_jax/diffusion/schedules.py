@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from imagen_jax.typing import LogSNR
 
-Time = Float[Array, "*batch"] | float
+Time = Float[Array, "*batch"] | float | int
 
 
 @dataclass(frozen=True)
