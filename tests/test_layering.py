@@ -9,16 +9,17 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = [
     {"typing", "grid", "compilation_cache"},
     {"diffusion", "models", "data"},
-    {"text", "stage", "cascade", "pictures"},
+    {"text", "sampling_settings", "stage", "cascade", "pictures"},
     {"training", "evaluation", "convert", "compress", "export"},
-    {"pipeline", "__init__"},
+    {"model_directory", "pipeline", "__init__"},
     {"configs", "scripts"},
 ]
 # Inside one layer a room may import these of its neighbours, and no others.
 NEIGHBOURS = {
-    "stage": {"text"},
-    "cascade": {"text", "stage"},
+    "stage": {"text", "sampling_settings"},
+    "cascade": {"text", "sampling_settings", "stage"},
     "export": {"compress"},
+    "pipeline": {"model_directory", "__init__"},
     "__init__": {"pipeline"},
     "scripts": {"configs"},
 }
