@@ -1,0 +1,23 @@
+"""Imagen (arXiv 2205.11487) in JAX: cascaded text-to-image diffusion, from training to pictures.
+
+pipeline = imagen_jax.load_model("emoji")
+pipeline.generate_images("a smiling cat with heart eyes")
+"""
+
+from typing import Any
+
+__version__ = "0.1.0"
+__all__ = ["Pipeline", "load_model"]
+
+
+def __getattr__(name: str) -> Any:
+    # Looked up when first used: `import imagen_jax` itself brings neither JAX nor Flax.
+    if name in __all__:
+        from imagen_jax import pipeline
+
+        return getattr(pipeline, name)
+    raise AttributeError(f"module 'imagen_jax' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,152 @@
+"""Pictures side by side, with a caption under each. Needs NumPy and Pillow alone."""
+
+from collections.abc import Sequence
+from functools import cache
+from math import ceil, sqrt
+from pathlib import Path
+from textwrap import wrap
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+WIDE_FONTS = (  # fonts that hold Chinese, as the common systems name them
+    "NotoSansCJK-Regular.ttc",
+    "NotoSansSC-Regular.otf",
+    "NotoSansSC-Regular.ttf",
+    "SourceHanSansSC-Regular.otf",
+    "wqy-zenhei.ttc",
+    "wqy-microhei.ttc",
+    "DroidSansFallbackFull.ttf",
+    "DroidSansFallback.ttf",
+    "Arial Unicode.ttf",
+    "PingFang.ttc",
+    "Hiragino Sans GB.ttc",
+    "STHeiti Light.ttc",
+    "msyh.ttc",
+    "simsun.ttc",
+    "uming.ttc",
+)
+UNKNOWN = "\U0010ffff"  # a code point no font draws: what a missing glyph looks like
+
+
+def to_pil(image: np.ndarray | Image.Image) -> Image.Image:
+    """A picture as PIL: PIL itself, uint8 [H,W,C], or floats in [-1, 1] [H,W,C]."""
+    if isinstance(image, Image.Image):
+        return image
+    image = np.asarray(image)
+    if image.dtype != np.uint8:
+        image = to_uint8(image)
+    return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+
+
+def to_uint8(images: np.ndarray) -> np.ndarray:
+    """Floats in [-1, 1] -> uint8 in [0, 255], rounded; what lies outside is clipped."""
+    images = np.asarray(images, np.float32)
+    return np.clip(np.round((images + 1) * 127.5), 0, 255).astype(np.uint8)
+
+
+def image_grid(
+    images: Sequence[np.ndarray | Image.Image],
+    captions: Sequence[str] | None = None,
+    *,
+    columns: int | None = None,
+    gap: int = 4,
+    min_cell: int = 96,
+) -> Image.Image:
+    """One picture out of many, row by row, on white.
+
+    Args:
+        images: PIL pictures, uint8 arrays, or floats in [-1, 1].
+        captions: one a picture, drawn below it. A caption that no installed font can draw
+            (Chinese on a bare machine) becomes the picture's number, counted from 1.
+        columns: pictures a row; about square when None.
+        gap: pixels of white around each picture.
+        min_cell: captioned pictures narrower than this are enlarged by a whole factor,
+            pixel for pixel, so that words fit below them.
+    """
+    pictures = [to_pil(image).convert("RGB") for image in images]
+    if not pictures:
+        raise ValueError("A grid needs at least one picture, got none.")
+    if captions is not None and len(captions) != len(pictures):
+        raise ValueError(f"{len(captions)} captions for {len(pictures)} pictures.")
+    if captions is not None:
+        pictures = [enlarge(picture, min_cell) for picture in pictures]
+    columns = min(columns or ceil(sqrt(len(pictures))), len(pictures))
+    width = max(picture.width for picture in pictures)
+    height = max(picture.height for picture in pictures)
+
+    size = 12 if width < 200 else 15
+    texts = [[] for _ in pictures]
+    if captions is not None:
+        texts = [
+            caption_lines(caption, number, size, width)
+            for number, caption in enumerate(captions, start=1)
+        ]
+    text_height = (size + 3) * max(len(lines) for lines in texts)
+    rows = ceil(len(pictures) / columns)
+    cell_width, cell_height = width + 2 * gap, height + text_height + 2 * gap
+    grid = Image.new("RGB", (columns * cell_width, rows * cell_height), "white")
+    draw = ImageDraw.Draw(grid)
+    for number, (picture, lines) in enumerate(zip(pictures, texts, strict=True)):
+        left = number % columns * cell_width + gap
+        top = number // columns * cell_height + gap
+        grid.paste(picture, (left + (width - picture.width) // 2, top))
+        for row, line in enumerate(lines):
+            draw.text(
+                (left + width // 2, top + height + 2 + row * (size + 3)),
+                line,
+                fill="black",
+                font=font_for(line, size),
+                anchor="ma",
+            )
+    return grid
+
+
+def enlarge(picture: Image.Image, min_cell: int) -> Image.Image:
+    """`picture` times the smallest whole factor that makes it at least `min_cell` wide."""
+    factor = ceil(min_cell / picture.width)
+    if factor == 1:
+        return picture
+    return picture.resize((picture.width * factor, picture.height * factor), Image.NEAREST)
+
+
+def caption_lines(caption: str, number: int, size: int, width: int, lines: int = 2) -> list[str]:
+    """`caption` broken to fit `width` pixels; its number where it cannot be drawn."""
+    font = font_for(caption, size)
+    if font is None:
+        return [str(number)]
+    per_character = max(font.getlength(caption) / max(len(caption), 1), 1)
+    return wrap(caption, max(int(width / per_character), 4), max_lines=lines, placeholder=" …")
+
+
+@cache
+def font_for(text: str, size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont | None:
+    """A font that draws every character of `text`, or None."""
+    default = ImageFont.load_default(size)
+    if covers(default, text):
+        return default
+    for name in WIDE_FONTS:
+        font = open_font(name, size)
+        if font is not None and covers(font, text):
+            return font
+    return None
+
+
+@cache
+def open_font(name: str, size: int) -> ImageFont.FreeTypeFont | None:
+    """The installed font file `name` (Pillow searches the system's folders), or None."""
+    for candidate in (name, *sorted(map(str, Path("/usr/share/fonts").glob(f"*/*/{name}")))):
+        try:
+            return ImageFont.truetype(candidate, size)
+        except OSError:
+            continue
+    return None
+
+
+def covers(font: ImageFont.FreeTypeFont | ImageFont.ImageFont, text: str) -> bool:
+    """Whether `font` has a glyph for every character: none looks like the missing glyph."""
+    if isinstance(font, ImageFont.ImageFont):  # Pillow's bitmap font, when FreeType is absent
+        return text.isascii()
+    missing = bytes(font.getmask(UNKNOWN))
+    visible = {character for character in text if not character.isspace() and character != "…"}
+    return all(bytes(font.getmask(character)) != missing for character in visible)

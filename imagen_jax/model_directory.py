@@ -1,0 +1,149 @@
+"""A model on disk: `model.json`, the parameters of each part as safetensors, the tokenizer's file.
+
+Nothing in it is executed when it is read.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from imagen_jax import cascade as cascade_room
+from imagen_jax import text as text_room
+from imagen_jax.cascade import TEXT_ENCODER, Cascade
+from imagen_jax.convert.safetensors import load_params, save_params
+from imagen_jax.typing import Params
+
+FORMAT = 1
+MODEL_FILE = "model.json"
+
+
+class Parts(Mapping):
+    """Parameters by the name of the part, read from disk when first asked for.
+
+    `free(name)` lets a part go; the next access reads it again.
+    """
+
+    def __init__(self, readers: Mapping[str, Callable[[], Params]]):
+        self._readers = dict(readers)
+        self._read: dict[str, Params] = {}
+
+    def __getitem__(self, name: str) -> Params:
+        if name not in self._read:
+            self._read[name] = self._readers[name]()
+        return self._read[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._readers)
+
+    def __len__(self) -> int:
+        return len(self._readers)
+
+    def free(self, name: str) -> None:
+        self._read.pop(name, None)
+
+
+def part_names(cascade: Cascade) -> list[str]:
+    """The parts that have parameters: the stages, and the text encoder if there is one."""
+    names = [stage.name for stage in cascade.stages]
+    return names if cascade.encoder is None else [*names, TEXT_ENCODER]
+
+
+def fingerprint(files: list[Path]) -> str:
+    """Some digits that change when any of the files does."""
+    digest = hashlib.sha256()
+    for file in sorted(files):
+        with open(file, "rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
+def write_model(
+    directory: str | os.PathLike,
+    cascade: Cascade,
+    params: Mapping[str, Params],
+    *,
+    name: str | None = None,
+    notes: Mapping[str, Any] | None = None,
+    dtype: str = "bfloat16",
+) -> None:
+    """Save a model; `model.json` is written last and whole, so that a failed save shows as such.
+
+    Args:
+        params: of each part, by the stages' names and "text_encoder".
+        name: what the model calls itself; the directory's name when None.
+        notes: JSON values to keep with the model, such as steps trained.
+        dtype: of the parameters on disk.
+    """
+    directory = Path(directory)
+    if directory.exists() and not directory.is_dir():
+        raise ValueError(f"{directory} is a file; give a directory to save the model in.")
+    names = part_names(cascade)
+    missing = sorted(set(names) - set(params))
+    if missing:
+        raise ValueError(f"Parameters of {', '.join(missing)} are missing; got {sorted(params)}.")
+    directory.mkdir(parents=True, exist_ok=True)
+    files = [
+        file for part in names for file in save_params(directory, part, params[part], dtype=dtype)
+    ]
+    if cascade.encoder is not None:
+        text_room.copy_tokenizer(cascade.encoder.tokenizer, directory)
+    values = {
+        "format": FORMAT,
+        "name": name or directory.resolve().name,
+        "fingerprint": fingerprint(files),
+        **cascade_room.to_dict(cascade),
+        "notes": dict(notes or {}),
+    }
+    temporary = directory / f".{MODEL_FILE}.{os.getpid()}.tmp"
+    try:
+        temporary.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", "utf-8")
+        os.replace(temporary, directory / MODEL_FILE)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_model(directory: str | os.PathLike) -> tuple[Cascade, dict[str, Any]]:
+    """The cascade that `model.json` describes, and the file's other values (name, notes, ...).
+
+    Raises:
+        FileNotFoundError: there is no model.json.
+        ValueError: it is damaged, or of a newer format.
+    """
+    path = Path(directory) / MODEL_FILE
+    if not path.is_file():
+        raise FileNotFoundError(f"{directory} is no model directory: it has no {MODEL_FILE}.")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}.") from None
+    if not isinstance(values, dict) or "format" not in values or "stages" not in values:
+        raise ValueError(f"{path} does not describe a model: it needs 'format' and 'stages'.")
+    if values["format"] != FORMAT:
+        raise ValueError(
+            f"{path} has format {values['format']!r}; this version reads format {FORMAT}."
+        )
+    try:
+        cascade = cascade_room.from_dict(values, os.fspath(directory))
+    except (KeyError, TypeError, ValueError) as error:
+        reason = f"{error} is missing" if isinstance(error, KeyError) else error
+        raise ValueError(f"{path} does not describe a model of this version: {reason}") from error
+    return cascade, {key: value for key, value in values.items() if key != "stages"}
+
+
+def read_parts(directory: str | os.PathLike, cascade: Cascade, *, dtype: str = "float32") -> Parts:
+    """The parameters of a model directory, read part by part when first used.
+
+    Missing, unused and misshapen tensors are a ValueError that names them.
+    """
+
+    def reader(part: str) -> Callable[[], Params]:
+        def read() -> Params:
+            shapes = cascade_room.part_shapes(cascade, part)
+            return load_params(directory, part, shapes, dtype=dtype)
+
+        return read
+
+    return Parts({part: reader(part) for part in part_names(cascade)})

@@ -1,0 +1,109 @@
+"""How a stage is sampled: its own settings, kept with the model, and a caller's wishes on top."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from math import isfinite
+from typing import Any
+
+import numpy as np
+
+from imagen_jax.diffusion.denoiser import THRESHOLDS
+from imagen_jax.diffusion.samplers import MAX_STEPS, SAMPLERS, SPACINGS
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """How one stage is sampled when the caller says nothing else.
+
+    sampler: a key of SAMPLERS. steps: their number. spacing: of the times, a key of SPACINGS.
+    guidance: weight, 1 is none. guidance_interval: the times t where it acts. guidance_rescale: in
+    [0, 1]. threshold: a key of THRESHOLDS. percentile, cap: of dynamic thresholding, cap None for
+    none. gamma, eta: of ddpm and ddim. aug_level: noise on the low-resolution input, in [0, 1].
+    """
+
+    sampler: str = "ddpm"
+    steps: int = 256
+    spacing: str = "time"
+    guidance: float = 1.0
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    guidance_rescale: float = 0.0
+    threshold: str = "dynamic"
+    percentile: float = 99.5
+    cap: float | None = None
+    gamma: float = 0.3
+    eta: float = 0.0
+    aug_level: float = 0.1
+
+    def __post_init__(self):
+        object.__setattr__(self, "guidance_interval", tuple(self.guidance_interval))
+        choices = (
+            ("sampler", SAMPLERS),
+            ("spacing", SPACINGS),
+            ("threshold", THRESHOLDS),
+        )
+        for name, known in choices:
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"Unknown {name} {getattr(self, name)!r}; choose one of {', '.join(known)}."
+                )
+        if not isinstance(self.steps, int) or not 1 <= self.steps <= MAX_STEPS:
+            raise ValueError(f"steps must be a whole number from 1 to {MAX_STEPS}: {self.steps!r}.")
+        if not (is_number(self.guidance) and isfinite(self.guidance)):
+            raise ValueError(f"guidance must be a finite number (1 is none): {self.guidance!r}.")
+        if len(self.guidance_interval) != 2:
+            raise ValueError(f"guidance_interval must be two times: {self.guidance_interval!r}.")
+        units = (*self.guidance_interval, self.guidance_rescale, self.gamma, self.eta)
+        if not all(is_number(value) and 0 <= value <= 1 for value in (*units, self.aug_level)):
+            raise ValueError(
+                "guidance_interval, guidance_rescale, gamma, eta and aug_level lie in [0, 1]: "
+                f"{self}."
+            )
+        if not 0 < self.percentile <= 100:
+            raise ValueError(f"percentile must be in (0, 100]: {self.percentile!r}.")
+        if self.cap is not None and not self.cap >= 1:
+            raise ValueError(f"cap must be at least 1, or None: {self.cap!r}.")
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool)
+
+
+def settings_from_dict(values: Mapping[str, Any]) -> SamplingSettings:
+    """SamplingSettings of JSON values; an unknown key is an error."""
+    known = [field.name for field in fields(SamplingSettings)]
+    unknown = sorted(set(values) - set(known))
+    if unknown:
+        raise ValueError(f"Unknown sampling settings {unknown}; known are {known}.")
+    return SamplingSettings(**values)
+
+
+def with_overrides(
+    settings: Sequence[SamplingSettings],
+    *,
+    guidance: float | Sequence[float | None] | None = None,
+    steps: int | Sequence[int | None] | None = None,
+    sampler: str | Sequence[str | None] | None = None,
+) -> tuple[SamplingSettings, ...]:
+    """The settings of every stage after a caller's wishes.
+
+    A sequence has one entry a stage, None where the stage keeps its own. A single value of `steps`
+    or `sampler` is for every stage; a single `guidance` for the first one, where the text decides.
+    """
+    chosen, count = list(settings), len(settings)
+    wishes = {"guidance": guidance, "steps": steps, "sampler": sampler}
+    for name, wish in wishes.items():
+        if wish is None or isinstance(wish, str) or is_number(wish):
+            values = [wish] * count
+            if name == "guidance":
+                values[1:] = [None] * (count - 1)
+        else:
+            values = list(wish)
+            if not 1 <= len(values) <= count:
+                raise ValueError(
+                    f"{name} has {len(values)} entries; the model has {count} stages: {wish!r}."
+                )
+            values += [None] * (count - len(values))
+        for index, value in enumerate(values):
+            if value is not None:
+                chosen[index] = replace(chosen[index], **{name: value})
+    return tuple(chosen)

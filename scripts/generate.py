@@ -1,0 +1,141 @@
+"""Pictures from text: one PNG a picture, and one grid of all with their prompts below.
+
+python scripts/generate.py "a smiling cat with heart eyes" "红苹果" --num_images 4 --out samples/
+python scripts/generate.py --from_png samples/0003_red_heart.png --out again/
+"""
+
+import argparse
+import json
+import re
+import sys
+import time
+import warnings
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+if str(ROOT) not in sys.path:  # so that the script runs in a clone without installation
+    sys.path.insert(0, str(ROOT))
+
+
+def parser() -> argparse.ArgumentParser:
+    parse = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parse.add_argument
+    add("prompts", nargs="*", metavar="PROMPT", help="what to paint")
+    add("--model", help="shipped model, model directory or training workdir (default: emoji)")
+    add("--num_images", type=int, default=4, help="pictures a prompt")
+    add("--out", type=Path, default=Path("samples"), help="directory for the pictures")
+    add("--size", type=int, help="of the pictures: the stage to stop at (default: the largest)")
+    add("--guidance", type=numbers(float), help="weight of the text; W, or W,W,... by stage")
+    add("--steps", type=numbers(int), help="of the sampler; N, or N,N,... by stage")
+    add("--sampler", type=names, help="ddpm, ddim, dpmpp_2m or heun; or S,S,... by stage")
+    add("--seed", type=int, help="of the noise (default: a new one, which is printed)")
+    add("--negative_prompt", help="what to lead away from")
+    add("--label", type=int, nargs="+", help="classes, for a model of classes instead of prompts")
+    add("--batch_size", type=int, help="pictures at a time (default: 4 on a CPU, else 16)")
+    add("--from_png", type=Path, metavar="FILE", help="make this picture again, all else left out")
+    add("--no_grid", action="store_true", help="no grid.png")
+    add("--quiet", action="store_true", help="no progress bar")
+    return parse
+
+
+def numbers(kind: type):
+    """A reader of "3" as a number and of "3,1" as numbers by stage."""
+
+    def number(text: str):
+        values = [kind(part) for part in text.split(",")]
+        return values[0] if len(values) == 1 else values
+
+    number.__name__ = kind.__name__  # what argparse calls a wrong value
+    return number
+
+
+def names(text: str) -> str | list[str]:
+    values = text.split(",")
+    return values[0] if len(values) == 1 else values
+
+
+def file_name(index: int, prompt: str | None, digits: int) -> str:
+    """0007_red_heart.png: letters and digits of any script, the rest as underscores."""
+    words = re.sub(r"\W+", "_", prompt or "").strip("_")[:40].strip("_")
+    return f"{index:0{digits}d}_{words}.png" if words else f"{index:0{digits}d}.png"
+
+
+def generate(options: argparse.Namespace) -> None:
+    # After the command line is read: a wrong option need not wait for JAX.
+    from imagen_jax.pictures import read_settings, save_png
+
+    settings = None
+    if options.from_png is not None:
+        if options.prompts:
+            raise ValueError("--from_png makes one picture again; give no prompts with it.")
+        settings = read_settings(options.from_png)
+    elif not options.prompts and options.label is None and options.model is None:
+        raise ValueError('Give a prompt: scripts/generate.py "a smiling cat with heart eyes".')
+    if options.out.exists() and not options.out.is_dir():
+        raise ValueError(f"--out {options.out} is a file; give a directory.")
+
+    from imagen_jax import load_model
+
+    began = time.monotonic()
+    if settings is None:
+        pipeline = load_model(options.model or "emoji")
+        pictures = pipeline.generate_images(
+            options.prompts or None,
+            options.num_images,
+            options.size,
+            guidance=options.guidance,
+            steps=options.steps,
+            sampler=options.sampler,
+            seed=options.seed,
+            negative_prompt=options.negative_prompt,
+            label=options.label,
+            batch_size=options.batch_size,
+            progress=not options.quiet,
+        )
+    else:
+        pipeline = load_model(options.model or settings.get("model", "emoji"))
+        if settings.get("fingerprint") != pipeline.fingerprint:
+            print(
+                f"Warning: {options.from_png} was made by other weights of {pipeline.name!r}; "
+                "the picture will differ.",
+                file=sys.stderr,
+            )
+        pictures = pipeline.generate_again(settings, progress=not options.quiet)
+    seconds = time.monotonic() - began
+
+    options.out.mkdir(parents=True, exist_ok=True)
+    made = [picture.info["imagen_jax"] for picture in pictures]
+    digits = max(4, len(str(made[-1]["index"])))
+    for picture, entry in zip(pictures, made, strict=True):
+        path = options.out / file_name(entry["index"], entry["prompt"], digits)
+        save_png(picture, path)
+        print(path)
+    if not options.no_grid and len(pictures) > 1:
+        columns = options.num_images if 1 < options.num_images <= 8 else None
+        pictures.grid(columns).save(options.out / "grid.png")
+        print(options.out / "grid.png")
+    sampling = made[0]["sampling"]
+    print(
+        f"{len(pictures)} pictures of {made[0]['size']} pixels in {seconds:.1f} s; "
+        f"seed {made[0]['seed']}; "
+        + json.dumps([{k: s[k] for k in ("sampler", "steps", "guidance")} for s in sampling])
+    )
+
+
+def main() -> int:
+    options = parser().parse_args()
+    warnings.showwarning = lambda message, *rest: print(f"Warning: {message}", file=sys.stderr)
+    try:
+        generate(options)
+    except (ValueError, OSError) as error:
+        print(f"generate.py: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
