@@ -180,10 +180,12 @@ def to_dict(encoder: TextEncoder) -> dict[str, Any]:
 
 def from_dict(values: dict[str, Any], directory: str | os.PathLike) -> TextEncoder:
     """The inverse of `to_dict`, for a model in `directory`."""
-    unknown = set(values) - {"config", "tokenizer", "max_length"}
-    unknown |= set(values["config"]) - {field.name for field in fields(t5.T5Config)}
+    keys = {"config", "tokenizer", "max_length"}
+    if set(values) != keys:
+        raise ValueError(f"A text encoder has the keys {sorted(keys)}, not {sorted(values)}.")
+    unknown = set(values["config"]) - {field.name for field in fields(t5.T5Config)}
     if unknown:
-        raise ValueError(f"Unknown keys in the text encoder's description: {sorted(unknown)}.")
+        raise ValueError(f"T5Config has no fields {sorted(unknown)}.")
     tokenizer = make_tokenizer(values["tokenizer"], os.path.join(directory, SENTENCEPIECE_FILE))
     return TextEncoder(t5.T5Config(**values["config"]), tokenizer, values["max_length"])
 

@@ -8,7 +8,6 @@ in every layer.
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
 
 import flax.linen as nn
 import jax
@@ -38,7 +37,7 @@ class T5Config:
     head_dim: int = 64
     num_layers: int = 8
     d_ff: int = 1024
-    activation: Literal["gelu", "relu", "silu"] = "gelu"
+    activation: str = "gelu"  # one of ACTIVATIONS
     gated: bool = True
     num_buckets: int = 32
     max_distance: int = 128
@@ -49,7 +48,7 @@ class T5Config:
     # sooner from a small one.
     embedding_init_scale: float = 1.0
     remat: bool = False
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: str = "float32"  # or "bfloat16"
 
     def __post_init__(self):
         for name in ("vocab_size", "d_model", "num_heads", "head_dim", "num_layers", "d_ff"):
