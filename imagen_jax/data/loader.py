@@ -166,4 +166,4 @@ class Loader:
             num_threads=self.num_threads, prefetch_buffer_size=self.prefetch
         )
         steps = grain.MapDataset.range(start, FOREVER)
-        return iter(steps.map(self.batch).to_iter_dataset(options))
+        yield from steps.map(self.batch).to_iter_dataset(options)

@@ -56,10 +56,11 @@ def read_tfds(
     text: str = "captions",
     label: str = "label",
 ) -> TfdsSource:
-    """A TFDS data set such as "cifar10", as ArrayRecord in data_dir (or ~/tensorflow_datasets).
+    """A TFDS data set such as "cifar10", as ArrayRecord, the format with random access.
 
-    Downloads and prepares it when it is not there. `split` is a TFDS split; "heldout" is the
-    builder's "heldout" or "test". `image`, `text` and `label` name features.
+    Downloads and prepares it in data_dir (or ~/tensorflow_datasets/array_record) when it is not
+    there; a set that is there in another format is an error. `split` is a TFDS split; "heldout" is
+    the builder's "heldout" or "test". `image`, `text` and `label` name features.
     """
     check_choice("conditioning", conditioning, CONDITIONINGS)
     try:
@@ -68,8 +69,9 @@ def read_tfds(
         raise ImportError("TFDS data needs TensorFlow: pip install imagen_jax[tfds]") from error
     if path == "emoji":
         from imagen_jax.data import tfds_emoji  # noqa: F401  (registers the builder)
+    data_dir = data_dir or Path("~/tensorflow_datasets/array_record").expanduser()
     builder = tfds.builder(path, data_dir=data_dir, file_format="array_record")
-    builder.download_and_prepare(file_format="array_record")
+    builder.download_and_prepare()
     if split == "heldout" and split not in builder.info.splits:
         split = "test"
     wanted = {"text": text, "label": label, None: image}[conditioning]
