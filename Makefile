@@ -21,7 +21,7 @@ PROMPTS := "a smiling cat with heart eyes" "red heart" "flag of Japan" "sun with
 .PHONY: demo test test-slow lint format emoji-data clean
 
 demo: $(VENV)/.core
-	$(BIN)/python scripts/generate.py $(PROMPTS) --num_images 1 --out $(DEMO)
+	$(BIN)/python scripts/generate.py $(PROMPTS) --num_images 1 --seed 0 --out $(DEMO)
 	@echo "The grid of pictures: $(CURDIR)/$(DEMO)/grid.png"
 
 test: $(VENV)/.dev emoji-data
