@@ -1,0 +1,96 @@
+"""The base model of the shipped emoji cascade: text in English or Chinese to 32x32 pictures.
+
+    python scripts/prepare_emoji.py --out data/emoji
+    python scripts/train.py --config configs/emoji_base32.py --workdir runs/base32
+
+Made for a machine without an accelerator: patches of 4x4 pixels are folded into channels, so that
+all work is done at 8x8 and 4x4 where a CPU's matrix units are busy, and a small text encoder is
+trained along, since none is pretrained on a vocabulary this small. The paper's own networks are
+`imagen_jax.models.UNetConfig` and `EfficientUNetConfig` with `patch_size` 1. Hardware, time and
+expected result: imagen_jax/pretrained/emoji/README.md.
+"""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+SHIPPED = Path(__file__).parent.parent / "imagen_jax" / "pretrained" / "emoji"
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    config.seed = 0
+    config.batch_size = 64
+    config.num_steps = 20_000
+    config.log_every = 100
+    config.ema_decay = 0.998
+    config.init_from = None
+    config.stage = {
+        "name": "base32",
+        "resolution": 32,
+        "conditioning": "text",
+        "text_width": 192,
+        "prediction": "v",  # the paper predicts eps; v is stable where patches are large
+        "loss": {"weight": "v"},
+        "schedule": {"kind": "cosine"},
+        "time_power": 1.0,
+        "network": {
+            "kind": "efficient_unet",
+            "levels": [
+                {"channels": 128, "num_res_blocks": 1, "stride": 1, "attention": None},
+                {"channels": 256, "num_res_blocks": 2, "stride": 2, "attention": "self"},
+            ],
+            "patch_size": 4,
+            "upsample_kernel": 1,
+            "num_heads": 4,
+            "attention_hidden_ratio": 1.0,
+            "embedding_width": 512,
+        },
+    }
+    config.text = {
+        "tokenizer": str(SHIPPED / "spiece.model"),
+        "max_length": 20,
+        "trainable": True,
+        "dropout": 0.1,
+        "init_from": None,
+        "encoder": {
+            "vocab_size": 6000,
+            "d_model": 192,
+            "num_heads": 3,
+            "head_dim": 64,
+            "num_layers": 2,
+            "d_ff": 384,
+            "embedding_init_scale": 0.05,
+        },
+    }
+    config.data = {"source": "npz", "path": "data/emoji/emoji.npz", "split": "train"}
+    config.optimizer = {
+        "kind": "adamw",
+        "learning_rate": 1e-3,
+        "warmup_steps": 200,
+        "decay_steps": 20_000,
+        "b1": 0.9,
+        "b2": 0.99,
+        "weight_decay": 0.01,
+        "clip_norm": 1.0,
+    }
+    config.mesh = {"data": None, "fsdp": 1, "tensor": 1}
+    config.checkpoint = {"every": 500, "keep": 2, "keep_best": 0}
+    config.sample = {
+        "every": 2000,
+        "prompts": [
+            "grinning face",
+            "red heart",
+            "dog face",
+            "pizza",
+            "flag: Japan",
+            "woman firefighter: medium skin tone",
+            "红心",
+            "猫脸",
+        ],
+        "sampler": "dpmpp_2m",
+        "steps": 20,
+        "guidance": 2.0,
+        "threshold": "static",
+    }
+    return config

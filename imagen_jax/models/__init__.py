@@ -1,0 +1,67 @@
+"""Networks. The only place that knows flax.linen: everyone else sees `init(config, key)` and
+`apply(config, params, ...)`.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from imagen_jax.models.efficient_unet import EfficientLevel, EfficientUNet, EfficientUNetConfig
+from imagen_jax.models.unet import UNet, UNetConfig, UNetLevel
+from imagen_jax.typing import Images, Params, TextEmbeddings
+
+NetworkConfig = UNetConfig | EfficientUNetConfig
+NETWORKS = {"unet": UNetConfig, "efficient_unet": EfficientUNetConfig}
+LEVELS = {UNetConfig: UNetLevel, EfficientUNetConfig: EfficientLevel}
+MODULES = {UNetConfig: UNet, EfficientUNetConfig: EfficientUNet}
+
+
+def reduction(config: NetworkConfig) -> int:
+    """The factor by which the network shrinks its input at the bottom; image sides must be
+    multiples of it.
+    """
+    if isinstance(config, UNetConfig):
+        return 2 ** (len(config.levels) - 1)
+    factor = config.patch_size
+    for level in config.levels:
+        factor *= level.stride
+    return factor
+
+
+def init(config: NetworkConfig, key, *, resolution: int, text_width: int | None = None) -> Params:
+    """Random float32 parameters. `text_width` is the width of the text embeddings, None without
+    text.
+    """
+    x = jnp.zeros((1, resolution, resolution, config.in_channels))
+    text = None
+    if text_width is not None:
+        text = TextEmbeddings(jnp.zeros((1, 2, text_width)), jnp.ones((1, 2), bool))
+    label = jnp.zeros((1,), jnp.int32) if config.num_classes is not None else None
+    low_res, aug_level = None, None
+    if config.low_res_channels:
+        low_res, aug_level = x[..., : config.low_res_channels], jnp.zeros((1,))
+
+    def run(key):
+        return MODULES[type(config)](config).init(
+            key, x, jnp.zeros((1,)), text, label, low_res, aug_level
+        )
+
+    return jax.jit(run)(key)["params"]
+
+
+def apply(
+    config: NetworkConfig,
+    params: Params,
+    x: Images,
+    time: Float[Array, " batch"],
+    *,
+    text: TextEmbeddings | None = None,
+    label: Int[Array, " batch"] | None = None,
+    low_res: Images | None = None,
+    aug_level: Float[Array, " batch"] | None = None,
+) -> Images:
+    """Runs the network: x in [-1,1] plus noise, `time` = 1000 t, `aug_level` = 1000 level,
+    `low_res` of x's size.
+    """
+    module = MODULES[type(config)](config)
+    return module.apply({"params": params}, x, time, text, label, low_res, aug_level)

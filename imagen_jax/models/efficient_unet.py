@@ -1,0 +1,120 @@
+"""The Efficient U-Net of arXiv 2205.11487, section B.1 and figures A.28 to A.30 (sizes: F.2, F.3).
+"""
+
+import dataclasses
+import math
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from imagen_jax.models.layers import (
+    Attention,
+    Conv3x3,
+    Embedding,
+    GroupNorm,
+    ResBlock,
+    depth_to_space,
+    nearest_upsample,
+    space_to_depth,
+    zeros,
+)
+from imagen_jax.typing import TextEmbeddings
+
+
+@dataclasses.dataclass(frozen=True)
+class EfficientLevel:
+    """One DBlock and its UBlock: width, residual blocks, stride (1 or 2), attention (None, "self"
+    or "cross").
+    """
+
+    channels: int
+    num_res_blocks: int = 2
+    stride: int = 2
+    attention: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class EfficientUNetConfig:
+    """An Efficient U-Net, the highest resolution first.
+
+    Against the usual U-Net, downsampling comes before a level's blocks and upsampling after them,
+    and skips are scaled by 1/sqrt(2). `attention_hidden_ratio` is the paper's "hidden 2x channels".
+    `patch_size` folds patches into channels before the first convolution and back after the last,
+    `upsample_kernel` 1 upsamples by a 1x1 convolution (1 and 3 are the paper's network; the others
+    are for small machines).
+    """
+
+    levels: tuple[EfficientLevel, ...]
+    in_channels: int = 3
+    out_channels: int = 3
+    low_res_channels: int = 0
+    stem_channels: int | None = None
+    num_heads: int = 8
+    attention_hidden_ratio: float = 2.0
+    embedding_width: int | None = None
+    num_classes: int | None = None
+    patch_size: int = 1
+    upsample_kernel: int = 3
+    dtype: str = "float32"
+    remat: bool = False
+
+
+class EfficientUNet(nn.Module):
+    """`EfficientUNetConfig` as a network: images [B,H,W,C] and 1000*t [B] to images
+    [B,H,W,out_channels].
+    """
+
+    config: EfficientUNetConfig
+
+    @nn.compact
+    def __call__(self, x, time, text: TextEmbeddings | None, label, low_res, aug_level):
+        cfg = self.config
+        dtype = jnp.dtype(cfg.dtype)
+        wrap = nn.remat if cfg.remat else lambda module: module
+        stem = cfg.stem_channels or cfg.levels[0].channels
+        width = cfg.embedding_width or 4 * stem
+        pooling_heads = max(1, text.values.shape[-1] // 64) if text is not None else 1
+        embedding = Embedding(stem, width, cfg.num_classes, pooling_heads, dtype, name="embedding")(
+            time, text, label, aug_level
+        )
+
+        def res_block(h, channels, name):
+            return wrap(ResBlock)(channels, dtype, name=name)(h, embedding)
+
+        def attend(h, kind, name):
+            if kind is None:
+                return h
+            hidden = int(cfg.attention_hidden_ratio * h.shape[-1])
+            return wrap(Attention)(kind, cfg.num_heads, hidden, dtype, name=name)(h, text)
+
+        def conv(h, channels, name, stride=1):
+            return Conv3x3(channels, dtype, stride, name=name)(h)
+
+        if cfg.low_res_channels:
+            x = jnp.concatenate([x, low_res], axis=-1)
+        h = conv(space_to_depth(x.astype(dtype), cfg.patch_size), stem, "conv_in")
+        skips = []
+        for i, level in enumerate(cfg.levels):
+            if level.stride > 1 or level.channels != h.shape[-1]:
+                h = conv(h, level.channels, f"down{i}_conv", level.stride)
+            for j in range(level.num_res_blocks):
+                h = res_block(h, level.channels, f"down{i}_block{j}")
+                if j == level.num_res_blocks - 1:
+                    h = attend(h, level.attention, f"down{i}_attention")
+                skips.append(h)
+        for i, level in reversed(list(enumerate(cfg.levels))):
+            for j in range(level.num_res_blocks):
+                skip = skips.pop() * (1 / math.sqrt(2))
+                h = res_block(jnp.concatenate([h, skip], -1), level.channels, f"up{i}_block{j}")
+            h = attend(h, level.attention, f"up{i}_attention")
+            if level.stride > 1:
+                channels = cfg.levels[i - 1].channels if i else stem
+                if cfg.upsample_kernel == 1:
+                    h = nn.Dense(channels, dtype=dtype, name=f"up{i}_conv")(h)
+                    h = nearest_upsample(h, level.stride)
+                else:
+                    h = conv(nearest_upsample(h, level.stride), channels, f"up{i}_conv")
+        h = nn.swish(GroupNorm(name="norm_out")(h))
+        out_channels = cfg.out_channels * cfg.patch_size**2
+        h = Conv3x3(out_channels, jnp.float32, kernel_init=zeros, name="conv_out")(h)
+        return depth_to_space(h, cfg.patch_size)

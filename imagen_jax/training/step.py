@@ -1,0 +1,118 @@
+"""The train step (arXiv 2205.11487, section 2): the same function in training, benchmarks and
+planning.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+from imagen_jax import text as text_room
+from imagen_jax.diffusion.augmentation import augment, downsample, sample_levels, upsample
+from imagen_jax.diffusion.losses import diffusion_loss
+from imagen_jax.diffusion.process import add_noise
+from imagen_jax.stage import Stage, apply_network, null_label
+from imagen_jax.text import TextEncoder
+from imagen_jax.training.state import NETWORK, TEXT_ENCODER, TrainState, update_ema
+from imagen_jax.typing import Images, Keys, Params, TextEmbeddings
+
+TIME_BINS = 10
+Batch = dict[str, Array]
+TrainStep = Callable[[TrainState, Batch, Keys], tuple[TrainState, dict[str, Array]]]
+
+
+def to_images(pixels: Array) -> Images:
+    """uint8 0..255 to float32 in [-1, 1]."""
+    return pixels.astype(jnp.float32) / 127.5 - 1.0
+
+
+def sample_times(key: Keys, batch: int, power: float) -> Float[Array, " batch"]:
+    """One t an example, one in each of `batch` equal parts of [0, 1) (arXiv 2107.00630, I.1), to
+    the `power`.
+    """
+    offset = jax.random.uniform(key, (), jnp.float32)
+    even = (jnp.arange(batch, dtype=jnp.float32) + offset) / batch
+    return even**power
+
+
+def drop_text(text: TextEmbeddings, drop: Array) -> TextEmbeddings:
+    """Null text where `drop` is True (section 2.2: embeddings are zeroed)."""
+    null = text_room.null_text(*text.values.shape)
+    values = jnp.where(drop[:, None, None], null.values, text.values)
+    return TextEmbeddings(values, jnp.where(drop[:, None], null.mask, text.mask))
+
+
+def make_loss(
+    stage: Stage, encoder: TextEncoder | None, dropout: float, frozen_text: Params | None
+) -> Callable:
+    """(params, batch, key) -> (mean loss, (loss an example, t an example))."""
+
+    def loss(params: Params, batch: Batch, key: Keys):
+        x0 = to_images(batch["image"])
+        size = x0.shape[0]
+        keys = iter(jax.random.split(key, 6))
+        t = sample_times(next(keys), size, stage.time_power)
+        eps = jax.random.normal(next(keys), x0.shape, jnp.float32)
+        drop = jax.random.uniform(next(keys), (size,)) < dropout
+        conditions = {}
+        if stage.low_resolution is not None:
+            level = sample_levels(next(keys), size, *stage.aug_levels)
+            low_res = upsample(downsample(x0, stage.low_resolution), stage.resolution)
+            noise = jax.random.normal(next(keys), x0.shape, jnp.float32)
+            conditions = {"low_res": augment(low_res, level, noise), "aug_level": level}
+        if stage.conditioning == "text":
+            if "text" in batch:
+                text = TextEmbeddings(batch["text"].astype(jnp.float32), batch["mask"])
+            else:
+                weights = params[TEXT_ENCODER] if frozen_text is None else frozen_text
+                text = text_room.encode_tokens(encoder.config, weights, batch["ids"], batch["mask"])
+            conditions["text"] = drop_text(text, drop)
+        elif stage.conditioning == "label":
+            conditions["label"] = jnp.where(drop, null_label(stage, size), batch["label"])
+        x_t = add_noise(x0, eps, stage.schedule.logsnr(t))
+        output = apply_network(stage, params[NETWORK], x_t, t, **conditions)
+        # A learned variance (DeepFloyd IF) is not trained by this loss.
+        output = output[..., : stage.channels]
+        losses = diffusion_loss(output, stage.prediction, x0, eps, t, stage.schedule, stage.loss)
+        return losses.mean(), (losses, t)
+
+    return loss
+
+
+def make_train_step(
+    stage: Stage,
+    encoder: TextEncoder | None,
+    optimizer: optax.GradientTransformation,
+    *,
+    ema_decay: float | None = 0.9999,
+    text_dropout: float = 0.1,
+    frozen_text: Params | None = None,
+) -> TrainStep:
+    """(state, batch, key) -> (state, metrics), to be jitted with the state donated.
+
+    batch: "image" uint8 [B,H,W,3], and "ids" with "mask", or "text" with "mask", or "label".
+    `frozen_text`: the encoder's parameters where it is not trained. metrics: loss, grad_norm, and
+    loss_by_t, count_by_t: sums of the loss and number of examples in ten equal parts of t.
+    """
+    loss = make_loss(stage, encoder, text_dropout, frozen_text)
+
+    def train_step(state: TrainState, batch: Batch, key: Keys) -> tuple[TrainState, dict[str, Any]]:
+        gradient = jax.value_and_grad(loss, has_aux=True)
+        (mean, (losses, t)), grads = gradient(state.params, batch, key)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        step = state.step + 1
+        ema = None if state.ema is None else update_ema(state.ema, params, step, ema_decay)
+        parts = jax.nn.one_hot((t * TIME_BINS).astype(jnp.int32), TIME_BINS)
+        metrics = {
+            "loss": mean,
+            "grad_norm": optax.global_norm(grads),
+            "loss_by_t": losses @ parts,
+            "count_by_t": parts.sum(0),
+        }
+        return TrainState(step, params, ema, opt_state), metrics
+
+    return train_step

@@ -1,0 +1,22 @@
+"""Array types shared by every room of the package. Images are NHWC floats in [-1, 1] unless said
+otherwise.
+"""
+
+from typing import Any, NamedTuple
+
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+Images = Float[Array, "batch height width channels"]
+Tokens = Int[Array, "batch length"]
+Mask = Bool[Array, "batch length"]
+LogSNR = Float[Array, "*batch"]
+Keys = PRNGKeyArray | Array
+Params = dict[str, Any]
+
+
+class TextEmbeddings(NamedTuple):
+    """What a text encoder gives: one vector a token, and which tokens are real (True) or padding.
+    """
+
+    values: Float[Array, "batch length width"]
+    mask: Bool[Array, "batch length"]
