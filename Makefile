@@ -56,6 +56,7 @@ emoji-data:
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "imagen_jax needs Python 3.11 or newer; set PYTHON=")'
 	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --upgrade 'pip>=26'
 
 $(VENV)/.core: pyproject.toml requirements.txt | $(BIN)/python
 	$(PIP) install --quiet --editable .
