@@ -46,14 +46,20 @@ class Damage:
             if error.key not in self.broken:
                 self.broken[error.key] = str(error)
                 logging.warning("skipped a broken example: %s", error)
-            share = len(self.broken) / min(max(self.read, 1000), self.size)
-        if share > self.max_share:
-            shown = "; ".join(list(self.broken.values())[:5])
-            raise TooManyBroken(
-                f"{len(self.broken)} broken examples, {share:.1%} of those read, are more than the "
-                f"{self.max_share:.1%} allowed. The first: {shown}. Mend or remove them, or raise "
-                "data.max_broken_share."
-            )
+        if self.share > self.max_share:
+            raise self.error()
+
+    @property
+    def share(self) -> float:
+        return len(self.broken) / min(max(self.read, 1000), self.size)
+
+    def error(self) -> TooManyBroken:
+        shown = "; ".join(list(self.broken.values())[:5])
+        return TooManyBroken(
+            f"{len(self.broken)} broken examples, {self.share:.1%} of those read, are more than "
+            f"the {self.max_share:.1%} allowed. The first: {shown}. Mend or remove them, or raise "
+            "data.max_broken_share."
+        )
 
 
 def uniform(*parts: Any) -> float:
@@ -135,7 +141,7 @@ class Loader:
             except BrokenExample as error:
                 self.damage.report(error)
         else:
-            raise TooManyBroken(f"all {len(self.source)} examples of the source are broken")
+            raise self.damage.error()
         image = preprocess.resize(example["image"], self.resolution)
         if self.flip and uniform(self.seed, number, "flip") < 0.5:
             image = image[:, ::-1]
@@ -166,4 +172,7 @@ class Loader:
             num_threads=self.num_threads, prefetch_buffer_size=self.prefetch
         )
         steps = grain.MapDataset.range(start, FOREVER)
-        yield from steps.map(self.batch).to_iter_dataset(options)
+        try:
+            yield from steps.map(self.batch).to_iter_dataset(options)
+        except TooManyBroken:  # said anew, without Grain's note on its tracebacks
+            raise self.damage.error() from None

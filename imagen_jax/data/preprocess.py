@@ -47,11 +47,8 @@ def resize(image: np.ndarray, resolution: int) -> np.ndarray:
         return image
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
+    picture = Image.fromarray(np.ascontiguousarray(image[top : top + side, left : left + side]))
     if side % resolution == 0:
-        kernel = Image.Resampling.BOX
-    elif side > resolution:
-        kernel = Image.Resampling.LANCZOS
-    else:
-        kernel = Image.Resampling.BICUBIC
-    crop = np.ascontiguousarray(image[top : top + side, left : left + side])
-    return np.asarray(Image.fromarray(crop).resize((resolution, resolution), kernel))
+        return np.asarray(picture.reduce(side // resolution))
+    kernel = Image.Resampling.LANCZOS if side > resolution else Image.Resampling.BICUBIC
+    return np.asarray(picture.resize((resolution, resolution), kernel))

@@ -40,7 +40,7 @@ def decode_image(example: dict[str, Any]) -> dict[str, Any]:
 
 
 @seqio.utils.map_over_dataset(num_seeds=1)
-def draw_caption(example: dict[str, Any], seed: tf.Tensor) -> dict[str, Any]:
+def draw_caption(example: dict[str, Any], seed: Any) -> dict[str, Any]:
     """Draws `text` out of `captions` {text, weight} by the weights."""
     logits = tf.math.log(example["captions"]["weight"])[None]
     index = tf.random.stateless_categorical(logits, 1, seed)[0, 0]
@@ -195,18 +195,23 @@ class StreamLoader:
         lengths = {"image": self.resolution}
         if self.conditioning == "text":
             lengths["text"] = self.length
-        elif self.conditioning == "label":
-            lengths["label"] = 1
         task = seqio.get_mixture_or_task(self.task) if isinstance(self.task, str) else self.task
-        dataset = task.get_dataset(
-            lengths,
-            split=self.split,
-            shuffle=self.shuffle,
-            num_epochs=None,
-            shard_info=seqio.ShardInfo(self.process_index, self.process_count),
-            seed=self.seed,
-            try_in_mem_cache=False,  # the cache would be part of the iterator's state
-        )
+        # Caches of small sets, TFDS's and seqio's, would become part of the iterator's state.
+        seqio.set_tfds_read_config_override(tfds.ReadConfig(try_autocache=False))
+        try:
+            dataset = task.get_dataset(
+                lengths,
+                split=self.split,
+                shuffle=self.shuffle,
+                num_epochs=None,
+                shard_info=seqio.ShardInfo(self.process_index, self.process_count),
+                seed=self.seed,
+                try_in_mem_cache=False,
+            )
+        finally:
+            seqio.set_tfds_read_config_override(None)
+        if self.conditioning == "label":
+            lengths["label"] = 1  # a scalar: the converter wants a length, the Task none
         dataset = ImageFeatureConverter(self.conditioning)(dataset, lengths)
         dataset = dataset.batch(self.rows, drop_remainder=True)
         options = tf.data.Options()

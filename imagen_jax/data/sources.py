@@ -116,7 +116,9 @@ class ArraySource:
 def _npz_captions(values: np.ndarray, path: Path) -> list[Captions]:
     """Captions as plain strings, one a picture, or as UTF-8 JSON: [[[text, weight], ...], ...]."""
     if values.dtype == np.uint8:
-        return [[(text, weight) for text, weight in row] for row in json.loads(values.tobytes())]
+        return [
+            [(text, float(weight)) for text, weight in row] for row in json.loads(values.tobytes())
+        ]
     if values.dtype.kind == "U" and values.ndim == 1:
         return [[(str(text), 1.0)] for text in values]
     raise ValueError(
