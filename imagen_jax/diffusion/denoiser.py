@@ -168,7 +168,9 @@ def make_denoiser(
     return denoise
 
 
-def _split(output: Images, channels: int) -> tuple[Images, Images | None]:
+def _split(
+    output: Float[Array, "batch height width outputs"], channels: int
+) -> tuple[Images, Images | None]:
     """The prediction, and the learned variance from [-1, 1] to [0, 1] if any; both float32."""
     output = output.astype(jnp.float32)
     if output.shape[-1] == channels:

@@ -109,8 +109,9 @@ def ddim(
     alpha_s, sigma_s = alpha_sigma(step.logsnr_s)
     eps = (state.x - alpha_t * x0) / sigma_t
     log_ratio = step.logsnr_t - step.logsnr_s
-    eta = jnp.where(step.to_clean, 0.0, options.eta)
+    eta = jnp.asarray(options.eta, jnp.float32)
     deviation = eta * sigma_s * jnp.sqrt(-jnp.expm1(log_ratio))
+    deviation = jnp.where(step.to_clean, 0.0, deviation)
     # sqrt(sigma_s^2 - deviation^2) without the difference, which has few digits in large steps.
     direction = sigma_s * jnp.sqrt((1.0 - eta**2) + eta**2 * jnp.exp(log_ratio))
     x = alpha_s * x0 + direction * eps + deviation * noise(step.index + 1)

@@ -1,0 +1,152 @@
+"""Losses: the formulas of their papers, whatever the network outputs."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from imagen_jax.diffusion import (
+    LOSS_WEIGHTS,
+    PREDICTIONS,
+    Cosine,
+    LinearBeta,
+    Loss,
+    add_noise,
+    convert,
+    diffusion_loss,
+    loss_weight,
+    prediction_target,
+)
+
+SHAPE = (6, 4, 4, 3)
+TIMES = jnp.array([0.1, 0.3, 0.5, 0.6, 0.75, 0.9])
+SCHEDULE = Cosine(shift=-1.0)
+SNR = np.exp(np.asarray(SCHEDULE.logsnr(TIMES), np.float64))
+
+
+def example(key):
+    x0_key, eps_key, guess_key = jax.random.split(key, 3)
+    x0 = jax.random.uniform(x0_key, SHAPE, minval=-1.0, maxval=1.0)
+    return x0, jax.random.normal(eps_key, SHAPE), jax.random.normal(guess_key, SHAPE)
+
+
+def errors(x0, eps, guess):
+    """Mean squared errors of eps, x0 and v, where the network's guess of eps is `guess`."""
+    logsnr = SCHEDULE.logsnr(TIMES)
+    x_t = add_noise(x0, eps, logsnr)
+    return {
+        kind: np.mean(
+            (convert(guess, x_t, logsnr, "eps", kind) - convert(eps, x_t, logsnr, "eps", kind))
+            ** 2,
+            axis=(1, 2, 3),
+        )
+        for kind in PREDICTIONS
+    }
+
+
+@pytest.mark.parametrize("weight", LOSS_WEIGHTS)
+def test_the_same_guess_costs_the_same_in_every_prediction(key, weight):
+    x0, eps, guess = example(key)
+    logsnr = SCHEDULE.logsnr(TIMES)
+    x_t = add_noise(x0, eps, logsnr)
+    losses = [
+        diffusion_loss(
+            convert(guess, x_t, logsnr, "eps", kind),
+            kind, x0, eps, TIMES, SCHEDULE, Loss(weight),
+        )
+        for kind in PREDICTIONS
+    ]  # fmt: skip
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
+    np.testing.assert_allclose(losses[2], losses[0], rtol=1e-4)
+
+
+@pytest.mark.parametrize("space", PREDICTIONS)
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_plain_losses_are_mean_squared_errors(key, space, prediction):
+    x0, eps, guess = example(key)
+    logsnr = SCHEDULE.logsnr(TIMES)
+    output = convert(guess, add_noise(x0, eps, logsnr), logsnr, "eps", prediction)
+    loss = diffusion_loss(output, prediction, x0, eps, TIMES, SCHEDULE, Loss(space))
+    np.testing.assert_allclose(loss, errors(x0, eps, guess)[space], rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "divisor"), [("x0", np.ones(6)), ("eps", SNR), ("v", SNR + 1.0)]
+)
+def test_min_snr_is_the_papers_table(prediction, divisor):
+    # Hang et al. 2023, section 3.4: min(SNR, gamma) for x0, over SNR for eps, over SNR + 1 for v.
+    weight = loss_weight(Loss("min_snr", min_snr_gamma=5.0), prediction, TIMES, SCHEDULE)
+    np.testing.assert_allclose(weight, np.minimum(SNR, 5.0) / divisor, rtol=1e-4)
+
+
+def test_sigmoid_is_the_weighted_bound():
+    # Kingma & Gao 2023: w(logsnr) * (-d logsnr / dt) |eps - eps_hat|^2, w = sigmoid(bias - logsnr).
+    schedule = Cosine(-math.inf, math.inf)
+    logsnr = np.asarray(schedule.logsnr(TIMES), np.float64)
+    slope = 2.0 * np.pi / np.sin(np.pi * np.asarray(TIMES, np.float64))
+    expected = slope / (1.0 + np.exp(logsnr + 3.0))
+    loss = Loss("sigmoid", sigmoid_bias=-3.0)
+    np.testing.assert_allclose(loss_weight(loss, "eps", TIMES, schedule), expected, rtol=1e-4)
+    # In x0: exp(bias) sigmoid(logsnr - bias), the form of Hoogeboom et al. 2024.
+    in_x0 = slope * np.exp(-3.0) / (1.0 + np.exp(-3.0 - logsnr))
+    np.testing.assert_allclose(loss_weight(loss, "x0", TIMES, schedule), in_x0, rtol=1e-4)
+
+
+@pytest.mark.parametrize("weight", LOSS_WEIGHTS)
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_a_perfect_network_costs_nothing(key, weight, prediction):
+    x0, eps, _ = example(key)
+    target = prediction_target(prediction, x0, eps, SCHEDULE.logsnr(TIMES))
+    loss = diffusion_loss(target, prediction, x0, eps, TIMES, SCHEDULE, Loss(weight))
+    np.testing.assert_array_equal(loss, np.zeros(6))
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_targets_are_what_convert_gives(key, prediction):
+    x0, eps, _ = example(key)
+    logsnr = SCHEDULE.logsnr(TIMES)
+    np.testing.assert_allclose(
+        prediction_target(prediction, x0, eps, logsnr),
+        convert(eps, add_noise(x0, eps, logsnr), logsnr, "eps", prediction),
+        atol=2e-5,
+    )
+
+
+@pytest.mark.parametrize("weight", LOSS_WEIGHTS)
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize(
+    "schedule", [Cosine(), LinearBeta(), Cosine(-math.inf, math.inf)], ids=["cosine", "beta", "inf"]
+)
+def test_both_ends_are_finite_with_finite_gradients(key, weight, prediction, schedule):
+    x0, eps, guess = (value[:2] for value in example(key))
+    t = jnp.array([0.0, 1.0])
+
+    def total(output):
+        return diffusion_loss(output, prediction, x0, eps, t, schedule, Loss(weight)).sum()
+
+    loss, gradient = jax.value_and_grad(total)(guess)
+    assert np.isfinite(loss)
+    assert np.all(np.isfinite(gradient))
+
+
+def test_half_precision_outputs_give_float32_losses(key):
+    x0, eps, guess = (value.astype(jnp.bfloat16) for value in example(key))
+    for prediction in PREDICTIONS:
+        loss = diffusion_loss(guess, prediction, x0, eps, TIMES, SCHEDULE, Loss())
+        exact = diffusion_loss(
+            *(value.astype(jnp.float32) for value in (guess,)), prediction,
+            x0.astype(jnp.float32), eps.astype(jnp.float32), TIMES, SCHEDULE, Loss(),
+        )  # fmt: skip
+        assert loss.dtype == jnp.float32
+        np.testing.assert_array_equal(loss, exact)
+
+
+def test_impossible_losses_are_refused(key):
+    with pytest.raises(ValueError, match=r"'snr'.*min_snr"):
+        Loss("snr")
+    with pytest.raises(ValueError, match="0"):
+        Loss("min_snr", min_snr_gamma=0.0)
+    with pytest.raises(ValueError, match="'noise'"):
+        loss_weight(Loss(), "noise", TIMES, SCHEDULE)
