@@ -36,15 +36,24 @@ def augment(
 
 def upsample(images: Images, resolution: int) -> Resized:
     """Bilinear resize to the resolution x resolution that the network works at."""
-    return _resize(images, resolution, antialias=False)
+    return _bilinear(images, resolution, antialias=False)
 
 
 def downsample(images: Images, resolution: int) -> Resized:
-    """Antialiased bilinear resize to resolution x resolution."""
-    return _resize(images, resolution, antialias=True)
+    """Resize to resolution x resolution: whole factors average pixels, others are antialiased.
+
+    Data sources resize whole factors by averages too, so a super-resolution stage trains on
+    pictures made the way that the base stage's were.
+    """
+    batch, height, width, channels = images.shape
+    if resolution < 1 or height % resolution or width % resolution:
+        return _bilinear(images, resolution, antialias=True)
+    rows, columns = height // resolution, width // resolution
+    blocks = images.reshape(batch, resolution, rows, resolution, columns, channels)
+    return jnp.mean(blocks, axis=(2, 4), dtype=jnp.float32)
 
 
-def _resize(images: Images, resolution: int, antialias: bool) -> Resized:
+def _bilinear(images: Images, resolution: int, antialias: bool) -> Resized:
     if resolution < 1:
         raise ValueError(f"resolution must be at least 1, got {resolution}")
     batch, _, _, channels = images.shape
