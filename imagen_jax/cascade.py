@@ -65,6 +65,12 @@ class Cascade:
                 )
         if self.encoder is None and any(stage.conditioning == "text" for stage in self.stages):
             raise ValueError("A stage is conditioned on text, but the cascade has no text encoder.")
+        for stage in self.stages:
+            if stage.conditioning == "text" and stage.text_width != self.encoder.config.d_model:
+                raise ValueError(
+                    f"Stage {stage.name!r} reads text of width {stage.text_width}, but the encoder "
+                    f"gives {self.encoder.config.d_model}."
+                )
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -178,7 +184,7 @@ def begin_stage(
     low_res: Images | None,
     aug_level: Float[Array, ""] | float,
     injected: InjectedNoise | None = None,
-) -> tuple[SamplerState, Images | None]:
+) -> tuple[SamplerState, Float[Array, "batch high wide channels"] | None]:
     """Initial noise, and the low-resolution input enlarged and noised as the network wants it."""
     noise = _noise(stage, keys, injected)
     if low_res is not None:
@@ -346,7 +352,7 @@ def sample_cascade(
 
 
 def select_conditions(stage: Stage, conditions: Conditions) -> Conditions:
-    """What this stage reads of `conditions`; an unconditional stage reads neither text nor label."""
+    """What this stage reads of `conditions`: text and label only if it is conditioned on them."""
     text = conditions if stage.conditioning == "text" else Conditions()
     label = conditions.label if stage.conditioning == "label" else None
     return Conditions(text.text, text.null, label, conditions.low_res)

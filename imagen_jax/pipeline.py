@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from imagen_jax import __version__, model_directory
+from imagen_jax import cascade as cascade_room
 from imagen_jax import text as text_room
 from imagen_jax.cascade import (
     TEXT_ENCODER,
@@ -288,7 +290,7 @@ class Pipeline:
 def encode_prompts(
     encoder: text_room.TextEncoder, params: Params, prompts: Sequence[str], batch_size: int
 ) -> TextEmbeddings:
-    """Embeddings of prompts on the host, encoded `batch_size` at a time: one program for any number."""
+    """Embeddings on the host, encoded `batch_size` at a time: one program for any number."""
     done = []
     for start in range(0, len(prompts), batch_size):
         part = list(prompts[start : start + batch_size])
@@ -368,10 +370,8 @@ def load_model(
     use_compilation_cache()
     if not isinstance(source, str | os.PathLike):
         return join_pipelines([load_model(entry, dtype=dtype) for entry in source])
-    shipped = (
-        PRETRAINED / source if isinstance(source, str) and source in shipped_models() else None
-    )
-    directory = shipped or Path(source)
+    shipped = source in shipped_models()
+    directory = PRETRAINED / source if shipped else Path(source)
     if (directory / MODEL_FILE).is_file():
         cascade, values = model_directory.read_model(directory)
         return Pipeline(
@@ -391,17 +391,41 @@ def load_model(
 
 
 def load_workdir(directory: Path, *, dtype: str = "float32") -> Pipeline:
-    """The newest checkpoint of a training run, its averaged parameters where it keeps any."""
-    checkpoints = directory / "checkpoints"
-    if not checkpoints.is_dir():
+    """The newest checkpoint of a training run; the average of its parameters where it keeps one.
+
+    The encoder of a stage that was trained with a frozen one is read where the run found it.
+    """
+    place = directory / "checkpoints"
+    if not any(path.name.isdigit() for path in place.glob("*")):
         raise ValueError(
             f"{directory} is neither a model directory (no {MODEL_FILE}) nor the workdir of a "
-            "training run (no checkpoints/)."
+            "training run (no checkpoint in checkpoints/)."
         )
     # Imported here: Orbax is slow to import, and nothing but a workdir needs it.
     from imagen_jax.training.checkpoint import Checkpoints
 
-    raise NotImplementedError(Checkpoints)
+    checkpoints = Checkpoints(place, read_only=True)
+    try:
+        step, params, run = checkpoints.read_parameters("ema")
+    except ValueError:  # a run without an average
+        step, params, run = checkpoints.read_parameters("params")
+    checkpoints.close()
+    cascade = cascade_room.from_dict(run["model"], os.fspath(directory))
+    params = jax.tree.map(lambda leaf: as_dtype(leaf, dtype), params)
+    readers = {cascade.stages[0].name: lambda: params["network"]}
+    if TEXT_ENCODER in params:
+        readers[TEXT_ENCODER] = lambda: params[TEXT_ENCODER]
+    elif cascade.encoder is not None:
+        origin = run["config"]["text"]["init_from"]
+        if origin is None:
+            raise ValueError(f"{directory} has no text encoder: text.init_from is None.")
+        readers[TEXT_ENCODER] = lambda: load_model(origin, dtype=dtype).params[TEXT_ENCODER]
+    return Pipeline(cascade, Parts(readers), name=directory.name, notes={"step": step})
+
+
+def as_dtype(leaf: np.ndarray, dtype: str) -> np.ndarray:
+    """Floating-point numbers as `dtype`, others as they are."""
+    return leaf.astype(jnp.dtype(dtype)) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
 
 
 def join_pipelines(pipelines: Sequence[Pipeline]) -> Pipeline:

@@ -35,7 +35,6 @@ class SamplingSettings:
     aug_level: float = 0.1
 
     def __post_init__(self):
-        object.__setattr__(self, "guidance_interval", tuple(self.guidance_interval))
         choices = (
             ("sampler", SAMPLERS),
             ("spacing", SPACINGS),
@@ -74,6 +73,9 @@ def settings_from_dict(values: Mapping[str, Any]) -> SamplingSettings:
     unknown = sorted(set(values) - set(known))
     if unknown:
         raise ValueError(f"Unknown sampling settings {unknown}; known are {known}.")
+    values = dict(values)
+    if "guidance_interval" in values:  # JSON has no tuples
+        values["guidance_interval"] = tuple(values["guidance_interval"])
     return SamplingSettings(**values)
 
 

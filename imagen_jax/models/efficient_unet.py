@@ -1,5 +1,4 @@
-"""The Efficient U-Net of arXiv 2205.11487, section B.1 and figures A.28 to A.30 (sizes: F.2, F.3).
-"""
+"""The Efficient U-Net of arXiv 2205.11487, section B.1 and figures A.28 to A.30 (sizes: F.2, F.3)."""
 
 import dataclasses
 import math
@@ -116,5 +115,5 @@ class EfficientUNet(nn.Module):
                     h = conv(nearest_upsample(h, level.stride), channels, f"up{i}_conv")
         h = nn.swish(GroupNorm(name="norm_out")(h))
         out_channels = cfg.out_channels * cfg.patch_size**2
-        h = Conv3x3(out_channels, jnp.float32, kernel_init=zeros, name="conv_out")(h)
+        h = Conv3x3(out_channels, jnp.dtype("float32"), kernel_init=zeros, name="conv_out")(h)
         return depth_to_space(h, cfg.patch_size)

@@ -97,4 +97,6 @@ class UNet(nn.Module):
             if i:
                 h = res_block(h, level.channels, f"up{i}_resample", "up")
         h = nn.swish(GroupNorm(name="norm_out")(h))
-        return Conv3x3(cfg.out_channels, jnp.float32, kernel_init=zeros, name="conv_out")(h)
+        return Conv3x3(cfg.out_channels, jnp.dtype("float32"), kernel_init=zeros, name="conv_out")(
+            h
+        )
