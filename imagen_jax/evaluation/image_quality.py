@@ -1,0 +1,73 @@
+"""Distances between a picture and the true one: PSNR and SSIM, in float64 on uint8 pictures."""
+
+import numpy as np
+
+Pictures = np.ndarray  # uint8 [batch, height, width, channels]
+
+PEAK = 255.0
+# The constants and the window of Wang et al., "Image quality assessment: from error
+# visibility to structural similarity", IEEE Transactions on Image Processing 13(4), 2004, section
+# III-C: K1, K2, and an 11x11 Gaussian window of standard deviation 1.5.
+K1, K2 = 0.01, 0.03
+WINDOW, WINDOW_STD = 11, 1.5
+
+
+def psnr(pictures: Pictures, truth: Pictures) -> np.ndarray:
+    """Peak signal-to-noise ratio of each picture in dB: 10 log10(255^2 / MSE) over all channels.
+
+    Infinite where the two are equal. Huynh-Thu and Ghanbari, Electronics Letters 44(13), 2008.
+    """
+    check_pair(pictures, truth)
+    error = np.square(pictures.astype(np.float64) - truth).mean(axis=(1, 2, 3))
+    with np.errstate(divide="ignore"):
+        return 10.0 * np.log10(PEAK**2 / error)
+
+
+def ssim(pictures: Pictures, truth: Pictures) -> np.ndarray:
+    """Structural similarity of each picture, 1 where equal: the mean over positions and channels.
+
+    Wang et al. 2004, eq. 13 to 17, without their downsampling of large pictures, at the positions
+    where the whole window lies inside.
+    """
+    check_pair(pictures, truth)
+    if min(pictures.shape[1:3]) < WINDOW:
+        raise ValueError(
+            f"SSIM needs pictures of at least {WINDOW}x{WINDOW} pixels, not {pictures.shape[1:3]}"
+        )
+    return np.asarray([_ssim_of_one(a, b) for a, b in zip(pictures, truth, strict=True)])
+
+
+def _ssim_of_one(picture: np.ndarray, truth: np.ndarray) -> float:
+    x, y = picture.astype(np.float64), truth.astype(np.float64)
+    mean_x, mean_y = blur(x), blur(y)
+    variance_x = blur(x * x) - mean_x**2
+    variance_y = blur(y * y) - mean_y**2
+    covariance = blur(x * y) - mean_x * mean_y
+    c1, c2 = (K1 * PEAK) ** 2, (K2 * PEAK) ** 2
+    similarity = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
+    similarity /= (mean_x**2 + mean_y**2 + c1) * (variance_x + variance_y + c2)
+    return float(similarity.mean())
+
+
+def blur(image: np.ndarray) -> np.ndarray:
+    """Gaussian-weighted mean around each pixel of [height, width, channels], borders left out."""
+    offsets = np.arange(WINDOW) - WINDOW // 2
+    weights = np.exp(-0.5 * np.square(offsets / WINDOW_STD))
+    weights /= weights.sum()
+    for axis in (0, 1):
+        windows = np.lib.stride_tricks.sliding_window_view(image, WINDOW, axis=axis)
+        image = windows @ weights
+    return image
+
+
+def check_pair(pictures: Pictures, truth: Pictures) -> None:
+    """ValueError unless both are uint8 [batch, height, width, channels] of one shape."""
+    for name, values in (("pictures", pictures), ("truth", truth)):
+        if values.dtype != np.uint8 or values.ndim != 4:
+            raise ValueError(
+                f"{name} are {values.dtype} {list(values.shape)}; they must be uint8 [N, H, W, C]"
+            )
+    if pictures.shape != truth.shape:
+        raise ValueError(
+            f"pictures {list(pictures.shape)} and truth {list(truth.shape)} differ in shape"
+        )

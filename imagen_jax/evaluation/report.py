@@ -1,0 +1,107 @@
+"""What an evaluation writes down: everything that decides its numbers, and pictures to look at."""
+
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TextIO
+
+import jax
+import numpy as np
+from PIL import Image
+
+from imagen_jax import __version__
+from imagen_jax.grid import enlarge, image_grid, to_pil
+
+LIBRARIES = ("jax", "jaxlib", "flax", "numpy", "pillow")
+SHEET_PICTURES = 64
+
+
+def versions() -> dict[str, str]:
+    """Of this package, Python and the libraries that numbers may depend on."""
+    installed = {name: metadata.version(name) for name in LIBRARIES}
+    return {"imagen_jax": __version__, "python": platform.python_version(), **installed}
+
+
+def device() -> dict[str, Any]:
+    """Where JAX computes."""
+    devices = jax.devices()
+    return {"platform": devices[0].platform, "kind": devices[0].device_kind, "count": len(devices)}
+
+
+def write_report(path: Path, report: dict[str, Any]) -> None:
+    """JSON, written whole or not at all."""
+    text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def side_by_side(pictures: Sequence[np.ndarray], gap: int = 2) -> Image.Image:
+    """Pictures of one thing in a row, the small ones enlarged pixel for pixel."""
+    width = max(picture.shape[1] for picture in pictures)
+    enlarged = [enlarge(to_pil(picture), width) for picture in pictures]
+    row = Image.new("RGB", (len(pictures) * (width + gap) - gap, enlarged[0].height), "white")
+    for place, picture in enumerate(enlarged):
+        row.paste(picture, (place * (width + gap), 0))
+    return row
+
+
+def contact_sheet(
+    rows: Sequence[Sequence[np.ndarray]], captions: Sequence[str], columns: int = 8
+) -> Image.Image:
+    """The first pictures of an evaluation, each beside the true one."""
+    shown = [side_by_side(row) for row in rows[:SHEET_PICTURES]]
+    return image_grid(shown, list(captions[:SHEET_PICTURES]), columns=columns, min_cell=128)
+
+
+class ProgressLine:
+    """How much is done and when it will be: one line, rewritten in a terminal, else now and then.
+
+    The first part is left out of the rate: it compiles.
+    """
+
+    def __init__(self, what: str, total: int, stream: TextIO | None = None, every: float = 15.0):
+        self.what, self.total, self.every = what, total, every
+        self.stream = sys.stderr if stream is None else stream
+        self.begin = self.shown = time.monotonic()
+        self.done = self.first = 0
+        self.first_seconds = 0.0
+
+    def advance(self, count: int) -> None:
+        """`count` more are done."""
+        now = time.monotonic()
+        self.done += count
+        if not self.first:
+            self.first, self.first_seconds = self.done, now - self.begin
+        finished = self.done >= self.total
+        terminal = self.stream.isatty()
+        if terminal or finished or now - self.shown >= self.every:
+            self.shown = now
+            end = "\r" if terminal and not finished else "\n"
+            print(f"{self.text(now):<79}", end=end, file=self.stream, flush=True)
+
+    def text(self, now: float) -> str:
+        line = f"{self.what}: {self.done}/{self.total}"
+        seconds = now - self.begin
+        if self.done >= self.total:
+            return f"{line} in {clock(seconds)}"
+        if self.done > self.first:
+            rate = (self.done - self.first) / max(seconds - self.first_seconds, 1e-9)
+        else:
+            rate = self.done / max(seconds, 1e-9)
+        return f"{line}, {rate:.2f}/s, ETA {clock((self.total - self.done) / rate)}"
+
+
+def clock(seconds: float) -> str:
+    """75 s as 1:15."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
