@@ -11,9 +11,9 @@ counts. Timed on both sides: one training step (noise, forward, backward, Adam, 
 weights) on pictures and text embeddings in memory, and sampling by the ancestral DDPM sampler with
 guidance 3 and dynamic thresholding. The first call, which compiles here, is timed apart.
 
-imagen-pytorch's own `Unet` and `Imagen` run unchanged; its width is chosen so that the parameters
-agree within 5 %. What it imports but this never calls (torchvision, kornia, transformers, ...) is
-replaced by empty modules, so that nothing is downloaded.
+imagen-pytorch's own `Unet` and `Imagen` run unchanged; its width, heads and feed-forward ratio are
+chosen so that the parameters agree within 5 %. What it imports but this never calls (torchvision,
+kornia, transformers, ...) is replaced by empty modules, so that nothing is downloaded.
 """
 
 import argparse
@@ -61,7 +61,7 @@ CASES = {
         4,
         {
             "kind": "unet",
-            "levels": [{"channels": 32, "num_res_blocks": 1, "attention": "self"}] * 2,
+            "levels": [{"channels": 64, "num_res_blocks": 1, "attention": "self"}] * 2,
         },
         {"dim_mults": (1, 1), "num_resnet_blocks": 1},
         sample_batch=2,
@@ -89,6 +89,69 @@ def seconds_of(step, repeats: int) -> tuple[float, float]:
     return times[0], statistics.median(times[1:])
 
 
+def time_jax(case: Case, steps: int, sample_steps: int) -> dict:
+    """This code's side: the train step that scripts/train.py runs, and the sampler of a cascade."""
+    sys.path.insert(0, str(ROOT))
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from imagen_jax.cascade import Conditions, sample_keys, sample_stage
+    from imagen_jax.sampling_settings import SamplingSettings
+    from imagen_jax.stage import Stage
+    from imagen_jax.text import null_text
+    from imagen_jax.training.build import KINDS
+    from imagen_jax.training.config import load_config, typed
+    from imagen_jax.training.optimizer import OptimizerConfig, make_optimizer
+    from imagen_jax.training.state import NETWORK, init_state
+    from imagen_jax.training.step import make_train_step
+    from imagen_jax.typing import TextEmbeddings
+
+    section = {"name": "base", "resolution": case.resolution, "network": case.ours}
+    if isinstance(case.ours, str):
+        section = load_config(ROOT / "configs" / f"{case.ours}.py").stage.to_dict()
+    stage = typed(Stage, section | {"text_width": TEXT_WIDTH}, "stage", KINDS)
+    optimizer = make_optimizer(
+        OptimizerConfig(kind="adam", learning_rate=LEARNING_RATE, warmup_steps=0)
+    )
+    key = jax.random.key(0)
+    rng = np.random.default_rng(0)
+    shape = (case.batch, case.resolution, case.resolution, 3)
+    batch = {
+        "image": jnp.asarray(rng.integers(0, 256, shape, np.uint8)),
+        "text": jnp.asarray(rng.normal(size=(case.batch, TEXT_LENGTH, TEXT_WIDTH)), jnp.float32),
+        "mask": jnp.ones((case.batch, TEXT_LENGTH), bool),
+    }
+    state = init_state(stage, None, optimizer, key)
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    step = jax.jit(make_train_step(stage, None, optimizer, ema_decay=EMA_DECAY), donate_argnums=0)
+
+    def train_step():
+        nonlocal state
+        state, metrics = step(state, batch, key)
+        return float(metrics["loss"])
+
+    n = case.sample_batch
+    text = TextEmbeddings(batch["text"][:n], batch["mask"][:n])
+    conditions = Conditions(text, null_text(1, TEXT_LENGTH, TEXT_WIDTH))
+    settings = SamplingSettings(
+        sampler="ddpm", steps=sample_steps, guidance=GUIDANCE, threshold="dynamic", percentile=95.0
+    )
+
+    def sample():
+        keys = sample_keys(0, np.arange(n))
+        jax.block_until_ready(sample_stage(stage, state.ema[NETWORK], keys, conditions, settings))
+
+    times = (*seconds_of(train_step, steps), *seconds_of(sample, 1))
+    return {
+        "library": f"imagen_jax, jax {jax.__version__}",
+        "network": dataclasses.asdict(stage.network),
+        "parameters": parameters,
+        "threads": len(os.sched_getaffinity(0)),
+        **report(case, sample_steps, *times),
+    }
+
+
 def time_torch(case: Case, parameters: int, steps: int, sample_steps: int) -> dict:
     """imagen-pytorch's side; runs in the environment that has it."""
     import types
@@ -112,23 +175,23 @@ def time_torch(case: Case, parameters: int, steps: int, sample_steps: int) -> di
 
     torch.manual_seed(0)
 
-    def build(dim, ff_mult):
-        return Unet(
-            dim=dim,
-            ff_mult=ff_mult,
-            text_embed_dim=TEXT_WIDTH,
-            max_text_len=TEXT_LENGTH,
-            **case.theirs,
-        )
+    def build(choice):
+        fixed = {"text_embed_dim": TEXT_WIDTH, "max_text_len": TEXT_LENGTH}
+        return Unet(**case.theirs, **fixed, **choice)
 
-    def count(dim, ff_mult):
+    def distance(choice):
         with torch.device("meta"):
-            return sum(p.numel() for p in build(dim, ff_mult).parameters())
+            count = sum(p.numel() for p in build(choice).parameters())
+        return abs(count / parameters - 1)
 
-    choices = [(dim, ff) for dim in range(16, 384, 8) for ff in (2.0, 1.5, 2.5, 1.0, 3.0)]
-    dim, ff_mult = min(choices, key=lambda choice: abs(count(*choice) - parameters))
+    # The width first (its group norms want multiples of 8), then what fits closer.
+    widths = sorted([{"dim": dim} for dim in range(16, 384, 8)], key=distance)[:2]
+    heads, ratios = (8, 6, 10, 4, 12), (2.0, 1.0, 3.0, 4.0)
+    finer = [w | {"attn_heads": h, "ff_mult": r} for w in widths for h in heads for r in ratios]
+    close = [choice for choice in finer if distance(choice) < TOLERANCE / 2]
+    choice = close[0] if close else min(finer, key=distance)
     imagen = Imagen(
-        build(dim, ff_mult),
+        build(choice),
         image_sizes=case.resolution,
         text_embed_dim=TEXT_WIDTH,
         timesteps=sample_steps,
@@ -161,7 +224,7 @@ def time_torch(case: Case, parameters: int, steps: int, sample_steps: int) -> di
 
     return {
         "library": f"imagen-pytorch {version('imagen-pytorch')}, torch {torch.__version__}",
-        "network": {"dim": dim, "ff_mult": ff_mult} | case.theirs,
+        "network": choice | case.theirs,
         "parameters": sum(p.numel() for p in weights),
         "threads": torch.get_num_threads(),
         **report(case, sample_steps, first, step, first_sample, sampling),
