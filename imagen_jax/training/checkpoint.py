@@ -29,6 +29,10 @@ class CheckpointError(RuntimeError):
     """A checkpoint could not be written or read; the message says which ones are whole."""
 
 
+class MismatchError(ValueError):
+    """Weights are not of the config's network; the message names the first that differ."""
+
+
 def _flatten(tree: Any) -> dict[str, Any]:
     return {path_of(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
 
@@ -68,6 +72,22 @@ def differences(stored: Mapping[str, tuple], wanted: Mapping[str, tuple]) -> lis
         if path not in wanted:
             lines.append(f"{path} {shape}: in the checkpoint, not in the config")
     return lines
+
+
+def check_weights(wanted: Any, given: Any, source: str = "the given weights") -> None:
+    """MismatchError names the first parameters by which two trees of arrays differ."""
+    shapes = [
+        {path: tuple(leaf.shape) for path, leaf in _flatten(tree).items()}
+        for tree in (given, wanted)
+    ]
+    lines = differences(*shapes)
+    if lines:
+        raise MismatchError(f"{source} do not fit the config:\n  {_shown(lines)}")
+
+
+def _shown(lines: list[str]) -> str:
+    more = len(lines) - SHOWN_DIFFERENCES
+    return "\n  ".join(lines[:SHOWN_DIFFERENCES] + ([f"and {more} more"] if more > 0 else []))
 
 
 def _state_bytes(flat: Mapping[str, Any]) -> int:
@@ -174,7 +194,7 @@ class Checkpoints:
         set aside with a warning and the one before is taken.
 
         Raises:
-            ValueError: the checkpoint's parameters are not the config's; names the first that
+            MismatchError: the checkpoint's parameters are not the config's; names the first that
                 differ.
             CheckpointError: there are checkpoints and none is readable.
         """
@@ -255,19 +275,16 @@ class Checkpoints:
 
     def _compare(self, step: int, stored: Mapping, wanted: Mapping) -> None:
         lines = []
-        for item in wanted:
+        for item in sorted(wanted, key=("params", "ema", "optimizer").index):
             shapes = {path: tuple(leaf.shape) for path, leaf in wanted[item].items()}
             found = differences(stored.get(item, {}), shapes)
             lines += [line if item == "optimizer" else f"{item}/{line}" for line in found]
+            if lines:  # the moments of parameters that differ would only repeat them
+                break
         if lines:
-            more = (
-                f"\n  and {len(lines) - SHOWN_DIFFERENCES} more"
-                if len(lines) > SHOWN_DIFFERENCES
-                else ""
-            )
-            shown = "\n  ".join(lines[:SHOWN_DIFFERENCES])
-            raise ValueError(
-                f"checkpoint {step} in {self.directory} does not fit the config:\n  {shown}{more}\n"
+            raise MismatchError(
+                f"checkpoint {step} in {self.directory} does not fit the config:\n"
+                f"  {_shown(lines)}\n"
                 "Give the config it was trained with, or another --workdir."
             )
 

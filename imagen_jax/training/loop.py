@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from PIL import Image
 
 from imagen_jax.training import metrics as metrics_lib
-from imagen_jax.training.checkpoint import Checkpoints
+from imagen_jax.training.checkpoint import Checkpoints, check_weights
 from imagen_jax.training.metrics import MetricLog, Progress, progress_line
 from imagen_jax.training.sharding import batch_sharding, replicated, shard_batch, state_shardings
 from imagen_jax.typing import Params
@@ -110,22 +110,49 @@ def abstract(state: Any) -> Any:
     )
 
 
-def lower_step(train_step: Callable, state: Any, batch: Any, mesh: Mesh) -> jax.stages.Lowered:
-    """`train_step(state, batch, key)` for this mesh, state donated; the step's key is fold_in(key,
-    state.step).
-    """
-    shardings = state_shardings(state, mesh)
+def lower_step(
+    train_step: Callable, state: Any, batch: Any, mesh: Mesh, frozen: Any = None
+) -> jax.stages.Lowered:
+    """`train_step(state, batch, key, frozen)` for this mesh, with the state donated.
 
-    def step(state, batch, key):
-        return train_step(state, batch, jax.random.fold_in(key, state.step))
+    `key` is the run's; the step gets fold_in(key, state.step). `frozen`: parameters that the step
+    reads and does not train; None where it has none. Shapes will do in place of arrays.
+    """
+    shardings, kept = state_shardings(state, mesh), state_shardings(frozen, mesh)
+
+    def step(state, batch, key, frozen):
+        key = jax.random.fold_in(key, state.step)
+        return train_step(state, batch, key, frozen)
 
     jitted = jax.jit(
         step,
-        in_shardings=(shardings, batch_sharding(mesh), replicated(mesh)),
+        in_shardings=(shardings, batch_sharding(mesh), replicated(mesh), kept),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
     )
-    return jitted.lower(state, batch, jax.random.key(0))
+    return jitted.lower(state, batch, jax.random.key(0), frozen)
+
+
+def start_state(
+    init: Callable[[jax.Array], Any], key: jax.Array, mesh: Mesh, weights: Params | None
+) -> Any:
+    """`init(key)`, sharded; with `weights` as parameters and average where they are given."""
+    state = init_sharded(init, key, mesh)
+    if weights is None:
+        return state
+    check_weights(state.params, weights)
+    shardings = state_shardings({"params": state.params}, mesh)["params"]
+
+    def place():
+        # A copy each: the step is given both to overwrite.
+        return jax.tree.map(
+            lambda old, new, where: jax.device_put(np.array(new, old.dtype), where),
+            state.params,
+            weights,
+            shardings,
+        )
+
+    return state._replace(params=place(), ema=None if state.ema is None else place())
 
 
 def count_flops(lowered: jax.stages.Lowered) -> float | None:
@@ -211,6 +238,8 @@ def train(
     checkpoints: Checkpoints,
     workdir: str | Path,
     description: Mapping[str, Any],
+    frozen: Params | None = None,
+    weights: Params | None = None,
     sample: SampleFn | None = None,
     reference: metrics_lib.Curve | None = None,
     say: Callable[[str], None] = say_on_first_host,
@@ -219,11 +248,14 @@ def train(
     state.
 
     Args:
-        train_step: (state, batch, key) -> (state, {"loss", "grad_norm", "loss_by_t", "count_by_t",
+        train_step: (state, batch, key, frozen) -> (state, {"loss", "grad_norm", "loss_by_t",
+            "count_by_t",
             ...}).
         init: key -> state, with fields step, params, ema (or None) and opt_state.
         description: JSON-able, goes into each checkpoint: the config and what a pipeline needs to
             read it.
+        frozen: parameters that the step reads and does not train.
+        weights: parameters to start from, where there is no checkpoint yet.
         sample: (parameters, step) -> a picture; gets the EMA where there is one.
         reference: the curve of a run of the same stage, reported beside the loss.
 
@@ -242,7 +274,7 @@ def train(
     checkpoints.check_space(shapes)
     restored = checkpoints.restore(sharded_shapes)
     if restored is None:
-        state, saved = init_sharded(init, key, mesh), {}
+        state, saved = start_state(init, key, mesh, weights), {}
     else:
         state, saved = restored
         say(f"resumed at step {saved['step']} from {checkpoints.directory}")
@@ -254,7 +286,9 @@ def train(
     stream = batches(start, saved.get("batches"))
     batch = shard_batch(next(stream), mesh)
     began = time.monotonic()
-    lowered = lower_step(train_step, state, batch, mesh)
+    if frozen is not None:
+        frozen = jax.device_put(frozen, state_shardings(frozen, mesh))
+    lowered = lower_step(train_step, state, batch, mesh, frozen)
     step_fn = lowered.compile()
     say(f"compiled the step in {time.monotonic() - began:.0f} s")
 
@@ -285,7 +319,7 @@ def train(
                 ):
                     jax.profiler.start_trace(str(workdir))
                     tracing = True
-                state, values = step_fn(state, batch, key)
+                state, values = step_fn(state, batch, key, frozen)
                 last, stopping = step == config.num_steps, stop.at(step)
                 saving = last or stopping or step % config.checkpoint_every == 0
                 # While the device works: the next batch, then the numbers of the step before. A

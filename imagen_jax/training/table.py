@@ -1,0 +1,88 @@
+"""The model table that `--dry_run` prints: parameters, shapes and FLOPs, without any array."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from imagen_jax.stage import apply_network
+from imagen_jax.training.build import RunConfig, abstract_batch
+from imagen_jax.training.loop import count_flops, lower_step
+from imagen_jax.training.sharding import path_of
+from imagen_jax.training.state import NETWORK
+from imagen_jax.typing import Params, TextEmbeddings
+
+
+def _size(tree: Any) -> int:
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+
+def _bytes(tree: Any) -> int:
+    return sum(
+        math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(tree)
+    )
+
+
+def parameter_table(params: Mapping[str, Params], shapes: bool = True) -> str:
+    """One line a module with its number of parameters; below it, its arrays and their shapes."""
+    lines = []
+    for part, modules in params.items():
+        lines.append(f"{part:<44}{_size(modules):>14,}")
+        for name, module in modules.items():
+            lines.append(f"  {name:<42}{_size(module):>14,}")
+            leaves = jax.tree_util.tree_flatten_with_path(module)[0]
+            for path, leaf in leaves if shapes else ():
+                shape = "x".join(map(str, leaf.shape)) or "scalar"
+                lines.append(f"    {path_of(path) or 'value':<48}{shape:>20}")
+    return "\n".join(lines)
+
+
+def forward_flops(config: RunConfig, params: Params) -> float | None:
+    """FLOPs of the network's forward pass for one picture; the text encoder is left out."""
+    stage = config.stage
+
+    def shape(*sizes: int, dtype: Any = np.float32) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(sizes, dtype)
+
+    side, channels = stage.resolution, stage.channels
+    conditions: dict[str, Any] = {}
+    if stage.conditioning == "text":
+        length = config.text.max_length
+        values = shape(1, length, stage.text_width)
+        conditions["text"] = TextEmbeddings(values, shape(1, length, dtype=bool))
+    elif stage.conditioning == "label":
+        conditions["label"] = shape(1, dtype=np.int32)
+    if stage.low_resolution is not None:
+        conditions["low_res"] = shape(1, side, side, channels)
+        conditions["aug_level"] = shape(1)
+
+    def forward(params, x, t, conditions):
+        return apply_network(stage, params, x, t, **conditions)
+
+    x, t = shape(1, side, side, channels), shape(1)
+    return count_flops(jax.jit(forward).lower(params, x, t, conditions))
+
+
+def model_table(
+    config: RunConfig, train_step: Any, init: Any, mesh: jax.sharding.Mesh, frozen: Any = None
+) -> str:
+    """Parameters by module, their total, the state's size in memory, and FLOPs an image."""
+    state = jax.eval_shape(init, jax.random.key(0))
+    lines = [f"stage {config.stage.name}: {config.stage.resolution}x{config.stage.resolution}"]
+    lines.append(parameter_table(state.params))
+    lines.append(f"{'trained parameters':<44}{_size(state.params):>14,}")
+    if frozen is not None:
+        lines.append(f"{'frozen parameters (text encoder)':<44}{_size(frozen):>14,}")
+    lines.append(f"state (parameters, EMA, optimizer): {_bytes(state) / 1e6:,.1f} MB")
+    lowered = lower_step(train_step, state, abstract_batch(config), mesh, frozen)
+    forward, step = forward_flops(config, state.params[NETWORK]), count_flops(lowered)
+    if forward and step:
+        lines.append(
+            f"forward {forward / 1e9:,.3f} GFLOP an image; "
+            f"training {step / config.batch_size / 1e9:,.3f} GFLOP an image"
+        )
+    shape = ", ".join(f"{name} {size}" for name, size in mesh.shape.items())
+    lines.append(f"batch {config.batch_size} on a mesh of {shape}; {config.num_steps:,} steps")
+    return "\n".join(lines)

@@ -1,0 +1,183 @@
+"""Trains one stage.
+
+    python scripts/train.py --config configs/emoji_base32.py --workdir runs/base32
+    python scripts/train.py --config configs/emoji_base32.py --workdir runs/wide \
+        --config.optimizer.learning_rate=3e-4 --config.stage.network.levels.0.channels=192
+    python scripts/train.py --config configs/emoji_base32.py --dry_run
+
+Any key of the config can be set by --config.KEY=VALUE. A run that was stopped, killed or that lost
+its machine goes on from its newest checkpoint when the same command is given again.
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from absl import app, flags, logging
+
+CONFIG = flags.DEFINE_string("config", None, "Python file with get_config().", required=True)
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, metrics and samples.")
+DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the model table and stop.")
+PROFILE = flags.DEFINE_string("profile", None, "FIRST:LAST step of a profiler trace.")
+INIT_FROM = flags.DEFINE_string("init_from", None, "Short for --config.init_from.")
+DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the other hosts of a pod or cluster.")
+
+ROOT = Path(__file__).resolve().parents[1]
+PRETRAINED = ROOT / "imagen_jax" / "pretrained"
+
+
+def main(argv: list[str], overrides: dict[str, str]) -> None:
+    import jax
+
+    from imagen_jax.compilation_cache import use_compilation_cache
+    from imagen_jax.data.loader import TooManyBroken
+    from imagen_jax.training import build
+    from imagen_jax.training.checkpoint import CheckpointError, MismatchError
+    from imagen_jax.training.loop import NonFiniteError, train
+
+    logging.set_verbosity(logging.WARNING)
+    if DISTRIBUTED.value:
+        jax.distributed.initialize()
+    try:
+        if len(argv) > 1:
+            raise ValueError(f"unknown argument {argv[1]!r}")
+        raw, config, mesh, encoder = prepare(overrides)
+        train_step, init, frozen_shapes = build.make_training(config, encoder)
+        if DRY_RUN.value:
+            from imagen_jax.training.table import model_table
+
+            print(model_table(config, train_step, init, mesh, frozen_shapes))
+            return
+        use_compilation_cache()
+        arguments = open_run(config, raw, encoder, frozen_shapes)
+        loop_config = build.loop_config(config, parse_profile(PROFILE.value))
+    except (ValueError, CheckpointError) as error:
+        sys.exit(f"error: {error}")
+    try:
+        train(loop_config, train_step, init, mesh=mesh, **arguments)
+        arguments["checkpoints"].close()
+    except (CheckpointError, MismatchError, NonFiniteError, TooManyBroken) as error:
+        sys.exit(f"error: {error}")
+
+
+def prepare(overrides: dict[str, str]) -> tuple[Any, Any, Any, Any]:
+    """Checks all that is cheap: (config as written, typed config, mesh, text encoder)."""
+    from imagen_jax.training import build, sharding
+    from imagen_jax.training import config as config_room
+
+    if INIT_FROM.value:
+        overrides = {"init_from": repr(INIT_FROM.value), **overrides}
+    raw = config_room.load_config(CONFIG.value)
+    config_room.apply_overrides(raw, overrides)
+    config = build.read_config(raw)
+    parse_profile(PROFILE.value)
+    if WORKDIR.value is None and not DRY_RUN.value:
+        raise ValueError("--workdir is needed, except with --dry_run")
+    mesh = sharding.make_mesh(config.mesh)
+    sharding.check_batch(mesh, config.batch_size)
+    return raw, config, mesh, build.make_text_encoder(config)
+
+
+def open_run(config: Any, raw: Any, encoder: Any, frozen_shapes: Any) -> dict[str, Any]:
+    """Opens the data and the workdir, and reads weights: what `train` needs besides."""
+    from imagen_jax.training import build
+    from imagen_jax.training.checkpoint import Checkpoints
+    from imagen_jax.training.metrics import Curve
+    from imagen_jax.training.samples import make_sample_fn
+
+    workdir = Path(os.path.abspath(WORKDIR.value))
+    source = None if config.data.source == build.STREAM else build.make_source(config)
+    frozen, weights = None, None
+    if frozen_shapes is not None:
+        frozen = read_encoder(config.text.init_from, frozen_shapes)
+    section = config.checkpoint
+    checkpoints = Checkpoints(
+        workdir / "checkpoints", keep=section.keep, keep_best=section.keep_best
+    )
+    if config.init_from is not None and not checkpoints.steps():
+        weights = read_weights(config.init_from, config.stage.name, with_text=frozen is None)
+    description = build.describe(config, encoder, raw)
+    build.write_description(workdir, description, encoder)
+    curve = reference_curve(config.stage.name)
+    return {
+        "batches": build.make_batches(config, encoder, source),
+        "checkpoints": checkpoints,
+        "workdir": workdir,
+        "description": description,
+        "frozen": frozen,
+        "weights": weights,
+        "sample": make_sample_fn(config, encoder, source, frozen),
+        "reference": None if curve is None else Curve.read(curve),
+    }
+
+
+def parse_profile(value: str | None) -> tuple[int, int] | None:
+    """ "10:15" -> (10, 15)."""
+    if value is None:
+        return None
+    first, _, last = value.partition(":")
+    if not (first.isdigit() and last.isdigit()):
+        raise ValueError(f"--profile is {value!r}; it must be FIRST:LAST, for example 10:15")
+    return int(first), int(last)
+
+
+def reference_curve(name: str) -> Path | None:
+    """The loss curve of the shipped model's stage of this name."""
+    for path in sorted(PRETRAINED.glob(f"*/{name}_curve.json")):
+        return path
+    return None
+
+
+def read_weights(source: str, stage_name: str, with_text: bool = True) -> dict[str, Any]:
+    """{"network": ..., "text_encoder": ...} of a workdir, a model directory or a shipped model."""
+    if (Path(source) / "checkpoints").is_dir():
+        from imagen_jax.training.checkpoint import Checkpoints
+
+        checkpoints = Checkpoints(Path(source) / "checkpoints", read_only=True)
+        _, params, _ = checkpoints.read_parameters()
+        return params if with_text else {"network": params["network"]}
+    from imagen_jax.pipeline import load_model
+
+    pipeline = load_model(source)
+    names = [stage.name for stage in pipeline.cascade.stages]
+    if stage_name not in names:
+        raise ValueError(f"{source} has no stage {stage_name!r}, only {', '.join(names)}")
+    params = {"network": pipeline.params[stage_name]}
+    if with_text and pipeline.cascade.encoder is not None:
+        params["text_encoder"] = pipeline.params["text_encoder"]
+    return params
+
+
+def read_encoder(source: str, shapes: Any) -> Any:
+    """The text encoder's parameters of a workdir, a model directory or a shipped model."""
+    from imagen_jax.training.checkpoint import check_weights
+
+    if (Path(source) / "checkpoints").is_dir():
+        params = read_weights(source, "").get("text_encoder")
+    else:
+        from imagen_jax.pipeline import load_model
+
+        pipeline = load_model(source)
+        params = pipeline.params["text_encoder"] if pipeline.cascade.encoder else None
+    if params is None:
+        raise ValueError(f"text.init_from: {source} holds no text encoder")
+    check_weights(shapes, params, f"the text encoder's weights in {source}")
+    return params
+
+
+def command(arguments: list[str]) -> None:
+    """Runs a command line."""
+    from imagen_jax.training.config import split_overrides
+
+    try:
+        rest, overrides = split_overrides(arguments)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    app.run(lambda argv: main(argv, overrides), argv=rest)
+
+
+if __name__ == "__main__":
+    command(sys.argv)

@@ -1,0 +1,132 @@
+"""Every optimizer lowers a loss; schedules, clipping and accumulation do what they say."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from imagen_jax.training.optimizer import (
+    OPTIMIZERS,
+    OptimizerConfig,
+    learning_rate_schedule,
+    make_optimizer,
+)
+
+
+def parameters():
+    keys = jax.random.split(jax.random.key(0), 4)
+    return {
+        "conv": {
+            "kernel": jax.random.normal(keys[0], (3, 3, 4, 8)) / 6,
+            "bias": jnp.zeros(8),
+        },
+        "dense": {"kernel": jax.random.normal(keys[1], (8, 4)) / 3},
+        "embed": {"embedding": jax.random.normal(keys[2], (5, 4))},
+        "layers": {"kernel": jax.random.normal(keys[3], (2, 4, 4)) / 2},
+    }
+
+
+def loss(params, x):
+    h = jax.lax.conv_general_dilated(
+        x, params["conv"]["kernel"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    h = jax.nn.silu(h + params["conv"]["bias"]) @ params["dense"]["kernel"]
+    for kernel in params["layers"]["kernel"]:
+        h = h + jax.nn.silu(h @ kernel)
+    return jnp.mean((h + params["embed"]["embedding"][0] - x) ** 2)
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_every_optimizer_lowers_the_loss(kind):
+    rate = {"sgd": 0.1, "adafactor": 0.05}.get(kind, 0.01)
+    optimizer = make_optimizer(OptimizerConfig(kind, rate, warmup_steps=3, clip_norm=1.0))
+    params = parameters()
+    state = optimizer.init(params)
+    x = jax.random.normal(jax.random.key(1), (4, 6, 6, 4))
+
+    @jax.jit
+    def step(params, state):
+        value, grads = jax.value_and_grad(loss)(params, x)
+        updates, state = optimizer.update(grads, state, params)
+        return optax.apply_updates(params, updates), state, value
+
+    values = []
+    for _ in range(40):
+        params, state, value = step(params, state)
+        values.append(float(value))
+    assert values[-1] < 0.7 * values[0]
+
+
+def test_schedule_warms_up_then_decays_to_zero():
+    rate = learning_rate_schedule(OptimizerConfig("adam", 2.0, warmup_steps=10, decay_steps=110))
+    np.testing.assert_allclose([rate(0), rate(5), rate(10)], [0.0, 1.0, 2.0], atol=1e-6)
+    np.testing.assert_allclose([rate(60), rate(110), rate(500)], [1.0, 0.0, 0.0], atol=1e-6)
+
+
+def test_schedule_without_decay_stays_at_the_peak():
+    rate = learning_rate_schedule(OptimizerConfig("adam", 2.0, warmup_steps=4))
+    np.testing.assert_allclose([rate(2), rate(4), rate(10**6)], [1.0, 2.0, 2.0])
+    assert learning_rate_schedule(OptimizerConfig("adam", 2.0, warmup_steps=0))(0) == 2.0
+
+
+def test_clipping_bounds_the_step():
+    params = {"kernel": jnp.ones((3, 3))}
+    config = OptimizerConfig("sgd", 1.0, warmup_steps=0, b1=0.0, clip_norm=0.5)
+    optimizer = make_optimizer(config)
+    grads = {"kernel": jnp.full((3, 3), 100.0)}
+    updates, _ = optimizer.update(grads, optimizer.init(params), params)
+    np.testing.assert_allclose(optax.tree.norm(updates), 0.5, rtol=1e-5)
+
+
+def test_accumulation_equals_one_large_batch():
+    params = parameters()
+    x = jax.random.normal(jax.random.key(1), (8, 6, 6, 4))
+    whole = make_optimizer(OptimizerConfig("adamw", 0.01, warmup_steps=0))
+
+    def one_step(optimizer, params, state, x):
+        updates, state = optimizer.update(jax.grad(loss)(params, x), state, params)
+        return optax.apply_updates(params, updates), state
+
+    expected, _ = jax.jit(lambda p: one_step(whole, p, whole.init(p), x))(params)
+
+    parts = make_optimizer(OptimizerConfig("adamw", 0.01, warmup_steps=0, accumulation=4))
+    step = jax.jit(lambda p, state, x: one_step(parts, p, state, x))
+    state, got = jax.jit(parts.init)(params), params
+    for i in range(4):
+        got, state = step(got, state, x[2 * i : 2 * i + 2])
+        moved = not np.array_equal(got["dense"]["kernel"], params["dense"]["kernel"])
+        assert moved == (i == 3)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), got, expected)
+
+
+def test_weight_decay_leaves_vectors_alone():
+    params = {"kernel": jnp.ones((3, 3)), "bias": jnp.ones(3)}
+    config = OptimizerConfig("adamw", 0.1, warmup_steps=0, weight_decay=0.5)
+    optimizer = make_optimizer(config)
+    grads = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = optimizer.update(grads, optimizer.init(params), params)
+    np.testing.assert_allclose(updates["kernel"], -0.05, rtol=1e-5)
+    np.testing.assert_allclose(updates["bias"], 0.0)
+
+
+@pytest.mark.parametrize(
+    ("bad", "named"),
+    [
+        ({"kind": "adan"}, "adan"),
+        ({"learning_rate": 0.0}, "learning_rate"),
+        ({"warmup_steps": -1}, "warmup_steps"),
+        ({"decay_steps": 100, "warmup_steps": 100}, "decay_steps"),
+        ({"clip_norm": 0.0}, "clip_norm"),
+        ({"accumulation": 0}, "accumulation"),
+    ],
+)
+def test_bad_values_are_named(bad, named):
+    with pytest.raises(ValueError, match=named):
+        OptimizerConfig(**bad)
+
+
+@pytest.mark.parametrize("kind", ["adam", "sgd"])
+def test_weight_decay_is_not_silently_ignored(kind):
+    with pytest.raises(ValueError, match="weight_decay"):
+        make_optimizer(OptimizerConfig(kind, weight_decay=0.1))

@@ -1,0 +1,122 @@
+"""A run without a network: linear regression on noise, with the loop's own parts. Also a program:
+
+python tests/training/toy.py WORKDIR [--steps 40] [--every 5] [--delay 0] [--nan_at 7] ...
+"""
+
+import argparse
+import time
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from imagen_jax.training.checkpoint import Checkpoints
+from imagen_jax.training.loop import LoopConfig, train
+from imagen_jax.training.optimizer import OptimizerConfig, make_optimizer
+from imagen_jax.training.sharding import MeshConfig, make_mesh
+
+BATCH, WIDTH = 16, 8
+OPTIMIZER = make_optimizer(
+    OptimizerConfig("adamw", learning_rate=1e-2, warmup_steps=5, clip_norm=1.0)
+)
+
+
+class State(NamedTuple):
+    step: Any
+    params: Any
+    ema: Any
+    opt_state: Any
+
+
+def init(key, hidden: int = 16) -> State:
+    first, second = jax.random.split(key)
+    network = {
+        "first": {
+            "kernel": jax.random.normal(first, (WIDTH, hidden)) / 4,
+            "bias": jnp.zeros(hidden),
+        },
+        "out": {"kernel": jax.random.normal(second, (hidden, WIDTH)) / 4},
+    }
+    params = {"network": network}
+    return State(jnp.int32(0), params, jax.tree.map(jnp.copy, params), OPTIMIZER.init(params))
+
+
+def make_step(nan_at: int | None = None, nan_in: str = "loss"):
+    def step(state, batch, key, frozen):
+        x = batch["image"].astype(jnp.float32) / 255
+        noisy = x + 0.1 * jax.random.normal(key, x.shape)
+
+        def loss(params):
+            net = params["network"]
+            hidden = jax.nn.relu(noisy @ net["first"]["kernel"] + net["first"]["bias"])
+            errors = jnp.mean((hidden @ net["out"]["kernel"] - x) ** 2, axis=1)
+            return jnp.mean(errors), errors
+
+        (value, errors), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
+        norm = optax.tree.norm(grads)
+        if nan_at is not None:
+            bad = jnp.where(state.step + 1 == nan_at, jnp.nan, 1.0)
+            value, norm = (value * bad, norm) if nan_in == "loss" else (value, norm * bad)
+        updates, opt_state = OPTIMIZER.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = jax.tree.map(lambda old, new: 0.9 * old + 0.1 * new, state.ema, params)
+        bins = jnp.arange(BATCH) % 10
+        metrics = {
+            "loss": value,
+            "grad_norm": norm,
+            "loss_by_t": jnp.zeros(10).at[bins].add(errors),
+            "count_by_t": jnp.zeros(10).at[bins].add(1.0),
+        }
+        return State(state.step + 1, params, ema, opt_state), metrics
+
+    return step
+
+
+def batches(delay: float = 0.0):
+    def start_at(step, state):
+        while True:
+            time.sleep(delay)
+            image = np.random.default_rng(step).integers(0, 256, (BATCH, WIDTH), np.uint8)
+            yield {"image": image}
+            step += 1
+
+    return start_at
+
+
+def run(workdir, *, steps=20, every=5, keep=3, mesh=MeshConfig(), hidden=16, **options):
+    checkpoints = Checkpoints(f"{workdir}/checkpoints", keep=keep)
+    nan_at, nan_in = options.pop("nan_at", None), options.pop("nan_in", "loss")
+    config = LoopConfig(
+        steps,
+        BATCH,
+        log_every=options.pop("log_every", 10),
+        checkpoint_every=every,
+        sample_every=options.pop("sample_every", None),
+        profile=options.pop("profile", None),
+    )
+    try:
+        return train(
+            config,
+            make_step(nan_at, nan_in),
+            lambda key: init(key, hidden),
+            options.pop("batches", None) or batches(options.pop("delay", 0.0)),
+            mesh=make_mesh(mesh),
+            checkpoints=checkpoints,
+            workdir=workdir,
+            description={"name": "toy"},
+            **options,
+        )
+    finally:
+        checkpoints.manager.close()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("workdir")
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--every", type=int, default=5)
+    parser.add_argument("--delay", type=float, default=0.0)
+    arguments = parser.parse_args()
+    run(arguments.workdir, steps=arguments.steps, every=arguments.every, delay=arguments.delay)
