@@ -295,7 +295,7 @@ def sample_stage(
 
 def sample_cascade(
     cascade: Cascade,
-    params: Mapping[str, Params],
+    params: Mapping,
     keys: Keys,
     conditions: Conditions = Conditions(),
     *,

@@ -63,7 +63,7 @@ def fingerprint(files: list[Path]) -> str:
 def write_model(
     directory: str | os.PathLike,
     cascade: Cascade,
-    params: Mapping[str, Params],
+    params: Mapping,
     *,
     name: str | None = None,
     notes: Mapping[str, Any] | None = None,

@@ -44,7 +44,7 @@ class Pipeline:
     def __init__(
         self,
         cascade: Cascade,
-        params: Mapping[str, Params],
+        params: Mapping,
         *,
         name: str = "unnamed",
         fingerprint: str | None = None,

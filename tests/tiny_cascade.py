@@ -1,4 +1,4 @@
-"""A cascade of two stages, 4x4 and 8x8 pixels, with random parameters: small enough to sample in tests."""
+"""A cascade of two stages, 4x4 and 8x8 pixels, with random parameters, for tests."""
 
 import jax
 import numpy as np
@@ -45,7 +45,7 @@ def random_params(cascade: Cascade, seed: int = 0) -> dict:
     names += [TEXT_ENCODER] if cascade.encoder else []
 
     def draw(leaf) -> np.ndarray:
-        return rng.normal(0, 0.2, leaf.shape).astype(np.float32)
+        return rng.normal(0, 0.6, leaf.shape).astype(np.float32)
 
     return {name: jax.tree.map(draw, part_shapes(cascade, name)) for name in names}
 
