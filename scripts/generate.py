@@ -95,7 +95,10 @@ def generate(options: argparse.Namespace) -> None:
             progress=not options.quiet,
         )
     else:
-        pipeline = load_model(options.model or settings.get("model", "emoji"))
+        try:
+            pipeline = load_model(options.model or settings.get("model", "emoji"))
+        except ValueError as error:
+            raise ValueError(f"{error} Tell with --model where the picture's model is.") from None
         if settings.get("fingerprint") != pipeline.fingerprint:
             print(
                 f"Warning: {options.from_png} was made by other weights of {pipeline.name!r}; "
