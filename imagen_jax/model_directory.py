@@ -6,6 +6,7 @@ Nothing in it is executed when it is read.
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,7 @@ def write_model(
     notes: Mapping[str, Any] | None = None,
     dtype: str = "bfloat16",
 ) -> None:
-    """Save a model; `model.json` is written last and whole, so that a failed save shows as such.
+    """Save a model. All is written before any of it is put in place: a full disk changes nothing.
 
     Args:
         params: of each part, by the stages' names and "text_encoder".
@@ -85,24 +86,39 @@ def write_model(
     if missing:
         raise ValueError(f"Parameters of {', '.join(missing)} are missing; got {sorted(params)}.")
     directory.mkdir(parents=True, exist_ok=True)
-    files = [
-        file for part in names for file in save_params(directory, part, params[part], dtype=dtype)
-    ]
-    if cascade.encoder is not None:
-        text_room.copy_tokenizer(cascade.encoder.tokenizer, directory)
-    values = {
-        "format": FORMAT,
-        "name": name or directory.resolve().name,
-        "fingerprint": fingerprint(files),
-        **cascade_room.to_dict(cascade),
-        "notes": dict(notes or {}),
-    }
-    temporary = directory / f".{MODEL_FILE}.{os.getpid()}.tmp"
+    workplace = directory / f".saving-{os.getpid()}"
     try:
-        temporary.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", "utf-8")
-        os.replace(temporary, directory / MODEL_FILE)
+        files = [
+            file
+            for part in names
+            for file in save_params(workplace, part, params[part], dtype=dtype)
+        ]
+        if cascade.encoder is not None:
+            text_room.copy_tokenizer(cascade.encoder.tokenizer, workplace)
+        values = {
+            "format": FORMAT,
+            "name": name or directory.resolve().name,
+            "fingerprint": fingerprint(files),
+            **cascade_room.to_dict(cascade),
+            "notes": dict(notes or {}),
+        }
+        content = json.dumps(values, indent=1, ensure_ascii=False)
+        (workplace / MODEL_FILE).write_text(content + "\n", encoding="utf-8")
+        _move_in(workplace, directory, names)
     finally:
-        temporary.unlink(missing_ok=True)
+        shutil.rmtree(workplace, ignore_errors=True)
+
+
+def _move_in(workplace: Path, directory: Path, parts: list[str]) -> None:
+    """Put new files in place of old ones, `model.json` last, and drop the parts' other files."""
+    new = sorted((file.name for file in workplace.iterdir()), key=lambda file: file == MODEL_FILE)
+    for file in new:
+        os.replace(workplace / file, directory / file)
+    for part in parts:
+        for pattern in (f"{part}.safetensors*", f"{part}-*-of-*.safetensors"):
+            for old in directory.glob(pattern):
+                if old.name not in new:
+                    old.unlink()
 
 
 def read_model(directory: str | os.PathLike) -> tuple[Cascade, dict[str, Any]]:

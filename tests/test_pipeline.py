@@ -220,18 +220,37 @@ def test_saving_and_loading_go_round(model, directory, tmp_path):
         model.save_pretrained(again / MODEL_FILE)
 
 
-def test_a_failed_save_leaves_no_model(tmp_path):
+def test_a_failed_save_changes_nothing(directory, tmp_path):
     class Broken(dict):
         def __getitem__(self, name):
             if name == TEXT_ENCODER:
                 raise OSError(28, "No space left on device")
             return super().__getitem__(name)
 
-    broken = Pipeline(CASCADE, Broken(random_params(CASCADE)))
+    broken = Pipeline(CASCADE, Broken(random_params(CASCADE, seed=1)))
     with pytest.raises(OSError, match="No space"):
         broken.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="neither a model directory"):
         load_model(tmp_path)
+
+    def contents() -> dict[str, bytes]:
+        return {file.name: file.read_bytes() for file in directory.iterdir()}
+
+    before = contents()
+    with pytest.raises(OSError, match="No space"):
+        broken.save_pretrained(directory)
+    assert contents() == before
+
+
+def test_a_save_over_another_leaves_no_stale_file(tmp_path):
+    model = tiny_pipeline()
+    model.save_pretrained(tmp_path)
+    wanted = {file.name for file in tmp_path.iterdir()}
+    (tmp_path / "base-00001-of-00002.safetensors").write_bytes(b"old")
+    (tmp_path / "base.safetensors.index.json").write_text('{"weight_map": {}}')
+    (tmp_path / "README.md").write_text("the user's own")
+    model.save_pretrained(tmp_path)
+    assert {file.name for file in tmp_path.iterdir()} == wanted | {"README.md"}
 
 
 class State(NamedTuple):

@@ -129,7 +129,10 @@ def save_params(
         for shard, file, path in zip(shards, files, temporary, strict=False):
             arrays = {tensor: _as_stored(flat[tensor], dtype) for tensor in shard}
             # Sorted within the file by safetensors itself: by alignment, then by name.
+            path.touch()
+            mode = path.stat().st_mode  # the user's own; safetensors makes its files private
             save_file(arrays, path, metadata={"format": "flax"})
+            path.chmod(mode)
             weight_map |= dict.fromkeys(shard, file)
             total += sum(array.nbytes for array in arrays.values())
         if count > 1:
