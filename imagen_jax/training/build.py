@@ -17,7 +17,7 @@ from imagen_jax.models import NETWORKS, t5
 from imagen_jax.models.t5 import T5Config
 from imagen_jax.stage import Stage
 from imagen_jax.text import TextEncoder
-from imagen_jax.training.config import as_dict, keywords, nearest, typed
+from imagen_jax.training.config import Section, as_dict, keywords, nearest, typed
 from imagen_jax.training.loop import Batch, Batches, LoopConfig
 from imagen_jax.training.optimizer import OptimizerConfig, make_optimizer
 from imagen_jax.training.sharding import MeshConfig
@@ -65,7 +65,7 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
-    """A checkpoint every `every` steps; the last `keep` stay, and the `keep_best` of lowest loss."""
+    """One every `every` steps; the last `keep` stay, and the `keep_best` of lowest loss."""
 
     every: int = 1000
     keep: int = 3
@@ -112,7 +112,7 @@ class RunConfig:
             raise ValueError(f"ema_decay must be in [0, 1) or None, not {self.ema_decay}")
 
 
-def read_config(config: Mapping[str, Any]) -> RunConfig:
+def read_config(config: Section) -> RunConfig:
     """A ConfigDict (or dict) as a RunConfig. ValueError names an unknown, missing or bad key."""
     config = as_dict(config)
     config["data"] = _data_section(config.get("data") or {})
@@ -255,9 +255,7 @@ def abstract_batch(config: RunConfig) -> dict[str, jax.ShapeDtypeStruct]:
     return batch
 
 
-def describe(
-    config: RunConfig, encoder: TextEncoder | None, raw: Mapping[str, Any]
-) -> dict[str, Any]:
+def describe(config: RunConfig, encoder: TextEncoder | None, raw: Section) -> dict[str, Any]:
     """What goes into each checkpoint: the config as written, and the model for a pipeline."""
     sampling = config.sample.sampling if config.sample else SamplingSettings()
     cascade = Cascade((config.stage,), (sampling,), encoder)

@@ -8,7 +8,7 @@ nested dicts by parameter name, so a reader needs none of our classes.
 import math
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +159,7 @@ class Checkpoints:
             # overwrite.
             items = jax.tree.map(_detached, items)
         args = {name: ocp.args.StandardSave(_nest(flat)) for name, flat in items.items()}
-        args[JSON_ITEM] = ocp.args.JsonSave(dict(run))
+        args[JSON_ITEM] = ocp.args.JsonSave({**run, "items": sorted(items)})
         try:
             self.manager.save(
                 step, args=ocp.args.Composite(**args), metrics={"loss": loss}, force=True
@@ -198,20 +198,21 @@ class Checkpoints:
                 differ.
             CheckpointError: there are checkpoints and none is readable.
         """
-        steps = self.steps()
-        for step in reversed(steps):
+        wanted = _items(_flatten(state))
+        damaged: dict[int, Exception] = {}
+        for step in sorted(self.steps(), reverse=True):
             try:
-                stored = self._stored_shapes(step)
-            except Exception as error:  # damaged metadata shows as many types
-                self._set_aside(step, error)
+                run = self._read(step, {})[1]
+                stored = self._stored_shapes(step, run.get("items", ()))
+                self._compare(step, stored, wanted)
+                restored, _ = self._read(step, wanted)
+            except (MismatchError, MemoryError, jax.errors.JaxRuntimeError):
+                raise  # nothing is wrong with the files
+            except Exception as error:  # damage shows as many types
+                damaged[step] = error
                 continue
-            wanted = _items(_flatten(state))
-            self._compare(step, stored, wanted)
-            try:
-                restored, run = self._read(step, wanted)
-            except Exception as error:
-                self._set_aside(step, error)
-                continue
+            for number, error in damaged.items():
+                self._set_aside(number, error)
             flat = {
                 (path if item == "optimizer" else f"{item}/{path}"): leaf
                 for item, tree in restored.items()
@@ -219,10 +220,9 @@ class Checkpoints:
             }
             leaves = [flat[path] for path in _flatten(state)]
             return jax.tree.unflatten(jax.tree.structure(state), leaves), run
-        if steps:
-            raise CheckpointError(
-                f"none of the checkpoints {steps} in {self.directory} can be read"
-            )
+        if damaged:
+            reasons = "; ".join(f"{step}: {_reason(error)}" for step, error in damaged.items())
+            raise CheckpointError(f"no checkpoint in {self.directory} can be read ({reasons})")
         return None
 
     def read_parameters(
@@ -267,10 +267,13 @@ class Checkpoints:
             raise ValueError("no readable metadata")
         return trees
 
-    def _stored_shapes(self, step: int) -> dict[str, dict[str, tuple]]:
+    def _stored_shapes(self, step: int, items: Iterable[str]) -> dict[str, dict[str, tuple]]:
+        trees = self._metadata(step)
+        if missing := sorted(set(items) - set(trees)):
+            raise ValueError(f"its {', '.join(missing)} cannot be read")
         return {
             name: {path: tuple(leaf.shape) for path, leaf in _flatten(tree).items()}
-            for name, tree in self._metadata(step).items()
+            for name, tree in trees.items()
         }
 
     def _compare(self, step: int, stored: Mapping, wanted: Mapping) -> None:
@@ -296,10 +299,9 @@ class Checkpoints:
 
     def _set_aside(self, step: int, error: Exception) -> None:
         """A damaged checkpoint is renamed, not deleted, and its step may be written again."""
-        reason = str(error).strip().split("\n")[0][:200]
         warnings.warn(
-            f"checkpoint {step} in {self.directory} is damaged ({type(error).__name__}: {reason}); "
-            "it is renamed and the one before is taken",
+            f"checkpoint {step} in {self.directory} is damaged ({_reason(error)}); it is renamed "
+            "and the one before is taken",
             stacklevel=3,
         )
         if self.local and jax.process_index() == 0:
@@ -310,7 +312,9 @@ class Checkpoints:
         self.manager.reload()
 
     def _failed(self, step: int | None, error: Exception) -> CheckpointError:
-        if self.local:  # a half-written checkpoint only fills the disk further
+        if self.local:
+            # A half-written checkpoint only fills the disk further. What a thread that is still
+            # writing leaves behind goes when the directory is opened next.
             for half in Path(self.directory).glob("*.orbax-checkpoint-tmp*"):
                 shutil.rmtree(half, ignore_errors=True)
         which = "the last checkpoint" if step is None else f"the checkpoint of step {step}"
@@ -330,6 +334,10 @@ class Checkpoints:
             if steps
             else "There is no earlier checkpoint."
         )
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip()[:200]}".replace("\n", " ")
 
 
 def _loss(metrics: Mapping[str, float]) -> float:

@@ -17,6 +17,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+Section = ConfigDict | Mapping[str, Any]  # a ConfigDict is no Mapping
+
 
 def load_config(path: str | Path) -> ConfigDict:
     """Calls `get_config()` of a Python file."""
@@ -122,9 +124,7 @@ def as_dict(section: Any) -> Any:
     return section
 
 
-def typed(
-    cls: type, section: Mapping[str, Any], path: str, kinds: Mapping[str, Mapping[str, type]]
-) -> Any:
+def typed(cls: type, section: Section, path: str, kinds: Mapping[str, Mapping[str, type]]) -> Any:
     """Makes the dataclass `cls` from a section; its fields are the known keys.
 
     Args:

@@ -44,7 +44,7 @@ def test_what_is_saved_comes_back(tmp_path):
     again = open_in(tmp_path)
     restored, run = again.restore(abstract(make_state(seed=1)))
     assert_equal(restored, state)
-    assert run == {"step": 3, "x": [0.1]}
+    assert (run["step"], run["x"]) == (3, [0.1])
     again.close()
 
 
@@ -133,7 +133,7 @@ def test_a_damaged_newest_falls_back_to_the_one_before(tmp_path, damage):
     again = open_in(tmp_path)
     with pytest.warns(UserWarning, match="checkpoint 2 .* is damaged"):
         restored, run = again.restore(abstract(first))
-    assert run == {"step": 1}
+    assert run["step"] == 1
     assert_equal(restored, first)
     # Its step can be written again, and what was damaged is still there to look at.
     again.save(2, second, run={"step": 2}, loss=1.0)
@@ -149,8 +149,9 @@ def test_nothing_readable_is_an_error_and_not_a_fresh_start(tmp_path):
     checkpoints.close()
     truncate_largest(tmp_path / "checkpoints" / "1")
     again = open_in(tmp_path)
-    with pytest.warns(UserWarning, match="damaged"), pytest.raises(CheckpointError, match="none"):
+    with pytest.raises(CheckpointError, match=r"no checkpoint in .* can be read"):
         again.restore(abstract(make_state()))
+    assert again.steps() == [1]
 
 
 def test_no_checkpoint_is_none(tmp_path):
@@ -199,9 +200,9 @@ def test_a_full_disk_leaves_the_previous_checkpoint_whole(tmp_path, repository):
     assert done.returncode == 7, done.stderr
     assert "could not be written" in done.stdout
     assert "steps [1] are whole" in done.stdout
-    left = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
-    assert left == ["1"]
     again = open_in(tmp_path)
+    assert again.steps() == [1]
     restored, run = again.restore(abstract(make_state(hidden=4096)))
-    assert run == {"step": 1}
+    assert run["step"] == 1
     assert_equal(jax.device_get(restored), jax.device_get(make_state(0, hidden=4096)))
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["1"]

@@ -1,0 +1,146 @@
+"""Every key of a config is checked, and a wrong one is named with the nearest right one."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from imagen_jax.diffusion.schedules import LinearBeta
+from imagen_jax.models import UNetConfig
+from imagen_jax.training import build
+from imagen_jax.training.config import apply_overrides, as_dict, load_config, split_overrides
+
+TINY = Path(__file__).parent / "tiny_config.py"
+
+
+def tiny(**overrides):
+    config = load_config(TINY)
+    apply_overrides(config, {key.replace("__", "."): value for key, value in overrides.items()})
+    return config
+
+
+def test_a_config_becomes_typed():
+    config = build.read_config(tiny())
+    assert config.stage.network.levels[1].channels == 16
+    assert config.stage.network.levels[0].attention is None
+    assert config.text.encoder.d_model == 8
+    assert config.mesh.data is None
+    assert hash(config.stage) == hash(build.read_config(tiny()).stage)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "got"),
+    [
+        ("optimizer.learning_rate", "3e-4", lambda c: c.optimizer.learning_rate == 3e-4),
+        ("num_steps", "1e3", lambda c: c.num_steps == 1000),
+        ("mesh.data", "4", lambda c: c.mesh.data == 4),
+        ("ema_decay", "None", lambda c: c.ema_decay is None),
+        ("stage.network.levels.1.channels", "24", lambda c: _channels(c) == (8, 24)),
+        ("stage.network.levels[0].channels", "24", lambda c: _channels(c) == (24, 16)),
+        ("data.flip", "true", lambda c: c.data.flip is True),
+        ("init_from", "runs/base", lambda c: c.init_from == "runs/base"),
+        ("stage.schedule.kind", "linear_beta", lambda c: c.stage.schedule == LinearBeta()),
+        ("sample", "{'steps': 7, 'prompts': ['a', 'b']}", lambda c: c.sample.sampling.steps == 7),
+    ],
+)
+def test_any_key_can_be_set_from_the_command_line(key, value, got):
+    assert got(build.read_config(tiny(**{key: value})))
+
+
+def _channels(config):
+    return tuple(level.channels for level in config.stage.network.levels)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("batchsize", "4", "unknown config key 'batchsize'; did you mean 'batch_size'"),
+        ("optimizer.lerning_rate", "1", "'optimizer.lerning_rate'; did you mean 'learning_rate'"),
+        ("optimiser.learning_rate", "1", "no section of the config; did you mean 'optimizer'"),
+        ("stage.network.levels.0.chanels", "1", "levels.0.chanels'; did you mean 'channels'"),
+        ("stage.network.levels.5.channels", "1", "no section"),
+        ("stage.network.kind", "efficientunet", "did you mean 'efficient_unet'"),
+        ("stage.loss.weight", "mse", "mse"),
+        ("data.source", "fodler", "did you mean 'folder'"),
+        ("data.data_dirs", "x", "'data.data_dirs' for source 'npz'"),
+        ("text.encoder.dmodel", "8", "did you mean 'd_model'"),
+        ("optimizer.kind", "adamm", "adamm"),
+        ("batch_size", "many", "'batch_size' is 'many'; it must be of type int"),
+        ("batch_size", "2.5", "must be of type int"),
+        ("data.flip", "3", "must be of type bool"),
+        ("sample", "{'stesp': 7}", "did you mean 'steps'"),
+        ("text", "None", "no section 'text'"),
+    ],
+)
+def test_a_wrong_key_or_value_is_named(key, value, message):
+    with pytest.raises(ValueError, match=r"(?s).*") as caught:
+        build.read_config(tiny(**{key: value}))
+    assert message in str(caught.value)
+
+
+def test_a_missing_key_is_named():
+    config = tiny()
+    del config["num_steps"]
+    with pytest.raises(ValueError, match="'num_steps', which is needed"):
+        build.read_config(config)
+
+
+def test_options_of_a_source_go_to_its_reader():
+    config = build.read_config(tiny(data__source="folder", data__max_pixels="1000"))
+    assert config.data.options == {"max_pixels": 1000}
+
+
+def test_a_config_goes_through_json():
+    raw = as_dict(tiny())
+    assert build.read_config(json.loads(json.dumps(raw))) == build.read_config(tiny())
+
+
+def test_overrides_are_split_from_the_command_line():
+    arguments = ["train.py", "--config=a.py", "--config.a.b=1", "--config.c", "2", "--workdir", "w"]
+    rest, overrides = split_overrides(arguments)
+    assert rest == ["train.py", "--config=a.py", "--workdir", "w"]
+    assert overrides == {"a.b": "1", "c": "2"}
+    with pytest.raises(ValueError, match=r"--config\.a"):
+        split_overrides(["--config.a"])
+
+
+def test_a_config_file_that_is_not_there_names_those_that_are(tmp_path):
+    (tmp_path / "base.py").write_text("")
+    with pytest.raises(ValueError, match=r"base\.py"):
+        load_config(tmp_path / "bse.py")
+    with pytest.raises(ValueError, match="get_config"):
+        load_config(tmp_path / "base.py")
+
+
+def test_every_config_of_the_repository_is_valid(repository):
+    paths = sorted((repository / "configs").glob("*.py"))
+    assert paths
+    for path in paths:
+        assert build.read_config(load_config(path)).stage.name
+
+
+def test_a_plain_unet_is_chosen_by_its_kind():
+    levels = [{"channels": 8}, {"channels": 16}]
+    network = {"kind": "unet", "levels": levels}
+    config = build.read_config(tiny(stage__network=repr(network)))
+    assert isinstance(config.stage.network, UNetConfig)
+
+
+def test_a_frozen_encoder_needs_weights():
+    config = build.read_config(tiny(text__trainable="False"))
+    with pytest.raises(ValueError, match=r"text\.init_from"):
+        build.make_training(config, build.make_text_encoder(config))
+
+
+def test_the_loader_follows_the_config(tmp_path):
+    path = tmp_path / "set.npz"
+    images = np.zeros((20, 8, 8, 3), np.uint8)
+    np.savez(path, image=images, captions=np.asarray([f"picture {i}" for i in range(20)]))
+    config = build.read_config(tiny(data__path=str(path)))
+    batches = build.make_batches(config, build.make_text_encoder(config))
+    batch = next(batches(5, None))
+    shapes = build.abstract_batch(config)
+    assert {name: (value.shape, value.dtype) for name, value in batch.items()} == {
+        name: (value.shape, value.dtype) for name, value in shapes.items()
+    }

@@ -1,0 +1,187 @@
+"""The loop resumes bit for bit, stops as it should, and reports what it did."""
+
+import json
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from imagen_jax.training.checkpoint import CheckpointError, Checkpoints
+from imagen_jax.training.loop import LoopConfig, NonFiniteError
+from imagen_jax.training.metrics import read_losses
+from imagen_jax.training.sharding import MeshConfig
+from tests.training import toy
+
+
+def assert_equal(left, right):
+    jax.tree.map(np.testing.assert_array_equal, left, right)
+
+
+def reports(workdir):
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: line for line in lines if "window" in line}
+
+
+def test_a_run_in_pieces_equals_one_in_one_piece(tmp_path):
+    whole = toy.run(tmp_path / "whole", steps=20, every=5)
+    for steps in (7, 13, 20):  # each ends off the grid of checkpoints and of reports
+        parts = toy.run(tmp_path / "parts", steps=steps, every=5)
+    assert_equal(jax.device_get(whole), jax.device_get(parts))
+    assert read_losses(tmp_path / "whole") == read_losses(tmp_path / "parts")
+    assert int(whole.step) == 20
+
+
+def test_a_finished_run_is_left_alone(tmp_path):
+    first = toy.run(tmp_path, steps=6)
+    said = []
+    again = toy.run(tmp_path, steps=6, say=said.append)
+    assert_equal(jax.device_get(first), jax.device_get(again))
+    assert "already trained" in said[-1]
+
+
+def signal_at(step, number=signal.SIGTERM):
+    stream = toy.batches()
+
+    def batches(start, state):
+        for index, batch in enumerate(stream(start, state), start=start):
+            if index == step:
+                os.kill(os.getpid(), number)
+            yield batch
+
+    return batches
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_ends(tmp_path, number):
+    before = signal.getsignal(number)
+    said = []
+    toy.run(
+        tmp_path / "stopped",
+        steps=30,
+        every=10,
+        batches=signal_at(13, number),
+        say=said.append,
+    )
+    assert "stopped by a signal" in said[-1]
+    assert signal.getsignal(number) == before
+    stopped = Checkpoints(tmp_path / "stopped" / "checkpoints").steps()[-1]
+    assert 13 <= stopped <= 15
+    toy.run(tmp_path / "stopped", steps=30, every=10)
+    toy.run(tmp_path / "whole", steps=30, every=10)
+    assert read_losses(tmp_path / "stopped") == read_losses(tmp_path / "whole")
+    # A report whose steps lie on both sides of the stop is the same too.
+    assert reports(tmp_path / "stopped")[20] == reports(tmp_path / "whole")[20]
+
+
+@pytest.mark.parametrize("where", ["loss", "grad_norm"])
+def test_a_non_finite_number_stops_the_run(tmp_path, where):
+    with pytest.raises(NonFiniteError) as caught:
+        toy.run(tmp_path, steps=20, every=5, nan_at=13, nan_in=where)
+    message = str(caught.value)
+    assert f"step 13: {where} is nan" in message
+    assert "last good checkpoint is step 10" in message.lower()
+    assert "learning_rate" in message
+    assert Checkpoints(tmp_path / "checkpoints").steps()[-1] == 10
+
+
+def test_what_is_not_finite_is_never_saved(tmp_path):
+    with pytest.raises(NonFiniteError, match="no checkpoint yet"):
+        toy.run(tmp_path, steps=20, every=5, nan_at=5)
+    assert Checkpoints(tmp_path / "checkpoints").steps() == []
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_the_run(tmp_path, monkeypatch):
+    def full(self, *args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("orbax.checkpoint.CheckpointManager.save", full)
+    with pytest.raises(CheckpointError, match="No space left on device"):
+        toy.run(tmp_path, steps=20, every=5)
+
+
+def test_samples_are_drawn_from_the_average(tmp_path):
+    seen = []
+
+    def sample(params, step):
+        seen.append((step, jax.device_get(params)))
+        return Image.new("RGB", (4, 4))
+
+    state = toy.run(tmp_path, steps=9, every=5, sample=sample, sample_every=4)
+    assert [step for step, _ in seen] == [4, 8, 9]
+    assert_equal(seen[-1][1], jax.device_get(state.ema))
+    names = [path.name for path in sorted((tmp_path / "samples").iterdir())]
+    assert names == ["samples_0000004.png", "samples_0000008.png", "samples_0000009.png"]
+
+
+def test_samples_do_not_change_the_run(tmp_path):
+    image = Image.new("RGB", (4, 4))
+    toy.run(tmp_path / "with", steps=9, sample=lambda *_: image, sample_every=2)
+    toy.run(tmp_path / "without", steps=9)
+    assert read_losses(tmp_path / "with") == read_losses(tmp_path / "without")
+
+
+def test_a_trace_is_written_on_request(tmp_path):
+    toy.run(tmp_path, steps=6, profile=(2, 3))
+    assert list(tmp_path.rglob("*.xplane.pb"))
+
+
+@pytest.mark.parametrize("mesh", [MeshConfig(fsdp=8), MeshConfig(2, 2, 2)])
+def test_meshes_agree(tmp_path, mesh):
+    toy.run(tmp_path / "data", steps=6)
+    toy.run(tmp_path / "other", steps=6, mesh=mesh)
+    one, other = (read_losses(tmp_path / name) for name in ("data", "other"))
+    np.testing.assert_allclose(list(one.values()), list(other.values()), rtol=1e-5)
+
+
+def test_a_run_goes_on_where_another_mesh_left_it(tmp_path):
+    toy.run(tmp_path / "mixed", steps=8, mesh=MeshConfig(fsdp=8))
+    toy.run(tmp_path / "mixed", steps=16, mesh=MeshConfig(2, 2, 2))
+    toy.run(tmp_path / "data", steps=16)
+    one, other = (read_losses(tmp_path / name) for name in ("data", "mixed"))
+    np.testing.assert_allclose(list(one.values()), list(other.values()), rtol=1e-5)
+
+
+def test_weights_to_start_from(tmp_path):
+    weights = jax.device_get(toy.run(tmp_path / "first", steps=8).params)
+    toy.run(tmp_path / "second", steps=1, weights=weights)
+    first, second = (read_losses(tmp_path / name) for name in ("first", "second"))
+    assert second[1] < first[1]
+    with pytest.raises(ValueError, match="first/kernel"):
+        toy.run(tmp_path / "third", steps=1, weights=weights, hidden=32)
+
+
+def test_a_stream_is_restored_with_the_state_of_the_saved_step(tmp_path):
+    class Stream:
+        def __init__(self, start):
+            self.step, self.inner = start, toy.batches()(start, None)
+
+        def __iter__(self):
+            return self
+
+        def __next__(self):
+            self.step += 1
+            return next(self.inner)
+
+        def get_state(self):
+            return {"step": self.step}
+
+    states = []
+
+    def batches(start, state):
+        states.append((start, state))
+        return Stream(start)
+
+    toy.run(tmp_path, steps=7, every=3, batches=batches)
+    toy.run(tmp_path, steps=9, every=3, batches=batches)
+    assert states == [(0, None), (7, {"step": 7})]
+
+
+@pytest.mark.parametrize(
+    "bad", [{"num_steps": 0}, {"log_every": 0}, {"sample_every": 0}, {"profile": (5, 2)}]
+)
+def test_bad_settings_are_named(bad):
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        LoopConfig(**{"num_steps": 5, "batch_size": 8, **bad})

@@ -1,0 +1,139 @@
+"""Reports are the means of their steps; speed leaves pauses out; curves are read back."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from imagen_jax.training.metrics import (
+    Curve,
+    MetricLog,
+    Progress,
+    Window,
+    duration,
+    progress_line,
+    read_curve,
+    read_losses,
+    split,
+)
+
+
+def fill(log, steps, every=2):
+    for step in steps:
+        log.step(step, {"loss": 1 / step, "grad_norm": 2.0}, [1.0, 0.0], [2.0, 0.0])
+        if step % every == 0:
+            log.report(step, {})
+
+
+def test_a_report_is_the_mean_of_its_steps(tmp_path):
+    log = MetricLog(tmp_path)
+    fill(log, [1, 2])
+    log.close()
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert lines[0] == {"step": 1, "loss": 1.0, "grad_norm": 2.0}
+    assert lines[2]["window"] == 2
+    assert lines[2]["mean"] == {"loss": 0.75, "grad_norm": 2.0}
+    assert lines[2]["loss_by_t"] == [0.5, None]
+
+
+def test_losses_are_kept_to_the_last_bit(tmp_path):
+    log = MetricLog(tmp_path)
+    values = {i: np.float32(1 / (3 * i)) for i in range(1, 50)}
+    for step, value in values.items():
+        log.step(step, *split({"loss": value}))
+    log.close()
+    read = read_losses(tmp_path)
+    assert {step: np.float32(loss) for step, loss in read.items()} == values
+
+
+def test_a_half_line_is_skipped_and_a_repeated_step_counts_once(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 5.0}\n{"step": 2, "lo\n')
+    log = MetricLog(tmp_path, start_step=1)
+    log.step(1, {"loss": 6.0}, [], [])
+    log.close()
+    assert read_losses(tmp_path) == {1: 6.0}
+
+
+def test_a_window_goes_through_a_checkpoint(tmp_path):
+    whole = MetricLog(tmp_path / "whole")
+    fill(whole, range(1, 4), every=100)
+    first = MetricLog(tmp_path / "parts")
+    fill(first, [1], every=100)
+    saved = json.loads(json.dumps(first.window.to_dict()))
+    second = MetricLog(tmp_path / "parts", window=saved)
+    fill(second, [2, 3], every=100)
+    assert whole.report(3, {}) == second.report(3, {})
+    assert Window().loss_by_t() == []
+
+
+def test_speed_leaves_pauses_out():
+    now = [100.0]
+    progress = Progress(50, 8, flops_per_step=4e9, peak=1e11, clock=lambda: now[0])
+    progress.start(10)
+    now[0] += 7.0
+    progress.pause(2.0)
+    speed = progress.report(20)
+    assert speed["images_per_second"] == pytest.approx(16.0)
+    assert speed["gflops_per_second"] == pytest.approx(8.0)
+    assert speed["mfu"] == pytest.approx(0.08)
+    assert speed["eta_seconds"] == pytest.approx(15.0)
+
+
+def test_the_progress_line_tells_speed_and_the_reference():
+    means = {"loss": 0.5, "grad_norm": 1.25, "reference/loss": 0.4}
+    speed = {"images_per_second": 12.0, "gflops_per_second": 99.6, "eta_seconds": 3725.0}
+    line = progress_line(1200, 40_000, means, speed)
+    expected = "loss 0.5000 (reference 0.4000) | grad 1.25 | 12.0 images/s | 100 GFLOP/s"
+    assert line == f"step 1,200/40,000 | {expected} | 1:02:05 left"
+    assert "MFU 41.0%" in progress_line(1, 2, means, speed | {"mfu": 0.41})
+    assert duration(59.6) == "1:00"
+
+
+def test_a_curve_is_read_back_and_interpolated(tmp_path):
+    log = MetricLog(tmp_path)
+    for step in range(1, 41):
+        log.step(step, {"loss": float(step)}, [float(step)] * 10, [1.0] * 10)
+        if step % 2 == 0:
+            log.report(step, {})
+    log.close()
+    curve = read_curve(tmp_path, points=5)
+    assert len(curve.step) == 5
+    curve.write(tmp_path / "curve.json")
+    again = Curve.read(tmp_path / "curve.json")
+    loss, by_t = again.at(20)
+    assert loss == pytest.approx(19.5, abs=0.01)
+    assert by_t == pytest.approx([19.5] * 10, abs=0.01)
+    assert again.at(10_000) is None
+
+
+def test_the_reference_is_reported_beside(tmp_path):
+    rows = ((0.0,) * 10, (10.0,) * 10)
+    log = MetricLog(tmp_path, reference=Curve((0.0, 4.0), (0.0, 8.0), rows))
+    log.step(2, {"loss": 1.0}, [1.0] * 10, [1.0] * 10)
+    assert log.report(2, {})["reference/loss"] == pytest.approx(4.0)
+    log.close()
+
+
+def test_pictures_are_written(tmp_path):
+    log = MetricLog(tmp_path)
+    log.images(12, Image.new("RGB", (8, 6), "red"))
+    log.close()
+    with Image.open(tmp_path / "samples" / "samples_0000012.png") as picture:
+        assert picture.size == (8, 6)
+
+
+def test_other_hosts_write_nothing(tmp_path):
+    log = MetricLog(tmp_path, write=False)
+    fill(log, [1, 2])
+    log.images(2, Image.new("RGB", (8, 6)))
+    log.close()
+    assert not list(tmp_path.iterdir())
+
+
+def test_non_finite_values_are_json_that_python_reads(tmp_path):
+    log = MetricLog(tmp_path)
+    log.step(1, {"loss": math.nan}, [], [])
+    log.close()
+    assert math.isnan(read_losses(tmp_path)[1])

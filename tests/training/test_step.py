@@ -1,0 +1,186 @@
+"""The train step on one tiny batch: it learns, averages, and leaves frozen text as it is."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from tiny_cascade import BASE, ENCODER, SR, network
+
+from imagen_jax import text as text_room
+from imagen_jax.models import t5
+from imagen_jax.stage import Stage
+from imagen_jax.training.state import NETWORK, TEXT_ENCODER, init_state, update_ema
+from imagen_jax.training.step import (
+    TIME_BINS,
+    drop_text,
+    make_loss,
+    make_train_step,
+    sample_times,
+    to_images,
+)
+from imagen_jax.typing import TextEmbeddings
+
+BATCH = 8
+ADAM = optax.adam(3e-3)
+LABELLED = Stage("labelled", 4, network(num_classes=3), conditioning="label", prediction="v")
+PLAIN = replace(BASE, conditioning=None, text_width=None)
+
+
+@pytest.fixture(scope="module")
+def batch() -> dict:
+    """Eight pictures of one colour each, with prompts and labels; 8x8 for the enlarging stage."""
+    rng = np.random.default_rng(0)
+    colours = rng.integers(0, 256, (BATCH, 1, 1, 3), np.uint8)
+    ids, mask = text_room.tokenize(ENCODER, [f"colour {i}" for i in range(BATCH)])
+    return {
+        "image": np.broadcast_to(colours, (BATCH, 4, 4, 3)).copy(),
+        "ids": ids,
+        "mask": mask,
+        "label": np.arange(BATCH, dtype=np.int32) % 3,
+    }
+
+
+def pick(batch: dict, *names: str) -> dict:
+    return {name: jnp.asarray(batch[name]) for name in ("image", *names)}
+
+
+@pytest.fixture(scope="module")
+def trained(batch):
+    """States and metrics of 40 steps that all draw the same t, eps and dropout."""
+    state = jax.jit(lambda key: init_state(BASE, ENCODER, ADAM, key))(jax.random.key(1))
+    step = jax.jit(make_train_step(BASE, ENCODER, ADAM, ema_decay=0.9))
+    states, metrics = [state], []
+    for _ in range(40):
+        state, values = step(state, pick(batch, "ids", "mask"), jax.random.key(2))
+        states.append(state)
+        metrics.append(jax.tree.map(np.asarray, values))
+    return states, metrics
+
+
+def test_the_loss_of_one_batch_falls(trained):
+    losses = [float(values["loss"]) for values in trained[1]]
+    assert losses[-1] < 0.7 * losses[0]
+    assert int(trained[0][-1].step) == 40
+
+
+def test_metrics_add_up(trained):
+    for values in trained[1][::13]:
+        assert values["loss_by_t"].shape == values["count_by_t"].shape == (TIME_BINS,)
+        assert values["count_by_t"].sum() == BATCH
+        np.testing.assert_allclose(values["loss_by_t"].sum() / BATCH, values["loss"], rtol=1e-5)
+        assert values["grad_norm"] > 0
+
+
+def test_the_average_follows_its_formula(trained):
+    """ema + (1 - d)(params - ema), d = min(0.9, (1 + n) / (10 + n)) at update n."""
+    states = trained[0]
+    for number in (1, 2, 40):
+        before, after = states[number - 1], states[number]
+        decay = min(0.9, (1 + number) / (10 + number))
+        expected = jax.tree.map(lambda e, p, d=decay: d * e + (1 - d) * p, before.ema, after.params)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+            after.ema,
+            expected,
+        )
+    one, two = {"w": jnp.float32(1)}, {"w": jnp.float32(2)}
+    assert float(update_ema(one, two, jnp.int32(10_000), 0.9)["w"]) == pytest.approx(1.1)
+
+
+def test_the_text_encoder_is_trained_along(trained):
+    first, last = trained[0][0].params, trained[0][-1].params
+    assert set(first) == {NETWORK, TEXT_ENCODER}
+    moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), first, last)
+    assert all(change > 0 for change in jax.tree.leaves(moved[TEXT_ENCODER]["layers"]))
+
+
+def test_frozen_text_gets_no_gradient_and_stays(trained, batch):
+    """The same network gradient as with a trained encoder, and nothing else to update."""
+    params = trained[0][5].params
+    state = init_state(BASE, None, ADAM, jax.random.key(0), start_from={NETWORK: params[NETWORK]})
+    step = jax.jit(make_train_step(BASE, ENCODER, ADAM, ema_decay=0.9))
+    after, values = step(state, pick(batch, "ids", "mask"), jax.random.key(2), params[TEXT_ENCODER])
+    assert set(after.params) == set(after.ema) == {NETWORK}
+    np.testing.assert_allclose(values["loss"], trained[1][5]["loss"], rtol=1e-5)
+    assert values["grad_norm"] < trained[1][5]["grad_norm"]
+
+
+def loss_of(stage, params, batch, key, dropout=0.0, frozen=None):
+    loss = make_loss(stage, ENCODER, dropout)
+    return float(jax.jit(loss)(params, batch, key, frozen)[0])
+
+
+def test_embeddings_made_beforehand_are_the_encoders(trained, batch):
+    params, key = trained[0][5].params, jax.random.key(3)
+    ids, mask = jnp.asarray(batch["ids"]), jnp.asarray(batch["mask"])
+    values = t5.encode(ENCODER.config, params[TEXT_ENCODER], ids, mask)
+    network_only = {NETWORK: params[NETWORK]}
+    cached = {**pick(batch, "mask"), "text": values}
+    expected = loss_of(BASE, params, pick(batch, "ids", "mask"), key)
+    assert loss_of(BASE, network_only, cached, key) == pytest.approx(expected, rel=1e-5)
+
+
+def random_params(stage, seed=0):
+    rng = np.random.default_rng(seed)
+    shapes = jax.eval_shape(
+        lambda key: init_state(stage, None, ADAM, key).params, jax.random.key(0)
+    )
+    return jax.tree.map(lambda s: jnp.asarray(rng.normal(0, 0.2, s.shape), jnp.float32), shapes)
+
+
+def test_labels_count_unless_they_are_dropped(batch):
+    params, key = random_params(LABELLED), jax.random.key(4)
+    with_labels = pick(batch, "label")
+    others = {**with_labels, "label": (with_labels["label"] + 1) % 3}
+    loss = {
+        dropout: [loss_of(LABELLED, params, given, key, dropout) for given in (with_labels, others)]
+        for dropout in (0.0, 1.0)
+    }
+    assert loss[0.0][0] != pytest.approx(loss[0.0][1], rel=1e-3)
+    assert loss[1.0][0] == loss[1.0][1]
+
+
+def test_a_stage_without_conditions_needs_pictures_alone(batch):
+    """The loss of a fresh network, whose output is 0, is that of eps itself: about 1."""
+    state = init_state(PLAIN, None, ADAM, jax.random.key(0), with_ema=False)
+    assert state.ema is None
+    step = jax.jit(make_train_step(PLAIN, None, ADAM, ema_decay=None))
+    after, values = step(state, pick(batch), jax.random.key(5))
+    assert after.ema is None
+    assert float(values["loss"]) == pytest.approx(1.0, abs=0.3)
+
+
+def test_an_enlarging_stage_sees_its_low_resolution(batch):
+    """Text made beforehand: 8x8 pictures, of which the network is given 4x4 ones with noise."""
+    params, key = random_params(SR), jax.random.key(6)
+    image = jnp.asarray(np.repeat(np.repeat(batch["image"], 2, axis=1), 2, axis=2))
+    text = jnp.ones((BATCH, 3, SR.text_width))
+    given = {"image": image, "text": text, "mask": jnp.ones((BATCH, 3), bool)}
+    value, (losses, t) = jax.jit(make_loss(SR, None, 0.1))(params, given, key, None)
+    assert losses.shape == t.shape == (BATCH,)
+    assert np.isfinite(losses).all()
+    assert float(value) == pytest.approx(float(losses.mean()), rel=1e-6)
+
+
+def test_times_are_spread_evenly(key):
+    times = np.asarray(sample_times(key, 64, 1.0))
+    np.testing.assert_array_equal(np.sort((times * 64).astype(int)), np.arange(64))
+    np.testing.assert_allclose(sample_times(key, 64, 0.5), np.sqrt(times), rtol=1e-5)
+
+
+def test_dropped_text_is_the_null_text(rng):
+    values = jnp.asarray(rng.normal(size=(3, 4, 2)), jnp.float32)
+    text = TextEmbeddings(values, jnp.ones((3, 4), bool))
+    dropped = drop_text(text, jnp.array([True, False, True]))
+    null = text_room.null_text(3, 4, 2)
+    for row, expected in enumerate((null, text, null)):
+        np.testing.assert_array_equal(dropped.values[row], expected.values[row])
+        np.testing.assert_array_equal(dropped.mask[row], expected.mask[row])
+
+
+def test_bytes_become_the_whole_range():
+    pixels = jnp.array([[[[0, 255, 51]]]], jnp.uint8)
+    np.testing.assert_allclose(to_images(pixels)[0, 0, 0], [-1, 1, -0.6], atol=1e-6)
