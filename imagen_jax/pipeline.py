@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -327,7 +328,9 @@ class ProgressBar:
         batch_size: int,
         callback: Callback | None,
     ):
-        from tqdm.auto import tqdm
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a notebook without ipywidgets gets a bar of text
+            from tqdm.auto import tqdm
 
         batches = -(-samples // batch_size)
         total = batches * sum(entry.steps for entry in settings[: last + 1])
