@@ -1,4 +1,4 @@
-"""The Efficient U-Net of arXiv 2205.11487, section B.1 and figures A.28 to A.30 (sizes: F.2, F.3)."""
+"""The Efficient U-Net of arXiv 2205.11487, section B.1, figures A.28 to A.30 (sizes: F.2, F.3)."""
 
 import dataclasses
 import math
@@ -40,7 +40,8 @@ class EfficientUNetConfig:
     and skips are scaled by 1/sqrt(2). `attention_hidden_ratio` is the paper's "hidden 2x channels".
     `patch_size` folds patches into channels before the first convolution and back after the last,
     `upsample_kernel` 1 upsamples by a 1x1 convolution (1 and 3 are the paper's network; the others
-    are for small machines).
+    are for small machines). `embedding_layout` adds a linear map of the embedding to every position
+    of the lowest feature map, which fixes the resolution: pictures learned by heart from few words.
     """
 
     levels: tuple[EfficientLevel, ...]
@@ -54,6 +55,7 @@ class EfficientUNetConfig:
     num_classes: int | None = None
     patch_size: int = 1
     upsample_kernel: int = 3
+    embedding_layout: bool = False
     dtype: str = "float32"
     remat: bool = False
 
@@ -101,6 +103,11 @@ class EfficientUNet(nn.Module):
                 if j == level.num_res_blocks - 1:
                     h = attend(h, level.attention, f"down{i}_attention")
                 skips.append(h)
+        if cfg.embedding_layout:
+            layout = nn.Dense(math.prod(h.shape[1:]), dtype=dtype, name="layout")(
+                nn.swish(embedding)
+            )
+            h = h + layout.reshape(h.shape)
         for i, level in reversed(list(enumerate(cfg.levels))):
             for j in range(level.num_res_blocks):
                 skip = skips.pop() * (1 / math.sqrt(2))

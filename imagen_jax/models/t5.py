@@ -43,10 +43,12 @@ class T5Config:
     max_distance: int = 128
     bias_in_every_layer: bool = False
     norm_eps: float = 1e-6
-    # Standard deviation of the token embeddings at initialization; T5's is 1. Adam moves every
-    # weight by about the learning rate a step, so an encoder trained from scratch learns its words
-    # sooner from a small one.
+    # Token embeddings are multiplier * table, the table's entries of this standard deviation at
+    # initialization (T5: 1 and 1). Adam moves every weight by about the learning rate a step: a
+    # small encoder trained from scratch learns its words sooner from a small table with a large
+    # multiplier. Their product should stay near 1, or the layers drown the words.
     embedding_init_scale: float = 1.0
+    embedding_multiplier: float = 1.0
     remat: bool = False
     dtype: str = "float32"  # or "bfloat16"
 
@@ -227,7 +229,7 @@ class Encoder(nn.Module):
             (config.vocab_size, config.d_model),
             jnp.float32,
         )
-        x = jnp.take(table, ids, axis=0).astype(jnp.float32)
+        x = jnp.take(table, ids, axis=0).astype(jnp.float32) * config.embedding_multiplier
         positions = np.arange(ids.shape[1])
         distance = positions[None, :] - positions[:, None]
         buckets = jnp.asarray(

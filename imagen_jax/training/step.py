@@ -21,7 +21,7 @@ from imagen_jax.typing import Images, Keys, Params, TextEmbeddings
 
 TIME_BINS = 10
 Batch = dict[str, Array]
-TrainStep = Callable[[TrainState, Batch, Keys], tuple[TrainState, dict[str, Array]]]
+TrainStep = Callable[..., tuple[TrainState, dict[str, Array]]]
 
 
 def to_images(pixels: Array) -> Images:
@@ -45,12 +45,10 @@ def drop_text(text: TextEmbeddings, drop: Array) -> TextEmbeddings:
     return TextEmbeddings(values, jnp.where(drop[:, None], null.mask, text.mask))
 
 
-def make_loss(
-    stage: Stage, encoder: TextEncoder | None, dropout: float, frozen_text: Params | None
-) -> Callable:
-    """(params, batch, key) -> (mean loss, (loss an example, t an example))."""
+def make_loss(stage: Stage, encoder: TextEncoder | None, dropout: float) -> Callable:
+    """(params, batch, key, frozen) -> (mean loss, (loss an example, t an example))."""
 
-    def loss(params: Params, batch: Batch, key: Keys):
+    def loss(params: Params, batch: Batch, key: Keys, frozen: Params | None):
         x0 = to_images(batch["image"])
         size = x0.shape[0]
         keys = iter(jax.random.split(key, 6))
@@ -67,7 +65,7 @@ def make_loss(
             if "text" in batch:
                 text = TextEmbeddings(batch["text"].astype(jnp.float32), batch["mask"])
             else:
-                weights = params[TEXT_ENCODER] if frozen_text is None else frozen_text
+                weights = params[TEXT_ENCODER] if frozen is None else frozen
                 text = text_room.encode_tokens(encoder.config, weights, batch["ids"], batch["mask"])
             conditions["text"] = drop_text(text, drop)
         elif stage.conditioning == "label":
@@ -89,19 +87,20 @@ def make_train_step(
     *,
     ema_decay: float | None = 0.9999,
     text_dropout: float = 0.1,
-    frozen_text: Params | None = None,
 ) -> TrainStep:
-    """(state, batch, key) -> (state, metrics), to be jitted with the state donated.
+    """(state, batch, key, frozen=None) -> (state, metrics), to be jitted with the state donated.
 
     batch: "image" uint8 [B,H,W,3], and "ids" with "mask", or "text" with "mask", or "label".
-    `frozen_text`: the encoder's parameters where it is not trained. metrics: loss, grad_norm, and
-    loss_by_t, count_by_t: sums of the loss and number of examples in ten equal parts of t.
+    frozen: the encoder's parameters where it is not trained. metrics: loss, grad_norm, and
+    loss_by_t, count_by_t: sums of the loss and numbers of examples in ten equal parts of t.
     """
-    loss = make_loss(stage, encoder, text_dropout, frozen_text)
+    loss = make_loss(stage, encoder, text_dropout)
 
-    def train_step(state: TrainState, batch: Batch, key: Keys) -> tuple[TrainState, dict[str, Any]]:
+    def train_step(
+        state: TrainState, batch: Batch, key: Keys, frozen: Params | None = None
+    ) -> tuple[TrainState, dict[str, Any]]:
         gradient = jax.value_and_grad(loss, has_aux=True)
-        (mean, (losses, t)), grads = gradient(state.params, batch, key)
+        (mean, (losses, t)), grads = gradient(state.params, batch, key, frozen)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         step = state.step + 1
