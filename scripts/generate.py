@@ -64,6 +64,7 @@ def file_name(index: int, prompt: str | None, digits: int) -> str:
 
 def generate(options: argparse.Namespace) -> None:
     # After the command line is read: a wrong option need not wait for JAX.
+    from imagen_jax.grid import font_for
     from imagen_jax.pictures import read_settings, save_png
 
     settings = None
@@ -119,6 +120,9 @@ def generate(options: argparse.Namespace) -> None:
         columns = options.num_images if 1 < options.num_images <= 8 else None
         pictures.grid(columns).save(options.out / "grid.png")
         print(options.out / "grid.png")
+        for number, caption in enumerate(pictures.captions or [], start=1):
+            if font_for(caption, 15) is None:
+                print(f"  picture {number} of the grid: {caption} (no font here draws it)")
     sampling = made[0]["sampling"]
     print(
         f"{len(pictures)} pictures of {made[0]['size']} pixels in {seconds:.1f} s; "
