@@ -1,13 +1,17 @@
 """The base model of the shipped emoji cascade: text in English or Chinese to 32x32 pictures.
 
     python scripts/prepare_emoji.py --out data/emoji
+    python scripts/pretrain_text.py --config configs/emoji_base32.py --workdir runs/text
     python scripts/train.py --config configs/emoji_base32.py --workdir runs/base32
 
 Made for a machine without an accelerator: patches of 4x4 pixels are folded into channels, so that
-all work is done at 8x8 and 4x4 where a CPU's matrix units are busy, and a small text encoder is
-trained along, since none is pretrained on a vocabulary this small. The paper's own networks are
-`imagen_jax.models.UNetConfig` and `EfficientUNetConfig` with `patch_size` 1. Hardware, time and
-expected result: imagen_jax/pretrained/emoji/README.md.
+all work is done at 8x8 and 4x4 where a CPU's matrix units are busy. As in the paper the text
+encoder is trained before, and frozen; as none is pretrained on a vocabulary this small, it learns
+to guess the pictures from their captions, and that guess (`draft`) is put beside the noisy picture.
+The paper's own networks are `imagen_jax.models.UNetConfig`, and `EfficientUNetConfig` without
+`patch_size`, `upsample_kernel` and `draft`. Hardware, time and result: the model's card,
+imagen_jax/pretrained/emoji/README.md. In runs of its own, --config.init_from=emoji goes on from
+the shipped weights.
 """
 
 from pathlib import Path
@@ -24,7 +28,7 @@ def get_config() -> ConfigDict:
     config.num_steps = 8000
     config.log_every = 100
     config.ema_decay = 0.998
-    config.init_from = None
+    config.init_from = "runs/text"
     config.stage = {
         "name": "base32",
         "resolution": 32,
@@ -33,7 +37,7 @@ def get_config() -> ConfigDict:
         "prediction": "v",  # the paper predicts eps; v is stable where patches are large
         "loss": {"weight": "v"},
         "schedule": {"kind": "cosine"},
-        "time_power": 0.5,  # most of what the text decides is decided at high noise
+        "time_power": 0.7,  # most of what the text decides is decided at high noise
         "network": {
             "kind": "efficient_unet",
             "levels": [
@@ -45,15 +49,15 @@ def get_config() -> ConfigDict:
             "num_heads": 4,
             "attention_hidden_ratio": 1.0,
             "embedding_width": 512,
-            "embedding_layout": True,
+            "draft": True,
         },
     }
     config.text = {
         "tokenizer": str(SHIPPED / "spiece.model"),
         "max_length": 20,
-        "trainable": True,
+        "trainable": False,
         "dropout": 0.1,
-        "init_from": None,
+        "init_from": "runs/text",
         "encoder": {
             "vocab_size": 6000,
             "d_model": 192,

@@ -1,7 +1,6 @@
 """The super-resolution model of the shipped emoji cascade: 32x32 pictures to 128x128.
 
-    python scripts/train.py --config configs/emoji_sr128.py --workdir runs/sr128 \
-        --config.text.init_from=runs/base32
+    python scripts/train.py --config configs/emoji_sr128.py --workdir runs/sr128
 
 Reads the text with the base model's encoder, frozen. Like the base, it folds 4x4 patches into
 channels to suit a CPU. Hardware, time and expected result: imagen_jax/pretrained/emoji/README.md.
@@ -53,7 +52,7 @@ def get_config() -> ConfigDict:
         "max_length": 20,
         "trainable": False,
         "dropout": 0.1,
-        "init_from": "runs/base32",
+        "init_from": "runs/text",
         "encoder": {
             "vocab_size": 6000,
             "d_model": 192,

@@ -1,5 +1,4 @@
-"""A stage: one trained diffusion model of the cascade, as data, and what its parameters make of it.
-"""
+"""A stage: one trained diffusion model of the cascade, as data, and what its parameters make of it."""
 
 import dataclasses
 from collections.abc import Mapping

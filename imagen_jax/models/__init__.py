@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from imagen_jax.models.efficient_unet import EfficientLevel, EfficientUNet, EfficientUNetConfig
+from imagen_jax.models.layers import TextDraft
 from imagen_jax.models.unet import UNet, UNetConfig, UNetLevel
 from imagen_jax.typing import Images, Params, TextEmbeddings
 
@@ -47,6 +48,14 @@ def init(config: NetworkConfig, key, *, resolution: int, text_width: int | None 
         )
 
     return jax.jit(run)(key)["params"]
+
+
+def draft(
+    config: EfficientUNetConfig, params: Params, text: TextEmbeddings, resolution: int
+) -> Images:
+    """The guess from the text alone that a network with `config.draft` starts from."""
+    module = TextDraft((resolution, resolution, config.in_channels), jnp.dtype(config.dtype))
+    return module.apply({"params": params["draft"]}, text)
 
 
 def apply(

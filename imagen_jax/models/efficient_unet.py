@@ -12,6 +12,7 @@ from imagen_jax.models.layers import (
     Embedding,
     GroupNorm,
     ResBlock,
+    TextDraft,
     depth_to_space,
     nearest_upsample,
     space_to_depth,
@@ -40,8 +41,8 @@ class EfficientUNetConfig:
     and skips are scaled by 1/sqrt(2). `attention_hidden_ratio` is the paper's "hidden 2x channels".
     `patch_size` folds patches into channels before the first convolution and back after the last,
     `upsample_kernel` 1 upsamples by a 1x1 convolution (1 and 3 are the paper's network; the others
-    are for small machines). `embedding_layout` adds a linear map of the embedding to every position
-    of the lowest feature map, which fixes the resolution: pictures learned by heart from few words.
+    are for small machines). `draft` puts a linear guess of the picture from the text
+    (`TextDraft`) beside x: for small sets learned by heart. It fixes the resolution.
     """
 
     levels: tuple[EfficientLevel, ...]
@@ -55,7 +56,7 @@ class EfficientUNetConfig:
     num_classes: int | None = None
     patch_size: int = 1
     upsample_kernel: int = 3
-    embedding_layout: bool = False
+    draft: bool = False
     dtype: str = "float32"
     remat: bool = False
 
@@ -93,6 +94,9 @@ class EfficientUNet(nn.Module):
 
         if cfg.low_res_channels:
             x = jnp.concatenate([x, low_res], axis=-1)
+        if cfg.draft:
+            guess = TextDraft((*x.shape[1:3], cfg.in_channels), dtype, name="draft")(text)
+            x = jnp.concatenate([x, guess], axis=-1)
         h = conv(space_to_depth(x.astype(dtype), cfg.patch_size), stem, "conv_in")
         skips = []
         for i, level in enumerate(cfg.levels):
@@ -103,11 +107,6 @@ class EfficientUNet(nn.Module):
                 if j == level.num_res_blocks - 1:
                     h = attend(h, level.attention, f"down{i}_attention")
                 skips.append(h)
-        if cfg.embedding_layout:
-            layout = nn.Dense(math.prod(h.shape[1:]), dtype=dtype, name="layout")(
-                nn.swish(embedding)
-            )
-            h = h + layout.reshape(h.shape)
         for i, level in reversed(list(enumerate(cfg.levels))):
             for j in range(level.num_res_blocks):
                 skip = skips.pop() * (1 / math.sqrt(2))

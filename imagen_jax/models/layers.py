@@ -210,6 +210,26 @@ class AttentionPooling(nn.Module):
         return nn.LayerNorm(dtype=jnp.float32, name="norm_out")(out + mean[:, 0])
 
 
+class TextDraft(nn.Module):
+    """A picture of `shape` (height, width, channels) guessed from the pooled text by two layers.
+
+    `scripts/pretrain_text.py` trains it, and the text encoder with it, without a U-Net around it.
+    """
+
+    shape: tuple[int, int, int]
+    dtype: jnp.dtype
+    hidden: int = 512
+
+    @nn.compact
+    def __call__(self, text: TextEmbeddings) -> Float[Array, "batch height width channels"]:
+        heads = max(1, text.values.shape[-1] // 64)
+        h = AttentionPooling(heads, self.dtype, name="pooling")(text)
+        h = nn.swish(nn.Dense(self.hidden, dtype=self.dtype, name="hidden")(h))
+        small = nn.initializers.normal(1e-3)
+        out = nn.Dense(math.prod(self.shape), dtype=self.dtype, kernel_init=small, name="out")(h)
+        return out.reshape(-1, *self.shape)
+
+
 class Embedding(nn.Module):
     """Time, pooled text, class label and augmentation level, added into one vector of `width` (F.1:
     added).
