@@ -1,4 +1,4 @@
-"""A stage: one trained diffusion model of the cascade, as data, and what its parameters make of it."""
+"""A stage: one diffusion model of the cascade, as data, and what its parameters make of it."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -57,6 +57,11 @@ class Stage:
             )
         if self.conditioning == "text" and not self.text_width:
             raise ValueError(f"stage {self.name!r}: conditioning 'text' needs text_width")
+        if getattr(network, "draft", False) and self.conditioning != "text":
+            raise ValueError(
+                f"stage {self.name!r}: network.draft guesses from text, but conditioning is "
+                f"{self.conditioning!r}"
+            )
         if (self.conditioning == "label") != (network.num_classes is not None):
             raise ValueError(
                 f"stage {self.name!r}: conditioning {self.conditioning!r} and network.num_classes "

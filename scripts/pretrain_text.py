@@ -21,6 +21,7 @@ CONFIG = flags.DEFINE_string("config", None, "Config of a stage with network.dra
 WORKDIR = flags.DEFINE_string("workdir", None, "Where to write the checkpoint.", required=True)
 STEPS = flags.DEFINE_integer("steps", 10_000, "Optimizer steps.", lower_bound=1)
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "Pictures a step.", lower_bound=1)
+INIT_FROM = flags.DEFINE_string("init_from", None, "Workdir of an earlier run to go on from.")
 LEARNING_RATE = flags.DEFINE_float("learning_rate", 1e-3, "Peak learning rate.")
 
 
@@ -35,7 +36,7 @@ def main(overrides: dict[str, str]) -> None:
     from imagen_jax.stage import init_params
     from imagen_jax.training import build
     from imagen_jax.training import config as config_room
-    from imagen_jax.training.checkpoint import Checkpoints
+    from imagen_jax.training.checkpoint import Checkpoints, check_weights
     from imagen_jax.training.optimizer import OptimizerConfig, make_optimizer
     from imagen_jax.training.state import NETWORK, TEXT_ENCODER, TrainState
     from imagen_jax.training.step import to_images
@@ -58,6 +59,12 @@ def main(overrides: dict[str, str]) -> None:
         "draft": parameters["draft"],
         TEXT_ENCODER: t5.init(encoder.config, jax.random.fold_in(key, 1)),
     }
+    if INIT_FROM.value is not None:
+        stored = Checkpoints(Path(INIT_FROM.value) / "checkpoints", read_only=True)
+        earlier = stored.read_parameters("params")[1]
+        earlier = {"draft": earlier[NETWORK]["draft"], TEXT_ENCODER: earlier[TEXT_ENCODER]}
+        check_weights(trained, earlier, f"the weights in {INIT_FROM.value}")
+        trained = jax.tree.map(jnp.asarray, earlier)
     opt_state = optimizer.init(trained)
     use_compilation_cache()
 
