@@ -77,6 +77,11 @@ def run(options: argparse.Namespace) -> dict:
     )
     if options.aug_level is not None:
         settings = tuple(replace(entry, aug_level=options.aug_level) for entry in settings)
+    if options.size is not None and options.size not in pipeline.sizes:
+        known = ", ".join(map(str, pipeline.sizes))
+        raise ValueError(
+            f"No stage of {pipeline.name!r} makes size {options.size}; sizes: {known}."
+        )
     size = options.size or min(
         (size for size in pipeline.sizes if size >= SIZE), default=pipeline.sizes[-1]
     )

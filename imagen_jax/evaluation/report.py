@@ -19,6 +19,7 @@ from imagen_jax.grid import enlarge, image_grid, to_pil
 
 LIBRARIES = ("jax", "jaxlib", "flax", "numpy", "pillow")
 SHEET_PICTURES = 64
+EVERY = 15.0  # seconds between progress lines where the output is no terminal
 
 
 def versions() -> dict[str, str]:
@@ -68,8 +69,8 @@ class ProgressLine:
     The first part is left out of the rate: it compiles.
     """
 
-    def __init__(self, what: str, total: int, stream: TextIO | None = None, every: float = 15.0):
-        self.what, self.total, self.every = what, total, every
+    def __init__(self, what: str, total: int, stream: TextIO | None = None):
+        self.what, self.total = what, total
         self.stream = sys.stderr if stream is None else stream
         self.begin = self.shown = time.monotonic()
         self.done = self.first = 0
@@ -83,7 +84,7 @@ class ProgressLine:
             self.first, self.first_seconds = self.done, now - self.begin
         finished = self.done >= self.total
         terminal = self.stream.isatty()
-        if terminal or finished or now - self.shown >= self.every:
+        if terminal or finished or now - self.shown >= EVERY:
             self.shown = now
             end = "\r" if terminal and not finished else "\n"
             print(f"{self.text(now):<79}", end=end, file=self.stream, flush=True)
@@ -100,7 +101,7 @@ class ProgressLine:
         return f"{line}, {rate:.2f}/s, ETA {clock((self.total - self.done) / rate)}"
 
 
-def clock(seconds: float) -> str:
+def clock(seconds: float | int) -> str:
     """75 s as 1:15."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

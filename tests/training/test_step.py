@@ -10,7 +10,6 @@ import pytest
 from tiny_cascade import BASE, ENCODER, SR, network
 
 from imagen_jax import text as text_room
-from imagen_jax.models import t5
 from imagen_jax.stage import Stage
 from imagen_jax.training.state import NETWORK, TEXT_ENCODER, init_state, update_ema
 from imagen_jax.training.step import (
@@ -24,6 +23,8 @@ from imagen_jax.training.step import (
 from imagen_jax.typing import TextEmbeddings
 
 BATCH = 8
+# Half the usual time to compile, and a key whose numbers take less of it, too.
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 ADAM = optax.adam(3e-3)
 LABELLED = Stage("labelled", 4, network(num_classes=3), conditioning="label", prediction="v")
 PLAIN = replace(BASE, conditioning=None, text_width=None)
@@ -43,6 +44,14 @@ def batch() -> dict:
     }
 
 
+def first_key():
+    return jax.random.key(1, impl="rbg")
+
+
+def compiled(function):
+    return jax.jit(function, compiler_options=QUICK)
+
+
 def pick(batch: dict, *names: str) -> dict:
     return {name: jnp.asarray(batch[name]) for name in ("image", *names)}
 
@@ -50,8 +59,8 @@ def pick(batch: dict, *names: str) -> dict:
 @pytest.fixture(scope="module")
 def trained(batch):
     """States and metrics of 40 steps that all draw the same t, eps and dropout."""
-    state = jax.jit(lambda key: init_state(BASE, ENCODER, ADAM, key))(jax.random.key(1))
-    step = jax.jit(make_train_step(BASE, ENCODER, ADAM, ema_decay=0.9))
+    state = compiled(lambda key: init_state(BASE, ENCODER, ADAM, key))(first_key())
+    step = compiled(make_train_step(BASE, ENCODER, ADAM, ema_decay=0.9))
     states, metrics = [state], []
     for _ in range(40):
         state, values = step(state, pick(batch, "ids", "mask"), jax.random.key(2))
@@ -101,7 +110,7 @@ def test_frozen_text_gets_no_gradient_and_stays(trained, batch):
     """The same network gradient as with a trained encoder, and nothing else to update."""
     params = trained[0][5].params
     state = init_state(BASE, None, ADAM, jax.random.key(0), start_from={NETWORK: params[NETWORK]})
-    step = jax.jit(make_train_step(BASE, ENCODER, ADAM, ema_decay=0.9))
+    step = compiled(make_train_step(BASE, ENCODER, ADAM, ema_decay=0.9))
     after, values = step(state, pick(batch, "ids", "mask"), jax.random.key(2), params[TEXT_ENCODER])
     assert set(after.params) == set(after.ema) == {NETWORK}
     np.testing.assert_allclose(values["loss"], trained[1][5]["loss"], rtol=1e-5)
@@ -110,13 +119,13 @@ def test_frozen_text_gets_no_gradient_and_stays(trained, batch):
 
 def loss_of(stage, params, batch, key, dropout=0.0, frozen=None):
     loss = make_loss(stage, ENCODER, dropout)
-    return float(jax.jit(loss)(params, batch, key, frozen)[0])
+    return float(compiled(loss)(params, batch, key, frozen)[0])
 
 
 def test_embeddings_made_beforehand_are_the_encoders(trained, batch):
     params, key = trained[0][5].params, jax.random.key(3)
     ids, mask = jnp.asarray(batch["ids"]), jnp.asarray(batch["mask"])
-    values = t5.encode(ENCODER.config, params[TEXT_ENCODER], ids, mask)
+    values = text_room.encode_tokens(ENCODER.config, params[TEXT_ENCODER], ids, mask).values
     network_only = {NETWORK: params[NETWORK]}
     cached = {**pick(batch, "mask"), "text": values}
     expected = loss_of(BASE, params, pick(batch, "ids", "mask"), key)
@@ -145,9 +154,10 @@ def test_labels_count_unless_they_are_dropped(batch):
 
 def test_a_stage_without_conditions_needs_pictures_alone(batch):
     """The loss of a fresh network, whose output is 0, is that of eps itself: about 1."""
-    state = init_state(PLAIN, None, ADAM, jax.random.key(0), with_ema=False)
+    start = compiled(lambda key: init_state(PLAIN, None, ADAM, key, with_ema=False))
+    state = start(first_key())
     assert state.ema is None
-    step = jax.jit(make_train_step(PLAIN, None, ADAM, ema_decay=None))
+    step = compiled(make_train_step(PLAIN, None, ADAM, ema_decay=None))
     after, values = step(state, pick(batch), jax.random.key(5))
     assert after.ema is None
     assert float(values["loss"]) == pytest.approx(1.0, abs=0.3)
@@ -159,7 +169,7 @@ def test_an_enlarging_stage_sees_its_low_resolution(batch):
     image = jnp.asarray(np.repeat(np.repeat(batch["image"], 2, axis=1), 2, axis=2))
     text = jnp.ones((BATCH, 3, SR.text_width))
     given = {"image": image, "text": text, "mask": jnp.ones((BATCH, 3), bool)}
-    value, (losses, t) = jax.jit(make_loss(SR, None, 0.1))(params, given, key, None)
+    value, (losses, t) = compiled(make_loss(SR, None, 0.1))(params, given, key, None)
     assert losses.shape == t.shape == (BATCH,)
     assert np.isfinite(losses).all()
     assert float(value) == pytest.approx(float(losses.mean()), rel=1e-6)
