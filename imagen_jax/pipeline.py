@@ -408,10 +408,7 @@ def load_workdir(directory: Path, *, dtype: str = "float32") -> Pipeline:
     from imagen_jax.training.checkpoint import Checkpoints
 
     checkpoints = Checkpoints(place, read_only=True)
-    try:
-        step, params, run = checkpoints.read_parameters("ema")
-    except ValueError:  # a run without an average
-        step, params, run = checkpoints.read_parameters("params")
+    step, params, run = checkpoints.read_parameters()
     checkpoints.close()
     cascade = cascade_room.from_dict(run["model"], os.fspath(directory))
     params = jax.tree.map(lambda leaf: as_dtype(leaf, dtype), params)

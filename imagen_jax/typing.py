@@ -15,7 +15,7 @@ Params = dict[str, Any]
 
 
 class TextEmbeddings(NamedTuple):
-    """What a text encoder gives: one vector a token, and which tokens are real (True) or padding."""
+    """What a text encoder gives: a vector a token, and which tokens are real (True) or padding."""
 
     values: Float[Array, "batch length width"]
     mask: Bool[Array, "batch length"]

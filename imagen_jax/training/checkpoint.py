@@ -226,10 +226,11 @@ class Checkpoints:
         return None
 
     def read_parameters(
-        self, item: str = "ema", step: int | None = None
+        self, item: str | None = None, step: int | None = None
     ) -> tuple[int, Params, dict[str, Any]]:
-        """(step, parameters as numpy arrays, run) of one checkpoint, the newest unless told; "ema"
-        or "params".
+        """(step, parameters as numpy arrays, run) of one checkpoint, the newest unless told.
+
+        item: "ema" or "params"; None for the average where the run kept one, else the parameters.
         """
         steps = self.steps()
         if not steps:
@@ -238,6 +239,8 @@ class Checkpoints:
             raise ValueError(f"{self.directory} has no checkpoint of step {step}, only of {steps}")
         step = steps[-1] if step is None else step
         stored = self._metadata(step)
+        if item is None:
+            item = "ema" if "ema" in stored else "params"
         if item not in stored:
             raise ValueError(
                 f"checkpoint {step} in {self.directory} has no {item!r}, only {sorted(stored)}"
