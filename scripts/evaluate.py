@@ -117,7 +117,7 @@ def run(options: argparse.Namespace) -> dict:
         "model": {
             "name": pipeline.name,
             "source": options.model,
-            "fingerprint": pipeline.fingerprint,
+            "fingerprint": pipeline.fingerprint or report_room.fingerprint(pipeline.params),
             "notes": pipeline.notes,
         },
         "data": {

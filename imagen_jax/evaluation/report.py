@@ -1,11 +1,12 @@
 """What an evaluation writes down: everything that decides its numbers, and pictures to look at."""
 
+import hashlib
 import json
 import os
 import platform
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TextIO
@@ -16,6 +17,7 @@ from PIL import Image
 
 from imagen_jax import __version__
 from imagen_jax.grid import enlarge, image_grid, to_pil
+from imagen_jax.typing import Params
 
 LIBRARIES = ("jax", "jaxlib", "flax", "numpy", "pillow")
 SHEET_PICTURES = 64
@@ -32,6 +34,16 @@ def device() -> dict[str, Any]:
     """Where JAX computes."""
     devices = jax.devices()
     return {"platform": devices[0].platform, "kind": devices[0].device_kind, "count": len(devices)}
+
+
+def fingerprint(params: Mapping[str, Params]) -> str:
+    """Some digits that change when any parameter does, for a model that was not saved as one."""
+    digest = hashlib.sha256()
+    for part in sorted(params):
+        for path, leaf in jax.tree.leaves_with_path(params[part]):
+            digest.update(f"{part}{jax.tree_util.keystr(path)}{leaf.dtype}{leaf.shape}".encode())
+            digest.update(np.ascontiguousarray(leaf).view(np.uint8).data)
+    return digest.hexdigest()[:16]
 
 
 def write_report(path: Path, report: dict[str, Any]) -> None:

@@ -126,7 +126,12 @@ def evaluate_retrieval(subject: Subject, pictures: PictureSet) -> Result:
         entry = (index, pictures.source.keys[row], language, text, int(variant[index]))
         table.append([*map(str, entry), str(found.rank[index]), str(found.nearest[index])])
     truth = retrieval.shrink(pictures.source.images)[prompts.picture]
-    captions = [f"{rank}: {text}" for rank, text in zip(found.rank, prompts.text, strict=True)]
+    # English below both, since few machines have a font that draws Chinese.
+    english = pictures.names("en")
+    captions = [
+        f"rank {rank} ({language}): {english[row]}"
+        for rank, language, row in zip(found.rank, prompts.language, prompts.picture, strict=True)
+    ]
     sheet = contact_sheet(list(zip(truth, images, strict=True)), captions)
     return Result({"retrieval": values}, {"retrieval.csv": table}, {"retrieval.png": sheet})
 

@@ -9,7 +9,7 @@ from tiny_cascade import CASCADE, random_params, tiny_pipeline
 
 from imagen_jax.cascade import Cascade
 from imagen_jax.evaluation.picture_set import make_prompts, read_picture_set
-from imagen_jax.evaluation.report import ProgressLine, clock
+from imagen_jax.evaluation.report import ProgressLine, clock, fingerprint
 from imagen_jax.pipeline import Pipeline
 from scripts.evaluate import main
 
@@ -139,6 +139,16 @@ def test_psnr_needs_a_stage_that_enlarges(capsys, data, tmp_path):
         capsys, "--model", tmp_path / "lonely", "--metrics", "psnr", "--data", data, "--out", "out"
     )
     assert "need a stage that enlarges" in error
+
+
+def test_the_fingerprint_of_parameters_changes_with_them():
+    params = random_params(CASCADE)
+    before = fingerprint(params)
+    assert before == fingerprint(random_params(CASCADE))
+    params["sr"]["conv_in"]["bias"][0] += 1e-6
+    assert fingerprint(params) != before
+    scalar = {"part": {"w": np.float32(1)}}
+    assert len(fingerprint(scalar)) == 16
 
 
 def test_the_progress_line_counts_without_the_first_part():
