@@ -1,7 +1,8 @@
 """The base model of the shipped emoji cascade: text in English or Chinese to 32x32 pictures.
 
     python scripts/prepare_emoji.py --out data/emoji
-    python scripts/pretrain_text.py --config configs/emoji_base32.py --workdir runs/text
+    python scripts/pretrain_text.py --config configs/emoji_base32.py --workdir runs/text \
+        --steps=20000
     python scripts/train.py --config configs/emoji_base32.py --workdir runs/base32
 
 Made for a machine without an accelerator: patches of 4x4 pixels are folded into channels, so that
@@ -25,7 +26,7 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
     config.batch_size = 16
-    config.num_steps = 8000
+    config.num_steps = 3000
     config.log_every = 100
     config.ema_decay = 0.998
     config.init_from = "runs/text"
@@ -75,7 +76,7 @@ def get_config() -> ConfigDict:
         "kind": "adamw",
         "learning_rate": 1e-3,
         "warmup_steps": 200,
-        "decay_steps": 8000,
+        "decay_steps": 3000,
         "b1": 0.9,
         "b2": 0.99,
         "weight_decay": 0.01,
@@ -84,7 +85,7 @@ def get_config() -> ConfigDict:
     config.mesh = {"data": None, "fsdp": 1, "tensor": 1}
     config.checkpoint = {"every": 500, "keep": 2, "keep_best": 0}
     config.sample = {
-        "every": 4000,
+        "every": 1000,
         "prompts": [
             "grinning face",
             "red heart",
