@@ -108,7 +108,7 @@ def make_train_step(
         parts = jax.nn.one_hot((t * TIME_BINS).astype(jnp.int32), TIME_BINS)
         metrics = {
             "loss": mean,
-            "grad_norm": optax.global_norm(grads),
+            "grad_norm": optax.tree.norm(grads),
             "loss_by_t": losses @ parts,
             "count_by_t": parts.sum(0),
         }
