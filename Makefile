@@ -15,8 +15,8 @@ PYTEST := $(BIN)/python -m pytest
 # PARITY=0 leaves PyTorch and transformers out; the tests that compare with them then skip.
 PARITY ?= 1
 
-PROMPTS := "a smiling cat with heart eyes" "red heart" "flag of Japan" "sun with face" \
-           "slice of pizza" "a green apple" "微笑的脸" "红苹果"
+PROMPTS := "smiling cat with heart-eyes" "red heart" "woman firefighter" "couple with heart" \
+           "man running: medium skin tone" "alarm clock" "警察" "三叶草"
 
 .PHONY: demo test test-slow lint format emoji-data clean
 

@@ -97,7 +97,7 @@ def get_config() -> ConfigDict:
             "猫脸",
         ],
         "sampler": "dpmpp_2m",
-        "steps": 20,
+        "steps": 12,
         "guidance": 2.0,
         "threshold": "static",
     }
