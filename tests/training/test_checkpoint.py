@@ -204,5 +204,11 @@ def test_a_full_disk_leaves_the_previous_checkpoint_whole(tmp_path, repository):
     assert again.steps() == [1]
     restored, run = again.restore(abstract(make_state(hidden=4096)))
     assert run["step"] == 1
-    assert_equal(jax.device_get(restored), jax.device_get(make_state(0, hidden=4096)))
+    # The other process may have compiled the random numbers for another count of devices, which
+    # changes their last digit.
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7),
+        jax.device_get(restored),
+        jax.device_get(make_state(0, hidden=4096)),
+    )
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["1"]
