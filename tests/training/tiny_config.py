@@ -43,7 +43,7 @@ def get_config() -> ConfigDict:
         },
     }
     config.data = {"source": "npz", "path": None, "num_threads": 1}
-    config.optimizer = {"kind": "adamw", "learning_rate": 1e-2, "warmup_steps": 2}
+    config.optimizer = {"kind": "adamw", "learning_rate": 1e-3, "warmup_steps": 2, "eps": 1e-6}
     config.mesh = {"data": None, "fsdp": 1, "tensor": 1}
     config.checkpoint = {"every": 4, "keep": 2, "keep_best": 1}
     config.sample = None
