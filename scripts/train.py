@@ -45,7 +45,7 @@ def main(argv: list[str], overrides: dict[str, str]) -> None:
         if len(argv) > 1:
             raise ValueError(f"unknown argument {argv[1]!r}")
         raw, config, mesh, encoder = prepare(overrides)
-        train_step, init, frozen_shapes = build.make_training(config, encoder)
+        train_step, init, frozen_shapes = build.make_training(config, encoder, mesh)
         if DRY_RUN.value:
             from imagen_jax.training.table import model_table
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from imagen_jax import data, text
 from imagen_jax.cascade import Cascade, SamplingSettings
@@ -20,7 +21,7 @@ from imagen_jax.text import TextEncoder
 from imagen_jax.training.config import Section, as_dict, keywords, nearest, typed
 from imagen_jax.training.loop import Batch, Batches, LoopConfig
 from imagen_jax.training.optimizer import OptimizerConfig, make_optimizer
-from imagen_jax.training.sharding import MeshConfig
+from imagen_jax.training.sharding import MeshConfig, gather_shards
 from imagen_jax.training.state import init_state
 from imagen_jax.training.step import make_train_step
 
@@ -271,8 +272,10 @@ def write_description(workdir: Path, description: Mapping[str, Any], encoder: Te
         text.copy_tokenizer(encoder.tokenizer, workdir)
 
 
-def make_training(config: RunConfig, encoder: TextEncoder | None) -> tuple[Any, Any, Any]:
-    """(train_step, init, frozen) of a run.
+def make_training(
+    config: RunConfig, encoder: TextEncoder | None, mesh: Mesh
+) -> tuple[Any, Any, Any]:
+    """(train_step, init, frozen) of a run on a mesh.
 
     train_step: (state, batch, key, frozen) -> (state, metrics). init: key -> state. frozen: shapes
     of the text encoder that the step reads and does not train, else None.
@@ -293,6 +296,7 @@ def make_training(config: RunConfig, encoder: TextEncoder | None) -> tuple[Any, 
         optimizer,
         ema_decay=config.ema_decay,
         text_dropout=config.text.dropout if config.text else 0.1,
+        gather=lambda params: gather_shards(params, mesh),
     )
 
     def init(key):

@@ -45,10 +45,16 @@ def drop_text(text: TextEmbeddings, drop: Array) -> TextEmbeddings:
     return TextEmbeddings(values, jnp.where(drop[:, None], null.mask, text.mask))
 
 
-def make_loss(stage: Stage, encoder: TextEncoder | None, dropout: float) -> Callable:
+def make_loss(
+    stage: Stage,
+    encoder: TextEncoder | None,
+    dropout: float,
+    gather: Callable[[Params], Params] | None = None,
+) -> Callable:
     """(params, batch, key, frozen) -> (mean loss, (loss an example, t an example))."""
 
     def loss(params: Params, batch: Batch, key: Keys, frozen: Params | None):
+        params = params if gather is None else gather(params)
         x0 = to_images(batch["image"])
         size = x0.shape[0]
         keys = iter(jax.random.split(key, 6))
@@ -87,14 +93,16 @@ def make_train_step(
     *,
     ema_decay: float | None = 0.9999,
     text_dropout: float = 0.1,
+    gather: Callable[[Params], Params] | None = None,
 ) -> TrainStep:
     """(state, batch, key, frozen=None) -> (state, metrics), to be jitted with the state donated.
 
     batch: "image" uint8 [B,H,W,3], and "ids" with "mask", or "text" with "mask", or "label".
     frozen: the encoder's parameters where it is not trained. metrics: loss, grad_norm, and
     loss_by_t, count_by_t: sums of the loss and numbers of examples in ten equal parts of t.
+    `gather` says how parameters are laid out while they are used (`sharding.gather_shards`).
     """
-    loss = make_loss(stage, encoder, text_dropout)
+    loss = make_loss(stage, encoder, text_dropout, gather)
 
     def train_step(
         state: TrainState, batch: Batch, key: Keys, frozen: Params | None = None

@@ -10,6 +10,7 @@ from imagen_jax.diffusion.schedules import LinearBeta
 from imagen_jax.models import UNetConfig
 from imagen_jax.training import build
 from imagen_jax.training.config import apply_overrides, as_dict, load_config, split_overrides
+from imagen_jax.training.sharding import make_mesh
 
 TINY = Path(__file__).parent / "tiny_config.py"
 
@@ -129,8 +130,9 @@ def test_a_plain_unet_is_chosen_by_its_kind():
 
 def test_a_frozen_encoder_needs_weights():
     config = build.read_config(tiny(text__trainable="False"))
+    mesh = make_mesh(config.mesh)
     with pytest.raises(ValueError, match=r"text\.init_from"):
-        build.make_training(config, build.make_text_encoder(config))
+        build.make_training(config, build.make_text_encoder(config), mesh)
 
 
 def test_the_loader_follows_the_config(tmp_path):

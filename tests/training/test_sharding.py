@@ -8,7 +8,9 @@ from jax.sharding import PartitionSpec as P
 
 from imagen_jax.training.sharding import (
     MeshConfig,
+    batch_sharding,
     check_batch,
+    gather_shards,
     make_mesh,
     mesh_shape,
     partition_spec,
@@ -98,3 +100,34 @@ def test_batches_split_over_data_and_fsdp_alone():
     split = shard_batch(batch, mesh(2, 2, 2))["image"]
     assert {shard.data.shape for shard in split.addressable_shards} == {(2, 2)}
     np.testing.assert_array_equal(split, batch["image"])
+
+
+def test_a_strided_convolution_has_the_gradient_of_one_device():
+    keys = jax.random.split(jax.random.key(0), 3)
+    params = {
+        "conv": {"kernel": jax.random.normal(keys[0], (3, 3, 3, 8)) / 5},
+        "down": {"kernel": jax.random.normal(keys[1], (3, 3, 8, 16)) / 5},
+    }
+    x = jax.random.normal(keys[2], (8, 8, 8, 3))
+
+    def loss(params, x, mesh=None):
+        params = params if mesh is None else gather_shards(params, mesh)
+        for name, stride in (("conv", 1), ("down", 2)):
+            kernel, layout = params[name]["kernel"], ("NHWC", "HWIO", "NHWC")
+            x = jax.lax.conv_general_dilated(
+                x, kernel, (stride, stride), "SAME", dimension_numbers=layout
+            )
+        return jnp.mean(x**3)
+
+    expected = jax.jit(jax.grad(loss))(params, x)
+    both = mesh(2, 2, 2)
+    shardings = state_shardings(params, both)
+    assert shardings["down"]["kernel"].spec == P(None, None, "fsdp", "tensor")
+    split = jax.jit(
+        jax.grad(lambda params, x: loss(params, x, both)),
+        in_shardings=(shardings, batch_sharding(both)),
+        out_shardings=shardings,
+    )(params, x)
+    for name, kernel in expected.items():
+        got = split[name]["kernel"]
+        np.testing.assert_allclose(got, kernel["kernel"], rtol=1e-3, atol=1e-6)
