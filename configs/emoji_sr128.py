@@ -17,8 +17,8 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
     config.batch_size = 8
-    config.num_steps = 1000
-    config.log_every = 50
+    config.num_steps = 8000
+    config.log_every = 100
     config.ema_decay = 0.998
     config.init_from = None
     config.stage = {
@@ -44,6 +44,7 @@ def get_config() -> ConfigDict:
             "low_res_channels": 3,
             "patch_size": 4,
             "upsample_kernel": 1,
+            "input_skip": True,
             "num_heads": 4,
             "attention_hidden_ratio": 1.0,
             "embedding_width": 256,
@@ -71,7 +72,7 @@ def get_config() -> ConfigDict:
         "kind": "adamw",
         "learning_rate": 1e-3,
         "warmup_steps": 100,
-        "decay_steps": 1000,
+        "decay_steps": 8000,
         "b1": 0.9,
         "b2": 0.99,
         "weight_decay": 0.01,

@@ -42,7 +42,10 @@ class EfficientUNetConfig:
     `patch_size` folds patches into channels before the first convolution and back after the last,
     `upsample_kernel` 1 upsamples by a 1x1 convolution (1 and 3 are the paper's network; the others
     are for small machines). `draft` puts a linear guess of the picture from the text
-    (`TextDraft`) beside x: for small sets learned by heart. It fixes the resolution.
+    (`TextDraft`) beside x: for small sets learned by heart. It fixes the resolution. `input_skip`
+    adds the inputs (x, low_res, draft), each times a number read from the embedding, to the output:
+    the learned form of EDM's c_skip (arXiv 2206.00364, section 5), without which noise and detail
+    of a patch have to pass through the stem.
     """
 
     levels: tuple[EfficientLevel, ...]
@@ -57,6 +60,7 @@ class EfficientUNetConfig:
     patch_size: int = 1
     upsample_kernel: int = 3
     draft: bool = False
+    input_skip: bool = False
     dtype: str = "float32"
     remat: bool = False
 
@@ -92,12 +96,14 @@ class EfficientUNet(nn.Module):
         def conv(h, channels, name, stride=1):
             return Conv3x3(channels, dtype, stride, name=name)(h)
 
+        inputs = [x]
         if cfg.low_res_channels:
-            x = jnp.concatenate([x, low_res], axis=-1)
+            inputs.append(low_res)
         if cfg.draft:
             guess = TextDraft((*x.shape[1:3], cfg.in_channels), dtype, name="draft")(text)
-            x = jnp.concatenate([x, guess], axis=-1)
-        h = conv(space_to_depth(x.astype(dtype), cfg.patch_size), stem, "conv_in")
+            inputs.append(guess)
+        folded = space_to_depth(jnp.concatenate(inputs, -1).astype(dtype), cfg.patch_size)
+        h = conv(folded, stem, "conv_in")
         skips = []
         for i, level in enumerate(cfg.levels):
             if level.stride > 1 or level.channels != h.shape[-1]:
@@ -122,4 +128,9 @@ class EfficientUNet(nn.Module):
         h = nn.swish(GroupNorm(name="norm_out")(h))
         out_channels = cfg.out_channels * cfg.patch_size**2
         h = Conv3x3(out_channels, jnp.dtype("float32"), kernel_init=zeros, name="conv_out")(h)
-        return depth_to_space(h, cfg.patch_size)
+        h = depth_to_space(h, cfg.patch_size)
+        if cfg.input_skip:
+            gains = nn.Dense(len(inputs), kernel_init=zeros, name="skip_gains")(nn.swish(embedding))
+            for i, image in enumerate(inputs):
+                h += gains[:, i, None, None, None].astype(h.dtype) * image
+        return h
