@@ -13,9 +13,9 @@ __all__ = ["Pipeline", "load_model"]
 def __getattr__(name: str) -> Any:
     # Looked up when first used: `import imagen_jax` itself brings neither JAX nor Flax.
     if name in __all__:
-        from imagen_jax import pipeline
+        from imagen_jax import loading
 
-        return getattr(pipeline, name)
+        return getattr(loading, name)
     raise AttributeError(f"module 'imagen_jax' has no attribute {name!r}")
 
 

@@ -139,7 +139,7 @@ def read_weights(source: str, stage_name: str, with_text: bool = True) -> dict[s
         checkpoints = Checkpoints(Path(source) / "checkpoints", read_only=True)
         _, params, _ = checkpoints.read_parameters()
         return params if with_text else {"network": params["network"]}
-    from imagen_jax.pipeline import load_model
+    from imagen_jax.loading import load_model
 
     pipeline = load_model(source)
     names = [stage.name for stage in pipeline.cascade.stages]
@@ -158,7 +158,7 @@ def read_encoder(source: str, shapes: Any) -> Any:
     if (Path(source) / "checkpoints").is_dir():
         params = read_weights(source, "").get("text_encoder")
     else:
-        from imagen_jax.pipeline import load_model
+        from imagen_jax.loading import load_model
 
         pipeline = load_model(source)
         params = pipeline.params["text_encoder"] if pipeline.cascade.encoder else None

@@ -11,7 +11,7 @@ LAYERS = [
     {"diffusion", "models", "data"},
     {"text", "sampling_settings", "stage", "cascade", "pictures"},
     {"training", "evaluation", "convert", "compress", "export"},
-    {"model_directory", "pipeline", "__init__"},
+    {"model_directory", "pipeline", "loading", "__init__"},
     {"configs", "scripts"},
 ]
 # Inside one layer a room may import these of its neighbours, and no others.
@@ -20,7 +20,8 @@ NEIGHBOURS = {
     "cascade": {"text", "sampling_settings", "stage"},
     "export": {"compress"},
     "pipeline": {"model_directory"},
-    "__init__": {"pipeline"},
+    "loading": {"model_directory", "pipeline"},
+    "__init__": {"pipeline", "loading"},
     "scripts": {"configs"},
 }
 LAYER = {room: depth for depth, rooms in enumerate(LAYERS) for room in rooms}

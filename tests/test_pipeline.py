@@ -16,13 +16,14 @@ from tiny_cascade import BASE, BASE_SETTINGS, CASCADE, SR, network, random_param
 
 import imagen_jax
 from imagen_jax import cascade as cascade_room
-from imagen_jax import compilation_cache, pipeline
+from imagen_jax import compilation_cache, loading, pipeline
 from imagen_jax.cascade import TEXT_ENCODER, Cascade
 from imagen_jax.grid import image_grid, to_uint8
+from imagen_jax.loading import load_model
 from imagen_jax.model_directory import MODEL_FILE
 from imagen_jax.models import EfficientLevel
 from imagen_jax.pictures import Pictures, read_settings, save_png
-from imagen_jax.pipeline import Pipeline, load_model
+from imagen_jax.pipeline import Pipeline
 
 HEAVY = ["tensorflow", "torch", "orbax", "transformers", "matplotlib", "tensorstore", "seqio"]
 
@@ -151,7 +152,7 @@ def test_a_wrong_wish_is_refused_before_anything_is_computed(
 
 
 def test_an_unknown_model_lists_the_known_ones(tmp_path, monkeypatch, directory):
-    monkeypatch.setattr(pipeline, "PRETRAINED", directory.parent)
+    monkeypatch.setattr(loading, "PRETRAINED", directory.parent)
     with pytest.raises(ValueError, match=r"Unknown model 'emojy'.*shipped: tiny\)"):
         load_model("emojy")
     assert load_model("tiny").name == "tiny"

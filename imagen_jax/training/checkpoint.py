@@ -5,10 +5,12 @@ and `run` (JSON: the configuration, and where the data and the metrics were). Tr
 nested dicts by parameter name, so a reader needs none of our classes.
 """
 
+import contextlib
+import logging
 import math
 import shutil
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -112,23 +114,24 @@ class Checkpoints:
         if keep_best:
             best = policies.BestN(get_metric_fn=_loss, reverse=True, n=keep_best)
             kept.append(best)
-        self.manager = ocp.CheckpointManager(
-            self.directory,
-            options=ocp.CheckpointManagerOptions(
-                create=not read_only,
-                read_only=read_only,
-                cleanup_tmp_directories=not read_only,
-                best_fn=_loss,
-                best_mode="min",
-                preservation_policy=policies.AnyPreservationPolicy(kept),
-            ),
-            item_handlers={
-                "params": ocp.StandardCheckpointHandler(),
-                "ema": ocp.StandardCheckpointHandler(),
-                "optimizer": ocp.StandardCheckpointHandler(),
-                JSON_ITEM: ocp.JsonCheckpointHandler(),
-            },
-        )
+        with _errors_alone():  # Orbax warns of reading only what is to be read only
+            self.manager = ocp.CheckpointManager(
+                self.directory,
+                options=ocp.CheckpointManagerOptions(
+                    create=not read_only,
+                    read_only=read_only,
+                    cleanup_tmp_directories=not read_only,
+                    best_fn=_loss,
+                    best_mode="min",
+                    preservation_policy=policies.AnyPreservationPolicy(kept),
+                ),
+                item_handlers={
+                    "params": ocp.StandardCheckpointHandler(),
+                    "ema": ocp.StandardCheckpointHandler(),
+                    "optimizer": ocp.StandardCheckpointHandler(),
+                    JSON_ITEM: ocp.JsonCheckpointHandler(),
+                },
+            )
 
     def steps(self) -> list[int]:
         """The steps of the finished checkpoints, oldest first."""
@@ -337,6 +340,18 @@ class Checkpoints:
             if steps
             else "There is no earlier checkpoint."
         )
+
+
+@contextlib.contextmanager
+def _errors_alone() -> Iterator[None]:
+    """Keeps absl's logger, which is Orbax's, from saying less than errors."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _reason(error: Exception) -> str:
