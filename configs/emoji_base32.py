@@ -51,6 +51,7 @@ def get_config() -> ConfigDict:
             "attention_hidden_ratio": 1.0,
             "embedding_width": 512,
             "draft": True,
+            "input_skip": True,
         },
     }
     config.text = {

@@ -17,7 +17,7 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
     config.batch_size = 8
-    config.num_steps = 8000
+    config.num_steps = 5000
     config.log_every = 100
     config.ema_decay = 0.998
     config.init_from = None
@@ -72,7 +72,7 @@ def get_config() -> ConfigDict:
         "kind": "adamw",
         "learning_rate": 1e-3,
         "warmup_steps": 100,
-        "decay_steps": 8000,
+        "decay_steps": 5000,
         "b1": 0.9,
         "b2": 0.99,
         "weight_decay": 0.01,
