@@ -64,6 +64,15 @@ class EfficientUNetConfig:
     dtype: str = "float32"
     remat: bool = False
 
+    def __post_init__(self):
+        counts = {self.in_channels, self.out_channels, self.low_res_channels or self.in_channels}
+        if self.input_skip and len(counts) > 1:
+            raise ValueError(
+                "network.input_skip adds inputs to the output: in_channels "
+                f"{self.in_channels}, out_channels {self.out_channels} and low_res_channels "
+                f"{self.low_res_channels} must agree"
+            )
+
 
 class EfficientUNet(nn.Module):
     """`EfficientUNetConfig` as a network: images [B,H,W,C] and 1000*t [B] to images

@@ -175,6 +175,23 @@ def test_bfloat16_is_near_float32(kind, inputs):
     assert 1e-5 < difference < 0.1
 
 
+def test_input_skip_adds_its_share_of_each_input(inputs):
+    config = replace(CONFIGS["efficient_unet"], num_classes=None, input_skip=True)
+    params = random_params(config)
+    params["skip_gains"] = {"kernel": jnp.zeros((16, 2)), "bias": jnp.array([0.5, -2.0])}
+    plain = {name: part for name, part in params.items() if name != "skip_gains"}
+    names = ("text", "low_res", "aug_level")
+    conditions = {name: inputs[name] for name in names}
+    out, without = (
+        apply(chosen, part, inputs["x"], inputs["time"], **conditions)
+        for chosen, part in ((config, params), (replace(config, input_skip=False), plain))
+    )
+    expected = without + 0.5 * inputs["x"] - 2.0 * inputs["low_res"]
+    np.testing.assert_allclose(out, expected, atol=1e-5)
+    with pytest.raises(ValueError, match="out_channels 6 and low_res_channels 3 must agree"):
+        replace(config, out_channels=6)
+
+
 def test_patches_are_folded_and_unfolded(rng):
     """The bottom sees SIDE / 4 pixels, the output is whole; upsampling by a 1x1 convolution."""
     config = EfficientUNetConfig(
