@@ -254,6 +254,9 @@ class TensorFiles(Mapping):
     def __getitem__(self, tensor: str) -> np.ndarray:
         return self.read(tensor)
 
+    def __contains__(self, tensor: object) -> bool:
+        return tensor in self._where  # Mapping's own would read the tensor
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._where)
 

@@ -136,6 +136,8 @@ class TensorFile:
         shape = tuple(max(stop - start, 0) for start, stop, _ in bounds)
         if entry.stop > self.path.stat().st_size:
             raise ValueError(f"{self.path} has been cut short since it was opened.")
+        if 0 in shape:
+            return np.empty(shape, entry.dtype)
         if shape[1:] != entry.shape[1:]:
             mapped = np.memmap(self.path, np.uint8, "r", entry.start, (entry.stop - entry.start,))
             whole = mapped.view(entry.dtype).reshape(entry.shape)
