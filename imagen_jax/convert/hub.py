@@ -47,17 +47,17 @@ def resolve(
         ValueError: a revision or variant is given for a local directory.
         ModuleNotFoundError: huggingface_hub is not installed.
     """
-    directory = Path(name_or_directory).expanduser()
-    if directory.is_dir():
+    name = os.fspath(name_or_directory)
+    directory = Path(name).expanduser()
+    if name and directory.is_dir():
         if revision is not None:
             raise ValueError(f"{directory} is a directory here; it has no revision {revision!r}.")
         return directory
-    name = os.fspath(name_or_directory)
-    if directory.exists():
+    if name and directory.exists():
         raise ValueError(f"{name} is a file; give the directory that holds the model.")
     if not NAME.fullmatch(name) or ".." in name:
         raise FileNotFoundError(
-            f"There is no directory {name}, and it is no name on the Hugging Face hub, which has "
+            f"There is no directory {name!r}, and it is no name on the Hugging Face hub, which has "
             "the form 'organization/model'."
         )
     allowed, left_out = file_patterns(variant)

@@ -270,7 +270,7 @@ class T5XTensors:
     def read(self, tensor: str, index: Index | None = None) -> np.ndarray:
         """A tensor, or the part of it that `index` (a slice for each axis) selects."""
         if tensor in self._arrays:
-            return self._arrays[tensor][index or ()]
+            return self._arrays[tensor][(*(index or ()), ...)]
         import tensorstore
 
         folder, shape, _ = self._folders[tensor]
