@@ -11,20 +11,16 @@ from tiny_cascade import BASE, BASE_SETTINGS, CASCADE, ENCODER, SR, SR_SETTINGS,
 
 from imagen_jax import cascade as cascade_room
 from imagen_jax import text as text_room
-from imagen_jax.cascade import (
-    AUGMENTATION_INDEX,
-    Cascade,
-    Conditions,
-    InjectedNoise,
-    advance_stage,
-    begin_stage,
-    sample_cascade,
-    sample_keys,
-    sample_stage,
-)
+from imagen_jax.cascade import Cascade, Conditions, sample_cascade, sample_keys, sample_stage
 from imagen_jax.diffusion.augmentation import upsample
 from imagen_jax.diffusion.samplers import noise_from_keys
 from imagen_jax.sampling_settings import SamplingSettings, settings_from_dict, with_overrides
+from imagen_jax.stage_sampling import (
+    AUGMENTATION_INDEX,
+    InjectedNoise,
+    advance_stage,
+    begin_stage,
+)
 from imagen_jax.typing import TextEmbeddings
 
 BATCH = 2
