@@ -78,9 +78,9 @@ def variational_bound(
     x_t = add_noise(x0, eps, logsnr)
     guess = convert(jax.lax.stop_gradient(mean), x_t, logsnr, prediction, "x0")
 
-    step = schedule.time_step(t).astype(jnp.int32)
-    table = posterior(schedule)
-    x0_weight, lowest, highest = (per_example(jnp.asarray(row)[step], x0) for row in table)
+    step = schedule.time_step(t)
+    rows = (jnp.asarray(row)[step.astype(jnp.int32)] for row in posterior(schedule))
+    x0_weight, lowest, highest = (per_example(row, x0) for row in rows)
     log_variance = lowest + 0.5 * (place + 1.0) * (highest - lowest)
     # The means differ in the estimate of x0 alone: both hold the same share of x_t.
     difference = x0_weight * (x0 - guess)

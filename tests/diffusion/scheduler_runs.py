@@ -63,13 +63,13 @@ def inject(monkeypatch, module, noises):
     monkeypatch.setattr(module, "randn_tensor", draw)
 
 
-def scheduler_run(scheduler, x, weight=3.0, learned=True, after=None):
-    """All steps of `scheduler.timesteps` from x (channels last); every state on the way.
+def scheduler_run(scheduler, x, weight=3.0, learned=True, after=None, steps=None):
+    """Every state on the way from x (channels last).
 
-    after(before, x): what is made of each state.
+    after(before, x): what is made of each state. steps: all that the scheduler has when None.
     """
     states, x = [], to_torch(x)
-    for step in scheduler.timesteps:
+    for step in scheduler.timesteps if steps is None else steps:
         output = guided_output(x, step.numpy(), weight, learned)
         before, x = x, scheduler.step(output, step, x, return_dict=False)[0]
         x = x if after is None else after(before, x)

@@ -111,7 +111,7 @@ def test_the_same_guess_costs_the_same_in_every_prediction(prediction):
 
 
 def test_the_hybrid_loss_is_the_sum():
-    """Eq. 16: L_simple + lambda L_vlb, the bound of all steps estimated from one of each picture."""
+    """Eq. 16: L_simple + lambda L_vlb, the bound of all steps estimated from one."""
     x0, eps, output = (jnp.asarray(value) for value in example())
     schedule = DiscreteBeta()
 
@@ -149,7 +149,7 @@ def test_the_values_of_a_pixel_share_all_probability(deviation):
 
 def test_what_the_bound_cannot_do_is_refused():
     x0, eps, output = (jnp.asarray(value) for value in example())
-    with pytest.raises(ValueError, match="6 output channels.*got 3"):
+    with pytest.raises(ValueError, match=r"6 output channels.*got 3"):
         variational_bound(output[..., :3], "eps", x0, eps, TIMES, DiscreteBeta())
-    with pytest.raises(ValueError, match="-0.1"):
+    with pytest.raises(ValueError, match=r"-0\.1"):
         Loss(vlb_weight=-0.1)
