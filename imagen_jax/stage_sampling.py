@@ -158,7 +158,12 @@ def begin_stage(
 
 @partial(jax.jit, static_argnums=(0, 1))
 def begin_edit(
-    stage: Stage, known: str, noise: SamplerState, image: Images, mask: Mask | None, t: float
+    stage: Stage,
+    known: str,
+    noise: SamplerState,
+    image: Images,
+    mask: Mask | None,
+    t: Float[Array, ""] | float,
 ) -> SamplerState:
     """The picture at time t, with the noise that `begin_stage` gave."""
     return edited_start(image, noise.x, stage.schedule, t, mask, known)

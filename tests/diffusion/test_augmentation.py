@@ -89,5 +89,5 @@ def test_upsamplings_are_not_the_same(key):
     images = jax.random.normal(key, (1, 4, 4, 1))
     one, two = (upsample(images, 8, method) for method in UPSAMPLINGS)
     assert np.abs(one - two).max() > 0.1
-    with pytest.raises(ValueError, match="'cubic'.*bilinear_align_corners"):
+    with pytest.raises(ValueError, match=r"'cubic'.*bilinear_align_corners"):
         upsample(images, 8, "cubic")
