@@ -25,7 +25,7 @@ from imagen_jax.training.sharding import MeshConfig, gather_shards
 from imagen_jax.training.state import init_state
 from imagen_jax.training.step import make_train_step
 
-KINDS = {"network": NETWORKS, "schedule": SCHEDULES}
+KINDS = {"network": NETWORKS, "schedule": SCHEDULES, "aug_schedule": SCHEDULES}
 STREAM = "seqio"
 MEMORY = "memory"
 

@@ -14,6 +14,7 @@ from imagen_jax import text as text_room
 from imagen_jax.diffusion.augmentation import augment, downsample, sample_levels, upsample
 from imagen_jax.diffusion.losses import diffusion_loss
 from imagen_jax.diffusion.process import add_noise
+from imagen_jax.diffusion.schedules import training_time
 from imagen_jax.stage import Stage, apply_network, null_label
 from imagen_jax.text import TextEncoder
 from imagen_jax.training.state import NETWORK, TEXT_ENCODER, TrainState, update_ema
@@ -58,15 +59,18 @@ def make_loss(
         x0 = to_images(batch["image"])
         size = x0.shape[0]
         keys = iter(jax.random.split(key, 6))
-        t = sample_times(next(keys), size, stage.time_power)
+        t = training_time(stage.schedule, sample_times(next(keys), size, stage.time_power))
         eps = jax.random.normal(next(keys), x0.shape, jnp.float32)
         drop = jax.random.uniform(next(keys), (size,)) < dropout
         conditions = {}
         if stage.low_resolution is not None:
             level = sample_levels(next(keys), size, *stage.aug_levels)
-            low_res = upsample(downsample(x0, stage.low_resolution), stage.resolution)
+            level = training_time(stage.aug_schedule, level)
+            low_res = downsample(x0, stage.low_resolution)
+            low_res = upsample(low_res, stage.resolution, stage.upsampling)
             noise = jax.random.normal(next(keys), x0.shape, jnp.float32)
-            conditions = {"low_res": augment(low_res, level, noise), "aug_level": level}
+            low_res = augment(low_res, level, noise, stage.aug_schedule)
+            conditions = {"low_res": low_res, "aug_level": level}
         if stage.conditioning == "text":
             if "text" in batch:
                 text = TextEmbeddings(batch["text"].astype(jnp.float32), batch["mask"])
@@ -78,8 +82,6 @@ def make_loss(
             conditions["label"] = jnp.where(drop, null_label(stage, size), batch["label"])
         x_t = add_noise(x0, eps, stage.schedule.logsnr(t))
         output = apply_network(stage, params[NETWORK], x_t, t, **conditions)
-        # A learned variance (DeepFloyd IF) is not trained by this loss.
-        output = output[..., : stage.channels]
         losses = diffusion_loss(output, stage.prediction, x0, eps, t, stage.schedule, stage.loss)
         return losses.mean(), (losses, t)
 
