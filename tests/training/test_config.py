@@ -8,7 +8,7 @@ import pytest
 
 from imagen_jax.diffusion.schedules import LinearBeta
 from imagen_jax.models import UNetConfig
-from imagen_jax.training import build
+from imagen_jax.training import batches, build
 from imagen_jax.training.config import apply_overrides, as_dict, load_config, split_overrides
 from imagen_jax.training.sharding import make_mesh
 
@@ -140,9 +140,9 @@ def test_the_loader_follows_the_config(tmp_path):
     images = np.zeros((20, 8, 8, 3), np.uint8)
     np.savez(path, image=images, captions=np.asarray([f"picture {i}" for i in range(20)]))
     config = build.read_config(tiny(data__path=str(path)))
-    batches = build.make_batches(config, build.make_text_encoder(config))
-    batch = next(batches(5, None))
-    shapes = build.abstract_batch(config)
+    loader = batches.make_loader(config, build.make_text_encoder(config))
+    batch = next(loader.batches(5))
+    shapes = batches.abstract_batch(config)
     assert {name: (value.shape, value.dtype) for name, value in batch.items()} == {
         name: (value.shape, value.dtype) for name, value in shapes.items()
     }
