@@ -1,4 +1,4 @@
-"""LoRA (arXiv 2106.09685): a matrix W is used as W + scale * down @ up, of which only the two narrow
+"""LoRA (arXiv 2106.09685): a matrix W is used as W + scale * down @ up, and only the two narrow
 factors are trained.
 
 Networks know nothing of it: they are given the merged parameters. An adapter is a tree like the
@@ -18,7 +18,7 @@ from imagen_jax.typing import Keys, Params
 DOWN, UP = "down", "up"
 # The projections of every attention layer, to the text's keys and values too; not the pooling of
 # the text. `key_value` is both in one matrix.
-ATTENTION = r"_attention\d*/(query|(text_)?(key|value|key_value)|out)/kernel$"
+DEFAULT_TARGETS = (r"_attention\d*/(query|(text_)?(key|value|key_value)|out)/kernel$",)
 SHOWN_NAMES = 5
 
 
@@ -33,7 +33,7 @@ class LoraConfig:
 
     rank: int = 8
     alpha: float | None = None
-    targets: tuple[str, ...] = (ATTENTION,)
+    targets: tuple[str, ...] = DEFAULT_TARGETS
 
     def __post_init__(self):
         if self.rank < 1:

@@ -154,8 +154,8 @@ def read_weights(
         _, params, _ = checkpoints.read_parameters()
         if LORA not in params:
             return params if with_text else {NETWORK: params[NETWORK]}
+    from imagen_jax.cascade import stage_index
     from imagen_jax.loading import load_model
-    from imagen_jax.training.inherit import stage_index
 
     pipeline = load_model(source, dtype=dtype)
     stages = pipeline.cascade.stages

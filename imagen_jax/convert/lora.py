@@ -6,18 +6,22 @@ is diffusers' name where diffusers can express the network, else the path of our
 ".". What diffusers writes is read with the prefix `unet.` and without it.
 """
 
+import contextlib
 import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors.numpy import save_file
 
+from imagen_jax.convert.diffusers_unet import unet_layout
+from imagen_jax.convert.json_file import parse_object
+from imagen_jax.convert.layout import LINEAR, Layout
 from imagen_jax.convert.safetensors import flatten, name_some, unflatten
 from imagen_jax.convert.tensor_file import TensorFile
 from imagen_jax.lora import DOWN, UP, LoraConfig
+from imagen_jax.models import UNetConfig
 from imagen_jax.stage import Stage
 from imagen_jax.typing import Params
 
@@ -28,13 +32,20 @@ FACTORS = {".lora_A.weight": DOWN, ".lora_B.weight": UP}
 
 
 def module_names(stage: Stage, paths: list[str]) -> dict[str, str]:
-    """Diffusers' name of the module of each kernel path ("mid_attention/query"), or our own."""
-    return {path: path.replace("/", ".") for path in paths}
+    """The module of each matrix ("mid_attention/query"): diffusers' name if it has one, or ours."""
+    layout: Layout = {}
+    if isinstance(stage.network, UNetConfig):
+        with contextlib.suppress(ValueError):  # diffusers cannot express it
+            layout = unet_layout(stage.network)
+    names = {}
+    for path in paths:
+        tensors = layout.get(f"{path}/kernel")
+        linear = tensors is not None and tensors.axes == LINEAR and tensors.join is None
+        names[path] = tensors.names[0].removesuffix(".weight") if linear else path.replace("/", ".")
+    return names
 
 
-def save_lora(
-    path: str | os.PathLike, stage: Stage, lora: Params, config: LoraConfig
-) -> None:
+def save_lora(path: str | os.PathLike, stage: Stage, lora: Params, config: LoraConfig) -> None:
     """Writes an adapter; the file is put in place when it is whole."""
     path = Path(path)
     factors = flatten(lora)
@@ -104,10 +115,15 @@ class LoraFile:
         if text is None:
             return {}
         try:
-            values = json.loads(text)
-            return {name.removeprefix(PREFIX): value for name, value in values.items()}
-        except (ValueError, AttributeError) as error:
-            raise ValueError(f"{self.path}: its {METADATA_KEY} is no JSON object: {error}.") from None
+            values = parse_object(text.encode())
+        except ValueError as error:
+            raise ValueError(f"{self.path}: in its {METADATA_KEY}, {error}.") from None
+        settings = {name.removeprefix(PREFIX): value for name, value in values.items()}
+        alpha, pattern = settings.get("lora_alpha"), settings.get("alpha_pattern") or {}
+        numbers = [1.0 if alpha is None else alpha, *dict(pattern).values()]
+        if not all(isinstance(number, int | float) for number in numbers):
+            raise ValueError(f"{self.path}: in its {METADATA_KEY}, an alpha is no number.")
+        return settings | {"alpha_pattern": pattern}
 
     def shapes(self, module: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Of lora_A and of lora_B."""
@@ -181,23 +197,3 @@ def read_lora(file: LoraFile, stage: Stage, params: Params) -> Params:
         path, _ = kernels[module]
         flat |= {f"{path}/{part}": value for part, value in file.read(module).items()}
     return unflatten(flat)
-
-
-def choose_stage(
-    file: LoraFile, stages: Mapping[str, tuple[Stage, Params]], name: str | None
-) -> str:
-    """The stage that an adapter is for: as told, as the file says, or the only one that it fits.
-
-    Args:
-        stages: each stage with its parameters' shapes.
-    """
-    if name is not None:
-        if name not in stages:
-            raise ValueError(f"There is no stage {name!r}, only {', '.join(stages)}.")
-        return name
-    if file.stage_name in stages:
-        return file.stage_name
-    fitting = [name for name, (stage, params) in stages.items() if not misfits(file, stage, params)]
-    if len(fitting) > 1:
-        raise ValueError(f"{file.path} fits the stages {', '.join(fitting)}: give stage=.")
-    return fitting[0] if fitting else next(iter(stages))

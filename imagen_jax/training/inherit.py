@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from imagen_jax.cascade import Cascade
+from imagen_jax.cascade import Cascade, stage_index
 from imagen_jax.text import SentencePieceTokenizer, TextEncoder
 from imagen_jax.training.config import Section, as_dict
 
@@ -37,16 +37,6 @@ def filled(config: Section, cascade: Cascade) -> dict[str, Any]:
         given = {k: v for k, v in (values.get("text") or {}).items() if v is not None}
         values["text"] = _over(text, given)
     return values
-
-
-def stage_index(cascade: Cascade, name: str | None) -> int:
-    """The place of the stage of this name; of the only one, whatever its name."""
-    names = [stage.name for stage in cascade.stages]
-    if len(names) == 1:
-        return 0
-    if name not in names:
-        raise ValueError(f"stage.name is {name!r}; the model of init_from has {', '.join(names)}")
-    return names.index(name)
 
 
 def _over(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:

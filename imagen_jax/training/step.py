@@ -71,7 +71,7 @@ def sample_batch_times(
 
 
 def mean_losses(losses: Float[Array, " batch"], prior: Prior | None) -> dict[str, Array]:
-    """"loss", the one to minimize; with a prior also its parts "loss_instance" and "loss_prior"."""
+    """The loss to minimize; with a prior also its two parts."""
     if prior is None:
         return {"loss": losses.mean()}
     instance, kept = losses[: -prior.rows].mean(), losses[-prior.rows :].mean()
@@ -103,7 +103,9 @@ def make_loss(
         x0 = to_images(batch["image"])
         size = x0.shape[0]
         keys = iter(jax.random.split(key, 6))
-        t = training_time(stage.schedule, sample_batch_times(next(keys), size, stage.time_power, prior))
+        t = training_time(
+            stage.schedule, sample_batch_times(next(keys), size, stage.time_power, prior)
+        )
         eps = jax.random.normal(next(keys), x0.shape, jnp.float32)
         drop = jax.random.uniform(next(keys), (size,)) < dropout
         conditions = {}

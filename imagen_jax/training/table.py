@@ -67,7 +67,11 @@ def forward_flops(config: RunConfig, params: Params) -> float | None:
 
 
 def model_table(
-    config: RunConfig, train_step: Any, init: Any, mesh: jax.sharding.Mesh, frozen: Frozen | None = None
+    config: RunConfig,
+    train_step: Any,
+    init: Any,
+    mesh: jax.sharding.Mesh,
+    frozen: Frozen | None = None,
 ) -> str:
     """Parameters by module, their total, the state's size in memory, and FLOPs an image."""
     state = jax.eval_shape(init, jax.random.key(0))
