@@ -77,7 +77,7 @@ def load_workdir(directory: Path, *, dtype: str = "float32") -> Pipeline:
     readers = {stage.name: lambda: params["network"]}
     if "lora" in params:
         base = load_model(run["config"]["init_from"], dtype=dtype)
-        name = base.cascade.stages[stage_index(base.cascade, stage.name)].name
+        name = base.cascade.stages[cascade_room.stage_index(base.cascade, stage.name)].name
         scale = run_lora(run).scale
         readers[stage.name] = lambda: merge_lora(base.params[name], params["lora"], scale)
     if TEXT_ENCODER in params:

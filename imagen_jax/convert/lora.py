@@ -120,7 +120,8 @@ class LoraFile:
             raise ValueError(f"{self.path}: in its {METADATA_KEY}, {error}.") from None
         settings = {name.removeprefix(PREFIX): value for name, value in values.items()}
         alpha, pattern = settings.get("lora_alpha"), settings.get("alpha_pattern") or {}
-        numbers = [1.0 if alpha is None else alpha, *dict(pattern).values()]
+        numbers = [1.0 if alpha is None else alpha]
+        numbers += pattern.values() if isinstance(pattern, dict) else [None]
         if not all(isinstance(number, int | float) for number in numbers):
             raise ValueError(f"{self.path}: in its {METADATA_KEY}, an alpha is no number.")
         return settings | {"alpha_pattern": pattern}
@@ -154,20 +155,17 @@ def misfits(file: LoraFile, stage: Stage, params: Params) -> list[str]:
     kernels = _kernels(stage, params)
     lines = []
     for module in sorted(file.modules):
-        (rank, size_in), (size_out, other_rank) = _as_pairs(*file.shapes(module))
+        shapes = file.shapes(module)
         if module not in kernels:
             lines.append(f"{module} is no linear layer of the network")
-        elif rank != other_rank:
-            lines.append(f"{module} has rank {rank} in lora_A and {other_rank} in lora_B")
-        elif (size_in, size_out) != kernels[module][1]:
-            shape = " to ".join(map(str, kernels[module][1]))
-            lines.append(f"{module} is for {size_in} to {size_out} channels, not {shape}")
+        elif [len(shape) for shape in shapes] != [2, 2]:
+            lines.append(f"{module} has tensors of {shapes[0]} and {shapes[1]}, no matrices")
+        elif shapes[0][0] != shapes[1][1]:
+            lines.append(f"{module} has rank {shapes[0][0]} in lora_A and {shapes[1][1]} in lora_B")
+        elif (shapes[0][1], shapes[1][0]) != kernels[module][1]:
+            wanted = " to ".join(map(str, kernels[module][1]))
+            lines.append(f"{module} is for {shapes[0][1]} to {shapes[1][0]} channels, not {wanted}")
     return lines
-
-
-def _as_pairs(*shapes: tuple[int, ...]) -> list[tuple[int, int]]:
-    """Shapes of 1x1 convolutions as those of matrices; of others, what fits nothing."""
-    return [(*shape, -1, -1)[:2] if len(shape) == 2 else (-1, -1) for shape in shapes]
 
 
 def _kernels(stage: Stage, params: Params) -> dict[str, tuple[str, tuple[int, int]]]:

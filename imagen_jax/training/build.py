@@ -152,11 +152,15 @@ def make_text_encoder(config: RunConfig) -> TextEncoder | None:
     return encoder
 
 
+def make_cascade(config: RunConfig, encoder: TextEncoder | None) -> Cascade:
+    """The run's stage with its sampling settings, as a cascade of its own."""
+    sampling = config.sample.sampling if config.sample else SamplingSettings()
+    return Cascade((config.stage,), (sampling,), encoder)
+
+
 def describe(config: RunConfig, encoder: TextEncoder | None, raw: Section) -> dict[str, Any]:
     """What goes into each checkpoint: the config as written, and the model for a pipeline."""
-    sampling = config.sample.sampling if config.sample else SamplingSettings()
-    cascade = Cascade((config.stage,), (sampling,), encoder)
-    return {"config": as_dict(raw), "model": cascade_to_dict(cascade)}
+    return {"config": as_dict(raw), "model": cascade_to_dict(make_cascade(config, encoder))}
 
 
 def write_description(workdir: Path, description: Mapping[str, Any], encoder: TextEncoder | None):
