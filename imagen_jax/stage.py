@@ -168,7 +168,7 @@ def apply_network(
     label: Int[Array, " batch"] | None = None,
     low_res: Images | None = None,
     aug_level: Float[Array, " batch"] | None = None,
-) -> Images:
+) -> Float[Array, "batch height width out_channels"]:
     """The network's output at x_t, t in [0, 1]; `low_res` enlarged and augmented at `aug_level` in
     [0, 1].
     """

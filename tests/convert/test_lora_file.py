@@ -158,7 +158,7 @@ def test_the_names_lead_to_diffusers_own_layers(if_file, if_params):
     merged = merge_lora(if_params, if_file[1], LORA.scale)
     ours, theirs = both_outputs(unet, merged)
     plain, _ = both_outputs(unet, if_params)
-    assert relative(ours, theirs) < 1e-5
+    assert relative(ours, theirs) < 1e-4
     assert relative(plain, theirs) > 1e-2
 
 
@@ -168,7 +168,7 @@ def test_peft_loads_what_we_write_and_we_load_what_it_writes(if_file, if_params,
     unet.load_lora_adapter(if_file[0].parent, prefix="unet", weight_name=if_file[0].name)
     merged = merge_lora(if_params, if_file[1], LORA.scale)
     ours, theirs = both_outputs(unet, merged)
-    assert relative(ours, theirs) < 1e-5
+    assert relative(ours, theirs) < 1e-4
     unet.save_lora_adapter(tmp_path, adapter_name="default_0")
     back = read_lora(LoraFile(tmp_path / "pytorch_lora_weights.safetensors"), IF_STAGE, if_params)
     jax.tree.map(
