@@ -54,7 +54,7 @@ class HostTensors:
         return self._arrays[tensor].dtype
 
     def read(self, tensor: str, index: Index | None = None) -> np.ndarray:
-        return self._arrays[tensor][index or ()]
+        return self._arrays[tensor][(*(index or ()), ...)]  # the ellipsis keeps scalars arrays
 
 
 def _in_our_order(tensors: Tensors, shape: tuple[int, ...], part: tuple[int, ...]):

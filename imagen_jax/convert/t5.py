@@ -69,7 +69,9 @@ def _check_sizes(values: Mapping[str, Any]) -> None:
         if optional and size is None:
             continue
         if not isinstance(size, int) or isinstance(size, bool) or not 1 <= size <= limit:
-            raise ValueError(f"{name} is {str(size)[:40]}; it must be an integer from 1 to {limit}.")
+            raise ValueError(
+                f"{name} is {str(size)[:40]}; it must be an integer from 1 to {limit}."
+            )
     eps = values.get("layer_norm_epsilon", 1e-6)
     if not isinstance(eps, float) or not 0 < eps < 1:
         raise ValueError(f"layer_norm_epsilon is {eps!r}; it must be between 0 and 1.")

@@ -18,7 +18,9 @@ def _parts(path: str, tensors: Tensors, value: np.ndarray) -> list[np.ndarray]:
     if joined_shape(tensors, part) != value.shape:
         raise ValueError(f"{path} of shape {value.shape} does not make {len(tensors.names)} parts.")
     if tensors.axes is not None and len(part) > len(tensors.axes):
-        raise ValueError(f"{path} of shape {value.shape} has more axes than {tensors.axes} permute.")
+        raise ValueError(
+            f"{path} of shape {value.shape} has more axes than {tensors.axes} permute."
+        )
     if tensors.join == "concat":
         return np.split(value, len(tensors.names), axis=-1)
     return list(value) if tensors.join == "stack" else [value]
