@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = [
     {"typing", "grid", "compilation_cache"},
     {"diffusion", "models", "data"},
-    {"text", "sampling_settings", "lora", "stage", "cascade", "pictures"},
+    {"text", "sampling_settings", "lora", "stage", "stage_sampling", "cascade", "pictures"},
     {"training", "evaluation", "convert", "compress", "export"},
     {"model_directory", "adapters", "pipeline", "loading", "__init__"},
     {"configs", "scripts"},
@@ -17,7 +17,8 @@ LAYERS = [
 # Inside one layer a room may import these of its neighbours, and no others.
 NEIGHBOURS = {
     "stage": {"text", "sampling_settings"},
-    "cascade": {"text", "sampling_settings", "stage"},
+    "stage_sampling": {"sampling_settings", "stage"},
+    "cascade": {"text", "sampling_settings", "stage", "stage_sampling"},
     "export": {"compress"},
     "adapters": {"model_directory"},
     "pipeline": {"model_directory", "adapters"},

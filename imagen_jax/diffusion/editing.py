@@ -49,8 +49,8 @@ class Edit:
     once), so that the new part comes to fit the kept one (arXiv 2201.09865, section 4.2).
     """
 
-    image: Images
-    mask: Mask | None = None
+    image: Images | np.ndarray
+    mask: Mask | np.ndarray | None = None
     strength: float = 1.0
     known: str = "clean"
     resamplings: int = 1

@@ -6,6 +6,7 @@ step n lies at time t = (n + 1) / num_steps of the schedule, and after the last 
 
 from collections.abc import Sequence
 
+import jax.numpy as jnp
 import numpy as np
 
 from imagen_jax.diffusion.samplers import TimeGrid, listed_grid
@@ -123,7 +124,7 @@ def spaced_steps(
         raise ValueError(f"unknown spacing {spacing!r}; choose one of {known}")
     usable = total
     if lambda_min is not None:
-        logsnr = np.asarray(schedule.logsnr(np.arange(1, total + 1, dtype=np.float32) / total))
+        logsnr = np.asarray(schedule.logsnr(jnp.arange(1, total + 1) / total))
         usable = int(np.sum(0.5 * logsnr >= lambda_min))
     if not 1 <= num_steps <= usable:
         raise ValueError(

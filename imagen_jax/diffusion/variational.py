@@ -22,14 +22,14 @@ HALF_BIN = 1.0 / 255.0  # half of an 8-bit value, in [-1, 1]
 
 
 class Posterior(NamedTuple):
-    """q(x_{n-1} | x_n, x0) for every n: weight of x0 in its mean, and log variances, float32.
+    """q(x_{n-1} | x_n, x0) for every n: weight of x0 in its mean, and log variance, float32.
 
-    log_variance: of step 0, whose variance is 0, that of step 1. log_beta: of the forward step.
+    Step 0, whose variance is 0, has that of step 1. span: from there up to log beta_n.
     """
 
     x0_weight: np.ndarray
     log_variance: np.ndarray
-    log_beta: np.ndarray
+    span: np.ndarray
 
 
 @lru_cache
@@ -43,7 +43,8 @@ def posterior(schedule: DiscreteBeta) -> Posterior:
     if not variance[0] > 0.0:
         raise ValueError("the variational bound needs a schedule of at least 2 steps")
     weight = np.sqrt(before) * betas / (1.0 - signal)
-    return Posterior(*(x.astype(np.float32) for x in (weight, np.log(variance), np.log(betas))))
+    span = np.log(betas) - np.log(variance)
+    return Posterior(*(x.astype(np.float32) for x in (weight, np.log(variance), span)))
 
 
 def variational_bound(
@@ -78,17 +79,15 @@ def variational_bound(
     x_t = add_noise(x0, eps, logsnr)
     guess = convert(jax.lax.stop_gradient(mean), x_t, logsnr, prediction, "x0")
 
-    step = schedule.time_step(t).astype(jnp.int32)
-    table = posterior(schedule)
-    x0_weight, lowest, highest = (per_example(jnp.asarray(row)[step], x0) for row in table)
-    log_variance = lowest + 0.5 * (place + 1.0) * (highest - lowest)
+    step = schedule.time_step(t)
+    rows = (jnp.asarray(row)[step.astype(jnp.int32)] for row in posterior(schedule))
+    x0_weight, lowest, span = (per_example(row, x0) for row in rows)
+    above = 0.5 * (place + 1.0) * span
+    log_variance = lowest + above
     # The means differ in the estimate of x0 alone: both hold the same share of x_t.
     difference = x0_weight * (x0 - guess)
-    divergence = 0.5 * (
-        log_variance - lowest - 1.0
-        + jnp.exp(lowest - log_variance)
-        + jnp.square(difference) * jnp.exp(-log_variance)
-    )  # fmt: skip
+    squared = jnp.square(difference) * jnp.exp(-log_variance)
+    divergence = 0.5 * (above + jnp.expm1(-above) + squared)
     # At step 0 the posterior's mean is x0 itself, and the model's is its guess.
     likelihood = discretized_log_likelihood(x0, guess, 0.5 * log_variance)
     nats = jnp.where(per_example(step, x0) == 0, -likelihood, divergence)
