@@ -63,6 +63,20 @@ class Cascade:
         return tuple(stage.resolution for stage in self.stages)
 
 
+def stage_index(cascade: Cascade, name: str | None) -> int:
+    """The place of the stage of this name; of the only one, whatever its name.
+
+    Raises:
+        ValueError: there are several stages, and none has this name.
+    """
+    names = [stage.name for stage in cascade.stages]
+    if len(names) == 1:
+        return 0
+    if name not in names:
+        raise ValueError(f"There is no stage {name!r} in the model, only {', '.join(names)}.")
+    return names.index(name)
+
+
 def to_dict(cascade: Cascade) -> dict[str, Any]:
     """The cascade as JSON values."""
     stages = [

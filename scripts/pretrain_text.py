@@ -36,6 +36,7 @@ def main(overrides: dict[str, str]) -> None:
     from imagen_jax.stage import init_params
     from imagen_jax.training import build
     from imagen_jax.training import config as config_room
+    from imagen_jax.training.batches import make_batches
     from imagen_jax.training.checkpoint import Checkpoints, check_weights
     from imagen_jax.training.optimizer import OptimizerConfig, make_optimizer
     from imagen_jax.training.state import NETWORK, TEXT_ENCODER, TrainState
@@ -81,10 +82,10 @@ def main(overrides: dict[str, str]) -> None:
         updates, opt_state = optimizer.update(grads, opt_state, trained)
         return optax.apply_updates(trained, updates), opt_state, value
 
-    batches = build.make_batches(config, encoder)(0, None)
+    stream = make_batches(config, encoder)(0, None)
     began, losses = time.monotonic(), []
     for number in range(1, steps + 1):
-        trained, opt_state, value = step(trained, opt_state, next(batches))
+        trained, opt_state, value = step(trained, opt_state, next(stream))
         losses.append(value)
         if number % 500 == 0 or number == steps:
             mean = float(jnp.mean(jnp.stack(losses)))

@@ -73,7 +73,7 @@ def _entry(name: str, values: object) -> _Entry:
     return entry
 
 
-def _read_header(path: Path) -> dict[str, _Entry]:
+def _read_header(path: Path) -> tuple[dict[str, _Entry], dict[str, str]]:
     size = path.stat().st_size
     with open(path, "rb") as file:
         start = file.read(8)
@@ -91,7 +91,9 @@ def _read_header(path: Path) -> dict[str, _Entry]:
         header = parse_object(content)
     except ValueError as error:
         raise ValueError(f"in its header, {error}") from None
-    header.pop("__metadata__", None)
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict):
+        raise ValueError("its __metadata__ is no object")
     entries = {name: _entry(name, values) for name, values in header.items()}
     end, previous = 0, "the header"
     for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop)):
@@ -101,10 +103,11 @@ def _read_header(path: Path) -> dict[str, _Entry]:
         end, previous = entry.stop, name
     if 8 + length + end != size:
         raise ValueError(f"its tensors end at byte {8 + length + end}, the file at {size}")
-    return {
+    placed = {
         name: _Entry(entry.dtype, entry.shape, 8 + length + entry.start, 8 + length + entry.stop)
         for name, entry in entries.items()
     }
+    return placed, {name: value for name, value in metadata.items() if isinstance(value, str)}
 
 
 class TensorFile:
@@ -113,7 +116,7 @@ class TensorFile:
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
         try:
-            self._entries = _read_header(self.path)
+            self._entries, self.metadata = _read_header(self.path)
         except ValueError as error:
             raise ValueError(f"{self.path} is not a whole safetensors file: {error}.") from None
 

@@ -13,12 +13,12 @@ from imagen_jax.grid import image_grid
 from imagen_jax.text import TextEncoder
 from imagen_jax.training.build import RunConfig
 from imagen_jax.training.loop import SampleFn
-from imagen_jax.training.state import NETWORK, TEXT_ENCODER
+from imagen_jax.training.state import Frozen, encoder_params, network_params
 from imagen_jax.typing import Params
 
 
 def make_sample_fn(
-    config: RunConfig, encoder: TextEncoder | None, source: Source | None, frozen: Params | None
+    config: RunConfig, encoder: TextEncoder | None, source: Source | None, frozen: Frozen | None
 ) -> SampleFn | None:
     """(parameters, step) -> a grid by the config's section `sample`; None where it has none.
 
@@ -45,8 +45,7 @@ def make_sample_fn(
     def sample(params: Params, step: int):
         conditions = Conditions()
         if stage.conditioning == "text":
-            weights = params[TEXT_ENCODER] if frozen is None else frozen
-            embeddings = text.encode(encoder, weights, prompts)
+            embeddings = text.encode(encoder, encoder_params(params, frozen), prompts)
             null = text.null_text(1, encoder.max_length, encoder.config.d_model)
             conditions = conditions._replace(text=embeddings, null=null)
         elif stage.conditioning == "label":
@@ -54,7 +53,8 @@ def make_sample_fn(
         if truth is not None:
             low_res = downsample(truth, stage.low_resolution)
             conditions = conditions._replace(low_res=low_res)
-        images = sample_stage(stage, params[NETWORK], keys, conditions, section.sampling)
+        network = network_params(params, frozen, config.lora)
+        images = sample_stage(stage, network, keys, conditions, section.sampling)
         if truth is None:
             return image_grid(device_get(images), captions)
         rows = [upsample(low_res, stage.resolution), images, truth]

@@ -12,7 +12,7 @@ from tiny_cascade import BASE, ENCODER, SR, network
 from imagen_jax import text as text_room
 from imagen_jax.diffusion import DiscreteBeta, Loss
 from imagen_jax.stage import Stage
-from imagen_jax.training.state import NETWORK, TEXT_ENCODER, init_state, update_ema
+from imagen_jax.training.state import NETWORK, TEXT_ENCODER, Frozen, init_state, update_ema
 from imagen_jax.training.step import (
     TIME_BINS,
     drop_text,
@@ -112,7 +112,8 @@ def test_frozen_text_gets_no_gradient_and_stays(trained, batch):
     params = trained[0][5].params
     state = init_state(BASE, None, ADAM, jax.random.key(0), start_from={NETWORK: params[NETWORK]})
     step = compiled(make_train_step(BASE, ENCODER, ADAM, ema_decay=0.9))
-    after, values = step(state, pick(batch, "ids", "mask"), jax.random.key(2), params[TEXT_ENCODER])
+    frozen = Frozen(text_encoder=params[TEXT_ENCODER])
+    after, values = step(state, pick(batch, "ids", "mask"), jax.random.key(2), frozen)
     assert set(after.params) == set(after.ema) == {NETWORK}
     np.testing.assert_allclose(values["loss"], trained[1][5]["loss"], rtol=1e-5)
     assert values["grad_norm"] < trained[1][5]["grad_norm"]
