@@ -106,8 +106,8 @@ def _adafactor(config: OptimizerConfig, rate: Schedule) -> optax.GradientTransfo
     """Adafactor (1804.04235) with an absolute learning rate; weights decay as AdamW's do.
 
     The paper says "Adafactor, learning rate 1e-4" and no more. optax's default multiplies that by
-    the size of each parameter (at least 1e-3): kernels that begin at zero, as the last convolution
-    of each residual block does, would then move 1e-7 a step. Our choice is the rate as it stands.
+    the size of each parameter (at least 1e-3): kernels that begin at zero, as the U-Nets' last ones
+    do, would then move 1e-7 a step. Our choice is the rate as it stands.
     """
     momentum = config.value("b1")
     return optax.chain(

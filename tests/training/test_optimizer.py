@@ -136,7 +136,7 @@ def test_adafactor_reads_its_own_settings():
     # Without momentum one step of the rate; with it, a geometric series of it.
     np.testing.assert_allclose(distance(), 1e-4, rtol=1e-3)
     np.testing.assert_allclose(distance(b1=0.5), 1e-4 * (1 - 0.5**4), rtol=1e-3)
-    # A longer memory (1 - t^-decay_rate) of the first gradient makes the step of a smaller one less.
+    # The longer the first gradient is remembered (1 - t^-decay_rate), the less a smaller one moves.
     steps = [
         moved(
             OptimizerConfig("adafactor", 1e-4, warmup_steps=0, decay_rate=rate),
