@@ -26,7 +26,7 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
     config.batch_size = 16
-    config.num_steps = 3000
+    config.num_steps = 5000
     config.log_every = 100
     config.ema_decay = 0.998
     config.init_from = "runs/text"
@@ -77,7 +77,7 @@ def get_config() -> ConfigDict:
         "kind": "adamw",
         "learning_rate": 1e-3,
         "warmup_steps": 200,
-        "decay_steps": 3000,
+        "decay_steps": 5000,
         "b1": 0.9,
         "b2": 0.99,
         "weight_decay": 0.01,

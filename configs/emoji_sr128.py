@@ -86,7 +86,7 @@ def get_config() -> ConfigDict:
         "every": None,
         "prompts": ["grinning face", "red heart", "dog face", "pizza", "flag: Japan", "红心"],
         "sampler": "dpmpp_2m",
-        "steps": 1,  # one step is a regression; more need a longer training
+        "steps": 2,
         "guidance": 1.0,
         "threshold": "static",
         "aug_level": 0.2,

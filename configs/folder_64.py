@@ -38,6 +38,7 @@ def get_config() -> ConfigDict:
                 {"channels": 512, "num_res_blocks": 3, "attention": "self"},
             ],
             "head_channels": 64,
+            "pooling_heads": 8,
             "dtype": "bfloat16",
             "remat": False,
         },

@@ -1,42 +1,27 @@
 """The cascade (arXiv 2205.11487, section 2.4): stages in a row, and drawing pictures from them.
 
-Pure functions of parameters, keys and conditions. Every stage is compiled by itself; numbers such
-as guidance, steps and augmentation level are traced, so that a new value never recompiles.
+Every stage is sampled by itself (`imagen_jax.stage_sampling`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from functools import partial
-from math import ceil, inf
-from typing import Any, NamedTuple
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
 
 from imagen_jax import text as text_room
-from imagen_jax.diffusion.augmentation import augment, upsample
-from imagen_jax.diffusion.denoiser import Guidance, Thresholding
-from imagen_jax.diffusion.samplers import (
-    MAX_STEPS,
-    SAMPLERS,
-    Noise,
-    SamplerOptions,
-    SamplerState,
-    initial_state,
-    noise_from_keys,
-    sample_loop,
-    time_grid,
-)
+from imagen_jax.diffusion.editing import Edit
+from imagen_jax.diffusion.samplers import SamplerState
 from imagen_jax.models import t5
 from imagen_jax.sampling_settings import SamplingSettings, settings_from_dict
-from imagen_jax.stage import Stage, init_params, make_stage_denoiser
+from imagen_jax.stage import Stage, init_params
+from imagen_jax.stage_sampling import Conditions, plan_steps, sample_stage
 from imagen_jax.text import TextEncoder
-from imagen_jax.typing import Images, Keys, Params, TextEmbeddings
+from imagen_jax.typing import Keys, Params
 
 TEXT_ENCODER = "text_encoder"  # the name of the encoder's parameters beside the stages'
-AUGMENTATION_INDEX = MAX_STEPS + 1  # noise indices 0 ... MAX_STEPS belong to the sampler
 
 
 @dataclass(frozen=True)
@@ -78,6 +63,20 @@ class Cascade:
         return tuple(stage.resolution for stage in self.stages)
 
 
+def stage_index(cascade: Cascade, name: str | None) -> int:
+    """The place of the stage of this name; of the only one, whatever its name.
+
+    Raises:
+        ValueError: there are several stages, and none has this name.
+    """
+    names = [stage.name for stage in cascade.stages]
+    if len(names) == 1:
+        return 0
+    if name not in names:
+        raise ValueError(f"There is no stage {name!r} in the model, only {', '.join(names)}.")
+    return names.index(name)
+
+
 def to_dict(cascade: Cascade) -> dict[str, Any]:
     """The cascade as JSON values."""
     stages = [
@@ -96,40 +95,6 @@ def from_dict(values: Mapping[str, Any], directory: str) -> Cascade:
     if encoder is not None:
         encoder = text_room.from_dict(encoder, directory)
     return Cascade(stages, sampling, encoder)
-
-
-class Conditions(NamedTuple):
-    """What a batch is made of; each field has one row a sample, or is None.
-
-    null: what guidance leads away from, one row for all or one a sample: the null text or the
-    negative prompt. low_res: pictures in [-1, 1] of the stage's low resolution.
-    """
-
-    text: TextEmbeddings | None = None
-    null: TextEmbeddings | None = None
-    label: Int[Array, " batch"] | None = None
-    low_res: Images | None = None
-
-
-class InjectedNoise(NamedTuple):
-    """Noise given from outside, to compare runs with another implementation's.
-
-    steps[0] is the initial noise, steps[i + 1] that of step i. augmentation: for the low-resolution
-    input, at the stage's resolution.
-    """
-
-    steps: Float[Array, "steps_and_one batch height width channels"]
-    augmentation: Images | None = None
-
-
-class Numbers(NamedTuple):
-    """The traced part of SamplingSettings."""
-
-    steps: Int[Array, ""] | int
-    guidance: Guidance
-    thresholding: Thresholding
-    options: SamplerOptions
-    aug_level: Float[Array, ""] | float
 
 
 @dataclass(frozen=True)
@@ -161,138 +126,6 @@ def sample_keys(seed: int, indices: Sequence[int] | np.ndarray) -> Keys:
     return jax.vmap(lambda index: jax.random.fold_in(root, index))(jnp.asarray(indices, jnp.uint32))
 
 
-def _numbers(settings: SamplingSettings) -> Numbers:
-    start, stop = settings.guidance_interval
-    guidance = Guidance(settings.guidance, start, stop, settings.guidance_rescale)
-    thresholding = Thresholding(settings.percentile, inf if settings.cap is None else settings.cap)
-    options = SamplerOptions(settings.gamma, settings.eta)
-    floats = (guidance, thresholding, options, settings.aug_level)
-    return Numbers(np.int32(settings.steps), *jax.tree.map(np.float32, floats))
-
-
-def _noise(stage: Stage, keys: Keys, injected: InjectedNoise | None) -> Noise:
-    shape = (stage.resolution, stage.resolution, stage.channels)
-    if injected is None:
-        return noise_from_keys(keys, shape)
-    return lambda index: injected.steps[index].astype(jnp.float32)
-
-
-@partial(jax.jit, static_argnums=0)
-def begin_stage(
-    stage: Stage,
-    keys: Keys,
-    low_res: Images | None,
-    aug_level: Float[Array, ""] | float,
-    injected: InjectedNoise | None = None,
-) -> tuple[SamplerState, Float[Array, "batch high wide channels"] | None]:
-    """Initial noise, and the low-resolution input enlarged and noised as the network wants it."""
-    noise = _noise(stage, keys, injected)
-    if low_res is not None:
-        low_res = upsample(low_res, stage.resolution)
-        given = injected is not None and injected.augmentation is not None
-        eps = injected.augmentation if given else noise(AUGMENTATION_INDEX)
-        low_res = augment(low_res, aug_level, eps)
-    return initial_state(noise(0)), low_res
-
-
-@partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def advance_stage(
-    stage: Stage,
-    sampler: str,
-    spacing: str,
-    threshold: str,
-    params: Params,
-    keys: Keys,
-    conditions: Conditions,
-    numbers: Numbers,
-    state: SamplerState,
-    start: Int[Array, ""] | int,
-    stop: Int[Array, ""] | int,
-    injected: InjectedNoise | None = None,
-) -> SamplerState:
-    """Steps `start` ... `stop` - 1 of a batch; `conditions.low_res` as `begin_stage` gives it."""
-    batch = state.x.shape[0]
-    null = conditions.null
-    if null is not None:
-        null = jax.tree.map(lambda x: jnp.broadcast_to(x, (batch, *x.shape[1:])), null)
-    denoise = make_stage_denoiser(
-        stage,
-        params,
-        text=conditions.text,
-        null=null,
-        label=conditions.label,
-        low_res=conditions.low_res,
-        aug_level=jnp.broadcast_to(jnp.asarray(numbers.aug_level, jnp.float32), (batch,)),
-        guidance=numbers.guidance,
-        threshold=threshold,
-        thresholding=numbers.thresholding,
-    )
-    return sample_loop(
-        SAMPLERS[sampler],
-        denoise,
-        stage.schedule,
-        time_grid(stage.schedule, numbers.steps, spacing),
-        state,
-        _noise(stage, keys, injected),
-        numbers.options,
-        start,
-        stop,
-    )
-
-
-def sample_stage(
-    stage: Stage,
-    params: Params,
-    keys: Keys,
-    conditions: Conditions = Conditions(),
-    settings: SamplingSettings = SamplingSettings(),
-    *,
-    injected: InjectedNoise | None = None,
-    callback: Callable[[int, SamplerState], None] | None = None,
-    every: int | None = None,
-) -> Images:
-    """Pictures in [-1, 1] of one batch at one stage.
-
-    Args:
-        params: of the stage's network.
-        keys: one a sample.
-        callback: called with the number of steps done and the state, every `every` steps (a tenth
-            of all when None) and after the last.
-
-    Raises:
-        ValueError: the stage takes low-resolution pictures and there are none, or the reverse.
-    """
-    if (stage.low_resolution is None) != (conditions.low_res is None):
-        raise ValueError(
-            f"Stage {stage.name!r} needs pictures of {stage.low_resolution} pixels to enlarge."
-            if conditions.low_res is None
-            else f"Stage {stage.name!r} starts from noise and takes no low-resolution pictures."
-        )
-    numbers = _numbers(settings)
-    state, low_res = begin_stage(stage, keys, conditions.low_res, numbers.aug_level, injected)
-    conditions = conditions._replace(low_res=low_res)
-    chunk = settings.steps if callback is None else every or ceil(settings.steps / 10)
-    for start in range(0, settings.steps, chunk):
-        stop = min(start + chunk, settings.steps)
-        state = advance_stage(
-            stage,
-            settings.sampler,
-            settings.spacing,
-            settings.threshold,
-            params,
-            keys,
-            conditions,
-            numbers,
-            state,
-            np.int32(start),
-            np.int32(stop),
-            injected,
-        )
-        if callback is not None:
-            callback(stop, jax.block_until_ready(state))
-    return jnp.clip(state.x, -1.0, 1.0)
-
-
 def sample_cascade(
     cascade: Cascade,
     params: Mapping,
@@ -300,6 +133,7 @@ def sample_cascade(
     conditions: Conditions = Conditions(),
     *,
     settings: Sequence[SamplingSettings] | None = None,
+    edits: Sequence[Edit | None] | None = None,
     first: int = 0,
     last: int | None = None,
     batch_size: int | None = None,
@@ -316,6 +150,7 @@ def sample_cascade(
         keys: one a sample (`sample_keys`).
         conditions: of all samples; `low_res` for a cascade entered at a super-resolution stage.
         settings: one a stage of the cascade; its own when None.
+        edits: one a stage of the cascade, of one picture or one a sample; None where it draws.
         batch_size: samples at a time. The last batch is filled up, so that any number of samples
             runs the same compiled program. All at once when None.
     """
@@ -329,13 +164,14 @@ def sample_cascade(
         stage_params = params[stage.name]
         stage_keys = jax.vmap(lambda key: jax.random.fold_in(key, position))(keys)  # noqa: B023
         wanted = select_conditions(stage, conditions)._replace(low_res=images)
-        done = []
+        edit, done = None if edits is None else edits[position], []
+        _, begin, end = plan_steps(stage, settings[position], edit)
         for start in range(0, count, batch_size):
             rows = np.minimum(np.arange(start, start + batch_size), count - 1)
             valid = min(batch_size, count - start)
 
             def report(step: int, state: SamplerState) -> None:
-                callback(Progress(stage, step, settings[position].steps, start, valid, state))  # noqa: B023
+                callback(Progress(stage, step, end - begin, start, valid, state))  # noqa: B023
 
             batch = sample_stage(
                 stage,
@@ -343,6 +179,7 @@ def sample_cascade(
                 stage_keys[rows],
                 take_rows(wanted, rows),
                 settings[position],
+                edit=None if edit is None else _take_edit(edit, rows),
                 callback=report if callback else None,
                 every=every,
             )
@@ -365,6 +202,14 @@ def take_rows(conditions: Conditions, rows: np.ndarray) -> Conditions:
     if null is not None and null.values.shape[0] > 1:
         null = jax.tree.map(lambda x: np.asarray(x)[rows], null)
     return taken._replace(null=null)
+
+
+def _take_edit(edit: Edit, rows: np.ndarray) -> Edit:
+    """The rows of a batch; a picture or a mask that is the same for all stays as it is."""
+    image, mask = (
+        x if x is None or x.shape[0] == 1 else np.asarray(x)[rows] for x in (edit.image, edit.mask)
+    )
+    return replace(edit, image=image, mask=mask)
 
 
 def part_shapes(cascade: Cascade, part: str) -> Params:

@@ -1,8 +1,9 @@
 """`load_model`: a Pipeline from a shipped model, a model directory or a training workdir."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +13,11 @@ from imagen_jax import cascade as cascade_room
 from imagen_jax import model_directory
 from imagen_jax.cascade import TEXT_ENCODER, Cascade
 from imagen_jax.compilation_cache import use_compilation_cache
+from imagen_jax.convert.lora import save_lora
+from imagen_jax.lora import DEFAULT_TARGETS, LoraConfig, merge_lora
 from imagen_jax.model_directory import MODEL_FILE, Parts
 from imagen_jax.pipeline import Pipeline
+from imagen_jax.typing import Params
 
 PRETRAINED = Path(__file__).parent / "pretrained"
 
@@ -63,7 +67,56 @@ def load_model(
 def load_workdir(directory: Path, *, dtype: str = "float32") -> Pipeline:
     """The newest checkpoint of a training run; the average of its parameters where it keeps one.
 
-    The encoder of a stage that was trained with a frozen one is read where the run found it.
+    What the run did not train is read where the run found it: a frozen encoder, and the network to
+    which it trained an adapter, which is merged in.
+    """
+    step, params, run = read_run(directory)
+    cascade = cascade_room.from_dict(run["model"], os.fspath(directory))
+    params = jax.tree.map(lambda leaf: as_dtype(leaf, dtype), params)
+    stage = cascade.stages[0]
+    readers = {stage.name: lambda: params["network"]}
+    if "lora" in params:
+        base = load_model(run["config"]["init_from"], dtype=dtype)
+        name = base.cascade.stages[cascade_room.stage_index(base.cascade, stage.name)].name
+        scale = run_lora(run).scale
+        readers[stage.name] = lambda: merge_lora(base.params[name], params["lora"], scale)
+    if TEXT_ENCODER in params:
+        readers[TEXT_ENCODER] = lambda: params[TEXT_ENCODER]
+    elif cascade.encoder is not None:
+        origin = run["config"]["text"]["init_from"]
+        if origin is None:
+            raise ValueError(f"{directory} has no text encoder: text.init_from is None.")
+        readers[TEXT_ENCODER] = lambda: load_model(origin, dtype=dtype).params[TEXT_ENCODER]
+    return Pipeline(cascade, Parts(readers), name=directory.name, notes={"step": step})
+
+
+def export_lora(workdir: str | os.PathLike, path: str | os.PathLike) -> Path:
+    """Writes the adapter of a training run, its newest checkpoint's, as safetensors.
+
+    Raises:
+        ValueError: the run trained no adapter.
+    """
+    workdir, path = Path(workdir), Path(path)
+    _, params, run = read_run(workdir)
+    if "lora" not in params:
+        raise ValueError(f"{workdir} trained the parameters themselves, no adapter to them.")
+    if jax.process_index() == 0:
+        stage = cascade_room.from_dict(run["model"], os.fspath(workdir)).stages[0]
+        save_lora(path, stage, params["lora"], run_lora(run))
+    return path
+
+
+def run_lora(run: Mapping[str, Any]) -> LoraConfig:
+    """The config's section `lora` of a run that trained an adapter."""
+    section = dict(run["config"]["lora"])
+    return LoraConfig(**section | {"targets": tuple(section.get("targets", DEFAULT_TARGETS))})
+
+
+def read_run(directory: Path) -> tuple[int, Params, dict[str, Any]]:
+    """(step, parameters, description) of a run's newest checkpoint.
+
+    Raises:
+        ValueError: the directory holds no checkpoint.
     """
     place = directory / "checkpoints"
     if not any(path.name.isdigit() for path in place.glob("*")):
@@ -75,19 +128,9 @@ def load_workdir(directory: Path, *, dtype: str = "float32") -> Pipeline:
     from imagen_jax.training.checkpoint import Checkpoints
 
     checkpoints = Checkpoints(place, read_only=True)
-    step, params, run = checkpoints.read_parameters()
+    stored = checkpoints.read_parameters()
     checkpoints.close()
-    cascade = cascade_room.from_dict(run["model"], os.fspath(directory))
-    params = jax.tree.map(lambda leaf: as_dtype(leaf, dtype), params)
-    readers = {cascade.stages[0].name: lambda: params["network"]}
-    if TEXT_ENCODER in params:
-        readers[TEXT_ENCODER] = lambda: params[TEXT_ENCODER]
-    elif cascade.encoder is not None:
-        origin = run["config"]["text"]["init_from"]
-        if origin is None:
-            raise ValueError(f"{directory} has no text encoder: text.init_from is None.")
-        readers[TEXT_ENCODER] = lambda: load_model(origin, dtype=dtype).params[TEXT_ENCODER]
-    return Pipeline(cascade, Parts(readers), name=directory.name, notes={"step": step})
+    return stored
 
 
 def as_dtype(leaf: np.ndarray, dtype: str) -> np.ndarray:

@@ -5,6 +5,7 @@ import secrets
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ import numpy as np
 
 from imagen_jax import __version__, model_directory
 from imagen_jax import text as text_room
+from imagen_jax.adapters import adapted_params
 from imagen_jax.cascade import (
     TEXT_ENCODER,
     Callback,
@@ -51,6 +53,7 @@ class Pipeline:
         self.name = name
         self.fingerprint = fingerprint
         self.notes = dict(notes or {})
+        self._without_lora: tuple[Mapping, str | None] | None = None
 
     def __repr__(self) -> str:
         stages = ", ".join(f"{stage.name} {stage.resolution}" for stage in self.cascade.stages)
@@ -200,6 +203,29 @@ class Pipeline:
             settings=sampling,
             progress=progress,
         )
+
+    def load_lora(
+        self, path: str | os.PathLike, scale: float = 1.0, *, stage: str | None = None
+    ) -> None:
+        """Add `scale` times an adapter (safetensors, ours or diffusers') to a stage's weights.
+
+        Several add up. `stage`: where the file's own word, or its fit, does not tell.
+
+        Raises:
+            ValueError: the adapter does not fit; the message lists what.
+        """
+        name, params = adapted_params(path, self.cascade, self.params, scale, stage)
+        if self._without_lora is None:
+            self._without_lora = self.params, self.fingerprint
+        self.params = params
+        digest = model_directory.fingerprint([Path(path)])
+        self.fingerprint = f"{self.fingerprint or self.name}+{scale:g}*{digest}@{name}"
+
+    def unload_lora(self) -> None:
+        """Take all adapters away again; without any, nothing happens."""
+        if self._without_lora is not None:
+            self.params, self.fingerprint = self._without_lora
+            self._without_lora = None
 
     def save_pretrained(self, directory: str | os.PathLike, *, dtype: str = "bfloat16") -> None:
         """Write a model directory, which `load_model` reads: JSON, safetensors, the tokenizer."""

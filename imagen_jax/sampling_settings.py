@@ -8,22 +8,41 @@ from typing import Any
 import numpy as np
 
 from imagen_jax.diffusion.denoiser import THRESHOLDS
-from imagen_jax.diffusion.samplers import MAX_STEPS, SAMPLERS, SPACINGS
+from imagen_jax.diffusion.samplers import (
+    MAX_STEPS,
+    SAMPLERS,
+    SPACINGS,
+    TimeGrid,
+    traced_time_grid,
+)
+from imagen_jax.diffusion.schedules import Schedule
+from imagen_jax.diffusion.time_steps import (
+    STEP_LISTS,
+    STEP_SPACINGS,
+    fixed_steps,
+    spaced_steps,
+    step_grid,
+)
 
 
 @dataclass(frozen=True)
 class SamplingSettings:
     """How one stage is sampled when the caller says nothing else.
 
-    sampler: a key of SAMPLERS. steps: their number. spacing: of the times, a key of SPACINGS.
+    sampler: a key of SAMPLERS. steps: their number. spacing: of the times, a key of SPACINGS; for
+    schedules that count time steps also of STEP_SPACINGS or STEP_LISTS, or the time steps
+    themselves (a list fixes `steps`). steps_offset, lambda_min: see `spaced_steps`.
     guidance: weight, 1 is none. guidance_interval: the times t where it acts. guidance_rescale: in
     [0, 1]. threshold: a key of THRESHOLDS. percentile, cap: of dynamic thresholding, cap None for
-    none. gamma, eta: of ddpm and ddim. aug_level: noise on the low-resolution input, in [0, 1].
+    none. gamma, eta: of ddpm and ddim. learned_variance: whether ddpm takes the network's own, if
+    it has one, instead of gamma's. aug_level: noise on the low-resolution input, in [0, 1].
     """
 
     sampler: str = "ddpm"
     steps: int = 256
-    spacing: str = "time"
+    spacing: str | tuple[int, ...] = "time"
+    steps_offset: int = 0
+    lambda_min: float | None = None
     guidance: float = 1.0
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     guidance_rescale: float = 0.0
@@ -32,19 +51,23 @@ class SamplingSettings:
     cap: float | None = None
     gamma: float = 0.3
     eta: float = 0.0
+    learned_variance: bool = True
     aug_level: float = 0.1
 
     def __post_init__(self):
-        choices = (
+        choices = [
             ("sampler", SAMPLERS),
-            ("spacing", SPACINGS),
+            ("spacing", (*SPACINGS, *STEP_SPACINGS, *STEP_LISTS)),
             ("threshold", THRESHOLDS),
-        )
+        ]
+        if not isinstance(self.spacing, str):
+            choices.pop(1)
         for name, known in choices:
             if getattr(self, name) not in known:
                 raise ValueError(
                     f"Unknown {name} {getattr(self, name)!r}; choose one of {', '.join(known)}."
                 )
+        self._fix_steps()
         if not isinstance(self.steps, int) or not 1 <= self.steps <= MAX_STEPS:
             raise ValueError(f"steps must be a whole number from 1 to {MAX_STEPS}: {self.steps!r}.")
         if not (is_number(self.guidance) and isfinite(self.guidance)):
@@ -61,6 +84,25 @@ class SamplingSettings:
             raise ValueError(f"percentile must be in (0, 100]: {self.percentile!r}.")
         if self.cap is not None and not self.cap >= 1:
             raise ValueError(f"cap must be at least 1, or None: {self.cap!r}.")
+        if not isinstance(self.steps_offset, int) or self.steps_offset < 0:
+            raise ValueError(f"steps_offset must be a whole number from 0: {self.steps_offset!r}.")
+        if self.lambda_min is not None and not (
+            is_number(self.lambda_min) and isfinite(self.lambda_min)
+        ):
+            raise ValueError(f"lambda_min must be a finite number or None: {self.lambda_min!r}.")
+
+    def _fix_steps(self) -> None:
+        """A list of time steps says how many there are; any other number for it is an error."""
+        listed = fixed_steps(self.spacing)
+        if listed is None:
+            return
+        default = next(field.default for field in fields(self) if field.name == "steps")
+        if self.steps not in (default, len(listed)):
+            raise ValueError(
+                f"steps is {self.steps!r}, but spacing {self.spacing!r} has {len(listed)} steps; "
+                "choose another spacing for another number."
+            )
+        object.__setattr__(self, "steps", len(listed))
 
 
 def is_number(value: Any) -> bool:
@@ -74,9 +116,24 @@ def settings_from_dict(values: Mapping[str, Any]) -> SamplingSettings:
     if unknown:
         raise ValueError(f"Unknown sampling settings {unknown}; known are {known}.")
     values = dict(values)
-    if "guidance_interval" in values:  # JSON has no tuples
-        values["guidance_interval"] = tuple(values["guidance_interval"])
+    for name in ("guidance_interval", "spacing"):  # JSON has no tuples
+        if isinstance(values.get(name), list):
+            values[name] = tuple(values[name])
     return SamplingSettings(**values)
+
+
+def sampling_grid(schedule: Schedule, settings: SamplingSettings) -> TimeGrid:
+    """The times that a sampler goes through.
+
+    Raises:
+        ValueError: the spacing counts time steps and the schedule has none, or too few.
+    """
+    if settings.spacing in SPACINGS:
+        return traced_time_grid(schedule, np.int32(settings.steps), settings.spacing)
+    steps = spaced_steps(
+        schedule, settings.spacing, settings.steps, settings.steps_offset, settings.lambda_min
+    )
+    return step_grid(schedule, steps)
 
 
 def with_overrides(

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from imagen_jax import models
+from imagen_jax.diffusion.augmentation import AUGMENTATION_SCHEDULE, UPSAMPLINGS
 from imagen_jax.diffusion.denoiser import (
     NO_GUIDANCE,
     PAPER_THRESHOLDING,
@@ -18,11 +19,15 @@ from imagen_jax.diffusion.denoiser import (
     make_denoiser,
 )
 from imagen_jax.diffusion.losses import Loss
-from imagen_jax.diffusion.schedules import SCHEDULES, Cosine, LinearBeta
+from imagen_jax.diffusion.schedules import (
+    SCHEDULES,
+    Cosine,
+    DiscreteBeta,
+    Schedule,
+    network_time,
+)
 from imagen_jax.models import EfficientUNetConfig, UNetConfig
 from imagen_jax.typing import Images, Keys, Params, TextEmbeddings
-
-TIME_UNITS = 1000.0  # networks see t and the augmentation level in thousandths, as DDPM's steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +38,8 @@ class Stage:
     base model. conditioning: "text" (embeddings of `text_width`), "label" (the network's
     `num_classes`) or None. prediction: what the network outputs. time_power: training draws t = u
     ** time_power, u uniform; 1 is the paper's, less spends more on high noise. aug_levels: range of
-    the augmentation level in training.
+    the augmentation level in training. aug_schedule: what noise a level is; where it counts time
+    steps, so does the level. upsampling: of the low-resolution input, a key of UPSAMPLINGS.
     """
 
     name: str
@@ -42,12 +48,14 @@ class Stage:
     low_resolution: int | None = None
     conditioning: Literal["text", "label"] | None = "text"
     text_width: int | None = None
-    schedule: Cosine | LinearBeta = dataclasses.field(default_factory=Cosine)
+    schedule: Schedule = dataclasses.field(default_factory=Cosine)
     prediction: Literal["eps", "x0", "v"] = "eps"
     loss: Loss = dataclasses.field(default_factory=Loss)
     time_power: float = 1.0
     aug_levels: tuple[float, float] = (0.0, 1.0)
     channels: int = 3
+    aug_schedule: Schedule = AUGMENTATION_SCHEDULE
+    upsampling: str = "bilinear"
 
     def __post_init__(self):
         network, step = self.network, models.reduction(self.network)
@@ -90,9 +98,22 @@ class Stage:
             raise ValueError(
                 f"stage {self.name!r}: time_power must be positive, not {self.time_power}"
             )
+        if self.upsampling not in UPSAMPLINGS:
+            raise ValueError(
+                f"stage {self.name!r}: upsampling {self.upsampling!r} is none of "
+                f"{tuple(UPSAMPLINGS)}"
+            )
+        if self.loss.vlb_weight and not (
+            network.out_channels == 2 * self.channels and isinstance(self.schedule, DiscreteBeta)
+        ):
+            raise ValueError(
+                f"stage {self.name!r}: loss.vlb_weight {self.loss.vlb_weight} needs a network with "
+                f"a learned variance (out_channels {2 * self.channels}, not "
+                f"{network.out_channels}) and a schedule of kind discrete_beta"
+            )
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values; `network` and `schedule` carry their `kind`."""
+        """JSON values; the network and the schedules carry their `kind`."""
         values = dataclasses.asdict(self)
         for field, kinds in KINDS.items():
             kind = next(name for name, cls in kinds.items() if type(getattr(self, field)) is cls)
@@ -104,6 +125,8 @@ class Stage:
         """The inverse of `to_dict`. ValueError names an unknown kind or key."""
         values = dict(values)
         for field, kinds in KINDS.items():
+            if field not in values and field in OPTIONAL:
+                continue
             section = dict(values[field])
             kind = section.pop("kind", None)
             if kind not in kinds:
@@ -117,7 +140,8 @@ class Stage:
         return _make(cls, values, "stage")
 
 
-KINDS = {"network": models.NETWORKS, "schedule": SCHEDULES}
+KINDS = {"network": models.NETWORKS, "schedule": SCHEDULES, "aug_schedule": SCHEDULES}
+OPTIONAL = {"aug_schedule"}  # models saved before it was a field have none
 
 
 def _make(cls: type, values: Mapping[str, Any], what: str) -> Any:
@@ -144,16 +168,18 @@ def apply_network(
     label: Int[Array, " batch"] | None = None,
     low_res: Images | None = None,
     aug_level: Float[Array, " batch"] | None = None,
-) -> Images:
+) -> Float[Array, "batch height width out_channels"]:
     """The network's output at x_t, t in [0, 1]; `low_res` enlarged and augmented at `aug_level` in
     [0, 1].
     """
-    level = None if aug_level is None or low_res is None else TIME_UNITS * aug_level
+    level = None
+    if aug_level is not None and low_res is not None:
+        level = network_time(stage.aug_schedule, aug_level)
     return models.apply(
         stage.network,
         params,
         x_t,
-        TIME_UNITS * t,
+        network_time(stage.schedule, t),
         text=text,
         label=label,
         low_res=low_res,
@@ -178,6 +204,7 @@ def make_stage_denoiser(
     guidance: Guidance = NO_GUIDANCE,
     threshold: str = "dynamic",
     thresholding: Thresholding = PAPER_THRESHOLDING,
+    learned_variance: bool = True,
 ) -> Denoiser:
     """(x_t, t) -> Denoised for a batch with these conditions, guided away from `null` (or from "no
     class").
@@ -210,4 +237,5 @@ def make_stage_denoiser(
         guidance,
         threshold,
         thresholding,
+        learned_variance,
     )

@@ -25,6 +25,8 @@ def parser() -> argparse.ArgumentParser:
     add = parse.add_argument
     add("prompts", nargs="*", metavar="PROMPT", help="what to paint")
     add("--model", help="shipped model, model directory or training workdir (default: emoji)")
+    add("--lora", type=Path, metavar="FILE", help="adapter to load into the model, safetensors")
+    add("--lora_scale", type=float, default=1.0, help="how much of the adapter (default: 1)")
     add("--num_images", type=int, default=4, help="pictures a prompt")
     add("--out", type=Path, default=Path("samples"), help="directory for the pictures")
     add("--size", type=int, help="of the pictures: the stage to stop at (default: the largest)")
@@ -96,6 +98,8 @@ def paint(options: argparse.Namespace) -> tuple[Any, Any]:
     from imagen_jax import load_model
 
     pipeline = load_model(options.model or "emoji")
+    if options.lora is not None:
+        pipeline.load_lora(options.lora, options.lora_scale)
     pictures = pipeline.generate_images(
         options.prompts or None,
         options.num_images,
@@ -120,6 +124,8 @@ def paint_again(options: argparse.Namespace, settings: dict[str, Any]) -> tuple[
         pipeline = load_model(options.model or settings.get("model", "emoji"))
     except ValueError as error:
         raise ValueError(f"{error} Tell with --model where the picture's model is.") from None
+    if options.lora is not None:
+        pipeline.load_lora(options.lora, options.lora_scale)
     if settings.get("fingerprint") != pipeline.fingerprint:
         print(
             f"Warning: {options.from_png} was made by other weights of {pipeline.name!r}; "

@@ -33,6 +33,7 @@ def main(argv: list[str], overrides: dict[str, str]) -> None:
         from imagen_jax.compilation_cache import use_compilation_cache
         from imagen_jax.data.loader import TooManyBroken
         from imagen_jax.training import build
+        from imagen_jax.training.batches import make_batches
         from imagen_jax.training.checkpoint import CheckpointError
         from imagen_jax.training.loop import NonFiniteError
 
@@ -42,7 +43,7 @@ def main(argv: list[str], overrides: dict[str, str]) -> None:
             raise ValueError(f"unknown argument {argv[1]!r}")
         raw, config, encoder = prepare(overrides)
         parameters = start(config, encoder)
-        batches = build.make_batches(config, encoder)(0, None)
+        batches = make_batches(config, encoder)(0, None)
         checkpoints = open_workdir()
         build.write_description(workdir(), build.describe(config, encoder, raw), encoder)
     use_compilation_cache()

@@ -40,7 +40,7 @@ def main(argv: list[str], overrides: dict[str, str]) -> None:
         from imagen_jax.data.loader import TooManyBroken
         from imagen_jax.training import build
         from imagen_jax.training.checkpoint import CheckpointError, MismatchError
-        from imagen_jax.training.loop import NonFiniteError, train
+        from imagen_jax.training.loop import NonFiniteError, say_on_first_host, train
 
     logging.set_verbosity(logging.WARNING)
     if DISTRIBUTED.value:
@@ -61,17 +61,25 @@ def main(argv: list[str], overrides: dict[str, str]) -> None:
     with one_line_errors(CheckpointError, MismatchError, NonFiniteError, TooManyBroken):
         train(loop_config, train_step, init, mesh=mesh, **arguments)
         arguments["checkpoints"].close()
+        if config.lora is not None:
+            say_on_first_host(f"the adapter: {write_lora(arguments['workdir'])}")
 
 
 def prepare(overrides: dict[str, str]) -> tuple[Any, Any, Any, Any]:
     """Checks all that is cheap: (config as written, typed config, mesh, text encoder)."""
-    from imagen_jax.training import build, sharding
+    from imagen_jax.training import build, inherit, sharding
     from imagen_jax.training import config as config_room
 
     if INIT_FROM.value:
         overrides = {"init_from": repr(INIT_FROM.value), **overrides}
     raw = config_room.load_config(CONFIG.value)
     config_room.apply_overrides(raw, overrides)
+    if inherit.is_open(raw):
+        if raw.get("init_from") is None:
+            raise ValueError("the config leaves the network to its model: give --init_from")
+        from imagen_jax.loading import load_model
+
+        raw = inherit.filled(raw, load_model(raw["init_from"]).cascade)
     config = build.read_config(raw)
     parse_profile(PROFILE.value)
     if WORKDIR.value is None and not DRY_RUN.value:
@@ -84,25 +92,27 @@ def prepare(overrides: dict[str, str]) -> tuple[Any, Any, Any, Any]:
 def open_run(config: Any, raw: Any, encoder: Any, frozen_shapes: Any) -> dict[str, Any]:
     """Opens the data and the workdir, and reads weights: what `train` needs besides."""
     from imagen_jax.training import build
+    from imagen_jax.training.batches import STREAM, make_batches, make_source
     from imagen_jax.training.checkpoint import Checkpoints
     from imagen_jax.training.samples import make_sample_fn
 
     workdir = Path(os.path.abspath(WORKDIR.value))
-    source = None if config.data.source == build.STREAM else build.make_source(config)
+    source = None if config.data.source == STREAM else make_source(config)
     frozen, weights = None, None
     if frozen_shapes is not None:
-        frozen = read_encoder(config.text.init_from, frozen_shapes)
+        frozen = read_frozen(config, frozen_shapes)
     make_folder(workdir, "--workdir")
     section = config.checkpoint
     checkpoints = Checkpoints(
         workdir / "checkpoints", keep=section.keep, keep_best=section.keep_best
     )
-    if config.init_from is not None and not checkpoints.steps():
-        weights = read_weights(config.init_from, config.stage.name, with_text=frozen is None)
+    if config.init_from is not None and config.lora is None and not checkpoints.steps():
+        with_text = frozen is None and encoder is not None
+        weights = read_weights(config.init_from, config.stage.name, with_text)
     description = build.describe(config, encoder, raw)
     build.write_description(workdir, description, encoder)
     return {
-        "batches": build.make_batches(config, encoder, source),
+        "batches": make_batches(config, encoder, source),
         "checkpoints": checkpoints,
         "workdir": workdir,
         "description": description,
@@ -141,41 +151,66 @@ def reference_curve(stage: Any, models: Path = PRETRAINED) -> Any:
     return None
 
 
-def read_weights(source: str, stage_name: str, with_text: bool = True) -> dict[str, Any]:
+def read_weights(
+    source: str, stage_name: str, with_text: bool = True, dtype: str = "float32"
+) -> dict[str, Any]:
     """{"network": ..., "text_encoder": ...} of a workdir, a model directory or a shipped model."""
+    from imagen_jax.training.state import LORA, NETWORK
+
     if (Path(source) / "checkpoints").is_dir():
         from imagen_jax.training.checkpoint import Checkpoints
 
         checkpoints = Checkpoints(Path(source) / "checkpoints", read_only=True)
         _, params, _ = checkpoints.read_parameters()
-        return params if with_text else {"network": params["network"]}
+        if LORA not in params:
+            return params if with_text else {NETWORK: params[NETWORK]}
+    from imagen_jax.cascade import stage_index
     from imagen_jax.loading import load_model
 
-    pipeline = load_model(source)
-    names = [stage.name for stage in pipeline.cascade.stages]
-    if stage_name not in names:
-        raise ValueError(f"{source} has no stage {stage_name!r}, only {', '.join(names)}")
-    params = {"network": pipeline.params[stage_name]}
+    pipeline = load_model(source, dtype=dtype)
+    stages = pipeline.cascade.stages
+    stage = stages[stage_index(pipeline.cascade, stage_name)]
+    params = {NETWORK: pipeline.params[stage.name]}
     if with_text and pipeline.cascade.encoder is not None:
         params["text_encoder"] = pipeline.params["text_encoder"]
     return params
 
 
-def read_encoder(source: str, shapes: Any) -> Any:
+def read_frozen(config: Any, shapes: Any) -> Any:
+    """The parameters that the step reads and does not train, as `build.frozen_shapes` has them."""
+    import jax
+
+    from imagen_jax.training.checkpoint import check_weights
+    from imagen_jax.training.state import NETWORK, Frozen
+
+    network, text_encoder, dtype = None, None, config.frozen_dtype
+    if shapes.network is not None:
+        network = read_weights(config.init_from, config.stage.name, False, dtype)[NETWORK]
+        check_weights(shapes.network, network, f"the network's weights in {config.init_from}")
+    if shapes.text_encoder is not None:
+        text_encoder = read_encoder(config.text.init_from, shapes.text_encoder, dtype)
+    frozen = Frozen(network, text_encoder)
+    return jax.tree.map(lambda leaf: leaf.astype(dtype, copy=False), frozen)
+
+
+def read_encoder(source: str, shapes: Any, dtype: str = "float32") -> Any:
     """The text encoder's parameters of a workdir, a model directory or a shipped model."""
+    from imagen_jax.loading import load_model
     from imagen_jax.training.checkpoint import check_weights
 
-    if (Path(source) / "checkpoints").is_dir():
-        params = read_weights(source, "").get("text_encoder")
-    else:
-        from imagen_jax.loading import load_model
-
-        pipeline = load_model(source)
-        params = pipeline.params["text_encoder"] if pipeline.cascade.encoder else None
-    if params is None:
+    pipeline = load_model(source, dtype=dtype)
+    if pipeline.cascade.encoder is None:
         raise ValueError(f"text.init_from: {source} holds no text encoder")
+    params = pipeline.params["text_encoder"]
     check_weights(shapes, params, f"the text encoder's weights in {source}")
     return params
+
+
+def write_lora(workdir: Path) -> Path:
+    """The adapter of a run's newest checkpoint as lora.safetensors."""
+    from imagen_jax.loading import export_lora
+
+    return export_lora(workdir, workdir / "lora.safetensors")
 
 
 def command(arguments: list[str]) -> None:

@@ -1,7 +1,7 @@
 """The cascade: keys, batches, traced numbers, chunks, injected noise, and what it refuses."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import jax
 import jax.numpy as jnp
@@ -11,20 +11,16 @@ from tiny_cascade import BASE, BASE_SETTINGS, CASCADE, ENCODER, SR, SR_SETTINGS,
 
 from imagen_jax import cascade as cascade_room
 from imagen_jax import text as text_room
-from imagen_jax.cascade import (
-    AUGMENTATION_INDEX,
-    Cascade,
-    Conditions,
-    InjectedNoise,
-    advance_stage,
-    begin_stage,
-    sample_cascade,
-    sample_keys,
-    sample_stage,
-)
+from imagen_jax.cascade import Cascade, Conditions, sample_cascade, sample_keys, sample_stage
 from imagen_jax.diffusion.augmentation import upsample
 from imagen_jax.diffusion.samplers import noise_from_keys
 from imagen_jax.sampling_settings import SamplingSettings, settings_from_dict, with_overrides
+from imagen_jax.stage_sampling import (
+    AUGMENTATION_INDEX,
+    InjectedNoise,
+    advance_stage,
+    begin_stage,
+)
 from imagen_jax.typing import TextEmbeddings
 
 BATCH = 2
@@ -223,11 +219,27 @@ def test_a_cascade_must_fit_together():
         ({"eta": -0.5}, "-0.5"),
         ({"percentile": 0.0}, "percentile"),
         ({"cap": 0.5}, "cap"),
+        ({"spacing": "fast27", "steps": 50}, "50, but spacing 'fast27' has 27"),
+        ({"spacing": (9, 5, 1), "steps": 4}, "has 3 steps"),
+        ({"steps_offset": -1}, "steps_offset .* -1"),
+        ({"lambda_min": -float("inf")}, "lambda_min"),
     ],
 )
 def test_settings_refuse_what_makes_no_sense(wrong: dict, named: str):
     with pytest.raises(ValueError, match=named):
         SamplingSettings(**wrong)
+
+
+@pytest.mark.parametrize("spacing", ["time", "leading", "smart185", (900, 500, 0)])
+def test_settings_go_through_json(spacing):
+    settings = SamplingSettings(spacing=spacing, steps_offset=1, lambda_min=-5.1)
+    assert settings_from_dict(json.loads(json.dumps(asdict(settings)))) == settings
+    assert settings.steps == {"smart185": 185, (900, 500, 0): 3}.get(spacing, 256)
+
+
+def test_a_continuous_schedule_has_no_time_steps():
+    with pytest.raises(ValueError, match="'fast27' counts time steps, and Cosine has none"):
+        sample_stage(BASE, {}, sample_keys(0, [0]), settings=SamplingSettings(spacing="fast27"))
 
 
 def test_settings_refuse_an_unknown_key():

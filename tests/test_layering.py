@@ -9,17 +9,19 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = [
     {"typing", "grid", "compilation_cache"},
     {"diffusion", "models", "data"},
-    {"text", "sampling_settings", "stage", "cascade", "pictures"},
+    {"text", "sampling_settings", "lora", "stage", "stage_sampling", "cascade", "pictures"},
     {"training", "evaluation", "convert", "compress", "export"},
-    {"model_directory", "pipeline", "loading", "__init__"},
+    {"model_directory", "adapters", "pipeline", "loading", "__init__"},
     {"configs", "scripts"},
 ]
 # Inside one layer a room may import these of its neighbours, and no others.
 NEIGHBOURS = {
     "stage": {"text", "sampling_settings"},
-    "cascade": {"text", "sampling_settings", "stage"},
+    "stage_sampling": {"sampling_settings", "stage"},
+    "cascade": {"text", "sampling_settings", "stage", "stage_sampling"},
     "export": {"compress"},
-    "pipeline": {"model_directory"},
+    "adapters": {"model_directory"},
+    "pipeline": {"model_directory", "adapters"},
     "loading": {"model_directory", "pipeline"},
     "__init__": {"pipeline", "loading"},
     "scripts": {"configs"},
@@ -32,6 +34,9 @@ HOMES = {
     "tensorflow_datasets": {"data"},
     "tensorflow_text": {"data"},
     "seqio": {"data"},
+    "huggingface_hub": {"convert"},
+    "msgpack": {"convert"},
+    "tensorstore": {"convert"},
     "torch": set(),
     "transformers": set(),
     "diffusers": set(),

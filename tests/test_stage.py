@@ -14,7 +14,7 @@ from imagen_jax.cascade import Cascade
 from imagen_jax.diffusion.denoiser import Guidance
 from imagen_jax.diffusion.losses import Loss
 from imagen_jax.diffusion.process import convert
-from imagen_jax.diffusion.schedules import LinearBeta
+from imagen_jax.diffusion.schedules import DiscreteBeta, LinearBeta
 from imagen_jax.models import UNetConfig, UNetLevel
 from imagen_jax.sampling_settings import SamplingSettings
 from imagen_jax.stage import Stage, apply_network, init_params, make_stage_denoiser, null_label
@@ -33,10 +33,26 @@ CLASSES = Stage(
     time_power=0.5,
 )
 
+DISCRETE = replace(
+    SR,
+    name="discrete",
+    network=replace(SR.network, out_channels=6),
+    schedule=DiscreteBeta(),
+    aug_schedule=DiscreteBeta("linear", 1e-3, 0.01, 500),
+    upsampling="bilinear_align_corners",
+    loss=Loss(vlb_weight=0.001),
+)
 
-@pytest.mark.parametrize("stage", [BASE, SR, CLASSES], ids=lambda stage: stage.name)
+
+@pytest.mark.parametrize("stage", [BASE, SR, CLASSES, DISCRETE], ids=lambda stage: stage.name)
 def test_json_and_back(stage):
     assert Stage.from_dict(json.loads(json.dumps(stage.to_dict()))) == stage
+
+
+def test_models_of_before_have_the_defaults():
+    values = SR.to_dict()
+    del values["aug_schedule"], values["upsampling"], values["loss"]["vlb_weight"]
+    assert Stage.from_dict(values) == SR
 
 
 def test_from_dict_names_what_it_does_not_know():
@@ -72,6 +88,9 @@ def test_from_dict_names_what_it_does_not_know():
         (SR, {"aug_levels": (0.5, 0.2)}, "must rise within"),
         (SR, {"aug_levels": (0.0, 1.5)}, "must rise within"),
         (BASE, {"time_power": 0.0}, "time_power must be positive"),
+        (SR, {"upsampling": "cubic"}, "upsampling 'cubic' is none of"),
+        (BASE, {"loss": Loss(vlb_weight=0.1)}, "out_channels 6, not 3"),
+        (DISCRETE, {"schedule": LinearBeta()}, "a schedule of kind discrete_beta"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(stage, changes, message):

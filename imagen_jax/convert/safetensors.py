@@ -13,9 +13,10 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-import safetensors
 from safetensors.numpy import save_file
 
+from imagen_jax.convert.json_file import read_object
+from imagen_jax.convert.tensor_file import Index, TensorFile
 from imagen_jax.typing import Params
 
 SHARD_BYTES = 16 * 2**20
@@ -98,6 +99,7 @@ def save_params(
     params: Params,
     dtype: str | None = "bfloat16",
     max_shard_bytes: int = SHARD_BYTES,
+    kind: str = "flax",
 ) -> list[Path]:
     """Writes a tree of arrays and returns the files' paths.
 
@@ -107,6 +109,7 @@ def save_params(
     Args:
         dtype: of the floating-point arrays on disk; None leaves them as they are.
         max_shard_bytes: no file is larger, but for one that holds a single tensor that is.
+        kind: whose layout the tensors have: "flax", or "pt" for PyTorch's.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
@@ -131,7 +134,7 @@ def save_params(
             # Sorted within the file by safetensors itself: by alignment, then by name.
             path.touch()
             mode = path.stat().st_mode  # the user's own; safetensors makes its files private
-            save_file(arrays, path, metadata={"format": "flax"})
+            save_file(arrays, path, metadata={"format": kind})
             path.chmod(mode)
             weight_map |= dict.fromkeys(shard, file)
             total += sum(array.nbytes for array in arrays.values())
@@ -173,51 +176,86 @@ def _check_file_name(name: Any, what: str) -> None:
 
 def read_index(path: Path) -> dict[str, str]:
     """Tensor name to the file beside the index that holds it."""
-    try:
-        weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-        items = list(weight_map.items())
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is not an index of safetensors: {error!r}.") from error
-    for _, file in items:
+    kind = "an index of safetensors"
+    weight_map = read_object(path, kind).get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise ValueError(f"{path} is not {kind}: it has no object 'weight_map'.")
+    for file in weight_map.values():
         _check_file_name(file, f"A shard in {path}")
-    return dict(items)
+    return weight_map
+
+
+def check_inside(path: Path, directory: Path) -> None:
+    """Raises ValueError if a file or folder is a link to a place outside the model's directory.
+
+    In the cache of the Hugging Face hub a snapshot's files are links to the blobs beside it.
+    """
+    root = directory.resolve()
+    if root.parent.name == "snapshots" or root.parent.parent.name == "snapshots":
+        snapshots = root.parent if root.parent.name == "snapshots" else root.parent.parent
+        root = snapshots.parent if snapshots.parent.name.startswith("models--") else root
+    if not path.resolve().is_relative_to(root):
+        raise ValueError(
+            f"{path} is a link to {path.resolve()}, outside the model's directory; put the file "
+            "itself there."
+        )
+
+
+def weight_files(name: str, variant: str | None) -> tuple[str, tuple[str, ...]]:
+    """The name of the single file, and the names that an index may have (one now, one formerly)."""
+    if variant is None:
+        return f"{name}.safetensors", (f"{name}.safetensors.index.json",)
+    indices = f"{name}.safetensors.index.{variant}.json", f"{name}.safetensors.{variant}.index.json"
+    return f"{name}.{variant}.safetensors", indices
 
 
 class TensorFiles(Mapping):
-    """The tensors of a save by name, read from disk one at a time."""
+    """The tensors of a save by name, read from disk one at a time, or by parts.
 
-    def __init__(self, directory: str | os.PathLike, name: str):
+    Args:
+        name: of the parameters: "model" for model.safetensors, or its shards and their index.
+        variant: such as "fp16", for model.fp16.safetensors.
+    """
+
+    def __init__(self, directory: str | os.PathLike, name: str, variant: str | None = None):
         _check_file_name(name, "The name of the parameters")
+        if variant is not None:
+            _check_file_name(variant, "The variant")
         self.directory = Path(directory)
-        single = self.directory / f"{name}.safetensors"
-        index = self.directory / f"{name}.safetensors.index.json"
-        if index.is_file():
-            weight_map = read_index(index)
-            self._open = {file: self._file(file) for file in sorted(set(weight_map.values()))}
-            listed = set(weight_map.items())
-            opened = self._open.items()
-            held = {(tensor, file) for file, shard in opened for tensor in list(shard.keys())}
-            if listed != held:
-                differing = sorted(f"{tensor} in {file}" for tensor, file in listed ^ held)
-                raise ValueError(f"{index} and its shards disagree about {name_some(differing)}.")
-            self._where = weight_map
+        file, index_files = weight_files(name, variant)
+        single = self.directory / file
+        indices = [self.directory / index for index in index_files]
+        index = next((index for index in indices if index.is_file()), None)
+        if index is not None:
+            self._read_sharded(index)
         elif single.is_file():
             self._open = {single.name: self._file(single.name)}
-            self._where = dict.fromkeys(self._open[single.name].keys(), single.name)
+            self._where = dict.fromkeys(self._open[single.name].names(), single.name)
         else:
-            raise FileNotFoundError(f"Neither {single} nor {index.name} beside it exists.")
+            raise FileNotFoundError(f"Neither {single} nor {index_files[0]} beside it exists.")
 
-    def _file(self, file: str):
+    def _read_sharded(self, index: Path) -> None:
+        weight_map = read_index(index)
+        self._open = {file: self._file(file) for file in sorted(set(weight_map.values()))}
+        listed = set(weight_map.items())
+        held = {(tensor, file) for file, shard in self._open.items() for tensor in shard.names()}
+        if listed != held:
+            differing = sorted(f"{tensor} in {file}" for tensor, file in listed ^ held)
+            raise ValueError(f"{index} and its shards disagree about {name_some(differing)}.")
+        self._where = weight_map
+
+    def _file(self, file: str) -> TensorFile:
         path = self.directory / file
         if not path.is_file():
             raise FileNotFoundError(f"The shard {path} is missing.")
-        try:
-            return safetensors.safe_open(path, "numpy")
-        except safetensors.SafetensorError as error:
-            raise ValueError(f"{path} is not a whole safetensors file: {error}.") from error
+        check_inside(path, self.directory)
+        return TensorFile(path)
 
     def __getitem__(self, tensor: str) -> np.ndarray:
-        return self._open[self._where[tensor]].get_tensor(tensor)
+        return self.read(tensor)
+
+    def __contains__(self, tensor: object) -> bool:
+        return tensor in self._where  # Mapping's own would read the tensor
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._where)
@@ -226,7 +264,14 @@ class TensorFiles(Mapping):
         return len(self._where)
 
     def shape(self, tensor: str) -> tuple[int, ...]:
-        return tuple(self._open[self._where[tensor]].get_slice(tensor).get_shape())
+        return self._open[self._where[tensor]].shape(tensor)
+
+    def dtype(self, tensor: str) -> np.dtype:
+        return self._open[self._where[tensor]].dtype(tensor)
+
+    def read(self, tensor: str, index: Index | None = None) -> np.ndarray:
+        """A tensor, or the part of it that `index` (a slice for each axis) selects."""
+        return self._open[self._where[tensor]].read(tensor, index)
 
 
 def name_some(names: list[str]) -> str:

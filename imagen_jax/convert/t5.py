@@ -1,23 +1,17 @@
 """Hugging Face encoders of T5 v1.1, mT5, ByT5, umT5 to the parameters of `imagen_jax.models.t5`."""
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from imagen_jax.convert.safetensors import (
-    TensorFiles,
-    check_shapes,
-    flatten,
-    is_float,
-    name_some,
-    unflatten,
-)
+from imagen_jax.convert.json_file import read_object
+from imagen_jax.convert.layout import LINEAR, Layout, Tensors
+from imagen_jax.convert.reading import HostTensors, ShardingOf, TensorSource, read_layout
+from imagen_jax.convert.safetensors import TensorFiles
 from imagen_jax.models import t5
 from imagen_jax.typing import Params
 
@@ -28,6 +22,18 @@ FEED_FORWARD = {
     "gated-gelu": ("gelu", True),
     "gated-gelu_new": ("gelu", True),
     "gated-silu": ("silu", True),
+}
+
+# Sizes in config.json, and whether they may be absent.
+SIZES = {
+    "vocab_size": False,
+    "d_model": False,
+    "num_heads": False,
+    "d_kv": False,
+    "num_layers": False,
+    "d_ff": False,
+    "relative_attention_num_buckets": True,
+    "relative_attention_max_distance": True,
 }
 
 # Ours -> Hugging Face's, in a layer; matrices are transposed (theirs are [out, in]).
@@ -50,6 +56,25 @@ EMBEDDING = "shared.weight"
 EMBEDDING_COPY = "encoder.embed_tokens.weight"
 # What a checkpoint of encoder and decoder holds besides the encoder.
 NOT_ENCODER = ("decoder.", "lm_head.")
+COMPARED_ROWS = 4096
+# Far above every T5: what is larger is no model, and would exhaust the memory.
+MAX_LAYERS = 1024
+MAX_SIZE = 2**24
+
+
+def _check_sizes(values: Mapping[str, Any]) -> None:
+    for name, optional in SIZES.items():
+        size = values.get(name) if optional else values.get(name, "missing")
+        limit = MAX_LAYERS if name == "num_layers" else MAX_SIZE
+        if optional and size is None:
+            continue
+        if not isinstance(size, int) or isinstance(size, bool) or not 1 <= size <= limit:
+            raise ValueError(
+                f"{name} is {str(size)[:40]}; it must be an integer from 1 to {limit}."
+            )
+    eps = values.get("layer_norm_epsilon", 1e-6)
+    if not isinstance(eps, float) or not 0 < eps < 1:
+        raise ValueError(f"layer_norm_epsilon is {eps!r}; it must be between 0 and 1.")
 
 
 def config_from_huggingface(values: Mapping[str, Any], **overrides: Any) -> t5.T5Config:
@@ -58,8 +83,9 @@ def config_from_huggingface(values: Mapping[str, Any], **overrides: Any) -> t5.T
         raise ValueError(
             f"The model type is {values.get('model_type')!r}; known are {', '.join(MODEL_TYPES)}."
         )
+    _check_sizes(values)
     kind = values.get("feed_forward_proj", "relu")
-    if kind not in FEED_FORWARD:
+    if not isinstance(kind, str) or kind not in FEED_FORWARD:
         raise ValueError(f"feed_forward_proj is {kind!r}; known are {', '.join(FEED_FORWARD)}.")
     activation, gated = FEED_FORWARD[kind]
     fields = {
@@ -79,77 +105,110 @@ def config_from_huggingface(values: Mapping[str, Any], **overrides: Any) -> t5.T
     return t5.T5Config(**(fields | overrides))
 
 
-def tensor_names(config: t5.T5Config) -> dict[str, list[str]]:
-    """Path of each parameter -> its Hugging Face tensors, one a layer where ours are stacked."""
+def encoder_layout(config: t5.T5Config, embedding: str = EMBEDDING) -> Layout:
+    """Where each parameter of the encoder is among Hugging Face's tensors."""
     layer = LAYER_TENSORS | (GATED if config.gated else UNGATED)
     if config.bias_in_every_layer:
         layer["relative_bias/embedding"] = BIAS
-    names = {
-        f"layers/{ours}": [f"encoder.block.{i}.{theirs}" for i in range(config.num_layers)]
-        for ours, theirs in layer.items()
-    }
+    layout = {}
+    for ours, theirs in layer.items():
+        names = tuple(f"encoder.block.{i}.{theirs}" for i in range(config.num_layers))
+        axes = LINEAR if ours.endswith("/kernel") else None
+        layout[f"layers/{ours}"] = Tensors(names, axes, "stack")
     if not config.bias_in_every_layer:
-        names["relative_bias/embedding"] = [f"encoder.block.0.{BIAS}"]
-    names["token_embedding"] = [EMBEDDING]
-    names["final_norm/scale"] = ["encoder.final_layer_norm.weight"]
-    return names
+        layout["relative_bias/embedding"] = Tensors((f"encoder.block.0.{BIAS}",))
+    layout["token_embedding"] = Tensors((embedding,))
+    layout["final_norm/scale"] = Tensors(("encoder.final_layer_norm.weight",))
+    return layout
+
+
+def _same_rows(files: TensorSource, first: str, second: str) -> bool:
+    """Whether two matrices are equal, compared some rows at a time."""
+    if files.shape(first) != files.shape(second):
+        return False
+    rows = range(0, files.shape(first)[0], COMPARED_ROWS)
+    parts = [(slice(row, row + COMPARED_ROWS),) for row in rows]
+    return all(np.array_equal(files.read(first, part), files.read(second, part)) for part in parts)
 
 
 def params_from_huggingface(
-    config: t5.T5Config, tensors: Mapping[str, np.ndarray], dtype: str | None = "float32"
+    config: t5.T5Config,
+    tensors: Mapping[str, Any] | TensorSource,
+    dtype: str | None = "float32",
+    *,
+    sharding: ShardingOf | None = None,
+    where: str = "The Hugging Face encoder",
 ) -> Params:
-    """Parameters, as numpy arrays, from a state dict of an encoder or of encoder and decoder.
+    """Parameters from the tensors of an encoder or of encoder and decoder, one after another.
 
-    Raises ValueError that names every kind of misfit: tensors missing, unused, or misshapen. The
-    decoder's are left out. `dtype` None keeps the tensors' own.
+    The decoder's are left out.
+
+    Args:
+        tensors: files, or a state dict of arrays.
+        dtype: of the parameters; None keeps the tensors' own.
+        sharding: where each parameter shall lie; None gives numpy arrays.
+        where: the tensors' name for messages.
+
+    Raises:
+        ValueError: tensors are missing, unused or misshapen; the message lists them.
     """
-    names = tensor_names(config)
-    wanted = {theirs for group in names.values() for theirs in group}
-    found = {name for name in tensors if not name.startswith(NOT_ENCODER)}
-    embedding = EMBEDDING
-    if EMBEDDING_COPY in found:
-        if EMBEDDING not in found:
-            embedding = EMBEDDING_COPY
-        elif not np.array_equal(tensors[EMBEDDING], tensors[EMBEDDING_COPY]):
-            raise ValueError(f"{EMBEDDING} and {EMBEDDING_COPY} differ; one must be a copy.")
-        found = found - {EMBEDDING_COPY} | {EMBEDDING}
-    missing, unused = sorted(wanted - found), sorted(found - wanted)
-    problems = [f"{len(missing)} missing: {name_some(missing)}"] if missing else []
-    problems += [f"{len(unused)} unused: {name_some(unused)}"] if unused else []
-    if problems:
-        raise ValueError("The tensors do not fit the T5Config. " + "; ".join(problems) + ".")
-
-    flat = {}
-    for path, group in names.items():
-        arrays = [np.asarray(tensors[embedding if n == EMBEDDING else n]) for n in group]
-        if path.endswith("/kernel"):
-            arrays = [array.T for array in arrays]
-        shapes = {array.shape for array in arrays}
-        if len(shapes) > 1:
-            raise ValueError(f"The tensors of {path} differ in shape by layer: {sorted(shapes)}.")
-        value = np.stack(arrays) if path.startswith("layers/") else arrays[0]
-        flat[path] = value.astype(jnp.dtype(dtype)) if dtype and is_float(value.dtype) else value
-    expected = flatten(jax.eval_shape(lambda key: t5.init(config, key), jax.random.key(0)))
-    check_shapes(
-        "The Hugging Face encoder",
-        {path: leaf.shape for path, leaf in expected.items()},
-        {path: value.shape for path, value in flat.items()},
+    files = tensors if isinstance(tensors, TensorSource) else HostTensors(tensors)
+    names, embedding, ignored = set(files), EMBEDDING, NOT_ENCODER
+    if names >= {EMBEDDING, EMBEDDING_COPY}:
+        if not _same_rows(files, EMBEDDING, EMBEDDING_COPY):
+            raise ValueError(
+                f"{where}: {EMBEDDING} and {EMBEDDING_COPY} differ; one must be a copy."
+            )
+        ignored = (*NOT_ENCODER, EMBEDDING_COPY)
+    elif EMBEDDING_COPY in names:
+        embedding = EMBEDDING_COPY
+    return read_layout(
+        encoder_layout(config, embedding),
+        files,
+        encoder_shapes(config),
+        dtype=dtype,
+        sharding=sharding,
+        where=where,
+        ignored=ignored,
     )
-    return unflatten(flat)
+
+
+def encoder_shapes(config: t5.T5Config) -> Params:
+    """The tree of the encoder's parameters, as shapes."""
+    return jax.eval_shape(lambda key: t5.init(config, key), jax.random.key(0))
 
 
 def load_huggingface(
-    directory: str | os.PathLike, dtype: str | None = "float32", **overrides: Any
+    directory: str | os.PathLike,
+    dtype: str | None = "float32",
+    *,
+    sharding: ShardingOf | None = None,
+    variant: str | None = None,
+    **overrides: Any,
 ) -> tuple[t5.T5Config, Params]:
     """Config and parameters from a model's folder: config.json and model.safetensors (or shards).
 
     Pickled weights (pytorch_model.bin) are not read: running a pickle is running its author's code.
+
+    Args:
+        dtype: of the parameters; None keeps the tensors' own.
+        sharding: where each parameter shall lie; None gives numpy arrays.
+        variant: such as "bf16", for model.bf16.safetensors.
+        overrides: fields of T5Config, such as `dtype` (by name) or `remat`.
+
+    Raises:
+        FileNotFoundError: the folder has no config or no weights.
+        ValueError: they are damaged, pickled, or do not fit each other.
     """
     directory = Path(directory)
-    values = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    config = config_from_huggingface(values, **overrides)
+    path = directory / "config.json"
+    values = read_object(path, "the config of a model")
     try:
-        tensors = TensorFiles(directory, "model")
+        config = config_from_huggingface(values, **overrides)
+    except ValueError as error:
+        raise ValueError(f"{path} does not describe a T5 encoder: {error}") from None
+    try:
+        tensors = TensorFiles(directory, "model", variant)
     except FileNotFoundError as error:
         pickles = sorted(path.name for path in directory.glob("pytorch_model*.bin"))
         if not pickles:
@@ -158,4 +217,7 @@ def load_huggingface(
             f"{directory} has its weights in pickles ({pickles[0]}), which are not read: save the "
             "model as safetensors, for example by save_pretrained in transformers."
         ) from error
-    return config, params_from_huggingface(config, tensors, dtype)
+    params = params_from_huggingface(
+        config, tensors, dtype, sharding=sharding, where=str(directory)
+    )
+    return config, params

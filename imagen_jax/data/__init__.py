@@ -1,10 +1,12 @@
-"""Picture sets: where they come from (`sources`), how they become batches (`loader`).
+"""Picture sets: where they come from (`sources`), how they become batches (`loader`,
+and `prior` for two sets at once).
 
 `SOURCES` names the ones with random access; `seqio_tasks` holds the streams. TensorFlow is imported
 only by `tfds_source`, `tfds_emoji` and `seqio_tasks`, and only when they are used.
 """
 
 from imagen_jax.data.loader import Loader
+from imagen_jax.data.prior import PriorLoader
 from imagen_jax.data.sources import ArraySource, BrokenExample, Source, read_folder, read_npz
 from imagen_jax.data.tfds_source import read_tfds
 
@@ -16,6 +18,7 @@ __all__ = [
     "ArraySource",
     "BrokenExample",
     "Loader",
+    "PriorLoader",
     "Source",
     "read_folder",
     "read_npz",

@@ -86,6 +86,7 @@ class Loader:
       batch_size: examples of the whole batch, on all processes together.
       tokenize: list of texts -> (ids int32 [B, L], mask bool [B, L]); needed for text.
       conditioning: "text", "label" or None: what the batch holds beside the pictures.
+      prompt: the caption of every picture, instead of its own.
       shuffle: False gives the source's own order, over and over.
       flip: mirror half of the pictures (for sets without text or handedness).
       process_index: this process gets rows [index * B / count, (index + 1) * B / count).
@@ -98,6 +99,7 @@ class Loader:
     seed: int = 0
     tokenize: Tokenize | None = None
     conditioning: str | None = "text"
+    prompt: str | None = None
     shuffle: bool = True
     flip: bool = False
     process_index: int = 0
@@ -110,6 +112,8 @@ class Loader:
         check_choice("conditioning", self.conditioning, CONDITIONINGS)
         if self.conditioning == "text" and self.tokenize is None:
             raise ValueError("conditioning 'text' needs a tokenize function")
+        if self.prompt is not None and self.conditioning != "text":
+            raise ValueError(f"conditioning {self.conditioning!r} reads no prompt: {self.prompt!r}")
         if self.batch_size % self.process_count:
             raise ValueError(
                 f"batch_size {self.batch_size} does not divide by {self.process_count} processes"
@@ -146,7 +150,9 @@ class Loader:
         if self.flip and uniform(self.seed, number, "flip") < 0.5:
             image = image[:, ::-1]
         result = {"image": image}
-        if self.conditioning == "text":
+        if self.prompt is not None:
+            result["caption"] = self.prompt
+        elif self.conditioning == "text":
             draw = uniform(self.seed, number, "caption")
             result["caption"] = draw_caption(example["captions"], draw)
         elif self.conditioning == "label":
@@ -157,8 +163,12 @@ class Loader:
         """This process's rows of batch `step`: image, and ids and mask, or label."""
         rows = self.batch_size // self.process_count
         first = step * self.batch_size + self.process_index * rows
-        self.damage.count(rows)
-        examples = [self.example(number) for number in range(first, first + rows)]
+        return self.examples(range(first, first + rows))
+
+    def examples(self, numbers: Sequence[int]) -> dict[str, np.ndarray]:
+        """The examples of these global numbers as a batch."""
+        self.damage.count(len(numbers))
+        examples = [self.example(number) for number in numbers]
         batch = {"image": np.stack([example["image"] for example in examples])}
         if self.conditioning == "text":
             batch["ids"], batch["mask"] = self.tokenize([item["caption"] for item in examples])
@@ -168,11 +178,18 @@ class Loader:
 
     def batches(self, start: int = 0) -> Iterator[dict[str, np.ndarray]]:
         """Batches start, start + 1, ... without end; starting late costs nothing."""
-        options = grain.ReadOptions(
-            num_threads=self.num_threads, prefetch_buffer_size=self.prefetch
-        )
-        steps = grain.MapDataset.range(start, FOREVER)
-        try:
-            yield from steps.map(self.batch).to_iter_dataset(options)
-        except TooManyBroken:  # said anew, without Grain's note on its tracebacks
-            raise self.damage.error() from None
+        return prepared(self.batch, [self], start)
+
+
+def prepared(
+    batch: Callable[[int], dict[str, np.ndarray]], loaders: Sequence[Loader], start: int
+) -> Iterator[dict[str, np.ndarray]]:
+    """batch(start), batch(start + 1), ... made ahead in threads from what the loaders read."""
+    first = loaders[0]
+    options = grain.ReadOptions(num_threads=first.num_threads, prefetch_buffer_size=first.prefetch)
+    steps = grain.MapDataset.range(start, FOREVER)
+    try:
+        yield from steps.map(batch).to_iter_dataset(options)
+    except TooManyBroken:  # said anew, without Grain's note on its tracebacks
+        damages = [loader.damage for loader in loaders]
+        raise max(damages, key=lambda damage: damage.share - damage.max_share).error() from None

@@ -1,6 +1,12 @@
 """Diffusion in continuous time for any network: schedules, losses, samplers. jnp, float32."""
 
-from imagen_jax.diffusion.augmentation import augment, downsample, sample_levels, upsample
+from imagen_jax.diffusion.augmentation import (
+    UPSAMPLINGS,
+    augment,
+    downsample,
+    sample_levels,
+    upsample,
+)
 from imagen_jax.diffusion.denoiser import (
     THRESHOLDS,
     Denoised,
@@ -8,6 +14,16 @@ from imagen_jax.diffusion.denoiser import (
     Guidance,
     Thresholding,
     make_denoiser,
+)
+from imagen_jax.diffusion.editing import (
+    KNOWN,
+    Edit,
+    edited_start,
+    first_step,
+    inpainting,
+    jumping,
+    path_grid,
+    resampling_path,
 )
 from imagen_jax.diffusion.losses import (
     LOSS_WEIGHTS,
@@ -33,23 +49,34 @@ from imagen_jax.diffusion.samplers import (
 from imagen_jax.diffusion.schedules import (
     SCHEDULES,
     Cosine,
+    DiscreteBeta,
     LinearBeta,
     Schedule,
     logsnr_slope,
+    network_time,
     resolution_shift,
+    training_time,
 )
+from imagen_jax.diffusion.time_steps import STEP_LISTS, STEP_SPACINGS, spaced_steps, step_grid
+from imagen_jax.diffusion.variational import variational_bound
 
 __all__ = [
+    "KNOWN",
     "LOSS_WEIGHTS",
     "MAX_STEPS",
     "PREDICTIONS",
     "SAMPLERS",
     "SCHEDULES",
     "SPACINGS",
+    "STEP_LISTS",
+    "STEP_SPACINGS",
     "THRESHOLDS",
+    "UPSAMPLINGS",
     "Cosine",
     "Denoised",
     "Denoiser",
+    "DiscreteBeta",
+    "Edit",
     "Guidance",
     "LinearBeta",
     "Loss",
@@ -64,16 +91,27 @@ __all__ = [
     "convert",
     "diffusion_loss",
     "downsample",
+    "edited_start",
+    "first_step",
     "initial_state",
+    "inpainting",
+    "jumping",
     "listed_grid",
     "logsnr_slope",
     "loss_weight",
     "make_denoiser",
+    "network_time",
     "noise_from_keys",
+    "path_grid",
     "prediction_target",
+    "resampling_path",
     "resolution_shift",
     "sample_levels",
     "sample_loop",
+    "spaced_steps",
+    "step_grid",
     "time_grid",
+    "training_time",
     "upsample",
+    "variational_bound",
 ]

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from imagen_jax.diffusion.process import add_noise
@@ -34,9 +35,11 @@ def augment(
     return add_noise(low_res, eps, schedule.logsnr(level))
 
 
-def upsample(images: Images, resolution: int) -> Resized:
-    """Bilinear resize to the resolution x resolution that the network works at."""
-    return _bilinear(images, resolution, antialias=False)
+def upsample(images: Images, resolution: int, method: str = "bilinear") -> Resized:
+    """Resize to the resolution x resolution that the network works at; a key of UPSAMPLINGS."""
+    if method not in UPSAMPLINGS:
+        raise ValueError(f"unknown upsampling {method!r}; choose one of {tuple(UPSAMPLINGS)}")
+    return UPSAMPLINGS[method](images, resolution)
 
 
 def downsample(images: Images, resolution: int) -> Resized:
@@ -51,6 +54,31 @@ def downsample(images: Images, resolution: int) -> Resized:
     rows, columns = height // resolution, width // resolution
     blocks = images.reshape(batch, resolution, rows, resolution, columns, channels)
     return jnp.mean(blocks, axis=(2, 4), dtype=jnp.float32)
+
+
+def _bilinear_align_corners(images: Images, resolution: int) -> Resized:
+    """Bilinear between the centres of the corner pixels, which stay where they are.
+
+    As torch's `interpolate(mode="bilinear", align_corners=True)`, which DeepFloyd IF enlarges with.
+    """
+    if resolution < 1:
+        raise ValueError(f"resolution must be at least 1, got {resolution}")
+    x = images.astype(jnp.float32)
+    for axis in (1, 2):
+        size = x.shape[axis]
+        stride = np.float32(size - 1) / np.float32(max(resolution - 1, 1))
+        position = stride * np.arange(resolution, dtype=np.float32)
+        before = np.minimum(position.astype(np.int32), size - 1)
+        after = np.minimum(before + 1, size - 1)
+        weight = (position - before).reshape([-1 if i == axis else 1 for i in range(4)])
+        x = (1.0 - weight) * x.take(before, axis) + weight * x.take(after, axis)
+    return x
+
+
+UPSAMPLINGS = {
+    "bilinear": lambda images, resolution: _bilinear(images, resolution, antialias=False),
+    "bilinear_align_corners": _bilinear_align_corners,
+}
 
 
 def _bilinear(images: Images, resolution: int, antialias: bool) -> Resized:

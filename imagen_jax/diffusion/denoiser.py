@@ -121,6 +121,7 @@ def make_denoiser(
     guidance: Guidance = NO_GUIDANCE,
     threshold: str = "dynamic",
     thresholding: Thresholding = PAPER_THRESHOLDING,
+    learned_variance: bool = True,
 ) -> Denoiser:
     """The denoiser of a network.
 
@@ -132,6 +133,7 @@ def make_denoiser(
             `guidance` is not used.
         prediction: what the network outputs: "eps", "x0" or "v".
         threshold: a key of THRESHOLDS.
+        learned_variance: whether to pass it on, where the network gives one.
 
     Raises:
         ValueError: unknown prediction or threshold.
@@ -163,6 +165,7 @@ def make_denoiser(
         t = jnp.broadcast_to(jnp.asarray(t, jnp.float32), x_t.shape[:1])
         output, variance = guided(x_t, t)
         x0 = convert(output, x_t, schedule.logsnr(t), prediction, "x0")
+        variance = variance if learned_variance else None
         return Denoised(THRESHOLDS[threshold](x0, thresholding), variance)
 
     return denoise

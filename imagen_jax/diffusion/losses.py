@@ -2,6 +2,7 @@
 
 What the network outputs and which errors count are independent choices: every weight below is a
 weight on the squared error **of eps**, and the error of any prediction is expressed in that one.
+A learned variance is trained by the variational bound (`imagen_jax.diffusion.variational`).
 """
 
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from jaxtyping import Array, Float
 
 from imagen_jax.diffusion.process import check_prediction, velocity
 from imagen_jax.diffusion.schedules import Schedule, logsnr_slope
+from imagen_jax.diffusion.variational import variational_bound
 from imagen_jax.typing import LogSNR
 
 # Weights are taken at this logsnr beyond it, which only zero terminal SNR is: exp(30) is finite.
@@ -23,12 +25,14 @@ class Loss:
     """Which noise levels count how much.
 
     weight: a key of LOSS_WEIGHTS. min_snr_gamma: where min-SNR caps the weight of the x0 error.
-    sigmoid_bias: logsnr at the middle of the sigmoid.
+    sigmoid_bias: logsnr at the middle of the sigmoid. vlb_weight: lambda of the hybrid loss, which
+    trains a learned variance (arXiv 2102.09672, eq. 16; the paper: 0.001); 0 leaves it untrained.
     """
 
     weight: str = "eps"
     min_snr_gamma: float = 5.0
     sigmoid_bias: float = -3.0
+    vlb_weight: float = 0.0
 
     def __post_init__(self) -> None:
         if self.weight not in LOSS_WEIGHTS:
@@ -37,6 +41,8 @@ class Loss:
             )
         if not self.min_snr_gamma > 0.0:
             raise ValueError(f"min_snr_gamma must be positive, got {self.min_snr_gamma}")
+        if not self.vlb_weight >= 0.0:
+            raise ValueError(f"vlb_weight must not be negative, got {self.vlb_weight}")
 
 
 # log of the weight on |eps - eps_hat|^2, from (logsnr, -d logsnr / dt, loss).
@@ -100,9 +106,14 @@ def diffusion_loss(
     """Weighted mean squared error of each example, in float32.
 
     Args:
-        output: the network's output at x_t = add_noise(x0, eps, schedule.logsnr(t)).
+        output: the network's output at x_t = add_noise(x0, eps, schedule.logsnr(t)); a learned
+            variance in the second half of its channels counts where `loss.vlb_weight` is not 0.
         prediction: what that output is: "eps", "x0" or "v".
     """
+    bound = 0.0
+    if loss.vlb_weight:
+        bound = schedule.num_steps * variational_bound(output, prediction, x0, eps, t, schedule)
+    output = output[..., : x0.shape[-1]]
     error = output.astype(jnp.float32) - prediction_target(prediction, x0, eps, schedule.logsnr(t))
     squared = jnp.mean(jnp.square(error), axis=tuple(range(1, error.ndim)))
-    return loss_weight(loss, prediction, t, schedule) * squared
+    return loss_weight(loss, prediction, t, schedule) * squared + loss.vlb_weight * bound

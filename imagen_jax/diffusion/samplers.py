@@ -202,6 +202,9 @@ def time_grid(
     return TimeGrid(SPACINGS[spacing](schedule, start, stop, fraction), num_steps)
 
 
+traced_time_grid = jax.jit(time_grid, static_argnums=(0, 2))  # compiled once a schedule and spacing
+
+
 def listed_grid(times: np.ndarray | list[float] | tuple[float, ...]) -> TimeGrid:
     """A grid of given times, each in [0, 1], from the first to the last.
 

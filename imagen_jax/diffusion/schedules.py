@@ -107,9 +107,124 @@ def _linear_beta_table(schedule: LinearBeta) -> tuple[np.ndarray, np.ndarray]:
     return times.astype(np.float32), decays.astype(np.float32)
 
 
-Schedule = Cosine | LinearBeta
+@dataclass(frozen=True)
+class DiscreteBeta:
+    """A table of betas, as DDPM and its descendants are trained with: diffusers' schedules.
 
-SCHEDULES = {"cosine": Cosine, "linear_beta": LinearBeta}
+    Time step n = 0 ... num_steps - 1, the number that the network sees, lies at t = (n + 1) /
+    num_steps, where alpha^2 is `alphas_cumprod[n]`; clean data lies at t = 0. Between the steps log
+    alpha^2 is linear in t. `beta_schedule` is a key of BETAS; beta_start and beta_end are for the
+    linear ones.
+    """
+
+    beta_schedule: str = "squaredcos_cap_v2"
+    beta_start: float = 1e-4
+    beta_end: float = 0.02
+    num_steps: int = 1000
+
+    def __post_init__(self) -> None:
+        if self.beta_schedule not in BETAS:
+            raise ValueError(
+                f"unknown beta_schedule {self.beta_schedule!r}; choose one of {tuple(BETAS)}"
+            )
+        if not 0.0 < self.beta_start <= self.beta_end < 1.0:
+            raise ValueError(
+                "betas must satisfy 0 < beta_start <= beta_end < 1, "
+                f"got {self.beta_start} and {self.beta_end}"
+            )
+        if self.num_steps < 1:
+            raise ValueError(f"num_steps must be at least 1, got {self.num_steps}")
+
+    def betas(self) -> np.ndarray:
+        """beta_n, float32."""
+        return BETAS[self.beta_schedule](self).astype(np.float32)
+
+    def logsnr(self, t: Time) -> LogSNR:
+        position = self._position(t)
+        table = _discrete_decays(self)
+        below = jnp.clip(jnp.floor(position).astype(jnp.int32), 0, self.num_steps - 1)
+        between = position - below
+        decays = jnp.asarray(table)
+        decay = (1.0 - between) * decays[below] + between * decays[below + 1]
+        return -decay - jnp.log(-jnp.expm1(-decay))
+
+    def time(self, logsnr: LogSNR | float) -> Float[Array, "*batch"]:
+        decay = jax.nn.softplus(-jnp.asarray(logsnr, jnp.float32))
+        times = np.arange(self.num_steps + 1, dtype=np.float32) / self.num_steps
+        return jnp.interp(decay, _discrete_decays(self), times)
+
+    def time_step(self, t: Time) -> Float[Array, "*batch"]:
+        """What the network sees at t: the time step as a float, whole where t is that of a step.
+
+        Nothing is below time step 0: it also stands for clean data.
+        """
+        return jnp.maximum(self._position(t) - 1.0, 0.0)
+
+    def nearest_step(self, t: Time) -> Float[Array, "*batch"]:
+        """The time of the first step at or above t: uniform t give every step equally often."""
+        return jnp.maximum(jnp.ceil(self._position(t)), 1.0) / self.num_steps
+
+    def _position(self, t: Time) -> Float[Array, "*batch"]:
+        """num_steps * t, without the rounding that (n + 1) / num_steps has in float32."""
+        position = self.num_steps * jnp.asarray(t, jnp.float32)
+        error = jnp.round(position) - position
+        # A constant: the slope of the schedule at a time step is not that of rounding.
+        return position + jax.lax.stop_gradient(jnp.where(jnp.abs(error) < 1e-3, error, 0.0))
+
+
+def _squared_cosine_betas(schedule: DiscreteBeta) -> np.ndarray:
+    """1 - abar(t_{n+1}) / abar(t_n), at most 0.999; abar is cos^2 (arXiv 2102.09672, eq. 17)."""
+    times = np.arange(schedule.num_steps + 1) / schedule.num_steps
+    signal = np.cos((times + 0.008) / 1.008 * np.pi / 2) ** 2
+    return np.minimum(1.0 - signal[1:] / signal[:-1], 0.999)
+
+
+def _scaled_linear_betas(schedule: DiscreteBeta) -> np.ndarray:
+    roots = np.linspace(schedule.beta_start**0.5, schedule.beta_end**0.5, schedule.num_steps)
+    return np.square(roots.astype(np.float32))
+
+
+# The names are those of diffusers' scheduler files.
+BETAS = {
+    "linear": lambda schedule: np.linspace(
+        schedule.beta_start, schedule.beta_end, schedule.num_steps
+    ),
+    "scaled_linear": _scaled_linear_betas,
+    "squaredcos_cap_v2": _squared_cosine_betas,
+}
+
+
+@lru_cache
+def alphas_cumprod(schedule: DiscreteBeta) -> np.ndarray:
+    """alpha^2 of every time step, float32: as float32 factors give it."""
+    factors = np.float32(1.0) - schedule.betas()
+    return np.cumprod(factors.astype(np.float64)).astype(np.float32)
+
+
+@lru_cache
+def _discrete_decays(schedule: DiscreteBeta) -> np.ndarray:
+    """-log alpha^2 at t = 0, 1 / num_steps ... 1."""
+    decays = -np.log(alphas_cumprod(schedule).astype(np.float64))
+    return np.concatenate([[0.0], decays]).astype(np.float32)
+
+
+Schedule = Cosine | LinearBeta | DiscreteBeta
+
+SCHEDULES = {"cosine": Cosine, "linear_beta": LinearBeta, "discrete_beta": DiscreteBeta}
+
+TIME_UNITS = 1000.0  # networks see a continuous t in thousandths, as if it were DDPM's step
+
+
+def network_time(schedule: Schedule, t: Time) -> Float[Array, "*batch"]:
+    """t in the units that networks see: the time step where the schedule counts them."""
+    if isinstance(schedule, DiscreteBeta):
+        return schedule.time_step(t)
+    return TIME_UNITS * t
+
+
+def training_time(schedule: Schedule, t: Time) -> Float[Array, "*batch"]:
+    """The time that a uniform draw stands for: t itself, or that of a time step."""
+    return schedule.nearest_step(t) if isinstance(schedule, DiscreteBeta) else t
 
 
 def logsnr_slope(schedule: Schedule, t: Time) -> Float[Array, "*batch"]:

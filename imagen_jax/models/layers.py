@@ -2,6 +2,7 @@
 softmax float32.
 """
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -13,6 +14,8 @@ from jaxtyping import Array, Float
 from imagen_jax.typing import TextEmbeddings
 
 zeros = nn.initializers.zeros_init()
+# "gelu" is the exact form, by the error function.
+ACTIVATIONS = {"swish": nn.swish, "gelu": functools.partial(nn.gelu, approximate=False)}
 
 
 def sinusoidal_embedding(
@@ -113,33 +116,47 @@ class GroupNorm(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """GroupNorm-swish-conv3 twice with a shortcut; the embedding enters as scale and shift of the
-    second norm.
+    """GroupNorm-activation-conv3 twice with a shortcut; the embedding enters as scale and shift of
+    the second norm.
 
     With `resample` "down" or "up" both branches are resampled inside the block (BigGAN-deep, arXiv
     1809.11096; ADM, arXiv 2105.05233). Without it this is the ResNetBlock of the Efficient U-Net
-    (arXiv 2205.11487, fig. A.27).
+    (arXiv 2205.11487, fig. A.27). `activate_embedding` False is for an embedding that has been
+    through its activation. The sum of both branches is divided by `output_scale_factor`.
     """
 
     channels: int
     dtype: jnp.dtype
     resample: str | None = None
+    activation: str = "swish"
+    norm_groups: int = 32
+    norm_eps: float = 1e-5
+    activate_embedding: bool = True
+    output_scale_factor: float = 1.0
 
     @nn.compact
     def __call__(self, x, embedding):
-        h = nn.swish(GroupNorm(name="norm1")(x))
+        activation = ACTIVATIONS[self.activation]
+
+        def norm(name):
+            return GroupNorm(self.norm_groups, self.norm_eps, name=name)
+
+        h = activation(norm("norm1")(x))
         if self.resample:
             change = {"down": average_pool, "up": nearest_upsample}[self.resample]
             h, x = change(h), change(x)
         h = Conv3x3(self.channels, self.dtype, name="conv1")(h)
+        if self.activate_embedding:
+            embedding = activation(embedding)
         scale_shift = nn.Dense(
             2 * self.channels, dtype=self.dtype, kernel_init=zeros, name="scale_shift"
-        )(nn.swish(embedding))
-        h = nn.swish(GroupNorm(name="norm2")(h, scale_shift))
+        )(embedding)
+        h = activation(norm("norm2")(h, scale_shift))
         h = Conv3x3(self.channels, self.dtype, kernel_init=zeros, name="conv2")(h)
         if x.shape[-1] != self.channels:
             x = nn.Dense(self.channels, dtype=self.dtype, name="shortcut")(x)
-        return x + h
+        out = x + h
+        return out if self.output_scale_factor == 1 else out / self.output_scale_factor
 
 
 def split_heads(x: Float[Array, "b length width"], heads: int) -> Float[Array, "b length h d"]:
@@ -151,33 +168,50 @@ class Attention(nn.Module):
     alone.
 
     `kind` "self": text keys and values are put before the image's own (arXiv 2205.11487, section
-    F.1); "cross": text only (F.3). `hidden` is the width of all heads together.
+    F.1); "cross": text only (F.3). `hidden` is the width of all heads together. `text_norm`:
+    "layer" (a LayerNorm a token), "group" (one GroupNorm over all tokens) or None. `mask_text`
+    False attends to padding too. `fused`: key and value share one matrix.
     """
 
     kind: str
     heads: int
     hidden: int
     dtype: jnp.dtype
+    text_norm: str | None = "layer"
+    mask_text: bool = True
+    fused: bool = True
+    norm_groups: int = 32
 
     @nn.compact
     def __call__(self, x, text: TextEmbeddings | None):
         b, height, width, channels = x.shape
-        h = GroupNorm(name="norm")(x).reshape(b, height * width, channels)
-        query = split_heads(nn.Dense(self.hidden, dtype=self.dtype, name="query")(h), self.heads)
+
+        def dense(values, features, name):
+            return nn.Dense(features, dtype=self.dtype, name=name)(values)
+
+        def key_value(values, prefix=""):
+            if self.fused:
+                return jnp.split(dense(values, 2 * self.hidden, f"{prefix}key_value"), 2, axis=-1)
+            return [dense(values, self.hidden, prefix + part) for part in ("key", "value")]
+
+        h = GroupNorm(self.norm_groups, name="norm")(x).reshape(b, height * width, channels)
+        query = split_heads(dense(h, self.hidden, "query"), self.heads)
         sources = []
         if text is not None:
-            context = nn.LayerNorm(dtype=jnp.float32, name="text_norm")(text.values)
-            kv = nn.Dense(2 * self.hidden, dtype=self.dtype, name="text_key_value")(context)
-            sources.append((kv, text.mask))
+            context = text.values
+            if self.text_norm == "layer":
+                context = nn.LayerNorm(dtype=jnp.float32, name="text_norm")(context)
+            elif self.text_norm == "group":
+                context = GroupNorm(name="text_norm")(context[:, :, None])[:, :, 0]
+            sources.append((*key_value(context, "text_"), text.mask))
         if self.kind == "self":
-            kv = nn.Dense(2 * self.hidden, dtype=self.dtype, name="key_value")(h)
-            sources.append((kv, jnp.ones((b, height * width), bool)))
+            sources.append((*key_value(h), jnp.ones((b, height * width), bool)))
         if not sources:
             return x
-        kv = jnp.concatenate([kv for kv, _ in sources], axis=1)
-        mask = jnp.concatenate([mask for _, mask in sources], axis=1)
-        key, value = (split_heads(part, self.heads) for part in jnp.split(kv, 2, axis=-1))
-        out = jax.nn.dot_product_attention(query, key, value, mask=mask[:, None, None, :])
+        key, value, mask = (jnp.concatenate(parts, axis=1) for parts in zip(*sources, strict=True))
+        key, value = split_heads(key, self.heads), split_heads(value, self.heads)
+        mask = mask[:, None, None, :] if self.mask_text else None
+        out = jax.nn.dot_product_attention(query, key, value, mask=mask)
         out = nn.Dense(channels, dtype=self.dtype, kernel_init=zeros, name="out")(
             out.reshape(b, height * width, self.hidden)
         )
@@ -210,6 +244,40 @@ class AttentionPooling(nn.Module):
         return nn.LayerNorm(dtype=jnp.float32, name="norm_out")(out + mean[:, 0])
 
 
+class ClassTokenPooling(nn.Module):
+    """One vector of `width` for a text: a class token, the mean plus a learned vector, attends to
+    itself and to all tokens.
+
+    DeepFloyd IF's form of F.1's attention pooling. `mask_text` False counts padding as well.
+    """
+
+    heads: int
+    width: int
+    dtype: jnp.dtype
+    mask_text: bool = True
+
+    @nn.compact
+    def __call__(self, text: TextEmbeddings) -> Float[Array, "batch width"]:
+        tokens = nn.LayerNorm(dtype=jnp.float32, name="norm_in")(text.values)
+        batch, _, hidden = tokens.shape
+        if hidden % self.heads:
+            raise ValueError(f"Text of width {hidden} does not split into {self.heads} heads.")
+        mask = text.mask if self.mask_text else jnp.ones_like(text.mask)
+        weight = mask[..., None].astype(jnp.float32)
+        mean = (tokens * weight).sum(1) / jnp.maximum(weight.sum(1), 1)
+        initial = nn.initializers.normal(hidden**-0.5)
+        class_token = mean + self.param("class_token", initial, (hidden,))
+        tokens = jnp.concatenate([class_token[:, None], tokens], axis=1)
+        mask = jnp.concatenate([jnp.ones((batch, 1), bool), mask], axis=1)
+        query, key, value = (
+            split_heads(nn.Dense(hidden, dtype=self.dtype, name=name)(values), self.heads)
+            for name, values in (("query", tokens[:, :1]), ("key", tokens), ("value", tokens))
+        )
+        out = jax.nn.dot_product_attention(query, key, value, mask=mask[:, None, None, :])
+        out = nn.Dense(self.width, dtype=self.dtype, name="out")(out.reshape(batch, hidden))
+        return nn.LayerNorm(dtype=jnp.float32, name="norm_out")(out)
+
+
 class TextDraft(nn.Module):
     """A picture of `shape` (height, width, channels) guessed from the pooled text by two layers.
 
@@ -233,26 +301,40 @@ class TextDraft(nn.Module):
 class Embedding(nn.Module):
     """Time, pooled text, class label and augmentation level, added into one vector of `width` (F.1:
     added).
+
+    The text is pooled by `AttentionPooling` and two layers, or, with `class_token`, by
+    `ClassTokenPooling`; `pooling_heads` None leaves it out.
     """
 
     features: int
     width: int
     num_classes: int | None
-    pooling_heads: int
+    pooling_heads: int | None
     dtype: jnp.dtype
+    activation: str = "swish"
+    class_token: bool = False
+    mask_text: bool = True
 
     @nn.compact
     def __call__(self, time, text: TextEmbeddings | None, label, aug_level):
         def mlp(x, name):
-            x = nn.swish(nn.Dense(self.width, dtype=self.dtype, name=f"{name}_in")(x))
+            x = nn.Dense(self.width, dtype=self.dtype, name=f"{name}_in")(x)
+            x = ACTIVATIONS[self.activation](x)
             return nn.Dense(self.width, dtype=self.dtype, name=f"{name}_out")(x)
 
         embedding = mlp(sinusoidal_embedding(time, self.features), "time")
         if aug_level is not None:
             embedding += mlp(sinusoidal_embedding(aug_level, self.features), "aug_level")
-        if text is not None:
-            pooled = AttentionPooling(self.pooling_heads, self.dtype, name="pooling")(text)
-            embedding += mlp(pooled, "text")
+        if text is not None and self.pooling_heads is not None:
+            heads = self.pooling_heads
+            if self.class_token:
+                pooling = ClassTokenPooling(
+                    heads, self.width, self.dtype, self.mask_text, name="pooling"
+                )
+                embedding += pooling(text)
+            else:
+                pooled = AttentionPooling(heads, self.dtype, name="pooling")(text)
+                embedding += mlp(pooled, "text")
         if self.num_classes is not None:
             # The row after the last class stands for "no class" (classifier-free guidance).
             embedding += nn.Embed(self.num_classes + 1, self.width, name="label")(label)

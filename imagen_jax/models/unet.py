@@ -1,11 +1,22 @@
-"""The base U-Net (ADM / BigGAN blocks) of arXiv 2205.11487, section F.1."""
+"""The base U-Net (ADM / BigGAN blocks) of arXiv 2205.11487, section F.1; DeepFloyd IF's three stages
+are configurations of it.
+"""
 
 import dataclasses
+import functools
 
 import jax.numpy as jnp
 from flax import linen as nn
 
-from imagen_jax.models.layers import Attention, Conv3x3, Embedding, GroupNorm, ResBlock, zeros
+from imagen_jax.models.layers import (
+    ACTIVATIONS,
+    Attention,
+    Conv3x3,
+    Embedding,
+    GroupNorm,
+    ResBlock,
+    zeros,
+)
 from imagen_jax.typing import TextEmbeddings
 
 
@@ -23,20 +34,41 @@ class UNetLevel:
 @dataclasses.dataclass(frozen=True)
 class UNetConfig:
     """A base U-Net, the highest resolution first. Resolution halves between levels, inside a
-    residual block.
+    residual block. The defaults are the paper's.
 
-    `head_channels` is F.1's per_head_channels, `embedding_multiplier` the width of the time
-    embedding in first-level widths. `num_classes` adds a class label, `low_res_channels` a
-    low-resolution input beside x. `remat` recomputes every block in the backward pass.
+    `head_channels` is F.1's per_head_channels, `embedding_width` that of the time embedding (None:
+    four first-level widths). `low_res_channels` adds a low-resolution input beside x and the
+    embedding of its augmentation level, `num_classes` a class label. `activation`: "swish" or
+    "gelu". `remat` recomputes every block in the backward pass.
+
+    Embedding: `embedding_activation` is applied once to the sum, or None; `activate_embedding`
+    lets every residual block apply its own (both may be). The sum of a residual block's branches
+    is divided by `output_scale_factor`, in the middle by `mid_output_scale_factor`.
+
+    Text: attention reads it through a linear map to `text_projection` channels (None: as it is) and
+    `text_norm` ("layer", "group" over all tokens, or None). `pooling_heads` attend to it for the
+    pooled vector (None: no such vector). `mask_text` False takes padding for text.
     """
 
     levels: tuple[UNetLevel, ...]
+    mid_attention: str | None = "self"
     in_channels: int = 3
     out_channels: int = 3
     low_res_channels: int = 0
-    head_channels: int = 64
-    embedding_multiplier: int = 4
     num_classes: int | None = None
+    head_channels: int = 64
+    activation: str = "swish"
+    norm_groups: int = 32
+    norm_eps: float = 1e-5
+    output_scale_factor: float = 1.0
+    mid_output_scale_factor: float = 1.0
+    embedding_width: int | None = None
+    embedding_activation: str | None = None
+    activate_embedding: bool = True
+    text_projection: int | None = None
+    text_norm: str | None = "layer"
+    pooling_heads: int | None = 64
+    mask_text: bool = True
     dtype: str = "float32"
     remat: bool = False
 
@@ -52,24 +84,51 @@ class UNet(nn.Module):
         dtype = jnp.dtype(cfg.dtype)
         wrap = nn.remat if cfg.remat else lambda module: module
         first = cfg.levels[0].channels
-        pooling_heads = max(1, text.values.shape[-1] // 64) if text is not None else 1
         embedding = Embedding(
             first,
-            first * cfg.embedding_multiplier,
+            cfg.embedding_width or 4 * first,
             cfg.num_classes,
-            pooling_heads,
+            cfg.pooling_heads,
             dtype,
+            cfg.activation,
+            class_token=True,
+            mask_text=cfg.mask_text,
             name="embedding",
         )(time, text, label, aug_level)
+        if cfg.embedding_activation is not None:
+            embedding = ACTIVATIONS[cfg.embedding_activation](embedding)
+        if text is not None and cfg.text_projection is not None:
+            project = nn.Dense(cfg.text_projection, dtype=dtype, name="text_projection")
+            text = TextEmbeddings(project(text.values), text.mask)
 
-        def res_block(h, channels, name, resample=None):
-            return wrap(ResBlock)(channels, dtype, resample, name=name)(h, embedding)
+        def res_block(h, channels, name, resample=None, scale=cfg.output_scale_factor):
+            return wrap(ResBlock)(
+                channels,
+                dtype,
+                resample,
+                cfg.activation,
+                cfg.norm_groups,
+                cfg.norm_eps,
+                cfg.activate_embedding,
+                scale,
+                name=name,
+            )(h, embedding)
 
         def attend(h, kind, name):
             if kind is None:
                 return h
             heads = max(1, h.shape[-1] // cfg.head_channels)
-            return wrap(Attention)(kind, heads, h.shape[-1], dtype, name=name)(h, text)
+            return wrap(Attention)(
+                kind,
+                heads,
+                h.shape[-1],
+                dtype,
+                text_norm=cfg.text_norm,
+                mask_text=cfg.mask_text,
+                fused=False,
+                norm_groups=cfg.norm_groups,
+                name=name,
+            )(h, text)
 
         if cfg.low_res_channels:
             x = jnp.concatenate([x, low_res], axis=-1)
@@ -84,10 +143,10 @@ class UNet(nn.Module):
             if i < last:
                 h = res_block(h, level.channels, f"down{i}_resample", "down")
                 skips.append(h)
-        bottom = cfg.levels[-1]
-        h = res_block(h, bottom.channels, "mid_block0")
-        h = attend(h, bottom.attention, "mid_attention")
-        h = res_block(h, bottom.channels, "mid_block1")
+        mid_block = functools.partial(res_block, scale=cfg.mid_output_scale_factor)
+        h = mid_block(h, cfg.levels[-1].channels, "mid_block0")
+        h = attend(h, cfg.mid_attention, "mid_attention")
+        h = mid_block(h, cfg.levels[-1].channels, "mid_block1")
         for i, level in reversed(list(enumerate(cfg.levels))):
             for j in range(level.num_res_blocks + 1):
                 h = res_block(
@@ -96,7 +155,8 @@ class UNet(nn.Module):
                 h = attend(h, level.attention, f"up{i}_attention{j}")
             if i:
                 h = res_block(h, level.channels, f"up{i}_resample", "up")
-        h = nn.swish(GroupNorm(name="norm_out")(h))
+        norm = GroupNorm(cfg.norm_groups, cfg.norm_eps, name="norm_out")
+        h = ACTIVATIONS[cfg.activation](norm(h))
         return Conv3x3(cfg.out_channels, jnp.dtype("float32"), kernel_init=zeros, name="conv_out")(
             h
         )

@@ -20,6 +20,7 @@ from imagen_jax.training import metrics as metrics_lib
 from imagen_jax.training.checkpoint import Checkpoints, check_weights
 from imagen_jax.training.metrics import MetricLog, Progress, progress_line
 from imagen_jax.training.sharding import batch_sharding, replicated, shard_batch, state_shardings
+from imagen_jax.training.state import Frozen
 from imagen_jax.typing import Params
 
 Batch = dict[str, np.ndarray]
@@ -114,7 +115,7 @@ def abstract(state: Any) -> Any:
 
 
 def lower_step(
-    train_step: Callable, state: Any, batch: Any, mesh: Mesh, frozen: Any = None
+    train_step: Callable, state: Any, batch: Any, mesh: Mesh, frozen: Frozen | None = None
 ) -> jax.stages.Lowered:
     """`train_step(state, batch, key, frozen)` for this mesh, with the state donated.
 
@@ -241,7 +242,7 @@ def train(
     checkpoints: Checkpoints,
     workdir: str | Path,
     description: Mapping[str, Any],
-    frozen: Params | None = None,
+    frozen: Frozen | None = None,
     weights: Params | None = None,
     sample: SampleFn | None = None,
     reference: metrics_lib.Curve | None = None,

@@ -16,14 +16,14 @@ from imagen_jax.grid import image_grid
 from imagen_jax.text import TextEncoder
 from imagen_jax.training.build import RunConfig
 from imagen_jax.training.loop import SampleFn
-from imagen_jax.training.state import NETWORK, TEXT_ENCODER
+from imagen_jax.training.state import Frozen, encoder_params, network_params
 from imagen_jax.typing import Params
 
 MOST_READ = 1000  # pictures looked at, where broken ones come first
 
 
 def make_sample_fn(
-    config: RunConfig, encoder: TextEncoder | None, source: Source | None, frozen: Params | None
+    config: RunConfig, encoder: TextEncoder | None, source: Source | None, frozen: Frozen | None
 ) -> SampleFn | None:
     """(parameters, step) -> a grid by the config's section `sample`; None where it has none.
 
@@ -45,7 +45,8 @@ def make_sample_fn(
         wanted = {"text": prompts, "label": labels, None: []}[stage.conditioning]
         examples = _examples(source, wanted, count)
         if stage.conditioning == "text":
-            prompts = [example["captions"][0][0] for example in examples]
+            of_all = [(config.data.prompt, 1.0)]  # the caption of a set that has no others
+            prompts = [example.get("captions", of_all)[0][0] for example in examples]
         elif stage.conditioning == "label":
             labels = [example["label"] for example in examples]
         pictures = [resize(example["image"], stage.resolution) for example in examples]
@@ -55,8 +56,7 @@ def make_sample_fn(
     def sample(params: Params, step: int):
         conditions = Conditions()
         if stage.conditioning == "text":
-            weights = params[TEXT_ENCODER] if frozen is None else frozen
-            embeddings = text.encode(encoder, weights, prompts)
+            embeddings = text.encode(encoder, encoder_params(params, frozen), prompts)
             null = text.null_text(1, encoder.max_length, encoder.config.d_model)
             conditions = conditions._replace(text=embeddings, null=null)
         elif stage.conditioning == "label":
@@ -64,7 +64,8 @@ def make_sample_fn(
         if truth is not None:
             low_res = downsample(truth, stage.low_resolution)
             conditions = conditions._replace(low_res=low_res)
-        images = sample_stage(stage, params[NETWORK], keys, conditions, section.sampling)
+        network = network_params(params, frozen, config.lora)
+        images = sample_stage(stage, network, keys, conditions, section.sampling)
         if truth is None:
             return image_grid(list(device_get(images)), captions)
         rows = [upsample(low_res, stage.resolution), images, truth]

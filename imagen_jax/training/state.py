@@ -7,23 +7,48 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
+from imagen_jax.lora import LoraConfig, merge_lora
 from imagen_jax.models import t5
 from imagen_jax.stage import Stage, init_params
 from imagen_jax.text import TextEncoder
 from imagen_jax.typing import Keys, Params
 
-NETWORK, TEXT_ENCODER = "network", "text_encoder"
+NETWORK, TEXT_ENCODER, LORA = "network", "text_encoder", "lora"
 
 
 class TrainState(NamedTuple):
-    """step: updates done. params: {"network": ..., "text_encoder": ... where it is trained}. ema:
-    their average.
+    """step: updates done. params: {"network": ..., "text_encoder": ... where it is trained}, or
+    {"lora": ...} alone. ema: their average.
     """
 
     step: Int[Array, ""]
     params: Params
     ema: Params | None
     opt_state: Any
+
+
+class Frozen(NamedTuple):
+    """Parameters that the step reads and does not train; None for a part that is trained or absent.
+
+    Beside a frozen network an adapter (`imagen_jax.lora`) is trained.
+    """
+
+    network: Params | None = None
+    text_encoder: Params | None = None
+
+
+def network_params(params: Params, frozen: Frozen | None, lora: LoraConfig | None) -> Params:
+    """What the network is to be run with: `params` (or their average), merged into a frozen one."""
+    if lora is None:
+        return params[NETWORK]
+    return merge_lora(frozen.network, params[LORA], lora.scale, "float32")
+
+
+def encoder_params(params: Params, frozen: Frozen | None) -> Params:
+    """The text encoder's parameters, frozen or not."""
+    if frozen is None or frozen.text_encoder is None:
+        return params[TEXT_ENCODER]
+    return frozen.text_encoder
 
 
 def init_state(

@@ -8,10 +8,11 @@ import jax
 import numpy as np
 
 from imagen_jax.stage import apply_network
-from imagen_jax.training.build import RunConfig, abstract_batch
+from imagen_jax.training.batches import abstract_batch
+from imagen_jax.training.build import RunConfig
 from imagen_jax.training.loop import count_flops, lower_step
 from imagen_jax.training.sharding import path_of
-from imagen_jax.training.state import NETWORK
+from imagen_jax.training.state import NETWORK, Frozen
 from imagen_jax.typing import Params, TextEmbeddings
 
 
@@ -66,18 +67,25 @@ def forward_flops(config: RunConfig, params: Params) -> float | None:
 
 
 def model_table(
-    config: RunConfig, train_step: Any, init: Any, mesh: jax.sharding.Mesh, frozen: Any = None
+    config: RunConfig,
+    train_step: Any,
+    init: Any,
+    mesh: jax.sharding.Mesh,
+    frozen: Frozen | None = None,
 ) -> str:
     """Parameters by module, their total, the state's size in memory, and FLOPs an image."""
     state = jax.eval_shape(init, jax.random.key(0))
     lines = [f"stage {config.stage.name}: {config.stage.resolution}x{config.stage.resolution}"]
     lines.append(parameter_table(state.params))
     lines.append(f"{'trained parameters':<44}{_size(state.params):>14,}")
-    if frozen is not None:
-        lines.append(f"{'frozen parameters (text encoder)':<44}{_size(frozen):>14,}")
+    for part, params in (frozen or Frozen())._asdict().items():
+        if params is not None:
+            label = f"frozen parameters ({part.replace('_', ' ')})"
+            lines.append(f"{label:<44}{_size(params):>14,}")
     lines.append(f"state (parameters, EMA, optimizer): {_bytes(state) / 1e6:,.1f} MB")
     lowered = lower_step(train_step, state, abstract_batch(config), mesh, frozen)
-    forward, step = forward_flops(config, state.params[NETWORK]), count_flops(lowered)
+    network = frozen.network if config.lora is not None else state.params[NETWORK]
+    forward, step = forward_flops(config, network), count_flops(lowered)
     if forward and step:
         lines.append(
             f"forward {forward / 1e9:,.3f} GFLOP an image; "

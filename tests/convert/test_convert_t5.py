@@ -5,10 +5,12 @@ import json
 import jax
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
 from safetensors.numpy import save_file
 
 from imagen_jax.convert import t5 as convert
 from imagen_jax.models import t5
+from imagen_jax.training.sharding import MeshConfig, make_mesh, partition_spec, state_shardings
 
 VALUES = {
     "model_type": "t5",
@@ -67,7 +69,7 @@ def test_other_shapes_are_named(tensors):
     with pytest.raises(ValueError, match=r"feed_forward/wi_0/kernel is \(2, 12, 20\), not"):
         convert.params_from_huggingface(wide, tensors)
     name = "encoder.block.1.layer.0.layer_norm.weight"
-    with pytest.raises(ValueError, match="attention_norm/scale differ in shape by layer"):
+    with pytest.raises(ValueError, match="attention_norm/scale differ in shape"):
         convert.params_from_huggingface(CONFIG, {**tensors, name: np.ones(5, np.float32)})
 
 
@@ -104,6 +106,22 @@ def test_a_folder_is_read(tensors, tmp_path):
     config, params = convert.load_huggingface(tmp_path, dtype="bfloat16", remat=True)
     assert config == t5.T5Config(**{**vars(CONFIG), "remat": True})
     assert {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {"bfloat16"}
+
+
+def test_the_meshs_rules_place_an_encoder(tensors, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(VALUES))
+    save_file(tensors, tmp_path / "model.safetensors")
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+
+    def sharding(path, shape):
+        return NamedSharding(mesh, partition_spec(path, shape, mesh))
+
+    _, placed = convert.load_huggingface(tmp_path, dtype="bfloat16", sharding=sharding)
+    _, whole = convert.load_huggingface(tmp_path, dtype="bfloat16")
+    assert jax.tree.all(jax.tree.map(np.array_equal, placed, whole))
+    assert jax.tree.map(lambda leaf: leaf.sharding, placed) == state_shardings(whole, mesh)
+    wi = placed["layers"]["feed_forward"]["wi_0"]["kernel"]
+    assert wi.sharding.shard_shape(wi.shape) == (2, 6, 10)
 
 
 def test_a_sharded_folder_saved_by_transformers_is_read(tmp_path):

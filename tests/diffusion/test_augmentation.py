@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagen_jax.diffusion import augment, downsample, sample_levels, upsample
+from imagen_jax.diffusion import UPSAMPLINGS, augment, downsample, sample_levels, upsample
 
 
 def test_level_zero_leaves_the_picture_and_level_one_leaves_noise(key):
@@ -70,3 +70,24 @@ def test_resizing_keeps_constants_and_range(key, resize):
     assert resize(images.astype(jnp.bfloat16), 6).dtype == jnp.float32
     with pytest.raises(ValueError, match="0"):
         resize(images, 0)
+
+
+@pytest.mark.parametrize("sizes", [(4, 4, 16), (7, 5, 16), (3, 8, 1), (1, 6, 5), (64, 64, 256)])
+def test_aligned_corners_are_torchs(key, sizes):
+    torch = pytest.importorskip("torch", reason="the reference interpolation")
+    height, width, resolution = sizes
+    images = jax.random.normal(key, (2, height, width, 3))
+    expected = torch.nn.functional.interpolate(
+        torch.tensor(np.moveaxis(images, -1, 1)), (resolution,) * 2, mode="bilinear",
+        align_corners=True,
+    )  # fmt: skip
+    ours = upsample(images, resolution, "bilinear_align_corners")
+    np.testing.assert_allclose(ours, np.moveaxis(expected.numpy(), 1, -1), atol=2e-6)
+
+
+def test_upsamplings_are_not_the_same(key):
+    images = jax.random.normal(key, (1, 4, 4, 1))
+    one, two = (upsample(images, 8, method) for method in UPSAMPLINGS)
+    assert np.abs(one - two).max() > 0.1
+    with pytest.raises(ValueError, match=r"'cubic'.*bilinear_align_corners"):
+        upsample(images, 8, "cubic")

@@ -29,7 +29,8 @@ CONFIGS = {
     "unet": UNetConfig(
         (UNetLevel(8, 1, "cross"), UNetLevel(16, 1, "self")),
         head_channels=8,
-        embedding_multiplier=2,
+        embedding_width=16,
+        pooling_heads=2,
         num_classes=CLASSES,
         low_res_channels=3,
     ),

@@ -5,13 +5,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny_cascade import BASE_SETTINGS, ENCODER
 
-from imagen_jax.diffusion.schedules import LinearBeta
-from imagen_jax.models import UNetConfig
-from imagen_jax.training import build
+from imagen_jax.cascade import Cascade
+from imagen_jax.diffusion.schedules import DiscreteBeta, LinearBeta
+from imagen_jax.models import UNetConfig, UNetLevel
+from imagen_jax.stage import Stage
+from imagen_jax.training import batches, build, inherit
 from imagen_jax.training.config import apply_overrides, as_dict, load_config, split_overrides
 from imagen_jax.training.sharding import make_mesh
 
+IF_LIKE = Stage(
+    "if",
+    8,
+    UNetConfig((UNetLevel(8, 1, "self"),), out_channels=6, head_channels=8, pooling_heads=1),
+    text_width=8,
+    schedule=DiscreteBeta(),
+)
+IF_CASCADE = Cascade((IF_LIKE,), (BASE_SETTINGS,), ENCODER)
 TINY = Path(__file__).parent / "tiny_config.py"
 
 
@@ -135,7 +146,10 @@ def test_every_config_of_the_repository_is_valid(repository):
     paths = sorted((repository / "configs").glob("*.py"))
     assert paths
     for path in paths:
-        assert build.read_config(load_config(path)).stage.name
+        config = load_config(path)
+        if inherit.is_open(config):
+            config = inherit.filled(config, IF_CASCADE)
+        assert build.read_config(config).stage.name
 
 
 def test_a_plain_unet_is_chosen_by_its_kind():
@@ -157,9 +171,9 @@ def test_the_loader_follows_the_config(tmp_path):
     images = np.zeros((20, 8, 8, 3), np.uint8)
     np.savez(path, image=images, captions=np.asarray([f"picture {i}" for i in range(20)]))
     config = build.read_config(tiny(data__path=str(path)))
-    batches = build.make_batches(config, build.make_text_encoder(config))
-    batch = next(batches(5, None))
-    shapes = build.abstract_batch(config)
+    loader = batches.make_loader(config, build.make_text_encoder(config))
+    batch = next(loader.batches(5))
+    shapes = batches.abstract_batch(config)
     assert {name: (value.shape, value.dtype) for name, value in batch.items()} == {
         name: (value.shape, value.dtype) for name, value in shapes.items()
     }

@@ -6,7 +6,7 @@ import pytest
 
 from imagen_jax.cascade import from_dict
 from imagen_jax.data import ArraySource
-from imagen_jax.training import build
+from imagen_jax.training import batches, build
 from imagen_jax.training.checkpoint import Checkpoints
 from imagen_jax.training.loop import train
 from imagen_jax.training.metrics import read_losses
@@ -33,7 +33,7 @@ def run(workdir, mesh, steps):
         build.loop_config(config),
         train_step,
         init,
-        build.make_batches(config, encoder, source()),
+        batches.make_batches(config, encoder, source()),
         mesh=mesh,
         checkpoints=checkpoints,
         workdir=workdir,

@@ -8,24 +8,26 @@ from tiny_cascade import ENCODER, SR, random_params, tiny_pipeline
 from imagen_jax import text
 from imagen_jax.data.sources import ArraySource, read_folder
 from imagen_jax.sampling_settings import SamplingSettings
-from imagen_jax.training.build import DataConfig, RunConfig, SampleConfig, TextConfig
+from imagen_jax.training.batches import DataConfig
+from imagen_jax.training.build import RunConfig, SampleConfig, TextConfig
 from imagen_jax.training.samples import make_sample_fn
+from imagen_jax.training.state import Frozen
 
 PROMPTS = ("dog", "cat", "bird")
 
 
-def drawn_under(source, monkeypatch):
+def drawn_under(source, monkeypatch, **data):
     """(the grid, the prompts that were encoded) for a source."""
     config = RunConfig(
         SR,
-        DataConfig("folder"),
+        DataConfig("folder", **data),
         batch_size=1,
         num_steps=1,
         text=TextConfig(ENCODER.config),
         sample=SampleConfig(prompts=PROMPTS, sampling=SamplingSettings("ddim", steps=1)),
     )
     params = random_params(tiny_pipeline().cascade)
-    sample = make_sample_fn(config, ENCODER, source, params["text_encoder"])
+    sample = make_sample_fn(config, ENCODER, source, Frozen(None, params["text_encoder"]))
     encoded, encode = [], text.encode
 
     def spy(encoder, weights, prompts):
@@ -62,3 +64,8 @@ def test_pictures_in_memory_are_found_by_the_prompts(monkeypatch):
     captions = [[("horse", 1.0)], [("a cat", 1.0), ("cat", 1.0)], [("dog", 1.0)], [("dog", 1.0)]]
     _, encoded = drawn_under(ArraySource(images, captions), monkeypatch)
     assert encoded == ["dog", "cat", "horse"]
+
+
+def test_the_prompt_of_a_set_without_captions_is_the_one_of_its_pictures(monkeypatch):
+    source = ArraySource(np.zeros((2, 8, 8, 3), np.uint8))
+    assert drawn_under(source, monkeypatch, prompt="a toy")[1] == ["a toy"] * 3

@@ -10,8 +10,9 @@ import pytest
 from tiny_cascade import BASE, ENCODER, SR, network
 
 from imagen_jax import text as text_room
+from imagen_jax.diffusion import DiscreteBeta, Loss
 from imagen_jax.stage import Stage
-from imagen_jax.training.state import NETWORK, TEXT_ENCODER, init_state, update_ema
+from imagen_jax.training.state import NETWORK, TEXT_ENCODER, Frozen, init_state, update_ema
 from imagen_jax.training.step import (
     TIME_BINS,
     drop_text,
@@ -111,7 +112,8 @@ def test_frozen_text_gets_no_gradient_and_stays(trained, batch):
     params = trained[0][5].params
     state = init_state(BASE, None, ADAM, jax.random.key(0), start_from={NETWORK: params[NETWORK]})
     step = compiled(make_train_step(BASE, ENCODER, ADAM, ema_decay=0.9))
-    after, values = step(state, pick(batch, "ids", "mask"), jax.random.key(2), params[TEXT_ENCODER])
+    frozen = Frozen(text_encoder=params[TEXT_ENCODER])
+    after, values = step(state, pick(batch, "ids", "mask"), jax.random.key(2), frozen)
     assert set(after.params) == set(after.ema) == {NETWORK}
     np.testing.assert_allclose(values["loss"], trained[1][5]["loss"], rtol=1e-5)
     assert values["grad_norm"] < trained[1][5]["grad_norm"]
@@ -173,6 +175,31 @@ def test_an_enlarging_stage_sees_its_low_resolution(batch):
     assert losses.shape == t.shape == (BATCH,)
     assert np.isfinite(losses).all()
     assert float(value) == pytest.approx(float(losses.mean()), rel=1e-6)
+
+
+def gradients_of_the_output(vlb_weight: float, batch: dict) -> np.ndarray:
+    """Of the last layer's bias, whose last three entries give the learned variance."""
+    stage = replace(
+        PLAIN,
+        network=replace(PLAIN.network, out_channels=6),
+        schedule=DiscreteBeta(),
+        loss=Loss(vlb_weight=vlb_weight),
+    )
+    loss = make_loss(stage, None, 0.0)
+    params = random_params(stage)
+    gradient = jax.grad(lambda params: loss(params, pick(batch), jax.random.key(7), None)[0])
+    biases = jax.tree.leaves_with_path(compiled(gradient)(params))
+    found = [leaf for _, leaf in biases if leaf.shape == (6,)]
+    assert len(found) == 1
+    return np.asarray(found[0])
+
+
+def test_the_hybrid_loss_trains_the_variance(batch):
+    plain, hybrid = (gradients_of_the_output(weight, batch) for weight in (0.0, 0.001))
+    np.testing.assert_array_equal(plain[3:], 0.0)
+    assert np.abs(hybrid[3:]).min() > 0
+    # The mean learns from the squared error alone.
+    np.testing.assert_allclose(hybrid[:3], plain[:3], rtol=1e-4)
 
 
 def test_times_are_spread_evenly(key):

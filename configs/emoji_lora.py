@@ -1,0 +1,52 @@
+"""An adapter to the shipped emoji model, on a laptop: new pictures for a prompt of your own.
+
+    python scripts/generate.py "dog face" --num_images 64 --size 32 --no_grid --out runs/dogs
+    python scripts/train.py --config configs/emoji_lora.py --workdir runs/emoji_lora \
+        --config.data.path=PICTURES --config.data.prompt="sks dog face"
+    python scripts/generate.py "sks dog face" --lora runs/emoji_lora/lora.safetensors
+
+PICTURES is a folder of some pictures of one subject on white; the first command paints the prior of
+DreamBooth (arXiv 2208.12242): dog faces that shall stay as they are. The adapter is to the base
+model's attention; the super-resolution stage and the text encoder are used as they are. Figures of
+hardware and time stand below, in `get_config`.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    config.seed = 0
+    config.batch_size = 16
+    config.num_steps = 300
+    config.log_every = 20
+    config.ema_decay = None
+    config.init_from = "emoji"
+    config.lora = {"rank": 16, "alpha": None}
+    config.stage = {"name": "base32"}
+    config.text = {"trainable": False, "dropout": 0.0}
+    config.data = {
+        "source": "folder",
+        "path": None,
+        "split": "all",
+        "prompt": None,
+        "prior": {
+            "source": "folder",
+            "path": "runs/dogs",
+            "split": "all",
+            "prompt": "dog face",
+            "share": 0.5,
+            "weight": 1.0,
+        },
+    }
+    config.optimizer = {
+        "kind": "adamw",
+        "learning_rate": 1e-3,
+        "warmup_steps": 20,
+        "decay_steps": 300,
+        "clip_norm": 1.0,
+    }
+    config.mesh = {"data": None, "fsdp": 1, "tensor": 1}
+    config.checkpoint = {"every": 100, "keep": 1, "keep_best": 0}
+    config.sample = {"every": 100, "prompts": ["sks dog face", "dog face", "cat face"]}
+    return config

@@ -1,0 +1,59 @@
+"""An adapter (LoRA, arXiv 2106.09685) to DeepFloyd IF or any other trained stage, on a folder of
+pictures with captions.
+
+    python scripts/train.py --config configs/lora_if.py --workdir runs/lora \
+        --init_from DIRECTORY --config.data.path=PICTURES
+    python scripts/generate.py "a prompt" --model DIRECTORY --lora runs/lora/lora.safetensors
+
+DIRECTORY is IF's stage I as diffusers saves it, a model directory or a workdir; of several stages
+--config.stage.name says which. The network, its schedule, the text encoder and the sampler are the
+model's own. PICTURES holds cat.png beside cat.txt, or captions.jsonl or captions.csv. The loss is
+the hybrid one (arXiv 2102.09672, eq. 16), so that the learned variance goes along; for a stage
+without one, --config.stage.loss.vlb_weight=0.
+
+Hardware: the encoder and the network are frozen and kept in bfloat16, the state holds the adapter
+alone. IF-I-XL (4.3B parameters) with T5-XXL needs about 18 GB for both and as much again for the
+activations of 8 pictures: one GPU of 80 GB; --config.mesh.fsdp=4 spreads it over four of 24 GB.
+Expect the style of the pictures after some hundred steps, and their subjects by heart after some
+thousand. Not run to its end here.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    config.seed = 0
+    config.batch_size = 8
+    config.num_steps = 1000
+    config.log_every = 20
+    config.ema_decay = None  # the adapter at the end: a short run with a rate that falls to 0
+    config.init_from = None
+    config.frozen_dtype = "bfloat16"
+    config.lora = {"rank": 8, "alpha": None}
+    config.stage = {
+        "name": None,
+        "network": {"dtype": "bfloat16", "remat": True},
+        "loss": {"vlb_weight": 0.001},
+    }
+    # Guidance's null text is what the model was trained with; an adapter need not learn it.
+    config.text = {"trainable": False, "dropout": 0.0}
+    config.data = {
+        "source": "folder",
+        "path": None,
+        "split": "all",
+        "prompt": None,
+        "flip": False,
+    }
+    config.optimizer = {
+        "kind": "adamw",
+        "learning_rate": 1e-4,
+        "warmup_steps": 50,
+        "decay_steps": 1000,
+        "weight_decay": 0.0,
+        "clip_norm": 1.0,
+    }
+    config.mesh = {"data": None, "fsdp": 1, "tensor": 1}
+    config.checkpoint = {"every": 250, "keep": 2, "keep_best": 0}
+    config.sample = {"every": 250, "prompts": ["a photo of a cat", "a red flower"]}
+    return config

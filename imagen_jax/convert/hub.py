@@ -1,0 +1,108 @@
+"""A model's files by its name on the Hugging Face hub, through huggingface_hub and its cache."""
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+# Weights as safetensors, configs, tokenizers. Pickles are not fetched: they are never read.
+FILES = ("*.safetensors", "*.json", "*.model")
+# Kept out where no variant is asked for: each holds the model once more.
+VARIANTS = ("fp16", "bf16", "fp32", "non_ema", "ema")
+# Parts of pipelines that nothing here reads.
+UNUSED_FOLDERS = ("safety_checker/*", "feature_extractor/*", "watermarker/*")
+NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def file_patterns(variant: str | None = None) -> tuple[list[str], list[str]]:
+    """The names of files to fetch, as patterns, and those to leave out of them."""
+    if variant is None:
+        left_out = [f"*.{name}{end}" for name in VARIANTS for end in (".*", "-*")]
+        return list(FILES), [*UNUSED_FOLDERS, *left_out]
+    weights = [f"*.{variant}.safetensors", f"*.{variant}-*.safetensors", f"*-of-*.{variant}.*"]
+    return [*weights, "*.json", "*.model"], list(UNUSED_FOLDERS)
+
+
+def resolve(
+    name_or_directory: str | os.PathLike,
+    *,
+    allow_patterns: Sequence[str] | None = None,
+    revision: str | None = None,
+    variant: str | None = None,
+) -> Path:
+    """A directory with the model's files: a local one as it is, "org/name" from the hub.
+
+    The hub's cache, access token and offline mode are those of huggingface_hub (its environment
+    variables apply); files that are in the cache already are not fetched again.
+
+    Args:
+        allow_patterns: the files to fetch; None fetches safetensors, JSON and tokenizers. Pickles
+            are never fetched.
+        revision: a branch, tag or commit; None is the main branch.
+        variant: such as "fp16": those weights alone.
+
+    Raises:
+        FileNotFoundError: there is no such directory or repository, or it cannot be reached.
+        PermissionError: the repository asks for its terms to be accepted.
+        ValueError: a revision or variant is given for a local directory.
+        ModuleNotFoundError: huggingface_hub is not installed.
+    """
+    name = os.fspath(name_or_directory)
+    directory = Path(name).expanduser()
+    if name and directory.is_dir():
+        if revision is not None:
+            raise ValueError(f"{directory} is a directory here; it has no revision {revision!r}.")
+        return directory
+    if name and directory.exists():
+        raise ValueError(f"{name} is a file; give the directory that holds the model.")
+    if not NAME.fullmatch(name) or ".." in name:
+        raise FileNotFoundError(
+            f"There is no directory {name!r}, and it is no name on the Hugging Face hub, which has "
+            "the form 'organization/model'."
+        )
+    allowed, left_out = file_patterns(variant)
+    pickles = ["*.bin", "*.ckpt", "*.pt", "*.pth", "*.pkl", "*.msgpack", "*.h5"]
+    return _download(name, list(allow_patterns or allowed), [*left_out, *pickles], revision)
+
+
+def _download(name: str, allowed: list[str], left_out: list[str], revision: str | None) -> Path:
+    try:
+        import huggingface_hub
+        from huggingface_hub import errors
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError(
+            f"There is no directory {name}; to fetch it from the Hugging Face hub, install "
+            "huggingface_hub (pip install 'imagen_jax[hub]')."
+        ) from None
+    at = "" if revision is None else f" at revision {revision!r}"
+    try:
+        path = huggingface_hub.snapshot_download(
+            name, revision=revision, allow_patterns=allowed, ignore_patterns=left_out
+        )
+    except errors.GatedRepoError:
+        raise PermissionError(
+            f"{name} asks for its terms to be accepted: accept them on its page on the Hugging "
+            "Face hub, then log in here with `hf auth login`, or set HF_TOKEN."
+        ) from None
+    except errors.RevisionNotFoundError:
+        raise FileNotFoundError(
+            f"{name} on the Hugging Face hub has no revision {revision!r}."
+        ) from None
+    except errors.RepositoryNotFoundError:
+        raise FileNotFoundError(
+            f"There is neither a directory {name} nor a repository of that name on the Hugging "
+            "Face hub; if it is private, log in with `hf auth login`, or set HF_TOKEN."
+        ) from None
+    except errors.LocalEntryNotFoundError:
+        raise FileNotFoundError(
+            f"{name}{at} is not (whole) in the cache of the Hugging Face hub, and the hub cannot "
+            "be reached: connect, unset HF_HUB_OFFLINE if it is set, or give a directory that "
+            "holds the model."
+        ) from None
+    except (OSError, ValueError) as error:
+        # Other answers of the hub, of the network, and of a full disk.
+        reason = str(error).strip().split("\n")[0]
+        raise OSError(
+            f"{name}{at} could not be fetched from the Hugging Face hub: {reason}"
+        ) from error
+    return Path(path)

@@ -1,0 +1,75 @@
+"""JSON objects out of files that others wrote: strict, of limited size, faults named."""
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+# config.json is a few kB, the index of the largest models well below 1 MB, tokenizer.json 20 MB.
+MAX_BYTES = 64 * 2**20
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"it has {twice!r} twice")
+    return values
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"it has {name}, which is no JSON number")
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if not math.isfinite(value):
+        raise ValueError(f"it has the number {digits[:40]}, which is too large")
+    return value
+
+
+def parse_object(content: bytes) -> dict[str, Any]:
+    """A JSON object from bytes; a ValueError says what is wrong with them, in words to follow a
+    colon.
+    """
+    try:
+        values = json.loads(
+            content.decode("utf-8"),
+            object_pairs_hook=_object,
+            parse_constant=_no_constant,
+            parse_float=_finite,
+        )
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"it is not UTF-8 text (byte {error.start})") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"it is not JSON ({error})") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"it holds a {type(values).__name__}, not an object")
+    return values
+
+
+def read_object(path: str | os.PathLike, kind: str) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Args:
+        kind: what the file ought to be, for the message: "an index of safetensors".
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is too large, damaged, or holds something else; NaN, infinities and names
+            that occur twice are refused.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no {path}.")
+    size = path.stat().st_size
+    if size > MAX_BYTES:
+        raise ValueError(f"{path} is not {kind}: it has {size} bytes, more than {MAX_BYTES}.")
+    try:
+        return parse_object(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} is not {kind}: {error}.") from None

@@ -1,0 +1,197 @@
+"""Adapters as safetensors, named as peft and diffusers name them.
+
+A module's factors are `unet.MODULE.lora_A.weight` [rank, in] and `unet.MODULE.lora_B.weight`
+[out, rank]; rank and alpha stand as JSON under "lora_adapter_metadata" in the file's header. MODULE
+is diffusers' name where diffusers can express the network, else the path of our kernel, joined by
+".". What diffusers writes is read with the prefix `unet.` and without it.
+"""
+
+import contextlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from imagen_jax.convert.diffusers_unet import unet_layout
+from imagen_jax.convert.json_file import parse_object
+from imagen_jax.convert.layout import LINEAR, Layout
+from imagen_jax.convert.safetensors import flatten, name_some, unflatten
+from imagen_jax.convert.tensor_file import TensorFile
+from imagen_jax.lora import DOWN, UP, LoraConfig
+from imagen_jax.models import UNetConfig
+from imagen_jax.stage import Stage
+from imagen_jax.typing import Params
+
+METADATA_KEY = "lora_adapter_metadata"
+STAGE_KEY = "imagen_jax_stage"
+PREFIX = "unet."
+FACTORS = {".lora_A.weight": DOWN, ".lora_B.weight": UP}
+
+
+def module_names(stage: Stage, paths: list[str]) -> dict[str, str]:
+    """The module of each matrix ("mid_attention/query"): diffusers' name if it has one, or ours."""
+    layout: Layout = {}
+    if isinstance(stage.network, UNetConfig):
+        with contextlib.suppress(ValueError):  # diffusers cannot express it
+            layout = unet_layout(stage.network)
+    names = {}
+    for path in paths:
+        tensors = layout.get(f"{path}/kernel")
+        linear = tensors is not None and tensors.axes == LINEAR and tensors.join is None
+        names[path] = tensors.names[0].removesuffix(".weight") if linear else path.replace("/", ".")
+    return names
+
+
+def save_lora(path: str | os.PathLike, stage: Stage, lora: Params, config: LoraConfig) -> None:
+    """Writes an adapter; the file is put in place when it is whole."""
+    path = Path(path)
+    factors = flatten(lora)
+    names = module_names(stage, sorted({name.rsplit("/", 1)[0] for name in factors}))
+    tensors = {}
+    for suffix, part in FACTORS.items():
+        for ours, theirs in names.items():
+            factor = np.asarray(factors[f"{ours}/{part}"], np.float32)
+            tensors[f"{PREFIX}{theirs}{suffix}"] = np.ascontiguousarray(factor.T)
+    # The fields of peft's LoraConfig that an adapter of this kind needs.
+    values = {
+        "peft_type": "LORA",
+        "r": config.rank,
+        "lora_alpha": config.rank * config.scale,
+        "target_modules": sorted(names.values()),
+    }
+    metadata = {
+        "format": "pt",
+        METADATA_KEY: json.dumps({f"{PREFIX}{k}": v for k, v in values.items()}, indent=1),
+        STAGE_KEY: stage.name,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # the user's own; safetensors makes its files private
+        save_file(tensors, temporary, metadata=metadata)
+        temporary.chmod(mode)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class LoraFile:
+    """An adapter on disk, its factors by the module names of the file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, or holds what is no LoRA of linear layers.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise FileNotFoundError(f"There is no {self.path}.")
+        self._file = TensorFile(self.path)
+        self.stage_name = self._file.metadata.get(STAGE_KEY)
+        self.settings = self._read_settings()
+        self.modules: dict[str, dict[str, str]] = {}
+        odd = []
+        for name in self._file.names():
+            suffix = next((suffix for suffix in FACTORS if name.endswith(suffix)), None)
+            if suffix is None:
+                odd.append(name)
+                continue
+            module = name.removesuffix(suffix).removeprefix(PREFIX)
+            self.modules.setdefault(module, {})[FACTORS[suffix]] = name
+        odd += [f"{name} without its other half" for name, m in self.modules.items() if len(m) < 2]
+        if odd or not self.modules:
+            raise ValueError(
+                f"{self.path} is no LoRA of linear layers: every tensor must be a pair of "
+                f"MODULE.lora_A.weight and MODULE.lora_B.weight, not {name_some(odd) or 'nothing'}."
+            )
+
+    def _read_settings(self) -> dict[str, Any]:
+        text = self._file.metadata.get(METADATA_KEY)
+        if text is None:
+            return {}
+        try:
+            values = parse_object(text.encode())
+        except ValueError as error:
+            raise ValueError(f"{self.path}: in its {METADATA_KEY}, {error}.") from None
+        settings = {name.removeprefix(PREFIX): value for name, value in values.items()}
+        alpha, pattern = settings.get("lora_alpha"), settings.get("alpha_pattern") or {}
+        numbers = [1.0 if alpha is None else alpha]
+        numbers += pattern.values() if isinstance(pattern, dict) else [None]
+        if not all(isinstance(number, int | float) for number in numbers):
+            raise ValueError(f"{self.path}: in its {METADATA_KEY}, an alpha is no number.")
+        return settings | {"alpha_pattern": pattern}
+
+    def shapes(self, module: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Of lora_A and of lora_B."""
+        parts = self.modules[module]
+        return self._file.shape(parts[DOWN]), self._file.shape(parts[UP])
+
+    def read(self, module: str) -> dict[str, np.ndarray]:
+        """down [in, rank] and up [rank, out] in float32; `up` has the adapter's scale in it."""
+        parts = {
+            part: np.asarray(self._file.read(name), np.float32).T
+            for part, name in self.modules[module].items()
+        }
+        return {DOWN: parts[DOWN], UP: parts[UP] * np.float32(self.scale(module))}
+
+    def scale(self, module: str) -> float:
+        """alpha / rank, as the file's settings have it; 1 where it has none."""
+        rank = self.shapes(module)[1][1]
+        alpha = self.settings.get("alpha_pattern", {}).get(module, self.settings.get("lora_alpha"))
+        if alpha is None:
+            return 1.0
+        if self.settings.get("use_rslora"):
+            return alpha / rank**0.5
+        return alpha / rank
+
+
+def misfits(file: LoraFile, stage: Stage, params: Params) -> list[str]:
+    """How an adapter does not fit a stage's network (parameters or their shapes), one line each."""
+    kernels = _kernels(stage, params)
+    lines = []
+    for module in sorted(file.modules):
+        shapes = file.shapes(module)
+        if module not in kernels:
+            lines.append(f"{module} is no linear layer of the network")
+        elif [len(shape) for shape in shapes] != [2, 2]:
+            lines.append(f"{module} has tensors of {shapes[0]} and {shapes[1]}, no matrices")
+        elif shapes[0][0] != shapes[1][1]:
+            lines.append(f"{module} has rank {shapes[0][0]} in lora_A and {shapes[1][1]} in lora_B")
+        elif (shapes[0][1], shapes[1][0]) != kernels[module][1]:
+            wanted = " to ".join(map(str, kernels[module][1]))
+            lines.append(f"{module} is for {shapes[0][1]} to {shapes[1][0]} channels, not {wanted}")
+    return lines
+
+
+def _kernels(stage: Stage, params: Params) -> dict[str, tuple[str, tuple[int, int]]]:
+    """Our path and the shape of each linear layer, by its name in files: diffusers' and our own."""
+    shapes = {
+        path.removesuffix("/kernel"): tuple(leaf.shape)
+        for path, leaf in flatten(params).items()
+        if path.endswith("/kernel") and len(leaf.shape) == 2
+    }
+    theirs = module_names(stage, list(shapes))
+    named = {path.replace("/", "."): (path, shape) for path, shape in shapes.items()}
+    return named | {theirs[path]: (path, shape) for path, shape in shapes.items()}
+
+
+def read_lora(file: LoraFile, stage: Stage, params: Params) -> Params:
+    """The adapter as `imagen_jax.lora.merge_lora` takes it, with a scale of 1.
+
+    Raises:
+        ValueError: it does not fit the stage's network; the message lists where.
+    """
+    lines = misfits(file, stage, params)
+    if lines:
+        raise ValueError(f"{file.path} does not fit stage {stage.name!r}: {name_some(lines)}.")
+    kernels = _kernels(stage, params)
+    flat = {}
+    for module in file.modules:
+        path, _ = kernels[module]
+        flat |= {f"{path}/{part}": value for part, value in file.read(module).items()}
+    return unflatten(flat)

@@ -1,0 +1,155 @@
+"""LoRA (arXiv 2106.09685): a matrix W is used as W + scale * down @ up, and only the two narrow
+factors are trained.
+
+Networks know nothing of it: they are given the merged parameters. An adapter is a tree like the
+network's, with {"down": [in, rank], "up": [rank, out]} in the place of a kernel [in, out].
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from imagen_jax.typing import Keys, Params
+
+DOWN, UP = "down", "up"
+# The projections of every attention layer, to the text's keys and values too; not the pooling of
+# the text. `key_value` is both in one matrix.
+DEFAULT_TARGETS = (r"_attention\d*/(query|(text_)?(key|value|key_value)|out)/kernel$",)
+SHOWN_NAMES = 5
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Which kernels get an adapter, and how wide it is.
+
+    alpha: scale * rank, so that the learning rate need not change with the rank (section 4.1);
+    None: the rank, a scale of 1. targets: regexes, searched in the paths of the network's
+    parameters ("down1_attention0/query/kernel"); each must find some.
+    """
+
+    rank: int = 8
+    alpha: float | None = None
+    targets: tuple[str, ...] = DEFAULT_TARGETS
+
+    def __post_init__(self):
+        if self.rank < 1:
+            raise ValueError(f"lora.rank must be 1 or more, not {self.rank}")
+        if self.alpha is not None and not self.alpha > 0:
+            raise ValueError(f"lora.alpha must be positive or None, not {self.alpha}")
+        if not self.targets:
+            raise ValueError("lora.targets is empty; give at least one regex")
+        for pattern in self.targets:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"lora.targets: {pattern!r} is no regex: {error}") from None
+
+    @property
+    def scale(self) -> float:
+        """What down @ up is multiplied with."""
+        return 1.0 if self.alpha is None else self.alpha / self.rank
+
+
+def paths(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Leaves (arrays or shapes) by their path, joined by "/"."""
+    found = {}
+    for name, value in tree.items():
+        path = f"{prefix}{name}"
+        found |= paths(value, f"{path}/") if isinstance(value, Mapping) else {path: value}
+    return found
+
+
+def target_kernels(params: Params, config: LoraConfig) -> dict[str, Any]:
+    """The kernels (or their shapes) that the targets find, by path.
+
+    Raises:
+        ValueError: a target finds nothing, or something that is no matrix.
+    """
+    leaves = paths(params)
+    found: dict[str, Any] = {}
+    for pattern in config.targets:
+        matching = {path: leaf for path, leaf in leaves.items() if re.search(pattern, path)}
+        if not matching:
+            matrices = [path for path, leaf in leaves.items() if len(leaf.shape) == 2]
+            raise ValueError(
+                f"lora.targets: {pattern!r} finds no parameter of the network; its matrices are "
+                f"{_shown(matrices)}"
+            )
+        found |= matching
+    others = [
+        f"{path} {tuple(leaf.shape)}"
+        for path, leaf in found.items()
+        if len(leaf.shape) != 2 or not path.endswith("/kernel")
+    ]
+    if others:
+        raise ValueError(f"lora.targets find what is no kernel of two axes: {_shown(others)}")
+    return found
+
+
+def _shown(names: list[str]) -> str:
+    more = len(names) - SHOWN_NAMES
+    return ", ".join(names[:SHOWN_NAMES]) + (f" and {more} more" if more > 0 else "")
+
+
+def init_lora(params: Params, config: LoraConfig, key: Keys) -> Params:
+    """A float32 adapter that changes nothing yet: `down` is Gaussian, `up` zero (section 4.1).
+
+    Args:
+        params: the network's, or their shapes.
+    """
+    lora: Params = {}
+    for number, (path, kernel) in enumerate(sorted(target_kernels(params, config).items())):
+        size_in, size_out = kernel.shape
+        noise = jax.random.normal(jax.random.fold_in(key, number), (size_in, config.rank))
+        node = lora
+        for name in path.split("/")[:-1]:
+            node = node.setdefault(name, {})
+        node[DOWN] = noise * size_in**-0.5
+        node[UP] = jnp.zeros((config.rank, size_out), jnp.float32)
+    return lora
+
+
+def is_adapter(node: Any) -> bool:
+    """Whether this is an adapter's leaf pair, in the place of one kernel."""
+    return isinstance(node, Mapping) and set(node) == {DOWN, UP}
+
+
+def merge_lora(
+    params: Params, lora: Params, scale: float | jax.Array = 1.0, dtype: str | None = None
+) -> Params:
+    """The parameters with W + scale * down @ up for every adapter; what has none is not copied.
+
+    The sum is taken in float32. Works inside jit, with parameters that are sharded.
+
+    Args:
+        dtype: of the sum; None for the kernel's.
+
+    Raises:
+        ValueError: there is an adapter where the network has no such kernel.
+    """
+
+    def merge(params: Params, lora: Params, prefix: str) -> Params:
+        merged = dict(params)
+        for name, node in lora.items():
+            path = f"{prefix}{name}"
+            if not isinstance(params.get(name), Mapping):
+                raise ValueError(f"the adapter has {path}, which the network has not")
+            if not is_adapter(node):
+                merged[name] = merge(params[name], node, f"{path}/")
+                continue
+            kernel = params[name].get("kernel")
+            wanted = (node[DOWN].shape[0], node[UP].shape[1])
+            if kernel is None or tuple(kernel.shape) != wanted:
+                found = None if kernel is None else tuple(kernel.shape)
+                raise ValueError(f"the adapter of {path} is for {wanted}, the kernel is {found}")
+            down, up = (jnp.asarray(node[part], jnp.float32) for part in (DOWN, UP))
+            change = jnp.matmul(down, up, precision="highest")
+            total = kernel.astype(jnp.float32) + scale * change
+            merged[name] = {**params[name], "kernel": total.astype(dtype or kernel.dtype)}
+        return merged
+
+    return merge(params, lora, "")

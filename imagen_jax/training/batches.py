@@ -1,0 +1,211 @@
+"""The pictures of a run: the config's section `data`, and the batches that it stands for."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from imagen_jax import data, text
+from imagen_jax.text import TextEncoder
+from imagen_jax.training.config import keywords, nearest
+from imagen_jax.training.loop import Batch, Batches
+
+if TYPE_CHECKING:
+    from imagen_jax.training.build import RunConfig
+
+STREAM = "seqio"
+MEMORY = "memory"
+LARGEST_SEED = 2**32 - 1
+
+
+@dataclasses.dataclass(frozen=True)
+class PriorConfig:
+    """A second picture set that a fine-tuned model shall not forget (DreamBooth, arXiv 2208.12242).
+
+    source, path, split, prompt, options: as in DataConfig. share: of each batch's rows. weight: of
+    these rows' mean loss beside the others' (eq. 2: lambda).
+    """
+
+    source: str
+    path: str | None = None
+    split: str = "train"
+    prompt: str | None = None
+    share: float = 0.5
+    weight: float = 1.0
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        if not 0 < self.share < 1:
+            raise ValueError(f"share must be between 0 and 1, not {self.share}")
+        if not self.weight > 0:
+            raise ValueError(f"weight must be positive, not {self.weight}")
+
+    def rows(self, batch_size: int) -> int:
+        """How many of a batch's rows, its last, are of this set."""
+        rows = round(self.share * batch_size)
+        if not 0 < rows < batch_size:
+            raise ValueError(
+                f"data.prior.share {self.share} of batch_size {batch_size} is {rows} pictures; "
+                "both sets need at least one"
+            )
+        return rows
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Pictures: `source` npz, folder, tfds, seqio or memory; `path` a file, folder or name.
+
+    prompt: the caption of every picture, for a set that has none. prior: a second set, whose
+    pictures fill the last rows of each batch. `options` are the reader's own arguments (data_dir,
+    image, text, label of tfds).
+    """
+
+    source: str
+    path: str | None = None
+    split: str = "train"
+    prompt: str | None = None
+    prior: PriorConfig | None = None
+    shuffle: bool = True
+    flip: bool = False
+    max_broken_share: float = 0.01
+    num_threads: int = 4
+    prefetch: int = 8
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        if self.source == STREAM and (self.prompt is not None or self.prior is not None):
+            raise ValueError(
+                f"source {STREAM!r} is a stream: it has captions of its own and no prior"
+            )
+
+
+def data_section(section: Mapping[str, Any]) -> dict[str, Any]:
+    """Moves the keys that only a source's reader knows into `options`, in `data.prior` too."""
+    sorted_out = _with_options(section, "data", DataConfig, [*data.SOURCES, STREAM, MEMORY])
+    prior = sorted_out.get("prior")
+    if isinstance(prior, Mapping):
+        known = [*data.SOURCES, MEMORY]
+        sorted_out["prior"] = _with_options(prior, "data.prior", PriorConfig, known)
+    return sorted_out
+
+
+def _with_options(
+    section: Mapping[str, Any], path: str, cls: type, known_sources: list[str]
+) -> dict[str, Any]:
+    source = section.get("source")
+    if source not in known_sources:
+        hint = nearest(str(source), known_sources)
+        raise ValueError(f"config key '{path}.source' is {source!r}{hint}")
+    own = [field.name for field in dataclasses.fields(cls) if field.name != "options"]
+    reader = data.SOURCES.get(source)
+    options = keywords(reader, ("path", "split", "conditioning")) if reader else []
+    for name in section:
+        if name not in own and name not in options:
+            hint = nearest(name, [*own, *options])
+            raise ValueError(f"unknown config key '{path}.{name}' for source {source!r}{hint}")
+    chosen = {name: value for name, value in section.items() if name in own}
+    return chosen | {"options": {k: v for k, v in section.items() if k in options}}
+
+
+def read_set(section: DataConfig | PriorConfig, conditioning: str | None) -> data.Source:
+    """A picture set with random access. With a prompt it needs no captions of its own."""
+    where = "data" if isinstance(section, DataConfig) else "data.prior"
+    if section.source == MEMORY:
+        raise ValueError(f"{where}.source 'memory' is for calls from Python that give the source")
+    if section.path is None:
+        raise ValueError(f"{where}.path is None; source {section.source!r} needs one")
+    if section.prompt is not None:
+        conditioning = None
+    read = data.SOURCES[section.source]
+    return read(section.path, split=section.split, conditioning=conditioning, **section.options)
+
+
+def make_source(config: "RunConfig") -> data.Source:
+    """The run's picture set, but for that of the prior."""
+    return read_set(config.data, config.stage.conditioning)
+
+
+def make_loader(
+    config: "RunConfig",
+    encoder: TextEncoder | None,
+    source: data.Source | None = None,
+    prior_source: data.Source | None = None,
+) -> data.Loader | data.PriorLoader:
+    """The loader of this host's rows. `source`, `prior_source`: pictures in memory."""
+    section, prior = config.data, config.data.prior
+    hosts = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+
+    def loader(own: DataConfig | PriorConfig, source, **options):
+        return data.Loader(
+            source=read_set(own, config.stage.conditioning) if source is None else source,
+            resolution=config.stage.resolution,
+            tokenize=(lambda captions: text.tokenize(encoder, captions, warn=False))
+            if encoder is not None
+            else None,
+            conditioning=config.stage.conditioning,
+            prompt=own.prompt,
+            shuffle=section.shuffle,
+            flip=section.flip,
+            max_broken_share=section.max_broken_share,
+            num_threads=section.num_threads,
+            prefetch=section.prefetch,
+            **options,
+        )
+
+    if prior is None:
+        return loader(section, source, batch_size=config.batch_size, seed=config.seed, **hosts)
+    rows = prior.rows(config.batch_size)
+    # Sets of one size would else be drawn in the same order, always in the same pairs.
+    prior_seed = (config.seed + LARGEST_SEED // 2) % LARGEST_SEED
+    return data.PriorLoader(
+        loader(section, source, batch_size=config.batch_size - rows, seed=config.seed),
+        loader(prior, prior_source, batch_size=rows, seed=prior_seed),
+        **hosts,
+    )
+
+
+def make_batches(
+    config: "RunConfig",
+    encoder: TextEncoder | None,
+    source: data.Source | None = None,
+    prior_source: data.Source | None = None,
+) -> Batches:
+    """(step, iterator state) -> batches from that step on."""
+    if config.data.source == STREAM and source is None:
+        # Imported here: a stream brings TensorFlow.
+        from imagen_jax.data.seqio_tasks import StreamLoader
+
+        stream = StreamLoader(
+            task=config.data.path,
+            batch_size=config.batch_size,
+            resolution=config.stage.resolution,
+            length=config.text.max_length if config.text else 128,
+            seed=config.seed,
+            split=config.data.split,
+            conditioning=config.stage.conditioning,
+            shuffle=config.data.shuffle,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        return stream.batches
+    loader = make_loader(config, encoder, source, prior_source)
+
+    def batches(start: int, state: Any) -> Iterator[Batch]:
+        yield from loader.batches(start)  # batch N needs no state
+
+    return batches
+
+
+def abstract_batch(config: "RunConfig") -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes of a whole batch, without data."""
+    size, resolution = config.batch_size, config.stage.resolution
+    batch = {"image": jax.ShapeDtypeStruct((size, resolution, resolution, 3), np.uint8)}
+    if config.stage.conditioning == "text":
+        length = config.text.max_length
+        batch["ids"] = jax.ShapeDtypeStruct((size, length), np.int32)
+        batch["mask"] = jax.ShapeDtypeStruct((size, length), bool)
+    elif config.stage.conditioning == "label":
+        batch["label"] = jax.ShapeDtypeStruct((size,), np.int32)
+    return batch

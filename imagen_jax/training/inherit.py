@@ -1,0 +1,58 @@
+"""Fine-tuning a model needs no copy of its config: what a config leaves out is the model's own."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from imagen_jax.cascade import Cascade, stage_index
+from imagen_jax.text import SentencePieceTokenizer, TextEncoder
+from imagen_jax.training.config import Section, as_dict
+
+
+def is_open(config: Section) -> bool:
+    """Whether the config leaves the network to the model of `init_from`: it names no levels."""
+    stage = as_dict(config).get("stage")
+    return stage is None or not (stage.get("network") or {}).get("levels")
+
+
+def filled(config: Section, cascade: Cascade) -> dict[str, Any]:
+    """The config with the stage, the text encoder and the sampler's settings of a model.
+
+    Keys that the config has are kept: `stage.loss.vlb_weight`, `stage.network.dtype` and so on.
+    `stage.name` says which of several stages.
+
+    Raises:
+        ValueError: the model has several stages and `stage.name` is none of them.
+    """
+    values = as_dict(config)
+    given = values.get("stage") or {}
+    index = stage_index(cascade, given.get("name"))
+    stage = cascade.stages[index].to_dict()
+    given = given | {"name": given.get("name") or stage["name"]}
+    values["stage"] = _over(stage, given)
+    sampling = dataclasses.asdict(cascade.sampling[index])
+    values["sample"] = {**sampling, **(values.get("sample") or {})}
+    if cascade.encoder is not None and stage["conditioning"] == "text":
+        text = {**_text_section(cascade.encoder), "init_from": values.get("init_from")}
+        given = {k: v for k, v in (values.get("text") or {}).items() if v is not None}
+        values["text"] = _over(text, given)
+    return values
+
+
+def _over(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` with those of `given` put over them, section by section."""
+    result = dict(values)
+    for name, value in given.items():
+        below = result.get(name)
+        both = isinstance(value, Mapping) and isinstance(below, Mapping)
+        result[name] = _over(below, value) if both else value
+    return result
+
+
+def _text_section(encoder: TextEncoder) -> dict[str, Any]:
+    sentencepiece = isinstance(encoder.tokenizer, SentencePieceTokenizer)
+    return {
+        "encoder": dataclasses.asdict(encoder.config),
+        "tokenizer": encoder.tokenizer.path if sentencepiece else "bytes",
+        "max_length": encoder.max_length,
+    }

@@ -1,0 +1,173 @@
+"""A config that leaves the network to the model of init_from, and scripts/train.py with one."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_cascade import BASE, CASCADE, ENCODER, SR, random_params, tiny_pipeline
+
+from imagen_jax import load_model
+from imagen_jax.cascade import Cascade
+from imagen_jax.lora import merge_lora
+from imagen_jax.sampling_settings import SamplingSettings
+from imagen_jax.training import build, inherit
+from imagen_jax.training.checkpoint import Checkpoints
+
+ROOT = Path(__file__).resolve().parents[2]
+OPEN = {
+    "init_from": "models/tiny",
+    "batch_size": 4,
+    "num_steps": 2,
+    "data": {"source": "memory"},
+    "stage": {"name": "sr", "loss": {"weight": "min_snr"}, "network": {"dtype": "bfloat16"}},
+    "text": {"dropout": 0.0},
+    "sample": {"prompts": ["a"], "steps": 2},
+}
+
+
+def test_what_is_left_out_is_the_models():
+    config = build.read_config(inherit.filled(OPEN, CASCADE))
+    wanted = replace(
+        SR, loss=replace(SR.loss, weight="min_snr"), network=replace(SR.network, dtype="bfloat16")
+    )
+    assert config.stage == wanted
+    assert config.text.encoder == ENCODER.config
+    assert (config.text.max_length, config.text.dropout) == (ENCODER.max_length, 0.0)
+    assert config.text.init_from == "models/tiny"
+    assert config.sample.sampling == replace(CASCADE.sampling[1], steps=2)
+    assert build.make_text_encoder(config) == ENCODER
+
+
+def test_the_only_stage_needs_no_name():
+    alone = Cascade((BASE,), (SamplingSettings("ddpm", steps=4),), ENCODER)
+    for stage in (None, {}, {"name": None}):
+        config = build.read_config(inherit.filled(OPEN | {"stage": stage}, alone))
+        assert config.stage == BASE
+    renamed = build.read_config(inherit.filled(OPEN | {"stage": {"name": "mine"}}, alone))
+    assert renamed.stage == replace(BASE, name="mine")
+
+
+def test_one_of_several_stages_must_be_named():
+    with pytest.raises(ValueError, match="no stage 'big' in the model, only base, sr"):
+        inherit.filled(OPEN | {"stage": {"name": "big"}}, CASCADE)
+
+
+def test_a_config_with_a_network_is_whole():
+    assert inherit.is_open(OPEN)
+    assert not inherit.is_open({"stage": {"network": {"levels": [{"channels": 8}]}}})
+
+
+CONFIG = """
+from ml_collections import ConfigDict
+
+
+def get_config():
+    return ConfigDict({config!r})
+"""
+
+
+def start(script: str, *arguments, check: bool = True) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(ROOT / "scripts" / script), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert not check or done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    """A model, pictures of a subject and of its class, and a config that trains an adapter."""
+    place = tmp_path_factory.mktemp("dreambooth")
+    tiny_pipeline().save_pretrained(place / "model", dtype="float32")
+    rng = np.random.default_rng(0)
+    for name, count in (("mine", 3), ("dogs", 5)):
+        (place / name).mkdir()
+        for i in range(count):
+            pixels = rng.integers(0, 256, (8, 8, 3), np.uint8)
+            Image.fromarray(pixels).save(place / name / f"{i}.png")
+    prior = {"source": "folder", "path": str(place / "dogs"), "split": "all", "prompt": "a dog"}
+    config = {
+        "init_from": str(place / "model"),
+        "batch_size": 4,
+        "num_steps": 3,
+        "log_every": 1,
+        "ema_decay": None,
+        "lora": {"rank": 2},
+        "stage": {"name": "base", "network": {}},
+        "text": {"dropout": 0.0},
+        "data": {
+            "source": "folder",
+            "path": str(place / "mine"),
+            "split": "all",
+            "prompt": "a sks dog",
+            "num_threads": 1,
+            "prior": prior,
+        },
+        "optimizer": {"kind": "adam", "learning_rate": 0.1, "warmup_steps": 0},
+        "sample": {"prompts": ["a sks dog"]},
+    }
+    (place / "config.py").write_text(CONFIG.format(config=config))
+    return place
+
+
+def test_an_adapter_from_the_command_line(places):
+    workdir = places / "run"
+    start("train.py", f"--config={places / 'config.py'}", f"--workdir={workdir}")
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "loss_prior" in line]
+    assert len(steps) == 3
+    for line in steps:
+        total = line["loss_instance"] + line["loss_prior"]
+        np.testing.assert_allclose(line["loss"], total, rtol=1e-5)
+    assert (workdir / "samples" / "samples_0000003.png").is_file()
+
+    _, params, _ = Checkpoints(workdir / "checkpoints", read_only=True).read_parameters()
+    assert set(params) == {"lora"}
+    base, tuned = load_model(places / "model"), load_model(workdir)
+    merged = merge_lora(base.params["base"], params["lora"])
+    jax.tree.map(np.testing.assert_array_equal, tuned.params["base"], merged)
+    base.load_lora(workdir / "lora.safetensors")
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7),
+        base.params["base"],
+        tuned.params["base"],
+    )
+    np.testing.assert_array_equal(
+        base.params["sr"]["conv_in"]["kernel"], random_params(CASCADE)["sr"]["conv_in"]["kernel"]
+    )
+
+
+def test_pictures_with_an_adapter_from_the_command_line(places, tmp_path):
+    if not (places / "run" / "lora.safetensors").is_file():
+        pytest.skip("the run before did not write its adapter")
+    options = ("a sks dog", "--model", places / "model", "--num_images", 1, "--seed", 1, "--quiet")
+    for name, adapter in (
+        ("without", ()),
+        ("with", ("--lora", places / "run" / "lora.safetensors")),
+        ("none", ("--lora", places / "run" / "lora.safetensors", "--lora_scale", 0)),
+    ):
+        start("generate.py", *options, *adapter, "--out", tmp_path / name)
+    pixels = {
+        folder.name: np.asarray(Image.open(next(folder.glob("*.png")))).astype(int)
+        for folder in tmp_path.iterdir()
+    }
+    np.testing.assert_array_equal(pixels["none"], pixels["without"])
+    assert np.abs(pixels["with"] - pixels["without"]).max() > 0
+    done = start("generate.py", *options, "--lora", tmp_path / "x", check=False)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+
+
+def test_a_mistake_is_one_line(places):
+    arguments = [f"--config={places / 'config.py'}", f"--workdir={places / 'other'}"]
+    done = start("train.py", *arguments, "--config.init_from=None", check=False)
+    assert done.stderr.strip().endswith("give --init_from")
+    done = start("train.py", *arguments, "--config.lora.targets=['to_q']", check=False)
+    assert "'to_q' finds no parameter" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (places / "other").exists()
