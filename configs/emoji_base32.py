@@ -2,7 +2,7 @@
 
     python scripts/prepare_emoji.py --out data/emoji
     python scripts/pretrain_text.py --config configs/emoji_base32.py --workdir runs/text \
-        --steps=20000
+        --steps=21000
     python scripts/train.py --config configs/emoji_base32.py --workdir runs/base32
 
 Made for a machine without an accelerator: patches of 4x4 pixels are folded into channels, so that

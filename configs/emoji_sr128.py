@@ -1,9 +1,11 @@
 """The super-resolution model of the shipped emoji cascade: 32x32 pictures to 128x128.
 
     python scripts/train.py --config configs/emoji_sr128.py --workdir runs/sr128
+    python scripts/export.py --model runs/base32,runs/sr128 --out models/mine
 
-Reads the text with the base model's encoder, frozen. Like the base, it folds 4x4 patches into
-channels to suit a CPU. Hardware, time and expected result: imagen_jax/pretrained/emoji/README.md.
+The second command puts it behind a base model (configs/emoji_base32.py) in a model directory. Reads
+the text with the base model's encoder, frozen. Like the base, it folds 4x4 patches into channels to
+suit a CPU. Hardware, time and expected result: imagen_jax/pretrained/emoji/README.md.
 """
 
 from pathlib import Path

@@ -5,9 +5,9 @@
 
 PICTURES holds cat.png beside cat.txt, or one captions.jsonl or captions.csv. The network is the
 paper's base U-Net (arXiv 2205.11487, F.1) at a quarter of its width, 157M parameters with the
-encoder: one GPU with 40 GB in bfloat16 (--config.stage.network.dtype=bfloat16). Captions are read
-as bytes by an encoder trained along, so any language works; a set with few captions is learned by
-heart. Expect recognisable pictures after some tens of passes over the set. Not run to its end here.
+encoder: one GPU with 40 GB, computing in bfloat16. Captions are read as bytes by an encoder trained
+along, so any language works; a set with few captions is learned by heart. Expect recognisable
+pictures after some tens of passes over the set. Not run to its end here.
 """
 
 from ml_collections import ConfigDict
@@ -39,7 +39,7 @@ def get_config() -> ConfigDict:
             ],
             "head_channels": 64,
             "pooling_heads": 8,
-            "dtype": "float32",
+            "dtype": "bfloat16",
             "remat": False,
         },
     }

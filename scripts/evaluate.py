@@ -23,6 +23,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # to run in a clone, uninstalled
 
+from scripts.command_line import output_folder
 from scripts.generate import names, numbers
 
 
@@ -48,9 +49,6 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run(options: argparse.Namespace) -> dict:
-    if options.out.exists() and not options.out.is_dir():
-        raise ValueError(f"--out {options.out} is a file; give a directory.")
-
     # After the command line is read: a wrong option need not wait for JAX.
     import numpy as np
 
@@ -109,7 +107,6 @@ def run(options: argparse.Namespace) -> dict:
         options.batch_size,
     )
     runner.check_metrics(metrics, subject, pictures)
-    options.out.mkdir(parents=True, exist_ok=True)
     begin = time.monotonic()
     result = runner.evaluate(metrics, subject, pictures)
     report = {
@@ -173,7 +170,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     warnings.showwarning = lambda message, *rest: print(f"Warning: {message}", file=sys.stderr)
     try:
-        print(summary(run(options)))
+        with output_folder(options.out):
+            print(summary(run(options)))
     except (ValueError, OSError) as error:
         print(f"evaluate.py: {error}", file=sys.stderr)
         return 2

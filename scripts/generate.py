@@ -11,10 +11,11 @@ import sys
 import time
 import warnings
 from pathlib import Path
+from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-if str(ROOT) not in sys.path:  # so that the script runs in a clone without installation
-    sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # to run in a clone, uninstalled
+
+from scripts.command_line import output_folder
 
 
 def parser() -> argparse.ArgumentParser:
@@ -66,8 +67,7 @@ def file_name(index: int, prompt: str | None, digits: int) -> str:
 
 def generate(options: argparse.Namespace) -> None:
     # After the command line is read: a wrong option need not wait for JAX.
-    from imagen_jax.grid import font_for
-    from imagen_jax.pictures import read_settings, save_png
+    from imagen_jax.pictures import read_settings
 
     settings = None
     if options.from_png is not None:
@@ -76,46 +76,70 @@ def generate(options: argparse.Namespace) -> None:
         settings = read_settings(options.from_png)
     elif not options.prompts and options.label is None and options.model is None:
         raise ValueError('Give a prompt: scripts/generate.py "a smiling cat with heart eyes".')
-    if options.out.exists() and not options.out.is_dir():
-        raise ValueError(f"--out {options.out} is a file; give a directory.")
+    with output_folder(options.out):
+        began = time.monotonic()
+        pipeline, pictures = paint(options) if settings is None else paint_again(options, settings)
+        seconds = time.monotonic() - began
+        write(options, pictures)
+    made = pictures[0].info["imagen_jax"]
+    ran = pipeline.cascade.stages[: pipeline.sizes.index(made["size"]) + 1]
+    stages = {
+        stage.name: {key: entry[key] for key in ("sampler", "steps", "guidance")}
+        for stage, entry in zip(ran, made["sampling"], strict=False)
+    }
+    print(
+        f"{len(pictures)} pictures of {made['size']} pixels in {seconds:.1f} s; "
+        f"seed {made['seed']}; {json.dumps(stages)}"
+    )
 
+
+def paint(options: argparse.Namespace) -> tuple[Any, Any]:
+    """(the pipeline, pictures of the prompts)."""
     from imagen_jax import load_model
 
-    began = time.monotonic()
-    if settings is None:
-        pipeline = load_model(options.model or "emoji")
-        if options.lora is not None:
-            pipeline.load_lora(options.lora, options.lora_scale)
-        pictures = pipeline.generate_images(
-            options.prompts or None,
-            options.num_images,
-            options.size,
-            guidance=options.guidance,
-            steps=options.steps,
-            sampler=options.sampler,
-            seed=options.seed,
-            negative_prompt=options.negative_prompt,
-            label=options.label,
-            batch_size=options.batch_size,
-            progress=not options.quiet,
-        )
-    else:
-        try:
-            pipeline = load_model(options.model or settings.get("model", "emoji"))
-        except ValueError as error:
-            raise ValueError(f"{error} Tell with --model where the picture's model is.") from None
-        if options.lora is not None:
-            pipeline.load_lora(options.lora, options.lora_scale)
-        if settings.get("fingerprint") != pipeline.fingerprint:
-            print(
-                f"Warning: {options.from_png} was made by other weights of {pipeline.name!r}; "
-                "the picture will differ.",
-                file=sys.stderr,
-            )
-        pictures = pipeline.generate_again(settings, progress=not options.quiet)
-    seconds = time.monotonic() - began
+    pipeline = load_model(options.model or "emoji")
+    if options.lora is not None:
+        pipeline.load_lora(options.lora, options.lora_scale)
+    pictures = pipeline.generate_images(
+        options.prompts or None,
+        options.num_images,
+        options.size,
+        guidance=options.guidance,
+        steps=options.steps,
+        sampler=options.sampler,
+        seed=options.seed,
+        negative_prompt=options.negative_prompt,
+        label=options.label,
+        batch_size=options.batch_size,
+        progress=not options.quiet,
+    )
+    return pipeline, pictures
 
-    options.out.mkdir(parents=True, exist_ok=True)
+
+def paint_again(options: argparse.Namespace, settings: dict[str, Any]) -> tuple[Any, Any]:
+    """(the pipeline, the picture of these settings)."""
+    from imagen_jax import load_model
+
+    try:
+        pipeline = load_model(options.model or settings.get("model", "emoji"))
+    except ValueError as error:
+        raise ValueError(f"{error} Tell with --model where the picture's model is.") from None
+    if options.lora is not None:
+        pipeline.load_lora(options.lora, options.lora_scale)
+    if settings.get("fingerprint") != pipeline.fingerprint:
+        print(
+            f"Warning: {options.from_png} was made by other weights of {pipeline.name!r}; "
+            "the picture will differ.",
+            file=sys.stderr,
+        )
+    return pipeline, pipeline.generate_again(settings, progress=not options.quiet)
+
+
+def write(options: argparse.Namespace, pictures: Any) -> None:
+    """One PNG a picture and, of several, a grid; prints their names."""
+    from imagen_jax.grid import font_for
+    from imagen_jax.pictures import save_png
+
     made = [picture.info["imagen_jax"] for picture in pictures]
     digits = max(4, len(str(made[-1]["index"])))
     for picture, entry in zip(pictures, made, strict=True):
@@ -129,12 +153,6 @@ def generate(options: argparse.Namespace) -> None:
         for number, caption in enumerate(pictures.captions or [], start=1):
             if font_for(caption, 15) is None:
                 print(f"  picture {number} of the grid: {caption} (no font here draws it)")
-    sampling = made[0]["sampling"]
-    print(
-        f"{len(pictures)} pictures of {made[0]['size']} pixels in {seconds:.1f} s; "
-        f"seed {made[0]['seed']}; "
-        + json.dumps([{k: s[k] for k in ("sampler", "steps", "guidance")} for s in sampling])
-    )
 
 
 def main() -> int:

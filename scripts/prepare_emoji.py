@@ -15,6 +15,7 @@ import numpy as np
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from imagen_jax.data import emoji
+from scripts.command_line import make_folder, one_line_errors
 
 
 def main() -> None:
@@ -26,12 +27,14 @@ def main() -> None:
         "--captions", type=pathlib.Path, help="also write the training captions to this text file"
     )
     arguments = parser.parse_args()
-    try:
+    with one_line_errors(ValueError):
         listed = emoji.list_emoji()
-    except FileNotFoundError as error:
-        parser.exit(1, f"{error}\n")
+        make_folder(arguments.out, "--out")
+        write(listed, arguments)
+
+
+def write(listed: list[emoji.Emoji], arguments: argparse.Namespace) -> None:
     kept, arrays = emoji.build(listed)
-    arguments.out.mkdir(parents=True, exist_ok=True)
     unfinished = arguments.out / "unfinished.npz"
     np.savez_compressed(unfinished, **arrays)
     unfinished.replace(arguments.out / "emoji.npz")

@@ -11,12 +11,15 @@ its machine goes on from its newest checkpoint when the same command is given ag
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from absl import app, flags, logging
+
+from scripts.command_line import make_folder, one_line_errors
 
 CONFIG = flags.DEFINE_string("config", None, "Python file with get_config().", required=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, metrics and samples.")
@@ -30,18 +33,19 @@ PRETRAINED = ROOT / "imagen_jax" / "pretrained"
 
 
 def main(argv: list[str], overrides: dict[str, str]) -> None:
-    import jax
+    with one_line_errors():
+        import jax
 
-    from imagen_jax.compilation_cache import use_compilation_cache
-    from imagen_jax.data.loader import TooManyBroken
-    from imagen_jax.training import build
-    from imagen_jax.training.checkpoint import CheckpointError, MismatchError
-    from imagen_jax.training.loop import NonFiniteError, say_on_first_host, train
+        from imagen_jax.compilation_cache import use_compilation_cache
+        from imagen_jax.data.loader import TooManyBroken
+        from imagen_jax.training import build
+        from imagen_jax.training.checkpoint import CheckpointError, MismatchError
+        from imagen_jax.training.loop import NonFiniteError, say_on_first_host, train
 
     logging.set_verbosity(logging.WARNING)
     if DISTRIBUTED.value:
         jax.distributed.initialize()
-    try:
+    with one_line_errors(ValueError, CheckpointError):
         if len(argv) > 1:
             raise ValueError(f"unknown argument {argv[1]!r}")
         raw, config, mesh, encoder = prepare(overrides)
@@ -54,15 +58,11 @@ def main(argv: list[str], overrides: dict[str, str]) -> None:
         use_compilation_cache()
         arguments = open_run(config, raw, encoder, frozen_shapes)
         loop_config = build.loop_config(config, parse_profile(PROFILE.value))
-    except (ValueError, CheckpointError) as error:
-        sys.exit(f"error: {error}")
-    try:
+    with one_line_errors(CheckpointError, MismatchError, NonFiniteError, TooManyBroken):
         train(loop_config, train_step, init, mesh=mesh, **arguments)
         arguments["checkpoints"].close()
         if config.lora is not None:
             say_on_first_host(f"the adapter: {write_lora(arguments['workdir'])}")
-    except (CheckpointError, MismatchError, NonFiniteError, TooManyBroken) as error:
-        sys.exit(f"error: {error}")
 
 
 def prepare(overrides: dict[str, str]) -> tuple[Any, Any, Any, Any]:
@@ -94,7 +94,6 @@ def open_run(config: Any, raw: Any, encoder: Any, frozen_shapes: Any) -> dict[st
     from imagen_jax.training import build
     from imagen_jax.training.batches import STREAM, make_batches, make_source
     from imagen_jax.training.checkpoint import Checkpoints
-    from imagen_jax.training.metrics import Curve
     from imagen_jax.training.samples import make_sample_fn
 
     workdir = Path(os.path.abspath(WORKDIR.value))
@@ -102,6 +101,7 @@ def open_run(config: Any, raw: Any, encoder: Any, frozen_shapes: Any) -> dict[st
     frozen, weights = None, None
     if frozen_shapes is not None:
         frozen = read_frozen(config, frozen_shapes)
+    make_folder(workdir, "--workdir")
     section = config.checkpoint
     checkpoints = Checkpoints(
         workdir / "checkpoints", keep=section.keep, keep_best=section.keep_best
@@ -111,7 +111,6 @@ def open_run(config: Any, raw: Any, encoder: Any, frozen_shapes: Any) -> dict[st
         weights = read_weights(config.init_from, config.stage.name, with_text)
     description = build.describe(config, encoder, raw)
     build.write_description(workdir, description, encoder)
-    curve = reference_curve(config.stage.name)
     return {
         "batches": make_batches(config, encoder, source),
         "checkpoints": checkpoints,
@@ -120,7 +119,7 @@ def open_run(config: Any, raw: Any, encoder: Any, frozen_shapes: Any) -> dict[st
         "frozen": frozen,
         "weights": weights,
         "sample": make_sample_fn(config, encoder, source, frozen),
-        "reference": None if curve is None else Curve.read(curve),
+        "reference": reference_curve(config.stage),
     }
 
 
@@ -134,10 +133,21 @@ def parse_profile(value: str | None) -> tuple[int, int] | None:
     return int(first), int(last)
 
 
-def reference_curve(name: str) -> Path | None:
-    """The loss curve of the shipped model's stage of this name."""
-    for path in sorted(PRETRAINED.glob(f"*/{name}_curve.json")):
-        return path
+def reference_curve(stage: Any, models: Path = PRETRAINED) -> Any:
+    """The loss curve of the shipped stage that is configured as this one; None where there is none.
+
+    Losses of another network, weight, prediction or schedule cannot be compared.
+    """
+    from imagen_jax.model_directory import read_model
+    from imagen_jax.training.metrics import Curve
+
+    def comparable(stage: Any) -> Any:
+        return replace(stage, network=replace(stage.network, dtype="float32", remat=False))
+
+    for path in sorted(models.glob(f"*/{stage.name}_curve.json")):
+        shipped = read_model(path.parent)[0].stages
+        if comparable(stage) in map(comparable, shipped):
+            return Curve.read(path)
     return None
 
 
@@ -205,12 +215,10 @@ def write_lora(workdir: Path) -> Path:
 
 def command(arguments: list[str]) -> None:
     """Runs a command line."""
-    from imagen_jax.training.config import split_overrides
+    with one_line_errors(ValueError):
+        from imagen_jax.training.config import split_overrides
 
-    try:
         rest, overrides = split_overrides(arguments)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
     app.run(lambda argv: main(argv, overrides), argv=rest)
 
 

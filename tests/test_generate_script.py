@@ -109,6 +109,23 @@ def test_an_out_that_is_a_file_is_refused(run, directory, tmp_path, capsys):
     assert "is a file" in capsys.readouterr().err
 
 
+def test_an_out_that_cannot_be_written_is_refused_before_generating(
+    run, directory, capsys, monkeypatch
+):
+    monkeypatch.setattr("imagen_jax.pipeline.sample_cascade", None)
+    assert run("a cat", "--model", directory, "--out", "/proc/none") == 2
+    assert "--out /proc/none cannot be written" in capsys.readouterr().err
+
+
+def test_the_summary_lists_the_stages_that_ran(run, directory, tmp_path, capsys):
+    arguments = ["--model", directory, "--num_images", 1, "--batch_size", 2, "--out", tmp_path]
+    assert run("a cat", *arguments, "--size", 4) == 0
+    summary = capsys.readouterr().out.splitlines()[-1]
+    assert "1 pictures of 4 pixels" in summary
+    assert '"base": {"sampler": "ddpm", "steps": 4, "guidance": 3.0}' in summary
+    assert "sr" not in summary.partition("seed")[2]
+
+
 def test_a_long_prompt_warns_in_one_line(run, directory, tmp_path, capsys):
     arguments = ["--model", directory, "--num_images", 1, "--batch_size", 2, "--out", tmp_path]
     assert run("a very long prompt", *arguments) == 0

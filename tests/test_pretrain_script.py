@@ -71,7 +71,33 @@ def test_training_starts_from_the_draft_and_keeps_the_encoder(pretrained, tmp_pa
     np.testing.assert_allclose(after["network"]["draft"]["out"]["kernel"], kernel, atol=1e-6)
 
 
-def test_a_network_without_draft_is_refused(tmp_path):
-    done = script("pretrain_text.py", f"--workdir={tmp_path}", "--config.data.path=none.npz")
-    assert done.returncode != 0
-    assert "stage.network.draft is not True" in done.stderr
+def check_one_line(done: subprocess.CompletedProcess, said: str) -> None:
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert done.stderr.strip().splitlines()[-1].startswith("error: ")
+    assert said in done.stderr
+
+
+def test_a_workdir_with_a_checkpoint_is_refused_before_training(pretrained):
+    workdir, data, _ = pretrained
+    draft = "--config.stage.network.draft=True"
+    for more in ([], [f"--init_from={workdir}"]):
+        done = script("pretrain_text.py", data, draft, f"--workdir={workdir}", *more)
+        check_one_line(done, "has a checkpoint already (step 1000)")
+        assert "step 1" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "stage.network.draft is not True"),
+        (["--config.stage.network.draft=True"], "there is no file none.npz"),
+        (["21000"], "unknown argument '21000'"),
+        (["--config.batchsize=3"], "did you mean 'batch_size'"),
+    ],
+)
+def test_a_mistake_is_one_line(tmp_path, arguments, said):
+    workdir = f"--workdir={tmp_path / 'run'}"
+    done = script("pretrain_text.py", workdir, "--config.data.path=none.npz", *arguments)
+    check_one_line(done, said)
+    assert not (tmp_path / "run").exists()

@@ -7,14 +7,20 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from tiny_cascade import BASE, ENCODER, random_params
 
+from imagen_jax.cascade import Cascade
+from imagen_jax.model_directory import write_model
+from imagen_jax.sampling_settings import SamplingSettings
 from imagen_jax.training.checkpoint import Checkpoints
-from imagen_jax.training.metrics import read_losses
+from imagen_jax.training.metrics import Curve, read_losses
+from scripts.train import reference_curve
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "tests" / "training" / "tiny_config.py"
@@ -156,6 +162,62 @@ def test_a_mistake_is_one_line(tmp_path, dataset):
         "error: unknown config key 'batchsize'; did you mean 'batch_size'?"
     )
     assert not list(tmp_path.iterdir())
+
+
+def check_one_line(done: subprocess.CompletedProcess, *said: str) -> None:
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert all(part in line for part in said), line
+
+
+def test_files_and_folders_that_will_not_do_are_one_line(tmp_path, dataset):
+    file = tmp_path / "file"
+    file.write_text("mine")
+    check_one_line(run(arguments(file, dataset), check=False), "--workdir", "is a file")
+    check_one_line(run(arguments("/proc/none", dataset), check=False), "/proc/none cannot be")
+    none = tmp_path / "none.npz"
+    check_one_line(run(arguments(tmp_path / "run", none), check=False), "there is no file", "none")
+    np.savez(none, image=np.uint8(3), captions=np.asarray(["a"]))
+    check_one_line(run(arguments(tmp_path / "run", none), check=False), "uint8 [N, H, W, 3]")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("package", "source"), [("grain", "npz"), ("seqio", "seqio")])
+def test_a_missing_package_is_one_line(tmp_path, dataset, package, source):
+    without = WRAPPED.replace(
+        "import runpy, sys", f"import runpy, sys\nsys.modules[{package!r}]=None"
+    )
+    command = arguments(tmp_path / "run", dataset, data__source=source)
+    check_one_line(run(["-c", without, *command], check=False), package, "pip install -e '.[")
+
+
+def test_a_full_disk_while_training_is_one_line(tmp_path, dataset):
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    check_one_line(run(arguments(tmp_path, dataset), check=False), "No space left on device")
+
+
+def shipped(tmp_path: Path, stage) -> Path:
+    """A folder of models, one of them of this stage, with its loss curve."""
+    cascade = Cascade((stage,), (SamplingSettings(),), ENCODER)
+    write_model(tmp_path / "model", cascade, random_params(cascade), name="model")
+    Curve((1.0, 9.0), (2.0, 1.0), ((1.0,), (1.0,))).write(tmp_path / "model/base_curve.json")
+    return tmp_path
+
+
+def test_a_loss_is_held_against_a_stage_of_the_same_configuration_alone(tmp_path):
+    models = shipped(tmp_path, BASE)
+    assert reference_curve(BASE, models).loss == (2.0, 1.0)
+    in_bfloat16 = replace(BASE, network=replace(BASE.network, dtype="bfloat16", remat=True))
+    assert reference_curve(in_bfloat16, models).loss == (2.0, 1.0)
+    for change in (
+        {"prediction": "v"},
+        {"loss": replace(BASE.loss, weight="v")},
+        {"schedule": replace(BASE.schedule, shift=1.0)},
+        {"network": replace(BASE.network, embedding_width=16)},
+        {"name": "another"},
+    ):
+        assert reference_curve(replace(BASE, **change), models) is None
 
 
 def test_another_config_in_the_same_workdir_is_refused(whole_run, dataset):

@@ -5,26 +5,29 @@ conditioned on, `"captions": [(text, weight), ...]` or `"label": int`. It raises
 a picture cannot be read.
 """
 
-import csv
+import collections
 import dataclasses
 import hashlib
 import json
-import unicodedata
-import zipfile
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from imagen_jax.data import preprocess
-
-Captions = list[tuple[str, float]]
+from imagen_jax.data.captions import (
+    CAPTION_FILES,
+    Captions,
+    normalized,
+    read_captions,
+    read_text,
+)
 
 SPLITS = ("train", "heldout", "all")
 CONDITIONINGS = ("text", "label", None)
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-CAPTION_FILES = ("captions.jsonl", "captions.csv")
 HELDOUT_PERCENT = 5
 
 
@@ -47,12 +50,21 @@ class Source(Protocol):
 
 def is_heldout(key: str, percent: int = HELDOUT_PERCENT) -> bool:
     """Whether a hash of the key falls into the held-out share: the same on every machine."""
-    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") % 100 < percent
+    # surrogateescape: names of files are bytes, and not UTF-8 on every disk
+    digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+    return int.from_bytes(digest[:8], "big") % 100 < percent
 
 
 def check_choice(name: str, value: str | None, choices: Sequence[str | None]) -> None:
     if value not in choices:
         raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, choices))}")
+
+
+def check_images(images: np.ndarray) -> None:
+    if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8:
+        raise ValueError(
+            f"images are {images.dtype} {list(images.shape)}; they must be uint8 [N, H, W, 3]"
+        )
 
 
 # ---------------------------------------------------------------------------------- in memory
@@ -72,15 +84,11 @@ class ArraySource:
     extra: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
-        images = self.images
-        if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8:
-            raise ValueError(
-                f"images are {images.dtype} {list(images.shape)}; they must be uint8 [N, H, W, 3]"
-            )
+        check_images(self.images)
         for name in ("captions", "labels", "keys"):
             rows = getattr(self, name)
-            if rows is not None and len(rows) != len(images):
-                raise ValueError(f"there are {len(rows)} {name} for {len(images)} images")
+            if rows is not None and len(rows) != len(self.images):
+                raise ValueError(f"there are {len(rows)} {name} for {len(self.images)} images")
 
     def __len__(self) -> int:
         return len(self.images)
@@ -113,18 +121,52 @@ class ArraySource:
         return dataclasses.replace(self, images=images)
 
 
+def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """All arrays of an npz file; ValueError where it is none, or is damaged."""
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; it must be an npz file")
+    if not path.is_file():
+        make = f"; python scripts/prepare_emoji.py --out {path.parent} makes it"
+        raise ValueError(f"there is no file {path}{make if path.name == 'emoji.npz' else ''}")
+    try:
+        archive = np.load(path)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise ValueError("it holds a single array; np.savez writes several by name")
+        with archive:
+            return dict(archive)
+    except Exception as error:
+        # A damaged file can make zipfile, zlib, the parser of headers and numpy raise anything.
+        raise ValueError(f"{path} is not a whole npz file: {error or repr(error)}") from error
+
+
 def _npz_captions(values: np.ndarray, path: Path) -> list[Captions]:
     """Captions as plain strings, one a picture, or as UTF-8 JSON: [[[text, weight], ...], ...]."""
-    if values.dtype == np.uint8:
-        return [
-            [(text, float(weight)) for text, weight in row] for row in json.loads(values.tobytes())
-        ]
     if values.dtype.kind == "U" and values.ndim == 1:
         return [[(str(text), 1.0)] for text in values]
+    if values.dtype == np.uint8:
+        try:
+            rows = [
+                [(text, float(weight)) for text, weight in row]
+                for row in json.loads(values.tobytes())
+            ]
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"captions in {path} cannot be read: {error}") from error
+        if all(row and all(isinstance(text, str) for text, _ in row) for row in rows):
+            return rows
     raise ValueError(
         f"captions in {path} are {values.dtype} {list(values.shape)}; they must be strings [N], or "
         "the bytes (uint8) of a JSON list with a list of [text, weight] for each picture"
     )
+
+
+def _row_array(arrays: dict[str, np.ndarray], name: str, kinds: str, path: Path) -> Any:
+    """Takes an optional array with a row a picture out of `arrays`; `kinds` are numpy's letters."""
+    values, count = arrays.pop(name, None), len(arrays["image"])
+    if values is not None and (values.shape != (count,) or values.dtype.kind not in kinds):
+        found = f"{values.dtype} {list(values.shape)}"
+        wanted = "strings" if "U" in kinds else "whole numbers"
+        raise ValueError(f"{name} in {path} is {found}; it must be {wanted} [{count}]")
+    return values
 
 
 def read_npz(
@@ -133,35 +175,27 @@ def read_npz(
     """An npz file with `image` uint8 [N, H, W, 3] and `captions` or `label`.
 
     Optional: `split` (strings; without it a hash of the keys holds out 5 %) and `key`. Arrays with
-    N rows under other names are kept as `extra`.
+    N rows under other names are kept as `extra`. ValueError where there is no such file, or where
+    it is damaged or lacks something.
     """
     path = Path(path)
     check_choice("split", split, SPLITS)
     check_choice("conditioning", conditioning, CONDITIONINGS)
-    try:
-        with np.load(path) as archive:
-            arrays = dict(archive)
-    except (zipfile.BadZipFile, EOFError, OSError, ValueError) as error:
-        raise ValueError(f"{path} is not a whole npz file: {error}") from error
+    arrays = _read_arrays(path)
     needed = {"text": "captions", "label": "label", None: "image"}[conditioning]
     if missing := {"image", needed} - arrays.keys():
         raise ValueError(f"{path} has no {' and no '.join(sorted(missing))}; it has {list(arrays)}")
-    images = arrays.pop("image")
-    captions, labels = arrays.pop("captions", None), arrays.pop("label", None)
-    keys = [str(key) for key in arrays.pop("key", range(len(images)))]
-    splits = arrays.pop("split", None)
+    check_images(arrays["image"])
+    labels = _row_array(arrays, "label", "iu", path) if conditioning == "label" else None
+    keys = _row_array(arrays, "key", "USiu", path)
+    splits = _row_array(arrays, "split", "U", path)
+    images, captions = arrays.pop("image"), arrays.pop("captions", None)
+    keys = [str(key) for key in (range(len(images)) if keys is None else keys)]
     if splits is None:
         splits = np.asarray(["heldout" if is_heldout(key) else "train" for key in keys])
-    extra = {name: values for name, values in arrays.items() if len(values) == len(images)}
-    if labels is not None and conditioning != "label":
-        extra, labels = extra | {"label": labels}, None
-    source = ArraySource(
-        images,
-        _npz_captions(captions, path) if conditioning == "text" else None,
-        labels,
-        keys,
-        extra,
-    )
+    extra = {n: array for n, array in arrays.items() if array.shape[:1] == images.shape[:1]}
+    texts = _npz_captions(captions, path) if conditioning == "text" else None
+    source = ArraySource(images, texts, labels, keys, extra)
     if split == "all":
         return source
     if not (splits == split).any():
@@ -178,10 +212,10 @@ class FolderSource:
 
     folder: Path
     files: tuple[str, ...]  # relative to the folder, sorted
-    captions: dict[str, Captions] | None = None  # None: name.txt beside each picture, if any
+    captions: dict[str, Captions] = dataclasses.field(default_factory=dict)  # of a caption file
+    texts: dict[str, str] = dataclasses.field(default_factory=dict)  # a picture's own text file
     labels: tuple[int, ...] | None = None
     class_names: tuple[str, ...] = ()
-    text_beside: bool = False
     max_pixels: int = preprocess.MAX_PIXELS
 
     def __len__(self) -> int:
@@ -192,78 +226,15 @@ class FolderSource:
         path = self.folder / name
         try:
             example = {"image": preprocess.decode(path, self.max_pixels), "key": name}
-            if self.captions is not None and name in self.captions:
+            if name in self.captions:
                 example["captions"] = self.captions[name]
-            elif self.text_beside:
-                example["captions"] = _read_text(path.with_suffix(".txt"))
+            elif name in self.texts:
+                example["captions"] = read_text(self.folder / self.texts[name])
         except (OSError, ValueError) as error:
             raise BrokenExample(str(path), str(error)) from error
         if self.labels is not None:
             example["label"] = self.labels[index]
         return example
-
-
-def _read_text(path: Path) -> Captions:
-    lines = path.read_text(encoding="utf-8-sig").splitlines()
-    captions = [(line.strip(), 1.0) for line in lines if line.strip()]
-    if not captions:
-        raise ValueError(f"{path.name} holds no caption")
-    return captions
-
-
-def _jsonl_rows(path: Path) -> Iterator[tuple[int, Any, Any, Any]]:
-    with path.open(encoding="utf-8-sig") as lines:
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                try:
-                    row = json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise ValueError(f"{path}, line {number}: {error}") from error
-                row = row if isinstance(row, dict) else {}
-                file, text = (
-                    row.get("file", row.get("file_name")),
-                    row.get("caption", row.get("text")),
-                )
-                yield number, file, text, row.get("weight", 1.0)
-
-
-def _csv_rows(path: Path) -> Iterator[tuple[int, Any, Any, Any]]:
-    with path.open(encoding="utf-8-sig", newline="") as lines:
-        reader = csv.DictReader(lines)
-        for row in reader:
-            file, text = row.get("file", row.get("file_name")), row.get("caption", row.get("text"))
-            yield reader.line_num, file, text, row.get("weight") or 1.0
-
-
-def read_captions(path: Path) -> dict[str, Captions]:
-    """Captions by file name out of captions.jsonl or captions.csv, in UTF-8.
-
-    Rows hold `file` (or file_name), `caption` (or text; in JSON also a list of them) and, if
-    wanted, `weight`. A file with several rows has several captions.
-    """
-    captions: dict[str, Captions] = {}
-    rows = _jsonl_rows(path) if path.suffix == ".jsonl" else _csv_rows(path)
-    for number, file, texts, weight in rows:
-        texts = [texts] if isinstance(texts, str) else texts
-        good = isinstance(file, str) and file and isinstance(texts, list) and texts
-        if not good or not all(isinstance(text, str) and text.strip() for text in texts):
-            raise ValueError(
-                f'{path}, line {number}: needs "file" and "caption", neither of them empty'
-            )
-        try:
-            weight = float(weight)
-        except (TypeError, ValueError):
-            weight = -1.0
-        if not 0 < weight < float("inf"):
-            raise ValueError(f"{path}, line {number}: the weight must be a number above 0")
-        found = captions.setdefault(_normalized(file), [])
-        found += [(text.strip(), weight / len(texts)) for text in texts]
-    return captions
-
-
-def _normalized(name: str) -> str:
-    """One spelling of a file's name: macOS writes accents apart, Windows backslashes."""
-    return unicodedata.normalize("NFC", name.replace("\\", "/").removeprefix("./"))
 
 
 def _named(names: Sequence[str], limit: int = 5) -> str:
@@ -287,12 +258,12 @@ def read_folder(
     check_choice("conditioning", conditioning, CONDITIONINGS)
     if not folder.is_dir():
         raise ValueError(f"there is no folder {folder}")
-    found = {file.relative_to(folder).as_posix() for file in folder.rglob("*.*")}
+    found = _files_below(folder)
     pictures = sorted(name for name in found if name.lower().endswith(PICTURE_SUFFIXES))
     if not pictures:
         raise ValueError(f"{folder} holds no picture ({', '.join(PICTURE_SUFFIXES)})")
 
-    captions, labels, class_names = None, None, ()
+    captions, texts, labels, class_names = {}, {}, None, ()
     if conditioning == "label":
         class_names = tuple(sorted({name.split("/")[0] for name in pictures if "/" in name}))
         if outside := [name for name in pictures if "/" not in name]:
@@ -300,7 +271,8 @@ def read_folder(
                 f"{folder}: {_named(outside)} must lie in a sub-folder named after its class"
             )
     if conditioning == "text":
-        captions = _folder_captions(folder, found, pictures)
+        texts = _texts_beside(found, pictures)
+        captions = _folder_captions(folder, found, pictures, texts)
 
     if split != "all":
         pictures = [name for name in pictures if is_heldout(name) == (split == "heldout")]
@@ -309,32 +281,55 @@ def read_folder(
     if conditioning == "label":
         numbers = {name: number for number, name in enumerate(class_names)}
         labels = tuple(numbers[name.split("/")[0]] for name in pictures)
-    return FolderSource(
-        folder,
-        tuple(pictures),
-        captions,
-        labels,
-        class_names,
-        conditioning == "text",
-        max_pixels,
-    )
+    return FolderSource(folder, tuple(pictures), captions, texts, labels, class_names, max_pixels)
 
 
-def _folder_captions(folder: Path, found: set[str], pictures: list[str]) -> dict[str, Captions]:
+def _files_below(folder: Path) -> set[str]:
+    """Names of all files, relative to the folder; hidden ones (.git, ._cat.png) are left out.
+
+    Links to folders are followed, after the real ones, and no folder is read twice.
+    """
+    found, read, waiting = set(), set(), collections.deque([""])
+    while waiting:
+        name = waiting.popleft()
+        real = os.path.realpath(folder / name)
+        if real in read:
+            continue
+        read.add(real)
+        for entry in sorted(os.scandir(folder / name), key=lambda entry: entry.name):
+            path = f"{name}/{entry.name}" if name else entry.name
+            if entry.name.startswith("."):
+                continue
+            if entry.is_file():
+                found.add(path)
+            elif entry.is_dir():
+                add = waiting.append if entry.is_symlink() else waiting.appendleft
+                add(path)
+    return found
+
+
+def _texts_beside(found: set[str], pictures: list[str]) -> dict[str, str]:
+    """The text file of each picture that has one: cat.txt, or cat.TXT, for cat.png."""
+    texts = {name[:-4]: name for name in sorted(found) if name.lower().endswith(".txt")}
+    stems = {name: name.rpartition(".")[0] for name in pictures}
+    return {name: texts[stem] for name, stem in stems.items() if stem in texts}
+
+
+def _folder_captions(
+    folder: Path, found: set[str], pictures: list[str], texts: dict[str, str]
+) -> dict[str, Captions]:
     """The captions of the caption file, by the pictures' names; none may be without a caption."""
-    files = [name for name in CAPTION_FILES if name in found]
+    files = sorted(name for name in found if name.lower() in CAPTION_FILES)
+    if len(files) > 1:
+        raise ValueError(f"{folder} holds {' and '.join(files)}; keep one of them")
     listed = read_captions(folder / files[0]) if files else {}
-    spelled = {_normalized(name): name for name in pictures}
+    spelled = {normalized(name): name for name in pictures}
     if unknown := sorted(listed.keys() - spelled.keys()):
         raise ValueError(
             f"{folder / files[0]} names pictures that are not there: {_named(unknown)}"
         )
-    captions = {spelled[name]: texts for name, texts in listed.items()}
-    missing = [
-        name
-        for name in pictures
-        if name not in captions and Path(name).with_suffix(".txt").as_posix() not in found
-    ]
+    captions = {spelled[name]: rows for name, rows in listed.items()}
+    missing = [name for name in pictures if name not in captions and name not in texts]
     if missing:
         raise ValueError(
             f"{len(missing)} of {len(pictures)} pictures in {folder} have no caption: "

@@ -44,6 +44,10 @@ class TextConfig:
     dropout: float = 0.1
     init_from: str | None = None
 
+    def __post_init__(self):
+        if not 0 <= self.dropout <= 1:
+            raise ValueError(f"text.dropout must be in [0, 1], not {self.dropout}")
+
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:

@@ -18,6 +18,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 Section = ConfigDict | Mapping[str, Any]  # a ConfigDict is no Mapping
+# Fields that `build.read_config` makes out of keys of the section above.
+MERGED = ("sampling", "options")
 
 
 def load_config(path: str | Path) -> ConfigDict:
@@ -148,11 +150,12 @@ def typed(cls: type, section: Section, path: str, kinds: Mapping[str, Mapping[st
     try:
         return cls(**values)
     except ValueError as error:
-        raise ValueError(f"config section {path!r}: {error}") from error
+        raise ValueError(f"config section {path!r}: {error}" if path else str(error)) from error
 
 
 def _join(path: str, name: str) -> str:
-    return f"{path}.{name}" if path else name
+    """The path of a key as a user writes it."""
+    return ".".join(part for part in (path, name) if part and part not in MERGED)
 
 
 def _convert(value: Any, hint: Any, path: str, kinds: Mapping[str, Mapping[str, type]]) -> Any:
@@ -186,7 +189,11 @@ def _convert(value: Any, hint: Any, path: str, kinds: Mapping[str, Mapping[str, 
         return int(value)  # 1e5 is a natural way to write a number of steps
     plain = hint in (int, float, bool, str)
     if plain and (not isinstance(value, hint) or (hint is int and isinstance(value, bool))):
-        raise ValueError(f"config key {path!r} is {value!r}; it must be of type {hint.__name__}")
+        quoted = f"""; on the command line quote it twice: --config.{path}='"{value}"'"""
+        raise ValueError(
+            f"config key {path!r} is {value!r}; it must be of type {hint.__name__}"
+            + (quoted if hint is str and isinstance(value, (int, float)) else "")
+        )
     return as_dict(value)
 
 

@@ -12,7 +12,8 @@ from typing import Any
 import jax
 import numpy as np
 from PIL import Image
-from tensorboardX import SummaryWriter
+
+from imagen_jax.training.tensorboard import EventFile
 
 METRICS_FILE = "metrics.jsonl"
 SAMPLES_FOLDER = "samples"
@@ -123,7 +124,7 @@ class MetricLog:
     metrics.jsonl has a line {"step", "loss", ...} for every step (float32 values in full, so that
     runs can be compared exactly) and a line {"step", "window", "mean", "loss_by_t"} at every
     report. A run that was killed and resumed repeats the steps after its checkpoint: the later line
-    counts, and is equal.
+    counts, and is equal. Writing raises OSError, of a full disk for one.
     """
 
     def __init__(
@@ -143,8 +144,7 @@ class MetricLog:
             self.folder.mkdir(parents=True, exist_ok=True)
             # Line by line: what was reported survives a kill.
             self.lines = open(self.folder / METRICS_FILE, "a", buffering=1)  # noqa: SIM115
-            purge = start_step + 1 if start_step else None
-            self.writer = SummaryWriter(str(self.folder), purge_step=purge, flush_secs=30)
+            self.writer = EventFile(self.folder, start_step + 1 if start_step else None)
 
     def step(
         self, step: int, scalars: dict[str, float], t_sums: list[float], t_counts: list[float]
@@ -167,8 +167,7 @@ class MetricLog:
             means["reference/loss"] = reference[0]
             bins |= {f"reference/loss_by_t/{i:02d}": value for i, value in enumerate(reference[1])}
         if self.writer is not None:
-            for name, value in {**means, **bins, **extra}.items():
-                self.writer.add_scalar(name, value, step)
+            self.writer.scalars(step, {**means, **bins, **extra})
         return means
 
     def images(self, step: int, grid: Image.Image, name: str = "samples") -> None:
@@ -178,7 +177,7 @@ class MetricLog:
         folder = self.folder / SAMPLES_FOLDER
         folder.mkdir(exist_ok=True)
         grid.save(folder / f"{name}_{step:07d}.png")
-        self.writer.add_image(name, np.asarray(grid.convert("RGB")), step, dataformats="HWC")
+        self.writer.image(step, name, grid)
 
     def close(self) -> None:
         if self.lines is not None:

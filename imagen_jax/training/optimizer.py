@@ -24,6 +24,9 @@ class OptimizerConfig:
 
     decay_steps: length of warm-up and cosine decay together; None keeps the peak rate after the
         warm-up.
+    b1, b2, eps, decay_rate: None is the kind's own value, and all that a kind without it may be
+        given (DEFAULTS). b1: decay of the momentum (adafactor: None has none); b2, decay_rate: of
+        the squared gradients' mean, Adam's and Adafactor's way.
     clip_norm: largest global gradient norm; None never clips.
     accumulation: how many batches make one update.
     """
@@ -32,9 +35,10 @@ class OptimizerConfig:
     learning_rate: float = 1e-4
     warmup_steps: int = 10_000
     decay_steps: int | None = None
-    b1: float = 0.9
-    b2: float = 0.999
-    eps: float = 1e-8
+    b1: float | None = None
+    b2: float | None = None
+    eps: float | None = None
+    decay_rate: float | None = None
     weight_decay: float = 0.0
     clip_norm: float | None = None
     accumulation: int = 1
@@ -42,6 +46,16 @@ class OptimizerConfig:
     def __post_init__(self):
         if self.kind not in OPTIMIZERS:
             raise ValueError(f"optimizer.kind {self.kind!r} is not one of {', '.join(OPTIMIZERS)}")
+        for name in ("b1", "b2", "eps", "decay_rate"):
+            if getattr(self, name) is not None and name not in DEFAULTS[self.kind]:
+                raise ValueError(
+                    f"optimizer.{name} is {getattr(self, name)!r}, but {self.kind!r} has none: "
+                    f"set it to None (it has {', '.join(DEFAULTS[self.kind])})"
+                )
+        if self.weight_decay and self.kind in ("adam", "sgd"):
+            raise ValueError(
+                f"optimizer.weight_decay needs kind 'adamw': {self.kind!r} has none; set it to 0"
+            )
         if not self.learning_rate > 0:
             raise ValueError(f"optimizer.learning_rate must be positive, not {self.learning_rate}")
         if self.warmup_steps < 0:
@@ -56,6 +70,11 @@ class OptimizerConfig:
             raise ValueError(f"optimizer.clip_norm must be positive or None, not {self.clip_norm}")
         if self.accumulation < 1:
             raise ValueError(f"optimizer.accumulation must be 1 or more, not {self.accumulation}")
+
+    def value(self, name: str) -> float | None:
+        """b1, b2, eps or decay_rate as configured, else the kind's own."""
+        given = getattr(self, name)
+        return DEFAULTS[self.kind][name] if given is None else given
 
 
 def learning_rate_schedule(config: OptimizerConfig) -> Schedule:
@@ -84,34 +103,49 @@ def _matrices(params: Params) -> Params:
 
 
 def _adafactor(config: OptimizerConfig, rate: Schedule) -> optax.GradientTransformation:
-    """Adafactor with optax's defaults, as the paper has it. It decays weights without the learning
-    rate.
+    """Adafactor (1804.04235) with an absolute learning rate; weights decay as AdamW's do.
+
+    The paper says "Adafactor, learning rate 1e-4" and no more. optax's default multiplies that by
+    the size of each parameter (at least 1e-3): kernels that begin at zero, as the U-Nets' last ones
+    do, would then move 1e-7 a step. Our choice is the rate as it stands.
     """
-    return optax.adafactor(
-        rate, weight_decay_rate=config.weight_decay or None, weight_decay_mask=_matrices
+    momentum = config.value("b1")
+    return optax.chain(
+        optax.scale_by_factored_rms(decay_rate=config.value("decay_rate")),
+        optax.clip_by_block_rms(1.0),
+        optax.identity() if momentum is None else optax.ema(momentum, debias=False),
+        optax.add_decayed_weights(config.weight_decay, mask=_matrices),
+        optax.scale_by_learning_rate(rate),
     )
 
 
 def _adam(config: OptimizerConfig, rate: Schedule) -> optax.GradientTransformation:
-    if config.weight_decay:
-        raise ValueError("optimizer.weight_decay needs kind 'adamw': 'adam' has none")
-    return optax.adam(rate, b1=config.b1, b2=config.b2, eps=config.eps)
+    return optax.adam(rate, config.value("b1"), config.value("b2"), config.value("eps"))
 
 
 def _adamw(config: OptimizerConfig, rate: Schedule) -> optax.GradientTransformation:
     return optax.adamw(
-        rate, config.b1, config.b2, config.eps, weight_decay=config.weight_decay, mask=_matrices
+        rate,
+        config.value("b1"),
+        config.value("b2"),
+        config.value("eps"),
+        weight_decay=config.weight_decay,
+        mask=_matrices,
     )
 
 
 def _lion(config: OptimizerConfig, rate: Schedule) -> optax.GradientTransformation:
-    return optax.lion(rate, config.b1, config.b2, weight_decay=config.weight_decay, mask=_matrices)
+    return optax.lion(
+        rate,
+        config.value("b1"),
+        config.value("b2"),
+        weight_decay=config.weight_decay,
+        mask=_matrices,
+    )
 
 
 def _sgd(config: OptimizerConfig, rate: Schedule) -> optax.GradientTransformation:
-    if config.weight_decay:
-        raise ValueError("optimizer.weight_decay needs kind 'adamw': 'sgd' has none")
-    return optax.sgd(rate, momentum=config.b1, nesterov=True)
+    return optax.sgd(rate, momentum=config.value("b1"), nesterov=True)
 
 
 def _muon_axes(params: Params) -> Params:
@@ -141,9 +175,9 @@ def _muon(config: OptimizerConfig, rate: Schedule) -> optax.GradientTransformati
         rate,
         weight_decay=config.weight_decay,
         weight_decay_mask=_matrices,
-        adam_b1=config.b1,
-        adam_b2=config.b2,
-        eps=config.eps,
+        adam_b1=config.value("b1"),
+        adam_b2=config.value("b2"),
+        eps=config.value("eps"),
         muon_weight_dimension_numbers=_muon_axes,
         consistent_rms=0.2,
     )
@@ -156,6 +190,15 @@ OPTIMIZERS = {
     "lion": _lion,
     "muon": _muon,
     "sgd": _sgd,
+}
+# What each kind can be given, and its value where the config has None.
+DEFAULTS = {
+    "adafactor": {"b1": None, "decay_rate": 0.8},
+    "adam": {"b1": 0.9, "b2": 0.999, "eps": 1e-8},
+    "adamw": {"b1": 0.9, "b2": 0.999, "eps": 1e-8},
+    "lion": {"b1": 0.9, "b2": 0.99},
+    "muon": {"b1": 0.9, "b2": 0.999, "eps": 1e-8},
+    "sgd": {"b1": 0.9},
 }
 
 

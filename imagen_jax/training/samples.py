@@ -1,5 +1,7 @@
 """Pictures drawn while training, to look at."""
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 from jax import device_get
@@ -8,6 +10,7 @@ from imagen_jax import text
 from imagen_jax.cascade import Conditions, sample_keys, sample_stage
 from imagen_jax.data import Source
 from imagen_jax.data.preprocess import resize
+from imagen_jax.data.sources import BrokenExample
 from imagen_jax.diffusion.augmentation import downsample, upsample
 from imagen_jax.grid import image_grid
 from imagen_jax.text import TextEncoder
@@ -16,15 +19,17 @@ from imagen_jax.training.loop import SampleFn
 from imagen_jax.training.state import Frozen, encoder_params, network_params
 from imagen_jax.typing import Params
 
+MOST_READ = 1000  # pictures looked at, where broken ones come first
+
 
 def make_sample_fn(
     config: RunConfig, encoder: TextEncoder | None, source: Source | None, frozen: Frozen | None
 ) -> SampleFn | None:
     """(parameters, step) -> a grid by the config's section `sample`; None where it has none.
 
-    A base model draws one picture a prompt (or label). A super-resolution model enlarges pictures
-    of `source`, those with the prompts as captions where there are such: its grid has a row of
-    inputs, one of results and one of the true pictures.
+    A base model draws one picture a prompt (or label). A super-resolution model enlarges as many
+    pictures of `source`, each with its own caption, those of the prompts where the source is in
+    memory and has them: its grid has a row of inputs, one of results and one of the true pictures.
     """
     section, stage = config.sample, config.stage
     if section is None:
@@ -37,8 +42,14 @@ def make_sample_fn(
     captions = captions[stage.conditioning]
     truth = None
     if stage.low_resolution is not None:
-        rows = _rows_of(source, prompts if stage.conditioning == "text" else labels, count)
-        pictures = [resize(source[row]["image"], stage.resolution) for row in rows]
+        wanted = {"text": prompts, "label": labels, None: []}[stage.conditioning]
+        examples = _examples(source, wanted, count)
+        if stage.conditioning == "text":
+            of_all = [(config.data.prompt, 1.0)]  # the caption of a set that has no others
+            prompts = [example.get("captions", of_all)[0][0] for example in examples]
+        elif stage.conditioning == "label":
+            labels = [example["label"] for example in examples]
+        pictures = [resize(example["image"], stage.resolution) for example in examples]
         truth = jnp.asarray(np.stack(pictures), jnp.float32) / 127.5 - 1.0
     keys = sample_keys(section.seed, range(count))
 
@@ -56,22 +67,40 @@ def make_sample_fn(
         network = network_params(params, frozen, config.lora)
         images = sample_stage(stage, network, keys, conditions, section.sampling)
         if truth is None:
-            return image_grid(device_get(images), captions)
+            return image_grid(list(device_get(images)), captions)
         rows = [upsample(low_res, stage.resolution), images, truth]
-        return image_grid(np.concatenate(device_get(rows)), columns=count)
+        return image_grid(list(np.concatenate(device_get(rows))), columns=count)
 
     return sample
 
 
-def _rows_of(source: Source, wanted: list, count: int) -> list[int]:
-    """The first picture with each caption or label; other pictures for those not found."""
+def _examples(source: Source, wanted: list, count: int) -> list[dict[str, Any]]:
+    """`count` examples: the first with each wanted caption or label, then any that can be read.
+
+    Raises ValueError where none of the first can be read. A source of fewer gives some twice.
+    """
     found: dict = {}
     for row in range(min(len(source), 20_000)) if wanted and hasattr(source, "images") else ():
         example = source[row]
-        names = [name for name, _ in example.get("captions", ())] or [example.get("label")]
+        names = [caption for caption, _ in example.get("captions", ())] or [example.get("label")]
         for name in names:
             if name in wanted:
-                found.setdefault(name, row)
-    spare = iter(range(len(source)))
-    rows = [found[name] if name in found else next(spare) for name in wanted]
-    return rows or [row % len(source) for row in range(count)]
+                found.setdefault(name, example | {"captions": [(name, 1.0)]})
+    examples = [found[name] for name in wanted if name in found][:count]
+    readable = _readable(source, count - len(examples))
+    return examples + [readable[i % len(readable)] for i in range(count - len(examples))]
+
+
+def _readable(source: Source, count: int) -> list[dict[str, Any]]:
+    """The first `count` examples that can be read, or all there are."""
+    examples, error = [], None
+    for row in range(min(len(source), MOST_READ)):
+        if len(examples) == count:
+            break
+        try:
+            examples.append(source[row])
+        except BrokenExample as broken:
+            error = broken
+    if count and not examples:
+        raise ValueError(f"no picture to draw samples from can be read; the last: {error}")
+    return examples

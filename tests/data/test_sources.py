@@ -1,6 +1,7 @@
 """Npz files, folders with captions in three formats, and pictures that cannot be read."""
 
 import json
+import os
 import unicodedata
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from PIL import Image
 
 from imagen_jax.data import preprocess, sources
+from imagen_jax.data.captions import read_captions
 from imagen_jax.data.sources import ArraySource, BrokenExample, read_folder, read_npz
 
 
@@ -58,7 +60,7 @@ def test_weights_and_lists_of_captions(tmp_path):
     (tmp_path / "captions.jsonl").write_text(
         '{"file": "a.png", "caption": ["x", "y"], "weight": 3}\n\n{"file": "a.png", "text": "z"}'
     )
-    assert sources.read_captions(tmp_path / "captions.jsonl") == {
+    assert read_captions(tmp_path / "captions.jsonl") == {
         "a.png": [("x", 1.5), ("y", 1.5), ("z", 1.0)]
     }
 
@@ -86,6 +88,83 @@ def test_a_bad_caption_row_is_named(tmp_path, row, match):
     (tmp_path / "captions.jsonl").write_text(row)
     with pytest.raises(ValueError, match=match):
         read_folder(tmp_path)
+
+
+def test_a_csv_may_have_spaces_after_its_commas(tmp_path):
+    (tmp_path / "captions.csv").write_text('file, caption, weight\na.png, "x, y", 2\nb.png, z,\n')
+    expected = {"a.png": [("x, y", 2.0)], "b.png": [("z", 1.0)]}
+    assert read_captions(tmp_path / "captions.csv") == expected
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        (b"file,caption\na.png,a cat, asleep\n", r"captions\.csv, line 2: .* in quotes"),
+        (b'file,caption\na.png,"a cat\nb.png,dog\n', r"captions\.csv, line 2: .* quotes"),
+        (b"file,caption\na.png\n", "line 2: needs"),
+        (b"a.png,a cat\n", r"first line \"file,caption\"; its columns are 'a\.png', 'a cat'"),
+        (b"file;caption\na.png;a cat\n", "its columns are 'file;caption'"),
+        (b"", "its columns are none"),
+        ("file,caption\na.png,café\n".encode("cp1252"), r"captions\.csv is not in UTF-8"),
+        ("file,caption\na.png,cat\n".encode("utf-16"), r"captions\.csv is not in UTF-8"),
+    ],
+)
+def test_a_bad_csv_is_named(tmp_path, content, match):
+    write_pictures(tmp_path, ["a.png"])
+    (tmp_path / "captions.csv").write_bytes(content)
+    with pytest.raises(ValueError, match=match):
+        read_folder(tmp_path)
+
+
+def test_two_caption_files_are_an_error(tmp_path):
+    write_pictures(tmp_path, NAMES)
+    write_csv(tmp_path)
+    write_jsonl(tmp_path)
+    with pytest.raises(ValueError, match=r"captions\.csv and captions\.jsonl; keep one"):
+        read_folder(tmp_path)
+
+
+def test_a_text_file_may_be_in_capitals_and_must_be_utf8(tmp_path):
+    write_pictures(tmp_path, ["a.PNG", "b.png"])
+    (tmp_path / "a.TXT").write_text("a cat")
+    (tmp_path / "b.txt").write_bytes(b"caf\xe9")
+    source = read_folder(tmp_path)
+    assert source[0]["captions"] == [("a cat", 1.0)]
+    with pytest.raises(BrokenExample, match=r"b\.txt is not in UTF-8"):
+        source[1]
+
+
+def test_hidden_names_and_what_is_no_file_are_left_out(tmp_path):
+    write_pictures(tmp_path, ["a.png", "._a.png", ".thumbs/a.png"])
+    (tmp_path / "folder.png").mkdir()
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    assert read_folder(tmp_path, conditioning=None).files == ("a.png",)
+
+
+def test_linked_folders_are_read_once_and_without_loops(tmp_path):
+    write_pictures(tmp_path / "elsewhere", ["1.png"])
+    write_pictures(tmp_path / "set", ["a.png", "real/b.png"])
+    (tmp_path / "set" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "set" / "real" / "loop").symlink_to(tmp_path / "set")
+    (tmp_path / "set" / "again").symlink_to(tmp_path / "set" / "real")
+    files = read_folder(tmp_path / "set", conditioning=None).files
+    assert files == ("a.png", "linked/1.png", "real/b.png")
+
+
+def test_a_name_that_is_not_utf8_is_held_out_or_not(tmp_path):
+    name = os.fsdecode(b"caf\xe9.png")
+    try:
+        write_pictures(tmp_path, [name])
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names alone")
+    parts = [read_folder(tmp_path, conditioning=None).files]
+    for split in ("train", "heldout"):
+        try:
+            parts.append(read_folder(tmp_path, split, None).files)
+        except ValueError:
+            parts.append(())
+    assert parts[0] == parts[1] + parts[2] == (name,)
 
 
 def test_missing_captions_are_named(tmp_path):
@@ -162,6 +241,23 @@ def test_every_mode_becomes_rgb(tmp_path, mode):
     assert (image.reshape(-1, 3) >= 254).all()
 
 
+def test_grey_of_many_bits_is_scaled_or_refused(tmp_path):
+    values = np.asarray([[0, 128 * 257, 65535]])
+    grey = np.repeat(np.uint8([[0, 128, 255]])[..., None], 3, -1)
+    for name in ("a.png", "b.pgm"):  # Pillow opens the second one as mode "I"
+        Image.fromarray(values.astype(np.uint16)).save(tmp_path / name)
+        np.testing.assert_array_equal(preprocess.decode(tmp_path / name), grey)
+    Image.fromarray(np.float32(values / 65535)).save(tmp_path / "c.tif")
+    np.testing.assert_array_equal(preprocess.decode(tmp_path / "c.tif"), grey)
+
+
+@pytest.mark.parametrize("values", [np.int32([[0, 255]]), np.float32([[0, 9]]), np.float32([[-1]])])
+def test_grey_of_an_unknown_range_is_a_broken_example(tmp_path, values):
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    with pytest.raises(BrokenExample, match=r"save it with 8|must lie in 0\.\.\.1"):
+        read_folder(tmp_path, conditioning=None)[0]
+
+
 def test_transparency_is_shown_on_white_and_rotation_is_applied(tmp_path):
     Image.new("RGBA", (2, 2), (0, 0, 0, 0)).save(tmp_path / "clear.png")
     assert (preprocess.decode(tmp_path / "clear.png") == 255).all()
@@ -211,3 +307,64 @@ def test_bad_npz_files_are_named(tmp_path, rng):
         ArraySource(np.zeros((2, 4, 4, 3), np.float32))
     with pytest.raises(ValueError, match="there are 1 captions for 2 images"):
         ArraySource(np.zeros((2, 4, 4, 3), np.uint8), captions=[[("a", 1.0)]])
+
+
+def test_a_missing_npz_file_is_said_to_be_missing(tmp_path):
+    with pytest.raises(ValueError, match=r"^there is no file \S+none\.npz$"):
+        read_npz(tmp_path / "none.npz")
+    with pytest.raises(ValueError, match=r"scripts/prepare_emoji\.py --out \S+ makes it"):
+        read_npz(tmp_path / "emoji.npz")
+    with pytest.raises(ValueError, match="is a folder"):
+        read_npz(tmp_path)
+
+
+def test_a_single_array_is_no_npz_file(tmp_path):
+    np.save(tmp_path / "a.npy", np.zeros((2, 4, 4, 3), np.uint8))
+    with pytest.raises(ValueError, match=r"a\.npy is not .*single array"):
+        read_npz(tmp_path / "a.npy")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "match"),
+    [
+        ("image", np.uint8(3), r"uint8 \[N, H, W, 3\]"),
+        ("label", np.int32(3), r"label in .* int32 \[\]; it must be whole numbers \[2\]"),
+        ("label", np.zeros(2), "label in .* float64"),
+        ("key", np.asarray("k"), "key in .*must be strings"),
+        ("split", np.zeros(2), "split in .*must be strings"),
+    ],
+)
+def test_an_array_of_the_wrong_kind_is_named(tmp_path, name, value, match):
+    good = {"image": np.zeros((2, 4, 4, 3), np.uint8), "label": np.arange(2), "year": np.int32(7)}
+    np.savez(tmp_path / "a.npz", **good)
+    assert len(read_npz(tmp_path / "a.npz", conditioning="label")) == 2
+    np.savez(tmp_path / "a.npz", **good | {name: value})
+    with pytest.raises(ValueError, match=match):
+        read_npz(tmp_path / "a.npz", conditioning="label")
+
+
+@pytest.mark.parametrize("captions", ["[[1]]", "3", '[["a"]]', "[[[2, 1.0]]]", "[[]]", "[", "\x00"])
+def test_captions_of_another_layout_are_named(tmp_path, captions):
+    text = np.frombuffer(captions.encode(), np.uint8)
+    np.savez(tmp_path / "a.npz", image=np.zeros((1, 4, 4, 3), np.uint8), captions=text)
+    with pytest.raises(ValueError, match="captions in"):
+        read_npz(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_a_corrupted_npz_file_raises_nothing_but_value_errors(tmp_path, rng, save):
+    path = tmp_path / "a.npz"
+    image = rng.integers(0, 256, (3, 4, 4, 3), np.uint8)
+    captions = np.frombuffer(json.dumps([[["a", 1.0]]] * 3).encode(), np.uint8)
+    save(path, image=image, captions=captions, label=np.arange(3), key=np.asarray(["a", "b", "c"]))
+    whole, refused = np.fromfile(path, np.uint8), 0
+    for _ in range(300):
+        damaged = whole.copy()
+        where = rng.integers(0, len(whole), rng.integers(1, 5))
+        damaged[where] = rng.integers(0, 256, len(where))
+        damaged[: len(whole) if rng.random() < 0.8 else rng.integers(len(whole))].tofile(path)
+        try:
+            read_npz(path, conditioning="text" if rng.random() < 0.5 else "label")
+        except (ValueError, OSError):
+            refused += 1
+    assert refused > 200

@@ -83,12 +83,29 @@ def _channels(config):
         ("data.flip", "3", "must be of type bool"),
         ("sample", "{'stesp': 7}", "did you mean 'steps'"),
         ("text", "None", "no section 'text'"),
+        ("text.dropout", "3", "text.dropout must be in [0, 1], not 3"),
+        ("ema_decay", "2", "ema_decay must be in [0, 1) or None, not 2"),
+        (
+            "data.path",
+            "2024",
+            """type str; on the command line quote it twice: --config.data.path='"2024"\'""",
+        ),
+        ("data.path", "True", "type str"),
+        ("sample", "{'steps': 'x'}", "config key 'sample.steps' is 'x'"),
+        ("sample", "{'sampler': 'eular'}", "config section 'sample': Unknown sampler 'eular'"),
+        ("sample", "{'steps': 0}", "config section 'sample': steps must be"),
     ],
 )
 def test_a_wrong_key_or_value_is_named(key, value, message):
     with pytest.raises(ValueError, match=r"(?s).*") as caught:
         build.read_config(tiny(**{key: value}))
     assert message in str(caught.value)
+    assert "sampling'" not in str(caught.value)
+    assert "''" not in str(caught.value)
+
+
+def test_a_number_quoted_twice_is_a_string():
+    assert build.read_config(tiny(data__path='"2024"')).data.path == "2024"
 
 
 def test_a_missing_key_is_named():

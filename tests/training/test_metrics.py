@@ -1,11 +1,16 @@
 """Reports are the means of their steps; speed leaves pauses out; curves are read back."""
 
+import io
 import json
 import math
+import socket
+import struct
+import time
 
 import numpy as np
 import pytest
 from PIL import Image
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from imagen_jax.training.metrics import (
     Curve,
@@ -122,6 +127,53 @@ def test_pictures_are_written(tmp_path):
     log.close()
     with Image.open(tmp_path / "samples" / "samples_0000012.png") as picture:
         assert picture.size == (8, 6)
+
+
+def events_of(folder):
+    """(step, {name: value or PNG bytes}) of each event, in TensorBoard's record layout."""
+    (path,) = folder.glob("events.out.tfevents.*")
+    content, events = path.read_bytes(), []
+    while content:
+        (size,) = struct.unpack("Q", content[:8])
+        event = Event.FromString(content[12 : 12 + size])
+        values = {
+            value.tag: value.image.encoded_image_string or value.simple_value
+            for value in event.summary.value
+        }
+        events.append((event.step, event.session_log.status, values))
+        content = content[12 + size + 4 :]
+    return events
+
+
+def test_tensorboard_gets_the_means_and_the_pictures(tmp_path):
+    log = MetricLog(tmp_path, start_step=4)
+    fill(log, [5, 6])
+    log.images(6, Image.new("RGB", (8, 6), "red"))
+    log.close()
+    _, _, (step, status, _), *events = events_of(tmp_path)
+    assert (step, status) == (5, SessionLog.START)
+    values = {name: value for step, _, found in events for name, value in found.items()}
+    assert {step for step, _, _ in events} == {6}
+    assert values["loss"] == pytest.approx((1 / 5 + 1 / 6) / 2)
+    assert values["loss_by_t/00"] == pytest.approx(0.5)
+    with Image.open(io.BytesIO(values["samples"])) as picture:
+        assert picture.size == (8, 6)
+        assert picture.getpixel((0, 0))[:3] == (255, 0, 0)
+
+
+@pytest.mark.parametrize("full", ["metrics.jsonl", "events", "samples_0000002.png"])
+def test_a_full_disk_is_an_error_of_the_caller(tmp_path, full, monkeypatch):
+    name = full
+    if full == "events":
+        monkeypatch.setattr(time, "time", lambda: 1e9)
+        name = f"events.out.tfevents.{str(1e9)[:10]}.{socket.gethostname()}"
+    path = tmp_path / ("samples" if name.endswith(".png") else "") / name
+    path.parent.mkdir(exist_ok=True)
+    path.symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left"):  # noqa: PT012
+        log = MetricLog(tmp_path)
+        fill(log, range(1, 3))
+        log.images(2, Image.new("RGB", (500, 500)))
 
 
 def test_other_hosts_write_nothing(tmp_path):

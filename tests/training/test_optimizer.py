@@ -34,7 +34,7 @@ def loss(params, x):
 
 @pytest.mark.parametrize("kind", OPTIMIZERS)
 def test_every_optimizer_lowers_the_loss(kind):
-    rate = {"sgd": 0.1, "adafactor": 0.05}.get(kind, 0.01)
+    rate = {"sgd": 0.1}.get(kind, 0.01)
     optimizer = make_optimizer(OptimizerConfig(kind, rate, warmup_steps=3, clip_norm=1.0))
     params = parameters()
     state = optimizer.init(params)
@@ -95,14 +95,58 @@ def test_accumulation_equals_one_large_batch():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), got, expected)
 
 
-def test_weight_decay_leaves_vectors_alone():
+@pytest.mark.parametrize("kind", ["adafactor", "adamw", "lion", "muon"])
+def test_weight_decay_goes_with_the_rate_and_leaves_vectors_alone(kind):
     params = {"kernel": jnp.ones((3, 3)), "bias": jnp.ones(3)}
-    config = OptimizerConfig("adamw", 0.1, warmup_steps=0, weight_decay=0.5)
+    config = OptimizerConfig(kind, 0.1, warmup_steps=0, weight_decay=0.5)
     optimizer = make_optimizer(config)
     grads = jax.tree.map(jnp.zeros_like, params)
     updates, _ = jax.jit(lambda p, g: optimizer.update(g, optimizer.init(p), p))(params, grads)
     np.testing.assert_allclose(updates["kernel"], -0.05, rtol=1e-5)
     np.testing.assert_allclose(updates["bias"], 0.0)
+
+
+def moved(config, gradients):
+    """How far zeros go, by these gradients of a kernel that Adafactor factors."""
+    optimizer = make_optimizer(config)
+
+    def step(carry, scale):
+        params, state = carry
+        grads = {"kernel": jnp.full((128, 128), scale)}
+        updates, state = optimizer.update(grads, state, params)
+        return (optax.apply_updates(params, updates), state), None
+
+    params = {"kernel": jnp.zeros((128, 128))}
+    (params, _), _ = jax.lax.scan(step, (params, optimizer.init(params)), gradients)
+    return float(jnp.abs(params["kernel"]).mean())
+
+
+def test_adafactor_moves_a_zero_kernel_by_the_rate():
+    gradients = jnp.full(100, 1e-3)
+    config = OptimizerConfig("adafactor", 1e-4, warmup_steps=0)
+    np.testing.assert_allclose(moved(config, gradients), 100 * 1e-4, rtol=0.05)
+
+
+def test_adafactor_reads_its_own_settings():
+    gradients = jnp.asarray([1.0, 0.0, 0.0, 0.0])
+
+    def distance(**settings):
+        return moved(OptimizerConfig("adafactor", 1e-4, warmup_steps=0, **settings), gradients)
+
+    # Without momentum one step of the rate; with it, a geometric series of it.
+    np.testing.assert_allclose(distance(), 1e-4, rtol=1e-3)
+    np.testing.assert_allclose(distance(b1=0.5), 1e-4 * (1 - 0.5**4), rtol=1e-3)
+    # The longer the first gradient is remembered (1 - t^-decay_rate), the less a smaller one moves.
+    steps = [
+        moved(
+            OptimizerConfig("adafactor", 1e-4, warmup_steps=0, decay_rate=rate),
+            jnp.asarray([2.0, 1.0]),
+        )
+        for rate in (0.1, 0.9)
+    ]
+    remembered = [1 - 2**-rate for rate in (0.1, 0.9)]
+    expected = [1e-4 * (1 + 1 / (4 * m + 1 - m) ** 0.5) for m in remembered]
+    np.testing.assert_allclose(steps, expected, rtol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -114,6 +158,11 @@ def test_weight_decay_leaves_vectors_alone():
         ({"decay_steps": 100, "warmup_steps": 100}, "decay_steps"),
         ({"clip_norm": 0.0}, "clip_norm"),
         ({"accumulation": 0}, "accumulation"),
+        ({"kind": "adafactor", "b2": 0.99}, "b2 .* 'adafactor' has none"),
+        ({"kind": "adafactor", "eps": 1e-8}, "eps"),
+        ({"kind": "adam", "decay_rate": 0.8}, "decay_rate"),
+        ({"kind": "sgd", "b2": 0.9}, "b2"),
+        ({"kind": "lion", "eps": 1e-8}, "eps"),
     ],
 )
 def test_bad_values_are_named(bad, named):
@@ -124,4 +173,4 @@ def test_bad_values_are_named(bad, named):
 @pytest.mark.parametrize("kind", ["adam", "sgd"])
 def test_weight_decay_is_not_silently_ignored(kind):
     with pytest.raises(ValueError, match="weight_decay"):
-        make_optimizer(OptimizerConfig(kind, weight_decay=0.1))
+        OptimizerConfig(kind, weight_decay=0.1)

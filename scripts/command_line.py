@@ -1,0 +1,71 @@
+"""What the scripts share: how a mistake is told, and the folder that they write into."""
+
+import contextlib
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+# Which extra of pyproject.toml brings a package that is imported only when it is needed.
+EXTRAS = {
+    "grain": "train",
+    "tensorboardX": "train",
+    "matplotlib": "train",
+    "tensorflow": "tfds",
+    "tensorflow_datasets": "tfds",
+    "array_record": "tfds",
+    "seqio": "seqio",
+}
+OWN = ("imagen_jax", "scripts")
+
+
+@contextlib.contextmanager
+def one_line_errors(*expected: type[Exception]) -> Iterator[None]:
+    """Ends the program with `error: ...` and status 1, without a traceback.
+
+    For `expected`, for what the operating system refuses (no such file, a full disk) and for
+    packages that are not installed. Anything else is a bug, whose traceback is wanted.
+    """
+    try:
+        yield
+    except ImportError as error:
+        package = (error.name or "").split(".")[0]
+        if package in OWN:
+            raise
+        extra = EXTRAS.get(package)
+        hint = f". It comes with: pip install -e '.[{extra}]'" if extra else ""
+        sys.exit(f"error: {error}{hint}")
+    except (OSError, *expected) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def make_folder(path: Path, option: str) -> list[Path]:
+    """Makes a folder and its parents, writes into it to see that one can, and returns the new ones.
+
+    Raises:
+        ValueError: it is a file, or cannot be written; the message names the command's `option`.
+    """
+    new = [folder for folder in (path, *path.parents) if not folder.exists()]
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()
+    except FileExistsError:
+        raise ValueError(f"{option} {path} is a file; give a directory.") from None
+    except OSError as error:
+        raise ValueError(f"{option} {path} cannot be written: {error}.") from error
+    return new
+
+
+@contextlib.contextmanager
+def output_folder(path: Path, option: str = "--out") -> Iterator[None]:
+    """`make_folder`, undone where what follows fails before it has written anything."""
+    new = make_folder(path, option)
+    try:
+        yield
+    except BaseException:
+        for folder in new:
+            with contextlib.suppress(OSError):  # no longer empty
+                folder.rmdir()
+        raise
