@@ -68,7 +68,7 @@ def apply(
     label: Int[Array, " batch"] | None = None,
     low_res: Images | None = None,
     aug_level: Float[Array, " batch"] | None = None,
-) -> Images:
+) -> Float[Array, "batch height width out_channels"]:
     """Runs the network: x in [-1,1] plus noise, `time` = 1000 t, `aug_level` = 1000 level,
     `low_res` of x's size.
     """
