@@ -1,5 +1,6 @@
-"""The base U-Net (ADM / BigGAN blocks) of arXiv 2205.11487, section F.1; DeepFloyd IF's three stages
-are configurations of it.
+"""The base U-Net (ADM / BigGAN blocks) of arXiv 2205.11487, section F.1.
+
+DeepFloyd IF's three stages are configurations of it.
 """
 
 import dataclasses
