@@ -113,18 +113,20 @@ class DiscreteBeta:
 
     Time step n = 0 ... num_steps - 1, the number that the network sees, lies at t = (n + 1) /
     num_steps, where alpha^2 is `alphas_cumprod[n]`; clean data lies at t = 0. Between the steps log
-    alpha^2 is linear in t. `kind` is a key of BETAS; beta_start and beta_end are for the linear
-    ones.
+    alpha^2 is linear in t. `beta_schedule` is a key of BETAS; beta_start and beta_end are for the
+    linear ones.
     """
 
-    kind: str = "squaredcos_cap_v2"
+    beta_schedule: str = "squaredcos_cap_v2"
     beta_start: float = 1e-4
     beta_end: float = 0.02
     num_steps: int = 1000
 
     def __post_init__(self) -> None:
-        if self.kind not in BETAS:
-            raise ValueError(f"unknown betas {self.kind!r}; choose one of {tuple(BETAS)}")
+        if self.beta_schedule not in BETAS:
+            raise ValueError(
+                f"unknown beta_schedule {self.beta_schedule!r}; choose one of {tuple(BETAS)}"
+            )
         if not 0.0 < self.beta_start <= self.beta_end < 1.0:
             raise ValueError(
                 "betas must satisfy 0 < beta_start <= beta_end < 1, "
@@ -135,7 +137,7 @@ class DiscreteBeta:
 
     def betas(self) -> np.ndarray:
         """beta_n, float32."""
-        return BETAS[self.kind](self).astype(np.float32)
+        return BETAS[self.beta_schedule](self).astype(np.float32)
 
     def logsnr(self, t: Time) -> LogSNR:
         position = self._position(t)
