@@ -148,7 +148,8 @@ def typed(cls: type, section: Section, path: str, kinds: Mapping[str, Mapping[st
     try:
         return cls(**values)
     except ValueError as error:
-        raise ValueError(f"config section {path!r}: {error}") from error
+        where = f"config section {path!r}" if path else "the config"
+        raise ValueError(f"{where}: {error}") from error
 
 
 def _join(path: str, name: str) -> str:
