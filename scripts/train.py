@@ -111,7 +111,9 @@ def open_run(config: Any, raw: Any, encoder: Any, frozen_shapes: Any) -> dict[st
         weights = read_weights(config.init_from, config.stage.name, with_text)
     description = build.describe(config, encoder, raw)
     build.write_description(workdir, description, encoder)
-    curve = reference_curve(config.stage.name)
+    # The curve is that of training from the start, on one set of pictures.
+    fine_tuning = config.lora is not None or config.data.prior is not None
+    curve = None if fine_tuning else reference_curve(config.stage.name)
     return {
         "batches": make_batches(config, encoder, source),
         "checkpoints": checkpoints,
