@@ -134,11 +134,13 @@ def sample_cascade(
     *,
     settings: Sequence[SamplingSettings] | None = None,
     edits: Sequence[Edit | None] | None = None,
+    size: tuple[int, int] | None = None,
     first: int = 0,
     last: int | None = None,
     batch_size: int | None = None,
     callback: Callback | None = None,
     every: int | None = None,
+    release: Callable[[str], None] | None = None,
 ) -> np.ndarray:
     """Pictures in [-1, 1] from stages `first` ... `last`: float32 [samples, height, width, 3].
 
@@ -151,8 +153,10 @@ def sample_cascade(
         conditions: of all samples; `low_res` for a cascade entered at a super-resolution stage.
         settings: one a stage of the cascade; its own when None.
         edits: one a stage of the cascade, of one picture or one a sample; None where it draws.
+        size: (height, width) that the base stage draws, when not its resolution.
         batch_size: samples at a time. The last batch is filled up, so that any number of samples
             runs the same compiled program. All at once when None.
+        release: called with a stage's name when its parameters are no longer needed.
     """
     settings = cascade.sampling if settings is None else settings
     last = len(cascade.stages) - 1 if last is None else last
@@ -179,12 +183,16 @@ def sample_cascade(
                 stage_keys[rows],
                 take_rows(wanted, rows),
                 settings[position],
+                size=size if position == 0 else None,
                 edit=None if edit is None else _take_edit(edit, rows),
                 callback=report if callback else None,
                 every=every,
             )
             done.append(np.asarray(batch)[:valid])
         images = np.concatenate(done)
+        if release is not None:
+            del stage_params
+            release(stage.name)
     return images
 
 

@@ -1,36 +1,32 @@
 """What a user holds: a Pipeline, whose `.generate_images(...)` gives pictures."""
 
 import os
-import secrets
-import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
-import jax
 import numpy as np
+from PIL import Image
 
-from imagen_jax import __version__, model_directory
-from imagen_jax import text as text_room
+from imagen_jax import model_directory
 from imagen_jax.adapters import adapted_params
-from imagen_jax.cascade import (
-    TEXT_ENCODER,
-    Callback,
-    Cascade,
-    Conditions,
-    Progress,
-    sample_cascade,
-    sample_keys,
+from imagen_jax.arguments import (
+    Picture,
+    base_size,
+    by_stage,
+    last_stage,
+    read_mask,
+    read_picture,
+    to_binary_mask,
+    to_pixels,
+    upscaled_from,
 )
-from imagen_jax.compilation_cache import use_compilation_cache
-from imagen_jax.grid import to_pil, to_uint8
-from imagen_jax.pictures import SETTINGS_KEY, Pictures
-from imagen_jax.sampling_settings import SamplingSettings, settings_from_dict, with_overrides
-from imagen_jax.typing import Params, TextEmbeddings
-
-CPU_BATCH, ACCELERATOR_BATCH = 4, 16
-LARGEST_SEED = 2**32 - 1
+from imagen_jax.cascade import Callback, Cascade
+from imagen_jax.diffusion.editing import Edit
+from imagen_jax.drawing import Options, Work, draw
+from imagen_jax.pictures import Pictures
+from imagen_jax.sampling_settings import SamplingSettings, settings_from_dict
+from imagen_jax.stage_sampling import stage_size
 
 
 class Pipeline:
@@ -82,6 +78,8 @@ class Pipeline:
         every: int | None = None,
         settings: Sequence[SamplingSettings] | None = None,
         first_index: int = 0,
+        aspect_ratio: str | tuple[float | int, ...] | None = None,
+        low_memory: bool = False,
     ) -> Pictures:
         """Pictures of a prompt, `num_images` of each when there are several.
 
@@ -102,88 +100,196 @@ class Pipeline:
             settings: one `SamplingSettings` a stage, instead of the model's own.
             first_index: index of the first picture. Picture i has noise of its own from seed and
                 index, whatever else is drawn with it.
+            aspect_ratio: width to height, such as "16:9", with about as many pixels as the square
+                of `size`; the nearest that the networks can make.
+            low_memory: lets each stage's parameters go before the next one's are read.
 
         Raises:
             ValueError: an empty prompt, a size that no stage makes, an unknown sampler and the
                 like, before anything is computed.
         """
-        cascade = self.cascade
-        last = self._last_stage(size)
-        chosen = list(cascade.sampling if settings is None else settings)
-        if len(chosen) != len(cascade.stages):
+        options = Options(
+            guidance=guidance,
+            steps=steps,
+            sampler=sampler,
+            seed=seed,
+            negative_prompt=negative_prompt,
+            label=label,
+            batch_size=batch_size,
+            progress=progress,
+            callback=callback,
+            every=every,
+            settings=settings,
+            first_index=first_index,
+            low_memory=low_memory,
+        )
+        first = self.cascade.stages[0]
+        if first.low_resolution is not None:
             raise ValueError(
-                f"settings has {len(chosen)} entries; the model has {len(cascade.stages)} stages."
+                f"The model begins with stage {first.name!r}, which enlarges pictures of "
+                f"{first.low_resolution} pixels; load it together with the stage that makes those: "
+                "load_model([base, this one])."
             )
-        chosen = with_overrides(chosen, guidance=guidance, steps=steps, sampler=sampler)
-        prompts, labels = self._subjects(prompt, label)
-        negative_prompt = self._negative_prompt(negative_prompt)
-        default_batch = CPU_BATCH if jax.default_backend() == "cpu" else ACCELERATOR_BATCH
-        batch_size = check_count("batch_size", batch_size or default_batch)
-        check_count("num_images", num_images)
-        seed = check_seed(seed)
-        if first_index < 0:
-            raise ValueError(f"first_index must not be negative: {first_index}.")
-        if cascade.stages[0].low_resolution is not None:
+        last = last_stage(self.cascade, self.name, size)
+        drawn = base_size(self.cascade, aspect_ratio)
+        if drawn is not None:
+            stage_size(first, None, drawn)
+        work = Work(range(last + 1), size=drawn, notes={"aspect_ratio": aspect_ratio})
+        return self._draw(prompt, num_images, options, work)
+
+    def edit(
+        self,
+        image: Picture,
+        prompt: str | Sequence[str],
+        *,
+        strength: float | Sequence[float | None] = 0.7,
+        num_images: int = 1,
+        size: int | None = None,
+        **options: Any,
+    ) -> Pictures:
+        """A picture changed as the prompt says: image to image (SDEdit, arXiv 2108.01073).
+
+        Args:
+            image: PIL, a file's path, or uint8 [height, width, 3]; its centred square is taken.
+            strength: in (0, 1], the share of the steps that are run, 1 keeps nothing. Of the base
+                stage; by stage in a sequence, None where the stage enlarges what the one before it
+                made and looks at the picture no more.
+            options: as of `generate_images`.
+
+        Raises:
+            ValueError: as `generate_images`; no picture; a strength that leaves no step to run.
+        """
+        picture, positions = read_picture(image), self._positions(size)
+        strengths = by_stage("strength", strength, len(self.cascade.stages))
+        edits = [
+            None if share is None else Edit(self._pixels(picture, i), strength=share)
+            for i, share in enumerate(strengths)
+        ]
+        work = Work(positions, edits=edits, notes={"edit": {"strength": strengths}})
+        return self._draw(prompt, num_images, Options(**options), work)
+
+    def inpaint(
+        self,
+        image: Picture,
+        mask: Picture,
+        prompt: str | Sequence[str],
+        *,
+        strength: float = 1.0,
+        resamplings: int = 1,
+        jump_length: int = 10,
+        known: str = "noised",
+        num_images: int = 1,
+        size: int | None = None,
+        **options: Any,
+    ) -> Pictures:
+        """A picture drawn anew where the mask is white, and kept where it is black.
+
+        Args:
+            image, mask: of one size; PIL, files' paths or arrays. The centred square is taken.
+            strength: in (0, 1], less starts from what is there.
+            resamplings, jump_length: RePaint's (arXiv 2201.09865): each stretch of `jump_length`
+                steps is drawn `resamplings` times, for a better fit to what is kept.
+            known: "noised", RePaint's, or "clean", as diffusers does with DeepFloyd IF.
+            options: as of `generate_images`.
+
+        Raises:
+            ValueError: as `generate_images`; mask and picture of different sizes.
+        """
+        picture, positions = read_picture(image), self._positions(size)
+        flat = read_mask(mask, picture.size)
+        edits = [
+            Edit(
+                self._pixels(picture, i),
+                to_binary_mask(flat, (stage.resolution, stage.resolution)),
+                strength,
+                known,
+                resamplings,
+                jump_length,
+            )
+            for i, stage in enumerate(self.cascade.stages)
+        ]
+        notes = {"strength": strength, "resamplings": resamplings, "jump_length": jump_length}
+        work = Work(positions, edits=edits, notes={"inpaint": {**notes, "known": known}})
+        return self._draw(prompt, num_images, Options(**options), work)
+
+    def upscale(
+        self,
+        image: Picture,
+        prompt: str | Sequence[str] | None = None,
+        *,
+        size: int | None = None,
+        aug_level: float | None = None,
+        num_images: int = 1,
+        **options: Any,
+    ) -> Pictures:
+        """A picture enlarged by the super-resolution stages, in its own shape.
+
+        It is shrunk to what the first of them takes: the stage of the largest low resolution that
+        the picture's shorter side reaches.
+
+        Args:
+            image: PIL, a file's path, or uint8 [height, width, 3].
+            size: of the shorter side of the result, a resolution of a stage. The largest when None.
+            aug_level: noise on what each stage enlarges, in [0, 1]: more of it invents more. The
+                stages' own when None.
+            options: as of `generate_images`.
+
+        Raises:
+            ValueError: as `generate_images`; the model has no stage that enlarges.
+        """
+        picture, stages = read_picture(image), self.cascade.stages
+        last = last_stage(self.cascade, self.name, size)
+        low = [i for i in range(last + 1) if stages[i].low_resolution is not None]
+        if not low:
             raise ValueError(
-                f"The model begins with stage {cascade.stages[0].name!r}, which enlarges pictures "
-                f"of {cascade.stages[0].low_resolution} pixels; load it together with the stage "
-                "that makes those: load_model([base, this one])."
+                f"{self.name!r} has no stage up to size {size} that enlarges pictures."
             )
+        reached = [i for i in low if stages[i].low_resolution <= min(picture.size)]
+        first = reached[-1] if reached else low[0]
+        drawn = upscaled_from(self.cascade, range(first, last + 1), picture.size)
+        work = Work(
+            range(first, last + 1),
+            low_res=to_pixels(picture, drawn),
+            notes={"upscale": {"from": list(drawn), "stage": stages[first].name}},
+        )
+        chosen = Options(**options)
+        if aug_level is not None:
+            own = chosen.settings or self.cascade.sampling
+            noised = [replace(entry, aug_level=aug_level) for entry in own]
+            chosen = replace(chosen, settings=noised)
+        return self._draw(prompt, num_images, chosen, work)
 
-        use_compilation_cache()
-        subjects = len(prompts or labels or [None])
-        rows = np.repeat(np.arange(subjects), num_images)
-        conditions = self._conditions(prompts, labels, negative_prompt, rows, batch_size)
-        report = callback
-        bar = None
-        if progress:
-            bar = ProgressBar(cascade, chosen, last, len(rows), batch_size, callback)
-            report = bar
-        try:
-            images = sample_cascade(
-                cascade,
-                self.params,
-                sample_keys(seed, first_index + np.arange(len(rows))),
-                conditions,
-                settings=chosen,
-                last=last,
-                batch_size=batch_size,
-                callback=report,
-                every=every,
-            )
-        finally:
-            if bar is not None:
-                bar.close()
+    def _positions(self, size: int | None) -> range:
+        return range(last_stage(self.cascade, self.name, size) + 1)
 
-        common = {
-            "model": self.name,
-            "fingerprint": self.fingerprint,
-            "version": __version__,
-            "size": cascade.stages[last].resolution,
-            "seed": seed,
-            "negative_prompt": negative_prompt,
-            "batch_size": batch_size,
-            "sampling": [asdict(entry) for entry in chosen],
-        }
-        pictures = []
-        for position, (image, row) in enumerate(zip(to_uint8(images), rows, strict=True)):
-            picture = to_pil(image)
-            picture.info[SETTINGS_KEY] = {
-                "prompt": prompts[row] if prompts else None,
-                "label": labels[row] if labels else None,
-                "index": first_index + position,
-                **common,
-            }
-            pictures.append(picture)
-        captions = prompts or [str(value) for value in labels or []]
-        return Pictures(pictures, [captions[row] for row in rows] if captions else None)
+    def _pixels(self, picture: Image.Image, position: int) -> np.ndarray:
+        side = self.cascade.stages[position].resolution
+        return to_pixels(picture, (side, side))
+
+    def _draw(
+        self,
+        prompt: str | Sequence[str] | None,
+        num_images: int,
+        options: Options,
+        work: Work,
+    ) -> Pictures:
+        notes = {"model": self.name, "fingerprint": self.fingerprint, **work.notes}
+        work = replace(work, notes=notes)
+        return draw(self.cascade, self.params, self.name, prompt, num_images, options, work)
 
     def generate_again(self, settings: Mapping[str, Any], *, progress: bool = True) -> Pictures:
         """The picture whose settings these are (`picture.info["imagen_jax"]`), made again.
 
         Raises:
-            ValueError: the settings lack something, or the model has other stages.
+            ValueError: the settings lack something, or the model has other stages; the picture was
+                made of another one, which the settings do not hold.
         """
+        for kind in ("edit", "inpaint", "upscale"):
+            if kind in settings:
+                raise ValueError(
+                    f"The picture was made by {kind}(...) of another picture, which its settings "
+                    "do not hold."
+                )
         try:
             sampling = [settings_from_dict(entry) for entry in settings["sampling"]]
             wishes = {
@@ -202,6 +308,7 @@ class Pipeline:
             batch_size=settings.get("batch_size"),
             settings=sampling,
             progress=progress,
+            aspect_ratio=settings.get("aspect_ratio"),
         )
 
     def load_lora(
@@ -232,141 +339,3 @@ class Pipeline:
         model_directory.write_model(
             directory, self.cascade, self.params, name=self.name, notes=self.notes, dtype=dtype
         )
-
-    def _last_stage(self, size: int | None) -> int:
-        if size is None:
-            return len(self.sizes) - 1
-        if size not in self.sizes:
-            known = ", ".join(map(str, self.sizes))
-            raise ValueError(f"No stage of {self.name!r} makes size {size!r}; sizes: {known}.")
-        return self.sizes.index(size)
-
-    def _subjects(
-        self, prompt: str | Sequence[str] | None, label: int | Sequence[int] | None
-    ) -> tuple[list[str] | None, list[int] | None]:
-        """Prompts and labels as lists, as far as the model's stages read any."""
-        kinds = {stage.conditioning for stage in self.cascade.stages}
-        if "text" in kinds:
-            if prompt is None:
-                raise ValueError(f"{self.name!r} paints prompts: give one.")
-        elif prompt is not None:
-            raise ValueError(f"{self.name!r} reads no text, but a prompt was given: {prompt!r}.")
-        if "label" in kinds:
-            if label is None:
-                raise ValueError(f"{self.name!r} paints classes: give label=.")
-        elif label is not None:
-            raise ValueError(f"{self.name!r} knows no classes, but label={label!r} was given.")
-        prompts = labels = None
-        if prompt is not None:
-            prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-            if not prompts:
-                raise ValueError("The list of prompts is empty.")
-            for entry in prompts:
-                if not isinstance(entry, str):
-                    raise ValueError(f"A prompt must be a string: {entry!r}.")
-                if not entry.strip():
-                    raise ValueError(f"The prompt is empty: {entry!r}. Say what to paint.")
-        if label is not None:
-            labels = [label] if isinstance(label, int | np.integer) else list(label)
-            labels = [int(value) for value in labels]
-            if not labels:
-                raise ValueError("The list of labels is empty.")
-            if prompts and len(prompts) != len(labels):
-                raise ValueError(f"{len(prompts)} prompts but {len(labels)} labels.")
-            for stage in self.cascade.stages:
-                classes = getattr(stage.network, "num_classes", None)
-                wrong = [v for v in labels if classes is not None and not 0 <= v < classes]
-                if stage.conditioning == "label" and wrong:
-                    raise ValueError(f"label must lie in 0 ... {classes - 1}: {wrong[0]}.")
-        return prompts, labels
-
-    def _negative_prompt(self, negative_prompt: str | None) -> str | None:
-        if negative_prompt is None or not negative_prompt.strip():
-            return None
-        if self.cascade.encoder is None:
-            raise ValueError(f"{self.name!r} reads no text, so no negative_prompt either.")
-        return negative_prompt
-
-    def _conditions(
-        self,
-        prompts: list[str] | None,
-        labels: list[int] | None,
-        negative_prompt: str | None,
-        rows: np.ndarray,
-        batch_size: int,
-    ) -> Conditions:
-        """What each picture is made of: row i of the result belongs to subject rows[i]."""
-        text = null = None
-        if prompts:
-            encoder = self.cascade.encoder
-            asked = [*prompts, negative_prompt] if negative_prompt else prompts
-            encoded = encode_prompts(encoder, self.params[TEXT_ENCODER], asked, batch_size)
-            text = jax.tree.map(lambda x: x[rows], encoded)
-            null = text_room.null_text(1, encoder.max_length, encoder.config.d_model)
-            if negative_prompt:
-                null = jax.tree.map(lambda x: x[-1:], encoded)
-        label = None if labels is None else np.asarray(labels, np.int32)[rows]
-        return Conditions(text=text, null=null, label=label)
-
-
-def encode_prompts(
-    encoder: text_room.TextEncoder, params: Params, prompts: Sequence[str], batch_size: int
-) -> TextEmbeddings:
-    """Embeddings on the host, encoded `batch_size` at a time: one program for any number."""
-    done = []
-    for start in range(0, len(prompts), batch_size):
-        part = list(prompts[start : start + batch_size])
-        filled = part + [""] * (batch_size - len(part))
-        encoded = text_room.encode(encoder, params, filled)
-        done.append(jax.tree.map(lambda x: np.asarray(x)[: len(part)], encoded))  # noqa: B023
-    return jax.tree.map(lambda *parts: np.concatenate(parts), *done)
-
-
-def check_count(name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-        raise ValueError(f"{name} must be a whole number, at least 1: {value!r}.")
-    return int(value)
-
-
-def check_seed(seed: int | None) -> int:
-    """The seed, or a new one."""
-    if seed is None:
-        return secrets.randbelow(LARGEST_SEED + 1)
-    if not isinstance(seed, int | np.integer) or not 0 <= seed <= LARGEST_SEED:
-        raise ValueError(f"seed must be a whole number from 0 to {LARGEST_SEED}: {seed!r}.")
-    return int(seed)
-
-
-class ProgressBar:
-    """A bar over all steps of all batches at all stages; passes what it sees on to a callback."""
-
-    def __init__(
-        self,
-        cascade: Cascade,
-        settings: Sequence[SamplingSettings],
-        last: int,
-        samples: int,
-        batch_size: int,
-        callback: Callback | None,
-    ):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a notebook without ipywidgets gets a bar of text
-            from tqdm.auto import tqdm
-
-        batches = -(-samples // batch_size)
-        total = batches * sum(entry.steps for entry in settings[: last + 1])
-        self.bar = tqdm(total=total, unit="step", desc=cascade.stages[0].name)
-        self.callback = callback
-        self.before: tuple[str, int, int] = ("", 0, 0)
-
-    def __call__(self, progress: Progress) -> None:
-        stage, first, step = self.before
-        same = (stage, first) == (progress.stage.name, progress.first)
-        self.bar.set_description(progress.stage.name, refresh=False)
-        self.bar.update(progress.step - (step if same else 0))
-        self.before = (progress.stage.name, progress.first, progress.step)
-        if self.callback is not None:
-            self.callback(progress)
-
-    def close(self) -> None:
-        self.bar.close()

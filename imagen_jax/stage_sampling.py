@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from imagen_jax import models
 from imagen_jax.diffusion.augmentation import augment, upsample
 from imagen_jax.diffusion.denoiser import Guidance, Thresholding
 from imagen_jax.diffusion.editing import (
@@ -43,6 +44,7 @@ from imagen_jax.stage import Stage, make_stage_denoiser
 from imagen_jax.typing import Images, Keys, Params, TextEmbeddings
 
 AUGMENTATION_INDEX = MAX_STEPS + 1  # noise indices 0 ... MAX_STEPS belong to the sampler
+Shape = tuple[int, int, int]  # of one picture: height, width, channels
 KNOWN_INDEX = MAX_STEPS + 2  # what a key is folded with for the kept part of an edited picture
 
 
@@ -115,41 +117,42 @@ def _numbers(settings: SamplingSettings, grid: TimeGrid) -> Numbers:
     return Numbers(grid, *jax.tree.map(np.float32, floats))
 
 
-def _noise(stage: Stage, keys: Keys, injected: InjectedNoise | None) -> Noise:
+def _noise(shape: Shape, keys: Keys, injected: InjectedNoise | None) -> Noise:
     if injected is not None:
         return lambda index: injected.steps[index].astype(jnp.float32)
-    return noise_from_keys(keys, (stage.resolution, stage.resolution, stage.channels))
+    return noise_from_keys(keys, shape)
 
 
-def _path_noise(stage: Stage, keys: Keys, injected: InjectedNoise | None) -> Noise:
+def _path_noise(shape: Shape, keys: Keys, injected: InjectedNoise | None) -> Noise:
     """Noise of a path longer than any grid: drawn, it skips the index of the augmentation."""
-    noise = _noise(stage, keys, injected)
+    noise = _noise(shape, keys, injected)
     if injected is not None:
         return noise
     return lambda index: noise(jnp.where(index > MAX_STEPS, index + 1, index))
 
 
-def _known_noise(stage: Stage, keys: Keys, injected: InjectedNoise | None) -> Noise:
+def _known_noise(shape: Shape, keys: Keys, injected: InjectedNoise | None) -> Noise:
     """Noise of the kept part of an edited picture, independent of the sampler's."""
     if injected is None:
-        return _path_noise(stage, jax.vmap(jax.random.fold_in, (0, None))(keys, KNOWN_INDEX), None)
+        return _path_noise(shape, jax.vmap(jax.random.fold_in, (0, None))(keys, KNOWN_INDEX), None)
     if injected.known is None:
         raise ValueError("Injected noise lacks `known`, the noise of the kept part of the picture.")
     return lambda index: injected.known[index].astype(jnp.float32)
 
 
-@partial(jax.jit, static_argnums=0)
+@partial(jax.jit, static_argnums=(0, 1))
 def begin_stage(
     stage: Stage,
+    shape: Shape,
     keys: Keys,
     low_res: Images | None,
     aug_level: Float[Array, ""] | float,
     injected: InjectedNoise | None = None,
 ) -> tuple[SamplerState, Float[Array, "batch high wide channels"] | None]:
     """Initial noise, and the low-resolution input enlarged and noised as the network wants it."""
-    noise = _noise(stage, keys, injected)
+    noise = _noise(shape, keys, injected)
     if low_res is not None:
-        low_res = upsample(low_res, stage.resolution, stage.upsampling)
+        low_res = upsample(low_res, shape[:2], stage.upsampling)
         given = injected is not None and injected.augmentation is not None
         eps = injected.augmentation if given else noise(AUGMENTATION_INDEX)
         low_res = augment(low_res, aug_level, eps, stage.aug_schedule)
@@ -170,7 +173,7 @@ def begin_edit(
 
 
 def _make_sampler(
-    stage: Stage,
+    shape: Shape,
     choices: Choices,
     keys: Keys,
     kept: tuple[Images, Mask | None] | None,
@@ -179,11 +182,11 @@ def _make_sampler(
     """The sampler of these choices, wrapped for an edit, and its noise."""
     sampler = SAMPLERS[choices.sampler]
     image, mask = kept or (None, None)
-    noise = (_path_noise if choices.jumps else _noise)(stage, keys, injected)
+    noise = (_path_noise if choices.jumps else _noise)(shape, keys, injected)
     if choices.jumps:
         sampler = jumping(sampler)
     if mask is not None:
-        known_noise = _known_noise(stage, keys, injected) if choices.known == "noised" else noise
+        known_noise = _known_noise(shape, keys, injected) if choices.known == "noised" else noise
         sampler = inpainting(sampler, image, mask, choices.known, known_noise)
     return sampler, noise
 
@@ -223,7 +226,7 @@ def advance_stage(
         thresholding=numbers.thresholding,
         learned_variance=choices.learned_variance,
     )
-    sampler, noise = _make_sampler(stage, choices, keys, kept, injected)
+    sampler, noise = _make_sampler(state.x.shape[1:], choices, keys, kept, injected)
     return sample_loop(
         sampler,
         denoise,
@@ -244,6 +247,7 @@ def sample_stage(
     conditions: Conditions = Conditions(),
     settings: SamplingSettings = SamplingSettings(),
     *,
+    size: tuple[int, int] | None = None,
     edit: Edit | None = None,
     injected: InjectedNoise | None = None,
     callback: Callable[[int, SamplerState], None] | None = None,
@@ -254,6 +258,8 @@ def sample_stage(
     Args:
         params: of the stage's network.
         keys: one a sample.
+        size: (height, width) that a base stage draws, when not its resolution; a stage that
+            enlarges follows the size of its input.
         edit: a picture of the stage's resolution to start from.
         callback: called with the number of steps done and the state, every `every` steps (a tenth
             of all when None) and after the last.
@@ -271,10 +277,13 @@ def sample_stage(
     grid, first, last = plan_steps(stage, settings, edit)
     numbers, kept = _numbers(settings, grid), None
     choices = Choices(settings.sampler, settings.threshold, settings.learned_variance)
-    state, low_res = begin_stage(stage, keys, conditions.low_res, numbers.aug_level, injected)
+    shape = (*stage_size(stage, conditions.low_res, size), stage.channels)
+    state, low_res = begin_stage(
+        stage, shape, keys, conditions.low_res, numbers.aug_level, injected
+    )
     conditions = conditions._replace(low_res=low_res)
     if edit is not None:
-        kept = _kept(stage, edit, len(keys))
+        kept = _kept(stage, edit, (len(keys), *shape))
         state = begin_edit(stage, edit.known, state, *kept, grid.times[first])
         choices = choices._replace(known=edit.known, jumps=edit.resamplings > 1)
     chunk = last - first if callback is None else every or ceil((last - first) / 10)
@@ -298,12 +307,41 @@ def sample_stage(
     return jnp.clip(state.x, -1.0, 1.0)
 
 
-def _kept(stage: Stage, edit: Edit, batch: int) -> tuple[Images, Mask | None]:
+def stage_size(
+    stage: Stage, low_res: Images | np.ndarray | None, size: tuple[int, int] | None = None
+) -> tuple[int, int]:
+    """(height, width) of what a stage draws.
+
+    Raises:
+        ValueError: a size that the network cannot have, or another one than that of the input.
+    """
+    if low_res is not None:
+        enlarged = [side * stage.resolution // stage.low_resolution for side in low_res.shape[1:3]]
+        if size is not None and tuple(size) != tuple(enlarged):
+            raise ValueError(
+                f"Stage {stage.name!r} makes {enlarged[0]}x{enlarged[1]} of its input, not {size}."
+            )
+        size = tuple(enlarged)
+    square = (stage.resolution, stage.resolution)
+    size, step = square if size is None else tuple(size), models.reduction(stage.network)
+    if getattr(stage.network, "draft", False) and size != square:
+        raise ValueError(
+            f"Stage {stage.name!r} draws {square[0]}x{square[1]} alone: its draft of the text has "
+            f"that size, not {size[0]}x{size[1]}."
+        )
+    if min(size) < 1 or any(side % step for side in size):
+        raise ValueError(
+            f"Stage {stage.name!r} draws pictures whose sides are multiples of {step}, "
+            f"not {size[0]}x{size[1]} (height x width)."
+        )
+    return size
+
+
+def _kept(stage: Stage, edit: Edit, shape: tuple[int, ...]) -> tuple[Images, Mask | None]:
     """Image and mask of an edit, one row a sample."""
-    shape = (batch, stage.resolution, stage.resolution, stage.channels)
     if edit.image.shape != shape and edit.image.shape != (1, *shape[1:]):
         raise ValueError(
-            f"Stage {stage.name!r} edits {batch} pictures of shape {shape[1:]}, or one for all; "
+            f"Stage {stage.name!r} edits {shape[0]} pictures of shape {shape[1:]}, or one for all; "
             f"got {edit.image.shape}."
         )
     image = jnp.broadcast_to(jnp.asarray(edit.image, jnp.float32), shape)

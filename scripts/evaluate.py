@@ -53,11 +53,11 @@ def run(options: argparse.Namespace) -> dict:
     import numpy as np
 
     from imagen_jax import load_model
+    from imagen_jax.arguments import check_count, check_seed
     from imagen_jax.evaluation import report as report_room
     from imagen_jax.evaluation import runner
     from imagen_jax.evaluation.picture_set import read_picture_set
     from imagen_jax.evaluation.retrieval import SIZE
-    from imagen_jax.pipeline import check_count, check_seed
     from imagen_jax.sampling_settings import with_overrides
 
     metrics = list(dict.fromkeys(name for name in options.metrics.split(",") if name))

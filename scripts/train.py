@@ -111,6 +111,9 @@ def open_run(config: Any, raw: Any, encoder: Any, frozen_shapes: Any) -> dict[st
         weights = read_weights(config.init_from, config.stage.name, with_text)
     description = build.describe(config, encoder, raw)
     build.write_description(workdir, description, encoder)
+    # The curve is that of training from the start, on one set of pictures.
+    fine_tuning = config.lora is not None or config.data.prior is not None
+    curve = None if fine_tuning else reference_curve(config.stage)
     return {
         "batches": make_batches(config, encoder, source),
         "checkpoints": checkpoints,
@@ -119,7 +122,7 @@ def open_run(config: Any, raw: Any, encoder: Any, frozen_shapes: Any) -> dict[st
         "frozen": frozen,
         "weights": weights,
         "sample": make_sample_fn(config, encoder, source, frozen),
-        "reference": reference_curve(config.stage),
+        "reference": curve,
     }
 
 

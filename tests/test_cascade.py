@@ -177,9 +177,9 @@ def test_injected_noise_takes_the_place_of_the_keys(params, conditions):
 def test_low_resolution_pictures_are_enlarged_and_noised(key):
     low_res = jax.random.uniform(key, (2, 4, 4, 3), minval=-1)
     keys = sample_keys(0, [0, 1])
-    _, clean = begin_stage(SR, keys, low_res, np.float32(0))
+    _, clean = begin_stage(SR, (8, 8, 3), keys, low_res, np.float32(0))
     np.testing.assert_allclose(clean, upsample(low_res, 8), atol=0.01)
-    _, noised = begin_stage(SR, keys, low_res, np.float32(1))
+    _, noised = begin_stage(SR, (8, 8, 3), keys, low_res, np.float32(1))
     assert np.abs(noised - upsample(low_res, 8)).mean() > 0.3
     with pytest.raises(ValueError, match="4 pixels to enlarge"):
         sample_stage(SR, {}, keys)

@@ -11,7 +11,16 @@ LAYERS = [
     {"diffusion", "models", "data"},
     {"text", "sampling_settings", "lora", "stage", "stage_sampling", "cascade", "pictures"},
     {"training", "evaluation", "convert", "compress", "export"},
-    {"model_directory", "adapters", "pipeline", "loading", "__init__"},
+    {
+        "model_directory",
+        "adapters",
+        "arguments",
+        "progress_bar",
+        "drawing",
+        "pipeline",
+        "loading",
+        "__init__",
+    },
     {"configs", "scripts"},
 ]
 # Inside one layer a room may import these of its neighbours, and no others.
@@ -21,7 +30,8 @@ NEIGHBOURS = {
     "cascade": {"text", "sampling_settings", "stage", "stage_sampling"},
     "export": {"compress"},
     "adapters": {"model_directory"},
-    "pipeline": {"model_directory", "adapters"},
+    "drawing": {"model_directory", "arguments", "progress_bar"},
+    "pipeline": {"model_directory", "adapters", "arguments", "drawing"},
     "loading": {"model_directory", "pipeline"},
     "__init__": {"pipeline", "loading"},
     "scripts": {"configs"},

@@ -16,7 +16,7 @@ from tiny_cascade import BASE, BASE_SETTINGS, CASCADE, SR, network, random_param
 
 import imagen_jax
 from imagen_jax import cascade as cascade_room
-from imagen_jax import compilation_cache, loading, pipeline
+from imagen_jax import compilation_cache, drawing, loading
 from imagen_jax.cascade import TEXT_ENCODER, Cascade
 from imagen_jax.grid import image_grid, to_uint8
 from imagen_jax.loading import load_model
@@ -144,8 +144,8 @@ def test_a_wrong_wish_is_refused_before_anything_is_computed(
     def never(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("expensive work began")
 
-    monkeypatch.setattr(pipeline, "sample_cascade", never)
-    monkeypatch.setattr(pipeline, "encode_prompts", never)
+    monkeypatch.setattr(drawing, "sample_cascade", never)
+    monkeypatch.setattr(drawing, "encode_prompts", never)
     with pytest.raises(ValueError, match=message) as caught:
         model.generate_images(**{"prompt": "a cat", "progress": False, **wish})
     assert "\n" not in str(caught.value)

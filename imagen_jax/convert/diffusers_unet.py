@@ -1,19 +1,19 @@
-"""diffusers' UNet2DConditionModel, with the blocks that DeepFloyd IF has, to `UNetConfig` and back.
+"""diffusers' UNet2DConditionModel with DeepFloyd IF's blocks, to `UNetConfig` and back.
 
-The `config.json` of a `unet` folder gives our config, and the config gives the table of tensors. The
-blocks are unet_2d_blocks.py's ResnetDownsampleBlock2D, SimpleCrossAttnDownBlock2D and their likes;
-those of Stable Diffusion have other ones.
+The `config.json` of a `unet` folder gives our config, and the config gives the table of tensors.
 """
 
 import dataclasses
-import math
+import functools
 from collections.abc import Mapping
 from typing import Any
 
+from imagen_jax.convert.fields import Fields
 from imagen_jax.convert.layout import CONVOLUTION, LINEAR, Layout, Tensors
 from imagen_jax.models import UNetConfig, UNetLevel
 
 CLASS_NAME = "UNet2DConditionModel"
+OWNER = "The diffusers U-Net"
 # What a field that config.json leaves out stands for, where we express it.
 DEFAULTS = {
     "in_channels": 4,
@@ -74,100 +74,44 @@ IRRELEVANT = {
 ACTIVATIONS = {"silu": "swish", "swish": "swish", "gelu": "gelu"}
 TEXT_NORMS = {"group_norm": "group", None: None}
 TEXT_NORM_GROUPS = 32
-# Whether a level has attention, by the type of its block on the way down, and the one on the way up.
+# A level's type of block on the way down: whether it has attention, and the type on the way up.
 BLOCKS = {
     "ResnetDownsampleBlock2D": (False, "ResnetUpsampleBlock2D"),
     "SimpleCrossAttnDownBlock2D": (True, "SimpleCrossAttnUpBlock2D"),
 }
 
 
-def _refuse(field: str, value: Any, supported: str) -> None:
-    raise ValueError(f"The diffusers U-Net's {field} is {value!r}; supported is {supported}.")
-
-
-def _choice(settings: Mapping[str, Any], field: str, choices: Mapping[Any, Any]) -> Any:
-    value = settings[field]
-    if not isinstance(value, str | None) or value not in choices:
-        _refuse(field, value, " or ".join(repr(choice) for choice in choices))
-    return choices[value]
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-
-def _count(settings: Mapping[str, Any], field: str) -> int:
-    """A positive integer, or a list of the same one for each level."""
-    value = settings[field]
-    items = list(value) if isinstance(value, list | tuple) else [value]
-    if not items or not all(_is_count(item) and item == items[0] for item in items):
-        _refuse(field, value, "a positive integer, the same for every level")
-    return items[0]
-
-
-def _optional_count(settings: Mapping[str, Any], field: str) -> int | None:
-    return None if settings[field] is None else _count(settings, field)
-
-
-def _positive(settings: Mapping[str, Any], field: str) -> float:
-    value = settings[field]
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not (math.isfinite(value) and value > 0):
-        _refuse(field, value, "a positive number")
-    return float(value)
-
-
-def _flag(settings: Mapping[str, Any], field: str) -> bool:
-    value = settings[field]
-    if not isinstance(value, bool):
-        _refuse(field, value, "true or false")
-    return value
-
-
-def _by_level(settings: Mapping[str, Any], field: str, kind: type, levels: int | None) -> list:
-    """A list with an item of `kind` for each level; a single item stands for all of them."""
-    value = settings[field]
-    items = list(value) if isinstance(value, list | tuple) else [value] * (levels or 0)
-    fits = len(items) == levels if levels is not None else bool(items)
-    if kind is int:
-        fits = fits and all(_is_count(item) for item in items)
-    if not fits or not all(type(item) is kind for item in items):
-        what = {int: "a positive integer", bool: "true or false", str: "a type of block"}[kind]
-        _refuse(field, value, f"{what} for each level ({levels or 'one or more'})")
-    return items
-
-
-def _settings(values: Mapping[str, Any]) -> dict[str, Any]:
+def _fields(values: Mapping[str, Any]) -> Fields:
     """The fields that we express, once all the others have been found to be harmless."""
     name = values.get("_class_name", CLASS_NAME)
     if name != CLASS_NAME:
         raise ValueError(f"The network is a {name!r} of diffusers; supported is {CLASS_NAME!r}.")
     for field, (supported, default) in FIXED.items():
-        value = values.get(field, default)
-        if value != supported:
-            _refuse(field, value, repr(supported))
+        fixed = Fields(OWNER, {field: values.get(field, default)})
+        if fixed.values[field] != supported:
+            fixed.refuse(field, repr(supported))
     for field in sorted(set(values) - set(DEFAULTS) - set(FIXED) - IRRELEVANT):
         # Names that start with "_" are notes: class, version, origin.
         if not field.startswith("_") and values[field] not in (None, False):
             raise ValueError(
-                f"The diffusers U-Net has the unknown field {field} = {values[field]!r}; supported "
-                "are the fields of UNet2DConditionModel that DeepFloyd IF sets."
+                f"{OWNER} has an unknown field, {field} = {values[field]!r}; supported are those "
+                f"of {CLASS_NAME} that DeepFloyd IF sets."
             )
-    return {field: values.get(field, default) for field, default in DEFAULTS.items()}
+    known = {field: values.get(field, default) for field, default in DEFAULTS.items()}
+    return Fields(OWNER, known)
 
 
-def _levels(settings: Mapping[str, Any]) -> tuple[UNetLevel, ...]:
-    channels = _by_level(settings, "block_out_channels", int, None)
+def _levels(fields: Fields) -> tuple[UNetLevel, ...]:
+    channels = fields.counts("block_out_channels")
     count = len(channels)
-    num_blocks = _by_level(settings, "layers_per_block", int, count)
-    only_cross = _by_level(settings, "only_cross_attention", bool, count)
-    down = _by_level(settings, "down_block_types", str, count)
-    for name in down:
-        if name not in BLOCKS:
-            _refuse("down_block_types", name, " or ".join(BLOCKS))
+    num_blocks = fields.counts("layers_per_block", count)
+    only_cross = fields.flags("only_cross_attention", count)
+    down = fields.names("down_block_types", count)
+    if not set(down) <= set(BLOCKS):
+        fields.refuse("down_block_types", f"a list of {' or '.join(BLOCKS)}")
     up = [BLOCKS[name][1] for name in reversed(down)]
-    if _by_level(settings, "up_block_types", str, count) != up:
-        _refuse("up_block_types", settings["up_block_types"], f"the mirror of the way down, {up}")
+    if fields.names("up_block_types", count) != up:
+        fields.refuse("up_block_types", f"the mirror of the way down, {up}")
     kinds = [
         ("cross" if cross else "self") if BLOCKS[name][0] else None
         for name, cross in zip(down, only_cross, strict=True)
@@ -175,82 +119,74 @@ def _levels(settings: Mapping[str, Any]) -> tuple[UNetLevel, ...]:
     return tuple(UNetLevel(*items) for items in zip(channels, num_blocks, kinds, strict=True))
 
 
-def _mid_attention(settings: Mapping[str, Any]) -> str:
-    only_cross = settings["mid_block_only_cross_attention"]
-    if only_cross is None:
-        only_cross = settings["only_cross_attention"] is True
-    elif not isinstance(only_cross, bool):
-        _refuse("mid_block_only_cross_attention", only_cross, "true, false or null")
+def _mid_attention(fields: Fields) -> str:
+    if fields.values["mid_block_only_cross_attention"] is not None:
+        only_cross = fields.flag("mid_block_only_cross_attention")
+    else:
+        only_cross = fields.values["only_cross_attention"] is True
     return "cross" if only_cross else "self"
 
 
-def _check_divisions(config: UNetConfig, text_width: int) -> None:
-    first = config.levels[0].channels
-    if first % 2:
-        _refuse("block_out_channels", first, "an even first number")
-    for level in config.levels:
-        if level.channels % config.norm_groups:
-            _refuse(
-                "norm_num_groups", config.norm_groups, f"a divisor of {level.channels} channels"
-            )
-    attending = [level.channels for level in config.levels if level.attention]
-    for channels in (*attending, config.levels[-1].channels):
+def _check_divisions(fields: Fields, config: UNetConfig, text_width: int) -> None:
+    if config.levels[0].channels % 2:
+        fields.refuse("block_out_channels", "a list that begins with an even number")
+    widths = {level.channels for level in config.levels}
+    attending = {level.channels for level in config.levels if level.attention}
+    for channels in sorted(widths):
+        if channels % config.norm_groups:
+            fields.refuse("norm_num_groups", f"a divisor of the {channels} channels")
+    for channels in sorted(attending | {config.levels[-1].channels}):
         if channels % config.head_channels:
-            _refuse("attention_head_dim", config.head_channels, f"a divisor of {channels} channels")
-    read = config.text_projection or text_width
-    if config.text_norm == "group" and read % TEXT_NORM_GROUPS:
-        _refuse("cross_attention_dim", read, f"a multiple of {TEXT_NORM_GROUPS} with group_norm")
+            fields.refuse("attention_head_dim", f"a divisor of the {channels} channels")
+    if config.text_norm == "group" and (config.text_projection or text_width) % TEXT_NORM_GROUPS:
+        fields.refuse("cross_attention_dim", f"a multiple of {TEXT_NORM_GROUPS} for group_norm")
     if config.pooling_heads is not None and text_width % config.pooling_heads:
-        heads = config.pooling_heads
-        _refuse("addition_embed_type_num_heads", heads, f"a divisor of the text's {text_width}")
+        fields.refuse("addition_embed_type_num_heads", f"a divisor of the text's {text_width}")
 
 
 def text_width_from_diffusers(values: Mapping[str, Any]) -> int:
     """The width of the text embeddings that the U-Net of this config.json reads."""
-    settings = _settings(values)
-    field = "cross_attention_dim" if settings["encoder_hid_dim"] is None else "encoder_hid_dim"
-    return _count(settings, field)
+    fields = _fields(values)
+    projected = fields.values["encoder_hid_dim"] is not None
+    return fields.count("encoder_hid_dim" if projected else "cross_attention_dim")
 
 
 def config_from_diffusers(values: Mapping[str, Any], **overrides: Any) -> UNetConfig:
     """The network of a `unet/config.json`; `overrides` are fields of UNetConfig, such as `dtype`.
 
-    A network with class_embed_type "timestep" (stages II and III) has half of its in_channels for
-    the low-resolution picture. ValueError names a field that is not supported and what is.
+    With class_embed_type "timestep" (stages II and III) half of in_channels are the low-resolution
+    picture's. ValueError names a field that is not supported, and what is.
     """
-    settings = _settings(values)
-    in_channels = _count(settings, "in_channels")
-    enlarging = _choice(settings, "class_embed_type", {"timestep": True, None: False})
+    fields = _fields(values)
+    in_channels = fields.count("in_channels")
+    enlarging = fields.choice("class_embed_type", {"timestep": True, None: False})
     if enlarging and in_channels % 2:
-        _refuse("in_channels", in_channels, "an even number with class_embed_type 'timestep'")
-    projected = settings["encoder_hid_dim"] is not None
-    kinds = {"text_proj": True, None: projected} if projected else {None: False}
-    _choice(settings, "encoder_hid_dim_type", kinds)
-    pooled = _choice(settings, "addition_embed_type", {"text": True, None: False})
-    fields = {
-        "levels": _levels(settings),
-        "mid_attention": _mid_attention(settings),
-        "in_channels": in_channels // 2 if enlarging else in_channels,
-        "out_channels": _count(settings, "out_channels"),
-        "low_res_channels": in_channels // 2 if enlarging else 0,
-        "head_channels": _count(settings, "attention_head_dim"),
-        "activation": _choice(settings, "act_fn", ACTIVATIONS),
-        "norm_groups": _count(settings, "norm_num_groups"),
-        "norm_eps": _positive(settings, "norm_eps"),
-        "output_scale_factor": _positive(settings, "resnet_out_scale_factor"),
-        "mid_output_scale_factor": _positive(settings, "mid_block_scale_factor"),
-        "embedding_width": _optional_count(settings, "time_embedding_dim"),
-        "embedding_activation": _choice(
-            settings, "time_embedding_act_fn", ACTIVATIONS | {None: None}
-        ),
-        "activate_embedding": not _flag(settings, "resnet_skip_time_act"),
-        "text_projection": _count(settings, "cross_attention_dim") if projected else None,
-        "text_norm": _choice(settings, "cross_attention_norm", TEXT_NORMS),
-        "pooling_heads": _count(settings, "addition_embed_type_num_heads") if pooled else None,
-        "mask_text": False,
-    }
-    config = UNetConfig(**fields)
-    _check_divisions(config, text_width_from_diffusers(values))
+        fields.refuse("in_channels", "an even number with class_embed_type 'timestep'")
+    projected = fields.values["encoder_hid_dim"] is not None
+    fields.choice("encoder_hid_dim_type", {None: 0, "text_proj": 0} if projected else {None: 0})
+    pooled = fields.choice("addition_embed_type", {"text": True, None: False})
+    embedding_width = fields.values["time_embedding_dim"]
+    config = UNetConfig(
+        levels=_levels(fields),
+        mid_attention=_mid_attention(fields),
+        in_channels=in_channels // 2 if enlarging else in_channels,
+        out_channels=fields.count("out_channels"),
+        low_res_channels=in_channels // 2 if enlarging else 0,
+        head_channels=fields.count("attention_head_dim"),
+        activation=fields.choice("act_fn", ACTIVATIONS),
+        norm_groups=fields.count("norm_num_groups"),
+        norm_eps=fields.positive("norm_eps"),
+        output_scale_factor=fields.positive("resnet_out_scale_factor"),
+        mid_output_scale_factor=fields.positive("mid_block_scale_factor"),
+        embedding_width=None if embedding_width is None else fields.count("time_embedding_dim"),
+        embedding_activation=fields.choice("time_embedding_act_fn", {None: None} | ACTIVATIONS),
+        activate_embedding=not fields.flag("resnet_skip_time_act"),
+        text_projection=fields.count("cross_attention_dim") if projected else None,
+        text_norm=fields.choice("cross_attention_norm", TEXT_NORMS),
+        pooling_heads=fields.count("addition_embed_type_num_heads") if pooled else None,
+        mask_text=False,
+    )
+    _check_divisions(fields, config, text_width_from_diffusers(values))
     return dataclasses.replace(config, **overrides)
 
 
@@ -259,7 +195,7 @@ def _check_expressible(config: UNetConfig) -> None:
         "mid_attention": ("self", "cross"),
         "low_res_channels": (0, config.in_channels),
         "num_classes": (None,),
-        "text_norm": ("group", None),
+        "text_norm": tuple(TEXT_NORMS.values()),
         "mask_text": (False,),
     }
     for field, supported in limits.items():
@@ -267,7 +203,7 @@ def _check_expressible(config: UNetConfig) -> None:
         if value not in supported:
             raise ValueError(
                 f"{CLASS_NAME} of diffusers cannot express {field} {value!r} of UNetConfig, only "
-                f"{' or '.join(repr(item) for item in supported)}."
+                f"{' or '.join(map(repr, supported))}."
             )
 
 
@@ -319,25 +255,17 @@ def config_to_diffusers(
         "addition_embed_type": None if config.pooling_heads is None else "text",
         "addition_embed_type_num_heads": config.pooling_heads or heads,
     }
-    back = config_from_diffusers(values, dtype=config.dtype, remat=config.remat)
-    if back != config:
-        raise ValueError(f"{CLASS_NAME} of diffusers turns {config} into {back}.")
+    config_from_diffusers(values)  # refuses what does not divide
     return values
 
 
-def _linear(ours: str, theirs: str) -> Layout:
-    weight = Tensors((f"{theirs}.weight",), LINEAR)
-    return {f"{ours}/kernel": weight, f"{ours}/bias": Tensors((f"{theirs}.bias",))}
+def _linear(ours: str, theirs: str, scale: str = "kernel", axes: tuple | None = LINEAR) -> Layout:
+    weight, bias = Tensors((f"{theirs}.weight",), axes), Tensors((f"{theirs}.bias",))
+    return {f"{ours}/{scale}": weight, f"{ours}/bias": bias}
 
 
-def _convolution(ours: str, theirs: str) -> Layout:
-    weight = Tensors((f"{theirs}.weight",), CONVOLUTION)
-    return {f"{ours}/kernel": weight, f"{ours}/bias": Tensors((f"{theirs}.bias",))}
-
-
-def _norm(ours: str, theirs: str) -> Layout:
-    scale = Tensors((f"{theirs}.weight",))
-    return {f"{ours}/scale": scale, f"{ours}/bias": Tensors((f"{theirs}.bias",))}
+_convolution = functools.partial(_linear, axes=CONVOLUTION)
+_norm = functools.partial(_linear, scale="scale", axes=None)
 
 
 def _embedding(config: UNetConfig) -> Layout:
@@ -350,7 +278,7 @@ def _embedding(config: UNetConfig) -> Layout:
         table |= _linear(f"embedding/{ours}_out", f"{theirs}.linear_2")
     if config.pooling_heads is not None:
         pooling, theirs = "embedding/pooling", "add_embedding"
-        table[f"{pooling}/class_token"] = Tensors((f"{theirs}.pool.positional_embedding",), (0, 1))
+        table[f"{pooling}/class_token"] = Tensors((f"{theirs}.pool.positional_embedding",))
         table |= _norm(f"{pooling}/norm_in", f"{theirs}.norm1")
         for part in ("query", "key", "value"):
             table |= _linear(f"{pooling}/{part}", f"{theirs}.pool.{part[0]}_proj")

@@ -9,7 +9,8 @@ from imagen_jax.diffusion.process import add_noise
 from imagen_jax.diffusion.schedules import Cosine, Schedule
 from imagen_jax.typing import Images
 
-Resized = Float[Array, "batch resolution resolution channels"]
+Resized = Float[Array, "batch new_height new_width channels"]
+Size = tuple[int, int] | int  # (height, width), or the side of a square
 
 # The paper names no schedule for the augmentation; the one of its base model is our choice.
 AUGMENTATION_SCHEDULE = Cosine()
@@ -35,11 +36,11 @@ def augment(
     return add_noise(low_res, eps, schedule.logsnr(level))
 
 
-def upsample(images: Images, resolution: int, method: str = "bilinear") -> Resized:
-    """Resize to the resolution x resolution that the network works at; a key of UPSAMPLINGS."""
+def upsample(images: Images, size: Size, method: str = "bilinear") -> Resized:
+    """Resize to the size that the network works at; `method` is a key of UPSAMPLINGS."""
     if method not in UPSAMPLINGS:
         raise ValueError(f"unknown upsampling {method!r}; choose one of {tuple(UPSAMPLINGS)}")
-    return UPSAMPLINGS[method](images, resolution)
+    return UPSAMPLINGS[method](images, _sides(size))
 
 
 def downsample(images: Images, resolution: int) -> Resized:
@@ -50,40 +51,43 @@ def downsample(images: Images, resolution: int) -> Resized:
     """
     batch, height, width, channels = images.shape
     if resolution < 1 or height % resolution or width % resolution:
-        return _bilinear(images, resolution, antialias=True)
+        return _bilinear(images, _sides(resolution), antialias=True)
     rows, columns = height // resolution, width // resolution
     blocks = images.reshape(batch, resolution, rows, resolution, columns, channels)
     return jnp.mean(blocks, axis=(2, 4), dtype=jnp.float32)
 
 
-def _bilinear_align_corners(images: Images, resolution: int) -> Resized:
+def _sides(size: Size) -> tuple[int, int]:
+    sides = (size, size) if isinstance(size, int | np.integer) else tuple(size)
+    if len(sides) != 2 or min(sides) < 1:
+        raise ValueError(f"resolution must be at least 1, got {size}")
+    return sides
+
+
+def _bilinear_align_corners(images: Images, size: tuple[int, int]) -> Resized:
     """Bilinear between the centres of the corner pixels, which stay where they are.
 
     As torch's `interpolate(mode="bilinear", align_corners=True)`, which DeepFloyd IF enlarges with.
     """
-    if resolution < 1:
-        raise ValueError(f"resolution must be at least 1, got {resolution}")
     x = images.astype(jnp.float32)
-    for axis in (1, 2):
-        size = x.shape[axis]
-        stride = np.float32(size - 1) / np.float32(max(resolution - 1, 1))
+    for axis, resolution in enumerate(size, start=1):
+        length = x.shape[axis]
+        stride = np.float32(length - 1) / np.float32(max(resolution - 1, 1))
         position = stride * np.arange(resolution, dtype=np.float32)
-        before = np.minimum(position.astype(np.int32), size - 1)
-        after = np.minimum(before + 1, size - 1)
+        before = np.minimum(position.astype(np.int32), length - 1)
+        after = np.minimum(before + 1, length - 1)
         weight = (position - before).reshape([-1 if i == axis else 1 for i in range(4)])
         x = (1.0 - weight) * x.take(before, axis) + weight * x.take(after, axis)
     return x
 
 
 UPSAMPLINGS = {
-    "bilinear": lambda images, resolution: _bilinear(images, resolution, antialias=False),
+    "bilinear": lambda images, size: _bilinear(images, size, antialias=False),
     "bilinear_align_corners": _bilinear_align_corners,
 }
 
 
-def _bilinear(images: Images, resolution: int, antialias: bool) -> Resized:
-    if resolution < 1:
-        raise ValueError(f"resolution must be at least 1, got {resolution}")
+def _bilinear(images: Images, size: tuple[int, int], antialias: bool) -> Resized:
     batch, _, _, channels = images.shape
-    shape = (batch, resolution, resolution, channels)
+    shape = (batch, *size, channels)
     return jax.image.resize(images.astype(jnp.float32), shape, "bilinear", antialias=antialias)

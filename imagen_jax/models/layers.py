@@ -258,7 +258,9 @@ class ClassTokenPooling(nn.Module):
 
     @nn.compact
     def __call__(self, text: TextEmbeddings) -> Float[Array, "batch width"]:
-        tokens = nn.LayerNorm(dtype=jnp.float32, name="norm_in")(text.values)
+        # PyTorch's epsilon: the variance of T5's outputs is small enough for it to count.
+        norm = functools.partial(nn.LayerNorm, epsilon=1e-5, dtype=jnp.float32)
+        tokens = norm(name="norm_in")(text.values)
         batch, _, hidden = tokens.shape
         if hidden % self.heads:
             raise ValueError(f"Text of width {hidden} does not split into {self.heads} heads.")
@@ -275,7 +277,7 @@ class ClassTokenPooling(nn.Module):
         )
         out = jax.nn.dot_product_attention(query, key, value, mask=mask[:, None, None, :])
         out = nn.Dense(self.width, dtype=self.dtype, name="out")(out.reshape(batch, hidden))
-        return nn.LayerNorm(dtype=jnp.float32, name="norm_out")(out)
+        return norm(name="norm_out")(out)
 
 
 class TextDraft(nn.Module):

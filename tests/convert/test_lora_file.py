@@ -112,7 +112,13 @@ def unet_of_diffusers(params):
     values = config_to_diffusers(IF_STAGE.network, WIDTH)
     unet = diffusers.UNet2DConditionModel.from_config(values).eval()
     tensors = write_layout(unet_layout(IF_STAGE.network), params)
-    unet.load_state_dict({name: torch.from_numpy(t.copy()) for name, t in tensors.items()})
+    unet.load_state_dict(
+        {
+            # Their class token has an axis of length 1 that ours lacks.
+            name: torch.from_numpy(tensors[name].copy()).reshape(old.shape)
+            for name, old in unet.state_dict().items()
+        }
+    )
     return unet
 
 

@@ -1,0 +1,236 @@
+"""What callers of a pipeline say, checked and brought into one form."""
+
+import os
+import secrets
+from collections.abc import Sequence
+from math import gcd, lcm, sqrt
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from imagen_jax import models
+from imagen_jax.cascade import Cascade
+
+LARGEST_SEED = 2**32 - 1
+MAX_PIXELS = 2**26  # of a picture from outside
+Picture = Image.Image | np.ndarray | str | os.PathLike
+
+
+class Subjects(NamedTuple):
+    """What to paint: prompts, labels or neither, and what guidance leads away from."""
+
+    prompts: list[str] | None
+    labels: list[int] | None
+    negative_prompt: str | None = None
+
+    @property
+    def count(self) -> int:
+        return len(self.prompts or self.labels or [None])
+
+
+def check_count(name: str, value: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+        raise ValueError(f"{name} must be a whole number, at least 1: {value!r}.")
+    return int(value)
+
+
+def check_seed(seed: int | None) -> int:
+    """The seed, or a new one."""
+    if seed is None:
+        return secrets.randbelow(LARGEST_SEED + 1)
+    if not isinstance(seed, int | np.integer) or not 0 <= seed <= LARGEST_SEED:
+        raise ValueError(f"seed must be a whole number from 0 to {LARGEST_SEED}: {seed!r}.")
+    return int(seed)
+
+
+def read_subjects(
+    cascade: Cascade,
+    name: str,
+    prompt: str | Sequence[str] | None,
+    label: int | Sequence[int] | None,
+    negative_prompt: str | None,
+) -> Subjects:
+    """Prompts and labels as lists, as far as the model's stages read any."""
+    kinds = {stage.conditioning for stage in cascade.stages}
+    if "text" in kinds:
+        if prompt is None:
+            raise ValueError(f"{name!r} paints prompts: give one.")
+    elif prompt is not None:
+        raise ValueError(f"{name!r} reads no text, but a prompt was given: {prompt!r}.")
+    if "label" in kinds:
+        if label is None:
+            raise ValueError(f"{name!r} paints classes: give label=.")
+    elif label is not None:
+        raise ValueError(f"{name!r} knows no classes, but label={label!r} was given.")
+    prompts = None if prompt is None else _prompts(prompt)
+    labels = None if label is None else _labels(cascade, label)
+    if prompts and labels and len(prompts) != len(labels):
+        raise ValueError(f"{len(prompts)} prompts but {len(labels)} labels.")
+    if negative_prompt is None or not negative_prompt.strip():
+        return Subjects(prompts, labels)
+    if cascade.encoder is None:
+        raise ValueError(f"{name!r} reads no text, so no negative_prompt either.")
+    return Subjects(prompts, labels, negative_prompt)
+
+
+def _prompts(prompt: str | Sequence[str]) -> list[str]:
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    if not prompts:
+        raise ValueError("The list of prompts is empty.")
+    for entry in prompts:
+        if not isinstance(entry, str):
+            raise ValueError(f"A prompt must be a string: {entry!r}.")
+        if not entry.strip():
+            raise ValueError(f"The prompt is empty: {entry!r}. Say what to paint.")
+    return prompts
+
+
+def _labels(cascade: Cascade, label: int | Sequence[int]) -> list[int]:
+    labels = [label] if isinstance(label, int | np.integer) else list(label)
+    labels = [int(value) for value in labels]
+    if not labels:
+        raise ValueError("The list of labels is empty.")
+    for stage in cascade.stages:
+        classes = getattr(stage.network, "num_classes", None)
+        wrong = [v for v in labels if classes is not None and not 0 <= v < classes]
+        if stage.conditioning == "label" and wrong:
+            raise ValueError(f"label must lie in 0 ... {classes - 1}: {wrong[0]}.")
+    return labels
+
+
+def last_stage(cascade: Cascade, name: str, size: int | None, first: int = 0) -> int:
+    """The position of the stage that makes pictures of this size; the last when None."""
+    if size is None:
+        return len(cascade.stages) - 1
+    if size not in cascade.sizes[first:]:
+        known = ", ".join(map(str, cascade.sizes[first:]))
+        raise ValueError(f"No stage of {name!r} makes size {size!r}; sizes: {known}.")
+    return cascade.sizes.index(size)
+
+
+def base_size(
+    cascade: Cascade, aspect_ratio: str | tuple[float | int, ...] | None
+) -> tuple[int, int] | None:
+    """(height, width) of the base stage for an aspect ratio, width to height; None for a square.
+
+    About as many pixels as the square has; sides that every network of the cascade can halve.
+    """
+    if aspect_ratio is None:
+        return None
+    try:
+        parts = aspect_ratio.split(":") if isinstance(aspect_ratio, str) else aspect_ratio
+        width, height = (float(part) for part in parts)
+        ratio = width / height
+    except (TypeError, ValueError, ZeroDivisionError):
+        ratio = 0.0
+    if not 1 / 8 <= ratio <= 8:
+        raise ValueError(
+            f'aspect_ratio is {aspect_ratio!r}; it must be width to height, such as "16:9", '
+            "between 1:8 and 8:1."
+        )
+    side, step, factor = cascade.stages[0].resolution, 1, 1
+    for stage in cascade.stages:
+        factor *= stage.resolution // (stage.low_resolution or stage.resolution)
+        reduction = models.reduction(stage.network)
+        step = lcm(step, reduction // gcd(reduction, factor))
+
+    def fit(length: float) -> int:
+        return max(round(length / step), 1) * step
+
+    return fit(side / sqrt(ratio)), fit(side * sqrt(ratio))
+
+
+def upscaled_from(cascade: Cascade, positions: range, size: tuple[int, int]) -> tuple[int, int]:
+    """(height, width) to shrink a picture of `size`, (width, height), to, for these stages.
+
+    The shorter side is the first stage's low resolution; both are what all networks can halve.
+    """
+    first, step, factor = cascade.stages[positions[0]], 1, 1
+    for position in positions:
+        stage = cascade.stages[position]
+        factor *= stage.resolution // stage.low_resolution
+        reduction = models.reduction(stage.network)
+        step = lcm(step, reduction // gcd(reduction, factor))
+    width, height = size
+    scale = first.low_resolution / min(size)
+    sides = (max(round(side * scale / step), 1) * step for side in (height, width))
+    return tuple(sides)
+
+
+def by_stage(name: str, value: float | Sequence[float | None], count: int) -> list[float | None]:
+    """One value a stage: a single one is the first stage's."""
+    values = [value] if isinstance(value, int | float) else list(value)
+    if not 1 <= len(values) <= count:
+        raise ValueError(f"{name} has {len(values)} entries; the model has {count} stages.")
+    return values + [None] * (count - len(values))
+
+
+def read_picture(picture: Picture) -> Image.Image:
+    """A caller's picture as upright RGB: PIL, a file's path, or an array uint8 [height, width, 3].
+
+    What is transparent becomes white.
+    """
+    if isinstance(picture, str | os.PathLike):
+        picture = _open(Path(picture))
+    elif isinstance(picture, np.ndarray):
+        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[-1] != 3:
+            raise ValueError(
+                f"A picture as an array must be uint8 [height, width, 3], not {picture.dtype} "
+                f"{list(picture.shape)}."
+            )
+        return Image.fromarray(picture)
+    if not isinstance(picture, Image.Image):
+        raise ValueError(
+            f"A picture must be PIL, a path or an array, not {type(picture).__name__}."
+        )
+    picture = ImageOps.exif_transpose(picture)
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        white = Image.new("RGBA", picture.size, "white")
+        picture = Image.alpha_composite(white, picture)
+    return picture.convert("RGB")
+
+
+def _open(path: Path) -> Image.Image:
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no picture {path}.")
+    try:
+        with Image.open(path) as picture:
+            if picture.width * picture.height > MAX_PIXELS:
+                raise ValueError(f"{path} has more than {MAX_PIXELS:,} pixels.")
+            picture.load()
+            return picture.copy()
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path} is no whole picture: {error}.") from None
+
+
+def read_mask(mask: Picture, size: tuple[int, int]) -> Image.Image:
+    """A mask of a picture of this size, (width, height): white where to draw anew."""
+    if isinstance(mask, np.ndarray) and mask.ndim in (2, 3) and mask.shape[2:] in ((), (1,)):
+        values = mask.reshape(mask.shape[:2])
+        if values.dtype != np.uint8:
+            if not ((values >= 0) & (values <= 1)).all():
+                raise ValueError("A mask as an array is bool, 0 to 1, or uint8.")
+            values = (values.astype(np.float32) * 255).astype(np.uint8)
+        mask = Image.fromarray(values)
+    mask = read_picture(mask).convert("L")
+    if mask.size != size:
+        raise ValueError(
+            f"The mask is {mask.width}x{mask.height}, the picture {size[0]}x{size[1]}: "
+            "they must be of one size."
+        )
+    return mask
+
+
+def to_pixels(picture: Image.Image, size: tuple[int, int]) -> np.ndarray:
+    """[1, height, width, 3] in [-1, 1]: the largest centred part of this shape, resized."""
+    fitted = ImageOps.fit(picture, size[::-1], Image.Resampling.LANCZOS)
+    return np.asarray(fitted, np.float32)[None] / 127.5 - 1.0
+
+
+def to_binary_mask(mask: Image.Image, size: tuple[int, int]) -> np.ndarray:
+    """[1, height, width, 1] of 0 and 1, cut and resized as `to_pixels` does."""
+    fitted = ImageOps.fit(mask, size[::-1], Image.Resampling.BOX)
+    return (np.asarray(fitted, np.float32)[None, ..., None] >= 127.5).astype(np.float32)

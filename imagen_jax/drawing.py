@@ -1,0 +1,196 @@
+"""Drawing what a caller asked for: checks first, then the cascade, then pictures that carry their
+settings.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import jax
+import numpy as np
+
+from imagen_jax import __version__
+from imagen_jax import text as text_room
+from imagen_jax.arguments import Subjects, check_count, check_seed, read_subjects
+from imagen_jax.cascade import (
+    TEXT_ENCODER,
+    Callback,
+    Cascade,
+    Conditions,
+    sample_cascade,
+    sample_keys,
+)
+from imagen_jax.compilation_cache import use_compilation_cache
+from imagen_jax.diffusion.editing import Edit
+from imagen_jax.grid import to_pil, to_uint8
+from imagen_jax.model_directory import Parts
+from imagen_jax.pictures import SETTINGS_KEY, Pictures
+from imagen_jax.progress_bar import ProgressBar
+from imagen_jax.sampling_settings import SamplingSettings, with_overrides
+from imagen_jax.stage_sampling import plan_steps
+from imagen_jax.typing import Params, TextEmbeddings
+
+CPU_BATCH, ACCELERATOR_BATCH = 4, 16
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to draw: the keyword arguments that all of a pipeline's methods take."""
+
+    guidance: float | Sequence[float | None] | None = None
+    steps: int | Sequence[int | None] | None = None
+    sampler: str | Sequence[str | None] | None = None
+    seed: int | None = None
+    negative_prompt: str | None = None
+    label: int | Sequence[int] | None = None
+    batch_size: int | None = None
+    progress: bool = True
+    callback: Callback | None = None
+    every: int | None = None
+    settings: Sequence[SamplingSettings] | None = None
+    first_index: int = 0
+    low_memory: bool = False
+
+
+@dataclass(frozen=True)
+class Work:
+    """What to draw: the stages, what they start from, and notes for the pictures' settings."""
+
+    positions: range
+    size: tuple[int, int] | None = None
+    low_res: np.ndarray | None = None
+    edits: Sequence[Edit | None] | None = None
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+
+def draw(
+    cascade: Cascade,
+    params: Mapping,
+    name: str,
+    prompt: str | Sequence[str] | None,
+    num_images: int,
+    options: Options,
+    work: Work,
+) -> Pictures:
+    """Checks what was asked for, draws it, and writes the settings into the pictures."""
+    settings = choose_settings(cascade, options)
+    subjects = read_subjects(cascade, name, prompt, options.label, options.negative_prompt)
+    default_batch = CPU_BATCH if jax.default_backend() == "cpu" else ACCELERATOR_BATCH
+    batch_size = check_count("batch_size", options.batch_size or default_batch)
+    check_count("num_images", num_images)
+    seed = check_seed(options.seed)
+    if options.first_index < 0:
+        raise ValueError(f"first_index must not be negative: {options.first_index}.")
+    edits = work.edits or [None] * len(cascade.stages)
+    for i in work.positions:  # a spacing or a strength that does not fit is found here
+        plan_steps(cascade.stages[i], settings[i], edits[i])
+
+    use_compilation_cache()
+    rows = np.repeat(np.arange(subjects.count), num_images)
+    release = None
+    if options.low_memory and isinstance(params, Parts):
+        release = params.free
+    conditions = encode_subjects(cascade, params, subjects, rows, batch_size)
+    if release is not None and cascade.encoder is not None:
+        release(TEXT_ENCODER)
+    if work.low_res is not None:
+        conditions = conditions._replace(low_res=np.repeat(work.low_res, len(rows), 0))
+    report, bar = options.callback, None
+    if options.progress:
+        batches = -(-len(rows) // batch_size)
+        bar = ProgressBar(cascade, settings, edits, work.positions, batches, options.callback)
+        report = bar
+    try:
+        images = sample_cascade(
+            cascade,
+            params,
+            sample_keys(seed, options.first_index + np.arange(len(rows))),
+            conditions,
+            settings=settings,
+            edits=edits,
+            size=work.size,
+            first=work.positions[0],
+            last=work.positions[-1],
+            batch_size=batch_size,
+            callback=report,
+            every=options.every,
+            release=release,
+        )
+    finally:
+        if bar is not None:
+            bar.close()
+    common = {
+        "version": __version__,
+        "size": cascade.stages[work.positions[-1]].resolution,
+        "seed": seed,
+        "negative_prompt": subjects.negative_prompt,
+        "batch_size": batch_size,
+        "sampling": [asdict(entry) for entry in settings],
+        **{name: value for name, value in work.notes.items() if value is not None},
+    }
+    return with_settings(images, subjects, rows, options.first_index, common)
+
+
+def choose_settings(cascade: Cascade, options: Options) -> tuple[SamplingSettings, ...]:
+    """The settings of every stage after a caller's wishes."""
+    chosen = list(options.settings or cascade.sampling)
+    if len(chosen) != len(cascade.stages):
+        raise ValueError(
+            f"settings has {len(chosen)} entries; the model has {len(cascade.stages)} stages."
+        )
+    return with_overrides(
+        chosen, guidance=options.guidance, steps=options.steps, sampler=options.sampler
+    )
+
+
+def encode_prompts(
+    encoder: text_room.TextEncoder, params: Params, prompts: Sequence[str], batch_size: int
+) -> TextEmbeddings:
+    """Embeddings on the host, encoded `batch_size` at a time: one program for any number."""
+    done = []
+    for start in range(0, len(prompts), batch_size):
+        part = list(prompts[start : start + batch_size])
+        filled = part + [""] * (batch_size - len(part))
+        encoded = text_room.encode(encoder, params, filled)
+        done.append(jax.tree.map(lambda x: np.asarray(x)[: len(part)], encoded))  # noqa: B023
+    return jax.tree.map(lambda *parts: np.concatenate(parts), *done)
+
+
+def encode_subjects(
+    cascade: Cascade, params: Mapping, subjects: Subjects, rows: np.ndarray, batch_size: int
+) -> Conditions:
+    """What each picture is made of: row i of the result belongs to subject rows[i]."""
+    text = null = None
+    if subjects.prompts:
+        encoder, negative = cascade.encoder, subjects.negative_prompt
+        asked = [*subjects.prompts, negative] if negative else subjects.prompts
+        encoded = encode_prompts(encoder, params[TEXT_ENCODER], asked, batch_size)
+        text = jax.tree.map(lambda x: x[rows], encoded)
+        null = text_room.null_text(1, encoder.max_length, encoder.config.d_model)
+        if negative:
+            null = jax.tree.map(lambda x: x[-1:], encoded)
+    label = None if subjects.labels is None else np.asarray(subjects.labels, np.int32)[rows]
+    return Conditions(text=text, null=null, label=label)
+
+
+def with_settings(
+    images: np.ndarray,
+    subjects: Subjects,
+    rows: np.ndarray,
+    first_index: int,
+    common: Mapping[str, Any],
+) -> Pictures:
+    """Pictures that carry what makes each of them again."""
+    prompts, labels = subjects.prompts, subjects.labels
+    pictures = []
+    for position, (image, row) in enumerate(zip(to_uint8(images), rows, strict=True)):
+        picture = to_pil(image)
+        picture.info[SETTINGS_KEY] = {
+            "prompt": prompts[row] if prompts else None,
+            "label": labels[row] if labels else None,
+            "index": first_index + position,
+            **common,
+        }
+        pictures.append(picture)
+    captions = prompts or [str(value) for value in labels or []]
+    return Pictures(pictures, [captions[row] for row in rows] if captions else None)
