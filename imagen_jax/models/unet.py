@@ -5,6 +5,7 @@ DeepFloyd IF's three stages are configurations of it.
 
 import dataclasses
 import functools
+from collections.abc import Collection
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -72,6 +73,21 @@ class UNetConfig:
     mask_text: bool = True
     dtype: str = "float32"
     remat: bool = False
+
+    def __post_init__(self):
+        attention = (None, "self", "cross")
+        _check("mid_attention", self.mid_attention, attention)
+        for level in self.levels:
+            _check("levels.attention", level.attention, attention)
+        _check("activation", self.activation, ACTIVATIONS)
+        _check("embedding_activation", self.embedding_activation, (None, *ACTIVATIONS))
+        _check("text_norm", self.text_norm, ("layer", "group", None))
+
+
+def _check(field: str, value: str | None, choices: Collection[str | None]) -> None:
+    if value not in choices:
+        known = ", ".join(map(repr, choices))
+        raise ValueError(f"UNetConfig.{field} is {value!r}; it can be {known}.")
 
 
 class UNet(nn.Module):

@@ -195,6 +195,22 @@ def test_patches_are_folded_and_unfolded(rng):
     assert np.std(out[0, :2, :2, 0]) > 1e-3
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("mid_attention", "both"),
+        ("activation", "relu"),
+        ("embedding_activation", "relu"),
+        ("text_norm", "rms"),
+    ],
+)
+def test_an_unknown_choice_is_named(field, value):
+    with pytest.raises(ValueError, match=rf"UNetConfig\.{field} is '{value}'; it can be "):
+        UNetConfig((UNetLevel(8),), **{field: value})
+    with pytest.raises(ValueError, match=r"levels\.attention is 'both'"):
+        UNetConfig((UNetLevel(8, 1, "both"),))
+
+
 def count(config, resolution: int, text_width: int | None) -> float:
     """Billions of parameters."""
     shapes = jax.eval_shape(
