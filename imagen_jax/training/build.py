@@ -35,6 +35,7 @@ class TextConfig:
 
     trainable: whether it is trained with the stage. dropout: the share of captions replaced by the
     null text. init_from: a model or workdir whose encoder's weights to start from, or to keep.
+    null, padding, caption: as of TextEncoder.
     """
 
     encoder: T5Config
@@ -43,6 +44,9 @@ class TextConfig:
     trainable: bool = False
     dropout: float = 0.1
     init_from: str | None = None
+    null: str = "zeros"
+    padding: str = "zeros"
+    caption: str | None = None
 
     def __post_init__(self):
         if not 0 <= self.dropout <= 1:
@@ -151,7 +155,8 @@ def make_text_encoder(config: RunConfig) -> TextEncoder | None:
         tokenizer = text.make_tokenizer("bytes")
     else:
         tokenizer = text.make_tokenizer("sentencepiece", config.text.tokenizer)
-    encoder = TextEncoder(config.text.encoder, tokenizer, config.text.max_length)
+    choices = {name: getattr(config.text, name) for name in text.OPTIONAL}
+    encoder = TextEncoder(config.text.encoder, tokenizer, config.text.max_length, **choices)
     text.check_vocabulary(encoder)
     return encoder
 

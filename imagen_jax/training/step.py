@@ -79,11 +79,32 @@ def mean_losses(losses: Float[Array, " batch"], prior: Prior | None) -> dict[str
     return {"loss": total, "loss_instance": instance, "loss_prior": kept}
 
 
-def drop_text(text: TextEmbeddings, drop: Array) -> TextEmbeddings:
-    """Null text where `drop` is True (section 2.2: embeddings are zeroed)."""
-    null = text_room.null_text(*text.values.shape)
+def drop_text(
+    text: TextEmbeddings, drop: Array, null: TextEmbeddings | None = None
+) -> TextEmbeddings:
+    """Null text where `drop` is True: a batch of one, or zeros (section 2.2) when None."""
+    if null is None:
+        null = text_room.null_text(*text.values.shape)
     values = jnp.where(drop[:, None, None], null.values, text.values)
     return TextEmbeddings(values, jnp.where(drop[:, None], null.mask, text.mask))
+
+
+def batch_text(
+    encoder: TextEncoder | None, params: Params, batch: Batch, frozen: Frozen | None
+) -> tuple[TextEmbeddings, TextEmbeddings | None]:
+    """The texts of a batch, and the null text where it is not zeros."""
+    encoded_null = encoder is not None and encoder.null == "empty"
+    if "text" in batch:
+        if encoded_null:
+            raise ValueError(
+                "The null text is the encoded empty prompt: train on captions, not on embeddings."
+            )
+        return TextEmbeddings(batch["text"].astype(jnp.float32), batch["mask"]), None
+    weights = encoder_params(params, frozen)
+    text = text_room.encode_tokens(
+        encoder.config, weights, batch["ids"], batch["mask"], encoder.padding
+    )
+    return text, text_room.unconditional(encoder, weights) if encoded_null else None
 
 
 def make_loss(
@@ -118,12 +139,8 @@ def make_loss(
             low_res = augment(low_res, level, noise, stage.aug_schedule)
             conditions = {"low_res": low_res, "aug_level": level}
         if stage.conditioning == "text":
-            if "text" in batch:
-                text = TextEmbeddings(batch["text"].astype(jnp.float32), batch["mask"])
-            else:
-                weights = encoder_params(params, frozen)
-                text = text_room.encode_tokens(encoder.config, weights, batch["ids"], batch["mask"])
-            conditions["text"] = drop_text(text, drop)
+            text, null = batch_text(encoder, params, batch, frozen)
+            conditions["text"] = drop_text(text, drop, null)
         elif stage.conditioning == "label":
             conditions["label"] = jnp.where(drop, null_label(stage, size), batch["label"])
         x_t = add_noise(x0, eps, stage.schedule.logsnr(t))
