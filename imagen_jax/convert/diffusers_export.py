@@ -30,12 +30,8 @@ PREDICTIONS = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
 PROMPT_LENGTH = 77
 # Stands for no cap of dynamic thresholding: JSON has no infinity.
 NO_CAP = 1e9
-DDPM, SOLVER = "DDPMScheduler", "DPMSolverMultistepScheduler"
-# Our spacing to theirs, by scheduler.
-SPACINGS = {
-    DDPM: {"leading": "leading", "trailing": "trailing", "linspace": "linspace"},
-    SOLVER: {"dpm_leading": "leading", "dpm_linspace": "linspace"},
-}
+SCHEDULER = "DDPMScheduler"
+SPACINGS = ("leading", "trailing", "linspace")
 # Settings that no scheduler of diffusers has, and their value where they do nothing.
 UNKNOWN_SETTINGS = {"guidance_interval": (0.0, 1.0), "guidance_rescale": 0.0}
 
@@ -103,18 +99,14 @@ def _betas(schedule: DiscreteBeta) -> dict[str, Any]:
     }
 
 
-def _thresholding(settings: SamplingSettings, scheduler: str) -> dict[str, Any]:
-    dynamic, static = settings.threshold == "dynamic", settings.threshold == "static"
-    cap = NO_CAP if settings.cap is None else settings.cap
-    values = {
-        "thresholding": dynamic,
+def _thresholding(settings: SamplingSettings) -> dict[str, Any]:
+    return {
+        "thresholding": settings.threshold == "dynamic",
         "dynamic_thresholding_ratio": settings.percentile / 100,
-        "sample_max_value": float(cap),
+        "sample_max_value": float(NO_CAP if settings.cap is None else settings.cap),
+        "clip_sample": settings.threshold == "static",
+        "clip_sample_range": 1.0,
     }
-    if scheduler == DDPM:
-        return values | {"clip_sample": static, "clip_sample_range": 1.0}
-    # A dynamic threshold that may not exceed 1 is the static one.
-    return values | ({"thresholding": True, "sample_max_value": 1.0} if static else {})
 
 
 def _variance(stage: Stage, settings: SamplingSettings) -> tuple[str, list[str]]:
@@ -131,31 +123,28 @@ def scheduler_to_diffusers(
 ) -> tuple[dict[str, Any], list[str]]:
     """(scheduler_config.json, notes on what it cannot say) of a stage with a discrete schedule."""
     _refuse(stage, _schedule_faults("schedule", stage.schedule))
-    notes = []
-    scheduler = SOLVER if settings.sampler == "dpmpp_2m" else DDPM
-    if settings.sampler not in ("ddpm", "dpmpp_2m"):
-        notes.append(f"IF's pipelines have no sampler {settings.sampler!r}; {DDPM} is written")
-    values = {"_class_name": scheduler, **_betas(stage.schedule)}
-    values["prediction_type"] = PREDICTIONS[stage.prediction]
-    values["variance_type"], unsaid = _variance(stage, settings)
-    values |= _thresholding(settings, scheduler)
-    spacings, spacing = SPACINGS[scheduler], settings.spacing
-    if spacing == "time" and scheduler == DDPM and stage.schedule.num_steps % settings.steps == 0:
+    spacing = settings.spacing
+    variance, notes = _variance(stage, settings)
+    if settings.sampler != "ddpm":
+        notes.append(f"{SCHEDULER} is written in place of sampler {settings.sampler!r}")
+    if spacing == "time" and stage.schedule.num_steps % settings.steps == 0:
         spacing = "trailing"  # every so many steps from the last one on: the same times
-    if fixed_steps(spacing) is None and spacing not in spacings:
-        notes.append(f"{scheduler} has no spacing {spacing!r}; 'leading' is written")
-    values["timestep_spacing"] = spacings.get(spacing, "leading")
-    values["steps_offset"] = settings.steps_offset
-    if scheduler == SOLVER:
-        values |= {"algorithm_type": "dpmsolver++", "solver_order": 2, "solver_type": "midpoint"}
-        values |= {"lower_order_final": True, "final_sigmas_type": "zero"}
-        if settings.lambda_min is not None:
-            values["lambda_min_clipped"] = settings.lambda_min
+    if fixed_steps(spacing) is None and spacing not in SPACINGS:
+        notes.append(f"{SCHEDULER} has no spacing {spacing!r}; 'leading' is written")
+    values = {
+        "_class_name": SCHEDULER,
+        **_betas(stage.schedule),
+        "prediction_type": PREDICTIONS[stage.prediction],
+        "variance_type": variance,
+        **_thresholding(settings),
+        "timestep_spacing": spacing if spacing in SPACINGS else "leading",
+        "steps_offset": settings.steps_offset,
+    }
     for name, idle in UNKNOWN_SETTINGS.items():
         value = getattr(settings, name)
         if value != idle:
             notes.append(f"no scheduler of diffusers has {name} {value}")
-    return values, unsaid + notes
+    return values, notes
 
 
 def call_arguments(stage: Stage, settings: SamplingSettings) -> dict[str, Any]:
@@ -190,7 +179,7 @@ def save_unet(
     Raises:
         ValueError: diffusers cannot express the network; the message names each feature.
     """
-    _refuse(stage, _network_faults(stage))
+    check_unet(stage)
     values = config_to_diffusers(stage.network, stage.text_width, stage.resolution)
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
@@ -205,6 +194,11 @@ def save_unet(
     )
     write_object(directory / "config.json", values)
     return files
+
+
+def check_unet(stage: Stage) -> None:
+    """ValueError names everything of a stage's network that diffusers cannot express."""
+    _refuse(stage, _network_faults(stage))
 
 
 def check_pipeline(stage: Stage, encoder: TextEncoder | None) -> None:
@@ -248,7 +242,7 @@ def save_pipeline(
     index = {
         "_class_name": ENLARGING if enlarging else DRAWING,
         "unet": ["diffusers", CLASS_NAME],
-        "scheduler": ["diffusers", scheduler["_class_name"]],
+        "scheduler": ["diffusers", SCHEDULER],
         "text_encoder": [None, None],
         "tokenizer": [None, None],
         "safety_checker": [None, None],
@@ -257,9 +251,9 @@ def save_pipeline(
         "requires_safety_checker": False,
     }
     if enlarging:
-        noising = {"_class_name": DDPM, **_betas(stage.aug_schedule)}
+        noising = {"_class_name": SCHEDULER, **_betas(stage.aug_schedule)}
         _write_scheduler(directory / "image_noising_scheduler", noising)
-        index["image_noising_scheduler"] = ["diffusers", DDPM]
+        index["image_noising_scheduler"] = ["diffusers", SCHEDULER]
     if encoder is not None:
         place = directory / "text_encoder"
         save_huggingface(place, encoder.config, encoder_params, dtype=dtype, variant=variant)
@@ -294,10 +288,17 @@ def _write_tokenizer(directory: Path, encoder: TextEncoder) -> None:
 
 
 def _text_notes(encoder: TextEncoder) -> list[str]:
+    """Where IF's pipelines make other embeddings of a prompt than this model was trained with."""
     notes = []
     if encoder.max_length != PROMPT_LENGTH:
         notes.append(
-            f"IF's pipelines pad prompts to {PROMPT_LENGTH} tokens, this model reads "
-            f"{encoder.max_length}: give them prompt_embeds of that length"
+            f"prompts are padded to {PROMPT_LENGTH} tokens there, to {encoder.max_length} here: "
+            "give prompt_embeds of that length"
         )
+    if encoder.padding != "encoded":
+        notes.append("the embeddings of padding are zero here: zero them in prompt_embeds")
+    if encoder.null != "empty":
+        notes.append("the null text is zeros here: give zeros as negative_prompt_embeds")
+    if encoder.caption is None:
+        notes.append("prompts are made lower-case and cleaned there, and are read as they are here")
     return notes
