@@ -57,6 +57,11 @@ def read_subjects(
     if "text" in kinds:
         if prompt is None:
             raise ValueError(f"{name!r} paints prompts: give one.")
+        if cascade.encoder is None:
+            raise ValueError(
+                f"{name!r} reads text, but came without a text encoder: load it together with the "
+                "model that has its encoder, load_model([that one, this one])."
+            )
     elif prompt is not None:
         raise ValueError(f"{name!r} reads no text, but a prompt was given: {prompt!r}.")
     if "label" in kinds:

@@ -17,7 +17,7 @@ from imagen_jax.diffusion.samplers import SamplerState
 from imagen_jax.models import t5
 from imagen_jax.sampling_settings import SamplingSettings, settings_from_dict
 from imagen_jax.stage import Stage, init_params
-from imagen_jax.stage_sampling import Conditions, plan_steps, sample_stage
+from imagen_jax.stage_sampling import Conditions, InjectedNoise, plan_steps, sample_stage
 from imagen_jax.text import TextEncoder
 from imagen_jax.typing import Keys, Params
 
@@ -26,7 +26,11 @@ TEXT_ENCODER = "text_encoder"  # the name of the encoder's parameters beside the
 
 @dataclass(frozen=True)
 class Cascade:
-    """A text encoder (None: no stage reads text) and stages, each with its sampling settings."""
+    """A text encoder and stages, each with its sampling settings.
+
+    encoder: None where no stage reads text, or where a stage was loaded without the encoder that it
+    reads, to be put in a row with others.
+    """
 
     stages: tuple[Stage, ...]
     sampling: tuple[SamplingSettings, ...]
@@ -48,9 +52,7 @@ class Cascade:
                     f"Stage {after.name!r} takes pictures of {after.low_resolution} pixels, but "
                     f"stage {before.name!r} before it makes {before.resolution}."
                 )
-        if self.encoder is None and any(stage.conditioning == "text" for stage in self.stages):
-            raise ValueError("A stage is conditioned on text, but the cascade has no text encoder.")
-        for stage in self.stages:
+        for stage in self.stages if self.encoder is not None else ():
             if stage.conditioning == "text" and stage.text_width != self.encoder.config.d_model:
                 raise ValueError(
                     f"Stage {stage.name!r} reads text of width {stage.text_width}, but the encoder "
@@ -134,6 +136,7 @@ def sample_cascade(
     *,
     settings: Sequence[SamplingSettings] | None = None,
     edits: Sequence[Edit | None] | None = None,
+    injected: Sequence[InjectedNoise | None] | None = None,
     size: tuple[int, int] | None = None,
     first: int = 0,
     last: int | None = None,
@@ -153,6 +156,7 @@ def sample_cascade(
         conditions: of all samples; `low_res` for a cascade entered at a super-resolution stage.
         settings: one a stage of the cascade; its own when None.
         edits: one a stage of the cascade, of one picture or one a sample; None where it draws.
+        injected: one a stage of the cascade, instead of the noise that the keys give.
         size: (height, width) that the base stage draws, when not its resolution.
         batch_size: samples at a time. The last batch is filled up, so that any number of samples
             runs the same compiled program. All at once when None.
@@ -168,7 +172,8 @@ def sample_cascade(
         stage_params = params[stage.name]
         stage_keys = jax.vmap(lambda key: jax.random.fold_in(key, position))(keys)  # noqa: B023
         wanted = select_conditions(stage, conditions)._replace(low_res=images)
-        edit, done = None if edits is None else edits[position], []
+        edit = None if edits is None else edits[position]
+        noise, done = None if injected is None else injected[position], []
         _, begin, end = plan_steps(stage, settings[position], edit)
         for start in range(0, count, batch_size):
             rows = np.minimum(np.arange(start, start + batch_size), count - 1)
@@ -185,6 +190,7 @@ def sample_cascade(
                 settings[position],
                 size=size if position == 0 else None,
                 edit=None if edit is None else _take_edit(edit, rows),
+                injected=None if noise is None else _take_noise(noise, rows),
                 callback=report if callback else None,
                 every=every,
             )
@@ -218,6 +224,16 @@ def _take_edit(edit: Edit, rows: np.ndarray) -> Edit:
         x if x is None or x.shape[0] == 1 else np.asarray(x)[rows] for x in (edit.image, edit.mask)
     )
     return replace(edit, image=image, mask=mask)
+
+
+def _take_noise(noise: InjectedNoise, rows: np.ndarray) -> InjectedNoise:
+    """The rows of a batch; the steps come first in all but the augmentation's noise."""
+    steps, augmentation, known = noise
+    return InjectedNoise(
+        np.asarray(steps)[:, rows],
+        None if augmentation is None else np.asarray(augmentation)[rows],
+        None if known is None else np.asarray(known)[:, rows],
+    )
 
 
 def part_shapes(cascade: Cascade, part: str) -> Params:

@@ -163,12 +163,15 @@ def encode_subjects(
     text = null = None
     if subjects.prompts:
         encoder, negative = cascade.encoder, subjects.negative_prompt
-        asked = [*subjects.prompts, negative] if negative else subjects.prompts
+        asked = list(subjects.prompts)
+        if negative or encoder.null == "empty":
+            asked.append(negative or "")
         encoded = encode_prompts(encoder, params[TEXT_ENCODER], asked, batch_size)
         text = jax.tree.map(lambda x: x[rows], encoded)
-        null = text_room.null_text(1, encoder.max_length, encoder.config.d_model)
-        if negative:
+        if len(asked) > len(subjects.prompts):
             null = jax.tree.map(lambda x: x[-1:], encoded)
+        else:
+            null = text_room.unconditional(encoder, params[TEXT_ENCODER])
     label = None if subjects.labels is None else np.asarray(subjects.labels, np.int32)[rows]
     return Conditions(text=text, null=null, label=label)
 

@@ -1,21 +1,32 @@
-"""`load_model`: a Pipeline from a shipped model, a model directory or a training workdir."""
+"""`load_model`: a Pipeline from a shipped model, a model directory, a training workdir, or
+DeepFloyd IF in diffusers' layout.
+"""
 
+import functools
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 
 from imagen_jax import cascade as cascade_room
-from imagen_jax import model_directory
+from imagen_jax import encoder_files, model_directory
 from imagen_jax.cascade import TEXT_ENCODER, Cascade
 from imagen_jax.compilation_cache import use_compilation_cache
+from imagen_jax.convert import diffusers_directory, diffusers_pipeline
+from imagen_jax.convert.hub import NAME, resolve
 from imagen_jax.convert.lora import save_lora
+from imagen_jax.convert.reading import ShardingOf
+from imagen_jax.convert.safetensors import flatten, unflatten
+from imagen_jax.joining import join_pipelines, marks_of
 from imagen_jax.lora import DEFAULT_TARGETS, LoraConfig, merge_lora
-from imagen_jax.model_directory import MODEL_FILE, Parts
+from imagen_jax.model_directory import ENCODER_MARKS, MODEL_FILE, Parts
+from imagen_jax.models.t5 import T5Config
 from imagen_jax.pipeline import Pipeline
 from imagen_jax.typing import Params
 
@@ -28,29 +39,53 @@ def shipped_models() -> list[str]:
 
 
 def load_model(
-    source: str | os.PathLike | Sequence[str | os.PathLike], *, dtype: str = "float32"
+    source: str | os.PathLike | Sequence[str | os.PathLike],
+    *,
+    dtype: str = "float32",
+    mesh: jax.sharding.Mesh | None = None,
+    variant: str | None = None,
+    revision: str | None = None,
 ) -> Pipeline:
-    """A pipeline from the name of a shipped model, a model directory, or a training workdir.
+    """A pipeline from the name of a shipped model, a model directory, or a training workdir; or
+    DeepFloyd IF in diffusers' layout, from a directory or by its name on the Hugging Face hub.
 
     Several sources are put in a row: `load_model(["workdirs/base", "workdirs/sr"])` is the cascade
     of the stages of both, with the text encoder of the first that has one.
 
     Args:
-        dtype: of the parameters in memory, "float32" or "bfloat16".
+        dtype: of the parameters in memory, "float32" or "bfloat16"; IF also computes in it.
+        mesh: devices over which to spread the parameters, by the rules of training
+            (`training.sharding.make_mesh` makes one). None: the default device.
+        variant: of the weights of IF, such as "fp16".
+        revision: a branch, tag or commit on the hub.
 
     Raises:
+        FileNotFoundError: files are missing, or the hub knows no such name.
         ValueError: an unknown name (the message lists the known ones), or files that are damaged.
     """
     use_compilation_cache()
+    dtypes = ("float32", "bfloat16")
+    if dtype not in dtypes:
+        raise ValueError(f"dtype is {dtype!r}; it can be {' or '.join(map(repr, dtypes))}.")
+    options = {"dtype": dtype, "mesh": mesh, "variant": variant, "revision": revision}
     if not isinstance(source, str | os.PathLike):
-        return join_pipelines([load_model(entry, dtype=dtype) for entry in source])
+        return join_pipelines([load_model(entry, **options) for entry in source])
     shipped = source in shipped_models()
     directory = PRETRAINED / source if shipped else Path(source)
+    if not directory.is_dir() and NAME.fullmatch(os.fspath(source)):
+        directory = resolve(source, revision=revision, variant=variant)
+    elif revision is not None:
+        raise ValueError(f"revision {revision!r} is for names on the hub, not for {source}.")
+    if directory.is_dir() and is_diffusers(directory):
+        return load_diffusers(directory, os.fspath(source), dtype, mesh, variant)
+    if variant is not None:
+        raise ValueError(f"variant {variant!r} is for DeepFloyd IF, which {source} is not.")
     if (directory / MODEL_FILE).is_file():
         cascade, values = model_directory.read_model(directory)
+        sharding = None if mesh is None else sharding_over(mesh)
         return Pipeline(
             cascade,
-            model_directory.read_parts(directory, cascade, dtype=dtype),
+            model_directory.read_parts(directory, cascade, dtype=dtype, sharding=sharding),
             name=source if shipped else values.get("name", directory.name),
             fingerprint=values.get("fingerprint"),
             notes=values.get("notes"),
@@ -61,33 +96,142 @@ def load_model(
             f"Unknown model {os.fspath(source)!r}: neither a directory nor a shipped model "
             f"(shipped: {known})."
         )
-    return load_workdir(directory, dtype=dtype)
+    return load_workdir(directory, dtype=dtype, mesh=mesh)
 
 
-def load_workdir(directory: Path, *, dtype: str = "float32") -> Pipeline:
+def sharding_over(mesh: jax.sharding.Mesh | None) -> ShardingOf:
+    """Where a parameter lies on a mesh, or on the default device.
+
+    Raises:
+        ValueError: the mesh has other axes than training's.
+    """
+    if mesh is None:
+        device = jax.sharding.SingleDeviceSharding(jnp.zeros(()).device)
+        return lambda path, shape: device
+    # Imported here: without a mesh nothing of training is needed.
+    from imagen_jax.training.sharding import AXES, partition_spec
+
+    if set(mesh.axis_names) != set(AXES):
+        raise ValueError(f"The mesh has the axes {mesh.axis_names}; it needs {AXES}.")
+    return lambda path, shape: NamedSharding(mesh, partition_spec(path, shape, mesh))
+
+
+def on_mesh(params: Params, mesh: jax.sharding.Mesh | None) -> Params:
+    """Parameters in memory, spread over the mesh if there is one."""
+    if mesh is None:
+        return params
+    sharding = sharding_over(mesh)
+    flat = flatten(params)
+    return unflatten(
+        {path: jax.device_put(leaf, sharding(path, leaf.shape)) for path, leaf in flat.items()}
+    )
+
+
+def is_diffusers(directory: Path) -> bool:
+    """Whether it is neither ours nor a training run's, and has what IF's directories have."""
+    ours = (directory / MODEL_FILE).is_file() or (directory / "checkpoints").is_dir()
+    original = (directory / "config.yml").is_file()
+    return not ours and (original or (directory / diffusers_directory.INDEX).is_file())
+
+
+def load_diffusers(
+    directory: Path,
+    name: str,
+    dtype: str = "float32",
+    mesh: jax.sharding.Mesh | None = None,
+    variant: str | None = None,
+) -> Pipeline:
+    """DeepFloyd IF in diffusers' layout; the parameters are read when first used.
+
+    Raises:
+        FileNotFoundError: files are missing.
+        ValueError: they are damaged, or hold a value that is not supported, which is named.
+    """
+    found = diffusers_directory.read_directory(directory, variant)
+    cascade = diffusers_pipeline.cascade_from_diffusers(found, dtype)
+    (stage,), encoder, sharding = cascade.stages, cascade.encoder, sharding_over(mesh)
+    readers = {stage.name: partial(diffusers_pipeline.read_unet, found, stage, dtype, sharding)}
+    marks = {}
+    if encoder is not None:
+        readers[TEXT_ENCODER] = partial(
+            diffusers_pipeline.read_encoder, found, encoder, dtype, sharding
+        )
+        marks[TEXT_ENCODER] = partial(
+            diffusers_pipeline.read_encoder_marks, found, encoder, ENCODER_MARKS
+        )
+    return Pipeline(cascade, Parts(readers, marks), name=name)
+
+
+def load_workdir(
+    directory: Path, *, dtype: str = "float32", mesh: jax.sharding.Mesh | None = None
+) -> Pipeline:
     """The newest checkpoint of a training run; the average of its parameters where it keeps one.
 
-    What the run did not train is read where the run found it: a frozen encoder, and the network to
-    which it trained an adapter, which is merged in.
+    A frozen encoder is read from the workdir, and the network to which the run trained an adapter,
+    which is merged in, where the run found it.
     """
     step, params, run = read_run(directory)
     cascade = cascade_room.from_dict(run["model"], os.fspath(directory))
-    params = jax.tree.map(lambda leaf: as_dtype(leaf, dtype), params)
-    stage = cascade.stages[0]
+    params = on_mesh(jax.tree.map(lambda leaf: as_dtype(leaf, dtype), params), mesh)
+    stage, marks = cascade.stages[0], {}
     readers = {stage.name: lambda: params["network"]}
     if "lora" in params:
-        base = load_model(run["config"]["init_from"], dtype=dtype)
+        base = load_model(run["config"]["init_from"], dtype=dtype, mesh=mesh)
         name = base.cascade.stages[cascade_room.stage_index(base.cascade, stage.name)].name
         scale = run_lora(run).scale
         readers[stage.name] = lambda: merge_lora(base.params[name], params["lora"], scale)
     if TEXT_ENCODER in params:
         readers[TEXT_ENCODER] = lambda: params[TEXT_ENCODER]
+        marks[TEXT_ENCODER] = lambda: marks_of(params[TEXT_ENCODER])
     elif cascade.encoder is not None:
-        origin = run["config"]["text"]["init_from"]
-        if origin is None:
-            raise ValueError(f"{directory} has no text encoder: text.init_from is None.")
-        readers[TEXT_ENCODER] = lambda: load_model(origin, dtype=dtype).params[TEXT_ENCODER]
-    return Pipeline(cascade, Parts(readers), name=directory.name, notes={"step": step})
+        found = functools.cache(lambda: frozen_encoder(directory, run, cascade, dtype, mesh))
+        readers[TEXT_ENCODER] = found
+        marks[TEXT_ENCODER] = lambda: marks_of(found())
+    return Pipeline(cascade, Parts(readers, marks), name=directory.name, notes={"step": step})
+
+
+def frozen_encoder(
+    directory: Path,
+    run: Mapping[str, Any],
+    cascade: Cascade,
+    dtype: str = "float32",
+    mesh: jax.sharding.Mesh | None = None,
+) -> Params:
+    """The text encoder that a run did not train: the one that its workdir keeps, or its source's.
+
+    Raises:
+        ValueError: there is neither.
+    """
+    sharding = None if mesh is None else sharding_over(mesh)
+    if encoder_files.is_kept(directory):
+        return encoder_files.read_kept(directory, cascade.encoder.config, dtype, sharding)
+    config = run["config"]
+    source = config["text"].get("init_from") or config.get("init_from")
+    if source is None:
+        raise ValueError(f"{directory} has no text encoder: text.init_from is None.")
+    return load_encoder(source, dtype=dtype, mesh=mesh)[1]
+
+
+def load_encoder(
+    source: str | os.PathLike, *, dtype: str = "float32", mesh: jax.sharding.Mesh | None = None
+) -> tuple[T5Config, Params]:
+    """A text encoder's config and parameters.
+
+    Args:
+        source: an encoder of Hugging Face, of T5X or of ours; or whatever `load_model` reads.
+        dtype: of the parameters.
+        mesh: devices over which to spread them, by the rules of training.
+
+    Raises:
+        ValueError: the model reads no text, or its files are damaged.
+    """
+    if encoder_files.is_encoder(source):
+        sharding = None if mesh is None else sharding_over(mesh)
+        return encoder_files.read_encoder(source, dtype, sharding)
+    pipeline = load_model(source, dtype=dtype, mesh=mesh)
+    if pipeline.cascade.encoder is None:
+        raise ValueError(f"{source} holds no text encoder.")
+    return pipeline.cascade.encoder.config, pipeline.params[TEXT_ENCODER]
 
 
 def export_lora(workdir: str | os.PathLike, path: str | os.PathLike) -> Path:
@@ -136,28 +280,3 @@ def read_run(directory: Path) -> tuple[int, Params, dict[str, Any]]:
 def as_dtype(leaf: np.ndarray, dtype: str) -> np.ndarray:
     """Floating-point numbers as `dtype`, others as they are."""
     return leaf.astype(jnp.dtype(dtype)) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
-
-
-def join_pipelines(pipelines: Sequence[Pipeline]) -> Pipeline:
-    """The stages of all in a row.
-
-    Raises:
-        ValueError: there are none, or the sizes do not follow each other.
-    """
-    if not pipelines:
-        raise ValueError("load_model was given an empty list.")
-    stages, sampling, params, encoder = [], [], {}, None
-    for pipeline in pipelines:
-        stages += pipeline.cascade.stages
-        sampling += pipeline.cascade.sampling
-        for stage in pipeline.cascade.stages:
-            params[stage.name] = lambda pipeline=pipeline, name=stage.name: pipeline.params[name]
-        if encoder is None and pipeline.cascade.encoder is not None:
-            encoder = pipeline.cascade.encoder
-            params[TEXT_ENCODER] = lambda pipeline=pipeline: pipeline.params[TEXT_ENCODER]
-    return Pipeline(
-        Cascade(tuple(stages), tuple(sampling), encoder),
-        Parts(params),
-        name="+".join(pipeline.name for pipeline in pipelines),
-        notes={pipeline.name: pipeline.notes for pipeline in pipelines if pipeline.notes},
-    )

@@ -11,24 +11,38 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from imagen_jax import cascade as cascade_room
 from imagen_jax import text as text_room
 from imagen_jax.cascade import TEXT_ENCODER, Cascade
-from imagen_jax.convert.safetensors import load_params, save_params
+from imagen_jax.convert.layout import Tensors
+from imagen_jax.convert.reading import ShardingOf, read_layout
+from imagen_jax.convert.safetensors import TensorFiles, flatten, load_params, save_params
 from imagen_jax.typing import Params
+
+# Some parameters by their paths, joined by "/".
+Marks = Mapping[str, np.ndarray]
 
 FORMAT = 1
 MODEL_FILE = "model.json"
+ENCODER_MARKS = ("final_norm/scale", "relative_bias/embedding")
 
 
 class Parts(Mapping):
     """Parameters by the name of the part, read from disk when first asked for.
 
-    `free(name)` lets a part go; the next access reads it again.
+    `free(name)` lets a part go; the next access reads it again. `marks` read a few small parameters
+    of a part, which tell it from others.
     """
 
-    def __init__(self, readers: Mapping[str, Callable[[], Params]]):
+    def __init__(
+        self,
+        readers: Mapping[str, Callable[[], Params]],
+        marks: Mapping[str, Callable[[], Marks]] | None = None,
+    ):
         self._readers = dict(readers)
+        self._marks = dict(marks or {})
         self._read: dict[str, Params] = {}
 
     def __getitem__(self, name: str) -> Params:
@@ -44,6 +58,14 @@ class Parts(Mapping):
 
     def free(self, name: str) -> None:
         self._read.pop(name, None)
+
+    def reader(self, name: str) -> Callable[[], Params]:
+        """Reads a part anew, whatever is in memory: for a Parts that holds this one's parts."""
+        return self._readers[name]
+
+    def marks(self, name: str) -> Marks | None:
+        """A few parameters of a part by their paths; None where only all could be read."""
+        return self._marks[name]() if name in self._marks else None
 
 
 def part_names(cascade: Cascade) -> list[str]:
@@ -149,17 +171,40 @@ def read_model(directory: str | os.PathLike) -> tuple[Cascade, dict[str, Any]]:
     return cascade, {key: value for key, value in values.items() if key != "stages"}
 
 
-def read_parts(directory: str | os.PathLike, cascade: Cascade, *, dtype: str = "float32") -> Parts:
+def read_parts(
+    directory: str | os.PathLike,
+    cascade: Cascade,
+    *,
+    dtype: str = "float32",
+    sharding: ShardingOf | None = None,
+) -> Parts:
     """The parameters of a model directory, read part by part when first used.
 
     Missing, unused and misshapen tensors are a ValueError that names them.
+
+    Args:
+        sharding: where each parameter shall lie; None gives numpy arrays.
     """
 
     def reader(part: str) -> Callable[[], Params]:
         def read() -> Params:
             shapes = cascade_room.part_shapes(cascade, part)
-            return load_params(directory, part, shapes, dtype=dtype)
+            if sharding is None:
+                return load_params(directory, part, shapes, dtype=dtype)
+            return read_layout(
+                {path: Tensors((path,)) for path in flatten(shapes)},
+                TensorFiles(directory, part),
+                shapes,
+                dtype=dtype,
+                sharding=sharding,
+                where=os.fspath(Path(directory) / f"{part}.safetensors"),
+            )
 
         return read
 
-    return Parts({part: reader(part) for part in part_names(cascade)})
+    def marks() -> Marks:
+        files = TensorFiles(directory, TEXT_ENCODER)
+        return {path: files.read(path) for path in ENCODER_MARKS if path in files}
+
+    names = part_names(cascade)
+    return Parts({part: reader(part) for part in names}, {TEXT_ENCODER: marks})

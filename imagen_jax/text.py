@@ -1,6 +1,7 @@
 """Prompts to TextEmbeddings: tokenizers, the text encoder, and guidance's null text.
 
-The tokenizer gets text as it is: case folding and normalization belong to the SentencePiece model.
+The tokenizer gets text as it is, or prepared as `TextEncoder.caption` says; case folding and
+normalization otherwise belong to the SentencePiece model.
 """
 
 import functools
@@ -15,12 +16,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from imagen_jax.captions import CAPTIONS, prepare_caption
 from imagen_jax.models import t5
 from imagen_jax.typing import Mask, Params, TextEmbeddings, Tokens
 
 PAD_ID = 0
 EOS_ID = 1
 SENTENCEPIECE_FILE = "spiece.model"
+NULLS = ("zeros", "empty")
+PADDINGS = ("zeros", "encoded")
+OPTIONAL = ("null", "padding", "caption")  # models saved before they were fields have none
 
 
 @dataclass(frozen=True)
@@ -42,15 +47,31 @@ Tokenizer = SentencePieceTokenizer | ByteTokenizer
 
 @dataclass(frozen=True)
 class TextEncoder:
-    """The encoder's sizes, its tokenizer, and the tokens a prompt may have, end mark included."""
+    """The encoder's sizes, its tokenizer, and how the networks that read it were shown text.
+
+    max_length: tokens a prompt may have, end mark included. null: the text of the unconditional
+    model, "zeros" (arXiv 2205.11487) or "empty", the encoded empty prompt (DeepFloyd IF). padding:
+    embeddings after a prompt's end, "zeros", or "encoded" for networks that read them too (IF).
+    caption: a key of CAPTIONS, or None for prompts as they are.
+    """
 
     config: t5.T5Config
     tokenizer: Tokenizer
     max_length: int = 128
+    null: str = "zeros"
+    padding: str = "zeros"
+    caption: str | None = None
 
     def __post_init__(self):
         if self.max_length < 1:
             raise ValueError(f"TextEncoder.max_length is {self.max_length}; it must be at least 1.")
+        choices = {"null": NULLS, "padding": PADDINGS, "caption": (*CAPTIONS, None)}
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"TextEncoder.{name} is {getattr(self, name)!r}; it can be "
+                    f"{' or '.join(map(repr, known))}."
+                )
 
 
 @functools.lru_cache(maxsize=8)
@@ -116,8 +137,9 @@ def tokenize(
     limit = encoder.max_length - 1
     ids = np.full((len(prompts), encoder.max_length), PAD_ID, np.int32)
     mask = np.zeros(ids.shape, bool)
+    prepared = [prepare_caption(prompt, encoder.caption) for prompt in prompts]
     for row, (prompt, tokens) in enumerate(
-        zip(prompts, token_ids(encoder.tokenizer, prompts), strict=True)
+        zip(prompts, token_ids(encoder.tokenizer, prepared), strict=True)
     ):
         if len(tokens) > limit:
             if warn:
@@ -133,16 +155,28 @@ def tokenize(
     return ids, mask
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def encode_tokens(config: t5.T5Config, params: Params, ids: Tokens, mask: Mask) -> TextEmbeddings:
-    """Embeddings of tokenized text, float32, zero at padding."""
-    return TextEmbeddings(t5.encode(config, params, ids, mask), mask)
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def encode_tokens(
+    config: t5.T5Config, params: Params, ids: Tokens, mask: Mask, padding: str = "zeros"
+) -> TextEmbeddings:
+    """Embeddings of tokenized text, float32; `padding` as of TextEncoder."""
+    values = t5.encode(config, params, ids, mask, zero_padding=padding == "zeros")
+    return TextEmbeddings(values, mask)
 
 
 def encode(encoder: TextEncoder, params: Params, prompts: Sequence[str]) -> TextEmbeddings:
     """Embeddings [batch, max_length, width] of prompts."""
-    ids, mask = tokenize(encoder, prompts)
-    return encode_tokens(encoder.config, params, jnp.asarray(ids), jnp.asarray(mask))
+    ids, mask = (jnp.asarray(array) for array in tokenize(encoder, prompts))
+    return encode_tokens(encoder.config, params, ids, mask, encoder.padding)
+
+
+def unconditional(encoder: TextEncoder, params: Params) -> TextEmbeddings:
+    """What guidance leads away from where there is no negative prompt, as a batch of one."""
+    if encoder.null == "zeros":
+        return null_text(1, encoder.max_length, encoder.config.d_model)
+    ids = jnp.full((1, encoder.max_length), PAD_ID, jnp.int32).at[:, 0].set(EOS_ID)
+    mask = jnp.zeros(ids.shape, bool).at[:, 0].set(True)
+    return encode_tokens(encoder.config, params, ids, mask, encoder.padding)
 
 
 def null_text(batch: int, length: int, width: int) -> TextEmbeddings:
@@ -164,6 +198,15 @@ def check_vocabulary(encoder: TextEncoder) -> None:
         )
 
 
+def same_tokenizer(first: Tokenizer, other: Tokenizer) -> bool:
+    """Whether two tokenizers are of one kind and, by their files' content, of one vocabulary."""
+    both = first, other
+    if not all(isinstance(tokenizer, SentencePieceTokenizer) for tokenizer in both):
+        return first == other
+    models = [_load(tokenizer).serialized_model_proto() for tokenizer in both]
+    return models[0] == models[1]
+
+
 def copy_tokenizer(tokenizer: Tokenizer, directory: str | os.PathLike) -> None:
     """Puts the tokenizer's file, if it has one, into a model directory, where `from_dict` looks."""
     if isinstance(tokenizer, SentencePieceTokenizer):
@@ -175,19 +218,22 @@ def copy_tokenizer(tokenizer: Tokenizer, directory: str | os.PathLike) -> None:
 def to_dict(encoder: TextEncoder) -> dict[str, Any]:
     """The encoder as JSON values; the tokenizer's file is to lie beside them (`copy_tokenizer`)."""
     kind = "bytes" if isinstance(encoder.tokenizer, ByteTokenizer) else "sentencepiece"
-    return {"config": asdict(encoder.config), "tokenizer": kind, "max_length": encoder.max_length}
+    values = {"config": asdict(encoder.config), "tokenizer": kind}
+    return values | {name: getattr(encoder, name) for name in ("max_length", *OPTIONAL)}
 
 
 def from_dict(values: dict[str, Any], directory: str | os.PathLike) -> TextEncoder:
     """The inverse of `to_dict`, for a model in `directory`."""
     keys = {"config", "tokenizer", "max_length"}
-    if set(values) != keys:
+    if set(values) - set(OPTIONAL) != keys:
         raise ValueError(f"A text encoder has the keys {sorted(keys)}, not {sorted(values)}.")
     unknown = set(values["config"]) - {field.name for field in fields(t5.T5Config)}
     if unknown:
         raise ValueError(f"T5Config has no fields {sorted(unknown)}.")
     tokenizer = make_tokenizer(values["tokenizer"], os.path.join(directory, SENTENCEPIECE_FILE))
-    return TextEncoder(t5.T5Config(**values["config"]), tokenizer, values["max_length"])
+    optional = {name: values[name] for name in OPTIONAL if name in values}
+    config = t5.T5Config(**values["config"])
+    return TextEncoder(config, tokenizer, values["max_length"], **optional)
 
 
 def make_tokenizer(kind: str, path: str | os.PathLike | None = None) -> Tokenizer:

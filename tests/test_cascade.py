@@ -197,8 +197,6 @@ def test_a_cascade_must_fit_together():
         Cascade((SR, replace(SR, name="other")), (SR_SETTINGS,) * 2, ENCODER)
     with pytest.raises(ValueError, match="names must differ"):
         Cascade((BASE, replace(SR, name="base")), (SR_SETTINGS,) * 2, ENCODER)
-    with pytest.raises(ValueError, match="no text encoder"):
-        Cascade((BASE,), (BASE_SETTINGS,))
     with pytest.raises(ValueError, match="width 16"):
         Cascade((replace(BASE, text_width=16),), (BASE_SETTINGS,), ENCODER)
     with pytest.raises(ValueError, match="2 stages but 1"):

@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = [
-    {"typing", "grid", "compilation_cache"},
+    {"typing", "grid", "captions", "compilation_cache"},
     {"diffusion", "models", "data"},
     {"text", "sampling_settings", "lora", "stage", "stage_sampling", "cascade", "pictures"},
     {"training", "evaluation", "convert", "compress", "export"},
@@ -18,6 +18,8 @@ LAYERS = [
         "progress_bar",
         "drawing",
         "pipeline",
+        "joining",
+        "encoder_files",
         "loading",
         "__init__",
     },
@@ -32,7 +34,8 @@ NEIGHBOURS = {
     "adapters": {"model_directory"},
     "drawing": {"model_directory", "arguments", "progress_bar"},
     "pipeline": {"model_directory", "adapters", "arguments", "drawing"},
-    "loading": {"model_directory", "pipeline"},
+    "joining": {"model_directory", "pipeline"},
+    "loading": {"encoder_files", "model_directory", "joining", "pipeline"},
     "__init__": {"pipeline", "loading"},
     "scripts": {"configs"},
 }

@@ -69,7 +69,7 @@ def enlarge(
         if stage.conditioning == "text":
             chosen = [prompts[row] for row in rows]
             text = text_room.encode(encoder, params[TEXT_ENCODER], chosen)
-            null = text_room.null_text(1, encoder.max_length, encoder.config.d_model)
+            null = text_room.unconditional(encoder, params[TEXT_ENCODER])
         images = sample_cascade(
             cascade,
             params,

@@ -259,11 +259,14 @@ def init(config: T5Config, key: Keys) -> Params:
 
 
 def encode(
-    config: T5Config, params: Params, ids: Tokens, mask: Mask
+    config: T5Config, params: Params, ids: Tokens, mask: Mask, *, zero_padding: bool = True
 ) -> Float[Array, "batch length width"]:
     """One float32 vector a token, zero where `mask` (True = real token) is False.
 
-    Zeroing makes the result independent of how an implementation treats padded queries.
+    Zeroing makes the result independent of how an implementation treats padded queries. Without it
+    they attend to the real tokens, as Hugging Face's do.
     """
     values = Encoder(config).apply({"params": params}, ids, mask)
+    if not zero_padding:
+        return values
     return jnp.where(mask[:, :, None], values, 0.0)

@@ -34,7 +34,9 @@ class TextConfig:
     """The text encoder. `tokenizer`: "bytes", or the path of a SentencePiece model.
 
     trainable: whether it is trained with the stage. dropout: the share of captions replaced by the
-    null text. init_from: a model or workdir whose encoder's weights to start from, or to keep.
+    null text. init_from: where the weights of a frozen encoder are: a model, a workdir, or an
+    encoder of Hugging Face or T5X by itself; None: where the run's own `init_from` has them.
+    null, padding, caption: as of TextEncoder.
     """
 
     encoder: T5Config
@@ -43,6 +45,9 @@ class TextConfig:
     trainable: bool = False
     dropout: float = 0.1
     init_from: str | None = None
+    null: str = "zeros"
+    padding: str = "zeros"
+    caption: str | None = None
 
     def __post_init__(self):
         if not 0 <= self.dropout <= 1:
@@ -155,7 +160,8 @@ def make_text_encoder(config: RunConfig) -> TextEncoder | None:
         tokenizer = text.make_tokenizer("bytes")
     else:
         tokenizer = text.make_tokenizer("sentencepiece", config.text.tokenizer)
-    encoder = TextEncoder(config.text.encoder, tokenizer, config.text.max_length)
+    choices = {name: getattr(config.text, name) for name in text.OPTIONAL}
+    encoder = TextEncoder(config.text.encoder, tokenizer, config.text.max_length, **choices)
     text.check_vocabulary(encoder)
     return encoder
 
@@ -227,16 +233,21 @@ def make_training(
     return train_step, init, frozen
 
 
+def encoder_source(config: RunConfig) -> str | None:
+    """Where a frozen text encoder is read: text.init_from, else init_from."""
+    return config.text.init_from or config.init_from
+
+
 def frozen_shapes(config: RunConfig, encoder: TextEncoder | None) -> Frozen | None:
     """Shapes of the parameters that are read and not trained; None where there are none."""
     network = text_encoder = None
     if config.lora is not None:
         network = jax.eval_shape(lambda key: init_params(config.stage, key), jax.random.key(0))
     if encoder is not None and not config.text.trainable:
-        if config.text.init_from is None:
+        if encoder_source(config) is None:
             raise ValueError(
-                "text.trainable is False and text.init_from is None: an encoder that is neither "
-                "trained nor read from somewhere gives noise"
+                "text.trainable is False, and both text.init_from and init_from are None: an "
+                "encoder that is neither trained nor read from somewhere gives noise"
             )
         text_encoder = jax.eval_shape(lambda key: t5.init(encoder.config, key), jax.random.key(0))
     if network is None and text_encoder is None:

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from imagen_jax import text
 from imagen_jax.cascade import Cascade, stage_index
 from imagen_jax.text import SentencePieceTokenizer, TextEncoder
 from imagen_jax.training.config import Section, as_dict
@@ -33,9 +34,9 @@ def filled(config: Section, cascade: Cascade) -> dict[str, Any]:
     sampling = dataclasses.asdict(cascade.sampling[index])
     values["sample"] = {**sampling, **(values.get("sample") or {})}
     if cascade.encoder is not None and stage["conditioning"] == "text":
-        text = {**_text_section(cascade.encoder), "init_from": values.get("init_from")}
+        section = {**_text_section(cascade.encoder), "init_from": values.get("init_from")}
         given = {k: v for k, v in (values.get("text") or {}).items() if v is not None}
-        values["text"] = _over(text, given)
+        values["text"] = _over(section, given)
     return values
 
 
@@ -55,4 +56,5 @@ def _text_section(encoder: TextEncoder) -> dict[str, Any]:
         "encoder": dataclasses.asdict(encoder.config),
         "tokenizer": encoder.tokenizer.path if sentencepiece else "bytes",
         "max_length": encoder.max_length,
+        **{name: getattr(encoder, name) for name in text.OPTIONAL},
     }

@@ -56,8 +56,9 @@ def make_sample_fn(
     def sample(params: Params, step: int):
         conditions = Conditions()
         if stage.conditioning == "text":
-            embeddings = text.encode(encoder, encoder_params(params, frozen), prompts)
-            null = text.null_text(1, encoder.max_length, encoder.config.d_model)
+            weights = encoder_params(params, frozen)
+            embeddings = text.encode(encoder, weights, prompts)
+            null = text.unconditional(encoder, weights)
             conditions = conditions._replace(text=embeddings, null=null)
         elif stage.conditioning == "label":
             conditions = conditions._replace(label=jnp.asarray(labels, jnp.int32))

@@ -88,9 +88,12 @@ def loss_weights(batch: int, prior: Prior | None) -> Float[Array, " batch"]:
     return jnp.where(jnp.arange(batch) < instances, 1 / instances, prior.weight / prior.rows)
 
 
-def drop_text(text: TextEmbeddings, drop: Array) -> TextEmbeddings:
-    """Null text where `drop` is True (section 2.2: embeddings are zeroed)."""
-    null = text_room.null_text(*text.values.shape)
+def drop_text(
+    text: TextEmbeddings, drop: Array, null: TextEmbeddings | None = None
+) -> TextEmbeddings:
+    """Null text where `drop` is True: a batch of one, or zeros (section 2.2) when None."""
+    if null is None:
+        null = text_room.null_text(*text.values.shape)
     values = jnp.where(drop[:, None, None], null.values, text.values)
     return TextEmbeddings(values, jnp.where(drop[:, None], null.mask, text.mask))
 
@@ -122,6 +125,24 @@ def draw(
     return Draws(t, eps, drop, level, jax.random.normal(next(keys), shape, jnp.float32))
 
 
+def batch_text(
+    encoder: TextEncoder | None, params: Params, batch: Batch, frozen: Frozen | None
+) -> tuple[TextEmbeddings, TextEmbeddings | None]:
+    """The texts of a batch, and the null text where it is not zeros."""
+    encoded_null = encoder is not None and encoder.null == "empty"
+    if "text" in batch:
+        if encoded_null:
+            raise ValueError(
+                "The null text is the encoded empty prompt: train on captions, not on embeddings."
+            )
+        return TextEmbeddings(batch["text"].astype(jnp.float32), batch["mask"]), None
+    weights = encoder_params(params, frozen)
+    text = text_room.encode_tokens(
+        encoder.config, weights, batch["ids"], batch["mask"], encoder.padding
+    )
+    return text, text_room.unconditional(encoder, weights) if encoded_null else None
+
+
 def make_losses(
     stage: Stage,
     encoder: TextEncoder | None,
@@ -142,12 +163,8 @@ def make_losses(
             low_res = augment(low_res, draws.level, draws.noise, stage.aug_schedule)
             conditions = {"low_res": low_res, "aug_level": draws.level}
         if stage.conditioning == "text":
-            if "text" in batch:
-                text = TextEmbeddings(batch["text"].astype(jnp.float32), batch["mask"])
-            else:
-                weights = encoder_params(params, frozen)
-                text = text_room.encode_tokens(encoder.config, weights, batch["ids"], batch["mask"])
-            conditions["text"] = drop_text(text, draws.drop)
+            text, null = batch_text(encoder, params, batch, frozen)
+            conditions["text"] = drop_text(text, draws.drop, null)
         elif stage.conditioning == "label":
             label = jnp.where(draws.drop, null_label(stage, x0.shape[0]), batch["label"])
             conditions["label"] = label
