@@ -10,6 +10,9 @@ import pytest
 from imagen_jax import encoder_files
 from imagen_jax.convert.safetensors import flatten
 from imagen_jax.convert.t5 import save_huggingface
+from imagen_jax.convert.t5x import checkpoint_layout
+from imagen_jax.convert.writing import write_layout
+from imagen_jax.loading import load_encoder
 from imagen_jax.models import t5
 from imagen_jax.training.sharding import MeshConfig, make_mesh, partition_spec
 from tests.convert.t5x_writer import write_checkpoint
@@ -26,24 +29,10 @@ def params():
 def forms(params, tmp_path):
     """The same encoder in the three forms."""
     save_huggingface(tmp_path / "hf", CONFIG, params)
-    write_t5x(tmp_path / "t5x", params)
+    arrays = write_layout(checkpoint_layout(CONFIG, scanned=False), params)
+    write_checkpoint(tmp_path / "t5x", arrays, partitioned=True)
     encoder_files.write_encoder(tmp_path / "ours", CONFIG, params)
     return tmp_path
-
-
-def write_t5x(directory, params):
-    from imagen_jax.convert.t5x import checkpoint_layout
-    from imagen_jax.convert.writing import write_layout
-
-    tensors = write_layout(checkpoint_layout(CONFIG, scanned=False), params)
-    tree = {}
-    for name, value in tensors.items():
-        *parents, last = name.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[last] = value
-    write_checkpoint(directory, tree)
 
 
 @pytest.mark.parametrize("form", ["hf", "t5x", "ours"])
@@ -58,8 +47,6 @@ def test_every_form_gives_the_same_encoder(forms, params, form):
 
 @pytest.mark.parametrize("form", ["hf", "t5x", "ours"])
 def test_it_is_read_onto_a_mesh_by_the_rules_of_training(forms, form):
-    from imagen_jax.loading import load_encoder
-
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     _, read = load_encoder(forms / form, dtype="bfloat16", mesh=mesh)
     for path, leaf in flatten(read).items():

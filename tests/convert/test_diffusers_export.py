@@ -117,7 +117,7 @@ def trained(section: dict):
     for number in range(config.num_steps):
         state, metrics = step(state, next(stream), jax.random.fold_in(jax.random.key(1), number))
     assert np.isfinite(metrics["loss"])
-    return config.stage, jax.device_get(state.params)
+    return config.stage, jax.device_get(state.params["network"])
 
 
 @pytest.fixture(scope="module", params=list(SECTIONS))
