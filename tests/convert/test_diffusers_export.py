@@ -219,7 +219,7 @@ def test_the_network_alone_needs_no_discrete_schedule(run, tmp_path):
     # Shown 1000 t, which is step + 1 of those times.
     shown = inputs | {"step": inputs["step"] + 1}
     assert distance(theirs(network, shown), ours(stage, params, inputs)) < 1e-5
-    with pytest.raises(ValueError, match=r"schedule Cosine: .* discrete_beta"):
+    with pytest.raises(ValueError, match=r"schedule Cosine: .*discrete_beta"):
         save_pipeline(tmp_path / "whole", stage, SETTINGS, params)
     assert not (tmp_path / "whole").exists()
 
