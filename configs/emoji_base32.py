@@ -11,8 +11,8 @@ encoder is trained before, and frozen; as none is pretrained on a vocabulary thi
 to guess the pictures from their captions, and that guess (`draft`) is put beside the noisy picture.
 The paper's own networks are `imagen_jax.models.UNetConfig`, and `EfficientUNetConfig` without
 `patch_size`, `upsample_kernel` and `draft`. Hardware, time and result: the model's card,
-imagen_jax/pretrained/emoji/README.md. In runs of its own, --config.init_from=emoji goes on from
-the shipped weights.
+imagen_jax/pretrained/emoji/README.md. --config.init_from=emoji goes on from the shipped weights
+instead: the second command is then not needed.
 """
 
 from pathlib import Path
@@ -59,7 +59,7 @@ def get_config() -> ConfigDict:
         "max_length": 20,
         "trainable": False,
         "dropout": 0.1,
-        "init_from": "runs/text",
+        "init_from": None,  # where config.init_from has it
         "encoder": {
             "vocab_size": 6000,
             "d_model": 192,

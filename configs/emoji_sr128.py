@@ -5,7 +5,8 @@
 
 The second command puts it behind a base model (configs/emoji_base32.py) in a model directory. Reads
 the text with the base model's encoder, frozen. Like the base, it folds 4x4 patches into channels to
-suit a CPU. Hardware, time and expected result: imagen_jax/pretrained/emoji/README.md.
+suit a CPU. --config.init_from=emoji --config.text.init_from=None goes on from the shipped weights,
+encoder and all. Hardware, time and expected result: imagen_jax/pretrained/emoji/README.md.
 """
 
 from pathlib import Path

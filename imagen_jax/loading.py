@@ -15,8 +15,8 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from imagen_jax import cascade as cascade_room
-from imagen_jax import model_directory
-from imagen_jax.cascade import TEXT_ENCODER
+from imagen_jax import encoder_files, model_directory
+from imagen_jax.cascade import TEXT_ENCODER, Cascade
 from imagen_jax.compilation_cache import use_compilation_cache
 from imagen_jax.convert import diffusers_directory, diffusers_pipeline
 from imagen_jax.convert.hub import NAME, resolve
@@ -26,6 +26,7 @@ from imagen_jax.convert.safetensors import flatten, unflatten
 from imagen_jax.joining import join_pipelines, marks_of
 from imagen_jax.lora import DEFAULT_TARGETS, LoraConfig, merge_lora
 from imagen_jax.model_directory import ENCODER_MARKS, MODEL_FILE, Parts
+from imagen_jax.models.t5 import T5Config
 from imagen_jax.pipeline import Pipeline
 from imagen_jax.typing import Params
 
@@ -167,8 +168,8 @@ def load_workdir(
 ) -> Pipeline:
     """The newest checkpoint of a training run; the average of its parameters where it keeps one.
 
-    What the run did not train is read where the run found it: a frozen encoder, and the network to
-    which it trained an adapter, which is merged in.
+    A frozen encoder is read from the workdir, and the network to which the run trained an adapter,
+    which is merged in, where the run found it.
     """
     step, params, run = read_run(directory)
     cascade = cascade_room.from_dict(run["model"], os.fspath(directory))
@@ -184,13 +185,54 @@ def load_workdir(
         readers[TEXT_ENCODER] = lambda: params[TEXT_ENCODER]
         marks[TEXT_ENCODER] = lambda: marks_of(params[TEXT_ENCODER])
     elif cascade.encoder is not None:
-        origin = run["config"]["text"]["init_from"]
-        if origin is None:
-            raise ValueError(f"{directory} has no text encoder: text.init_from is None.")
-        found = functools.cache(lambda: load_model(origin, dtype=dtype, mesh=mesh).params)
-        readers[TEXT_ENCODER] = lambda: found().reader(TEXT_ENCODER)()
-        marks[TEXT_ENCODER] = lambda: found().marks(TEXT_ENCODER)
+        found = functools.cache(lambda: frozen_encoder(directory, run, cascade, dtype, mesh))
+        readers[TEXT_ENCODER] = found
+        marks[TEXT_ENCODER] = lambda: marks_of(found())
     return Pipeline(cascade, Parts(readers, marks), name=directory.name, notes={"step": step})
+
+
+def frozen_encoder(
+    directory: Path,
+    run: Mapping[str, Any],
+    cascade: Cascade,
+    dtype: str = "float32",
+    mesh: jax.sharding.Mesh | None = None,
+) -> Params:
+    """The text encoder that a run did not train: the one that its workdir keeps, or its source's.
+
+    Raises:
+        ValueError: there is neither.
+    """
+    sharding = None if mesh is None else sharding_over(mesh)
+    if encoder_files.is_kept(directory):
+        return encoder_files.read_kept(directory, cascade.encoder.config, dtype, sharding)
+    config = run["config"]
+    source = config["text"].get("init_from") or config.get("init_from")
+    if source is None:
+        raise ValueError(f"{directory} has no text encoder: text.init_from is None.")
+    return load_encoder(source, dtype=dtype, mesh=mesh)[1]
+
+
+def load_encoder(
+    source: str | os.PathLike, *, dtype: str = "float32", mesh: jax.sharding.Mesh | None = None
+) -> tuple[T5Config, Params]:
+    """A text encoder's config and parameters.
+
+    Args:
+        source: an encoder of Hugging Face, of T5X or of ours; or whatever `load_model` reads.
+        dtype: of the parameters.
+        mesh: devices over which to spread them, by the rules of training.
+
+    Raises:
+        ValueError: the model reads no text, or its files are damaged.
+    """
+    if encoder_files.is_encoder(source):
+        sharding = None if mesh is None else sharding_over(mesh)
+        return encoder_files.read_encoder(source, dtype, sharding)
+    pipeline = load_model(source, dtype=dtype, mesh=mesh)
+    if pipeline.cascade.encoder is None:
+        raise ValueError(f"{source} holds no text encoder.")
+    return pipeline.cascade.encoder.config, pipeline.params[TEXT_ENCODER]
 
 
 def export_lora(workdir: str | os.PathLike, path: str | os.PathLike) -> Path:

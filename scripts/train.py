@@ -56,7 +56,7 @@ def main(argv: list[str], overrides: dict[str, str]) -> None:
             print(model_table(config, train_step, init, mesh, frozen_shapes))
             return
         use_compilation_cache()
-        arguments = open_run(config, raw, encoder, frozen_shapes)
+        arguments = open_run(config, raw, encoder, frozen_shapes, mesh)
         loop_config = build.loop_config(config, parse_profile(PROFILE.value))
     with one_line_errors(CheckpointError, MismatchError, NonFiniteError, TooManyBroken):
         train(loop_config, train_step, init, mesh=mesh, **arguments)
@@ -80,6 +80,7 @@ def prepare(overrides: dict[str, str]) -> tuple[Any, Any, Any, Any]:
         from imagen_jax.loading import load_model
 
         raw = inherit.filled(raw, load_model(raw["init_from"]).cascade)
+    raw = with_encoder(raw)
     config = build.read_config(raw)
     parse_profile(PROFILE.value)
     if WORKDIR.value is None and not DRY_RUN.value:
@@ -89,8 +90,22 @@ def prepare(overrides: dict[str, str]) -> tuple[Any, Any, Any, Any]:
     return raw, config, mesh, build.make_text_encoder(config)
 
 
-def open_run(config: Any, raw: Any, encoder: Any, frozen_shapes: Any) -> dict[str, Any]:
+def with_encoder(raw: Any) -> Any:
+    """The config with what its section `text` leaves out: an encoder by itself has it."""
+    from imagen_jax.encoder_files import is_encoder, text_section
+    from imagen_jax.training.config import as_dict
+
+    values = as_dict(raw)
+    section = values.get("text") or {}
+    source = section.get("init_from") or values.get("init_from")
+    if not section or not isinstance(source, str) or not is_encoder(source):
+        return raw
+    return {**values, "text": text_section(section, source)}
+
+
+def open_run(config: Any, raw: Any, encoder: Any, frozen_shapes: Any, mesh: Any) -> dict[str, Any]:
     """Opens the data and the workdir, and reads weights: what `train` needs besides."""
+    from imagen_jax.encoder_files import is_kept, keep
     from imagen_jax.training import build
     from imagen_jax.training.batches import STREAM, make_batches, make_source
     from imagen_jax.training.checkpoint import Checkpoints
@@ -100,7 +115,7 @@ def open_run(config: Any, raw: Any, encoder: Any, frozen_shapes: Any) -> dict[st
     source = None if config.data.source == STREAM else make_source(config)
     frozen, weights = None, None
     if frozen_shapes is not None:
-        frozen = read_frozen(config, frozen_shapes)
+        frozen = read_frozen(config, frozen_shapes, workdir, mesh)
     make_folder(workdir, "--workdir")
     section = config.checkpoint
     checkpoints = Checkpoints(
@@ -111,6 +126,9 @@ def open_run(config: Any, raw: Any, encoder: Any, frozen_shapes: Any) -> dict[st
         weights = read_weights(config.init_from, config.stage.name, with_text)
     description = build.describe(config, encoder, raw)
     build.write_description(workdir, description, encoder)
+    kept = goes_on(workdir) and is_kept(workdir)
+    if frozen is not None and frozen.text_encoder is not None and not kept:
+        keep(workdir, build.encoder_source(config), frozen.text_encoder)
     # The curve is that of training from the start, on one set of pictures.
     fine_tuning = config.lora is not None or config.data.prior is not None
     curve = None if fine_tuning else reference_curve(config.stage)
@@ -179,7 +197,7 @@ def read_weights(
     return params
 
 
-def read_frozen(config: Any, shapes: Any) -> Any:
+def read_frozen(config: Any, shapes: Any, workdir: Path, mesh: Any) -> Any:
     """The parameters that the step reads and does not train, as `build.frozen_shapes` has them."""
     import jax
 
@@ -191,20 +209,32 @@ def read_frozen(config: Any, shapes: Any) -> Any:
         network = read_weights(config.init_from, config.stage.name, False, dtype)[NETWORK]
         check_weights(shapes.network, network, f"the network's weights in {config.init_from}")
     if shapes.text_encoder is not None:
-        text_encoder = read_encoder(config.text.init_from, shapes.text_encoder, dtype)
+        text_encoder = read_encoder(config, shapes.text_encoder, workdir, mesh)
     frozen = Frozen(network, text_encoder)
     return jax.tree.map(lambda leaf: leaf.astype(dtype, copy=False), frozen)
 
 
-def read_encoder(source: str, shapes: Any, dtype: str = "float32") -> Any:
-    """The text encoder's parameters of a workdir, a model directory or a shipped model."""
-    from imagen_jax.loading import load_model
+def goes_on(workdir: Path) -> bool:
+    """Whether a workdir has a checkpoint."""
+    return any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*"))
+
+
+def read_encoder(config: Any, shapes: Any, workdir: Path, mesh: Any) -> Any:
+    """The frozen text encoder: what a run that goes on has kept, else that of its source."""
+    from imagen_jax.encoder_files import check_config, is_encoder, is_kept, read_kept
+    from imagen_jax.loading import load_encoder, sharding_over
+    from imagen_jax.training.build import encoder_source
     from imagen_jax.training.checkpoint import check_weights
 
-    pipeline = load_model(source, dtype=dtype)
-    if pipeline.cascade.encoder is None:
-        raise ValueError(f"text.init_from: {source} holds no text encoder")
-    params = pipeline.params["text_encoder"]
+    dtype, wanted = config.frozen_dtype, config.text.encoder
+    if goes_on(workdir) and is_kept(workdir):
+        return read_kept(workdir, wanted, dtype, sharding_over(mesh))
+    source = encoder_source(config)
+    if is_encoder(source):
+        found, params = load_encoder(source, dtype=dtype, mesh=mesh)
+        check_config(source, found, wanted)
+    else:
+        _, params = load_encoder(source, dtype=dtype)
     check_weights(shapes, params, f"the text encoder's weights in {source}")
     return params
 

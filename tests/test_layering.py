@@ -19,6 +19,7 @@ LAYERS = [
         "drawing",
         "pipeline",
         "joining",
+        "encoder_files",
         "loading",
         "__init__",
     },
@@ -34,7 +35,7 @@ NEIGHBOURS = {
     "drawing": {"model_directory", "arguments", "progress_bar"},
     "pipeline": {"model_directory", "adapters", "arguments", "drawing"},
     "joining": {"model_directory", "pipeline"},
-    "loading": {"model_directory", "joining", "pipeline"},
+    "loading": {"encoder_files", "model_directory", "joining", "pipeline"},
     "__init__": {"pipeline", "loading"},
     "scripts": {"configs"},
 }

@@ -278,7 +278,8 @@ def _embedding(config: UNetConfig) -> Layout:
         table |= _linear(f"embedding/{ours}_out", f"{theirs}.linear_2")
     if config.pooling_heads is not None:
         pooling, theirs = "embedding/pooling", "add_embedding"
-        table[f"{pooling}/class_token"] = Tensors((f"{theirs}.pool.positional_embedding",))
+        # One row there, a vector here.
+        table[f"{pooling}/class_token"] = Tensors((f"{theirs}.pool.positional_embedding",), (0, 1))
         table |= _norm(f"{pooling}/norm_in", f"{theirs}.norm1")
         for part in ("query", "key", "value"):
             table |= _linear(f"{pooling}/{part}", f"{theirs}.pool.{part[0]}_proj")

@@ -1,4 +1,4 @@
-"""JSON objects out of files that others wrote: strict, of limited size, faults named."""
+"""JSON objects in files; those that others wrote: strict, of limited size, faults named."""
 
 import json
 import math
@@ -73,3 +73,9 @@ def read_object(path: str | os.PathLike, kind: str) -> dict[str, Any]:
         return parse_object(path.read_bytes())
     except ValueError as error:
         raise ValueError(f"{path} is not {kind}: {error}.") from None
+
+
+def write_object(path: str | os.PathLike, values: dict[str, Any]) -> None:
+    """Writes a JSON object as Hugging Face's libraries do; a parent folder must exist."""
+    content = json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False)
+    Path(path).write_text(content + "\n", encoding="utf-8")

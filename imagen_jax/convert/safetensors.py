@@ -100,6 +100,7 @@ def save_params(
     dtype: str | None = "bfloat16",
     max_shard_bytes: int = SHARD_BYTES,
     kind: str = "flax",
+    variant: str | None = None,
 ) -> list[Path]:
     """Writes a tree of arrays and returns the files' paths.
 
@@ -110,20 +111,21 @@ def save_params(
         dtype: of the floating-point arrays on disk; None leaves them as they are.
         max_shard_bytes: no file is larger, but for one that holds a single tensor that is.
         kind: whose layout the tensors have: "flax", or "pt" for PyTorch's.
+        variant: such as "fp16", for NAME.fp16.safetensors; beside those of other variants.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     _check_file_name(name, "The name of the parameters")
+    single, (index, *_) = weight_files(name, variant)
+    stem = single.removesuffix(".safetensors")
     flat = flatten(params)
     if not flat:
         raise ValueError(f"There are no parameters to save as {name!r}.")
     shards = _split(flat, dtype, max_shard_bytes)
     count = len(shards)
-    single = f"{name}.safetensors"
-    index = f"{single}.index.json"
-    files = [f"{name}-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
+    files = [f"{stem}-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
     files = [single] if count == 1 else files
-    old = set(_existing_files(directory, name))
+    old = set(_existing_files(directory, single, index))
     # The index comes last: until it is in place, an earlier single file is what a reader finds.
     written = files if count == 1 else [*files, index]
     temporary = [directory / f".{file}.{os.getpid()}.tmp" for file in written]
@@ -154,9 +156,9 @@ def save_params(
     return [directory / file for file in written]
 
 
-def _existing_files(directory: Path, name: str) -> Iterator[str]:
+def _existing_files(directory: Path, single: str, index: str) -> Iterator[str]:
     """The files of an earlier save: the single one, the index, and the shards that it names."""
-    single, index = f"{name}.safetensors", f"{name}.safetensors.index.json"
+    stem = single.removesuffix(".safetensors")
     if (directory / single).is_file():
         yield single
     if (directory / index).is_file():
@@ -165,7 +167,7 @@ def _existing_files(directory: Path, name: str) -> Iterator[str]:
             shards = set(read_index(directory / index).values())
         except ValueError:
             return
-        yield from (file for file in shards if file.startswith(f"{name}-"))
+        yield from (file for file in shards if file.startswith(f"{stem}-"))
 
 
 def _check_file_name(name: Any, what: str) -> None:

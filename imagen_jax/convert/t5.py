@@ -8,10 +8,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from imagen_jax.convert.json_file import read_object
+from imagen_jax.convert.json_file import read_object, write_object
 from imagen_jax.convert.layout import LINEAR, Layout, Tensors
 from imagen_jax.convert.reading import HostTensors, ShardingOf, TensorSource, read_layout
 from imagen_jax.convert.safetensors import TensorFiles
+from imagen_jax.convert.writing import save_layout
 from imagen_jax.models import t5
 from imagen_jax.typing import Params
 
@@ -221,3 +222,63 @@ def load_huggingface(
         config, tensors, dtype, sharding=sharding, where=str(directory)
     )
     return config, params
+
+
+def config_to_huggingface(config: t5.T5Config) -> dict[str, Any]:
+    """The config.json of an encoder: the inverse of `config_from_huggingface`.
+
+    `embedding_multiplier` is not among its fields; `save_huggingface` puts it into the weights.
+    ValueError names what Hugging Face's T5 has no word for.
+    """
+    kinds = {form: name for name, form in reversed(FEED_FORWARD.items())}
+    form = (config.activation, config.gated)
+    if form not in kinds:
+        raise ValueError(
+            f"T5 of Hugging Face cannot express activation {config.activation!r} with gated "
+            f"{config.gated}, only {', '.join(map(str, kinds))}."
+        )
+    return {
+        "architectures": ["UMT5EncoderModel" if config.bias_in_every_layer else "T5EncoderModel"],
+        "model_type": "umt5" if config.bias_in_every_layer else "t5",
+        "vocab_size": config.vocab_size,
+        "d_model": config.d_model,
+        "num_heads": config.num_heads,
+        "d_kv": config.head_dim,
+        "num_layers": config.num_layers,
+        "d_ff": config.d_ff,
+        "feed_forward_proj": kinds[form],
+        "relative_attention_num_buckets": config.num_buckets,
+        "relative_attention_max_distance": config.max_distance,
+        "layer_norm_epsilon": config.norm_eps,
+        "is_encoder_decoder": False,
+        "use_cache": False,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+    }
+
+
+def save_huggingface(
+    directory: str | os.PathLike,
+    config: t5.T5Config,
+    params: Params,
+    *,
+    dtype: str | None = None,
+    variant: str | None = None,
+) -> list[Path]:
+    """Writes an encoder as transformers' save_pretrained does, and returns the weights' files.
+
+    Args:
+        dtype: of the parameters on disk; None leaves them as they are.
+        variant: such as "fp16", for model.fp16.safetensors.
+    """
+    values = config_to_huggingface(config)
+    if config.embedding_multiplier != 1.0:
+        table = np.asarray(params["token_embedding"], np.float32) * config.embedding_multiplier
+        params = {**params, "token_embedding": table}
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    files = save_layout(
+        directory, "model", encoder_layout(config), params, dtype=dtype, variant=variant
+    )
+    write_object(directory / "config.json", values)
+    return files

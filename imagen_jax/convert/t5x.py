@@ -181,6 +181,28 @@ def config_from_tensors(files: TensorSource, scanned: bool, **overrides: Any) ->
     return t5.T5Config(**(sizes | fields | overrides))
 
 
+def _open(path: Path) -> tuple[T5XTensors, bool]:
+    """A checkpoint's tensors, and whether its layers are scanned."""
+    if not (path / CHECKPOINT).is_file():
+        steps = sorted(step.name for step in path.glob("checkpoint_*") if step.is_dir())
+        hint = f"; give one of its steps, such as {path / steps[-1]}" if steps else ""
+        raise FileNotFoundError(f"{path} has no file {CHECKPOINT!r} of T5X{hint}.")
+    files = T5XTensors(path)
+    return files, any(name.startswith(SCANNED) for name in files)
+
+
+def _config(path: Path, files: TensorSource, scanned: bool, **overrides: Any) -> t5.T5Config:
+    try:
+        return config_from_tensors(files, scanned, **overrides)
+    except ValueError as error:
+        raise ValueError(f"{path} is no checkpoint of a T5 encoder: {error}.") from None
+
+
+def read_t5x_config(directory: str | os.PathLike, **overrides: Any) -> t5.T5Config:
+    """The encoder's sizes alone; arguments and errors as of `load_t5x`."""
+    return _config(Path(directory), *_open(Path(directory)), **overrides)
+
+
 def load_t5x(
     directory: str | os.PathLike,
     dtype: str | None = "float32",
@@ -202,16 +224,8 @@ def load_t5x(
         ValueError: it is damaged, asks for files elsewhere, or is no encoder of this kind.
     """
     path = Path(directory)
-    if not (path / CHECKPOINT).is_file():
-        steps = sorted(step.name for step in path.glob("checkpoint_*") if step.is_dir())
-        hint = f"; give one of its steps, such as {path / steps[-1]}" if steps else ""
-        raise FileNotFoundError(f"{path} has no file {CHECKPOINT!r} of T5X{hint}.")
-    files = T5XTensors(path)
-    scanned = any(name.startswith(SCANNED) for name in files)
-    try:
-        config = config_from_tensors(files, scanned, **overrides)
-    except ValueError as error:
-        raise ValueError(f"{path} is no checkpoint of a T5 encoder: {error}.") from None
+    files, scanned = _open(path)
+    config = _config(path, files, scanned, **overrides)
     params = read_layout(
         checkpoint_layout(config, scanned),
         MergedHeads(files, scanned),

@@ -9,8 +9,8 @@ from imagen_jax.convert.layout import Layout, Tensors, joined_shape, part_shape
 from imagen_jax.convert.safetensors import flatten, name_some, save_params
 from imagen_jax.typing import Params
 
-# As the Hugging Face libraries split.
-SHARD_BYTES = 10 * 10**9
+# Near what the Hugging Face libraries split at; a shard is held in memory while it is written.
+SHARD_BYTES = 5 * 10**9
 
 
 def _parts(path: str, tensors: Tensors, value: np.ndarray) -> list[np.ndarray]:
@@ -63,6 +63,7 @@ def save_layout(
     *,
     dtype: str | None = None,
     max_shard_bytes: int = SHARD_BYTES,
+    variant: str | None = None,
 ) -> list[Path]:
     """Saves parameters as Hugging Face's libraries do, and returns the files' paths.
 
@@ -70,6 +71,7 @@ def save_layout(
         name: of the files: "diffusion_pytorch_model" for diffusers, "model" for transformers.
         dtype: of the floating-point tensors on disk; None leaves them as they are.
         max_shard_bytes: a larger set of tensors becomes shards and an index.
+        variant: such as "fp16", for NAME.fp16.safetensors.
     """
     tensors = write_layout(layout, params)
-    return save_params(directory, name, tensors, dtype, max_shard_bytes, kind="pt")
+    return save_params(directory, name, tensors, dtype, max_shard_bytes, "pt", variant)

@@ -36,7 +36,10 @@ size = sum(value.nbytes for value in flat.values())
 
 def theirs(value, tensors):
     part = np.asarray(value[-1] if tensors.join == "stack" else value)
-    return part if tensors.axes is None else part.transpose(np.argsort(tensors.axes))
+    if tensors.axes is None:
+        return part
+    lacking = len(tensors.axes) - part.ndim  # a 1x1 convolution's height and width
+    return part.reshape((1,) * lacking + part.shape).transpose(np.argsort(tensors.axes))
 
 
 looked_at = [(flat[path], tensors) for path, tensors in list(layout.items())[::3]]

@@ -1,0 +1,304 @@
+"""A stage as a diffusers directory: what one of DeepFloyd IF's pipelines there is loaded from.
+
+What diffusers cannot express is refused before anything is written. What its pipelines would do
+otherwise when called, and a caller can set right, comes back as notes.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from imagen_jax import text
+from imagen_jax.convert.diffusers_directory import INDEX, TOKENIZER_FILE, UNET_WEIGHTS
+from imagen_jax.convert.diffusers_unet import CLASS_NAME, config_to_diffusers, unet_layout
+from imagen_jax.convert.json_file import write_object
+from imagen_jax.convert.t5 import config_to_huggingface, save_huggingface
+from imagen_jax.convert.writing import SHARD_BYTES, save_layout
+from imagen_jax.diffusion.schedules import BETAS, DiscreteBeta, Schedule, network_time
+from imagen_jax.diffusion.time_steps import fixed_steps
+from imagen_jax.models import EfficientUNetConfig
+from imagen_jax.sampling_settings import SamplingSettings
+from imagen_jax.stage import Stage
+from imagen_jax.text import SentencePieceTokenizer, TextEncoder
+from imagen_jax.typing import Params
+
+# Class names of the pipelines that draw and that enlarge.
+DRAWING, ENLARGING = "IFPipeline", "IFSuperResolutionPipeline"
+PREDICTIONS = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
+# Tokens to which IF's pipelines pad every prompt.
+PROMPT_LENGTH = 77
+# Stands for no cap of dynamic thresholding: JSON has no infinity.
+NO_CAP = 1e9
+SCHEDULER = "DDPMScheduler"
+SPACINGS = ("leading", "trailing", "linspace")
+# Settings that no scheduler of diffusers has, and their value where they do nothing.
+UNKNOWN_SETTINGS = {"guidance_interval": (0.0, 1.0), "guidance_rescale": 0.0}
+
+
+def _network_faults(stage: Stage) -> list[str]:
+    """What UNet2DConditionModel cannot express of a stage's network; empty where it can."""
+    network = stage.network
+    if isinstance(network, EfficientUNetConfig):
+        used = [name for name in ("input_skip", "draft") if getattr(network, name)]
+        more = f", nor its {' and '.join(used)}" if used else ""
+        return [f"network.kind 'efficient_unet': {CLASS_NAME} has no such blocks{more}"]
+    faults = []
+    if stage.conditioning != "text":
+        faults.append(f"conditioning {stage.conditioning!r}: its attention always reads text")
+    try:
+        config_to_diffusers(network, stage.text_width or 1)
+    except ValueError as error:
+        if stage.conditioning == "text":
+            faults.append(str(error).rstrip("."))
+    return faults
+
+
+def _schedule_faults(name: str, schedule: Schedule) -> list[str]:
+    if isinstance(schedule, DiscreteBeta):
+        return []
+    return [
+        f"{name} {type(schedule).__name__}: it runs in continuous time, and no table of betas has "
+        "both its noise levels and the times that the network was shown (discrete_beta has)"
+    ]
+
+
+def _pipeline_faults(stage: Stage, encoder: TextEncoder | None) -> list[str]:
+    """What IF's pipelines cannot express of all around the network."""
+    faults = _schedule_faults("schedule", stage.schedule)
+    if stage.network.out_channels != 2 * stage.channels:
+        faults.append(
+            f"network.out_channels {stage.network.out_channels}: IF's pipelines split off a "
+            f"learned variance, {2 * stage.channels} channels"
+        )
+    if stage.low_resolution is not None:
+        faults += _schedule_faults("aug_schedule", stage.aug_schedule)
+        if stage.upsampling != "bilinear_align_corners":
+            faults.append(
+                f"upsampling {stage.upsampling!r}: IF's pipelines enlarge by "
+                "'bilinear_align_corners'"
+            )
+    if encoder is not None and not isinstance(encoder.tokenizer, SentencePieceTokenizer):
+        faults.append("tokenizer 'bytes': IF's pipelines have T5's, a SentencePiece model")
+    return faults
+
+
+def _refuse(stage: Stage, faults: list[str]) -> None:
+    if faults:
+        raise ValueError(f"diffusers cannot express stage {stage.name!r}: {'; '.join(faults)}.")
+
+
+def _betas(schedule: DiscreteBeta) -> dict[str, Any]:
+    if schedule.beta_schedule not in BETAS:
+        raise ValueError(f"unknown beta_schedule {schedule.beta_schedule!r}")
+    return {
+        "num_train_timesteps": schedule.num_steps,
+        "beta_schedule": schedule.beta_schedule,
+        "beta_start": schedule.beta_start,
+        "beta_end": schedule.beta_end,
+    }
+
+
+def _thresholding(settings: SamplingSettings) -> dict[str, Any]:
+    return {
+        "thresholding": settings.threshold == "dynamic",
+        "dynamic_thresholding_ratio": settings.percentile / 100,
+        "sample_max_value": float(NO_CAP if settings.cap is None else settings.cap),
+        "clip_sample": settings.threshold == "static",
+        "clip_sample_range": 1.0,
+    }
+
+
+def _variance(stage: Stage, settings: SamplingSettings) -> tuple[str, list[str]]:
+    if settings.learned_variance and stage.network.out_channels == 2 * stage.channels:
+        return "learned_range", []
+    kinds = {0.0: "fixed_small", 1.0: "fixed_large"}
+    kind = kinds.get(float(settings.gamma), "fixed_small")
+    same = settings.sampler != "ddpm" or settings.gamma in kinds
+    return kind, [] if same else [f"gamma {settings.gamma} has no counterpart; {kind} is written"]
+
+
+def scheduler_to_diffusers(
+    stage: Stage, settings: SamplingSettings
+) -> tuple[dict[str, Any], list[str]]:
+    """(scheduler_config.json, notes on what it cannot say) of a stage with a discrete schedule."""
+    _refuse(stage, _schedule_faults("schedule", stage.schedule))
+    spacing = settings.spacing
+    variance, notes = _variance(stage, settings)
+    if settings.sampler != "ddpm":
+        notes.append(f"{SCHEDULER} is written in place of sampler {settings.sampler!r}")
+    if spacing == "time" and stage.schedule.num_steps % settings.steps == 0:
+        spacing = "trailing"  # every so many steps from the last one on: the same times
+    if fixed_steps(spacing) is None and spacing not in SPACINGS:
+        notes.append(f"{SCHEDULER} has no spacing {spacing!r}; 'leading' is written")
+    values = {
+        "_class_name": SCHEDULER,
+        **_betas(stage.schedule),
+        "prediction_type": PREDICTIONS[stage.prediction],
+        "variance_type": variance,
+        **_thresholding(settings),
+        "timestep_spacing": spacing if spacing in SPACINGS else "leading",
+        "steps_offset": settings.steps_offset,
+    }
+    for name, idle in UNKNOWN_SETTINGS.items():
+        value = getattr(settings, name)
+        if value != idle:
+            notes.append(f"no scheduler of diffusers has {name} {value}")
+    return values, notes
+
+
+def call_arguments(stage: Stage, settings: SamplingSettings) -> dict[str, Any]:
+    """What to call the pipeline with for our sampling settings: they are in no file of it."""
+    steps = None if settings.spacing == "time" else fixed_steps(settings.spacing)
+    values = {"num_inference_steps": settings.steps} if steps is None else {"timesteps": [*steps]}
+    values["guidance_scale"] = settings.guidance
+    if stage.low_resolution is not None:
+        level = network_time(stage.aug_schedule, settings.aug_level)
+        values["noise_level"] = round(float(level))
+    return values
+
+
+def save_unet(
+    directory: str | os.PathLike,
+    stage: Stage,
+    params: Params,
+    *,
+    dtype: str | None = None,
+    variant: str | None = None,
+    max_shard_bytes: int = SHARD_BYTES,
+) -> list[Path]:
+    """Writes the network alone, for UNet2DConditionModel.from_pretrained; the weights' files.
+
+    Of a stage in continuous time the network's time is 1000 t, which that model takes too.
+
+    Args:
+        params: of the stage.
+        dtype: of the parameters on disk; None leaves them as they are.
+        variant: such as "fp16", for diffusion_pytorch_model.fp16.safetensors.
+
+    Raises:
+        ValueError: diffusers cannot express the network; the message names each feature.
+    """
+    check_unet(stage)
+    values = config_to_diffusers(stage.network, stage.text_width, stage.resolution)
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    files = save_layout(
+        directory,
+        UNET_WEIGHTS,
+        unet_layout(stage.network),
+        params,
+        dtype=dtype,
+        max_shard_bytes=max_shard_bytes,
+        variant=variant,
+    )
+    write_object(directory / "config.json", values)
+    return files
+
+
+def check_unet(stage: Stage) -> None:
+    """ValueError names everything of a stage's network that diffusers cannot express."""
+    _refuse(stage, _network_faults(stage))
+
+
+def check_pipeline(stage: Stage, encoder: TextEncoder | None) -> None:
+    """ValueError names everything of a stage and its text encoder that diffusers cannot express."""
+    _refuse(stage, _network_faults(stage) + _pipeline_faults(stage, encoder))
+    if encoder is not None:
+        config_to_huggingface(encoder.config)
+
+
+def save_pipeline(
+    directory: str | os.PathLike,
+    stage: Stage,
+    settings: SamplingSettings,
+    params: Params,
+    encoder: TextEncoder | None = None,
+    encoder_params: Params | None = None,
+    *,
+    dtype: str | None = None,
+    variant: str | None = None,
+) -> list[str]:
+    """Writes a stage as IFPipeline, or IFSuperResolutionPipeline where it enlarges.
+
+    Args:
+        params: of the stage.
+        encoder, encoder_params: of the text; without, the pipeline reads embeddings alone.
+        dtype: of the parameters on disk; None leaves them as they are. An encoder in float16
+            overflows from T5-XXL on.
+        variant: such as "fp16", as in diffusion_pytorch_model.fp16.safetensors.
+
+    Returns:
+        Notes: what the pipeline does otherwise unless its caller sees to it.
+
+    Raises:
+        ValueError: diffusers cannot express the stage; the message names each feature.
+    """
+    check_pipeline(stage, encoder)
+    scheduler, notes = scheduler_to_diffusers(stage, settings)
+    directory, enlarging = Path(directory), stage.low_resolution is not None
+    save_unet(directory / "unet", stage, params, dtype=dtype, variant=variant)
+    _write_scheduler(directory / "scheduler", scheduler)
+    index = {
+        "_class_name": ENLARGING if enlarging else DRAWING,
+        "unet": ["diffusers", CLASS_NAME],
+        "scheduler": ["diffusers", SCHEDULER],
+        "text_encoder": [None, None],
+        "tokenizer": [None, None],
+        "safety_checker": [None, None],
+        "feature_extractor": [None, None],
+        "watermarker": [None, None],
+        "requires_safety_checker": False,
+    }
+    if enlarging:
+        noising = {"_class_name": SCHEDULER, **_betas(stage.aug_schedule)}
+        _write_scheduler(directory / "image_noising_scheduler", noising)
+        index["image_noising_scheduler"] = ["diffusers", SCHEDULER]
+    if encoder is not None:
+        place = directory / "text_encoder"
+        save_huggingface(place, encoder.config, encoder_params, dtype=dtype, variant=variant)
+        (name,) = config_to_huggingface(encoder.config)["architectures"]
+        index["text_encoder"] = ["transformers", name]
+        index["tokenizer"] = ["transformers", "T5Tokenizer"]
+        _write_tokenizer(directory / "tokenizer", encoder)
+        notes += _text_notes(encoder)
+    write_object(directory / INDEX, index)
+    return notes
+
+
+def _write_scheduler(directory: Path, values: Mapping[str, Any]) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    write_object(directory / "scheduler_config.json", dict(values))
+
+
+def _write_tokenizer(directory: Path, encoder: TextEncoder) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    text.copy_tokenizer(encoder.tokenizer, directory)
+    assert text.SENTENCEPIECE_FILE == TOKENIZER_FILE
+    spare = encoder.config.vocab_size - text.vocab_size(encoder.tokenizer)
+    values = {
+        "tokenizer_class": "T5Tokenizer",
+        "pad_token": "<pad>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+        "extra_ids": 100 if spare >= 100 else 0,  # names that T5 gives to ids after the last piece
+        "model_max_length": PROMPT_LENGTH,
+    }
+    write_object(directory / "tokenizer_config.json", values)
+
+
+def _text_notes(encoder: TextEncoder) -> list[str]:
+    """Where IF's pipelines make other embeddings of a prompt than this model was trained with."""
+    notes = []
+    if encoder.max_length != PROMPT_LENGTH:
+        notes.append(
+            f"prompts are padded to {PROMPT_LENGTH} tokens there, to {encoder.max_length} here: "
+            "give prompt_embeds of that length"
+        )
+    if encoder.padding != "encoded":
+        notes.append("the embeddings of padding are zero here: zero them in prompt_embeds")
+    if encoder.null != "empty":
+        notes.append("the null text is zeros here: give zeros as negative_prompt_embeds")
+    if encoder.caption is None:
+        notes.append("prompts are made lower-case and cleaned there, and are read as they are here")
+    return notes

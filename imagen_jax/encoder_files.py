@@ -1,0 +1,234 @@
+"""A text encoder by itself on disk: Hugging Face's, T5X's, ours; and the frozen one of a workdir.
+
+Ours is text_encoder.json, its sizes, beside text_encoder.safetensors (or shards and an index) and,
+where it has one, the tokenizer's spiece.model. A workdir keeps its frozen encoder as the same
+weights, or, where they are large, as a reference to where they are.
+"""
+
+import dataclasses
+import hashlib
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from imagen_jax.cascade import TEXT_ENCODER
+from imagen_jax.convert.json_file import read_object, write_object
+from imagen_jax.convert.layout import Tensors
+from imagen_jax.convert.reading import ShardingOf, read_layout
+from imagen_jax.convert.safetensors import (
+    TensorFiles,
+    flatten,
+    save_params,
+    unflatten,
+    weight_files,
+)
+from imagen_jax.convert.t5 import config_from_huggingface, encoder_shapes, load_huggingface
+from imagen_jax.convert.t5x import load_t5x, read_t5x_config
+from imagen_jax.convert.t5x_checkpoint import CHECKPOINT
+from imagen_jax.models.t5 import T5Config
+from imagen_jax.text import SENTENCEPIECE_FILE
+from imagen_jax.typing import Params
+
+CONFIG_FILE = f"{TEXT_ENCODER}.json"
+REFERENCE_FILE = f"{TEXT_ENCODER}_reference.json"
+LARGEST_COPY = 10**9  # bytes of an encoder that a workdir keeps itself
+SHARD_BYTES = 5 * 10**9
+SAMPLE = 2**20  # bytes of each file that a fingerprint reads, at its start and at its end
+# How an encoder is run or was begun, not what it is.
+FREE = ("dtype", "remat", "embedding_init_scale")
+# What shapes do not tell of a T5X checkpoint.
+UNTOLD = ("max_distance", "norm_eps", "activation")
+
+
+def is_encoder(source: str | os.PathLike) -> bool:
+    """Whether a path is that of a text encoder by itself, in any of the three forms."""
+    path = Path(source)
+    if (path / CHECKPOINT).is_file() or (path / CONFIG_FILE).is_file():
+        return True
+    config = path / "config.json"
+    return config.is_file() and "model_type" in read_object(config, "the config of a model")
+
+
+def read_config(source: str | os.PathLike) -> T5Config:
+    """The sizes of an encoder. Raises ValueError where its files are damaged or no T5's."""
+    path = Path(source)
+    if (path / CHECKPOINT).is_file():
+        return read_t5x_config(path)
+    if (path / CONFIG_FILE).is_file():
+        return _own_config(path)
+    return config_from_huggingface(read_object(path / "config.json", "the config of a model"))
+
+
+def _own_config(path: Path) -> T5Config:
+    values = read_object(path / CONFIG_FILE, "the config of a text encoder")
+    unknown = sorted(set(values) - {field.name for field in dataclasses.fields(T5Config)})
+    if unknown:
+        raise ValueError(f"{path / CONFIG_FILE} has the unknown fields {unknown}.")
+    return T5Config(**values)
+
+
+def read_encoder(
+    source: str | os.PathLike,
+    dtype: str | None = "float32",
+    sharding: ShardingOf | None = None,
+) -> tuple[T5Config, Params]:
+    """Config and parameters of an encoder in any of the three forms.
+
+    Args:
+        dtype: of the parameters; None keeps the files' own.
+        sharding: where each parameter shall lie; None gives numpy arrays.
+
+    Raises:
+        FileNotFoundError, ValueError: files are missing or damaged.
+    """
+    path = Path(source)
+    if (path / CHECKPOINT).is_file():
+        return load_t5x(path, dtype, sharding=sharding)
+    if (path / CONFIG_FILE).is_file():
+        config = _own_config(path)
+        return config, read_weights(path, config, dtype, sharding)
+    return load_huggingface(path, dtype, sharding=sharding)
+
+
+def read_weights(
+    directory: Path, config: T5Config, dtype: str | None, sharding: ShardingOf | None
+) -> Params:
+    """The parameters in a directory's text_encoder.safetensors."""
+    shapes = encoder_shapes(config)
+    return read_layout(
+        {name: Tensors((name,)) for name in flatten(shapes)},
+        TensorFiles(directory, TEXT_ENCODER),
+        shapes,
+        dtype=dtype,
+        sharding=sharding,
+        where=os.fspath(directory / f"{TEXT_ENCODER}.safetensors"),
+    )
+
+
+def write_encoder(
+    directory: str | os.PathLike,
+    config: T5Config,
+    params: Params,
+    *,
+    dtype: str | None = None,
+    tokenizer_from: str | os.PathLike | None = None,
+) -> None:
+    """Writes an encoder in our form, with the spiece.model of `tokenizer_from` if it has one."""
+    directory = Path(directory)
+    save_params(directory, TEXT_ENCODER, params, dtype, SHARD_BYTES)
+    tokenizer = None if tokenizer_from is None else Path(tokenizer_from) / SENTENCEPIECE_FILE
+    if tokenizer is not None and tokenizer.is_file():
+        shutil.copyfile(tokenizer, directory / SENTENCEPIECE_FILE)
+    write_object(directory / CONFIG_FILE, dataclasses.asdict(config))
+
+
+def check_config(source: str | os.PathLike, found: T5Config, wanted: T5Config) -> None:
+    """ValueError names the fields by which an encoder differs from the config's `text.encoder`."""
+    free = (*FREE, *UNTOLD) if (Path(source) / CHECKPOINT).is_file() else FREE
+    differing = [
+        f"{field.name} {getattr(wanted, field.name)!r} (there {getattr(found, field.name)!r})"
+        for field in dataclasses.fields(T5Config)
+        if field.name not in free and getattr(found, field.name) != getattr(wanted, field.name)
+    ]
+    if differing:
+        raise ValueError(
+            f"text.encoder is not the encoder in {source}: {', '.join(differing)}. Leave "
+            "text.encoder out to take the encoder's own."
+        )
+
+
+def text_section(section: Mapping[str, Any], source: str | os.PathLike) -> dict[str, Any]:
+    """The config's section `text` with what it leaves out taken from an encoder's files.
+
+    Raises:
+        ValueError: the tokenizer is left out, and there is none beside the encoder.
+    """
+    values = dict(section)
+    if values.get("encoder") is None:
+        values["encoder"] = dataclasses.asdict(read_config(source))
+    if values.get("tokenizer") is None:
+        tokenizer = Path(source) / SENTENCEPIECE_FILE
+        if not tokenizer.is_file():
+            raise ValueError(
+                f"text.tokenizer is left out, and {source} has no {SENTENCEPIECE_FILE}: give the "
+                "path of a SentencePiece model, or 'bytes' for ByT5"
+            )
+        values["tokenizer"] = os.path.abspath(tokenizer)
+    return values
+
+
+def fingerprint(directory: str | os.PathLike) -> str:
+    """Some digits that change with the files of an encoder: names, sizes, beginnings and ends."""
+    root, digest = Path(directory), hashlib.sha256()
+    for path in sorted(path for path in root.rglob("*") if path.is_file()):
+        size = path.stat().st_size
+        digest.update(f"{path.relative_to(root)} {size}\n".encode())
+        with open(path, "rb") as file:
+            digest.update(file.read(SAMPLE))
+            file.seek(max(size - SAMPLE, 0))
+            digest.update(file.read(SAMPLE))
+    return digest.hexdigest()[:16]
+
+
+def keep(workdir: str | os.PathLike, source: str | os.PathLike, params: Params) -> None:
+    """Makes a workdir whole: a copy of its frozen encoder, or of a large one a reference.
+
+    Only an encoder's own files are referred to: a workdir's or a model's may change.
+    """
+    workdir = Path(workdir)
+    flat = flatten(params)
+    if sum(leaf.nbytes for leaf in flat.values()) > LARGEST_COPY and is_encoder(source):
+        values = {"source": os.path.abspath(source), "fingerprint": fingerprint(source)}
+        if jax.process_index() == 0:
+            write_object(workdir / REFERENCE_FILE, values)
+        return
+    whole = {name: _whole(leaf) for name, leaf in flat.items()}
+    if jax.process_index() == 0:
+        save_params(workdir, TEXT_ENCODER, unflatten(whole), None, SHARD_BYTES)
+        (workdir / REFERENCE_FILE).unlink(missing_ok=True)
+
+
+def _whole(leaf: Any) -> np.ndarray:
+    if getattr(leaf, "is_fully_addressable", True):
+        return np.asarray(leaf)
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.process_allgather(leaf, tiled=True)
+
+
+def is_kept(workdir: str | os.PathLike) -> bool:
+    """Whether a workdir has its frozen encoder, or a reference to it."""
+    single, (index, *_) = weight_files(TEXT_ENCODER, None)
+    return any((Path(workdir) / name).is_file() for name in (single, index, REFERENCE_FILE))
+
+
+def read_kept(
+    workdir: str | os.PathLike,
+    config: T5Config,
+    dtype: str | None = "float32",
+    sharding: ShardingOf | None = None,
+) -> Params:
+    """The frozen encoder of a workdir.
+
+    Raises:
+        ValueError: the files that it refers to are gone, or others by now.
+    """
+    workdir = Path(workdir)
+    if not (workdir / REFERENCE_FILE).is_file():
+        return read_weights(workdir, config, dtype, sharding)
+    values = read_object(workdir / REFERENCE_FILE, "a reference to a text encoder")
+    source = values.get("source")
+    if not isinstance(source, str) or not is_encoder(source):
+        raise ValueError(f"{workdir} was trained with the text encoder in {source}: it is gone.")
+    if fingerprint(source) != values.get("fingerprint"):
+        raise ValueError(
+            f"{workdir} was trained with the text encoder in {source}, whose files have changed."
+        )
+    found, params = read_encoder(source, dtype, sharding)
+    check_config(source, found, config)
+    return params

@@ -1,0 +1,114 @@
+"""Models to and from other people's files.
+
+    python scripts/convert.py --model runs/if --to diffusers --out models/if_diffusers
+    python scripts/convert.py --model runs/if --to diffusers --part unet --out models/unet \
+        --dtype float16 --variant fp16
+    python scripts/convert.py --model DeepFloyd/IF-I-M-v1.0 --to imagen_jax --out models/if_m
+    python scripts/convert.py --model t5x/checkpoint_1000 --to imagen_jax --out models/t5
+
+To diffusers: a trained stage of DeepFloyd IF's blocks (a workdir, a model directory or a shipped
+model), as IFPipeline or IFSuperResolutionPipeline, with its text encoder and tokenizer. Whatever
+diffusers cannot express is an error that names it. --part unet writes the network alone, which asks
+nothing of the schedule; --part text_encoder a Hugging Face T5.
+
+To imagen_jax: a diffusers directory as a model directory for load_model; or a text encoder, of
+Hugging Face or T5X, as text_encoder.safetensors and text_encoder.json for `text.init_from`.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # to run in a clone, uninstalled
+
+from scripts.command_line import one_line_errors, output_folder
+
+DTYPES = ("float32", "float16", "bfloat16")
+
+
+def parser() -> argparse.ArgumentParser:
+    parse = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parse.add_argument
+    add("--model", required=True, help="what to convert: a directory, or a model's name")
+    add("--to", required=True, choices=("diffusers", "imagen_jax"))
+    add("--out", type=Path, required=True, metavar="DIR", help="directory to write")
+    add("--part", choices=("pipeline", "unet", "text_encoder"), default="pipeline")
+    add("--stage", help="of several stages, the one to convert")
+    add("--dtype", choices=DTYPES, help="of the weights on disk (default: bfloat16 for imagen_jax)")
+    add("--variant", help="of diffusers' weights, written or read: fp16 in model.fp16.safetensors")
+    return parse
+
+
+def convert(options: argparse.Namespace) -> None:
+    if options.to == "imagen_jax":
+        to_imagen_jax(options)
+    elif options.part == "text_encoder":
+        to_huggingface(options)
+    else:
+        to_diffusers(options)
+    files = [file for file in options.out.rglob("*") if file.is_file()]
+    print(f"{options.out}: {sum(file.stat().st_size for file in files) / 1e6:.1f} MB")
+
+
+def to_diffusers(options: argparse.Namespace) -> None:
+    from imagen_jax import load_model
+    from imagen_jax.cascade import TEXT_ENCODER, stage_index
+    from imagen_jax.convert import diffusers_export
+
+    pipeline = load_model(options.model)
+    index = stage_index(pipeline.cascade, options.stage)
+    stage, settings = pipeline.cascade.stages[index], pipeline.cascade.sampling[index]
+    files = {"dtype": options.dtype, "variant": options.variant}
+    if options.part == "unet":
+        diffusers_export.check_unet(stage)
+        diffusers_export.save_unet(options.out, stage, pipeline.params[stage.name], **files)
+        return
+    encoder = pipeline.cascade.encoder if stage.conditioning == "text" else None
+    diffusers_export.check_pipeline(stage, encoder)
+    words = None if encoder is None else pipeline.params[TEXT_ENCODER]
+    params = pipeline.params[stage.name]
+    notes = diffusers_export.save_pipeline(
+        options.out, stage, settings, params, encoder, words, **files
+    )
+    arguments = diffusers_export.call_arguments(stage, settings)
+    print("call it with", ", ".join(f"{name}={value}" for name, value in arguments.items()))
+    for note in notes:
+        print(f"note: {note}")
+
+
+def to_huggingface(options: argparse.Namespace) -> None:
+    from imagen_jax.convert.t5 import save_huggingface
+    from imagen_jax.loading import load_encoder
+
+    config, params = load_encoder(options.model)
+    save_huggingface(options.out, config, params, dtype=options.dtype, variant=options.variant)
+
+
+def to_imagen_jax(options: argparse.Namespace) -> None:
+    from imagen_jax.encoder_files import is_encoder, read_encoder, write_encoder
+
+    dtype = options.dtype or "bfloat16"
+    if options.part == "unet":
+        raise ValueError("--part unet is for --to diffusers")
+    if is_encoder(options.model):
+        config, params = read_encoder(options.model, dtype=None)
+        write_encoder(options.out, config, params, dtype=dtype, tokenizer_from=options.model)
+        return
+    from imagen_jax import load_model
+
+    pipeline = load_model(options.model, variant=options.variant)
+    pipeline.save_pretrained(options.out, dtype=dtype)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parser().parse_args(arguments)
+    with one_line_errors():
+        from imagen_jax.training.checkpoint import CheckpointError
+    with one_line_errors(ValueError, CheckpointError), output_folder(options.out):
+        convert(options)
+
+
+if __name__ == "__main__":
+    main()
