@@ -72,12 +72,13 @@ def load_model(
         return join_pipelines([load_model(entry, **options) for entry in source])
     shipped = source in shipped_models()
     directory = PRETRAINED / source if shipped else Path(source)
+    name = source if shipped else directory.resolve().name
     if not directory.is_dir() and NAME.fullmatch(os.fspath(source)):
-        directory = resolve(source, revision=revision, variant=variant)
+        name, directory = source, resolve(source, revision=revision, variant=variant)
     elif revision is not None:
         raise ValueError(f"revision {revision!r} is for names on the hub, not for {source}.")
     if directory.is_dir() and is_diffusers(directory):
-        return load_diffusers(directory, os.fspath(source), dtype, mesh, variant)
+        return load_diffusers(directory, os.fspath(name), dtype, mesh, variant)
     if variant is not None:
         raise ValueError(f"variant {variant!r} is for DeepFloyd IF, which {source} is not.")
     if (directory / MODEL_FILE).is_file():
@@ -86,7 +87,7 @@ def load_model(
         return Pipeline(
             cascade,
             model_directory.read_parts(directory, cascade, dtype=dtype, sharding=sharding),
-            name=source if shipped else values.get("name", directory.name),
+            name=name if shipped else values.get("name", name),
             fingerprint=values.get("fingerprint"),
             notes=values.get("notes"),
         )

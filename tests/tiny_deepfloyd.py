@@ -11,6 +11,7 @@ torch = pytest.importorskip("torch", reason=REASON)
 diffusers = pytest.importorskip("diffusers", reason=REASON)
 transformers = pytest.importorskip("transformers", reason=REASON)
 
+torch.set_num_threads(1)
 TEXT_WIDTH = 24
 WORDS = [
     "a photo of a red cat",
@@ -73,7 +74,11 @@ def write_tokenizer(path: Path) -> Path:
 
 
 def randomize(network, seed: int):
-    """Random parameters throughout, also where initialization leaves ones and zeros."""
+    """Random parameters throughout, also where initialization leaves ones and zeros.
+
+    The last layer's are small: otherwise guided sampling is so chaotic that diffusers in float32
+    and in float64 differ by 3e-3.
+    """
     rng = np.random.default_rng(seed)
     for name, parameter in network.named_parameters():
         noise = rng.standard_normal(parameter.shape)
@@ -81,6 +86,7 @@ def randomize(network, seed: int):
             value = noise / np.sqrt(noise[0].size)
         else:
             value = 0.3 * noise + ("norm" in name and name.endswith("weight"))
+        value = value * (0.1 if name.startswith("conv_out") else 1.0)
         parameter.data = torch.from_numpy(value.astype(np.float32))
     return network.eval()
 

@@ -157,7 +157,10 @@ def read_directory(directory: str | os.PathLike, variant: str | None = None) -> 
     if tokenizer is not None:
         tokenizer = tokenizer / TOKENIZER_FILE
         if not tokenizer.is_file():
-            raise FileNotFoundError(f"{path} has a tokenizer, but {tokenizer} is missing.")
+            raise FileNotFoundError(
+                f"{path} has a tokenizer, but {tokenizer} is missing (recent transformers do not "
+                "save it): copy it from where the model came from."
+            )
         check_inside(tokenizer, path)
     scheduler_kind, config_kind = "the config of a scheduler", "the config of a model"
     return DiffusersDirectory(

@@ -1,0 +1,202 @@
+"""`load_model` of DeepFloyd IF's directories: what it reads, where it puts it, what it refuses."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+from tiny_deepfloyd import components, diffusers, save, text_components
+
+from imagen_jax import loading, text
+from imagen_jax.cascade import TEXT_ENCODER
+from imagen_jax.convert.safetensors import flatten
+from imagen_jax.diffusion.schedules import DiscreteBeta
+from imagen_jax.loading import load_model
+from imagen_jax.training.sharding import MeshConfig, make_mesh, partition_spec
+
+QUIET = {"seed": 1, "progress": False, "steps": 2, "num_images": 1}
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    place = tmp_path_factory.mktemp("if")
+    parts = text_components(place / "spiece")
+    save(diffusers.IFPipeline(**components(parts, False)), place / "I", place / "spiece")
+    stage2 = diffusers.IFSuperResolutionPipeline(**components(parts, True, 2))
+    save(stage2, place / "II", place / "spiece")
+    stage2.register_modules(tokenizer=None, text_encoder=None)
+    save(stage2, place / "II_alone")
+    return place
+
+
+def copy(places, name, target):
+    shutil.copytree(places / name, target)
+    return target
+
+
+def change(path, **values):
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def pixels(pictures):
+    return np.stack([np.asarray(picture, np.int32) for picture in pictures])
+
+
+def test_a_directory_is_a_pipeline_of_one_stage(places):
+    model = load_model(places / "I")
+    (stage,), (settings,), encoder = (
+        model.cascade.stages, model.cascade.sampling, model.cascade.encoder,
+    )  # fmt: skip
+    assert (stage.name, stage.resolution, stage.low_resolution) == ("base8", 8, None)
+    assert stage.schedule == DiscreteBeta("squaredcos_cap_v2")
+    assert (settings.steps, settings.guidance, settings.spacing) == (100, 7.0, "leading")
+    assert (settings.threshold, settings.percentile, settings.cap) == ("dynamic", 95.0, 1.5)
+    assert settings.learned_variance
+    assert (encoder.max_length, encoder.null, encoder.padding) == (77, "empty", "encoded")
+    assert encoder.caption == "clean"
+    model = load_model(places / "II_alone")
+    (stage,), (settings,) = model.cascade.stages, model.cascade.sampling
+    assert (stage.name, stage.resolution, stage.low_resolution) == ("sr32", 32, 8)
+    assert stage.upsampling == "bilinear_align_corners"
+    assert stage.aug_schedule == DiscreteBeta("squaredcos_cap_v2")
+    assert (settings.steps, settings.guidance, settings.aug_level) == (50, 4.0, 0.251)
+    with pytest.raises(ValueError, match=r"without a text encoder: load it together"):
+        model.upscale(np.zeros((8, 8, 3), np.uint8), "a cat", **QUIET)
+
+
+def test_stages_are_joined_drawn_saved_and_let_go(places, tmp_path):
+    model = load_model([places / "I", places / "II"])
+    assert model.sizes == (8, 32)
+    made = model.generate_images("a red cat", low_memory=True, **QUIET)
+    assert made[0].size == (32, 32)
+    assert not model.params._read  # nothing is held any more, and all is read again
+    again = model.generate_images("a red cat", **QUIET)
+    np.testing.assert_array_equal(pixels(made), pixels(again))
+    model.save_pretrained(tmp_path / "ours", dtype="float32")
+    ours = load_model(tmp_path / "ours")
+    assert ours.cascade.stages == model.cascade.stages
+    assert text.to_dict(ours.cascade.encoder) == text.to_dict(model.cascade.encoder)
+    np.testing.assert_array_equal(pixels(ours.generate_images("a red cat", **QUIET)), pixels(made))
+
+
+def test_the_empty_prompt_is_what_guidance_leads_away_from(places):
+    model = load_model(places / "I")
+    encoder, params = model.cascade.encoder, model.params[TEXT_ENCODER]
+    null, empty = text.unconditional(encoder, params), text.encode(encoder, params, [""])
+    np.testing.assert_allclose(null.values, empty.values, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(null.mask, empty.mask)
+    assert np.abs(null.values[:, 1:]).min(axis=-1).max() > 0  # the padding is encoded, too
+
+
+def test_parameters_are_read_straight_onto_a_mesh(places):
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    model, plain = load_model(places / "I", mesh=mesh), load_model(places / "I")
+    for part in ("base8", TEXT_ENCODER):
+        wanted = flatten(plain.params[part])
+        for path, leaf in flatten(model.params[part]).items():
+            spec = partition_spec(path, leaf.shape, mesh)
+            assert leaf.sharding == NamedSharding(mesh, spec)
+            np.testing.assert_array_equal(leaf, wanted[path])
+    split = [leaf for leaf in jax.tree.leaves(model.params["base8"]) if leaf.sharding.spec]
+    assert len(split) > 20
+    made = pixels(model.generate_images("a red cat", **QUIET))
+    assert np.abs(made - pixels(plain.generate_images("a red cat", **QUIET))).max() <= 1
+    with pytest.raises(ValueError, match=r"The mesh has the axes \('x',\)"):
+        load_model(places / "I", mesh=jax.make_mesh((8,), ("x",)))
+
+
+def test_bfloat16_stays_so_in_memory(places):
+    model = load_model(places / "I", dtype="bfloat16")
+    leaves = jax.tree.leaves([model.params["base8"], model.params[TEXT_ENCODER]])
+    assert {str(leaf.dtype) for leaf in leaves} == {"bfloat16"}
+    assert model.cascade.stages[0].network.dtype == "bfloat16"
+    with pytest.raises(ValueError, match="dtype is 'float16'"):
+        load_model(places / "I", dtype="float16")
+
+
+def test_a_name_is_looked_up_on_the_hub(places, monkeypatch):
+    asked = []
+
+    def resolve(name, **options):
+        asked.append((name, options))
+        return places / "I"
+
+    monkeypatch.setattr(loading, "resolve", resolve)
+    model = load_model("DeepFloyd/IF-I-M-v1.0", variant="fp16", revision="main")
+    assert model.name == "DeepFloyd/IF-I-M-v1.0"
+    assert asked == [("DeepFloyd/IF-I-M-v1.0", {"revision": "main", "variant": "fp16"})]
+    with pytest.raises(ValueError, match="revision 'main' is for names on the hub"):
+        load_model(places / "I", revision="main")
+    with pytest.raises(ValueError, match="variant 'fp16' is for DeepFloyd IF"):
+        load_model("emoji", variant="fp16")
+
+
+def test_stages_of_different_text_encoders_are_refused(places, tmp_path):
+    parts = text_components(tmp_path / "spiece", seed=5)
+    stage = diffusers.IFSuperResolutionPipeline(**components(parts, True, 2))
+    other = save(stage, tmp_path / "other", tmp_path / "spiece")
+    with pytest.raises(ValueError, match=r"different text encoders.*parameters final_norm/scale"):
+        load_model([places / "I", other])
+    rounded = load_model(places / "II")  # of another rounding: the same
+    rounded.save_pretrained(tmp_path / "bf16", dtype="bfloat16")
+    assert load_model([places / "I", tmp_path / "bf16"]).sizes == (8, 32)
+    values = json.loads((tmp_path / "bf16" / "model.json").read_text())
+    values[TEXT_ENCODER]["max_length"] = 40
+    (tmp_path / "bf16" / "model.json").write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=r"max_length is 77 and 40"):
+        load_model([places / "I", tmp_path / "bf16"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"_class_name": "DPMSolverMultistepScheduler"}, "_class_name is 'DPMSolverMultistep"),
+        ({"beta_schedule": "sigmoid"}, "beta_schedule is 'sigmoid'"),
+        ({"beta_start": -1.0}, "beta_start is -1.0"),
+        ({"clip_sample_range": 2.0, "thresholding": False}, "clip_sample_range is 2.0"),
+        ({"dynamic_thresholding_ratio": 95}, "dynamic_thresholding_ratio is 95"),
+        ({"num_train_timesteps": 0}, "num_train_timesteps is 0"),
+        ({"prediction_type": "flow"}, "prediction_type is 'flow'"),
+        ({"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr is True"),
+        ({"sample_max_value": 0.5}, "sample_max_value is 0.5"),
+        ({"steps_offset": -1}, "steps_offset is -1"),
+        ({"timestep_spacing": "karras"}, "timestep_spacing is 'karras'"),
+        ({"trained_betas": [0.1]}, r"trained_betas is \[0.1\]"),
+        ({"use_karras_sigmas": True}, "unknown field, use_karras_sigmas"),
+        ({"variance_type": "learned"}, "variance_type is 'learned'"),
+    ],
+)
+def test_unsupported_values_of_a_scheduler_are_named(places, tmp_path, changes, message):
+    place = copy(places, "I", tmp_path / "m")
+    change(place / "scheduler" / "scheduler_config.json", **changes)
+    with pytest.raises(ValueError, match=message):
+        load_model(place)
+
+
+def test_unsupported_values_of_other_parts_are_named(places, tmp_path):
+    place = copy(places, "II", tmp_path / "m")
+    change(place / "unet" / "config.json", sample_size=30)
+    with pytest.raises(ValueError, match="sample_size is 30"):
+        load_model(place)
+    change(place / "unet" / "config.json", sample_size=None)
+    with pytest.raises(ValueError, match="sample_size is None"):
+        load_model(place)
+    change(place / "unet" / "config.json", sample_size=32, class_embed_type=None)
+    with pytest.raises(ValueError, match="class_embed_type is None; it must be 'timestep'"):
+        load_model(place)
+    change(place / "text_encoder" / "config.json", feed_forward_proj="gated-tanh")
+    change(place / "unet" / "config.json", class_embed_type="timestep")
+    with pytest.raises(ValueError, match="feed_forward_proj is 'gated-tanh'"):
+        load_model(place)
+
+
+def test_schedulers_without_a_learned_variance(places, tmp_path):
+    place = copy(places, "I", tmp_path / "m")
+    config = place / "scheduler" / "scheduler_config.json"
+    for kind, gamma in {"fixed_small": 0.0, "fixed_large": 1.0}.items():
+        change(config, variance_type=kind, thresholding=False, clip_sample=kind == "fixed_small")
+        (settings,) = load_model(place).cascade.sampling
+        assert (settings.learned_variance, settings.gamma) == (False, gamma)
+        assert settings.threshold == ("static" if kind == "fixed_small" else "none")
