@@ -19,6 +19,7 @@ def get_config() -> ConfigDict:
     config.num_steps = 500_000
     config.log_every = 100
     config.ema_decay = 0.9999
+    config.label_dropout = 0.1
     config.init_from = None
     config.stage = {
         "name": "cifar10",

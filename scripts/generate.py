@@ -38,6 +38,15 @@ def parser() -> argparse.ArgumentParser:
     add("--label", type=int, nargs="+", help="classes, for a model of classes instead of prompts")
     add("--batch_size", type=int, help="pictures at a time (default: 4 on a CPU, else 16)")
     add("--from_png", type=Path, metavar="FILE", help="make this picture again, all else left out")
+    add("--aspect_ratio", help="width to height, such as 16:9, instead of a square")
+    add("--image", type=Path, metavar="FILE", help="picture to edit, or with --mask to inpaint")
+    add("--mask", type=Path, metavar="FILE", help="white where --image is to be drawn anew")
+    add(
+        "--strength", type=numbers(float), help="of the edit, in (0, 1]: less keeps more of --image"
+    )
+    add("--upscale", type=Path, metavar="FILE", help="picture to enlarge")
+    add("--aug_level", type=float, help="noise on what --upscale enlarges, in [0, 1]")
+    add("--low_memory", action="store_true", help="only one stage's parameters at a time")
     add("--no_grid", action="store_true", help="no grid.png")
     add("--quiet", action="store_true", help="no progress bar")
     return parse
@@ -70,6 +79,7 @@ def generate(options: argparse.Namespace) -> None:
     from imagen_jax.pictures import read_settings
 
     settings = None
+    check_pictures(options)
     if options.from_png is not None:
         if options.prompts:
             raise ValueError("--from_png makes one picture again; give no prompts with it.")
@@ -93,6 +103,18 @@ def generate(options: argparse.Namespace) -> None:
     )
 
 
+def check_pictures(options: argparse.Namespace) -> None:
+    """ValueError where options of editing, inpainting and enlarging do not go together."""
+    needs = {"--mask": "--image", "--strength": "--image", "--aug_level": "--upscale"}
+    for name, needed in needs.items():
+        given = getattr(options, name[2:]) is not None
+        if given and getattr(options, needed[2:]) is None:
+            raise ValueError(f"{name} is for {needed}, which is not given.")
+    alone = [name for name in ("image", "upscale", "aspect_ratio") if getattr(options, name)]
+    if len(alone) > 1:
+        raise ValueError(f"--{alone[0]} and --{alone[1]} do not go together.")
+
+
 def paint(options: argparse.Namespace) -> tuple[Any, Any]:
     """(the pipeline, pictures of the prompts)."""
     from imagen_jax import load_model
@@ -100,19 +122,33 @@ def paint(options: argparse.Namespace) -> tuple[Any, Any]:
     pipeline = load_model(options.model or "emoji")
     if options.lora is not None:
         pipeline.load_lora(options.lora, options.lora_scale)
-    pictures = pipeline.generate_images(
-        options.prompts or None,
-        options.num_images,
-        options.size,
-        guidance=options.guidance,
-        steps=options.steps,
-        sampler=options.sampler,
-        seed=options.seed,
-        negative_prompt=options.negative_prompt,
-        label=options.label,
-        batch_size=options.batch_size,
-        progress=not options.quiet,
-    )
+    prompts = options.prompts or None
+    how = {
+        "guidance": options.guidance,
+        "steps": options.steps,
+        "sampler": options.sampler,
+        "seed": options.seed,
+        "negative_prompt": options.negative_prompt,
+        "label": options.label,
+        "batch_size": options.batch_size,
+        "progress": not options.quiet,
+        "low_memory": options.low_memory,
+    }
+    count = {"num_images": options.num_images, "size": options.size}
+    strength = {} if options.strength is None else {"strength": options.strength}
+    if options.upscale is not None:
+        level = options.aug_level
+        pictures = pipeline.upscale(options.upscale, prompts, aug_level=level, **count, **how)
+    elif options.mask is not None:
+        pictures = pipeline.inpaint(
+            options.image, options.mask, prompts, **strength, **count, **how
+        )
+    elif options.image is not None:
+        pictures = pipeline.edit(options.image, prompts, **strength, **count, **how)
+    else:
+        pictures = pipeline.generate_images(
+            prompts, aspect_ratio=options.aspect_ratio, **count, **how
+        )
     return pipeline, pictures
 
 

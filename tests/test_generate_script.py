@@ -112,7 +112,7 @@ def test_an_out_that_is_a_file_is_refused(run, directory, tmp_path, capsys):
 def test_an_out_that_cannot_be_written_is_refused_before_generating(
     run, directory, capsys, monkeypatch
 ):
-    monkeypatch.setattr("imagen_jax.pipeline.sample_cascade", None)
+    monkeypatch.setattr("imagen_jax.load_model", None)  # not even loaded
     assert run("a cat", "--model", directory, "--out", "/proc/none") == 2
     assert "--out /proc/none cannot be written" in capsys.readouterr().err
 

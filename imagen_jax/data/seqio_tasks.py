@@ -164,12 +164,14 @@ class StreamLoader:
       task: a registered name, or the Task or Mixture itself.
       batch_size: examples of the whole batch, on all processes together.
       length: tokens of a text, end mark included (for text).
+      vocab_size: ids that the text encoder knows; None is not compared.
     """
 
     task: Any
     batch_size: int
     resolution: int
     length: int = 128
+    vocab_size: int | None = None
     seed: int = 0
     split: str = "train"
     conditioning: str | None = "text"
@@ -184,6 +186,28 @@ class StreamLoader:
             raise ValueError(
                 f"batch_size {self.batch_size} does not divide by {self.process_count} processes"
             )
+        features = self.found.output_features
+        if self.conditioning == "text" and self.vocab_size is not None and "text" in features:
+            size = features["text"].vocabulary.vocab_size
+            if size > self.vocab_size:
+                raise ValueError(
+                    f"the text of {self.task} has {size} ids, but the text encoder's vocab_size is "
+                    f"{self.vocab_size}"
+                )
+
+    @functools.cached_property
+    def found(self) -> Any:
+        """The Task or Mixture; ValueError where no such name is registered."""
+        if not isinstance(self.task, str):
+            return self.task
+        try:
+            return seqio.get_mixture_or_task(self.task)
+        except ValueError:
+            known = sorted([*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()])
+            raise ValueError(
+                f"no seqio Task or Mixture is called {self.task!r}, only "
+                f"{', '.join(known) or 'none at all'}; data.module names a module that registers it"
+            ) from None
 
     @property
     def rows(self) -> int:
@@ -195,11 +219,10 @@ class StreamLoader:
         lengths = {"image": self.resolution}
         if self.conditioning == "text":
             lengths["text"] = self.length
-        task = seqio.get_mixture_or_task(self.task) if isinstance(self.task, str) else self.task
         # Caches of small sets, TFDS's and seqio's, would become part of the iterator's state.
         seqio.set_tfds_read_config_override(tfds.ReadConfig(try_autocache=False))
         try:
-            dataset = task.get_dataset(
+            dataset = self.found.get_dataset(
                 lengths,
                 split=self.split,
                 shuffle=self.shuffle,

@@ -13,6 +13,7 @@ from imagen_jax.models.layers import (
     GroupNorm,
     ResBlock,
     TextDraft,
+    check_network,
     depth_to_space,
     nearest_upsample,
     space_to_depth,
@@ -65,6 +66,14 @@ class EfficientUNetConfig:
     remat: bool = False
 
     def __post_init__(self):
+        check_network(self)
+        for level in self.levels:
+            hidden = int(self.attention_hidden_ratio * level.channels)
+            if level.attention is not None and hidden % self.num_heads:
+                raise ValueError(
+                    f"network.num_heads {self.num_heads} does not divide the {hidden} channels "
+                    f"that attend at a level of {level.channels}"
+                )
         counts = {self.in_channels, self.out_channels, self.low_res_channels or self.in_channels}
         if self.input_skip and len(counts) > 1:
             raise ValueError(

@@ -4,7 +4,8 @@ softmax float32.
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +15,26 @@ from jaxtyping import Array, Float
 from imagen_jax.typing import TextEmbeddings
 
 zeros = nn.initializers.zeros_init()
+ATTENTIONS = (None, "self", "cross")
+DTYPES = ("float32", "bfloat16", "float16")
 # "gelu" is the exact form, by the error function.
 ACTIVATIONS = {"swish": nn.swish, "gelu": functools.partial(nn.gelu, approximate=False)}
+
+
+def check_choice(field: str, value: str | None, choices: Collection[str | None]) -> None:
+    """ValueError unless the network's field has one of these values."""
+    if value not in choices:
+        known = ", ".join(map(repr, choices))
+        raise ValueError(f"network.{field} is {value!r}; it can be {known}.")
+
+
+def check_network(config: Any) -> None:
+    """What any U-Net's configuration must have: a level, known attention, a known dtype."""
+    if not config.levels:
+        raise ValueError("network.levels is empty; a U-Net has at least one level.")
+    for level in config.levels:
+        check_choice("levels.attention", level.attention, ATTENTIONS)
+    check_choice("dtype", config.dtype, DTYPES)
 
 
 def sinusoidal_embedding(

@@ -5,18 +5,20 @@ DeepFloyd IF's three stages are configurations of it.
 
 import dataclasses
 import functools
-from collections.abc import Collection
 
 import jax.numpy as jnp
 from flax import linen as nn
 
 from imagen_jax.models.layers import (
     ACTIVATIONS,
+    ATTENTIONS,
     Attention,
     Conv3x3,
     Embedding,
     GroupNorm,
     ResBlock,
+    check_choice,
+    check_network,
     zeros,
 )
 from imagen_jax.typing import TextEmbeddings
@@ -75,19 +77,11 @@ class UNetConfig:
     remat: bool = False
 
     def __post_init__(self):
-        attention = (None, "self", "cross")
-        _check("mid_attention", self.mid_attention, attention)
-        for level in self.levels:
-            _check("levels.attention", level.attention, attention)
-        _check("activation", self.activation, ACTIVATIONS)
-        _check("embedding_activation", self.embedding_activation, (None, *ACTIVATIONS))
-        _check("text_norm", self.text_norm, ("layer", "group", None))
-
-
-def _check(field: str, value: str | None, choices: Collection[str | None]) -> None:
-    if value not in choices:
-        known = ", ".join(map(repr, choices))
-        raise ValueError(f"UNetConfig.{field} is {value!r}; it can be {known}.")
+        check_network(self)
+        check_choice("mid_attention", self.mid_attention, ATTENTIONS)
+        check_choice("activation", self.activation, ACTIVATIONS)
+        check_choice("embedding_activation", self.embedding_activation, (None, *ACTIVATIONS))
+        check_choice("text_norm", self.text_norm, ("layer", "group", None))
 
 
 class UNet(nn.Module):

@@ -1,6 +1,8 @@
 """The pictures of a run: the config's section `data`, and the batches that it stands for."""
 
 import dataclasses
+import importlib
+import logging
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -58,8 +60,9 @@ class DataConfig:
     """Pictures: `source` npz, folder, tfds, seqio or memory; `path` a file, folder or name.
 
     prompt: the caption of every picture, for a set that has none. prior: a second set, whose
-    pictures fill the last rows of each batch. `options` are the reader's own arguments (data_dir,
-    image, text, label of tfds).
+    pictures fill the last rows of each batch. module: imported first, where a Task of `path` is
+    registered (seqio). num_threads, prefetch: of sets with random access. `options` are the
+    reader's own arguments (data_dir, image, text, label of tfds).
     """
 
     source: str
@@ -67,6 +70,7 @@ class DataConfig:
     split: str = "train"
     prompt: str | None = None
     prior: PriorConfig | None = None
+    module: str | None = None
     shuffle: bool = True
     flip: bool = False
     max_broken_share: float = 0.01
@@ -79,6 +83,10 @@ class DataConfig:
             raise ValueError(
                 f"source {STREAM!r} is a stream: it has captions of its own and no prior"
             )
+        if self.source == STREAM and self.flip:
+            raise ValueError(f"flip is not for source {STREAM!r}: let the Task mirror its pictures")
+        if self.source != STREAM and self.module is not None:
+            raise ValueError(f"module is for source {STREAM!r}: it registers Tasks")
 
 
 def data_section(section: Mapping[str, Any]) -> dict[str, Any]:
@@ -138,12 +146,12 @@ def make_loader(
     hosts = {"process_index": jax.process_index(), "process_count": jax.process_count()}
 
     def loader(own: DataConfig | PriorConfig, source, **options):
+        source = read_set(own, config.stage.conditioning) if source is None else source
+        check_labels(config, source)
         return data.Loader(
-            source=read_set(own, config.stage.conditioning) if source is None else source,
+            source=source,
             resolution=config.stage.resolution,
-            tokenize=(lambda captions: text.tokenize(encoder, captions, warn=False))
-            if encoder is not None
-            else None,
+            tokenize=None if encoder is None else Tokenizer(encoder),
             conditioning=config.stage.conditioning,
             prompt=own.prompt,
             shuffle=section.shuffle,
@@ -166,6 +174,75 @@ def make_loader(
     )
 
 
+def make_stream(config: "RunConfig") -> Any:
+    """The loader of a seqio Task or Mixture.
+
+    Raises:
+        ValueError: there is no such Task, or its vocabulary is not the encoder's.
+    """
+    # Imported here: a stream brings TensorFlow.
+    from imagen_jax.data.seqio_tasks import StreamLoader
+
+    if config.data.module is not None:
+        try:
+            importlib.import_module(config.data.module)
+        except ModuleNotFoundError as error:
+            raise ValueError(f"data.module {config.data.module!r}: {error}") from error
+    return StreamLoader(
+        task=config.data.path,
+        batch_size=config.batch_size,
+        resolution=config.stage.resolution,
+        length=config.text.max_length if config.text else 128,
+        vocab_size=config.text.encoder.vocab_size if config.text else None,
+        seed=config.seed,
+        split=config.data.split,
+        conditioning=config.stage.conditioning,
+        shuffle=config.data.shuffle,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        max_broken_share=config.data.max_broken_share,
+    )
+
+
+def check_labels(config: "RunConfig", source: data.Source) -> None:
+    """ValueError where the set has labels that the network has no class for."""
+    labels = getattr(source, "labels", None)
+    if config.stage.conditioning != "label" or labels is None:
+        return
+    lowest, highest = int(np.min(labels)), int(np.max(labels))
+    classes = config.stage.network.num_classes
+    if lowest < 0 or highest >= classes:
+        raise ValueError(
+            f"the labels of {config.data.path} go from {lowest} to {highest}, but "
+            f"stage.network.num_classes is {classes}: it must be at least {highest + 1}"
+        )
+
+
+class Tokenizer:
+    """Captions to ids and mask; says once what share of the captions is cut."""
+
+    COUNTED = 1000
+
+    def __init__(self, encoder: TextEncoder):
+        self.encoder, self.seen, self.cut = encoder, 0, 0
+
+    def __call__(self, captions: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        if self.seen < self.COUNTED:
+            limit = self.encoder.max_length - 1
+            lengths = [len(ids) for ids in text.token_ids(self.encoder.tokenizer, captions)]
+            before, self.seen = self.seen, self.seen + len(captions)
+            self.cut += sum(length > limit for length in lengths)
+            if self.cut and before < self.COUNTED <= self.seen:
+                logging.warning(
+                    "%.1f %% of the first %d captions have more than text.max_length - 1 = %d "
+                    "tokens and are cut",
+                    100 * self.cut / self.seen,
+                    self.seen,
+                    limit,
+                )
+        return text.tokenize(self.encoder, captions, warn=False)
+
+
 def make_batches(
     config: "RunConfig",
     encoder: TextEncoder | None,
@@ -174,21 +251,7 @@ def make_batches(
 ) -> Batches:
     """(step, iterator state) -> batches from that step on."""
     if config.data.source == STREAM and source is None:
-        # Imported here: a stream brings TensorFlow.
-        from imagen_jax.data.seqio_tasks import StreamLoader
-
-        stream = StreamLoader(
-            task=config.data.path,
-            batch_size=config.batch_size,
-            resolution=config.stage.resolution,
-            length=config.text.max_length if config.text else 128,
-            seed=config.seed,
-            split=config.data.split,
-            conditioning=config.stage.conditioning,
-            shuffle=config.data.shuffle,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        )
+        stream = make_stream(config)
         return stream.batches
     loader = make_loader(config, encoder, source, prior_source)
 

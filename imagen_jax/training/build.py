@@ -22,7 +22,7 @@ from imagen_jax.training.batches import DataConfig, data_section
 from imagen_jax.training.config import Section, as_dict, nearest, typed
 from imagen_jax.training.loop import LoopConfig
 from imagen_jax.training.optimizer import OptimizerConfig, make_optimizer
-from imagen_jax.training.sharding import MeshConfig, gather_shards
+from imagen_jax.training.sharding import MeshConfig, check_batch, gather_shards
 from imagen_jax.training.state import LORA, Frozen, init_state
 from imagen_jax.training.step import Prior, make_train_step
 
@@ -83,7 +83,8 @@ class RunConfig:
     """All of a run. `init_from`: a model or workdir whose weights to start from.
 
     lora: train an adapter alone, and leave the weights of `init_from` as they are. frozen_dtype: of
-    the parameters that are read and not trained.
+    the parameters that are read and not trained. label_dropout: share of the class labels that are
+    dropped, for guidance (of texts: text.dropout).
     """
 
     stage: Stage
@@ -101,6 +102,7 @@ class RunConfig:
     init_from: str | None = None
     lora: LoraConfig | None = None
     frozen_dtype: Literal["float32", "bfloat16"] = "float32"
+    label_dropout: float = 0.1
 
     def __post_init__(self):
         if self.data.prior is not None:
@@ -111,6 +113,8 @@ class RunConfig:
             raise ValueError("lora trains an adapter alone: text.trainable must be False")
         if self.stage.conditioning == "text" and self.text is None:
             raise ValueError("the stage is conditioned on text, but there is no section 'text'")
+        if not 0 <= self.label_dropout <= 1:
+            raise ValueError(f"label_dropout must be in [0, 1], not {self.label_dropout}")
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must be in [0, 1) or None, not {self.ema_decay}")
 
@@ -194,16 +198,23 @@ def make_training(
     frozen = frozen_shapes(config, encoder)
     if config.lora is not None:
         target_kernels(frozen.network, config.lora)
-    prior = config.data.prior
+    prior, parts = config.data.prior, config.optimizer.accumulation
     if prior is not None:
         prior = Prior(prior.rows(config.batch_size), prior.weight)
+    if config.batch_size % parts:
+        raise ValueError(
+            f"batch_size {config.batch_size} does not divide by optimizer.accumulation {parts}"
+        )
+    if parts > 1:
+        check_batch(mesh, config.batch_size // parts)
 
     train_step = make_train_step(
         config.stage,
         encoder,
         optimizer,
         ema_decay=config.ema_decay,
-        text_dropout=config.text.dropout if config.text else 0.1,
+        dropout=config.text.dropout if encoder is not None else config.label_dropout,
+        accumulation=parts,
         gather=lambda params: gather_shards(params, mesh),
         lora=config.lora,
         prior=prior,

@@ -1,4 +1,4 @@
-"""Optimizers: which one, its learning-rate schedule, clipping and gradient accumulation.
+"""Optimizers: which one, its learning-rate schedule, clipping.
 
 Imagen (2205.11487, F.1-F.3) trains the base model with Adafactor and the super-resolution models
 with Adam(0.9, 0.999, 1e-8): peak rate 1e-4, 10,000 steps of linear warm-up, cosine decay to 0, no
@@ -19,8 +19,7 @@ Schedule = Callable[[jax.typing.ArrayLike], jax.typing.ArrayLike]
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """One optimizer. Rates are per optimizer update; steps count updates (not accumulated micro-
-    batches).
+    """One optimizer.
 
     decay_steps: length of warm-up and cosine decay together; None keeps the peak rate after the
         warm-up.
@@ -28,7 +27,8 @@ class OptimizerConfig:
         given (DEFAULTS). b1: decay of the momentum (adafactor: None has none); b2, decay_rate: of
         the squared gradients' mean, Adam's and Adafactor's way.
     clip_norm: largest global gradient norm; None never clips.
-    accumulation: how many batches make one update.
+    accumulation: parts that each batch is worked off in, for want of memory: one update still, of
+        the whole batch (`make_train_step`).
     """
 
     kind: str = "adam"
@@ -203,13 +203,8 @@ DEFAULTS = {
 
 
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
-    """Clip the global norm -> optimizer at the scheduled rate; over `accumulation` batches' mean
-    gradient.
-    """
+    """Clip the global norm -> optimizer at the scheduled rate."""
     optimizer = OPTIMIZERS[config.kind](config, learning_rate_schedule(config))
     if config.clip_norm is not None:
         optimizer = optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
-    if config.accumulation > 1:
-        steps = optax.MultiSteps(optimizer, every_k_schedule=config.accumulation)
-        optimizer = optax.GradientTransformation(steps.init, steps.update)
     return optimizer

@@ -4,12 +4,12 @@ planning.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from imagen_jax import text as text_room
 from imagen_jax.diffusion.augmentation import augment, downsample, sample_levels, upsample
@@ -51,11 +51,12 @@ def to_images(pixels: Array) -> Images:
 
 def sample_times(key: Keys, batch: int, power: float) -> Float[Array, " batch"]:
     """One t an example, one in each of `batch` equal parts of [0, 1) (arXiv 2107.00630, I.1), to
-    the `power`.
+    the `power`; which example gets which part is chance.
     """
-    offset = jax.random.uniform(key, (), jnp.float32)
+    offset_key, order_key = jax.random.split(key)
+    offset = jax.random.uniform(offset_key, (), jnp.float32)
     even = (jnp.arange(batch, dtype=jnp.float32) + offset) / batch
-    return even**power
+    return jax.random.permutation(order_key, even) ** power
 
 
 def sample_batch_times(
@@ -79,6 +80,14 @@ def mean_losses(losses: Float[Array, " batch"], prior: Prior | None) -> dict[str
     return {"loss": total, "loss_instance": instance, "loss_prior": kept}
 
 
+def loss_weights(batch: int, prior: Prior | None) -> Float[Array, " batch"]:
+    """What each example's loss counts in `mean_losses`."""
+    if prior is None:
+        return jnp.full(batch, 1 / batch)
+    instances = batch - prior.rows
+    return jnp.where(jnp.arange(batch) < instances, 1 / instances, prior.weight / prior.rows)
+
+
 def drop_text(
     text: TextEmbeddings, drop: Array, null: TextEmbeddings | None = None
 ) -> TextEmbeddings:
@@ -87,6 +96,33 @@ def drop_text(
         null = text_room.null_text(*text.values.shape)
     values = jnp.where(drop[:, None, None], null.values, text.values)
     return TextEmbeddings(values, jnp.where(drop[:, None], null.mask, text.mask))
+
+
+class Draws(NamedTuple):
+    """What is random in a step, one row an example. level, noise: of the low-resolution input."""
+
+    t: Float[Array, " batch"]
+    eps: Images
+    drop: Bool[Array, " batch"]
+    level: Float[Array, " batch"] | None = None
+    noise: Images | None = None
+
+
+def draw(
+    stage: Stage, key: Keys, shape: tuple[int, ...], dropout: float, prior: Prior | None
+) -> Draws:
+    """What is random in a step on images of this shape."""
+    keys = iter(jax.random.split(key, 6))
+    times = sample_batch_times(next(keys), shape[0], stage.time_power, prior)
+    t = training_time(stage.schedule, times)
+    eps = jax.random.normal(next(keys), shape, jnp.float32)
+    drop = jax.random.uniform(next(keys), shape[:1]) < dropout
+    if stage.low_resolution is None:
+        return Draws(t, eps, drop)
+    level = training_time(
+        stage.aug_schedule, sample_levels(next(keys), shape[0], *stage.aug_levels)
+    )
+    return Draws(t, eps, drop, level, jax.random.normal(next(keys), shape, jnp.float32))
 
 
 def batch_text(
@@ -107,48 +143,48 @@ def batch_text(
     return text, text_room.unconditional(encoder, weights) if encoded_null else None
 
 
-def make_loss(
+def make_losses(
     stage: Stage,
     encoder: TextEncoder | None,
-    dropout: float,
     gather: Callable[[Params], Params] | None = None,
     lora: LoraConfig | None = None,
-    prior: Prior | None = None,
 ) -> Callable:
-    """(params, batch, key, frozen) -> (mean loss, (loss an example, t an example))."""
+    """(params, batch, draws, frozen) -> the loss of each example."""
 
-    def loss(params: Params, batch: Batch, key: Keys, frozen: Frozen | None):
+    def losses(params: Params, batch: Batch, draws: Draws, frozen: Frozen | None):
         if lora is not None:
             params = {NETWORK: network_params(params, frozen, lora)}
         params = params if gather is None else gather(params)
         x0 = to_images(batch["image"])
-        size = x0.shape[0]
-        keys = iter(jax.random.split(key, 6))
-        t = training_time(
-            stage.schedule, sample_batch_times(next(keys), size, stage.time_power, prior)
-        )
-        eps = jax.random.normal(next(keys), x0.shape, jnp.float32)
-        drop = jax.random.uniform(next(keys), (size,)) < dropout
         conditions = {}
         if stage.low_resolution is not None:
-            level = sample_levels(next(keys), size, *stage.aug_levels)
-            level = training_time(stage.aug_schedule, level)
             low_res = downsample(x0, stage.low_resolution)
             low_res = upsample(low_res, stage.resolution, stage.upsampling)
-            noise = jax.random.normal(next(keys), x0.shape, jnp.float32)
-            low_res = augment(low_res, level, noise, stage.aug_schedule)
-            conditions = {"low_res": low_res, "aug_level": level}
+            low_res = augment(low_res, draws.level, draws.noise, stage.aug_schedule)
+            conditions = {"low_res": low_res, "aug_level": draws.level}
         if stage.conditioning == "text":
             text, null = batch_text(encoder, params, batch, frozen)
-            conditions["text"] = drop_text(text, drop, null)
+            conditions["text"] = drop_text(text, draws.drop, null)
         elif stage.conditioning == "label":
-            conditions["label"] = jnp.where(drop, null_label(stage, size), batch["label"])
+            label = jnp.where(draws.drop, null_label(stage, x0.shape[0]), batch["label"])
+            conditions["label"] = label
+        t, eps = draws.t, draws.eps
         x_t = add_noise(x0, eps, stage.schedule.logsnr(t))
         output = apply_network(stage, params[NETWORK], x_t, t, **conditions)
-        losses = diffusion_loss(output, stage.prediction, x0, eps, t, stage.schedule, stage.loss)
-        return mean_losses(losses, prior)["loss"], (losses, t)
+        return diffusion_loss(output, stage.prediction, x0, eps, t, stage.schedule, stage.loss)
 
-    return loss
+    return losses
+
+
+def split_rows(tree: Any, parts: int) -> Any:
+    """Each [batch, ...] as [parts, batch / parts, ...]: part i has every parts-th row from i on, so
+    that the rows of a device stay on it.
+    """
+
+    def split(rows: Array) -> Array:
+        return jnp.swapaxes(rows.reshape(-1, parts, *rows.shape[1:]), 0, 1)
+
+    return jax.tree.map(split, tree)
 
 
 def make_train_step(
@@ -157,7 +193,8 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     *,
     ema_decay: float | None = 0.9999,
-    text_dropout: float = 0.1,
+    dropout: float = 0.1,
+    accumulation: int = 1,
     gather: Callable[[Params], Params] | None = None,
     lora: LoraConfig | None = None,
     prior: Prior | None = None,
@@ -167,24 +204,45 @@ def make_train_step(
     batch: "image" uint8 [B,H,W,3], and "ids" with "mask", or "text" with "mask", or "label".
     frozen: what is read and not trained. metrics: loss (with a prior its parts, too), grad_norm,
     and loss_by_t, count_by_t: sums of the loss and numbers of examples in ten equal parts of t.
+    dropout: share of texts or labels that are dropped. accumulation: parts that the batch is worked
+    off in, one after the other, for want of memory; the update is that of the whole batch.
     `gather` says how parameters are laid out while they are used (`sharding.gather_shards`).
     `lora`: the state holds an adapter to a frozen network.
     """
-    loss = make_loss(stage, encoder, text_dropout, gather, lora, prior)
+    example_losses = make_losses(stage, encoder, gather, lora)
+
+    def total(params: Params, part: tuple, frozen: Frozen | None):
+        batch, draws, weights = part
+        losses = example_losses(params, batch, draws, frozen)
+        return losses @ weights, losses
+
+    def gradient(params: Params, whole: tuple, frozen: Frozen | None):
+        """(gradient, the loss of each example) of a batch, worked off in parts."""
+        compute = jax.grad(total, has_aux=True)
+        if accumulation == 1:
+            return compute(params, whole, frozen)
+
+        def add(summed, part):
+            grads, losses = compute(params, part, frozen)
+            return jax.tree.map(jnp.add, summed, grads), losses
+
+        zero = jax.tree.map(jnp.zeros_like, params)
+        grads, losses = jax.lax.scan(add, zero, split_rows(whole, accumulation))
+        return grads, jnp.swapaxes(losses, 0, 1).reshape(-1)
 
     def train_step(
         state: TrainState, batch: Batch, key: Keys, frozen: Frozen | None = None
     ) -> tuple[TrainState, dict[str, Any]]:
-        gradient = jax.value_and_grad(loss, has_aux=True)
-        (mean, (losses, t)), grads = gradient(state.params, batch, key, frozen)
+        draws = draw(stage, key, batch["image"].shape, dropout, prior)
+        weights = loss_weights(batch["image"].shape[0], prior)
+        grads, losses = gradient(state.params, (batch, draws, weights), frozen)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         step = state.step + 1
         ema = None if state.ema is None else update_ema(state.ema, params, step, ema_decay)
-        parts = jax.nn.one_hot((t * TIME_BINS).astype(jnp.int32), TIME_BINS)
+        parts = jax.nn.one_hot((draws.t * TIME_BINS).astype(jnp.int32), TIME_BINS)
         metrics = {
             **mean_losses(losses, prior),
-            "loss": mean,
             "grad_norm": optax.tree.norm(grads),
             "loss_by_t": losses @ parts,
             "count_by_t": parts.sum(0),

@@ -118,6 +118,16 @@ def test_the_task_gives_the_same_pictures_and_tokens_as_the_loader(emoji_task, f
 
 
 @needs_font
+def test_a_task_that_does_not_fit_is_named(emoji_task):
+    from imagen_jax.data import seqio_tasks
+
+    with pytest.raises(ValueError, match=r"no seqio Task or Mixture is called 'emojy', only .*few"):
+        seqio_tasks.StreamLoader("emojy", 4, 16)
+    with pytest.raises(ValueError, match=r"the text of emoji_few has 259 ids, but .* is 100"):
+        seqio_tasks.StreamLoader("emoji_few", 4, 16, vocab_size=100)
+
+
+@needs_font
 def test_a_stream_resumes_from_its_state_and_without_it(emoji_task):
     from imagen_jax.data import seqio_tasks
 

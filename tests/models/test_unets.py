@@ -176,6 +176,23 @@ def test_bfloat16_is_near_float32(kind, inputs):
     assert 1e-5 < difference < 0.1
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_unknown_choices_are_named(kind):
+    config = CONFIGS[kind]
+    wrong = replace(config.levels[0], attention="Self")
+    with pytest.raises(ValueError, match=r"levels.attention is 'Self'; it can be None, 'self'"):
+        replace(config, levels=(wrong,))
+    with pytest.raises(ValueError, match="levels is empty"):
+        replace(config, levels=())
+    with pytest.raises(ValueError, match="dtype is 'bf16'; it can be 'float32'"):
+        replace(config, dtype="bf16")
+
+
+def test_heads_divide_what_attends():
+    with pytest.raises(ValueError, match="num_heads 3 does not divide the 16 channels"):
+        replace(CONFIGS["efficient_unet"], num_heads=3)
+
+
 def test_input_skip_adds_its_share_of_each_input(inputs):
     config = replace(CONFIGS["efficient_unet"], num_classes=None, input_skip=True)
     params = random_params(config)
@@ -222,7 +239,7 @@ def test_patches_are_folded_and_unfolded(rng):
     ],
 )
 def test_an_unknown_choice_is_named(field, value):
-    with pytest.raises(ValueError, match=rf"UNetConfig\.{field} is '{value}'; it can be "):
+    with pytest.raises(ValueError, match=rf"network\.{field} is '{value}'; it can be "):
         UNetConfig((UNetLevel(8),), **{field: value})
     with pytest.raises(ValueError, match=r"levels\.attention is 'both'"):
         UNetConfig((UNetLevel(8, 1, "both"),))

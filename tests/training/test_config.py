@@ -177,3 +177,39 @@ def test_the_loader_follows_the_config(tmp_path):
     assert {name: (value.shape, value.dtype) for name, value in batch.items()} == {
         name: (value.shape, value.dtype) for name, value in shapes.items()
     }
+
+
+def labelled(path, labels) -> str:
+    images = np.zeros((len(labels), 8, 8, 3), np.uint8)
+    np.savez(path, image=images, label=np.asarray(labels))
+    return str(path)
+
+
+def test_labels_without_a_class_are_refused(tmp_path):
+    raw = tiny(
+        stage__conditioning="label",
+        stage__network__num_classes="3",
+        data__path=repr(labelled(tmp_path / "set.npz", [0, 2, 3])),
+        data__split="all",
+    )
+    config = build.read_config(raw)
+    with pytest.raises(ValueError, match=r"from 0 to 3, but stage.network.num_classes is 3"):
+        batches.make_loader(config, None)
+
+
+def test_cut_captions_are_counted_once(caplog):
+    tokenize = batches.Tokenizer(ENCODER)  # 12 tokens, bytes
+    for _ in range(130):
+        ids, mask = tokenize(["short"] * 7 + ["far too long a caption"])
+    assert ids.shape == mask.shape == (8, 12)
+    assert [record.getMessage() for record in caplog.records] == [
+        "12.5 % of the first 1000 captions have more than text.max_length - 1 = 11 tokens and "
+        "are cut"
+    ]
+
+
+def test_a_batch_must_split_into_its_parts():
+    config = build.read_config(tiny(optimizer__accumulation="3"))
+    encoder = build.make_text_encoder(config)
+    with pytest.raises(ValueError, match=r"does not divide by optimizer.accumulation 3"):
+        build.make_training(config, encoder, make_mesh(config.mesh))

@@ -68,7 +68,7 @@ def both_losses(params, batch):
 def train(state, batch, steps, frozen=None, lora=None, rate=2e-3):
     optimizer = optax.adam(rate)
     step = jax.jit(
-        make_train_step(STAGE, None, optimizer, ema_decay=None, text_dropout=0.0, lora=lora),
+        make_train_step(STAGE, None, optimizer, ema_decay=None, dropout=0.0, lora=lora),
         compiler_options=QUICK,
     )
     state = init_state(STAGE, None, optimizer, jax.random.key(0), with_ema=False, start_from=state)
@@ -117,7 +117,7 @@ def test_without_the_bound_the_variance_is_left_alone(loaded):
     state = init_state(
         plain, None, optimizer, jax.random.key(0), with_ema=False, start_from={NETWORK: loaded}
     )
-    step = make_train_step(plain, None, optimizer, ema_decay=None, text_dropout=0.0)
+    step = make_train_step(plain, None, optimizer, ema_decay=None, dropout=0.0)
     after, _ = jax.jit(step, compiler_options=QUICK)(state, pictures(1), jax.random.key(3))
     for name in ("kernel", "bias"):
         old, new = loaded["conv_out"][name], after.params[NETWORK]["conv_out"][name]

@@ -74,27 +74,6 @@ def test_clipping_bounds_the_step():
     np.testing.assert_allclose(optax.tree.norm(updates), 0.5, rtol=1e-5)
 
 
-def test_accumulation_equals_one_large_batch():
-    params = parameters()
-    x = jax.random.normal(jax.random.key(1), (32, 4))
-    whole = make_optimizer(OptimizerConfig("adamw", 0.01, warmup_steps=0))
-
-    def one_step(optimizer, params, state, x):
-        updates, state = optimizer.update(jax.grad(loss)(params, x), state, params)
-        return optax.apply_updates(params, updates), state
-
-    expected, _ = jax.jit(lambda p: one_step(whole, p, whole.init(p), x))(params)
-
-    parts = make_optimizer(OptimizerConfig("adamw", 0.01, warmup_steps=0, accumulation=4))
-    step = jax.jit(lambda p, state, x: one_step(parts, p, state, x))
-    state, got = jax.jit(parts.init)(params), params
-    for i in range(4):
-        got, state = step(got, state, x[8 * i : 8 * i + 8])
-        moved = not np.array_equal(got["dense"]["kernel"], params["dense"]["kernel"])
-        assert moved == (i == 3)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), got, expected)
-
-
 @pytest.mark.parametrize("kind", ["adafactor", "adamw", "lion", "muon"])
 def test_weight_decay_goes_with_the_rate_and_leaves_vectors_alone(kind):
     params = {"kernel": jnp.ones((3, 3)), "bias": jnp.ones(3)}

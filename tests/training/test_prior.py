@@ -12,8 +12,9 @@ from imagen_jax.cascade import Cascade
 from imagen_jax.sampling_settings import SamplingSettings
 from imagen_jax.training import batches, build
 from imagen_jax.training.state import NETWORK, TEXT_ENCODER
-from imagen_jax.training.step import Prior, make_loss, mean_losses, sample_batch_times
+from imagen_jax.training.step import Prior, mean_losses, sample_batch_times
 from tests.training.test_config import tiny
+from tests.training.whole_loss import make_loss
 
 PRIOR = {"source": "folder", "path": "dogs", "prompt": "a dog", "split": "all"}
 
@@ -35,7 +36,7 @@ def test_the_loss_is_the_weighted_sum_of_two_means():
 
 
 def test_both_sets_see_all_times(key):
-    """Times rise with the row: without a division, each set would see a part of them alone."""
+    """Each set by itself has one time in each of as many equal parts as it has rows."""
     times = np.asarray(sample_batch_times(key, 24, 1.0, Prior(8)))
     np.testing.assert_array_equal(np.sort((times[:16] * 16).astype(int)), np.arange(16))
     np.testing.assert_array_equal(np.sort((times[16:] * 8).astype(int)), np.arange(8))

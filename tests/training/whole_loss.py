@@ -1,0 +1,15 @@
+"""The loss of a batch as the train step computes it, with what is random drawn from a key."""
+
+from imagen_jax.training.step import draw, loss_weights, make_losses
+
+
+def make_loss(stage, encoder, dropout, prior=None):
+    """(params, batch, key, frozen) -> (loss, (loss an example, t an example))."""
+    losses_of = make_losses(stage, encoder)
+
+    def loss(params, batch, key, frozen):
+        draws = draw(stage, key, batch["image"].shape, dropout, prior)
+        losses = losses_of(params, batch, draws, frozen)
+        return losses @ loss_weights(len(losses), prior), (losses, draws.t)
+
+    return loss
