@@ -58,8 +58,8 @@ def _schedule_faults(name: str, schedule: Schedule) -> list[str]:
     if isinstance(schedule, DiscreteBeta):
         return []
     return [
-        f"{name} {type(schedule).__name__}: it runs in continuous time, and no table of betas has "
-        "both its noise levels and the times that the network was shown (discrete_beta has)"
+        f"{name} {type(schedule).__name__}: it runs in continuous time, and diffusers' named betas "
+        "have other noise at the times that the network was shown (those of discrete_beta agree)"
     ]
 
 

@@ -216,8 +216,9 @@ def test_the_network_alone_needs_no_discrete_schedule(run, tmp_path):
     save_unet(tmp_path, stage, params)
     network = diffusers.UNet2DConditionModel.from_pretrained(tmp_path).eval()
     inputs = random_inputs(stage)
-    # Shown 1000 t, which is step + 1 of those times.
-    shown = inputs | {"step": inputs["step"] + 1}
+    # Shown 1000 t, which is step + 1 of those times but for its rounding.
+    t = ((inputs["step"] + 1) / 1000).astype(np.float32)
+    shown = inputs | {"step": np.float32(1000) * t}
     assert distance(theirs(network, shown), ours(stage, params, inputs)) < 1e-5
     with pytest.raises(ValueError, match=r"schedule Cosine: .*discrete_beta"):
         save_pipeline(tmp_path / "whole", stage, SETTINGS, params)
