@@ -89,8 +89,10 @@ def variational_bound(
     squared = jnp.square(difference) * jnp.exp(-log_variance)
     divergence = 0.5 * (above + jnp.expm1(-above) + squared)
     # At step 0 the posterior's mean is x0 itself, and the model's is its guess.
-    likelihood = discretized_log_likelihood(x0, guess, 0.5 * log_variance)
-    nats = jnp.where(per_example(step, x0) == 0, -likelihood, divergence)
+    # Elsewhere the guess may be far from any picture, and gradients of its likelihood overflow.
+    last = per_example(step, x0) == 0
+    guess, log_deviation = jnp.where(last, guess, x0), jnp.where(last, 0.5 * log_variance, 0.0)
+    nats = jnp.where(last, -discretized_log_likelihood(x0, guess, log_deviation), divergence)
     return jnp.mean(nats, axis=tuple(range(1, nats.ndim))) / log(2.0)
 
 
