@@ -12,6 +12,8 @@ from PIL import Image, ImageOps
 
 from imagen_jax import models
 from imagen_jax.cascade import Cascade
+from imagen_jax.picture_files import decode, to_rgb
+from imagen_jax.stage import Stage
 
 LARGEST_SEED = 2**32 - 1
 MAX_PIXELS = 2**26  # of a picture from outside
@@ -105,12 +107,12 @@ def _labels(cascade: Cascade, label: int | Sequence[int]) -> list[int]:
     return labels
 
 
-def last_stage(cascade: Cascade, name: str, size: int | None, first: int = 0) -> int:
+def last_stage(cascade: Cascade, name: str, size: int | None) -> int:
     """The position of the stage that makes pictures of this size; the last when None."""
     if size is None:
         return len(cascade.stages) - 1
-    if size not in cascade.sizes[first:]:
-        known = ", ".join(map(str, cascade.sizes[first:]))
+    if size not in cascade.sizes:
+        known = ", ".join(map(str, cascade.sizes))
         raise ValueError(f"No stage of {name!r} makes size {size!r}; sizes: {known}.")
     return cascade.sizes.index(size)
 
@@ -135,16 +137,8 @@ def base_size(
             f'aspect_ratio is {aspect_ratio!r}; it must be width to height, such as "16:9", '
             "between 1:8 and 8:1."
         )
-    side, step, factor = cascade.stages[0].resolution, 1, 1
-    for stage in cascade.stages:
-        factor *= stage.resolution // (stage.low_resolution or stage.resolution)
-        reduction = models.reduction(stage.network)
-        step = lcm(step, reduction // gcd(reduction, factor))
-
-    def fit(length: float) -> int:
-        return max(round(length / step), 1) * step
-
-    return fit(side / sqrt(ratio)), fit(side * sqrt(ratio))
+    side, step = cascade.stages[0].resolution, _common_divisor(cascade.stages)
+    return _nearest(side / sqrt(ratio), step), _nearest(side * sqrt(ratio), step)
 
 
 def upscaled_from(cascade: Cascade, positions: range, size: tuple[int, int]) -> tuple[int, int]:
@@ -152,16 +146,24 @@ def upscaled_from(cascade: Cascade, positions: range, size: tuple[int, int]) -> 
 
     The shorter side is the first stage's low resolution; both are what all networks can halve.
     """
-    first, step, factor = cascade.stages[positions[0]], 1, 1
-    for position in positions:
-        stage = cascade.stages[position]
-        factor *= stage.resolution // stage.low_resolution
+    stages = [cascade.stages[position] for position in positions]
+    step, scale = _common_divisor(stages), stages[0].low_resolution / min(size)
+    width, height = size
+    return _nearest(height * scale, step), _nearest(width * scale, step)
+
+
+def _common_divisor(stages: Sequence[Stage]) -> int:
+    """What must divide the sides of the first stage's input, for all networks to halve theirs."""
+    step, factor = 1, 1
+    for stage in stages:
+        factor *= stage.resolution // (stage.low_resolution or stage.resolution)
         reduction = models.reduction(stage.network)
         step = lcm(step, reduction // gcd(reduction, factor))
-    width, height = size
-    scale = first.low_resolution / min(size)
-    sides = (max(round(side * scale / step), 1) * step for side in (height, width))
-    return tuple(sides)
+    return step
+
+
+def _nearest(length: float, step: int) -> int:
+    return max(round(length / step), 1) * step
 
 
 def by_stage(name: str, value: float | Sequence[float | None], count: int) -> list[float | None]:
@@ -178,8 +180,8 @@ def read_picture(picture: Picture) -> Image.Image:
     What is transparent becomes white.
     """
     if isinstance(picture, str | os.PathLike):
-        picture = _open(Path(picture))
-    elif isinstance(picture, np.ndarray):
+        return Image.fromarray(_decoded(Path(picture)))
+    if isinstance(picture, np.ndarray):
         if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[-1] != 3:
             raise ValueError(
                 f"A picture as an array must be uint8 [height, width, 3], not {picture.dtype} "
@@ -190,25 +192,16 @@ def read_picture(picture: Picture) -> Image.Image:
         raise ValueError(
             f"A picture must be PIL, a path or an array, not {type(picture).__name__}."
         )
-    picture = ImageOps.exif_transpose(picture)
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        white = Image.new("RGBA", picture.size, "white")
-        picture = Image.alpha_composite(white, picture)
-    return picture.convert("RGB")
+    return Image.fromarray(to_rgb(picture))
 
 
-def _open(path: Path) -> Image.Image:
+def _decoded(path: Path) -> np.ndarray:
     if not path.is_file():
         raise FileNotFoundError(f"There is no picture {path}.")
     try:
-        with Image.open(path) as picture:
-            if picture.width * picture.height > MAX_PIXELS:
-                raise ValueError(f"{path} has more than {MAX_PIXELS:,} pixels.")
-            picture.load()
-            return picture.copy()
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} is no whole picture: {error}.") from None
+        return decode(path, MAX_PIXELS)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} is no whole picture that can be read: {error}.") from None
 
 
 def read_mask(mask: Picture, size: tuple[int, int]) -> Image.Image:

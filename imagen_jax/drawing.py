@@ -82,8 +82,10 @@ def draw(
     if options.first_index < 0:
         raise ValueError(f"first_index must not be negative: {options.first_index}.")
     edits = work.edits or [None] * len(cascade.stages)
+    steps = 0
     for i in work.positions:  # a spacing or a strength that does not fit is found here
-        plan_steps(cascade.stages[i], settings[i], edits[i])
+        _, begin, end = plan_steps(cascade.stages[i], settings[i], edits[i])
+        steps += end - begin
 
     use_compilation_cache()
     rows = np.repeat(np.arange(subjects.count), num_images)
@@ -98,7 +100,8 @@ def draw(
     report, bar = options.callback, None
     if options.progress:
         batches = -(-len(rows) // batch_size)
-        bar = ProgressBar(cascade, settings, edits, work.positions, batches, options.callback)
+        first = cascade.stages[work.positions[0]].name
+        bar = ProgressBar(first, batches * steps, options.callback)
         report = bar
     try:
         images = sample_cascade(

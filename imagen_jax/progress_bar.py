@@ -1,36 +1,19 @@
 """A bar over all steps of all batches at all stages."""
 
 import warnings
-from collections.abc import Sequence
 
-from imagen_jax.cascade import Callback, Cascade, Progress
-from imagen_jax.diffusion.editing import Edit
-from imagen_jax.sampling_settings import SamplingSettings
-from imagen_jax.stage_sampling import plan_steps
+from imagen_jax.cascade import Callback, Progress
 
 
 class ProgressBar:
     """A bar over all steps of all batches at all stages; passes what it sees on to a callback."""
 
-    def __init__(
-        self,
-        cascade: Cascade,
-        settings: Sequence[SamplingSettings],
-        edits: Sequence[Edit | None],
-        positions: range,
-        batches: int,
-        callback: Callback | None,
-    ):
+    def __init__(self, first_stage: str, total: int, callback: Callback | None):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a notebook without ipywidgets gets a bar of text
             from tqdm.auto import tqdm
 
-        steps = 0
-        for i in positions:
-            _, first, last = plan_steps(cascade.stages[i], settings[i], edits[i])
-            steps += last - first
-        desc = cascade.stages[positions[0]].name
-        self.bar = tqdm(total=batches * steps, unit="step", desc=desc)
+        self.bar = tqdm(total=total, unit="step", desc=first_stage)
         self.callback = callback
         self.before: tuple[str, int, int] = ("", 0, 0)
 

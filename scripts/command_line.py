@@ -3,7 +3,7 @@
 import contextlib
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # Which extra of pyproject.toml brings a package that is imported only when it is needed.
@@ -39,6 +39,17 @@ def one_line_errors(*expected: type[Exception]) -> Iterator[None]:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def run_configured(main: Callable[[list[str], dict[str, str]], None], arguments: list[str]) -> None:
+    """main(other arguments, {key: value of each --config.key=value}), with absl's flags read."""
+    with one_line_errors(ValueError):
+        from absl import app
+
+        from imagen_jax.training.config import split_overrides
+
+        rest, overrides = split_overrides(arguments)
+    app.run(lambda argv: main(argv, overrides), argv=rest)
 
 
 def make_folder(path: Path, option: str) -> list[Path]:

@@ -53,7 +53,7 @@ def run(options: argparse.Namespace) -> dict:
     import numpy as np
 
     from imagen_jax import load_model
-    from imagen_jax.arguments import check_count, check_seed
+    from imagen_jax.arguments import check_count, check_seed, last_stage
     from imagen_jax.evaluation import report as report_room
     from imagen_jax.evaluation import runner
     from imagen_jax.evaluation.picture_set import read_picture_set
@@ -75,11 +75,7 @@ def run(options: argparse.Namespace) -> dict:
     )
     if options.aug_level is not None:
         settings = tuple(replace(entry, aug_level=options.aug_level) for entry in settings)
-    if options.size is not None and options.size not in pipeline.sizes:
-        known = ", ".join(map(str, pipeline.sizes))
-        raise ValueError(
-            f"No stage of {pipeline.name!r} makes size {options.size}; sizes: {known}."
-        )
+    last_stage(pipeline.cascade, pipeline.name, options.size)  # a size that no stage makes
     size = options.size or min(
         (size for size in pipeline.sizes if size >= SIZE), default=pipeline.sizes[-1]
     )

@@ -16,9 +16,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from absl import app, flags, logging
+from absl import flags, logging
 
-from scripts.command_line import make_folder, one_line_errors
+from scripts.command_line import make_folder, one_line_errors, run_configured
 
 CONFIG = flags.DEFINE_string("config", None, "Config of a stage with network.draft.", required=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Where to write the checkpoint.", required=True)
@@ -184,14 +184,5 @@ def save(checkpoints: Any, parameters: dict[str, Any], description: Any, loss: f
     checkpoints.close()
 
 
-def command(arguments: list[str]) -> None:
-    """Runs a command line."""
-    with one_line_errors(ValueError):
-        from imagen_jax.training.config import split_overrides
-
-        rest, overrides = split_overrides(arguments)
-    app.run(lambda argv: main(argv, overrides), argv=rest)
-
-
 if __name__ == "__main__":
-    command(sys.argv)
+    run_configured(main, sys.argv)

@@ -17,9 +17,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from absl import app, flags, logging
+from absl import flags, logging
 
-from scripts.command_line import make_folder, one_line_errors
+from scripts.command_line import make_folder, one_line_errors, run_configured
 
 CONFIG = flags.DEFINE_string("config", None, "Python file with get_config().", required=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, metrics and samples.")
@@ -246,14 +246,5 @@ def write_lora(workdir: Path) -> Path:
     return export_lora(workdir, workdir / "lora.safetensors")
 
 
-def command(arguments: list[str]) -> None:
-    """Runs a command line."""
-    with one_line_errors(ValueError):
-        from imagen_jax.training.config import split_overrides
-
-        rest, overrides = split_overrides(arguments)
-    app.run(lambda argv: main(argv, overrides), argv=rest)
-
-
 if __name__ == "__main__":
-    command(sys.argv)
+    run_configured(main, sys.argv)

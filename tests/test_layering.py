@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = [
-    {"typing", "grid", "captions", "compilation_cache"},
+    {"typing", "grid", "captions", "picture_files", "compilation_cache"},
     {"diffusion", "models", "data"},
     {"text", "sampling_settings", "lora", "stage", "stage_sampling", "cascade", "pictures"},
     {"training", "evaluation", "convert", "compress", "export"},

@@ -16,6 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from imagen_jax import picture_files
 from imagen_jax.data import preprocess
 from imagen_jax.data.captions import (
     CAPTION_FILES,
@@ -216,7 +217,7 @@ class FolderSource:
     texts: dict[str, str] = dataclasses.field(default_factory=dict)  # a picture's own text file
     labels: tuple[int, ...] | None = None
     class_names: tuple[str, ...] = ()
-    max_pixels: int = preprocess.MAX_PIXELS
+    max_pixels: int = picture_files.MAX_PIXELS
 
     def __len__(self) -> int:
         return len(self.files)
@@ -225,7 +226,7 @@ class FolderSource:
         name = self.files[index]
         path = self.folder / name
         try:
-            example = {"image": preprocess.decode(path, self.max_pixels), "key": name}
+            example = {"image": picture_files.decode(path, self.max_pixels), "key": name}
             if name in self.captions:
                 example["captions"] = self.captions[name]
             elif name in self.texts:
@@ -245,7 +246,7 @@ def read_folder(
     path: str | Path,
     split: str = "all",
     conditioning: str | None = "text",
-    max_pixels: int = preprocess.MAX_PIXELS,
+    max_pixels: int = picture_files.MAX_PIXELS,
 ) -> FolderSource:
     """A folder of pictures, in sub-folders or not.
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from imagen_jax import picture_files
 from imagen_jax.data import preprocess, sources
 from imagen_jax.data.captions import read_captions
 from imagen_jax.data.sources import ArraySource, BrokenExample, read_folder, read_npz
@@ -236,7 +237,7 @@ def test_every_mode_becomes_rgb(tmp_path, mode):
     picture = Image.new("RGB", (3, 3), "white").convert(mode) if value is None else None
     picture = picture or Image.new(mode, (3, 3), value)
     picture.save(path)
-    image = preprocess.decode(path)
+    image = picture_files.decode(path)
     assert image.dtype == np.uint8
     assert (image.reshape(-1, 3) >= 254).all()
 
@@ -246,9 +247,9 @@ def test_grey_of_many_bits_is_scaled_or_refused(tmp_path):
     grey = np.repeat(np.uint8([[0, 128, 255]])[..., None], 3, -1)
     for name in ("a.png", "b.pgm"):  # Pillow opens the second one as mode "I"
         Image.fromarray(values.astype(np.uint16)).save(tmp_path / name)
-        np.testing.assert_array_equal(preprocess.decode(tmp_path / name), grey)
+        np.testing.assert_array_equal(picture_files.decode(tmp_path / name), grey)
     Image.fromarray(np.float32(values / 65535)).save(tmp_path / "c.tif")
-    np.testing.assert_array_equal(preprocess.decode(tmp_path / "c.tif"), grey)
+    np.testing.assert_array_equal(picture_files.decode(tmp_path / "c.tif"), grey)
 
 
 @pytest.mark.parametrize("values", [np.int32([[0, 255]]), np.float32([[0, 9]]), np.float32([[-1]])])
@@ -260,11 +261,11 @@ def test_grey_of_an_unknown_range_is_a_broken_example(tmp_path, values):
 
 def test_transparency_is_shown_on_white_and_rotation_is_applied(tmp_path):
     Image.new("RGBA", (2, 2), (0, 0, 0, 0)).save(tmp_path / "clear.png")
-    assert (preprocess.decode(tmp_path / "clear.png") == 255).all()
+    assert (picture_files.decode(tmp_path / "clear.png") == 255).all()
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by a quarter
     Image.new("RGB", (4, 2)).save(tmp_path / "turned.jpg", exif=exif)
-    assert preprocess.decode(tmp_path / "turned.jpg").shape == (4, 2, 3)
+    assert picture_files.decode(tmp_path / "turned.jpg").shape == (4, 2, 3)
 
 
 def test_resize_averages_whole_blocks_of_the_centred_square(rng):

@@ -9,6 +9,7 @@ import torch
 
 from imagen_jax.diffusion import (
     SAMPLERS,
+    DiscreteBeta,
     Guidance,
     SamplerOptions,
     Thresholding,
@@ -17,6 +18,14 @@ from imagen_jax.diffusion import (
     sample_loop,
 )
 
+COSINE = DiscreteBeta()
+IF_STAGE_1 = {
+    "beta_schedule": "squaredcos_cap_v2",
+    "variance_type": "learned_range",
+    "thresholding": True,
+    "dynamic_thresholding_ratio": 0.95,
+    "sample_max_value": 1.5,
+}
 SHAPE = (2, 6, 5, 3)  # not square: rows and columns must not be mixed up
 RNG = np.random.default_rng(7)
 MIX = RNG.normal(0, 0.8, (2, 3, 6))

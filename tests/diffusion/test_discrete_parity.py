@@ -20,6 +20,8 @@ from diffusers import DDPMScheduler, DPMSolverMultistepScheduler  # noqa: E402
 from diffusers.pipelines import deepfloyd_if  # noqa: E402
 from diffusers.schedulers import scheduling_ddpm  # noqa: E402
 from scheduler_runs import (  # noqa: E402
+    COSINE,
+    IF_STAGE_1,
     SHAPE,
     TABLE,
     distance,
@@ -32,14 +34,6 @@ from scheduler_runs import (  # noqa: E402
     to_torch,
 )
 
-COSINE = DiscreteBeta()
-IF_STAGE_1 = {
-    "beta_schedule": "squaredcos_cap_v2",
-    "variance_type": "learned_range",
-    "thresholding": True,
-    "dynamic_thresholding_ratio": 0.95,
-    "sample_max_value": 1.5,
-}
 IF_SOLVER = {**IF_STAGE_1, "lambda_min_clipped": -5.1}
 every_kind = pytest.mark.parametrize("kind", BETAS)
 

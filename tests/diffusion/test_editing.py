@@ -10,7 +10,6 @@ import pytest
 
 from imagen_jax.diffusion import (
     Denoised,
-    DiscreteBeta,
     Edit,
     edited_start,
     first_step,
@@ -40,6 +39,8 @@ from diffusers.pipelines.deepfloyd_if import (  # noqa: E402
 )
 from diffusers.schedulers import scheduling_ddpm, scheduling_repaint  # noqa: E402
 from scheduler_runs import (  # noqa: E402
+    COSINE,
+    IF_STAGE_1,
     SHAPE,
     TABLE,
     distance,
@@ -51,14 +52,6 @@ from scheduler_runs import (  # noqa: E402
     to_torch,
 )
 
-COSINE = DiscreteBeta()
-IF_STAGE_1 = {
-    "beta_schedule": "squaredcos_cap_v2",
-    "variance_type": "learned_range",
-    "thresholding": True,
-    "dynamic_thresholding_ratio": 0.95,
-    "sample_max_value": 1.5,
-}
 IMAGE = np.tanh(TABLE[60])
 MASK = (TABLE[61][..., :1] > 0).astype(np.float32)
 COUNT = 16
