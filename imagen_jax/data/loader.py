@@ -82,6 +82,9 @@ def draw_caption(captions: Sequence[tuple[str, float]], number: float) -> str:
 class Loader:
     """Batches of a source: `batch(step)` for one, `batches(start)` for all, prepared in threads.
 
+    A source may bring embedded texts: an attribute `embedded` that is True, and for each caption an
+    `Embedding` in place of its text. They are drawn as captions are, and need no `tokenize`.
+
     Args:
       batch_size: examples of the whole batch, on all processes together.
       tokenize: list of texts -> (ids int32 [B, L], mask bool [B, L]); needed for text.
@@ -110,7 +113,7 @@ class Loader:
 
     def __post_init__(self):
         check_choice("conditioning", self.conditioning, CONDITIONINGS)
-        if self.conditioning == "text" and self.tokenize is None:
+        if self.conditioning == "text" and self.tokenize is None and not self.embedded:
             raise ValueError("conditioning 'text' needs a tokenize function")
         if self.prompt is not None and self.conditioning != "text":
             raise ValueError(f"conditioning {self.conditioning!r} reads no prompt: {self.prompt!r}")
@@ -124,6 +127,11 @@ class Loader:
             raise ValueError("the source holds no example")
         if isinstance(self.source, ArraySource):
             object.__setattr__(self, "source", self.source.resized(self.resolution))
+
+    @property
+    def embedded(self) -> bool:
+        """Whether the source brings texts that are embedded already."""
+        return getattr(self.source, "embedded", False)
 
     @functools.cached_property
     def damage(self) -> Damage:
@@ -160,7 +168,7 @@ class Loader:
         return result
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
-        """This process's rows of batch `step`: image, and ids and mask, or label."""
+        """This process's rows of batch `step`: image, and ids or text with mask, or label."""
         rows = self.batch_size // self.process_count
         first = step * self.batch_size + self.process_index * rows
         return self.examples(range(first, first + rows))
@@ -170,7 +178,10 @@ class Loader:
         self.damage.count(len(numbers))
         examples = [self.example(number) for number in numbers]
         batch = {"image": np.stack([example["image"] for example in examples])}
-        if self.conditioning == "text":
+        if self.conditioning == "text" and self.embedded:
+            texts = zip(*(item["caption"].padded() for item in examples), strict=True)
+            batch["text"], batch["mask"] = map(np.stack, texts)
+        elif self.conditioning == "text":
             batch["ids"], batch["mask"] = self.tokenize([item["caption"] for item in examples])
         elif self.conditioning == "label":
             batch["label"] = np.asarray([item["label"] for item in examples], np.int32)
