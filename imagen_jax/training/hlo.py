@@ -165,9 +165,12 @@ class Computation:
 
 
 class Program:
-    """The computations of `compiled.as_text()`."""
+    """The computations of `compiled.as_text()`. `loops`: how often a loop runs whose length is
+    decided when it runs.
+    """
 
-    def __init__(self, text: str):
+    def __init__(self, text: str, loops: int = 1):
+        self.loops = loops
         self.computations: dict[str, Computation] = {}
         self.entry = ""
         name, lines = None, []
@@ -196,7 +199,7 @@ class Program:
         condition = self.computations[loop.attribute("condition").lstrip("%")]
         limits = [i for i in condition.instructions if i.operation == "constant"]
         if len(limits) != 1 or not limits[0].operands[0].isdigit():
-            raise ValueError(f"cannot tell how often {loop.name} runs")
+            return self.loops
         return int(limits[0].operands[0])
 
     def flops(self, name: str, instruction: Instruction) -> float:

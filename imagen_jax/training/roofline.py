@@ -1,7 +1,10 @@
 """How long a compiled program takes at best, from its text and the chip's peaks."""
 
-from collections import Counter
-from dataclasses import dataclass, field
+import math
+import re
+from collections import Counter, defaultdict
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from imagen_jax.training.chips import Chip
 from imagen_jax.training.hlo import Array, Computation, Instruction, Program, kind_of
@@ -20,6 +23,16 @@ class Cost:
     seconds: float
     cycles: int
     times: int = 1
+
+    @property
+    def layer(self) -> str:
+        """What it is part of, the same for all blocks of a kind, with the pass that it is in."""
+        name = re.sub(r"\d+", "#", self.source)
+        backward, again = "transpose(" in name, "rematted" in name
+        name = re.sub(r"^.*?(jvp\((UNet|EfficientUNet)\)+|(?=jit\(encode))/?", "", name)
+        name = re.sub(r"(checkpoint|rematted_computation|jvp\(\w+\))/", "", name)
+        part = "again" if again else "backward" if backward else "forward"
+        return f"{name} ({part})"
 
 
 @dataclass
@@ -47,6 +60,26 @@ class Roofline:
     exposed_copies: float = 0.0
     compiler_seconds: float | None = None
 
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values; the instructions as sums by their intensity, FLOPs a byte."""
+        sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+        for cost in self.costs:
+            key = "none" if not cost.bytes else "0"
+            if cost.bytes and cost.flops:
+                key = str(2 ** (round(4 * math.log2(cost.flops / cost.bytes)) / 4))
+            sums[key][0] += cost.flops * cost.times
+            sums[key][1] += cost.bytes * cost.times
+        return {
+            "seconds": self.seconds,
+            "exposed_collectives": self.exposed_collectives,
+            "exposed_copies": self.exposed_copies,
+            "compiler_seconds": self.compiler_seconds,
+            "flops": self.flops,
+            "bytes": self.bytes,
+            "collectives": {kind: asdict(traffic) for kind, traffic in self.collectives.items()},
+            "by_intensity": dict(sums),
+        }
+
     @property
     def flops(self) -> float:
         return sum(cost.flops * cost.times for cost in self.costs)
@@ -56,14 +89,15 @@ class Roofline:
         return float(sum(cost.bytes * cost.times for cost in self.costs))
 
 
-def estimate(text: str, chip: Chip, devices: int) -> Roofline:
+def estimate(text: str, chip: Chip, devices: int, loops: int = 1) -> Roofline:
     """The roofline of a compiled program: each instruction takes the longer of its FLOPs at the
     peak and its bytes at the bandwidth of HBM, one after the other; copies and collectives that are
     started ahead run beside them, each kind in a queue of its own.
 
-    `devices`: how many of them take part in a collective.
+    `devices`: how many of them take part in a collective. `loops`: how often a loop runs whose
+    length is decided when it runs.
     """
-    program = Program(text)
+    program = Program(text, loops)
     result = Roofline()
     walk = _Walk(program, chip, devices, result)
     result.seconds = walk.run(program.computations[program.entry], program.entry, 1)
