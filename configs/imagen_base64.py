@@ -1,8 +1,9 @@
-"""The paper's base model: text to 64x64 pictures, 2.2B parameters (arXiv 2205.11487, F.1).
+"""The paper's base model: text to 64x64 pictures, 2.4B parameters (arXiv 2205.11487, F.1).
 
     python scripts/plan.py --config configs/imagen_base64.py --topology v5p:4x4x4
     python scripts/train.py --config configs/imagen_base64.py --workdir runs/base64 \
-        --config.text.init_from=T5 --config.text.tokenizer=T5/spiece.model --config.data.path=PICTURES
+        --config.text.init_from=T5 --config.text.tokenizer=T5/spiece.model \
+        --config.data.path=PICTURES
 
 T5 is google/t5-v1_1-xxl, as Hugging Face or T5X have it; only its encoder is read. Hardware: the
 paper's 256 TPU v4; docs/scaling.md has what the step takes on others, by the compiler's count. Not

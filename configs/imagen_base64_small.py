@@ -1,9 +1,10 @@
-"""The paper's base model at 0.4B parameters, for one host of 8 chips: imagen_base64 with a width of
+"""The paper's base model at 0.3B parameters, for one host of 8 chips: imagen_base64 with a width of
 192 in place of 512.
 
     python scripts/plan.py --config configs/imagen_base64_small.py --topology v5e:2x4
     python scripts/train.py --config configs/imagen_base64_small.py --workdir runs/base64_small \
-        --config.text.init_from=T5 --config.text.tokenizer=T5/spiece.model --config.data.path=PICTURES
+        --config.text.init_from=T5 --config.text.tokenizer=T5/spiece.model \
+        --config.data.path=PICTURES
 
 Differs from the paper's in size (the width), in the batch (256: at 2048 the schedule would take
 eight times as long), and in the text encoder: T5 v1.1 large (google/t5-v1_1-large), because XXL

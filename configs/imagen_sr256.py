@@ -1,9 +1,10 @@
-"""The paper's first super-resolution model: 64x64 to 256x256, 0.6B parameters (arXiv 2205.11487,
+"""The paper's first super-resolution model: 64x64 to 256x256, 0.7B parameters (arXiv 2205.11487,
 F.2).
 
     python scripts/plan.py --config configs/imagen_sr256.py --topology v5p:4x4x4
     python scripts/train.py --config configs/imagen_sr256.py --workdir runs/sr256 \
-        --config.text.init_from=T5 --config.text.tokenizer=T5/spiece.model --config.data.path=PICTURES
+        --config.text.init_from=T5 --config.text.tokenizer=T5/spiece.model \
+        --config.data.path=PICTURES
 
 Text encoder, data, batch, schedule and dropout are those of imagen_base64, with the same notes.
 Adam, because Adafactor made these models worse. Hardware: the paper's 128 TPU v4. Not run here.

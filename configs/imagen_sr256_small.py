@@ -1,5 +1,5 @@
-"""The paper's first super-resolution model for one host of 8 chips: imagen_sr256 with four fifths of
-its width, 0.4B parameters.
+"""The paper's first super-resolution model for one host of 8 chips: imagen_sr256 with narrower
+lower levels, 0.4B parameters.
 
     python scripts/plan.py --config configs/imagen_sr256_small.py --topology v5e:2x4
 

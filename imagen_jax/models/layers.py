@@ -23,7 +23,7 @@ REMATS = (False, True, "products")
 ACTIVATIONS = {"swish": nn.swish, "gelu": functools.partial(nn.gelu, approximate=False)}
 
 
-def check_choice(field: str, value: str | None, choices: Collection[str | None]) -> None:
+def check_choice(field: str, value: Any, choices: Collection[Any]) -> None:
     """ValueError unless the network's field has one of these values."""
     if value not in choices:
         known = ", ".join(map(repr, choices))

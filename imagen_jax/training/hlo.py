@@ -210,14 +210,14 @@ class Program:
         if instruction.operation == "dot":
             return dot_flops(instruction, *computation.operands(instruction))
         times = self.trips(instruction) if instruction.operation == "while" else 1
-        return times * sum(self.total_flops(called) for called in instruction.called)
+        return float(times * sum(self.total_flops(called) for called in instruction.called))
 
     def total_flops(self, name: str | None = None) -> float:
         """Of a whole computation, of the entry by default; a loop counts each time it runs."""
         name = name or self.entry
         if name not in self._flops:
             instructions = self.computations[name].instructions
-            self._flops[name] = sum(self.flops(name, i) for i in instructions)
+            self._flops[name] = float(sum(self.flops(name, i) for i in instructions))
         return self._flops[name]
 
     def collectives(self, instruction: Instruction) -> Iterator[tuple[Instruction, list[Array]]]:

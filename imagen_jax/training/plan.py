@@ -117,7 +117,7 @@ def lower_training(config: RunConfig, mesh: Any, embedded: bool = False) -> Lowe
     params = {} if frozen is None else {"frozen": frozen}
     network = frozen.network if config.lora is not None else state.params[NETWORK]
     forward = _forward_useful(config, encoder, network)
-    times = {name: 3 for name in forward}
+    times = dict.fromkeys(forward, 3)
     if frozen is not None and frozen.text_encoder is not None:
         times["text_encoder"] = 1
     return Lowered(

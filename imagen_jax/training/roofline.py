@@ -82,7 +82,7 @@ class Roofline:
 
     @property
     def flops(self) -> float:
-        return sum(cost.flops * cost.times for cost in self.costs)
+        return float(sum(cost.flops * cost.times for cost in self.costs))
 
     @property
     def bytes(self) -> float:

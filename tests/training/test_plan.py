@@ -60,7 +60,7 @@ def test_flops_of_a_tpu_program_are_those_of_its_shapes(compiled):
 
 
 def test_collectives_of_shared_weights(compiled):
-    """The weights are gathered, their gradient is scattered or reduced, that of the kernel reduced."""
+    """Weights are gathered and their gradient scattered, or reduced; the kernel's is reduced."""
     found = estimate(compiled[0].as_text(), V5E, 4).collectives
     share, weights, kernel = 3 / 4, 2 * WIDTH**2, 2 * 9 * 128**2
     assert found["all-gather"].bytes == share * weights
