@@ -31,10 +31,11 @@ class Filters:
     def __post_init__(self):
         if self.min_size is not None and not self.min_size > 0:
             raise ValueError(f"filters.min_size is {self.min_size!r}; it must be a number above 0")
-        _check_range("aspect", self.aspect)
-        _check_range("caption_length", self.caption_length)
-        for name, limits in self.scores.items():
-            _check_range(f"scores.{name}", limits)
+        ranges = {"aspect": self.aspect, "caption_length": self.caption_length}
+        ranges |= {f"scores.{name}": limits for name, limits in self.scores.items()}
+        for name, limits in ranges.items():
+            if limits is not None and not limits[0] <= limits[1]:
+                raise ValueError(f"filters.{name} is {limits}; the least comes first")
 
     @property
     def need_sizes(self) -> bool:
@@ -51,8 +52,7 @@ class Filters:
                 "filters on the size need each example's width and height, and its json or record "
                 "does not have them: data.measure=True reads them from the pictures, once"
             )
-        whole = np.ones(len(index), bool)
-        kept = whole.copy()
+        kept = np.ones(len(index), bool)
         for name, passed in self._tests(index):
             logging.info(
                 "filter %s: %d of %d examples do not pass", name, (~passed).sum(), len(kept)
@@ -84,23 +84,27 @@ def _between(values: np.ndarray, limits: Range) -> np.ndarray:
     return (values >= limits[0]) & (values <= limits[1])
 
 
-def _check_range(name: str, limits: Any) -> None:
-    good = limits is None or (
-        isinstance(limits, (list, tuple))
-        and len(limits) == 2
-        and all(isinstance(end, (int, float)) for end in limits)
-        and limits[0] <= limits[1]
-    )
-    if not good:
-        raise ValueError(f"filters.{name} is {limits!r}; it must be two numbers, [least, most]")
-
-
 def make_filters(section: Mapping[str, Any] | None) -> Filters:
     """The filters of a config's section `data.filters`."""
-    section = dict(section or {})
+    section = {name: value for name, value in (section or {}).items() if value is not None}
     known = [field.name for field in dataclasses.fields(Filters)]
-    for name in section:
+    for name, value in section.items():
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1) or [", ".join(known)]
             raise ValueError(f"unknown config key 'data.filters.{name}'; known: {near[0]}")
-    return Filters(**{name: value for name, value in section.items() if value is not None})
+        if name in ("aspect", "caption_length"):
+            section[name] = _range(name, value)
+    if not isinstance(section.get("min_size", 1), int):
+        raise ValueError(f"filters.min_size is {section['min_size']!r}; it must be a whole number")
+    scores = section.get("scores", {})
+    if not isinstance(scores, Mapping):
+        raise ValueError(f"filters.scores is {scores!r}; it must be a section of keys")
+    scores = {name: _range(f"scores.{name}", limits) for name, limits in scores.items()}
+    return Filters(**{**section, "scores": scores})
+
+
+def _range(name: str, limits: Any) -> Range:
+    pair = isinstance(limits, (list, tuple)) and len(limits) == 2
+    if not pair or not all(isinstance(end, (int, float)) for end in limits):
+        raise ValueError(f"filters.{name} is {limits!r}; it must be two numbers, [least, most]")
+    return float(limits[0]), float(limits[1])

@@ -98,7 +98,7 @@ class Loader:
       prompt: the caption of every picture, instead of its own.
       shuffle: False gives the source's own order, over and over.
       flip: mirror half of the pictures (for sets without text or handedness).
-      crop: "centre" or "random": what is kept of a picture, whose shorter side becomes `resolution`.
+      crop: "centre" or "random": what is kept of a picture whose shorter side is `resolution`.
       crop_size: the side of the square that is kept; None is `resolution`.
       buckets: (width, height) of pictures of other shapes, instead of squares: all of a batch have
         one of them, the nearest by aspect ratio. The source must know its `sizes`.
@@ -143,8 +143,9 @@ class Loader:
             raise ValueError("the source holds no example")
         if self.buckets:
             self._check_buckets()
-        else:
-            object.__setattr__(self, "source", _at(self.source, self.resolution, self.crop))
+        sides = [side for size in self.buckets for side in size] or [self.resolution]
+        whole = self.crop == "random" or bool(self.buckets)
+        object.__setattr__(self, "source", _reduced(self.source, max(sides), whole))
 
     def _check_buckets(self) -> None:
         if self.crop_size is not None or isinstance(self.source, MixtureSource):
@@ -244,14 +245,16 @@ class Loader:
         return prepared(self.batch, [self], start)
 
 
-def _at(source: Source, resolution: int, crop: str) -> Source:
-    """The source, with pictures no larger than needed where it can give them so."""
+def _reduced(source: Source, side: int, whole: bool) -> Source:
+    """The source, where it can with pictures that are not much larger than this square; `whole`
+    when more than their largest centred square is needed.
+    """
     if isinstance(source, MixtureSource):
-        return source.prepared(lambda part: _at(part, resolution, crop))
-    if isinstance(source, ArraySource) and crop == "centre":
-        return source.resized(resolution)
+        return source.prepared(lambda part: _reduced(part, side, whole))
+    if isinstance(source, ArraySource) and not whole:
+        return source.resized(side)
     if isinstance(source, ShardSource):
-        return dataclasses.replace(source, cover=resolution)
+        return dataclasses.replace(source, cover=side)
     return source
 
 

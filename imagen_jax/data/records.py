@@ -7,7 +7,7 @@ tensorflow/core/example/{example,feature}.proto.
 import functools
 import struct
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
 
@@ -129,7 +129,7 @@ def masked_crc32c(data: bytes) -> int:
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
-def read_frames(file: BinaryIO, length: int) -> Iterator[tuple[int, int, str | None]]:
+def read_frames(file: Any, length: int) -> Iterator[tuple[int, int, str | None]]:
     """(offset, size, fault) of each record's data; after a damaged length nothing can be found."""
     position = 0
     while position < length:

@@ -1,6 +1,6 @@
 """Shards: the files of a large picture set, on disk or behind a URL, and bytes out of them.
 
-Local files need nothing. gs://, s3:// and the rest go through fsspec and its plug-ins (gcsfs, s3fs).
+gs://, s3:// and the rest go through fsspec and its plug-ins (gcsfs, s3fs); local files do not.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 MOST_NAMES = 1_000_000
 # What tells a changed file from the one before, by file system.
@@ -30,7 +30,7 @@ class Shard:
     def name(self) -> str:
         return self.path.rsplit("/", 1)[-1]
 
-    def open(self) -> BinaryIO:
+    def open(self) -> Any:
         """The file from its start; it can seek."""
         if not is_remote(self.path):
             return open(self.path, "rb", buffering=0)

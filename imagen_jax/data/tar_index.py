@@ -8,7 +8,7 @@ import functools
 import json
 import tarfile
 from collections.abc import Iterator, Mapping
-from typing import Any, BinaryIO
+from typing import Any
 
 from imagen_jax import picture_files
 from imagen_jax.data.index import Index, Row, from_rows, numbers, size_of, stripped, to_captions
@@ -37,7 +37,7 @@ class Member:
     fault: str | None = None
 
 
-def read_members(file: BinaryIO, length: int) -> Iterator[Member]:
+def read_members(file: Any, length: int) -> Iterator[Member]:
     """The members of an archive of `length` bytes, folders left out.
 
     Where a header is damaged the search goes on at the next good one; each gap is one member
@@ -94,7 +94,7 @@ class Gap:
         return Member("", self.position, 0, f"no header can be read at byte {self.position:,}")
 
 
-def _read(file: BinaryIO, start: int, size: int) -> bytes:
+def _read(file: Any, start: int, size: int) -> bytes:
     file.seek(start)
     parts = []
     while size > 0 and (part := file.read(size)):  # unbuffered reads may return less
@@ -132,7 +132,7 @@ def _member(header: tarfile.TarInfo, sparse: bool, data: int, length: int) -> Me
     return Member(name, data, header.size, fault)
 
 
-def _after_map(file: BinaryIO, position: int, length: int) -> int:
+def _after_map(file: Any, position: int, length: int) -> int:
     """Where the data of an old GNU sparse file begin: its map goes on in blocks of its own."""
     more, data = _read(file, position, BLOCK)[482], position + BLOCK
     while more and data + BLOCK <= length:
@@ -181,7 +181,7 @@ def scan_tar(shard: Shard, text: str, label: str, measure: bool) -> Index:
 
 
 def _role(name: str) -> str:
-    """The extension of the member that holds a text or label: "txt", or "json" of "json.caption"."""
+    """The extension of the member with a text or label: "txt", or "json" of "json.caption"."""
     return name.partition(".")[0]
 
 
@@ -207,7 +207,7 @@ def _grouped(members: Iterator[Member]) -> tuple[dict[str, dict[str, Member]], l
 def _row(
     key: str,
     members: dict[str, Member],
-    file: BinaryIO,
+    file: Any,
     roles: Mapping[str, str],
     fields: tuple[str, str],
     measure: bool,
@@ -249,7 +249,7 @@ def _too_large(member: Member, limit: int) -> str | None:
     return f"has {member.size:,} bytes, more than {limit:,}" if member.size > limit else None
 
 
-def _read_small(file: BinaryIO, member: Member) -> bytes:
+def _read_small(file: Any, member: Member) -> bytes:
     if fault := member.fault or _too_large(member, LARGEST_TEXT):
         raise ValueError(fault)
     return _read(file, member.offset, member.size)
