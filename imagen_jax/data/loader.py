@@ -265,8 +265,11 @@ def prepared(
     first = loaders[0]
     options = grain.ReadOptions(num_threads=first.num_threads, prefetch_buffer_size=first.prefetch)
     steps = grain.MapDataset.range(start, FOREVER)
+    batches = iter(steps.map(batch).to_iter_dataset(options))
     try:
-        yield from steps.map(batch).to_iter_dataset(options)
+        yield from batches
     except TooManyBroken:  # said anew, without Grain's note on its tracebacks
         damages = [loader.damage for loader in loaders]
         raise max(damages, key=lambda damage: damage.share - damage.max_share).error() from None
+    finally:
+        batches.close()

@@ -5,7 +5,7 @@ Each permutation is Grain's index shuffle, which takes no memory and answers for
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
 import grain
@@ -84,7 +84,12 @@ class BucketOrder:
         """The bucket of batch `step`."""
         return self._place(step)[0]
 
-    def _place(self, step: int) -> tuple[int, int]:
+    @functools.cached_property
+    def _place(self) -> Callable[[int], tuple[int, int]]:
+        """As `_find_place`, once for all examples of a batch."""
+        return functools.lru_cache(maxsize=64)(self._find_place)
+
+    def _find_place(self, step: int) -> tuple[int, int]:
         """(bucket, how many batches of it came before) of batch `step`."""
         ends = np.cumsum(self.counts)
         epoch, slot = step // int(ends[-1]), int(self._batches[step])

@@ -57,11 +57,15 @@ class ShardSource:
         """(width, height) of each example, 0 where the index does not know."""
         return self.index.sizes[self.rows]
 
+    def shard_of(self, row: int) -> int:
+        """The number of the shard in which a row of the index lies."""
+        return int(np.searchsorted(self.starts, row, side="right")) - 1
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         row = int(self.rows[index])
         key = self.index.key(row)
         roles = ("image",) * self.pictures + (self.conditioning,) * (self.conditioning is not None)
-        shard = self.shards[int(np.searchsorted(self.starts, row, side="right")) - 1]
+        shard = self.shards[self.shard_of(row)]
         try:
             for role, fault in self.index.faults.get(row, {}).items():
                 if role in ("image", "json", *roles):

@@ -341,5 +341,5 @@ def test_a_jpeg_is_reduced_by_its_decoder_as_by_averaging(factor, rng):
 def test_the_log_says_what_was_filtered(made, caplog):
     with caplog.at_level(logging.INFO):
         read(made, filters={"min_size": 3, "scores": {"rank": [1.0, 9.0]}})
-    assert "filter rank: 10 of 24 do not pass" in caplog.text
+    assert "filter rank: 10 of 24 examples do not pass" in caplog.text
     assert "14 of 24 examples in 3 shards" in caplog.text
