@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from imagen_jax.cascade import TEXT_ENCODER
 from imagen_jax.convert.json_file import read_object, write_object
@@ -32,6 +31,7 @@ from imagen_jax.convert.t5x import load_t5x, read_t5x_config
 from imagen_jax.convert.t5x_checkpoint import CHECKPOINT
 from imagen_jax.models.t5 import T5Config
 from imagen_jax.text import SENTENCEPIECE_FILE
+from imagen_jax.training.hosts import whole
 from imagen_jax.typing import Params
 
 CONFIG_FILE = f"{TEXT_ENCODER}.json"
@@ -187,18 +187,10 @@ def keep(workdir: str | os.PathLike, source: str | os.PathLike, params: Params) 
         if jax.process_index() == 0:
             write_object(workdir / REFERENCE_FILE, values)
         return
-    whole = {name: _whole(leaf) for name, leaf in flat.items()}
+    whole = {name: whole(leaf) for name, leaf in flat.items()}
     if jax.process_index() == 0:
         save_params(workdir, TEXT_ENCODER, unflatten(whole), None, SHARD_BYTES)
         (workdir / REFERENCE_FILE).unlink(missing_ok=True)
-
-
-def _whole(leaf: Any) -> np.ndarray:
-    if getattr(leaf, "is_fully_addressable", True):
-        return np.asarray(leaf)
-    from jax.experimental import multihost_utils
-
-    return multihost_utils.process_allgather(leaf, tiled=True)
 
 
 def is_kept(workdir: str | os.PathLike) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 from imagen_jax import data, text
 from imagen_jax.text import TextEncoder
 from imagen_jax.training.config import keywords, nearest
-from imagen_jax.training.loop import Batch, Batches
+from imagen_jax.training.feed import Batch, Batches
 
 if TYPE_CHECKING:
     from imagen_jax.training.build import RunConfig

@@ -84,7 +84,8 @@ class RunConfig:
 
     lora: train an adapter alone, and leave the weights of `init_from` as they are. frozen_dtype: of
     the parameters that are read and not trained. label_dropout: share of the class labels that are
-    dropped, for guidance (of texts: text.dropout).
+    dropped, for guidance (of texts: text.dropout). skip_batches: numbers of batches to leave out,
+    "1200:1210" or several of these with commas.
     """
 
     stage: Stage
@@ -103,6 +104,7 @@ class RunConfig:
     lora: LoraConfig | None = None
     frozen_dtype: Literal["float32", "bfloat16"] = "float32"
     label_dropout: float = 0.1
+    skip_batches: str | None = None
 
     def __post_init__(self):
         if self.data.prior is not None:
@@ -117,6 +119,15 @@ class RunConfig:
             raise ValueError(f"label_dropout must be in [0, 1], not {self.label_dropout}")
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must be in [0, 1) or None, not {self.ema_decay}")
+        read_ranges(self.skip_batches)
+
+
+def read_ranges(text: str | None) -> tuple[tuple[int, int], ...]:
+    """ "12:15,20:20" -> ((12, 15), (20, 20))."""
+    parts = [part.strip().partition(":") for part in (text or "").split(",") if part.strip()]
+    if not all(first.isdigit() and last.isdigit() for first, _, last in parts):
+        raise ValueError(f"skip_batches is {text!r}; it must be FIRST:LAST, for example 1200:1210")
+    return tuple((int(first), int(last)) for first, _, last in parts)
 
 
 def read_config(config: Section) -> RunConfig:
@@ -149,6 +160,7 @@ def loop_config(config: RunConfig, profile: tuple[int, int] | None = None) -> Lo
         checkpoint_every=config.checkpoint.every,
         sample_every=config.sample.every if config.sample else None,
         profile=profile,
+        skip_batches=read_ranges(config.skip_batches),
     )
 
 
@@ -178,7 +190,12 @@ def describe(config: RunConfig, encoder: TextEncoder | None, raw: Section) -> di
 
 
 def write_description(workdir: Path, description: Mapping[str, Any], encoder: TextEncoder | None):
-    """Puts config.json and the tokenizer's file into the workdir, which then needs nothing else."""
+    """Puts config.json and the tokenizer's file into the workdir, which then needs nothing else.
+
+    The first host does, for all.
+    """
+    if jax.process_index() != 0:
+        return
     workdir.mkdir(parents=True, exist_ok=True)
     content = json.dumps(description["config"], indent=1, ensure_ascii=False)
     (workdir / "config.json").write_text(content + "\n", encoding="utf-8")
