@@ -156,12 +156,17 @@ def tokenize(
     return ids, mask
 
 
-@functools.partial(jax.jit, static_argnums=(0, 4))
+@functools.partial(jax.jit, static_argnums=(0, 4, 5))
 def encode_tokens(
-    config: t5.T5Config, params: Params, ids: Tokens, mask: Mask, padding: str = "zeros"
+    config: t5.T5Config,
+    params: Params,
+    ids: Tokens,
+    mask: Mask,
+    padding: str = "zeros",
+    gather: t5.Gather | None = None,
 ) -> TextEmbeddings:
-    """Embeddings of tokenized text, float32; `padding` as of TextEncoder."""
-    values = t5.encode(config, params, ids, mask, zero_padding=padding == "zeros")
+    """Embeddings of tokenized text, float32; `padding` as of TextEncoder, `gather` of t5.encode."""
+    values = t5.encode(config, params, ids, mask, zero_padding=padding == "zeros", gather=gather)
     return TextEmbeddings(values, mask)
 
 
@@ -171,13 +176,15 @@ def encode(encoder: TextEncoder, params: Params, prompts: Sequence[str]) -> Text
     return encode_tokens(encoder.config, params, ids, mask, encoder.padding)
 
 
-def unconditional(encoder: TextEncoder, params: Params) -> TextEmbeddings:
+def unconditional(
+    encoder: TextEncoder, params: Params, gather: t5.Gather | None = None
+) -> TextEmbeddings:
     """What guidance leads away from where there is no negative prompt, as a batch of one."""
     if encoder.null == "zeros":
         return null_text(1, encoder.max_length, encoder.config.d_model)
     ids = jnp.full((1, encoder.max_length), PAD_ID, jnp.int32).at[:, 0].set(EOS_ID)
     mask = jnp.zeros(ids.shape, bool).at[:, 0].set(True)
-    return encode_tokens(encoder.config, params, ids, mask, encoder.padding)
+    return encode_tokens(encoder.config, params, ids, mask, encoder.padding, gather)
 
 
 def null_text(batch: int, length: int, width: int) -> TextEmbeddings:

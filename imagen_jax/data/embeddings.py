@@ -6,7 +6,6 @@ has an embedding for each of its captions. Written by scripts/embed_text.py.
 """
 
 import dataclasses
-import functools
 import hashlib
 import json
 import os
@@ -19,15 +18,14 @@ import ml_dtypes
 import numpy as np
 
 from imagen_jax.data.captions import Captions
+from imagen_jax.data.records import array_records
 from imagen_jax.data.sources import BrokenExample, Source
 
 MANIFEST = "embeddings.json"
 # One record a group: each is read by itself. Embeddings hardly compress.
 WRITER_OPTIONS = "group_size:1,uncompressed"
-READER_OPTIONS = {"readahead_buffer_size": "0", "max_parallelism": "0"}
 HEADER_SIZE = struct.Struct("<I")
 MAX_HEADER_BYTES = 2**20
-OPEN_SHARDS = 256
 
 
 class Embedding(NamedTuple):
@@ -186,13 +184,6 @@ def _write_whole(path: Path, content: bytes) -> None:
     half.rename(path)
 
 
-@functools.lru_cache(maxsize=OPEN_SHARDS)
-def _shard(path: str) -> Any:
-    from array_record.python.array_record_data_source import ArrayRecordDataSource
-
-    return ArrayRecordDataSource(path, reader_options=READER_OPTIONS)
-
-
 # -------------------------------------------------------------------------------------- source
 
 
@@ -212,13 +203,18 @@ class EmbeddedSource:
     def __len__(self) -> int:
         return len(self.source)
 
+    @property
+    def sizes(self) -> np.ndarray | None:
+        """(width, height) of each example, where the picture set knows them."""
+        return getattr(self.source, "sizes", None)
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         example = self.source[index]
         number, place = divmod(index, self.manifest.shard_size)
         path = shard_path(self.directory, self.manifest, number)
         key = f"{path}[{place}]"
         try:
-            header, tokens = unpack(_shard(str(path))[place], self.manifest.width)
+            header, tokens = unpack(array_records(str(path))[place], self.manifest.width)
         except (ValueError, KeyError, TypeError, struct.error, RuntimeError) as error:
             raise BrokenExample(key, str(error)) from error
         if not tokens:

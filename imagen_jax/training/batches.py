@@ -276,8 +276,8 @@ def make_batches(
 
 def abstract_batch(config: "RunConfig") -> dict[str, jax.ShapeDtypeStruct]:
     """The shapes of a whole batch, without data."""
-    size, resolution = config.batch_size, config.stage.resolution
-    batch = {"image": jax.ShapeDtypeStruct((size, resolution, resolution, 3), np.uint8)}
+    size, side = config.batch_size, config.stage.training_side
+    batch = {"image": jax.ShapeDtypeStruct((size, side, side, 3), np.uint8)}
     if config.stage.conditioning == "text":
         length = config.text.max_length
         if config.data.embeddings is None:

@@ -22,7 +22,7 @@ from imagen_jax.training.batches import DataConfig, data_section
 from imagen_jax.training.config import Section, as_dict, nearest, typed
 from imagen_jax.training.loop import LoopConfig
 from imagen_jax.training.optimizer import OptimizerConfig, make_optimizer
-from imagen_jax.training.sharding import MeshConfig, check_batch, gather_shards
+from imagen_jax.training.sharding import MeshConfig, check_batch
 from imagen_jax.training.state import LORA, Frozen, init_state
 from imagen_jax.training.step import Prior, make_train_step
 
@@ -239,7 +239,7 @@ def make_training(
         ema_decay=config.ema_decay,
         dropout=config.text.dropout if encoder is not None else config.label_dropout,
         accumulation=parts,
-        gather=lambda params: gather_shards(params, mesh),
+        mesh=mesh,
         lora=config.lora,
         prior=prior,
     )
