@@ -29,6 +29,7 @@ from imagen_jax.convert.safetensors import (
 from imagen_jax.convert.t5 import config_from_huggingface, encoder_shapes, load_huggingface
 from imagen_jax.convert.t5x import load_t5x, read_t5x_config
 from imagen_jax.convert.t5x_checkpoint import CHECKPOINT
+from imagen_jax.convert.writing import SHARD_BYTES
 from imagen_jax.models.t5 import T5Config
 from imagen_jax.text import OPTIONAL, SENTENCEPIECE_FILE, TextEncoder, tokenizer_digest
 from imagen_jax.training.config import Section, as_dict
@@ -38,7 +39,6 @@ from imagen_jax.typing import Params
 CONFIG_FILE = f"{TEXT_ENCODER}.json"
 REFERENCE_FILE = f"{TEXT_ENCODER}_reference.json"
 LARGEST_COPY = 10**9  # bytes of an encoder that a workdir keeps itself
-SHARD_BYTES = 5 * 10**9
 SAMPLE = 2**20  # bytes of each file that a fingerprint reads, at its start and at its end
 # How an encoder is run or was begun, not what it is.
 FREE = ("dtype", "remat", "embedding_init_scale")

@@ -4,6 +4,7 @@ DeepFloyd IF in diffusers' layout.
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,8 @@ def load_model(
     of the stages of both, with the text encoder of the first that has one.
 
     Args:
-        dtype: of the parameters in memory, "float32" or "bfloat16"; IF also computes in it.
+        dtype: of the parameters in memory and of the networks' arithmetic, "float32" or "bfloat16",
+            whatever the model was trained or saved in.
         mesh: devices over which to spread the parameters, by the rules of training
             (`training.sharding.make_mesh` makes one). None: the default device.
         variant: of the weights of IF, such as "fp16".
@@ -71,8 +73,21 @@ def load_model(
         pipeline = load_one(source, **options)
     else:
         pipeline = join_pipelines([load_one(entry, **options) for entry in source])
+    pipeline.cascade = computing_in(pipeline.cascade, dtype)
     pipeline.mesh = mesh
     return pipeline
+
+
+def computing_in(cascade: Cascade, dtype: str) -> Cascade:
+    """The cascade with networks that compute in `dtype`; remat, for gradients alone, is left."""
+    run = {"dtype": dtype, "remat": False}
+    stages = tuple(
+        replace(stage, network=replace(stage.network, **run)) for stage in cascade.stages
+    )
+    encoder = cascade.encoder
+    if encoder is not None:
+        encoder = replace(encoder, config=replace(encoder.config, **run))
+    return replace(cascade, stages=stages, encoder=encoder)
 
 
 def load_one(
@@ -96,10 +111,11 @@ def load_one(
         raise ValueError(f"variant {variant!r} is for DeepFloyd IF, which {source} is not.")
     if (directory / MODEL_FILE).is_file():
         cascade, values = model_directory.read_model(directory)
-        sharding = None if mesh is None else sharding_over(mesh)
         return Pipeline(
             cascade,
-            model_directory.read_parts(directory, cascade, dtype=dtype, sharding=sharding),
+            model_directory.read_parts(
+                directory, cascade, dtype=dtype, sharding=sharding_over(mesh)
+            ),
             name=name if shipped else values.get("name", name),
             fingerprint=values.get("fingerprint"),
             notes=values.get("notes"),
@@ -131,9 +147,7 @@ def sharding_over(mesh: jax.sharding.Mesh | None) -> ShardingOf:
 
 
 def on_mesh(params: Params, mesh: jax.sharding.Mesh | None) -> Params:
-    """Parameters in memory, spread over the mesh if there is one."""
-    if mesh is None:
-        return params
+    """Parameters in memory, spread over the mesh, or on the default device."""
     sharding = sharding_over(mesh)
     flat = flatten(params)
     return unflatten(
@@ -216,9 +230,9 @@ def frozen_encoder(
     Raises:
         ValueError: there is neither.
     """
-    sharding = None if mesh is None else sharding_over(mesh)
     if encoder_files.is_kept(directory):
-        return encoder_files.read_kept(directory, cascade.encoder.config, dtype, sharding)
+        wanted = cascade.encoder.config
+        return encoder_files.read_kept(directory, wanted, dtype, sharding_over(mesh))
     config = run["config"]
     source = config["text"].get("init_from") or config.get("init_from")
     if source is None:
@@ -240,8 +254,7 @@ def load_encoder(
         ValueError: the model reads no text, or its files are damaged.
     """
     if encoder_files.is_encoder(source):
-        sharding = None if mesh is None else sharding_over(mesh)
-        return encoder_files.read_encoder(source, dtype, sharding)
+        return encoder_files.read_encoder(source, dtype, sharding_over(mesh))
     pipeline = load_model(source, dtype=dtype, mesh=mesh)
     if pipeline.cascade.encoder is None:
         raise ValueError(f"{source} holds no text encoder.")
