@@ -30,6 +30,7 @@ from imagen_jax.models.t5 import T5Config
 from imagen_jax.pipeline import Pipeline
 from imagen_jax.typing import Params
 
+ENCODER_WEIGHTS = (f"{TEXT_ENCODER}/*.safetensors",)
 PRETRAINED = Path(__file__).parent / "pretrained"
 
 
@@ -72,7 +73,11 @@ def load_model(
     if isinstance(source, str | os.PathLike):
         pipeline = load_one(source, **options)
     else:
-        pipeline = join_pipelines([load_one(entry, **options) for entry in source])
+        pipelines = []
+        for entry in source:
+            read = any(each.cascade.encoder is not None for each in pipelines)
+            pipelines.append(load_one(entry, **options, encoder_known=read))
+        pipeline = join_pipelines(pipelines)
     pipeline.cascade = computing_in(pipeline.cascade, dtype)
     pipeline.mesh = mesh
     return pipeline
@@ -96,17 +101,24 @@ def load_one(
     mesh: jax.sharding.Mesh | None,
     variant: str | None,
     revision: str | None,
+    encoder_known: bool = False,
 ) -> Pipeline:
-    """`load_model` of one source."""
+    """`load_model` of one source. `encoder_known`: the weights of a text encoder of the same config
+    are there already, and are not fetched from the hub.
+    """
+    without_encoder = False
     shipped = source in shipped_models()
     directory = PRETRAINED / source if shipped else Path(source)
     name = source if shipped else directory.resolve().name
     if not directory.is_dir() and NAME.fullmatch(os.fspath(source)):
-        name, directory = source, resolve(source, revision=revision, variant=variant)
+        left_out = ENCODER_WEIGHTS if encoder_known else ()
+        directory = resolve(source, revision=revision, variant=variant, ignore_patterns=left_out)
+        name, without_encoder = source, encoder_known
     elif revision is not None:
         raise ValueError(f"revision {revision!r} is for names on the hub, not for {source}.")
     if directory.is_dir() and is_diffusers(directory):
-        return load_diffusers(directory, os.fspath(name), dtype, mesh, variant)
+        name = os.fspath(name)
+        return load_diffusers(directory, name, dtype, mesh, variant, not without_encoder)
     if variant is not None:
         raise ValueError(f"variant {variant!r} is for DeepFloyd IF, which {source} is not.")
     if (directory / MODEL_FILE).is_file():
@@ -168,19 +180,22 @@ def load_diffusers(
     dtype: str = "float32",
     mesh: jax.sharding.Mesh | None = None,
     variant: str | None = None,
+    encoder_weights: bool = True,
 ) -> Pipeline:
     """DeepFloyd IF in diffusers' layout; the parameters are read when first used.
+
+    encoder_weights: False where those of a text encoder may be missing, as another model has them.
 
     Raises:
         FileNotFoundError: files are missing.
         ValueError: they are damaged, or hold a value that is not supported, which is named.
     """
-    found = diffusers_directory.read_directory(directory, variant)
+    found = diffusers_directory.read_directory(directory, variant, encoder_weights)
     cascade = diffusers_pipeline.cascade_from_diffusers(found, dtype)
     (stage,), encoder, sharding = cascade.stages, cascade.encoder, sharding_over(mesh)
     readers = {stage.name: partial(diffusers_pipeline.read_unet, found, stage, dtype, sharding)}
     marks = {}
-    if encoder is not None:
+    if found.text_encoder is not None:
         readers[TEXT_ENCODER] = partial(
             diffusers_pipeline.read_encoder, found, encoder, dtype, sharding
         )
@@ -204,7 +219,9 @@ def load_workdir(
     stage, marks = cascade.stages[0], {}
     readers = {stage.name: lambda: params["network"]}
     if "lora" in params:
-        base = load_model(run["config"]["init_from"], dtype=dtype, mesh=mesh)
+        source = run["config"]["init_from"]
+        check_present(source, directory)
+        base = load_model(source, dtype=dtype, mesh=mesh)
         name = base.cascade.stages[cascade_room.stage_index(base.cascade, stage.name)].name
         scale = run_lora(run).scale
         readers[stage.name] = lambda: merge_lora(base.params[name], params["lora"], scale)
@@ -237,7 +254,14 @@ def frozen_encoder(
     source = config["text"].get("init_from") or config.get("init_from")
     if source is None:
         raise ValueError(f"{directory} has no text encoder: text.init_from is None.")
+    check_present(source, directory)
     return load_encoder(source, dtype=dtype, mesh=mesh)[1]
+
+
+def check_present(source: str, workdir: Path) -> None:
+    """ValueError where a run's workdir refers to a directory that is gone (they are absolute)."""
+    if os.path.isabs(source) and not Path(source).is_dir():
+        raise ValueError(f"{workdir} was trained from {source}: it is gone.")
 
 
 def load_encoder(
