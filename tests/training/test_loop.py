@@ -234,6 +234,24 @@ def test_a_stream_is_restored_with_the_state_of_the_saved_step(tmp_path):
     assert states == [(0, None), (7, {"step": 7})]
 
 
+@pytest.mark.parametrize(("count", "given"), [(2, "second"), (3, None)])
+def test_a_host_gets_its_own_stream_back(monkeypatch, count, given):
+    """Where as many hosts go on as saved; otherwise the stream is told that it has no state."""
+    mesh = make_mesh(MeshConfig())
+    monkeypatch.setattr(jax, "process_count", lambda: count)
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    states = []
+
+    def batches(number, state):
+        states.append(state)
+        yield {"image": np.zeros((8, 1))}
+
+    local = "imagen_jax.training.feed.shard_batch"
+    monkeypatch.setattr(local, lambda batch, mesh: jax.tree.map(jax.numpy.asarray, batch))
+    Feed(batches, 5, ["first", "second"], (), mesh)
+    assert states == [given]
+
+
 @pytest.mark.parametrize(
     "bad",
     [
