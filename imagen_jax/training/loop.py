@@ -271,8 +271,7 @@ def train(
 
     Args:
         train_step: (state, batch, key, frozen) -> (state, {"loss", "grad_norm", "loss_by_t",
-            "count_by_t",
-            ...}).
+            "count_by_t", ...}).
         init: key -> state, with fields step, params, ema (or None) and opt_state.
         description: JSON-able, goes into each checkpoint: the config and what a pipeline needs to
             read it.
@@ -313,7 +312,7 @@ def train(
         write=jax.process_index() == 0,
     )
     run = _Run(config, log, checkpoints, progress, description, say)
-    key = jax.jit(jax.random.key, out_shardings=replicated(mesh))(config.seed)
+    key = jax.jit(lambda: jax.random.key(config.seed), out_shardings=replicated(mesh))()
     progress.start(start)
     with contextlib.closing(log), StopRequest() as stop:
         for step in range(start + 1, config.num_steps + 1):
