@@ -12,9 +12,12 @@ EXTRAS = {
     "grain": "train",
     "tensorboardX": "train",
     "matplotlib": "train",
+    "google_crc32c": "train",
+    "google": "train",
+    "array_record": "train",
+    "fsspec": "remote",
     "tensorflow": "tfds",
     "tensorflow_datasets": "tfds",
-    "array_record": "tfds",
     "seqio": "seqio",
 }
 OWN = ("imagen_jax", "scripts")

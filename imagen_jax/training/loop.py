@@ -298,7 +298,14 @@ def train(
         frozen = jax.tree.map(place, frozen, state_shardings(frozen, mesh))
     began = time.monotonic()
     lowered = lower_step(train_step, state, feed.batch, mesh, frozen)
-    step_fn = lowered.compile()
+    compiled = {feed.batch["image"].shape: lowered.compile()}
+
+    def step_fn(state, batch, key, frozen):
+        shape = batch["image"].shape  # of another bucket of aspect ratios
+        if shape not in compiled:
+            compiled[shape] = lower_step(train_step, state, batch, mesh, frozen).compile()
+        return compiled[shape](state, batch, key, frozen)
+
     say(f"compiled the step in {time.monotonic() - began:.0f} s")
 
     peaks = [metrics_lib.peak_flops(device) for device in mesh.devices.flat]
