@@ -20,6 +20,7 @@ LAYERS = [
         "pipeline",
         "joining",
         "encoder_files",
+        "feature_files",
         "loading",
         "__init__",
     },
