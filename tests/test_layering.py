@@ -51,7 +51,8 @@ HOMES = {
     "huggingface_hub": {"convert"},
     "msgpack": {"convert"},
     "tensorstore": {"convert"},
-    "torch": set(),
+    "tokenizers": {"evaluation"},
+    "torch": {"scripts"},
     "transformers": set(),
     "diffusers": set(),
 }

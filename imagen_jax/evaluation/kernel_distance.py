@@ -31,7 +31,7 @@ def kernel_distance(
             f"There are {len(x)} and {len(y)} pictures, fewer than KID's subset_size {subset_size}."
         )
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
-    draw = np.random.RandomState(seed)  # noqa: NPY002  (torch-fidelity draws from this one)
+    draw = np.random.RandomState(seed)  # torch-fidelity's generator
     distances = [
         _unbiased_mmd(
             x[draw.choice(len(x), subset_size, replace=False)],

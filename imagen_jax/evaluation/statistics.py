@@ -47,7 +47,7 @@ class Statistics:
 
     @property
     def covariance(self) -> np.ndarray:
-        """float64 [dim, dim], divided by count - 1; ValueError where there is one vector or none."""
+        """float64 [dim, dim], divided by count - 1; ValueError where there are not two vectors."""
         if self.count < 2:
             raise ValueError(f"A covariance needs at least 2 pictures, not {self.count}.")
         return self._scatter / (self.count - 1)
