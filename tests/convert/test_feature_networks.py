@@ -5,7 +5,6 @@ import json
 import jax
 import numpy as np
 import pytest
-from feature_references import random_inception_state
 from refusals import assert_refused
 from safetensors.numpy import save_file
 
@@ -13,11 +12,12 @@ from imagen_jax.convert import clip as convert_clip
 from imagen_jax.convert import inception as convert
 from imagen_jax.convert.frozen_graph import read_constants
 from imagen_jax.models import inception
+from scripts.benchmark_features import random_state
 
 
 @pytest.fixture(scope="module")
 def state():
-    return random_inception_state()
+    return random_state()
 
 
 def varint(value: int) -> bytes:
