@@ -199,6 +199,13 @@ def test_faults_of_clips_tensors_are_named(tmp_path):
         convert_clip.read_clip(tmp_path)
 
 
+def test_pickled_weights_alone_are_refused(tmp_path):
+    write_clip(tmp_path)
+    (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=r"pickles \(pytorch_model\.bin\), which are not read"):
+        convert_clip.read_clip(tmp_path)
+
+
 def test_configs_that_are_no_clips_are_refused(tmp_path):
     def changed(section, **values):
         return VALUES | {section: VALUES[section] | values}
