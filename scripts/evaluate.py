@@ -1,30 +1,39 @@
-"""Measures a model on pictures whose names it knows (train) or has never seen (heldout).
+"""Measures a model, or a folder of pictures: FID, KID, CMMD, CLIP score and more, with a report.
 
-python scripts/prepare_emoji.py --out data/emoji
+python scripts/evaluate.py --make_reference val2014/ --size 256 --features inception/,clip/ \\
+    --reference coco.safetensors
+python scripts/evaluate.py --model runs/mine --prompts coco30k --metrics fid,kid,cmmd,clip \\
+    --features inception/,clip/ --reference coco.safetensors --out results/coco
 python scripts/evaluate.py --model emoji --metrics retrieval,psnr --split heldout --out results/
 
-retrieval: a picture generated from a name counts when its nearest neighbour by mean squared error
-at 32x32, among all distinct emoji, is the right one (top1), or one of five is (top5); shares in
-[0, 1], for names in English and in Chinese.
-psnr, ssim: of each stage that enlarges, given the true picture downsampled, beside bicubic; in dB,
+fid, kid: distance of Inception's features from the reference's. cmmd: of CLIP's.
+clip: mean cosine of picture and caption. r_precision: whether a picture's own caption is the
+nearest of 100.
+retrieval: a picture generated from an emoji's name counts when its nearest neighbour by mean
+squared error at 32x32, among all distinct emoji, is the right one (top1), or one of five is (top5).
+psnr, ssim: of each stage that enlarges, given the true emoji downsampled, beside bicubic; in dB,
 and in [-1, 1].
 
-DIR/report.json holds the figures and what decides them; DIR/retrieval.csv a line a picture;
-DIR/retrieval.png the true picture beside the generated one, with its rank; DIR/<stage>.png bicubic,
-model and truth.
+Several weights or levels (--guidance 1,1.35,2 --aug_level 0,0.1) are a sweep: sweep.csv and
+sweep.png set distance against alignment. DIR/report.json and DIR/report.html hold the figures, what
+decides them, and why a figure does not compare with published ones. Pictures and features stay in
+DIR: a run that was killed goes on where it was. docs/evaluation.md explains the protocols.
 """
 
 import argparse
 import sys
 import time
 import warnings
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # to run in a clone, uninstalled
 
-from scripts.command_line import output_folder
+from scripts.command_line import EXTRAS, output_folder
 from scripts.generate import names, numbers
+
+EMOJI = Path("data/emoji/emoji.npz")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -33,68 +42,249 @@ def parser() -> argparse.ArgumentParser:
     )
     add = parse.add_argument
     add("--model", default="emoji", help="shipped model, model directory or training workdir; A,B")
-    add("--metrics", default="retrieval", help="of retrieval, psnr, ssim, separated by commas")
-    add("--split", choices=("train", "heldout"), default="heldout")
-    add("--data", type=Path, default=Path("data/emoji/emoji.npz"), help="of prepare_emoji.py")
-    add("--num", type=int, help="pictures, drawn with a fixed seed (train: 200, heldout: all)")
-    add("--guidance", type=numbers(float), help="weight of the text; W, or W,W,... by stage")
+    add("--images", type=Path, metavar="DIR", help="measure these pictures instead of a model's")
+    add("--prompts", help="emoji, coco30k, drawbench or a file (default: emoji for a model)")
+    add("--data", type=Path, help="file of emoji (prepare_emoji.py), coco30k or drawbench")
+    add("--metrics", default="retrieval", help="of fid, kid, cmmd, clip, r_precision, ...: A,B")
+    add("--features", default="", metavar="DIR,DIR", help="converted Inception or CLIP weights")
+    add("--resize", default="legacy_tensorflow", help="for Inception, of legacy_tensorflow, "
+        "pytorch_fid, clean: A,B")  # fmt: skip
+    add("--reference", type=Path, metavar="FILE", help="features of the true pictures")
+    add("--make_reference", metavar="DIR", help="write --reference of a folder, emoji[:SPLIT] or "
+        "tfds:NAME:SPLIT")  # fmt: skip
+    add("--split", choices=("train", "heldout"), default="heldout", help="of emoji")
+    add("--language", choices=("en", "zh"), help="of emoji's names (default: both)")
+    add("--num", type=int, help="the first N prompts; of emoji, N pictures drawn with a fixed seed")
+    add("--num_images", type=int, default=1, help="pictures a prompt")
+    add("--guidance", type=points, default=[], help="weights of the text: W,W,...; W:W by stage")
+    add("--aug_level", type=levels, default=[], help="noise on what stages enlarge, in [0, 1]")
     add("--steps", type=numbers(int), help="of the sampler; N, or N,N,... by stage")
     add("--sampler", type=names, help="ddpm, ddim, dpmpp_2m or heun; or S,S,... by stage")
-    add("--aug_level", type=float, help="noise on what enlarging stages are given, in [0, 1]")
-    add("--size", type=int, help="of the pictures for retrieval (default: the smallest from 32 on)")
+    add("--size", type=int, help="of the pictures (default: emoji: the smallest from 32 on; coco30k"
+        ": 256; else the largest)")  # fmt: skip
     add("--seed", type=int, default=0, help="of the noise")
     add("--batch_size", type=int, default=16, help="pictures at a time")
-    add("--out", type=Path, required=True, metavar="DIR", help="directory for report.json")
+    add("--share", metavar="I/N", help="do this share of the work alone, from 1; then run without")
+    add("--skip_broken", action="store_true", help="leave pictures out that cannot be read")
+    add("--out", type=Path, metavar="DIR", help="directory for report.json and all else")
     return parse
 
 
-def run(options: argparse.Namespace) -> dict:
-    # After the command line is read: a wrong option need not wait for JAX.
-    import numpy as np
+def points(text: str) -> list[float | tuple[float, ...]]:
+    """ "1,2:8" -> [1.0, (2.0, 8.0)]: commas between points, colons between stages."""
+    values = [tuple(float(part) for part in point.split(":")) for point in text.split(",")]
+    return [value[0] if len(value) == 1 else value for value in values]
 
-    from imagen_jax import load_model
-    from imagen_jax.arguments import check_count, check_seed, last_stage
-    from imagen_jax.evaluation import report as report_room
-    from imagen_jax.evaluation import runner
-    from imagen_jax.evaluation.picture_set import read_picture_set
-    from imagen_jax.evaluation.retrieval import SIZE
-    from imagen_jax.sampling_settings import with_overrides
 
-    metrics = list(dict.fromkeys(name for name in options.metrics.split(",") if name))
+def levels(text: str) -> list[float]:
+    return [float(part) for part in text.split(",")]
+
+
+def share_of(text: str | None) -> Any:
+    """ "2/4" -> the second of four."""
+    from imagen_jax.evaluation.generation import ALL, Share
+
+    if text is None:
+        return ALL
+    number, _, count = text.partition("/")
+    if not (number.isdigit() and count.isdigit() and 1 <= int(number) <= int(count)):
+        raise ValueError(f"--share is {text!r}; it must be I/N, for example 1/4 to 4/4.")
+    return Share(int(number) - 1, int(count))
+
+
+def read_extractors(options: argparse.Namespace) -> tuple[Any, ...]:
+    """The feature networks, spread over all devices; Inception once for each way to resize."""
+    directories = [name for name in options.features.split(",") if name]
+    if not directories:
+        return ()
+    from imagen_jax.evaluation.extraction import by_name
+    from imagen_jax.evaluation.feature_files import load_extractor
+    from imagen_jax.evaluation.features import INCEPTION_RESIZES
+
+    resizes = options.resize.split(",")
+    if unknown := set(resizes) - set(INCEPTION_RESIZES):
+        raise ValueError(f"--resize knows {', '.join(INCEPTION_RESIZES)}, not {unknown.pop()!r}.")
+    found = []
+    for extractor in map(load_extractor, directories):
+        if extractor.kind == "inception":
+            found += [replace(extractor, name=f"{extractor.name}, {r}", resize=r) for r in resizes]
+        else:
+            found.append(extractor)
+    return tuple(by_name(found).values())
+
+
+# ------------------------------------------------------------------------------- the reference
+
+
+def make_reference(options: argparse.Namespace) -> None:
+    from imagen_jax.evaluation import protocol, reference
+    from imagen_jax.evaluation.picture_folder import (
+        Treatment,
+        common_size,
+        list_pictures,
+        read_parts,
+        source_parts,
+    )
+
+    if options.reference is None or not options.features:
+        raise ValueError("--make_reference needs --features DIR and --reference FILE to write.")
+    name, batch = options.make_reference, options.batch_size * 16
+    about: dict[str, Any] = {"kind": name.split(":")[0]}
+    if about["kind"] in ("emoji", "tfds"):
+        source, named = reference_source(name, options.data or EMOJI)
+        treatment = Treatment(options.size or min(source[0]["image"].shape[:2]))
+        parts, total, files = source_parts(source, treatment, batch, options.skip_broken), 0, []
+        about, total = about | named, len(source)
+    else:
+        files = list_pictures(name)
+        treatment, total = Treatment(options.size or common_size(files)), len(files)
+        parts = read_parts(files, treatment, batch, options.skip_broken)
+        about = {"kind": "folder", "path": name}
+    about["val2014"] = protocol.is_val2014(about, [file.name for file in files])
+    made = reference.make_reference(read_extractors(options), parts, about, treatment, total)
+    options.reference.parent.mkdir(parents=True, exist_ok=True)
+    reference.write_reference(options.reference, made)
+    print(f"{options.reference}: {made.count} pictures, fingerprint {made.fingerprint}")
+
+
+def reference_source(name: str, data: Path) -> tuple[Any, dict[str, str]]:
+    """(source, what it is) of emoji[:SPLIT] or tfds:NAME:SPLIT."""
+    from imagen_jax.data.sources import read_npz
+    from imagen_jax.evaluation.picture_set import check_file
+
+    kind, _, rest = name.partition(":")
+    if kind == "emoji":
+        check_file(data)
+        return read_npz(data, rest or "all", None), {"path": str(data), "split": rest or "all"}
+    from imagen_jax.data.tfds_source import read_tfds
+
+    builder, _, split = rest.rpartition(":")
+    if not builder:
+        raise ValueError(f"--make_reference is {name!r}; it must be tfds:NAME:SPLIT.")
+    return read_tfds(builder, split, None), {"name": builder, "split": split}
+
+
+# ------------------------------------------------------------------------------- what to measure
+
+
+def read_job(options: argparse.Namespace) -> Any:
+    """Prompts, networks and references: everything but the model."""
+    from imagen_jax.arguments import check_count, check_seed
+    from imagen_jax.evaluation import measures, runner
+    from imagen_jax.evaluation.picture_folder import list_pictures
+    from imagen_jax.evaluation.reference import read_reference
+
+    metrics = tuple(dict.fromkeys(name for name in options.metrics.split(",") if name))
     runner.check_known(metrics)
     check_count("batch_size", options.batch_size)
+    check_count("num_images", options.num_images)
     check_seed(options.seed)
-    pictures = read_picture_set(options.data, options.split, options.num)
+    share = share_of(options.share)
+    if options.images is not None:
+        list_pictures(options.images)  # an empty folder is found before anything is loaded
+    prompts, emoji, emoji_names = read_prompts(options)
+    if emoji is None and (wanted := {"retrieval", *runner.QUALITY} & set(metrics)):
+        raise ValueError(f"{', '.join(sorted(wanted))} look at emoji: give --prompts emoji.")
+    reference = None if options.reference is None else read_reference(options.reference)
+    extractors = read_extractors(options)
+    measures.check_extractors(metrics, extractors)
+    texts = None
+    if prompts is not None:
+        texts = [text for text in prompts.texts for _ in range(options.num_images)]
+    return runner.Job(
+        metrics,
+        options.size,
+        prompts,
+        options.num_images,
+        emoji,
+        emoji_names,
+        extractors,
+        measures.prepare_truth(metrics, extractors, reference, texts),
+        options.skip_broken,
+        share,
+        options.batch_size,
+    )
+
+
+def read_prompts(options: argparse.Namespace) -> tuple[Any, Any, Any]:
+    """(prompts, the emoji if they are the prompts, their names one a generated picture)."""
+    import numpy as np
+
+    from imagen_jax.evaluation import picture_set
+    from imagen_jax.evaluation.prompts import plain_list, read_prompts
+
+    source = options.prompts or (None if options.images else "emoji")
+    if source is None:
+        return None, None, None
+    if source != "emoji":
+        return read_prompts(source, options.data).first(options.num), None, None
+    emoji = picture_set.read_picture_set(options.data or EMOJI, options.split, options.num)
+    languages = picture_set.LANGUAGES if options.language is None else (options.language,)
+    found = picture_set.make_prompts(emoji, languages)
+    rows = np.repeat(np.arange(len(found)), options.num_images)
+    return plain_list("emoji", found.text), emoji, picture_set.select(found, rows)
+
+
+# ------------------------------------------------------------------------------- the model
+
+
+def load_pipeline(options: argparse.Namespace) -> tuple[Any, Any, int]:
+    """(the pipeline, its settings, the size of its pictures)."""
+    from imagen_jax import load_model
+    from imagen_jax.arguments import last_stage
+    from imagen_jax.evaluation.protocol import SIZE
+    from imagen_jax.evaluation.retrieval import SIZE as EMOJI_SIZE
+    from imagen_jax.sampling_settings import with_overrides
+
     sources = options.model.split(",")
     pipeline = load_model(sources if len(sources) > 1 else sources[0])
     settings = with_overrides(
-        pipeline.cascade.sampling,
-        guidance=options.guidance,
-        steps=options.steps,
-        sampler=options.sampler,
+        pipeline.cascade.sampling, steps=options.steps, sampler=options.sampler
     )
-    if options.aug_level is not None:
-        settings = tuple(replace(entry, aug_level=options.aug_level) for entry in settings)
-    last_stage(pipeline.cascade, pipeline.name, options.size)  # a size that no stage makes
-    size = options.size or min(
-        (size for size in pipeline.sizes if size >= SIZE), default=pipeline.sizes[-1]
-    )
+    size, sizes = options.size, pipeline.sizes
+    last_stage(pipeline.cascade, pipeline.name, size)  # a size that no stage makes
+    if size is None and options.prompts in (None, "emoji"):
+        size = min((size for size in sizes if size >= EMOJI_SIZE), default=sizes[-1])
+    elif size is None:
+        size = SIZE if options.prompts == "coco30k" and SIZE in sizes else sizes[-1]
+    return pipeline, settings, size
 
-    def generate(prompts, first):
-        made = pipeline.generate_images(
-            prompts,
-            1,
-            size,
+
+def describe_model(pipeline: Any, source: str) -> dict[str, Any]:
+    from imagen_jax.evaluation.report import fingerprint
+
+    return {
+        "name": pipeline.name,
+        "source": source,
+        "fingerprint": pipeline.fingerprint or fingerprint(pipeline.params),
+        "notes": pipeline.notes,
+    }
+
+
+def make_subject(
+    pipeline: Any, about: Any, settings: Any, size: int, options: argparse.Namespace
+) -> Any:
+    """The model at these settings, as the evaluation sees it."""
+    from imagen_jax.evaluation.runner import Subject
+
+    reads_text = any(stage.conditioning == "text" for stage in pipeline.cascade.stages)
+
+    def generate(subjects, first):
+        what = {"prompt": list(subjects)} if reads_text else {"label": [int(x) for x in subjects]}
+        return pipeline.generate_images(
+            num_images=1,
+            size=size,
             seed=options.seed,
             batch_size=options.batch_size,
             progress=False,
             settings=settings,
             first_index=first,
+            **what,
         )
-        return np.stack([np.asarray(picture) for picture in made])
 
-    subject = runner.Subject(
+    return Subject(
         pipeline.name,
+        about,
         pipeline.cascade,
         pipeline.params,
         generate,
@@ -102,72 +292,99 @@ def run(options: argparse.Namespace) -> dict:
         options.seed,
         options.batch_size,
     )
-    runner.check_metrics(metrics, subject, pictures)
-    begin = time.monotonic()
-    result = runner.evaluate(metrics, subject, pictures)
-    report = {
-        **result.values,
-        "model": {
-            "name": pipeline.name,
-            "source": options.model,
-            "fingerprint": pipeline.fingerprint or report_room.fingerprint(pipeline.params),
-            "notes": pipeline.notes,
-        },
-        "data": {
-            "path": pictures.path,
-            "fingerprint": pictures.fingerprint,
-            "split": pictures.split,
-            "pictures": len(pictures),
-            "distinct_in_all_splits": len(pictures.gallery.classes),
-        },
-        "settings": {
-            "metrics": metrics,
-            "num": options.num,
-            "size": size,
-            "seed": options.seed,
-            "batch_size": options.batch_size,
-            "sampling": {
-                stage.name: asdict(entry)
-                for stage, entry in zip(pipeline.cascade.stages, settings, strict=True)
-            },
-        },
-        "versions": report_room.versions(),
-        "device": report_room.device(),
-        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "total_seconds": round(time.monotonic() - begin, 2),
-    }
-    for path in runner.write_tables_and_sheets(result, options.out):
-        print(path)
-    report_room.write_report(options.out / "report.json", report)
-    print(options.out / "report.json")
-    return report
 
 
-def summary(report: dict) -> str:
-    """The figures in a few lines."""
-    lines = []
-    if found := report.get("retrieval"):
-        groups = {"all": found, **found["by_language"], "variants": found["variants"]}
-        for name, scores in groups.items():
-            if scores["n"]:
-                top1, top5 = scores["top1"], scores["top5"]
-                lines.append(f"{name:9s} top-1 {top1:6.1%}  top-5 {top5:6.1%}  n {scores['n']}")
-    for metric, unit in (("psnr", " dB"), ("ssim", "")):
-        for stage, value in report.get(metric, {}).items():
-            if value["n"]:
-                lines.append(
-                    f"{stage}: {metric} {value['model']:.3f}{unit}, bicubic "
-                    f"{value['bicubic']:.3f}{unit}, gain {value['gain']:+.3f}{unit}"
-                )
-    return "\n".join(lines)
+def check_model(job: Any, subject: Any) -> None:
+    """ValueError where the model cannot be measured in this way."""
+    from imagen_jax.evaluation import runner
+
+    stages = subject.cascade.stages
+    if job.emoji is not None:
+        runner.check_quality(job.metrics, subject, job.emoji)
+    kinds = {stage.conditioning for stage in stages}
+    if "text" in kinds or set(job.metrics) <= set(runner.QUALITY):
+        return
+    if "label" not in kinds:
+        raise ValueError(f"{subject.name!r} reads neither text nor classes: give its --images.")
+    if not all(text.isdigit() for text in job.prompts.texts):
+        raise ValueError(
+            f"{subject.name!r} reads classes, not text: give --prompts FILE with a class a line."
+        )
+
+
+def check_sweep(
+    options: argparse.Namespace, job: Any, grid: list[Any], subjects: list[Any]
+) -> None:
+    """ValueError where several points are asked for and something is missing to compare them."""
+    from imagen_jax.evaluation.runner import QUALITY
+
+    if len(grid) > 1:
+        if options.images is not None:
+            raise ValueError("--images are what they are: several --guidance or --aug_level need "
+                             "a model that draws them.")  # fmt: skip
+        import matplotlib  # noqa: F401  (an error before the work, not after it)
+    if not options.aug_level or set(job.metrics) & set(QUALITY):
+        return
+    stages = subjects[0].cascade.stages if subjects else ()
+    if not any(s.low_resolution is not None and s.resolution <= job.size for s in stages):
+        raise ValueError(
+            f"--aug_level changes nothing: no stage that enlarges makes pictures of {job.size}."
+        )
+
+
+# ------------------------------------------------------------------------------- measuring
+
+
+def run(options: argparse.Namespace) -> None:
+    """Measures every point and writes the report; of a share of the work, pictures and features."""
+    from imagen_jax.evaluation import results, runner, sweep
+    from imagen_jax.evaluation.picture_folder import list_pictures
+
+    job, grid = read_job(options), sweep.make_points(options.guidance, options.aug_level)
+    files = None if options.images is None else list_pictures(options.images)
+    subjects = []
+    if files is None or set(job.metrics) & set(runner.QUALITY):
+        pipeline, settings, size = load_pipeline(options)
+        job = job if files is not None else replace(job, size=size)
+        chosen = [sweep.settings_at(settings, point) for point in grid]
+        model = describe_model(pipeline, options.model)
+        subjects = [make_subject(pipeline, model, entry, size, options) for entry in chosen]
+        check_model(job, subjects[0])
+    check_sweep(options, job, grid, subjects)
+    begin, done = time.monotonic(), []
+    about = results.describe(job, subjects[0] if subjects else None, options.images)
+    for row, point in enumerate(grid):
+        directory = options.out if len(grid) == 1 else options.out / "points" / point.name
+        subject = subjects[row] if subjects else None
+        kept = results.picture_settings(job, subject) if files is None else None
+        done.append(runner.evaluate(job, subject, directory, files=files, settings=kept))
+        results.write_point(done[-1], directory)
+    if options.share is not None:
+        print(f"Share {options.share} is done; the figures are for a run without --share.")
+        return
+    about["total_seconds"] = round(time.monotonic() - begin, 2)
+    report, paths = results.write_results(options.out, about, grid, done, subjects)
+    print(*paths, sep="\n")
+    print(results.summary(report))
 
 
 def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     warnings.showwarning = lambda message, *rest: print(f"Warning: {message}", file=sys.stderr)
     try:
-        with output_folder(options.out):
-            print(summary(run(options)))
+        if options.make_reference is not None:
+            make_reference(options)
+        elif options.out is None:
+            raise ValueError("Say with --out DIR where the report is to go.")
+        else:
+            with output_folder(options.out):
+                run(options)
+    except ImportError as error:
+        extra = EXTRAS.get((error.name or "").split(".")[0])
+        if extra is None:
+            raise
+        print(f"evaluate.py: {error}: pip install -e '.[{extra}]'", file=sys.stderr)
+        return 2
     except (ValueError, OSError) as error:
         print(f"evaluate.py: {error}", file=sys.stderr)
         return 2

@@ -1,6 +1,7 @@
 """The pictures that a model is measured on, and the prompts that stand for them."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,12 +64,7 @@ def read_picture_set(path: str | Path, split: str, num: int | None = None) -> Pi
         FileNotFoundError: there is no such file; the message tells how to make it.
         ValueError: it lacks something, or num is not positive.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"There is no file {path}; make it with: python scripts/prepare_emoji.py --out "
-            f"{path.parent}"
-        )
+    path = check_file(Path(path))
     if num is not None and num < 1:
         raise ValueError(f"num must be at least 1: {num}.")
     everything = read_npz(path, "all", "label")
@@ -93,18 +89,35 @@ def read_picture_set(path: str | Path, split: str, num: int | None = None) -> Pi
     )
 
 
-def make_prompts(pictures: PictureSet) -> Prompts:
+def check_file(path: Path) -> Path:
+    """FileNotFoundError that tells how the file is made, where there is none."""
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"There is no file {path}; make it with: python scripts/prepare_emoji.py --out "
+            f"{path.parent}"
+        )
+    return path
+
+
+def make_prompts(pictures: PictureSet, languages: Sequence[str] = LANGUAGES) -> Prompts:
     """The full names of all pictures, in each language that has one; a picture's follow each other.
 
     A prompt's place in this list is its global index, which its noise is drawn from: it does not
     change when more pictures are asked for.
     """
-    names = {language: pictures.names(language) for language in LANGUAGES}
+    names = {language: pictures.names(language) for language in languages}
     rows = [
         (names[language][row], language, row)
         for row in range(len(pictures))
-        for language in LANGUAGES
+        for language in languages
         if names[language][row]
     ]
     text, language, picture = zip(*rows, strict=True)
     return Prompts(list(text), np.asarray(language), np.asarray(picture))
+
+
+def select(prompts: Prompts, rows: Sequence[int] | np.ndarray) -> Prompts:
+    """The prompts of these rows."""
+    rows = np.asarray(rows, int)
+    text = [prompts.text[row] for row in rows]
+    return Prompts(text, prompts.language[rows], prompts.picture[rows])
