@@ -15,6 +15,8 @@ EXTRAS = {
     "tensorflow_datasets": "tfds",
     "array_record": "tfds",
     "seqio": "seqio",
+    "tokenizers": "eval",
+    "torch": "parity",
 }
 OWN = ("imagen_jax", "scripts")
 

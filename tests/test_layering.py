@@ -20,6 +20,7 @@ LAYERS = [
         "pipeline",
         "joining",
         "encoder_files",
+        "feature_files",
         "loading",
         "__init__",
     },
@@ -50,7 +51,8 @@ HOMES = {
     "huggingface_hub": {"convert"},
     "msgpack": {"convert"},
     "tensorstore": {"convert"},
-    "torch": set(),
+    "tokenizers": {"evaluation"},
+    "torch": {"scripts"},
     "transformers": set(),
     "diffusers": set(),
 }
