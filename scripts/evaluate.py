@@ -6,6 +6,7 @@ python scripts/evaluate.py --model runs/mine --prompts coco30k --metrics fid,kid
     --features inception/,clip/ --reference coco.safetensors --out results/coco
 python scripts/evaluate.py --model emoji --metrics retrieval,psnr --split heldout --out results/
 
+--make_reference with --out makes the reference first and then measures.
 fid, kid: distance of Inception's features from the reference's. cmmd: of CLIP's.
 clip: mean cosine of picture and caption. r_precision: whether a picture's own caption is the
 nearest of 100.
@@ -34,6 +35,7 @@ from scripts.command_line import EXTRAS, output_folder
 from scripts.generate import names, numbers
 
 EMOJI = Path("data/emoji/emoji.npz")
+RANDOM = "random_inception"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -46,11 +48,12 @@ def parser() -> argparse.ArgumentParser:
     add("--prompts", help="emoji, coco30k, drawbench or a file (default: emoji for a model)")
     add("--data", type=Path, help="file of emoji (prepare_emoji.py), coco30k or drawbench")
     add("--metrics", default="retrieval", help="of fid, kid, cmmd, clip, r_precision, ...: A,B")
-    add("--features", default="", metavar="DIR,DIR", help="converted Inception or CLIP weights")
+    add("--features", default="", metavar="DIR,DIR", help="converted Inception or CLIP weights, "
+        f"or {RANDOM}: random ones, whose figures are no FID")  # fmt: skip
     add("--resize", default="legacy_tensorflow", help="for Inception, of legacy_tensorflow, "
         "pytorch_fid, clean: A,B")  # fmt: skip
     add("--reference", type=Path, metavar="FILE", help="features of the true pictures")
-    add("--make_reference", metavar="DIR", help="write --reference of a folder, emoji[:SPLIT] or "
+    add("--make_reference", metavar="DIR", help="write --reference of a folder, emoji:SPLIT or "
         "tfds:NAME:SPLIT")  # fmt: skip
     add("--split", choices=("train", "heldout"), default="heldout", help="of emoji")
     add("--language", choices=("en", "zh"), help="of emoji's names (default: both)")
@@ -98,19 +101,32 @@ def read_extractors(options: argparse.Namespace) -> tuple[Any, ...]:
     if not directories:
         return ()
     from imagen_jax.evaluation.extraction import by_name
-    from imagen_jax.evaluation.feature_files import load_extractor
     from imagen_jax.evaluation.features import INCEPTION_RESIZES
+    from imagen_jax.feature_files import load_extractor
 
     resizes = options.resize.split(",")
     if unknown := set(resizes) - set(INCEPTION_RESIZES):
         raise ValueError(f"--resize knows {', '.join(INCEPTION_RESIZES)}, not {unknown.pop()!r}.")
     found = []
-    for extractor in map(load_extractor, directories):
+    for name in directories:
+        extractor = random_inception() if name == RANDOM else load_extractor(name)
         if extractor.kind == "inception":
             found += [replace(extractor, name=f"{extractor.name}, {r}", resize=r) for r in resizes]
         else:
             found.append(extractor)
     return tuple(by_name(found).values())
+
+
+def random_inception() -> Any:
+    """Inception with random weights: for trying things out where the true ones are not at hand."""
+    import jax
+
+    from imagen_jax.evaluation.features import make_extractor
+    from imagen_jax.evaluation.report import fingerprint
+    from imagen_jax.models import inception
+
+    params = inception.init(jax.random.key(0))
+    return make_extractor("random Inception", fingerprint({"inception": params}), None, params)
 
 
 # ------------------------------------------------------------------------------- the reference
@@ -131,9 +147,9 @@ def make_reference(options: argparse.Namespace) -> None:
     name, batch = options.make_reference, options.batch_size * 16
     about: dict[str, Any] = {"kind": name.split(":")[0]}
     if about["kind"] in ("emoji", "tfds"):
-        source, named = reference_source(name, options.data or EMOJI)
+        source, named = reference_source(options)
         treatment = Treatment(options.size or min(source[0]["image"].shape[:2]))
-        parts, total, files = source_parts(source, treatment, batch, options.skip_broken), 0, []
+        parts, files = source_parts(source, treatment, batch, options.skip_broken), []
         about, total = about | named, len(source)
     else:
         files = list_pictures(name)
@@ -147,20 +163,19 @@ def make_reference(options: argparse.Namespace) -> None:
     print(f"{options.reference}: {made.count} pictures, fingerprint {made.fingerprint}")
 
 
-def reference_source(name: str, data: Path) -> tuple[Any, dict[str, str]]:
-    """(source, what it is) of emoji[:SPLIT] or tfds:NAME:SPLIT."""
-    from imagen_jax.data.sources import read_npz
-    from imagen_jax.evaluation.picture_set import check_file
-
-    kind, _, rest = name.partition(":")
-    if kind == "emoji":
-        check_file(data)
-        return read_npz(data, rest or "all", None), {"path": str(data), "split": rest or "all"}
+def reference_source(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
+    """(source, what it is) of emoji:SPLIT, drawn as the prompts are, or tfds:NAME:SPLIT."""
     from imagen_jax.data.tfds_source import read_tfds
+    from imagen_jax.evaluation.picture_set import read_picture_set
+    from imagen_jax.evaluation.results import describe_emoji
 
+    kind, _, rest = options.make_reference.partition(":")
+    if kind == "emoji":
+        pictures = read_picture_set(options.data or EMOJI, rest or options.split, options.num)
+        return pictures.source, describe_emoji(pictures)
     builder, _, split = rest.rpartition(":")
     if not builder:
-        raise ValueError(f"--make_reference is {name!r}; it must be tfds:NAME:SPLIT.")
+        raise ValueError(f"--make_reference {options.make_reference} must be tfds:NAME:SPLIT.")
     return read_tfds(builder, split, None), {"name": builder, "split": split}
 
 
@@ -376,7 +391,7 @@ def main(arguments: list[str] | None = None) -> int:
             make_reference(options)
         elif options.out is None:
             raise ValueError("Say with --out DIR where the report is to go.")
-        else:
+        if options.out is not None:
             with output_folder(options.out):
                 run(options)
     except ImportError as error:

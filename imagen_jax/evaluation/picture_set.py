@@ -64,7 +64,12 @@ def read_picture_set(path: str | Path, split: str, num: int | None = None) -> Pi
         FileNotFoundError: there is no such file; the message tells how to make it.
         ValueError: it lacks something, or num is not positive.
     """
-    path = check_file(Path(path))
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"There is no file {path}; make it with: python scripts/prepare_emoji.py --out "
+            f"{path.parent}"
+        )
     if num is not None and num < 1:
         raise ValueError(f"num must be at least 1: {num}.")
     everything = read_npz(path, "all", "label")
@@ -87,16 +92,6 @@ def read_picture_set(path: str | Path, split: str, num: int | None = None) -> Pi
         str(path),
         hashlib.sha256(path.read_bytes()).hexdigest()[:16],
     )
-
-
-def check_file(path: Path) -> Path:
-    """FileNotFoundError that tells how the file is made, where there is none."""
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"There is no file {path}; make it with: python scripts/prepare_emoji.py --out "
-            f"{path.parent}"
-        )
-    return path
 
 
 def make_prompts(pictures: PictureSet, languages: Sequence[str] = LANGUAGES) -> Prompts:
