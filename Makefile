@@ -1,5 +1,5 @@
 # make demo       pictures from text with the shipped model, in samples/demo
-# make test       the tests, about 30 minutes on two cores the first time
+# make test       the tests, about 20 minutes on two cores the first time
 # make test-slow  the tests that take minutes each
 # make lint       ruff: lint and format
 # make clean      forget .venv and what the other targets wrote
@@ -12,6 +12,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 DEMO := samples/demo
 PYTEST := $(BIN)/python -m pytest
+# A file's tests stay together: they share fixtures. A process may need 4 GB.
+PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile
 # PARITY=0 leaves PyTorch and transformers out; the tests that compare with them then skip.
 PARITY ?= 1
 
@@ -25,7 +27,7 @@ demo: $(VENV)/.core
 	@echo "The grid of pictures: $(CURDIR)/$(DEMO)/grid.png"
 
 test: $(VENV)/.dev emoji-data
-	$(PYTEST) -m "not slow" $(ARGS)
+	$(PYTEST) -m "not slow" $(PARALLEL) $(ARGS)
 
 test-slow: $(VENV)/.dev emoji-data
 	$(PYTEST) -m slow $(ARGS)

@@ -166,14 +166,6 @@ def _nearest(length: float, step: int) -> int:
     return max(round(length / step), 1) * step
 
 
-def by_stage(name: str, value: float | Sequence[float | None], count: int) -> list[float | None]:
-    """One value a stage: a single one is the first stage's."""
-    values = [value] if isinstance(value, int | float) else list(value)
-    if not 1 <= len(values) <= count:
-        raise ValueError(f"{name} has {len(values)} entries; the model has {count} stages.")
-    return values + [None] * (count - len(values))
-
-
 def read_picture(picture: Picture) -> Image.Image:
     """A caller's picture as upright RGB: PIL, a file's path, or an array uint8 [height, width, 3].
 

@@ -144,6 +144,7 @@ def sample_cascade(
     callback: Callback | None = None,
     every: int | None = None,
     release: Callable[[str], None] | None = None,
+    place: Callable[[Any], Any] | None = None,
 ) -> np.ndarray:
     """Pictures in [-1, 1] from stages `first` ... `last`: float32 [samples, height, width, 3].
 
@@ -161,6 +162,8 @@ def sample_cascade(
         batch_size: samples at a time. The last batch is filled up, so that any number of samples
             runs the same compiled program. All at once when None.
         release: called with a stage's name when its parameters are no longer needed.
+        place: puts a batch's arrays (one row a sample) where they shall be; the default device when
+            None.
     """
     settings = cascade.sampling if settings is None else settings
     last = len(cascade.stages) - 1 if last is None else last
@@ -182,11 +185,16 @@ def sample_cascade(
             def report(step: int, state: SamplerState) -> None:
                 callback(Progress(stage, step, end - begin, start, valid, state))  # noqa: B023
 
+            batch_keys, batch_conditions = stage_keys[rows], take_rows(wanted, rows)
+            if place is not None:
+                null = batch_conditions.null  # may be one row for all
+                placed = place((batch_keys, batch_conditions._replace(null=None)))
+                batch_keys, batch_conditions = placed[0], placed[1]._replace(null=null)
             batch = sample_stage(
                 stage,
                 stage_params,
-                stage_keys[rows],
-                take_rows(wanted, rows),
+                batch_keys,
+                batch_conditions,
                 settings[position],
                 size=size if position == 0 else None,
                 edit=None if edit is None else _take_edit(edit, rows),

@@ -2,12 +2,13 @@
 settings.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from imagen_jax import __version__
 from imagen_jax import text as text_room
@@ -47,6 +48,7 @@ class Options:
     progress: bool = True
     callback: Callback | None = None
     every: int | None = None
+    aug_level: float | Sequence[float | None] | None = None
     settings: Sequence[SamplingSettings] | None = None
     first_index: int = 0
     low_memory: bool = False
@@ -71,12 +73,14 @@ def draw(
     num_images: int,
     options: Options,
     work: Work,
+    mesh: Mesh | None = None,
 ) -> Pictures:
     """Checks what was asked for, draws it, and writes the settings into the pictures."""
     settings = choose_settings(cascade, options)
     subjects = read_subjects(cascade, name, prompt, options.label, options.negative_prompt)
     default_batch = CPU_BATCH if jax.default_backend() == "cpu" else ACCELERATOR_BATCH
     batch_size = check_count("batch_size", options.batch_size or default_batch)
+    batch_size, place = spread(batch_size, mesh)
     check_count("num_images", num_images)
     seed = check_seed(options.seed)
     if options.first_index < 0:
@@ -118,6 +122,7 @@ def draw(
             callback=report,
             every=options.every,
             release=release,
+            place=place,
         )
     finally:
         if bar is not None:
@@ -134,6 +139,17 @@ def draw(
     return with_settings(images, subjects, rows, options.first_index, common)
 
 
+def spread(batch_size: int, mesh: Mesh | None) -> tuple[int, Callable[[Any], Any] | None]:
+    """(batch size, what puts a batch's rows there) on a mesh: each device draws as many rows."""
+    if mesh is None:
+        return batch_size, None
+    # Imported here: without a mesh nothing of training is needed.
+    from imagen_jax.training.sharding import batch_parts, batch_sharding
+
+    parts, sharding = batch_parts(mesh), batch_sharding(mesh)
+    return -(-batch_size // parts) * parts, lambda rows: jax.device_put(rows, sharding)
+
+
 def choose_settings(cascade: Cascade, options: Options) -> tuple[SamplingSettings, ...]:
     """The settings of every stage after a caller's wishes."""
     chosen = list(options.settings or cascade.sampling)
@@ -142,7 +158,11 @@ def choose_settings(cascade: Cascade, options: Options) -> tuple[SamplingSetting
             f"settings has {len(chosen)} entries; the model has {len(cascade.stages)} stages."
         )
     return with_overrides(
-        chosen, guidance=options.guidance, steps=options.steps, sampler=options.sampler
+        chosen,
+        guidance=options.guidance,
+        steps=options.steps,
+        sampler=options.sampler,
+        aug_level=options.aug_level,
     )
 
 

@@ -2,7 +2,6 @@
 DeepFloyd IF in diffusers' layout.
 """
 
-import functools
 import os
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -68,8 +67,22 @@ def load_model(
     if dtype not in dtypes:
         raise ValueError(f"dtype is {dtype!r}; it can be {' or '.join(map(repr, dtypes))}.")
     options = {"dtype": dtype, "mesh": mesh, "variant": variant, "revision": revision}
-    if not isinstance(source, str | os.PathLike):
-        return join_pipelines([load_model(entry, **options) for entry in source])
+    if isinstance(source, str | os.PathLike):
+        pipeline = load_one(source, **options)
+    else:
+        pipeline = join_pipelines([load_one(entry, **options) for entry in source])
+    pipeline.mesh = mesh
+    return pipeline
+
+
+def load_one(
+    source: str | os.PathLike,
+    dtype: str,
+    mesh: jax.sharding.Mesh | None,
+    variant: str | None,
+    revision: str | None,
+) -> Pipeline:
+    """`load_model` of one source."""
     shipped = source in shipped_models()
     directory = PRETRAINED / source if shipped else Path(source)
     name = source if shipped else directory.resolve().name
@@ -185,7 +198,7 @@ def load_workdir(
         readers[TEXT_ENCODER] = lambda: params[TEXT_ENCODER]
         marks[TEXT_ENCODER] = lambda: marks_of(params[TEXT_ENCODER])
     elif cascade.encoder is not None:
-        found = functools.cache(lambda: frozen_encoder(directory, run, cascade, dtype, mesh))
+        found = partial(frozen_encoder, directory, run, cascade, dtype, mesh)
         readers[TEXT_ENCODER] = found
         marks[TEXT_ENCODER] = lambda: marks_of(found())
     return Pipeline(cascade, Parts(readers, marks), name=directory.name, notes={"step": step})

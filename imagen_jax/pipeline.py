@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jax.sharding import Mesh
 from PIL import Image
 
 from imagen_jax import model_directory
@@ -14,7 +15,6 @@ from imagen_jax.adapters import adapted_params
 from imagen_jax.arguments import (
     Picture,
     base_size,
-    by_stage,
     last_stage,
     read_mask,
     read_picture,
@@ -26,7 +26,7 @@ from imagen_jax.cascade import Callback, Cascade
 from imagen_jax.diffusion.editing import Edit
 from imagen_jax.drawing import Options, Work, draw
 from imagen_jax.pictures import Pictures
-from imagen_jax.sampling_settings import SamplingSettings, settings_from_dict
+from imagen_jax.sampling_settings import SamplingSettings, by_stage, settings_from_dict
 from imagen_jax.stage_sampling import stage_size
 
 
@@ -34,6 +34,7 @@ class Pipeline:
     """A cascade with its parameters.
 
     params: of each stage by its name and of "text_encoder"; `Parts` reads them when first used.
+    mesh: the devices that the parameters are spread over; a batch of pictures is, too.
     """
 
     def __init__(
@@ -44,12 +45,14 @@ class Pipeline:
         name: str = "unnamed",
         fingerprint: str | None = None,
         notes: Mapping[str, Any] | None = None,
+        mesh: Mesh | None = None,
     ):
         self.cascade = cascade
         self.params = params
         self.name = name
         self.fingerprint = fingerprint
         self.notes = dict(notes or {})
+        self.mesh = mesh
         self._without_lora: tuple[Mapping, str | None] | None = None
 
     def __repr__(self) -> str:
@@ -77,6 +80,7 @@ class Pipeline:
         progress: bool = True,
         callback: Callback | None = None,
         every: int | None = None,
+        aug_level: float | Sequence[float | None] | None = None,
         settings: Sequence[SamplingSettings] | None = None,
         first_index: int = 0,
         aspect_ratio: str | tuple[float | int, ...] | None = None,
@@ -95,9 +99,12 @@ class Pipeline:
                 of the pictures tell which.
             negative_prompt: what guidance leads away from, instead of from no text at all.
             label: class or classes, for a model of classes.
-            batch_size: pictures at a time: 4 on a CPU, else 16. Less needs less memory.
+            batch_size: pictures at a time: 4 on a CPU, else 16. Less needs less memory. On a mesh
+                rounded up, to as many on each of the devices that share a batch.
             progress: whether to show a bar.
             callback: called with a `Progress` every `every` steps (a tenth of all when None).
+            aug_level: noise on what the stages enlarge, in [0, 1], or one a stage: more of it
+                invents more.
             settings: one `SamplingSettings` a stage, instead of the model's own.
             first_index: index of the first picture. Picture i has noise of its own from seed and
                 index, whatever else is drawn with it.
@@ -120,6 +127,7 @@ class Pipeline:
             progress=progress,
             callback=callback,
             every=every,
+            aug_level=aug_level,
             settings=settings,
             first_index=first_index,
             low_memory=low_memory,
@@ -161,7 +169,7 @@ class Pipeline:
             ValueError: as `generate_images`; no picture; a strength that leaves no step to run.
         """
         picture, positions = read_picture(image), self._positions(size)
-        strengths = by_stage("strength", strength, len(self.cascade.stages))
+        strengths = by_stage("strength", strength, len(self.cascade.stages), first_only=True)
         edits = [
             None if share is None else Edit(self._pixels(picture, i), strength=share)
             for i, share in enumerate(strengths)
@@ -219,7 +227,6 @@ class Pipeline:
         prompt: str | Sequence[str] | None = None,
         *,
         size: int | None = None,
-        aug_level: float | None = None,
         num_images: int = 1,
         **options: Any,
     ) -> Pictures:
@@ -231,8 +238,6 @@ class Pipeline:
         Args:
             image: PIL, a file's path, or uint8 [height, width, 3].
             size: of the shorter side of the result, a resolution of a stage. The largest when None.
-            aug_level: noise on what each stage enlarges, in [0, 1]: more of it invents more. The
-                stages' own when None.
             options: as of `generate_images`.
 
         Raises:
@@ -253,12 +258,7 @@ class Pipeline:
             low_res=to_pixels(picture, drawn),
             notes={"upscale": {"from": list(drawn), "stage": stages[first].name}},
         )
-        chosen = Options(**options)
-        if aug_level is not None:
-            own = chosen.settings or self.cascade.sampling
-            noised = [replace(entry, aug_level=aug_level) for entry in own]
-            chosen = replace(chosen, settings=noised)
-        return self._draw(prompt, num_images, chosen, work)
+        return self._draw(prompt, num_images, Options(**options), work)
 
     def _positions(self, size: int | None) -> range:
         return range(last_stage(self.cascade, self.name, size) + 1)
@@ -276,7 +276,9 @@ class Pipeline:
     ) -> Pictures:
         notes = {"model": self.name, "fingerprint": self.fingerprint, **work.notes}
         work = replace(work, notes=notes)
-        return draw(self.cascade, self.params, self.name, prompt, num_images, options, work)
+        return draw(
+            self.cascade, self.params, self.name, prompt, num_images, options, work, self.mesh
+        )
 
     def generate_again(self, settings: Mapping[str, Any], *, progress: bool = True) -> Pictures:
         """The picture whose settings these are (`picture.info["imagen_jax"]`), made again.

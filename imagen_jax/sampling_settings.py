@@ -142,27 +142,35 @@ def with_overrides(
     guidance: float | Sequence[float | None] | None = None,
     steps: int | Sequence[int | None] | None = None,
     sampler: str | Sequence[str | None] | None = None,
+    threshold: str | Sequence[str | None] | None = None,
+    aug_level: float | Sequence[float | None] | None = None,
 ) -> tuple[SamplingSettings, ...]:
     """The settings of every stage after a caller's wishes.
 
-    A sequence has one entry a stage, None where the stage keeps its own. A single value of `steps`
-    or `sampler` is for every stage; a single `guidance` for the first one, where the text decides.
+    A sequence has one entry a stage, None where the stage keeps its own. A single value is for
+    every stage; a single `guidance` for the first one, where the text decides.
     """
-    chosen, count = list(settings), len(settings)
-    wishes = {"guidance": guidance, "steps": steps, "sampler": sampler}
-    for name, wish in wishes.items():
-        if wish is None or isinstance(wish, str) or is_number(wish):
-            values = [wish] * count
-            if name == "guidance":
-                values[1:] = [None] * (count - 1)
-        else:
-            values = list(wish)
-            if not 1 <= len(values) <= count:
-                raise ValueError(
-                    f"{name} has {len(values)} entries; the model has {count} stages: {wish!r}."
-                )
-            values += [None] * (count - len(values))
+    chosen = list(settings)
+    wishes = {"steps": steps, "sampler": sampler, "threshold": threshold, "aug_level": aug_level}
+    for name, wish in {"guidance": guidance, **wishes}.items():
+        values = by_stage(name, wish, len(chosen), first_only=name == "guidance")
         for index, value in enumerate(values):
             if value is not None:
                 chosen[index] = replace(chosen[index], **{name: value})
     return tuple(chosen)
+
+
+def by_stage(name: str, value: Any, count: int, first_only: bool = False) -> list[Any]:
+    """One entry a stage, None where nothing is said: a single value is all stages', or the first's.
+
+    Raises:
+        ValueError: a sequence that is empty or has more entries than there are stages.
+    """
+    if value is None or isinstance(value, str) or is_number(value):
+        return [value] + [None if first_only else value] * (count - 1)
+    values = list(value)
+    if not 1 <= len(values) <= count:
+        raise ValueError(
+            f"{name} has {len(values)} entries; the model has {count} stages: {value!r}."
+        )
+    return values + [None] * (count - len(values))

@@ -10,7 +10,6 @@ given are those of each run's config. Other files of DIR, such as a card, stay.
 
 import argparse
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +42,19 @@ def export(options: argparse.Namespace) -> None:
     from imagen_jax.cascade import Cascade
     from imagen_jax.loading import join_pipelines, load_model
     from imagen_jax.pipeline import Pipeline
+    from imagen_jax.sampling_settings import with_overrides
 
     sources = options.model.split(",")
     pipelines = [load_model(source) for source in sources]
     joined = join_pipelines(pipelines)
-    settings = chosen_settings(joined.cascade.sampling, options)
+    settings = with_overrides(
+        joined.cascade.sampling,
+        guidance=options.guidance,
+        steps=options.steps,
+        sampler=options.sampler,
+        threshold=options.threshold,
+        aug_level=options.aug_level,
+    )
     cascade = Cascade(joined.cascade.stages, settings, joined.cascade.encoder)
     name = options.name or options.out.resolve().name
     Pipeline(cascade, joined.params, name=name, notes=joined.notes).save_pretrained(options.out)
@@ -60,25 +67,6 @@ def export(options: argparse.Namespace) -> None:
         print(f"{stage.name}: {entry}")
     size = sum(file.stat().st_size for file in options.out.iterdir() if file.is_file())
     print(f"{options.out}: {size / 1e6:.1f} MB")
-
-
-def chosen_settings(settings: tuple, options: argparse.Namespace) -> tuple:
-    """The settings of every stage after the wishes of the command line."""
-    from imagen_jax.sampling_settings import with_overrides
-
-    chosen = with_overrides(
-        settings, guidance=options.guidance, steps=options.steps, sampler=options.sampler
-    )
-    for name in ("threshold", "aug_level"):
-        wish = getattr(options, name)
-        if wish is None:
-            continue
-        values = wish if isinstance(wish, list) else [wish] * len(chosen)
-        if len(values) != len(chosen):
-            raise ValueError(f"--{name} has {len(values)} entries for {len(chosen)} stages")
-        pairs = zip(chosen, values, strict=True)
-        chosen = tuple(replace(entry, **{name: value}) for entry, value in pairs)
-    return chosen
 
 
 def read_curves(sources: list[str], pipelines: list[Any]) -> dict[str, Any]:

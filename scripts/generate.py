@@ -24,7 +24,14 @@ def parser() -> argparse.ArgumentParser:
     )
     add = parse.add_argument
     add("prompts", nargs="*", metavar="PROMPT", help="what to paint")
-    add("--model", help="shipped model, model directory or training workdir (default: emoji)")
+    add(
+        "--model",
+        type=names,
+        help="shipped model, model directory, training workdir or name on the Hugging Face hub "
+        "(default: emoji); stages trained apart in a row: A,B",
+    )
+    add("--dtype", default="float32", help="of the parameters: float32 (default) or bfloat16")
+    add("--variant", help="of DeepFloyd IF's weights, such as fp16")
     add("--lora", type=Path, metavar="FILE", help="adapter to load into the model, safetensors")
     add("--lora_scale", type=float, default=1.0, help="how much of the adapter (default: 1)")
     add("--num_images", type=int, default=4, help="pictures a prompt")
@@ -45,7 +52,11 @@ def parser() -> argparse.ArgumentParser:
         "--strength", type=numbers(float), help="of the edit, in (0, 1]: less keeps more of --image"
     )
     add("--upscale", type=Path, metavar="FILE", help="picture to enlarge")
-    add("--aug_level", type=float, help="noise on what --upscale enlarges, in [0, 1]")
+    add(
+        "--aug_level",
+        type=numbers(float),
+        help="noise on what stages enlarge, in [0, 1]; or A,A,... by stage",
+    )
     add("--low_memory", action="store_true", help="only one stage's parameters at a time")
     add("--no_grid", action="store_true", help="no grid.png")
     add("--quiet", action="store_true", help="no progress bar")
@@ -105,7 +116,7 @@ def generate(options: argparse.Namespace) -> None:
 
 def check_pictures(options: argparse.Namespace) -> None:
     """ValueError where options of editing, inpainting and enlarging do not go together."""
-    needs = {"--mask": "--image", "--strength": "--image", "--aug_level": "--upscale"}
+    needs = {"--mask": "--image", "--strength": "--image"}
     for name, needed in needs.items():
         given = getattr(options, name[2:]) is not None
         if given and getattr(options, needed[2:]) is None:
@@ -119,7 +130,7 @@ def paint(options: argparse.Namespace) -> tuple[Any, Any]:
     """(the pipeline, pictures of the prompts)."""
     from imagen_jax import load_model
 
-    pipeline = load_model(options.model or "emoji")
+    pipeline = load_model(options.model or "emoji", dtype=options.dtype, variant=options.variant)
     if options.lora is not None:
         pipeline.load_lora(options.lora, options.lora_scale)
     prompts = options.prompts or None
@@ -132,13 +143,13 @@ def paint(options: argparse.Namespace) -> tuple[Any, Any]:
         "label": options.label,
         "batch_size": options.batch_size,
         "progress": not options.quiet,
+        "aug_level": options.aug_level,
         "low_memory": options.low_memory,
     }
     count = {"num_images": options.num_images, "size": options.size}
     strength = {} if options.strength is None else {"strength": options.strength}
     if options.upscale is not None:
-        level = options.aug_level
-        pictures = pipeline.upscale(options.upscale, prompts, aug_level=level, **count, **how)
+        pictures = pipeline.upscale(options.upscale, prompts, **count, **how)
     elif options.mask is not None:
         pictures = pipeline.inpaint(
             options.image, options.mask, prompts, **strength, **count, **how
@@ -157,7 +168,11 @@ def paint_again(options: argparse.Namespace, settings: dict[str, Any]) -> tuple[
     from imagen_jax import load_model
 
     try:
-        pipeline = load_model(options.model or settings.get("model", "emoji"))
+        pipeline = load_model(
+            options.model or settings.get("model", "emoji"),
+            dtype=options.dtype,
+            variant=options.variant,
+        )
     except ValueError as error:
         raise ValueError(f"{error} Tell with --model where the picture's model is.") from None
     if options.lora is not None:

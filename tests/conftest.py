@@ -41,6 +41,13 @@ def fixed_numpy_seed():
     np.random.seed(0)  # noqa: NPY002
 
 
+@pytest.fixture(autouse=True, scope="module")
+def forgotten_programs():
+    """Compiled programs of a module are let go after it: together they take gigabytes."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def key() -> jax.Array:
     return jax.random.key(0)

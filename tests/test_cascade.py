@@ -248,6 +248,7 @@ def test_settings_refuse_an_unknown_key():
 def test_a_callers_wishes_go_to_their_stages():
     own = CASCADE.sampling
     assert with_overrides(own) == own
+    assert [entry.aug_level for entry in with_overrides(own, aug_level=0.7)] == [0.7, 0.7]
     base, sr = with_overrides(own, guidance=9.0, steps=2, sampler="ddim")
     assert (base.guidance, base.steps, base.sampler) == (9.0, 2, "ddim")
     assert (sr.guidance, sr.steps, sr.sampler) == (1.0, 2, "ddim")

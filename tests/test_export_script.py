@@ -71,7 +71,7 @@ def test_a_name_is_given_and_other_files_stay(runs, tmp_path):
     ("arguments", "said"),
     [
         (["--model", "none"], "Unknown model 'none'"),
-        (["--threshold", "static,static,none"], "--threshold has 3 entries for 2 stages"),
+        (["--threshold", "static,static,none"], "threshold has 3 entries; the model has 2 stages"),
         (["--threshold", "soft"], "Unknown threshold 'soft'"),
         (["--steps", "0"], "steps must be"),
     ],

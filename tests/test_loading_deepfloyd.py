@@ -17,6 +17,7 @@ from imagen_jax.loading import load_model
 from imagen_jax.training.sharding import MeshConfig, make_mesh, partition_spec
 
 QUIET = {"seed": 1, "progress": False, "steps": 2, "num_images": 1}
+SOLVER = {"_class_name": "DPMSolverMultistepScheduler"}
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +102,13 @@ def test_parameters_are_read_straight_onto_a_mesh(places):
             np.testing.assert_array_equal(leaf, wanted[path])
     split = [leaf for leaf in jax.tree.leaves(model.params["base8"]) if leaf.sharding.spec]
     assert len(split) > 20
-    made = pixels(model.generate_images("a red cat", **QUIET))
+    rows = []
+
+    def see(progress):
+        rows.append(progress.state.x.sharding.shard_shape(progress.state.x.shape)[0])
+
+    made = pixels(model.generate_images("a red cat", batch_size=5, callback=see, **QUIET))
+    assert set(rows) == {2}  # of 8, the least that the four parts of a batch share alike
     assert np.abs(made - pixels(plain.generate_images("a red cat", **QUIET))).max() <= 1
     with pytest.raises(ValueError, match=r"The mesh has the axes \('x',\)"):
         load_model(places / "I", mesh=jax.make_mesh((8,), ("x",)))
@@ -152,7 +159,11 @@ def test_stages_of_different_text_encoders_are_refused(places, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"_class_name": "DPMSolverMultistepScheduler"}, "_class_name is 'DPMSolverMultistep"),
+        ({"_class_name": "HeunDiscreteScheduler"}, "_class_name is 'HeunDiscreteScheduler'"),
+        ({**SOLVER, "solver_order": 3}, "solver_order is 3"),
+        ({**SOLVER, "algorithm_type": "sde-dpmsolver++"}, "is 'sde-dpmsolver"),
+        ({**SOLVER, "lambda_min_clipped": None}, "lambda_min_clipped is None"),
+        ({**SOLVER, "use_karras_sigmas": True}, "unknown field, use_karras_sigmas"),
         ({"beta_schedule": "sigmoid"}, "beta_schedule is 'sigmoid'"),
         ({"beta_start": -1.0}, "beta_start is -1.0"),
         ({"clip_sample_range": 2.0, "thresholding": False}, "clip_sample_range is 2.0"),
@@ -173,6 +184,26 @@ def test_unsupported_values_of_a_scheduler_are_named(places, tmp_path, changes, 
     change(place / "scheduler" / "scheduler_config.json", **changes)
     with pytest.raises(ValueError, match=message):
         load_model(place)
+
+
+@pytest.mark.parametrize(
+    ("options", "spacing", "lambda_min"),
+    [
+        ({}, "dpm_linspace", None),
+        ({"timestep_spacing": "leading", "lambda_min_clipped": -5.1}, "dpm_leading", -5.1),
+        ({"timestep_spacing": "trailing"}, "trailing", None),
+    ],
+)
+def test_dpm_solver_is_read_from_its_file(places, tmp_path, options, spacing, lambda_min):
+    place = copy(places, "I", tmp_path / "m")
+    before = diffusers.DDPMScheduler.from_pretrained(place / "scheduler")
+    solver = diffusers.DPMSolverMultistepScheduler.from_config(before.config, **options)
+    solver.save_pretrained(place / "scheduler")
+    if "timestep_spacing" not in options:
+        change(place / "scheduler" / "scheduler_config.json", timestep_spacing="linspace")
+    (settings,) = load_model(place).cascade.sampling
+    assert (settings.sampler, settings.spacing) == ("dpmpp_2m", spacing)
+    assert (settings.lambda_min, settings.threshold) == (lambda_min, "dynamic")
 
 
 def test_unsupported_values_of_other_parts_are_named(places, tmp_path):

@@ -59,6 +59,8 @@ def test_an_edit_is_nearer_to_the_picture_the_weaker_it_is(pipeline, picture):
     by_stage = pipeline.edit(picture, "no 1", strength=(0.5, 0.5), **QUIET)
     base_alone = pipeline.edit(picture, "no 1", strength=0.5, **QUIET)
     assert (pixels(by_stage) != pixels(base_alone)).any()
+    noised = pipeline.edit(picture, "no 1", strength=0.5, aug_level=0.9, **QUIET)
+    assert (pixels(noised) != pixels(base_alone)).any()
     with pytest.raises(ValueError, match="strength has 3 entries; the model has 2 stages"):
         pipeline.edit(picture, "no 1", strength=(1.0, 1.0, 1.0), **QUIET)
 

@@ -19,7 +19,9 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return values
 
 
-def _no_constant(name: str) -> None:
+def _constant(name: str) -> float:
+    if name == "-Infinity":  # diffusers writes it: lambda_min_clipped of DPM-Solver
+        return -math.inf
     raise ValueError(f"it has {name}, which is no JSON number")
 
 
@@ -38,7 +40,7 @@ def parse_object(content: bytes) -> dict[str, Any]:
         values = json.loads(
             content.decode("utf-8"),
             object_pairs_hook=_object,
-            parse_constant=_no_constant,
+            parse_constant=_constant,
             parse_float=_finite,
         )
     except RecursionError:
@@ -60,8 +62,8 @@ def read_object(path: str | os.PathLike, kind: str) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is too large, damaged, or holds something else; NaN, infinities and names
-            that occur twice are refused.
+        ValueError: it is too large, damaged, or holds something else; NaN, Infinity and names that
+            occur twice are refused.
     """
     path = Path(path)
     if not path.is_file():

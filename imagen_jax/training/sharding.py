@@ -76,11 +76,16 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     return jax.make_mesh(shape, AXES, axis_types=types, devices=devices)
 
 
+def batch_parts(mesh: Mesh) -> int:
+    """Into how many parts a batch is split."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
 def check_batch(mesh: Mesh, batch_size: int) -> None:
     """ValueError unless the batch splits evenly over the mesh's data and fsdp axes and over the
     hosts.
     """
-    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    parts = batch_parts(mesh)
     if batch_size % parts:
         lower, upper = batch_size // parts * parts, -(-batch_size // parts) * parts
         nearest = f"{lower} or {upper}" if lower else f"{upper}"

@@ -1,0 +1,151 @@
+"""A scheduler's file in diffusers' layout: its schedule, and how pictures are drawn with it."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from imagen_jax.convert.fields import Fields
+from imagen_jax.diffusion.schedules import BETAS, DiscreteBeta
+
+DDPM, SOLVER = "DDPMScheduler", "DPMSolverMultistepScheduler"
+
+# What a field that scheduler_config.json leaves out stands for.
+_COMMON = {
+    "num_train_timesteps": 1000,
+    "beta_start": 1e-4,
+    "beta_end": 0.02,
+    "beta_schedule": "linear",
+    "prediction_type": "epsilon",
+    "thresholding": False,
+    "dynamic_thresholding_ratio": 0.995,
+    "sample_max_value": 1.0,
+    "steps_offset": 0,
+    "trained_betas": None,
+    "rescale_betas_zero_snr": False,
+}
+DEFAULTS = {
+    DDPM: {
+        **_COMMON,
+        "variance_type": "fixed_small",
+        "clip_sample": True,
+        "clip_sample_range": 1.0,
+        "timestep_spacing": "leading",
+    },
+    SOLVER: {
+        **_COMMON,
+        "variance_type": None,
+        "timestep_spacing": "linspace",
+        "solver_order": 2,
+        "algorithm_type": "dpmsolver++",
+        "solver_type": "midpoint",
+        "final_sigmas_type": "zero",
+        "lambda_min_clipped": -math.inf,
+        # Of no effect with final_sigmas_type "zero", which ends with a step of first order.
+        "lower_order_final": True,
+        "euler_at_final": False,
+        # Of a kind of prediction that is refused.
+        "flow_shift": 1.0,
+        "time_shift_type": "exponential",
+    },
+}
+PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
+SPACINGS = {
+    DDPM: {"leading": "leading", "trailing": "trailing", "linspace": "linspace"},
+    SOLVER: {"leading": "dpm_leading", "trailing": "trailing", "linspace": "dpm_linspace"},
+}
+# Whether the network's own variance is taken, and the gamma of ddpm otherwise.
+VARIANCES = {
+    "learned_range": (True, 0.0),
+    "fixed_small": (False, 0.0),
+    "fixed_small_log": (False, 0.0),
+    "fixed_large": (False, 1.0),
+}
+
+
+def scheduler_fields(
+    values: Mapping[str, Any], owner: str, known: tuple[str, ...] = (DDPM, SOLVER)
+) -> tuple[str, Fields]:
+    """(the scheduler's class, its fields). ValueError: another class, or a field that is unknown.
+
+    Args:
+        owner: what the file is called in messages.
+        known: classes that will do here.
+    """
+    name = values.get("_class_name", DDPM)
+    Fields(owner, {"_class_name": name}).choice("_class_name", dict.fromkeys(known))
+    defaults = DEFAULTS[name]
+    # A file written after a change of scheduler keeps the other one's fields, of no effect.
+    for field in sorted(set(values) - {field for fields in DEFAULTS.values() for field in fields}):
+        # Names that start with "_" are notes.
+        if not field.startswith("_") and values[field] not in (None, False):
+            raise ValueError(
+                f"{owner} has an unknown field, {field} = {values[field]!r}; supported are those "
+                f"of {name}."
+            )
+    fields = Fields(owner, {field: values.get(field, value) for field, value in defaults.items()})
+    if fields.values["trained_betas"] is not None:
+        fields.refuse("trained_betas", "null")
+    if fields.flag("rescale_betas_zero_snr"):
+        fields.refuse("rescale_betas_zero_snr", "false")
+    return name, fields
+
+
+def schedule_of(fields: Fields) -> DiscreteBeta:
+    """The schedule of a scheduler's fields."""
+    kind = fields.choice("beta_schedule", {name: name for name in BETAS})
+    start, end = fields.positive("beta_start"), fields.positive("beta_end")
+    if not start <= end < 1:
+        fields.refuse("beta_end", "a number from beta_start to below 1")
+    return DiscreteBeta(kind, start, end, fields.count("num_train_timesteps"))
+
+
+def _threshold(name: str, fields: Fields) -> dict[str, Any]:
+    if fields.flag("thresholding"):
+        ratio = fields.positive("dynamic_thresholding_ratio")
+        cap = fields.positive("sample_max_value")
+        if ratio > 1:
+            fields.refuse("dynamic_thresholding_ratio", "a share, at most 1")
+        if cap < 1:
+            fields.refuse("sample_max_value", "a number from 1")
+        return {"threshold": "dynamic", "percentile": 100 * ratio, "cap": cap}
+    if name == SOLVER or not fields.flag("clip_sample"):
+        return {"threshold": "none"}
+    if fields.positive("clip_sample_range") != 1:
+        fields.refuse("clip_sample_range", "1")
+    return {"threshold": "static"}
+
+
+def _solver(fields: Fields) -> dict[str, Any]:
+    """DPM-Solver++ (2M) (arXiv 2211.01095), the only solver here."""
+    only = {"algorithm_type": "dpmsolver++", "solver_type": "midpoint", "final_sigmas_type": "zero"}
+    for field, value in only.items():
+        fields.choice(field, {value: value})
+    if fields.count("solver_order") != 2:
+        fields.refuse("solver_order", "2")
+    fields.choice("variance_type", {None: None, "learned_range": None})
+    lowest = fields.values["lambda_min_clipped"]
+    if isinstance(lowest, bool) or not isinstance(lowest, int | float):
+        fields.refuse("lambda_min_clipped", "a number")
+    if lowest != -math.inf and fields.values["timestep_spacing"] == "trailing":
+        fields.refuse("timestep_spacing", "leading or linspace, with lambda_min_clipped")
+    return {"sampler": "dpmpp_2m", "lambda_min": None if lowest == -math.inf else float(lowest)}
+
+
+def _ddpm(fields: Fields, learns_variance: bool) -> dict[str, Any]:
+    learned, gamma = fields.choice("variance_type", VARIANCES)
+    if learned and not learns_variance:
+        fields.refuse("variance_type", "one without a learned variance, as the U-Net gives none")
+    return {"sampler": "ddpm", "learned_variance": learned, "gamma": gamma}
+
+
+def settings_of(name: str, fields: Fields, learns_variance: bool) -> dict[str, Any]:
+    """The part of SamplingSettings that a scheduler's file holds."""
+    if fields.values["steps_offset"] != 0:
+        fields.count("steps_offset")
+    own = _solver(fields) if name == SOLVER else _ddpm(fields, learns_variance)
+    return {
+        **own,
+        "spacing": fields.choice("timestep_spacing", SPACINGS[name]),
+        "steps_offset": fields.values["steps_offset"],
+        **_threshold(name, fields),
+    }
