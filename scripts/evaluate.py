@@ -43,7 +43,14 @@ def parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parse.add_argument
-    add("--model", default="emoji", help="shipped model, model directory or training workdir; A,B")
+    add(
+        "--model",
+        type=names,
+        default="emoji",
+        help="shipped model, model directory or training workdir; A,B",
+    )
+    add("--dtype", default="float32", help="of the parameters: float32 (default) or bfloat16")
+    add("--variant", help="of DeepFloyd IF's weights, such as fp16")
     add("--images", type=Path, metavar="DIR", help="measure these pictures instead of a model's")
     add("--prompts", help="emoji, coco30k, drawbench or a file (default: emoji for a model)")
     add("--data", type=Path, help="file of emoji (prepare_emoji.py), coco30k or drawbench")
@@ -60,7 +67,8 @@ def parser() -> argparse.ArgumentParser:
     add("--num", type=int, help="the first N prompts; of emoji, N pictures drawn with a fixed seed")
     add("--num_images", type=int, default=1, help="pictures a prompt")
     add("--guidance", type=points, default=[], help="weights of the text: W,W,...; W:W by stage")
-    add("--aug_level", type=levels, default=[], help="noise on what stages enlarge, in [0, 1]")
+    add("--aug_level", type=points, default=[], help="noise on what stages enlarge, in [0, 1]: "
+        "A,A,...; A:A by stage")  # fmt: skip
     add("--steps", type=numbers(int), help="of the sampler; N, or N,N,... by stage")
     add("--sampler", type=names, help="ddpm, ddim, dpmpp_2m or heun; or S,S,... by stage")
     add("--size", type=int, help="of the pictures (default: emoji: the smallest from 32 on; coco30k"
@@ -77,10 +85,6 @@ def points(text: str) -> list[float | tuple[float, ...]]:
     """ "1,2:8" -> [1.0, (2.0, 8.0)]: commas between points, colons between stages."""
     values = [tuple(float(part) for part in point.split(":")) for point in text.split(",")]
     return [value[0] if len(value) == 1 else value for value in values]
-
-
-def levels(text: str) -> list[float]:
-    return [float(part) for part in text.split(",")]
 
 
 def share_of(text: str | None) -> Any:
@@ -243,6 +247,15 @@ def read_prompts(options: argparse.Namespace) -> tuple[Any, Any, Any]:
 # ------------------------------------------------------------------------------- the model
 
 
+def all_devices() -> Any:
+    """A mesh over all devices, which share each batch; None where there is one."""
+    import jax
+
+    from imagen_jax.training.sharding import MeshConfig, make_mesh
+
+    return make_mesh(MeshConfig()) if jax.device_count() > 1 else None
+
+
 def load_pipeline(options: argparse.Namespace) -> tuple[Any, Any, int]:
     """(the pipeline, its settings, the size of its pictures)."""
     from imagen_jax import load_model
@@ -251,8 +264,8 @@ def load_pipeline(options: argparse.Namespace) -> tuple[Any, Any, int]:
     from imagen_jax.evaluation.retrieval import SIZE as EMOJI_SIZE
     from imagen_jax.sampling_settings import with_overrides
 
-    sources = options.model.split(",")
-    pipeline = load_model(sources if len(sources) > 1 else sources[0])
+    files = {"dtype": options.dtype, "variant": options.variant}
+    pipeline = load_model(options.model, mesh=all_devices(), **files)
     settings = with_overrides(
         pipeline.cascade.sampling, steps=options.steps, sampler=options.sampler
     )
@@ -265,12 +278,13 @@ def load_pipeline(options: argparse.Namespace) -> tuple[Any, Any, int]:
     return pipeline, settings, size
 
 
-def describe_model(pipeline: Any, source: str) -> dict[str, Any]:
+def describe_model(pipeline: Any, options: argparse.Namespace) -> dict[str, Any]:
     from imagen_jax.evaluation.report import fingerprint
 
     return {
         "name": pipeline.name,
-        "source": source,
+        "source": options.model,
+        "dtype": options.dtype,
         "fingerprint": pipeline.fingerprint or fingerprint(pipeline.params),
         "notes": pipeline.notes,
     }
@@ -280,6 +294,7 @@ def make_subject(
     pipeline: Any, about: Any, settings: Any, size: int, options: argparse.Namespace
 ) -> Any:
     """The model at these settings, as the evaluation sees it."""
+    from imagen_jax.drawing import spread
     from imagen_jax.evaluation.runner import Subject
 
     reads_text = any(stage.conditioning == "text" for stage in pipeline.cascade.stages)
@@ -305,7 +320,7 @@ def make_subject(
         generate,
         settings,
         options.seed,
-        options.batch_size,
+        spread(options.batch_size, pipeline.mesh)[1],
     )
 
 
@@ -352,6 +367,7 @@ def check_sweep(
 
 def run(options: argparse.Namespace) -> None:
     """Measures every point and writes the report; of a share of the work, pictures and features."""
+    from imagen_jax.drawing import spread
     from imagen_jax.evaluation import results, runner, sweep
     from imagen_jax.evaluation.picture_folder import list_pictures
 
@@ -360,9 +376,10 @@ def run(options: argparse.Namespace) -> None:
     subjects = []
     if files is None or set(job.metrics) & set(runner.QUALITY):
         pipeline, settings, size = load_pipeline(options)
-        job = job if files is not None else replace(job, size=size)
+        batch_size, _ = spread(options.batch_size, pipeline.mesh)
+        job = replace(job, batch_size=batch_size, size=job.size if files is not None else size)
         chosen = [sweep.settings_at(settings, point) for point in grid]
-        model = describe_model(pipeline, options.model)
+        model = describe_model(pipeline, options)
         subjects = [make_subject(pipeline, model, entry, size, options) for entry in chosen]
         check_model(job, subjects[0])
     check_sweep(options, job, grid, subjects)

@@ -48,7 +48,8 @@ METRICS = (*KINDS, "retrieval", *QUALITY)
 class Subject:
     """The model under evaluation: how it generates, and the stages and parameters it is made of.
 
-    about: for the report: where it comes from, its fingerprint and notes.
+    about: for the report: where it comes from, its fingerprint and notes. place: what puts a batch
+    on the mesh (`drawing.spread`).
     """
 
     name: str
@@ -58,7 +59,7 @@ class Subject:
     generate: Generate
     settings: Sequence[SamplingSettings]
     seed: int
-    batch_size: int = 16
+    place: Callable[[Any], Any] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,7 +164,7 @@ def evaluate(
     quality = {name: QUALITY[name] for name in job.metrics if name in QUALITY}
     if quality and job.share == ALL:
         begin = time.monotonic()
-        result = evaluate_super_resolution(subject, job.emoji, quality)
+        result = evaluate_super_resolution(subject, job.emoji, quality, job.batch_size)
         seconds["super_resolution"] = round(time.monotonic() - begin, 2)
         values, tables, sheets = values | result.values, tables, sheets | result.sheets
     return Result({**values, "seconds": seconds}, tables, sheets)
@@ -273,6 +274,7 @@ def evaluate_super_resolution(
     subject: Subject,
     pictures: PictureSet,
     measures: Mapping[str, Callable[[np.ndarray, np.ndarray], np.ndarray]],
+    batch_size: int = 16,
 ) -> Result:
     """Enlarges every true picture, downsampled, by each stage that enlarges, English names given.
 
@@ -296,7 +298,8 @@ def evaluate_super_resolution(
             prompts,
             seed=subject.seed,
             settings=subject.settings,
-            batch_size=subject.batch_size,
+            batch_size=batch_size,
+            place=subject.place,
         ):
             made.append(part)
             line.advance(len(part))

@@ -3,7 +3,7 @@ figures 4 and A.11): the points, which of them none beats, the table and the plo
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,24 +21,24 @@ class Point:
     """A guidance weight (or one a stage) and a level of noise; None keeps the model's own."""
 
     guidance: float | tuple[float, ...] | None = None
-    aug_level: float | None = None
+    aug_level: float | tuple[float, ...] | None = None
 
     @property
     def name(self) -> str:
         """For files and tables: guidance_1.35-8_aug_level_0.1."""
-        words = []
-        if self.guidance is not None:
-            words += ["guidance", self.guidance_text.replace(":", "-")]
-        if self.aug_level is not None:
-            words += ["aug_level", f"{self.aug_level:g}"]
+        values = {"guidance": self.guidance, "aug_level": self.aug_level}
+        words = [
+            f"{name}_{text(value, '-')}" for name, value in values.items() if value is not None
+        ]
         return "_".join(words) or "own_settings"
 
-    @property
-    def guidance_text(self) -> str:
-        if self.guidance is None:
-            return ""
-        weights = self.guidance if isinstance(self.guidance, tuple) else (self.guidance,)
-        return ":".join(f"{weight:g}" for weight in weights)
+
+def text(value: float | tuple[float, ...] | list[float] | None, separator: str = ":") -> str:
+    """1.35, or by stage 1.35:8; nothing for None."""
+    if value is None:
+        return ""
+    values = value if isinstance(value, tuple | list) else (value,)
+    return separator.join(f"{entry:g}" for entry in values)
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Axes:
 
 
 def make_points(
-    guidances: Sequence[float | tuple[float, ...]], aug_levels: Sequence[float]
+    guidances: Sequence[float | tuple[float, ...]], aug_levels: Sequence[float | tuple[float, ...]]
 ) -> list[Point]:
     """Every weight with every level; one point of the model's own where neither is given."""
     points = [Point(g, a) for a in aug_levels or [None] for g in guidances or [None]]
@@ -62,10 +62,7 @@ def make_points(
 
 def settings_at(settings: Sequence[SamplingSettings], point: Point) -> tuple[SamplingSettings, ...]:
     """The settings of every stage at a point: traced numbers alone differ, nothing recompiles."""
-    chosen = with_overrides(settings, guidance=point.guidance)
-    if point.aug_level is None:
-        return chosen
-    return tuple(replace(entry, aug_level=point.aug_level) for entry in chosen)
+    return with_overrides(settings, guidance=point.guidance, aug_level=point.aug_level)
 
 
 def choose_axes(values: Mapping[str, Any]) -> list[Axes]:
@@ -116,10 +113,9 @@ def table(points: Sequence[Point], values: Sequence[Mapping[str, Any]]) -> list[
     head = [_label(axis) for axis in columns]
     rows = [["guidance", "aug_level", *head, *(f"front: {_label(a.distance)}" for a in axes)]]
     for number, (point, found) in enumerate(zip(points, values, strict=True)):
-        level = "" if point.aug_level is None else f"{point.aug_level:g}"
         numbers = [f"{figure(found, axis):.6g}" for axis in columns]
         marks = [str(int(front[number])) for front in fronts]
-        rows.append([point.guidance_text, level, *numbers, *marks])
+        rows.append([text(point.guidance), text(point.aug_level), *numbers, *marks])
     return rows
 
 
@@ -165,12 +161,12 @@ def _draw(place: Any, points: Sequence[Point], values: Sequence[Any], axes: Axes
     up = np.asarray([figure(v, axes.distance) for v in values])
     for level in dict.fromkeys(point.aug_level for point in points):
         rows = [row for row, point in enumerate(points) if point.aug_level == level]
-        label = None if level is None else f"aug_level {level:g}"
+        label = None if level is None else f"aug_level {text(level)}"
         place.plot(across[rows], up[rows], "o-", markersize=4, linewidth=1, label=label)
         for row in rows:
-            text = points[row].guidance_text
+            label = text(points[row].guidance)
             place.annotate(
-                text, (across[row], up[row]), textcoords="offset points", xytext=(5, 4), fontsize=8
+                label, (across[row], up[row]), textcoords="offset points", xytext=(5, 4), fontsize=8
             )
     front = pareto(across, up)
     place.plot(

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 from tiny_cascade import tiny_pipeline
 
+from scripts import evaluate
+
 COUNT, SIDE, LONELY = 12, 8, 3  # picture LONELY has no Chinese name
 
 
@@ -33,3 +35,9 @@ def model(tmp_path_factory):
     directory = tmp_path_factory.mktemp("tiny")
     tiny_pipeline().save_pretrained(directory)
     return directory
+
+
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch):
+    """The script draws on one device: programs for eight take long to compile."""
+    monkeypatch.setattr(evaluate, "all_devices", lambda: None)

@@ -16,7 +16,7 @@ from scripts.evaluate import main
 
 @pytest.fixture(scope="module")
 def evaluated(data, model, tmp_path_factory):
-    """Both metrics on the training split, three pictures at a time."""
+    """Both metrics on the training split, four pictures at a time, on all devices."""
     out = tmp_path_factory.mktemp("out") / "results"
     command = f"--metrics retrieval,psnr --split train --steps 2 --guidance 1.5 --data {data}"
     arguments = [*command.split(), "--model", str(model), "--batch_size", "4", "--out", str(out)]

@@ -18,9 +18,10 @@ from imagen_jax.evaluation.kernel_distance import cmmd
 from imagen_jax.evaluation.reference import read_reference, statistics_of
 from imagen_jax.evaluation.statistics import frechet_distance
 from imagen_jax.stage_sampling import advance_stage, begin_stage
+from imagen_jax.training.sharding import MeshConfig, make_mesh
 from scripts import evaluate
 
-PROMPTS = [f"<b>thing</b> {i}" for i in range(10)]
+PROMPTS = [f"<b>ab</b>{i}" for i in range(10)]
 
 
 @pytest.fixture
@@ -106,6 +107,18 @@ def test_a_folder_is_at_no_distance_from_itself(tmp_path, networks, reference):
     assert abs(report["fid"]["random-inception"]["value"]) < 1e-3
     assert abs(report["cmmd"]["tiny-clip"]["value"]) < 1e-3
     assert any("were given" in why for why in report["cmmd"]["tiny-clip"]["off_protocol"])
+
+
+def test_eight_devices_draw_what_one_does(run, tmp_path, monkeypatch):
+    whole = run(tmp_path / "one", metrics="clip", features="clip")
+    monkeypatch.setattr(evaluate, "all_devices", lambda: make_mesh(MeshConfig()))
+    report = run(tmp_path / "eight", metrics="clip", features="clip")
+    assert report["settings"]["batch_size"] == 8  # four, rounded up to the devices
+    np.testing.assert_allclose(
+        read(tmp_path / "eight" / "images"), read(tmp_path / "one" / "images"), atol=1
+    )
+    value = whole["clip"]["tiny-clip"]["value"]
+    assert report["clip"]["tiny-clip"]["value"] == pytest.approx(value, abs=1e-2)
 
 
 def test_a_killed_run_goes_on(run, tmp_path, networks, monkeypatch):
@@ -196,7 +209,7 @@ def check_page(path):
     assert all(source.startswith("data:image/png;base64,") for source in sources)
     assert "Off protocol." in page
     assert "10 pictures, not 30000" in page
-    assert not re.search(r"<script|<b>thing|url\(|@import", page)
+    assert not re.search(r"<script|<b>ab|url\(|@import", page)
 
 
 def test_common_seeds(run, tmp_path):
