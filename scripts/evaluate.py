@@ -12,8 +12,8 @@ clip: mean cosine of picture and caption. r_precision: whether a picture's own c
 nearest of 100.
 retrieval: a picture generated from an emoji's name counts when its nearest neighbour by mean
 squared error at 32x32, among all distinct emoji, is the right one (top1), or one of five is (top5).
-psnr, ssim: of each stage that enlarges, given the true emoji downsampled, beside bicubic; in dB,
-and in [-1, 1].
+psnr, ssim: of each stage that enlarges, given the true emoji downsampled, beside bicubic; or of
+--images beside --truth. In dB, and in [-1, 1].
 
 Several weights or levels (--guidance 1,1.35,2 --aug_level 0,0.1) are a sweep: sweep.csv and
 sweep.png set distance against alignment. DIR/report.json and DIR/report.html hold the figures, what
@@ -32,10 +32,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # to run in a clone, uninstalled
 
 from scripts.command_line import EXTRAS, output_folder
+from scripts.evaluation_inputs import RANDOM, make_reference, read_job
 from scripts.generate import names, numbers
-
-EMOJI = Path("data/emoji/emoji.npz")
-RANDOM = "random_inception"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -52,6 +50,9 @@ def parser() -> argparse.ArgumentParser:
     add("--dtype", default="float32", help="of the parameters: float32 (default) or bfloat16")
     add("--variant", help="of DeepFloyd IF's weights, such as fp16")
     add("--images", type=Path, metavar="DIR", help="measure these pictures instead of a model's")
+    add(
+        "--truth", type=Path, metavar="DIR", help="true pictures, of the same names, for psnr, ssim"
+    )
     add("--prompts", help="emoji, coco30k, drawbench or a file (default: emoji for a model)")
     add("--data", type=Path, help="file of emoji (prepare_emoji.py), coco30k or drawbench")
     add("--metrics", default="retrieval", help="of fid, kid, cmmd, clip, r_precision, ...: A,B")
@@ -85,163 +86,6 @@ def points(text: str) -> list[float | tuple[float, ...]]:
     """ "1,2:8" -> [1.0, (2.0, 8.0)]: commas between points, colons between stages."""
     values = [tuple(float(part) for part in point.split(":")) for point in text.split(",")]
     return [value[0] if len(value) == 1 else value for value in values]
-
-
-def share_of(text: str | None) -> Any:
-    """ "2/4" -> the second of four."""
-    from imagen_jax.evaluation.generation import ALL, Share
-
-    if text is None:
-        return ALL
-    number, _, count = text.partition("/")
-    if not (number.isdigit() and count.isdigit() and 1 <= int(number) <= int(count)):
-        raise ValueError(f"--share is {text!r}; it must be I/N, for example 1/4 to 4/4.")
-    return Share(int(number) - 1, int(count))
-
-
-def read_extractors(options: argparse.Namespace) -> tuple[Any, ...]:
-    """The feature networks, spread over all devices; Inception once for each way to resize."""
-    directories = [name for name in options.features.split(",") if name]
-    if not directories:
-        return ()
-    from imagen_jax.evaluation.extraction import by_name
-    from imagen_jax.evaluation.features import INCEPTION_RESIZES
-    from imagen_jax.feature_files import load_extractor
-
-    resizes = options.resize.split(",")
-    if unknown := set(resizes) - set(INCEPTION_RESIZES):
-        raise ValueError(f"--resize knows {', '.join(INCEPTION_RESIZES)}, not {unknown.pop()!r}.")
-    found = []
-    for name in directories:
-        extractor = random_inception() if name == RANDOM else load_extractor(name)
-        if extractor.kind == "inception":
-            found += [replace(extractor, name=f"{extractor.name}, {r}", resize=r) for r in resizes]
-        else:
-            found.append(extractor)
-    return tuple(by_name(found).values())
-
-
-def random_inception() -> Any:
-    """Inception with random weights: for trying things out where the true ones are not at hand."""
-    import jax
-
-    from imagen_jax.evaluation.features import make_extractor
-    from imagen_jax.evaluation.report import fingerprint
-    from imagen_jax.models import inception
-
-    params = inception.init(jax.random.key(0))
-    return make_extractor("random Inception", fingerprint({"inception": params}), None, params)
-
-
-# ------------------------------------------------------------------------------- the reference
-
-
-def make_reference(options: argparse.Namespace) -> None:
-    from imagen_jax.evaluation import protocol, reference
-    from imagen_jax.evaluation.picture_folder import (
-        Treatment,
-        common_size,
-        list_pictures,
-        read_parts,
-        source_parts,
-    )
-
-    if options.reference is None or not options.features:
-        raise ValueError("--make_reference needs --features DIR and --reference FILE to write.")
-    name, batch = options.make_reference, options.batch_size * 16
-    about: dict[str, Any] = {"kind": name.split(":")[0]}
-    if about["kind"] in ("emoji", "tfds"):
-        source, named = reference_source(options)
-        treatment = Treatment(options.size or min(source[0]["image"].shape[:2]))
-        parts, files = source_parts(source, treatment, batch, options.skip_broken), []
-        about, total = about | named, len(source)
-    else:
-        files = list_pictures(name)
-        treatment, total = Treatment(options.size or common_size(files)), len(files)
-        parts = read_parts(files, treatment, batch, options.skip_broken)
-        about = {"kind": "folder", "path": name}
-    about["val2014"] = protocol.is_val2014(about, [file.name for file in files])
-    made = reference.make_reference(read_extractors(options), parts, about, treatment, total)
-    options.reference.parent.mkdir(parents=True, exist_ok=True)
-    reference.write_reference(options.reference, made)
-    print(f"{options.reference}: {made.count} pictures, fingerprint {made.fingerprint}")
-
-
-def reference_source(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
-    """(source, what it is) of emoji:SPLIT, drawn as the prompts are, or tfds:NAME:SPLIT."""
-    from imagen_jax.data.tfds_source import read_tfds
-    from imagen_jax.evaluation.picture_set import read_picture_set
-    from imagen_jax.evaluation.results import describe_emoji
-
-    kind, _, rest = options.make_reference.partition(":")
-    if kind == "emoji":
-        pictures = read_picture_set(options.data or EMOJI, rest or options.split, options.num)
-        return pictures.source, describe_emoji(pictures)
-    builder, _, split = rest.rpartition(":")
-    if not builder:
-        raise ValueError(f"--make_reference {options.make_reference} must be tfds:NAME:SPLIT.")
-    return read_tfds(builder, split, None), {"name": builder, "split": split}
-
-
-# ------------------------------------------------------------------------------- what to measure
-
-
-def read_job(options: argparse.Namespace) -> Any:
-    """Prompts, networks and references: everything but the model."""
-    from imagen_jax.arguments import check_count, check_seed
-    from imagen_jax.evaluation import measures, runner
-    from imagen_jax.evaluation.picture_folder import list_pictures
-    from imagen_jax.evaluation.reference import read_reference
-
-    metrics = tuple(dict.fromkeys(name for name in options.metrics.split(",") if name))
-    runner.check_known(metrics)
-    check_count("batch_size", options.batch_size)
-    check_count("num_images", options.num_images)
-    check_seed(options.seed)
-    share = share_of(options.share)
-    if options.images is not None:
-        list_pictures(options.images)  # an empty folder is found before anything is loaded
-    prompts, emoji, emoji_names = read_prompts(options)
-    if emoji is None and (wanted := {"retrieval", *runner.QUALITY} & set(metrics)):
-        raise ValueError(f"{', '.join(sorted(wanted))} look at emoji: give --prompts emoji.")
-    reference = None if options.reference is None else read_reference(options.reference)
-    extractors = read_extractors(options)
-    measures.check_extractors(metrics, extractors)
-    texts = None
-    if prompts is not None:
-        texts = [text for text in prompts.texts for _ in range(options.num_images)]
-    return runner.Job(
-        metrics,
-        options.size,
-        prompts,
-        options.num_images,
-        emoji,
-        emoji_names,
-        extractors,
-        measures.prepare_truth(metrics, extractors, reference, texts),
-        options.skip_broken,
-        share,
-        options.batch_size,
-    )
-
-
-def read_prompts(options: argparse.Namespace) -> tuple[Any, Any, Any]:
-    """(prompts, the emoji if they are the prompts, their names one a generated picture)."""
-    import numpy as np
-
-    from imagen_jax.evaluation import picture_set
-    from imagen_jax.evaluation.prompts import plain_list, read_prompts
-
-    source = options.prompts or (None if options.images else "emoji")
-    if source is None:
-        return None, None, None
-    if source != "emoji":
-        return read_prompts(source, options.data).first(options.num), None, None
-    emoji = picture_set.read_picture_set(options.data or EMOJI, options.split, options.num)
-    languages = picture_set.LANGUAGES if options.language is None else (options.language,)
-    found = picture_set.make_prompts(emoji, languages)
-    rows = np.repeat(np.arange(len(found)), options.num_images)
-    return plain_list("emoji", found.text), emoji, picture_set.select(found, rows)
 
 
 # ------------------------------------------------------------------------------- the model
@@ -374,7 +218,7 @@ def run(options: argparse.Namespace) -> None:
     job, grid = read_job(options), sweep.make_points(options.guidance, options.aug_level)
     files = None if options.images is None else list_pictures(options.images)
     subjects = []
-    if files is None or set(job.metrics) & set(runner.QUALITY):
+    if files is None or (job.true_files is None and set(job.metrics) & set(runner.QUALITY)):
         pipeline, settings, size = load_pipeline(options)
         batch_size, _ = spread(options.batch_size, pipeline.mesh)
         job = replace(job, batch_size=batch_size, size=job.size if files is not None else size)

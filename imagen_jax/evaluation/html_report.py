@@ -44,7 +44,7 @@ def rows_of(values: Mapping[str, Any]) -> list[Row]:
             rows.append((metric, "nearest picture at 32x32", found["top1"], more))
         elif found and metric in ("psnr", "ssim"):
             rows += [
-                (metric, stage, entry["model"], f"bicubic {entry['bicubic']:.4g}; n {entry['n']}")
+                (metric, stage, entry["model"], _rest(entry))
                 for stage, entry in found.items()
                 if entry["n"]
             ]
@@ -54,7 +54,7 @@ def rows_of(values: Mapping[str, Any]) -> list[Row]:
 
 
 def _rest(entry: Mapping[str, Any]) -> str:
-    left_out = ("value", "off_protocol")
+    left_out = ("value", "model", "off_protocol")
     shown = {k: v for k, v in entry.items() if k not in left_out and v is not None}
     return "; ".join(
         f"{k.replace('_', ' ')} {v:.4g}" if isinstance(v, float) else f"{k.replace('_', ' ')} {v}"

@@ -51,6 +51,22 @@ def list_pictures(folder: str | Path) -> list[Path]:
     return [Path(folder) / name for name in source.files]
 
 
+def matching_pictures(folder: str | Path, files: Sequence[Path], of: Path) -> list[Path]:
+    """The pictures of `folder` that are named as `files` of folder `of` are, suffixes apart.
+
+    Raises ValueError where one has no counterpart.
+    """
+    found = {path.relative_to(folder).with_suffix(""): path for path in list_pictures(folder)}
+    names = [file.relative_to(of).with_suffix("") for file in files]
+    missing = [str(name) for name in names if name not in found]
+    if missing:
+        raise ValueError(
+            f"{folder} has no picture for {len(missing)} of {len(names)}, {missing[0]} first: the "
+            "names must be the same."
+        )
+    return [found[name] for name in names]
+
+
 def common_size(files: Sequence[Path]) -> int:
     """The side of all these pictures' squares, by the files' headers.
 

@@ -68,6 +68,7 @@ class Job:
 
     prompts: in their order, each `copies` times; None for pictures of unknown captions. emoji: the
     set of pictures that retrieval, psnr and ssim look at, and its names. size: of the pictures.
+    true_files: what psnr and ssim compare given pictures with, in their order.
     """
 
     metrics: tuple[str, ...]
@@ -76,6 +77,7 @@ class Job:
     copies: int = 1
     emoji: PictureSet | None = None
     names: Prompts | None = None
+    true_files: tuple[Path, ...] | None = None
     extractors: tuple[Extractor, ...] = ()
     truth: Truth | None = None
     skip_broken: bool = False
@@ -146,6 +148,7 @@ def evaluate(
         settings: what decides the generated pictures, kept beside them.
     """
     values, tables, sheets, seconds = {}, {}, {}, {}
+    given = files
     if any(name not in QUALITY for name in job.metrics):
         made_here = files is None
         if files is None:
@@ -164,8 +167,13 @@ def evaluate(
     quality = {name: QUALITY[name] for name in job.metrics if name in QUALITY}
     if quality and job.share == ALL:
         begin = time.monotonic()
-        result = evaluate_super_resolution(subject, job.emoji, quality, job.batch_size)
-        seconds["super_resolution"] = round(time.monotonic() - begin, 2)
+        if job.true_files is not None:
+            result = evaluate_pairs(given, job.true_files, quality, job.size)
+        else:
+            result = evaluate_super_resolution(subject, job.emoji, quality, job.batch_size)
+        seconds["super_resolution" if job.true_files is None else "pairs"] = round(
+            time.monotonic() - begin, 2
+        )
         values, tables, sheets = values | result.values, tables, sheets | result.sheets
     return Result({**values, "seconds": seconds}, tables, sheets)
 
@@ -268,6 +276,40 @@ def evaluate_retrieval(
     ]
     sheet = contact_sheet(list(zip(truth, images, strict=True)), captions)
     return Result({"retrieval": values}, {"retrieval.csv": table}, {"retrieval.png": sheet})
+
+
+def evaluate_pairs(
+    files: Sequence[Path],
+    true_files: Sequence[Path],
+    measures: Mapping[str, Callable[[np.ndarray, np.ndarray], np.ndarray]],
+    size: int | None,
+) -> Result:
+    """Compares each picture with the true one at the same place; both are brought to one size.
+
+    Equal pictures have an infinite PSNR: they are left out of its mean, and counted.
+    """
+    size = size or common_size([*files, *true_files])
+    found: dict[str, list[np.ndarray]] = {name: [] for name in measures}
+    treatments = Treatment(size), Treatment(size)
+    pairs = (
+        read_parts(paths, treatment, LEAST_PART)
+        for paths, treatment in zip((files, true_files), treatments, strict=True)
+    )
+    for made, true in zip(*pairs, strict=True):
+        for name, compare in measures.items():
+            found[name].append(compare(made.images, true.images))
+    values: dict[str, Any] = {"pairs": [treatment.to_dict() for treatment in treatments]}
+    for name, parts in found.items():
+        each = np.concatenate(parts)
+        finite = each[np.isfinite(each)]
+        values[name] = {
+            "pairs": {
+                "model": float(finite.mean()) if len(finite) else None,
+                "n": len(finite),
+                "left_out_as_exact": len(each) - len(finite),
+            }
+        }
+    return Result(values)
 
 
 def evaluate_super_resolution(

@@ -11,15 +11,20 @@ import numpy as np
 import pytest
 import stand_in
 from PIL import Image
+from tiny_cascade import network, random_params
 
+from imagen_jax.cascade import Cascade
 from imagen_jax.evaluation import generation, html_report, sweep
 from imagen_jax.evaluation.clip_score import clip_score
 from imagen_jax.evaluation.kernel_distance import cmmd
 from imagen_jax.evaluation.reference import read_reference, statistics_of
 from imagen_jax.evaluation.statistics import frechet_distance
+from imagen_jax.pipeline import Pipeline
+from imagen_jax.sampling_settings import SamplingSettings
+from imagen_jax.stage import Stage
 from imagen_jax.stage_sampling import advance_stage, begin_stage
 from imagen_jax.training.sharding import MeshConfig, make_mesh
-from scripts import evaluate
+from scripts import evaluate, evaluation_inputs
 
 PROMPTS = [f"<b>ab</b>{i}" for i in range(10)]
 
@@ -32,7 +37,7 @@ def networks(monkeypatch):
         "clip": stand_in.clip(seen=[]),
     }
     monkeypatch.setattr(
-        evaluate,
+        evaluation_inputs,
         "read_extractors",
         lambda options: tuple(made[name] for name in options.features.split(",") if name),
     )
@@ -85,7 +90,7 @@ def test_the_figures_are_those_of_the_pictures(run, tmp_path, networks, referenc
     images = read(tmp_path / "out" / "images")
     assert images.shape == (10, 8, 8, 3)
     true = read_reference(reference)
-    features = {name: network.images(images) for name, network in networks.items()}
+    features = {name: stand.images(images) for name, stand in networks.items()}
     fid = frechet_distance(
         statistics_of(features["inception"]), statistics_of(true.features["random-inception"])
     )
@@ -147,10 +152,10 @@ def test_a_killed_run_goes_on(run, tmp_path, networks, monkeypatch):
     assert len(parts) == 6  # three parts by two networks
     parts[1].unlink()
     parts[2].write_bytes(b"damaged")
-    for network in networks.values():
-        network.seen.clear()
+    for stand in networks.values():
+        stand.seen.clear()
     assert figures(run(tmp_path / "out")) == figures(whole)
-    assert sum(map(sum, (network.seen for network in networks.values()))) == 6
+    assert sum(map(sum, (stand.seen for stand in networks.values()))) == 6
 
 
 def figures(report):
@@ -161,11 +166,11 @@ def test_shares_of_the_work_give_the_same(run, tmp_path, networks):
     whole = run(tmp_path / "whole")
     for share in ("2/2", "1/2"):
         assert run(tmp_path / "out", "--share", share) is None
-    for network in networks.values():
-        network.seen.clear()
+    for stand in networks.values():
+        stand.seen.clear()
     report = run(tmp_path / "out")
     assert report["newly_generated"] == 0
-    assert not any(network.seen for network in networks.values())
+    assert not any(stand.seen for stand in networks.values())
     assert figures(report) == figures(whole)
 
 
@@ -227,6 +232,42 @@ def test_several_pictures_a_prompt(run, tmp_path):
     report = run(tmp_path / "out", "--num_images", 2, "--num", 3)
     assert report["clip"]["tiny-clip"]["pictures"] == 6
     assert "2 pictures a caption, not one" in report["fid"]["random-inception"]["off_protocol"]
+
+
+def test_pairs_of_pictures(tmp_path, rng):
+    """PSNR of one grey level more is 20 log10(255); equal pictures are left out."""
+    for folder in ("made", "true"):
+        (tmp_path / folder).mkdir()
+    pixels = rng.integers(0, 255, (3, 16, 16, 3), np.uint8)
+    for i, image in enumerate(pixels):
+        Image.fromarray(image).save(tmp_path / "true" / f"{i}.bmp")
+        Image.fromarray(image + np.uint8(i > 0)).save(tmp_path / "made" / f"{i}.png")
+    folders = f"--images {tmp_path / 'made'} --truth {tmp_path / 'true'}"
+    out = tmp_path / "out"
+    assert evaluate.main(f"{folders} --metrics psnr,ssim --out {out}".split()) == 0
+    report = json.loads((out / "report.json").read_text())
+    assert report["psnr"]["pairs"]["model"] == pytest.approx(20 * np.log10(255))
+    assert (report["psnr"]["pairs"]["n"], report["psnr"]["pairs"]["left_out_as_exact"]) == (2, 1)
+    assert report["ssim"]["pairs"]["n"] == 3
+    (tmp_path / "true" / "2.bmp").unlink()
+    assert evaluate.main(f"{folders} --metrics psnr --out {out}".split()) == 2
+
+
+def test_a_model_of_classes(tmp_path, networks, reference):
+    cascade = Cascade(
+        (Stage("base", 8, network(num_classes=3), conditioning="label"),),
+        (SamplingSettings("ddim", steps=2),),
+    )
+    pipeline = Pipeline(cascade, random_params(cascade), name="classes")
+    pipeline.save_pretrained(tmp_path / "model")
+    (tmp_path / "labels.txt").write_text("0\n2\n1\n1\n")
+    command = f"--model {tmp_path / 'model'} --prompts {tmp_path / 'labels.txt'} --metrics fid"
+    command += f" --features inception --reference {reference} --out {tmp_path / 'out'}"
+    assert evaluate.main(command.split()) == 0
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["fid"]["random-inception"]["pictures"] == 4
+    (tmp_path / "labels.txt").write_text("a cat\n")
+    assert evaluate.main(command.split()) == 2
 
 
 def test_what_it_refuses(run, tmp_path, capsys, networks, model, prompts, reference):
