@@ -14,6 +14,7 @@ retrieval: a picture generated from an emoji's name counts when its nearest neig
 squared error at 32x32, among all distinct emoji, is the right one (top1), or one of five is (top5).
 psnr, ssim: of each stage that enlarges, given the true emoji downsampled, beside bicubic; or of
 --images beside --truth. In dB, and in [-1, 1].
+pictures: no figure, the pictures alone.
 
 Several weights or levels (--guidance 1,1.35,2 --aug_level 0,0.1) are a sweep: sweep.csv and
 sweep.png set distance against alignment. DIR/report.json and DIR/report.html hold the figures, what

@@ -41,7 +41,7 @@ from imagen_jax.sampling_settings import SamplingSettings
 from imagen_jax.typing import Params
 
 QUALITY = {"psnr": psnr, "ssim": ssim}
-METRICS = (*KINDS, "retrieval", *QUALITY)
+METRICS = (*KINDS, "retrieval", *QUALITY, "pictures")  # "pictures": no figure, pictures alone
 
 
 @dataclass(frozen=True, eq=False)
