@@ -35,7 +35,8 @@ class Stage:
     """One diffusion model: network, noise, what it predicts, at which resolution, from what.
 
     resolution: side of its pictures. low_resolution: side of the pictures it enlarges, None for a
-    base model. conditioning: "text" (embeddings of `text_width`), "label" (the network's
+    base model. crop: side of the squares cut out of pictures of `resolution` for training, None for
+    whole pictures. conditioning: "text" (embeddings of `text_width`), "label" (the network's
     `num_classes`) or None. prediction: what the network outputs. time_power: training draws t = u
     ** time_power, u uniform; 1 is the paper's, less spends more on high noise. aug_levels: range of
     the augmentation level in training. aug_schedule: what noise a level is; where it counts time
@@ -54,6 +55,7 @@ class Stage:
     time_power: float = 1.0
     aug_levels: tuple[float, float] = (0.0, 1.0)
     channels: int = 3
+    crop: int | None = None
     aug_schedule: Schedule = AUGMENTATION_SCHEDULE
     upsampling: str = "bilinear"
 
@@ -63,6 +65,8 @@ class Stage:
             raise ValueError(
                 f"stage {self.name!r}: resolution {self.resolution} is no multiple of {step}"
             )
+        if self.crop is not None:
+            self._check_crop(step)
         if self.conditioning == "text" and not self.text_width:
             raise ValueError(f"stage {self.name!r}: conditioning 'text' needs text_width")
         if getattr(network, "draft", False) and self.conditioning != "text":
@@ -111,6 +115,21 @@ class Stage:
                 f"a learned variance (out_channels {2 * self.channels}, not "
                 f"{network.out_channels}) and a schedule of kind discrete_beta"
             )
+
+    def _check_crop(self, step: int) -> None:
+        # The low-resolution crop has whole pixels, too.
+        enlargement = 1 if self.low_resolution is None else self.resolution / self.low_resolution
+        fits = 0 < self.crop <= self.resolution and self.crop % step == 0
+        if not fits or self.crop % enlargement:
+            raise ValueError(
+                f"stage {self.name!r}: crop {self.crop} must be at most {self.resolution}, and a "
+                f"multiple of {step} and of the enlargement, {enlargement:g}"
+            )
+
+    @property
+    def training_side(self) -> int:
+        """Side of the pictures in a training batch."""
+        return self.resolution if self.crop is None else self.crop
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values; the network and the schedules carry their `kind`."""

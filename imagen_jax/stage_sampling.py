@@ -108,7 +108,8 @@ def plan_steps(
     return jax.tree.map(np.asarray, grid), start, int(grid.num_steps)
 
 
-def _numbers(settings: SamplingSettings, grid: TimeGrid) -> Numbers:
+def make_numbers(settings: SamplingSettings, grid: TimeGrid) -> Numbers:
+    """The settings' numbers, on this grid of times."""
     start, stop = settings.guidance_interval
     guidance = Guidance(settings.guidance, start, stop, settings.guidance_rescale)
     thresholding = Thresholding(settings.percentile, inf if settings.cap is None else settings.cap)
@@ -275,7 +276,7 @@ def sample_stage(
             else f"Stage {stage.name!r} starts from noise and takes no low-resolution pictures."
         )
     grid, first, last = plan_steps(stage, settings, edit)
-    numbers, kept = _numbers(settings, grid), None
+    numbers, kept = make_numbers(settings, grid), None
     choices = Choices(settings.sampler, settings.threshold, settings.learned_variance)
     shape = (*stage_size(stage, conditions.low_res, size), stage.channels)
     state, low_res = begin_stage(

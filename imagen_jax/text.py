@@ -5,6 +5,7 @@ normalization otherwise belong to the SentencePiece model.
 """
 
 import functools
+import hashlib
 import os
 import shutil
 import warnings
@@ -155,12 +156,17 @@ def tokenize(
     return ids, mask
 
 
-@functools.partial(jax.jit, static_argnums=(0, 4))
+@functools.partial(jax.jit, static_argnums=(0, 4, 5))
 def encode_tokens(
-    config: t5.T5Config, params: Params, ids: Tokens, mask: Mask, padding: str = "zeros"
+    config: t5.T5Config,
+    params: Params,
+    ids: Tokens,
+    mask: Mask,
+    padding: str = "zeros",
+    gather: t5.Gather | None = None,
 ) -> TextEmbeddings:
-    """Embeddings of tokenized text, float32; `padding` as of TextEncoder."""
-    values = t5.encode(config, params, ids, mask, zero_padding=padding == "zeros")
+    """Embeddings of tokenized text, float32; `padding` as of TextEncoder, `gather` of t5.encode."""
+    values = t5.encode(config, params, ids, mask, zero_padding=padding == "zeros", gather=gather)
     return TextEmbeddings(values, mask)
 
 
@@ -170,13 +176,15 @@ def encode(encoder: TextEncoder, params: Params, prompts: Sequence[str]) -> Text
     return encode_tokens(encoder.config, params, ids, mask, encoder.padding)
 
 
-def unconditional(encoder: TextEncoder, params: Params) -> TextEmbeddings:
+def unconditional(
+    encoder: TextEncoder, params: Params, gather: t5.Gather | None = None
+) -> TextEmbeddings:
     """What guidance leads away from where there is no negative prompt, as a batch of one."""
     if encoder.null == "zeros":
         return null_text(1, encoder.max_length, encoder.config.d_model)
     ids = jnp.full((1, encoder.max_length), PAD_ID, jnp.int32).at[:, 0].set(EOS_ID)
     mask = jnp.zeros(ids.shape, bool).at[:, 0].set(True)
-    return encode_tokens(encoder.config, params, ids, mask, encoder.padding)
+    return encode_tokens(encoder.config, params, ids, mask, encoder.padding, gather)
 
 
 def null_text(batch: int, length: int, width: int) -> TextEmbeddings:
@@ -205,6 +213,14 @@ def same_tokenizer(first: Tokenizer, other: Tokenizer) -> bool:
         return first == other
     models = [_load(tokenizer).serialized_model_proto() for tokenizer in both]
     return models[0] == models[1]
+
+
+def tokenizer_digest(tokenizer: Tokenizer) -> str:
+    """The kind of a tokenizer, and some digits that change with its vocabulary."""
+    if isinstance(tokenizer, ByteTokenizer):
+        return f"bytes, {tokenizer.num_special} special"
+    content = _load(tokenizer).serialized_model_proto()
+    return f"sentencepiece {hashlib.sha256(content).hexdigest()[:16]}"
 
 
 def copy_tokenizer(tokenizer: Tokenizer, directory: str | os.PathLike) -> None:

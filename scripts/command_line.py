@@ -1,6 +1,7 @@
 """What the scripts share: how a mistake is told, and the folder that they write into."""
 
 import contextlib
+import dataclasses
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -52,6 +53,30 @@ def run_configured(main: Callable[[list[str], dict[str, str]], None], arguments:
 
         rest, overrides = split_overrides(arguments)
     app.run(lambda argv: main(argv, overrides), argv=rest)
+
+
+def define_host_flags() -> Callable[[], None]:
+    """Defines the flags of a run on several hosts; returns what joins them, to be called first."""
+    from absl import flags
+
+    from imagen_jax.training.hosts import HEARTBEAT_SECONDS, JOIN_SECONDS, Launch, join_hosts
+
+    flags.DEFINE_bool(
+        "distributed", False, "Join the other hosts of a TPU pod or cluster, found by JAX."
+    )
+    flags.DEFINE_string("coordinator_address", None, "HOST:PORT of process 0.")
+    flags.DEFINE_integer("num_processes", None, "Processes of this run, one a host.")
+    flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
+    seconds = "Seconds without a sign of life of one process after which the others end."
+    flags.DEFINE_integer("heartbeat_seconds", HEARTBEAT_SECONDS, seconds)
+    flags.DEFINE_integer("join_seconds", JOIN_SECONDS, "Seconds to wait for all processes.")
+
+    def join() -> None:
+        names = [field.name for field in dataclasses.fields(Launch)]
+        given = {name: getattr(flags.FLAGS, name) for name in names}
+        join_hosts(Launch(**given), flags.FLAGS.distributed)
+
+    return join
 
 
 def make_folder(path: Path, option: str) -> list[Path]:

@@ -7,6 +7,10 @@
 
 Any key of the config can be set by --config.KEY=VALUE. A run that was stopped, killed or that lost
 its machine goes on from its newest checkpoint when the same command is given again.
+
+On several hosts the same command runs on each. SLURM, Open MPI and a TPU node pool are recognized;
+a Cloud TPU pod needs --distributed, and without such help each process is given
+--coordinator_address=HOST:PORT --num_processes=N --process_id=I (launch/ has a file for each).
 """
 
 import os
@@ -19,14 +23,21 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from absl import flags, logging
 
-from scripts.command_line import make_folder, one_line_errors, run_configured
+from scripts.command_line import (
+    define_host_flags,
+    make_folder,
+    one_line_errors,
+    run_configured,
+)
 
 CONFIG = flags.DEFINE_string("config", None, "Python file with get_config().", required=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, metrics and samples.")
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the model table and stop.")
 PROFILE = flags.DEFINE_string("profile", None, "FIRST:LAST step of a profiler trace.")
 INIT_FROM = flags.DEFINE_string("init_from", None, "Short for --config.init_from.")
-DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the other hosts of a pod or cluster.")
+
+with one_line_errors(ValueError):
+    JOIN_HOSTS = define_host_flags()
 
 ROOT = Path(__file__).resolve().parents[1]
 PRETRAINED = ROOT / "imagen_jax" / "pretrained"
@@ -34,20 +45,18 @@ PRETRAINED = ROOT / "imagen_jax" / "pretrained"
 
 def main(argv: list[str], overrides: dict[str, str]) -> None:
     with one_line_errors():
-        import jax
-
         from imagen_jax.compilation_cache import use_compilation_cache
         from imagen_jax.data.loader import TooManyBroken
         from imagen_jax.training import build
         from imagen_jax.training.checkpoint import CheckpointError, MismatchError
-        from imagen_jax.training.loop import NonFiniteError, say_on_first_host, train
+        from imagen_jax.training.hosts import say_on_first_host
+        from imagen_jax.training.loop import NonFiniteError, train
 
     logging.set_verbosity(logging.WARNING)
-    if DISTRIBUTED.value:
-        jax.distributed.initialize()
     with one_line_errors(ValueError, CheckpointError):
         if len(argv) > 1:
             raise ValueError(f"unknown argument {argv[1]!r}")
+        JOIN_HOSTS()
         raw, config, mesh, encoder = prepare(overrides)
         train_step, init, frozen_shapes = build.make_training(config, encoder, mesh)
         if DRY_RUN.value:
@@ -67,6 +76,7 @@ def main(argv: list[str], overrides: dict[str, str]) -> None:
 
 def prepare(overrides: dict[str, str]) -> tuple[Any, Any, Any, Any]:
     """Checks all that is cheap: (config as written, typed config, mesh, text encoder)."""
+    from imagen_jax.encoder_files import with_encoder
     from imagen_jax.training import build, inherit, sharding
     from imagen_jax.training import config as config_room
 
@@ -87,20 +97,20 @@ def prepare(overrides: dict[str, str]) -> tuple[Any, Any, Any, Any]:
         raise ValueError("--workdir is needed, except with --dry_run")
     mesh = sharding.make_mesh(config.mesh)
     sharding.check_batch(mesh, config.batch_size)
-    return raw, config, mesh, build.make_text_encoder(config)
+    encoder = build.make_text_encoder(config)
+    check_embeddings(config, encoder)
+    return raw, config, mesh, encoder
 
 
-def with_encoder(raw: Any) -> Any:
-    """The config with what its section `text` leaves out: an encoder by itself has it."""
-    from imagen_jax.encoder_files import is_encoder, text_section
-    from imagen_jax.training.config import as_dict
+def check_embeddings(config: Any, encoder: Any) -> None:
+    """ValueError unless the embeddings that are read are those that the section `text` asks for."""
+    if config.data.embeddings is None:
+        return
+    from imagen_jax.data.embeddings import check_fingerprint
+    from imagen_jax.encoder_files import text_fingerprint
 
-    values = as_dict(raw)
-    section = values.get("text") or {}
-    source = section.get("init_from") or values.get("init_from")
-    if not section or not isinstance(source, str) or not is_encoder(source):
-        return raw
-    return {**values, "text": text_section(section, source)}
+    wanted = text_fingerprint(encoder, config.text.init_from)
+    check_fingerprint(config.data.embeddings, wanted)
 
 
 def open_run(config: Any, raw: Any, encoder: Any, frozen_shapes: Any, mesh: Any) -> dict[str, Any]:
@@ -109,6 +119,7 @@ def open_run(config: Any, raw: Any, encoder: Any, frozen_shapes: Any, mesh: Any)
     from imagen_jax.training import build
     from imagen_jax.training.batches import STREAM, make_batches, make_source
     from imagen_jax.training.checkpoint import Checkpoints
+    from imagen_jax.training.hosts import check_shared, say_on_first_host
     from imagen_jax.training.samples import make_sample_fn
 
     workdir = Path(os.path.abspath(WORKDIR.value))
@@ -117,6 +128,7 @@ def open_run(config: Any, raw: Any, encoder: Any, frozen_shapes: Any, mesh: Any)
     if frozen_shapes is not None:
         frozen = read_frozen(config, frozen_shapes, workdir, mesh)
     make_folder(workdir, "--workdir")
+    check_shared(workdir, "--workdir")
     section = config.checkpoint
     checkpoints = Checkpoints(
         workdir / "checkpoints", keep=section.keep, keep_best=section.keep_best
@@ -132,6 +144,10 @@ def open_run(config: Any, raw: Any, encoder: Any, frozen_shapes: Any, mesh: Any)
     # The curve is that of training from the start, on one set of pictures.
     fine_tuning = config.lora is not None or config.data.prior is not None
     curve = None if fine_tuning else reference_curve(config.stage)
+    sample = make_sample_fn(config, encoder, source, frozen)
+    if config.data.embeddings is not None and config.sample is not None:
+        say_on_first_host("no samples while training: without a text encoder prompts have no text")
+        sample = None
     return {
         "batches": make_batches(config, encoder, source),
         "checkpoints": checkpoints,
@@ -139,7 +155,7 @@ def open_run(config: Any, raw: Any, encoder: Any, frozen_shapes: Any, mesh: Any)
         "description": description,
         "frozen": frozen,
         "weights": weights,
-        "sample": make_sample_fn(config, encoder, source, frozen),
+        "sample": sample,
         "reference": curve,
     }
 

@@ -1,26 +1,41 @@
 """Picture sets: where they come from (`sources`), how they become batches (`loader`,
 and `prior` for two sets at once).
 
-`SOURCES` names the ones with random access; `seqio_tasks` holds the streams. TensorFlow is imported
-only by `tfds_source`, `tfds_emoji` and `seqio_tasks`, and only when they are used.
+`SOURCES` names the ones with random access; `seqio_tasks` holds the streams. Large sets lie in
+shards: `shards` finds them, `index` notes where their examples are (`tar_index`, `records`),
+`shard_sources` reads them, `filters` chooses among them. TensorFlow is imported only by
+`tfds_source`, `tfds_emoji` and `seqio_tasks`, and only when they are used.
 """
 
 from imagen_jax.data.loader import Loader
+from imagen_jax.data.mixture import MixtureSource
 from imagen_jax.data.prior import PriorLoader
+from imagen_jax.data.shard_sources import read_array_record, read_tar, read_tfrecord
 from imagen_jax.data.sources import ArraySource, BrokenExample, Source, read_folder, read_npz
 from imagen_jax.data.tfds_source import read_tfds
 
 # Each is called as read(path, split=..., conditioning=...).
-SOURCES = {"npz": read_npz, "folder": read_folder, "tfds": read_tfds}
+SOURCES = {
+    "npz": read_npz,
+    "folder": read_folder,
+    "tar": read_tar,
+    "array_record": read_array_record,
+    "tfrecord": read_tfrecord,
+    "tfds": read_tfds,
+}
 
 __all__ = [
     "SOURCES",
     "ArraySource",
     "BrokenExample",
     "Loader",
+    "MixtureSource",
     "PriorLoader",
     "Source",
+    "read_array_record",
     "read_folder",
     "read_npz",
+    "read_tar",
     "read_tfds",
+    "read_tfrecord",
 ]

@@ -1,7 +1,7 @@
 """Examples to batches. Batch N is a pure function of (seed, N), so a resumed run repeats itself.
 
-The order comes from Grain's index shuffle (a new permutation each epoch, in constant memory), the
-threads that prepare batches ahead of the device from Grain's prefetch.
+The order comes from Grain's index shuffle (`order`), the threads that prepare batches ahead of the
+device from Grain's prefetch. Threads are enough: Pillow decodes and resizes without Python's lock.
 """
 
 import dataclasses
@@ -16,8 +16,14 @@ import grain
 import numpy as np
 
 from imagen_jax.data import preprocess
+from imagen_jax.data.embeddings import EmbeddedSource, Embedding
+from imagen_jax.data.mixture import MixtureSource
+from imagen_jax.data.order import BucketOrder, Order, Size, epochs, mixed, nearest_bucket
+from imagen_jax.data.shard_sources import ShardSource
 from imagen_jax.data.sources import CONDITIONINGS, ArraySource, BrokenExample, Source, check_choice
 
+CROPS = ("centre", "random")
+Caption = str | Embedding
 Tokenize = Callable[[list[str]], tuple[np.ndarray, np.ndarray]]
 FOREVER = 2**62
 
@@ -68,7 +74,7 @@ def uniform(*parts: Any) -> float:
     return (int.from_bytes(digest, "big") >> 11) / 2**53
 
 
-def draw_caption(captions: Sequence[tuple[str, float]], number: float) -> str:
+def draw_caption(captions: Sequence[tuple[Caption, float]], number: float) -> Caption:
     """The caption at a number in [0, 1) of the captions' summed weights."""
     left = number * sum(weight for _, weight in captions)
     for text, weight in captions:
@@ -82,6 +88,9 @@ def draw_caption(captions: Sequence[tuple[str, float]], number: float) -> str:
 class Loader:
     """Batches of a source: `batch(step)` for one, `batches(start)` for all, prepared in threads.
 
+    A source may bring embedded texts: an attribute `embedded` that is True, and for each caption an
+    `Embedding` in place of its text. They are drawn as captions are, and need no `tokenize`.
+
     Args:
       batch_size: examples of the whole batch, on all processes together.
       tokenize: list of texts -> (ids int32 [B, L], mask bool [B, L]); needed for text.
@@ -89,6 +98,10 @@ class Loader:
       prompt: the caption of every picture, instead of its own.
       shuffle: False gives the source's own order, over and over.
       flip: mirror half of the pictures (for sets without text or handedness).
+      crop: "centre" or "random": what is kept of a picture whose shorter side is `resolution`.
+      crop_size: the side of the square that is kept; None is `resolution`.
+      buckets: (width, height) of pictures of other shapes, instead of squares: all of a batch have
+        one of them, the nearest by aspect ratio. The source must know its `sizes`.
       process_index: this process gets rows [index * B / count, (index + 1) * B / count).
       max_broken_share: stop when more of the examples than this cannot be read.
     """
@@ -102,6 +115,9 @@ class Loader:
     prompt: str | None = None
     shuffle: bool = True
     flip: bool = False
+    crop: str = "centre"
+    crop_size: int | None = None
+    buckets: tuple[Size, ...] = ()
     process_index: int = 0
     process_count: int = 1
     max_broken_share: float = 0.01
@@ -110,8 +126,11 @@ class Loader:
 
     def __post_init__(self):
         check_choice("conditioning", self.conditioning, CONDITIONINGS)
-        if self.conditioning == "text" and self.tokenize is None:
+        check_choice("crop", self.crop, CROPS)
+        if self.conditioning == "text" and self.tokenize is None and not self.embedded:
             raise ValueError("conditioning 'text' needs a tokenize function")
+        if self.crop_size is not None and not 0 < self.crop_size <= self.resolution:
+            raise ValueError(f"crop_size is {self.crop_size}; it must be in 1...{self.resolution}")
         if self.prompt is not None and self.conditioning != "text":
             raise ValueError(f"conditioning {self.conditioning!r} reads no prompt: {self.prompt!r}")
         if self.batch_size % self.process_count:
@@ -122,18 +141,51 @@ class Loader:
             raise ValueError(f"seed is {self.seed}; it must be in [0, 2**32)")
         if not len(self.source):
             raise ValueError("the source holds no example")
-        if isinstance(self.source, ArraySource):
-            object.__setattr__(self, "source", self.source.resized(self.resolution))
+        if self.buckets:
+            self._check_buckets()
+        sides = [side for size in self.buckets for side in size] or [self.resolution]
+        whole = self.crop == "random" or bool(self.buckets)
+        object.__setattr__(self, "source", _reduced(self.source, max(sides), whole))
+
+    def _check_buckets(self) -> None:
+        if self.crop_size is not None or isinstance(self.source, MixtureSource):
+            raise ValueError("buckets do not go with crop_size, nor with a mixture of sets")
+        if not all(len(size) == 2 and min(size) > 0 for size in self.buckets):
+            raise ValueError(f"buckets are (width, height) each, not {self.buckets}")
+        sizes = getattr(self.source, "sizes", None)
+        if sizes is None or not np.all(sizes > 0):
+            count = "any" if sizes is None else f"{np.sum(~np.all(sizes > 0, axis=-1))} of its"
+            raise ValueError(
+                f"buckets need the width and height of every picture, and the source does not know "
+                f"those of {count} pictures; data.measure=True reads them, once"
+            )
+
+    @property
+    def embedded(self) -> bool:
+        """Whether the source brings texts that are embedded already."""
+        return getattr(self.source, "embedded", False)
 
     @functools.cached_property
     def damage(self) -> Damage:
         return Damage(len(self.source), self.max_broken_share)
 
     @functools.cached_property
-    def order(self) -> grain.MapDataset:
-        """Global example number -> index into the source; every epoch has its own permutation."""
-        order = grain.MapDataset.range(len(self.source)).seed(self.seed)
-        return (order.shuffle() if self.shuffle else order).repeat()
+    def order(self) -> Order:
+        """Global example number -> index into the source."""
+        if self.buckets:
+            bucket = nearest_bucket(self.source.sizes, self.buckets)
+            rows = tuple(np.flatnonzero(bucket == i) for i in range(len(self.buckets)))
+            return BucketOrder(rows, self.batch_size, self.seed, self.shuffle)
+        if isinstance(self.source, MixtureSource):
+            sizes = [len(source) for source in self.source.sources]
+            return mixed(sizes, self.source.rates, self.seed, self.shuffle)
+        return epochs(len(self.source), self.seed, self.shuffle)
+
+    def size(self, number: int) -> Size:
+        """(width, height) that the picture at a global number is resized to cover."""
+        if self.buckets:
+            return self.buckets[self.order.bucket(number // self.batch_size)]
+        return self.resolution, self.resolution
 
     def example(self, number: int) -> dict[str, Any]:
         """The example at a global number (step * batch_size + row), the next good one if broken."""
@@ -146,7 +198,11 @@ class Loader:
                 self.damage.report(error)
         else:
             raise self.damage.error()
-        image = preprocess.resize(example["image"], self.resolution)
+        at = None
+        if self.crop == "random":
+            at = uniform(self.seed, number, "crop x"), uniform(self.seed, number, "crop y")
+        crop = None if self.crop_size is None else (self.crop_size, self.crop_size)
+        image = preprocess.resize_and_crop(example["image"], self.size(number), crop, at)
         if self.flip and uniform(self.seed, number, "flip") < 0.5:
             image = image[:, ::-1]
         result = {"image": image}
@@ -160,7 +216,7 @@ class Loader:
         return result
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
-        """This process's rows of batch `step`: image, and ids and mask, or label."""
+        """This process's rows of batch `step`: image, and ids or text with mask, or label."""
         rows = self.batch_size // self.process_count
         first = step * self.batch_size + self.process_index * rows
         return self.examples(range(first, first + rows))
@@ -170,7 +226,10 @@ class Loader:
         self.damage.count(len(numbers))
         examples = [self.example(number) for number in numbers]
         batch = {"image": np.stack([example["image"] for example in examples])}
-        if self.conditioning == "text":
+        if self.conditioning == "text" and self.embedded:
+            texts = zip(*(item["caption"].padded() for item in examples), strict=True)
+            batch["text"], batch["mask"] = map(np.stack, texts)
+        elif self.conditioning == "text":
             batch["ids"], batch["mask"] = self.tokenize([item["caption"] for item in examples])
         elif self.conditioning == "label":
             batch["label"] = np.asarray([item["label"] for item in examples], np.int32)
@@ -181,6 +240,21 @@ class Loader:
         return prepared(self.batch, [self], start)
 
 
+def _reduced(source: Source, side: int, whole: bool) -> Source:
+    """The source, where it can with pictures that are not much larger than this square; `whole`
+    when more than their largest centred square is needed.
+    """
+    if isinstance(source, MixtureSource):
+        return source.prepared(lambda part: _reduced(part, side, whole))
+    if isinstance(source, EmbeddedSource):
+        return dataclasses.replace(source, source=_reduced(source.source, side, whole))
+    if isinstance(source, ArraySource) and not whole:
+        return source.resized(side)
+    if isinstance(source, ShardSource):
+        return dataclasses.replace(source, cover=side)
+    return source
+
+
 def prepared(
     batch: Callable[[int], dict[str, np.ndarray]], loaders: Sequence[Loader], start: int
 ) -> Iterator[dict[str, np.ndarray]]:
@@ -188,8 +262,11 @@ def prepared(
     first = loaders[0]
     options = grain.ReadOptions(num_threads=first.num_threads, prefetch_buffer_size=first.prefetch)
     steps = grain.MapDataset.range(start, FOREVER)
+    batches = iter(steps.map(batch).to_iter_dataset(options))
     try:
-        yield from steps.map(batch).to_iter_dataset(options)
+        yield from batches
     except TooManyBroken:  # said anew, without Grain's note on its tracebacks
         damages = [loader.damage for loader in loaders]
         raise max(damages, key=lambda damage: damage.share - damage.max_share).error() from None
+    finally:
+        batches.close()

@@ -1,21 +1,45 @@
-"""From an RGB picture of any size to the square picture of a stage."""
+"""From an RGB picture of any size to the picture that a stage trains on."""
 
 import numpy as np
 from PIL import Image
 
 
-def resize(image: np.ndarray, resolution: int) -> np.ndarray:
-    """uint8 [resolution, resolution, 3]: the largest centred square, resized with antialiasing.
+def resize(image: np.ndarray | Image.Image, resolution: int) -> np.ndarray:
+    """uint8 [resolution, resolution, 3]: the largest centred square, resized with antialiasing."""
+    return resize_and_crop(image, (resolution, resolution))
+
+
+def resize_and_crop(
+    image: np.ndarray | Image.Image,
+    size: tuple[int, int],
+    crop: tuple[int, int] | None = None,
+    at: tuple[float, float] | None = None,
+) -> np.ndarray:
+    """uint8 [height, width, 3]: resized until it just covers `size`, of which `crop` is cut out.
 
     A whole factor is an average of whole pixels; other factors use Lanczos, enlarging bicubic.
+
+    Args:
+      size, crop: (width, height); crop None is `size`, so that only the longer side is cut.
+      at: where to cut, of all places there are: (x, y) in [0, 1); None is the centre.
     """
-    height, width = image.shape[:2]
-    if (height, width) == (resolution, resolution):
-        return image
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    picture = Image.fromarray(np.ascontiguousarray(image[top : top + side, left : left + side]))
-    if side % resolution == 0:
-        return np.asarray(picture.reduce(side // resolution))
-    kernel = Image.Resampling.LANCZOS if side > resolution else Image.Resampling.BICUBIC
-    return np.asarray(picture.resize((resolution, resolution), kernel))
+    picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    crop = size if crop is None else crop
+    if picture.size == crop and crop == size:
+        return np.asarray(image)
+    factor = min(have / wanted for have, wanted in zip(picture.size, size, strict=True))
+    sides = [wanted * factor for wanted in crop]  # of the piece, in the picture's own pixels
+    box = [
+        _place(max(have - side, 0), None if at is None else at[axis])
+        for axis, (have, side) in enumerate(zip(picture.size, sides, strict=True))
+    ]
+    box += [min(b + side, have) for b, side, have in zip(box, sides, picture.size, strict=True)]
+    if factor.is_integer():
+        return np.asarray(picture.reduce(int(factor), tuple(map(round, box))))
+    kernel = Image.Resampling.LANCZOS if factor > 1 else Image.Resampling.BICUBIC
+    return np.asarray(picture.resize(crop, kernel, box=tuple(box)))
+
+
+def _place(slack: float, at: float | None) -> int:
+    """Where a piece begins, in whole pixels, that may be moved by `slack`."""
+    return int(slack / 2) if at is None else min(int(at * (slack + 1)), int(slack))

@@ -4,7 +4,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from imagen_jax.data.sources import CONDITIONINGS, BrokenExample, Captions, check_choice
+from imagen_jax.data.index import to_captions
+from imagen_jax.data.sources import CONDITIONINGS, BrokenExample, check_choice
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -34,17 +35,6 @@ class TfdsSource:
         elif self.conditioning == "label":
             example["label"] = int(record[self.label])
         return example
-
-
-def to_captions(value: Any) -> Captions:
-    """Captions out of TFDS text: one string, several, or {"text": [...], "weight": [...]}."""
-    if isinstance(value, dict):
-        texts, weights = value["text"], value["weight"]
-    else:
-        texts = [value] if isinstance(value, (str, bytes)) else list(value)
-        weights = [1.0] * len(texts)
-    texts = [text.decode() if isinstance(text, bytes) else str(text) for text in texts]
-    return [(text, float(weight)) for text, weight in zip(texts, weights, strict=True)]
 
 
 def read_tfds(

@@ -50,6 +50,20 @@ def init(config: NetworkConfig, key, *, resolution: int, text_width: int | None 
     return jax.jit(run)(key)["params"]
 
 
+def compute_params(config: NetworkConfig, params: Params) -> Params:
+    """The parameters with kernels in the dtype that their layers multiply in, as each layer would
+    make them: so that devices which share parameters send each other half as much.
+    """
+
+    def cast(path, leaf):
+        names = [entry.key for entry in path]
+        # The last layers compute in float32.
+        last = names[0] in ("conv_out", "skip_gains")
+        return leaf if last or names[-1] != "kernel" else leaf.astype(config.dtype)
+
+    return jax.tree_util.tree_map_with_path(cast, params)
+
+
 def draft(
     config: EfficientUNetConfig, params: Params, text: TextEmbeddings, resolution: int
 ) -> Images:

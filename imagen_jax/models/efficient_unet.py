@@ -1,6 +1,7 @@
 """The Efficient U-Net of arXiv 2205.11487, section B.1, figures A.28 to A.30 (sizes: F.2, F.3)."""
 
 import dataclasses
+import functools
 import math
 
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from imagen_jax.models.layers import (
     check_network,
     depth_to_space,
     nearest_upsample,
+    rematerialized,
     space_to_depth,
     zeros,
 )
@@ -63,7 +65,7 @@ class EfficientUNetConfig:
     draft: bool = False
     input_skip: bool = False
     dtype: str = "float32"
-    remat: bool = False
+    remat: bool | str = False
 
     def __post_init__(self):
         check_network(self)
@@ -94,7 +96,7 @@ class EfficientUNet(nn.Module):
     def __call__(self, x, time, text: TextEmbeddings | None, label, low_res, aug_level):
         cfg = self.config
         dtype = jnp.dtype(cfg.dtype)
-        wrap = nn.remat if cfg.remat else lambda module: module
+        wrap = functools.partial(rematerialized, remat=cfg.remat)
         stem = cfg.stem_channels or cfg.levels[0].channels
         width = cfg.embedding_width or 4 * stem
         pooling_heads = max(1, text.values.shape[-1] // 64) if text is not None else 1

@@ -17,11 +17,13 @@ from imagen_jax.typing import TextEmbeddings
 zeros = nn.initializers.zeros_init()
 ATTENTIONS = (None, "self", "cross")
 DTYPES = ("float32", "bfloat16", "float16")
+# What is computed again in the backward pass: nothing, whole blocks, or all but the products.
+REMATS = (False, True, "products")
 # "gelu" is the exact form, by the error function.
 ACTIVATIONS = {"swish": nn.swish, "gelu": functools.partial(nn.gelu, approximate=False)}
 
 
-def check_choice(field: str, value: str | None, choices: Collection[str | None]) -> None:
+def check_choice(field: str, value: Any, choices: Collection[Any]) -> None:
     """ValueError unless the network's field has one of these values."""
     if value not in choices:
         known = ", ".join(map(repr, choices))
@@ -35,6 +37,27 @@ def check_network(config: Any) -> None:
     for level in config.levels:
         check_choice("levels.attention", level.attention, ATTENTIONS)
     check_choice("dtype", config.dtype, DTYPES)
+    check_choice("remat", config.remat, REMATS)
+
+
+def _is_product(primitive: Any, *shapes: Any, **params: Any) -> bool:
+    """Whether an operation is a convolution or a dense layer, whose results "products" keeps.
+
+    Attention's weights are products of activations: they take more memory than time.
+    """
+    if primitive is jax.lax.conv_general_dilated_p:
+        return True
+    if primitive is not jax.lax.dot_general_p:
+        return False
+    _, batch_axes = params["dimension_numbers"]
+    return batch_axes == ((), ())
+
+
+def rematerialized(block: type[nn.Module], remat: bool | str) -> type[nn.Module]:
+    """The module, keeping for its backward pass what `remat`, one of REMATS, says."""
+    if remat is False:
+        return block
+    return nn.remat(block, policy=_is_product if remat == "products" else None)
 
 
 def sinusoidal_embedding(
@@ -118,16 +141,22 @@ class GroupNorm(nn.Module):
         groups = math.gcd(self.groups, channels)
         gain = self.param("scale", nn.initializers.ones_init(), (channels,))
         bias = self.param("bias", zeros, (channels,))
-        grouped = x.astype(jnp.float32).reshape(x.shape[0], -1, groups, channels // groups)
-        mean = grouped.mean((1, 3), keepdims=True)
-        variance = jnp.square(grouped - mean).mean((1, 3), keepdims=True)
-        inverse = jax.lax.rsqrt(variance + self.epsilon)
+        # Over space first, over the channels of a group after: a TPU has channels in its lanes, and
+        # splitting those of a whole feature map would move all of it.
+        per_channel = (x.shape[0], 1, 1, channels)
+
+        def over_group(values):
+            means = values.reshape(x.shape[0], groups, -1).mean(-1, keepdims=True)
+            spread = jnp.broadcast_to(means, (x.shape[0], groups, channels // groups))
+            return spread.reshape(per_channel)
+
+        wide = x.astype(jnp.float32)
+        mean = over_group(wide.mean((1, 2)))
+        variance = over_group(jnp.square(wide - mean).mean((1, 2)))
         # Everything that is constant over space is folded into one multiply-add over the feature
         # map.
-        per_channel = (x.shape[0], 1, 1, channels)
-        spread = (x.shape[0], 1, groups, channels // groups)
-        a = jnp.broadcast_to(inverse, spread).reshape(per_channel) * gain
-        b = bias - jnp.broadcast_to(mean, spread).reshape(per_channel) * a
+        a = jax.lax.rsqrt(variance + self.epsilon) * gain
+        b = bias - mean * a
         if scale_shift is not None:
             scale, shift = jnp.split(scale_shift.astype(jnp.float32)[:, None, None], 2, axis=-1)
             a, b = a * (1 + scale), b * (1 + scale) + shift

@@ -6,6 +6,7 @@ vectors. T5, mT5 and ByT5 share the position bias among layers; umT5 (arXiv 2304
 in every layer.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -22,6 +23,8 @@ ACTIVATIONS = {
     "relu": jax.nn.relu,
     "silu": jax.nn.silu,
 }
+LAYERS = "layers"  # the stacked parameters
+Gather = Callable[[Params], Params]
 
 
 @dataclass(frozen=True)
@@ -216,9 +219,13 @@ class Layer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Token ids to one vector a token; the layers' parameters are stacked on axis 0 and scanned."""
+    """Token ids to one vector a token; the layers' parameters are stacked on axis 0 and scanned.
+
+    `gather` is applied to a layer's parameters where the layer begins.
+    """
 
     config: T5Config
+    gather: Gather | None = None
 
     @nn.compact
     def __call__(self, ids: Tokens, mask: Mask) -> Float[Array, "batch length width"]:
@@ -240,7 +247,11 @@ class Encoder(nn.Module):
             if config.bias_in_every_layer
             else RelativeBias(config, name="relative_bias")(buckets)
         )
-        layer = nn.remat(Layer, prevent_cse=False) if config.remat else Layer
+        layer = Layer
+        if self.gather is not None:
+            layer = nn.map_variables(layer, "params", self.gather)
+        if config.remat:
+            layer = nn.remat(layer, prevent_cse=False)
         scanned = nn.scan(
             layer,
             variable_axes={"params": 0},
@@ -248,7 +259,7 @@ class Encoder(nn.Module):
             in_axes=nn.broadcast,
             length=config.num_layers,
         )
-        x, _ = scanned(config, name="layers")(x, bias, buckets, mask[:, None, None, :])
+        x, _ = scanned(config, name=LAYERS)(x, bias, buckets, mask[:, None, None, :])
         return RMSNorm(config.norm_eps, "float32", name="final_norm")(x)
 
 
@@ -259,14 +270,24 @@ def init(config: T5Config, key: Keys) -> Params:
 
 
 def encode(
-    config: T5Config, params: Params, ids: Tokens, mask: Mask, *, zero_padding: bool = True
+    config: T5Config,
+    params: Params,
+    ids: Tokens,
+    mask: Mask,
+    *,
+    zero_padding: bool = True,
+    gather: Gather | None = None,
 ) -> Float[Array, "batch length width"]:
     """One float32 vector a token, zero where `mask` (True = real token) is False.
 
     Zeroing makes the result independent of how an implementation treats padded queries. Without it
-    they attend to the real tokens, as Hugging Face's do.
+    they attend to the real tokens, as Hugging Face's do. `gather` makes whole what devices share:
+    each layer's parameters just before their use, the others at once.
     """
-    values = Encoder(config).apply({"params": params}, ids, mask)
+    if gather is not None:
+        rest = {name: values for name, values in params.items() if name != LAYERS}
+        params = gather(rest) | {LAYERS: params[LAYERS]}
+    values = Encoder(config, gather).apply({"params": params}, ids, mask)
     if not zero_padding:
         return values
     return jnp.where(mask[:, :, None], values, 0.0)

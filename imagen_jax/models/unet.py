@@ -19,6 +19,7 @@ from imagen_jax.models.layers import (
     ResBlock,
     check_choice,
     check_network,
+    rematerialized,
     zeros,
 )
 from imagen_jax.typing import TextEmbeddings
@@ -74,7 +75,7 @@ class UNetConfig:
     pooling_heads: int | None = 64
     mask_text: bool = True
     dtype: str = "float32"
-    remat: bool = False
+    remat: bool | str = False
 
     def __post_init__(self):
         check_network(self)
@@ -93,7 +94,7 @@ class UNet(nn.Module):
     def __call__(self, x, time, text: TextEmbeddings | None, label, low_res, aug_level):
         cfg = self.config
         dtype = jnp.dtype(cfg.dtype)
-        wrap = nn.remat if cfg.remat else lambda module: module
+        wrap = functools.partial(rematerialized, remat=cfg.remat)
         first = cfg.levels[0].channels
         embedding = Embedding(
             first,

@@ -22,7 +22,7 @@ from imagen_jax.training.batches import DataConfig, data_section
 from imagen_jax.training.config import Section, as_dict, nearest, typed
 from imagen_jax.training.loop import LoopConfig
 from imagen_jax.training.optimizer import OptimizerConfig, make_optimizer
-from imagen_jax.training.sharding import MeshConfig, check_batch, gather_shards
+from imagen_jax.training.sharding import MeshConfig, check_batch
 from imagen_jax.training.state import LORA, Frozen, init_state
 from imagen_jax.training.step import Prior, make_train_step
 
@@ -84,7 +84,8 @@ class RunConfig:
 
     lora: train an adapter alone, and leave the weights of `init_from` as they are. frozen_dtype: of
     the parameters that are read and not trained. label_dropout: share of the class labels that are
-    dropped, for guidance (of texts: text.dropout).
+    dropped, for guidance (of texts: text.dropout). skip_batches: numbers of batches to leave out,
+    "1200:1210" or several of these with commas.
     """
 
     stage: Stage
@@ -103,6 +104,7 @@ class RunConfig:
     lora: LoraConfig | None = None
     frozen_dtype: Literal["float32", "bfloat16"] = "float32"
     label_dropout: float = 0.1
+    skip_batches: str | None = None
 
     def __post_init__(self):
         if self.data.prior is not None:
@@ -113,10 +115,26 @@ class RunConfig:
             raise ValueError("lora trains an adapter alone: text.trainable must be False")
         if self.stage.conditioning == "text" and self.text is None:
             raise ValueError("the stage is conditioned on text, but there is no section 'text'")
+        if self.data.embeddings is not None and (
+            self.text is None or self.text.trainable or self.text.null != "zeros"
+        ):
+            raise ValueError(
+                "data.embeddings is for text of a frozen encoder: text.trainable must be False and "
+                "text.null 'zeros'"
+            )
         if not 0 <= self.label_dropout <= 1:
             raise ValueError(f"label_dropout must be in [0, 1], not {self.label_dropout}")
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must be in [0, 1) or None, not {self.ema_decay}")
+        read_ranges(self.skip_batches)
+
+
+def read_ranges(text: str | None) -> tuple[tuple[int, int], ...]:
+    """ "12:15,20:20" -> ((12, 15), (20, 20))."""
+    parts = [part.strip().partition(":") for part in (text or "").split(",") if part.strip()]
+    if not all(first.isdigit() and last.isdigit() for first, _, last in parts):
+        raise ValueError(f"skip_batches is {text!r}; it must be FIRST:LAST, for example 1200:1210")
+    return tuple((int(first), int(last)) for first, _, last in parts)
 
 
 def read_config(config: Section) -> RunConfig:
@@ -149,6 +167,7 @@ def loop_config(config: RunConfig, profile: tuple[int, int] | None = None) -> Lo
         checkpoint_every=config.checkpoint.every,
         sample_every=config.sample.every if config.sample else None,
         profile=profile,
+        skip_batches=read_ranges(config.skip_batches),
     )
 
 
@@ -178,7 +197,12 @@ def describe(config: RunConfig, encoder: TextEncoder | None, raw: Section) -> di
 
 
 def write_description(workdir: Path, description: Mapping[str, Any], encoder: TextEncoder | None):
-    """Puts config.json and the tokenizer's file into the workdir, which then needs nothing else."""
+    """Puts config.json and the tokenizer's file into the workdir, which then needs nothing else.
+
+    The first host does, for all.
+    """
+    if jax.process_index() != 0:
+        return
     workdir.mkdir(parents=True, exist_ok=True)
     content = json.dumps(description["config"], indent=1, ensure_ascii=False)
     (workdir / "config.json").write_text(content + "\n", encoding="utf-8")
@@ -215,13 +239,13 @@ def make_training(
         ema_decay=config.ema_decay,
         dropout=config.text.dropout if encoder is not None else config.label_dropout,
         accumulation=parts,
-        gather=lambda params: gather_shards(params, mesh),
+        mesh=mesh,
         lora=config.lora,
         prior=prior,
     )
 
     def init(key):
-        trained = encoder if frozen is None or frozen.text_encoder is None else None
+        trained = encoder if encoder is not None and config.text.trainable else None
         adapter = None
         if config.lora is not None:
             adapter = {LORA: init_lora(frozen.network, config.lora, key)}
@@ -243,7 +267,8 @@ def frozen_shapes(config: RunConfig, encoder: TextEncoder | None) -> Frozen | No
     network = text_encoder = None
     if config.lora is not None:
         network = jax.eval_shape(lambda key: init_params(config.stage, key), jax.random.key(0))
-    if encoder is not None and not config.text.trainable:
+    embedded = config.data.embeddings is not None
+    if encoder is not None and not config.text.trainable and not embedded:
         if encoder_source(config) is None:
             raise ValueError(
                 "text.trainable is False, and both text.init_from and init_from are None: an "

@@ -1,16 +1,18 @@
 """Checkpoints of a run: written in the background, whole or not at all, readable on any mesh.
 
 Each step's directory holds the items `params`, `ema`, `optimizer` (step number and optimizer state)
-and `run` (JSON: the configuration, and where the data and the metrics were). Trees are stored as
-nested dicts by parameter name, so a reader needs none of our classes.
+and `run` (JSON: the configuration, where the data and the metrics were, and a digest of every
+array, so that a byte that has changed on the disk is seen). Trees are stored as nested dicts by
+parameter name, so a reader needs none of our classes.
 """
 
 import contextlib
+import json
 import logging
 import math
 import shutil
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
+from imagen_jax.training.digest import checked, described, first_fault, signed
+from imagen_jax.training.hosts import gather_json
 from imagen_jax.training.sharding import path_of
 from imagen_jax.typing import Params
 
@@ -112,8 +116,15 @@ class Checkpoints:
         self.directory = str(Path(directory).absolute()) if self.local else str(directory)
         kept: list[Any] = [policies.LatestN(keep)]
         if keep_best:
-            best = policies.BestN(get_metric_fn=_loss, reverse=True, n=keep_best)
+            best = policies.BestN(
+                get_metric_fn=_loss,
+                reverse=True,
+                n=keep_best,
+                keep_checkpoints_without_metrics=False,
+            )
             kept.append(best)
+        if not read_only:
+            self._drop_unreadable_losses()
         with _errors_alone():  # Orbax warns of reading only what is to be read only
             self.manager = ocp.CheckpointManager(
                 self.directory,
@@ -121,7 +132,7 @@ class Checkpoints:
                     create=not read_only,
                     read_only=read_only,
                     cleanup_tmp_directories=not read_only,
-                    best_fn=_loss,
+                    best_fn=None if read_only else _loss,
                     best_mode="min",
                     preservation_policy=policies.AnyPreservationPolicy(kept),
                 ),
@@ -132,6 +143,16 @@ class Checkpoints:
                     JSON_ITEM: ocp.JsonCheckpointHandler(),
                 },
             )
+
+    def _drop_unreadable_losses(self) -> None:
+        """Removes the losses that rank the checkpoints where Orbax would stumble over them."""
+        if self.local and jax.process_index() == 0:
+            for path in Path(self.directory).glob("*/metrics/metrics"):
+                try:
+                    _loss(json.loads(path.read_text()))
+                except (ValueError, TypeError, KeyError):
+                    path.unlink()
+        gather_json(None)
 
     def steps(self) -> list[int]:
         """The steps of the finished checkpoints, oldest first."""
@@ -162,7 +183,7 @@ class Checkpoints:
             # overwrite.
             items = jax.tree.map(_detached, items)
         args = {name: ocp.args.StandardSave(_nest(flat)) for name, flat in items.items()}
-        args[JSON_ITEM] = ocp.args.JsonSave({**run, "items": sorted(items)})
+        args[JSON_ITEM] = ocp.args.JsonSave(signed({**run, "arrays": described(items)}))
         try:
             self.manager.save(
                 step, args=ocp.args.Composite(**args), metrics={"loss": loss}, force=True
@@ -202,20 +223,14 @@ class Checkpoints:
             CheckpointError: there are checkpoints and none is readable.
         """
         wanted = _items(_flatten(state))
-        damaged: dict[int, Exception] = {}
+        damaged: dict[int, str] = {}
         for step in sorted(self.steps(), reverse=True):
-            try:
-                run = self._read(step, {})[1]
-                stored = self._stored_shapes(step, run.get("items", ()))
-                self._compare(step, stored, wanted)
-                restored, _ = self._read(step, wanted)
-            except (MismatchError, MemoryError, jax.errors.JaxRuntimeError):
-                raise  # nothing is wrong with the files
-            except Exception as error:  # damage shows as many types
-                damaged[step] = error
+            restored, run, fault = self._restore_step(step, wanted)
+            if fault is not None:
+                damaged[step] = fault
                 continue
-            for number, error in damaged.items():
-                self._set_aside(number, error)
+            for number, reason in damaged.items():
+                self._set_aside(number, reason)
             flat = {
                 (path if item == "optimizer" else f"{item}/{path}"): leaf
                 for item, tree in restored.items()
@@ -224,7 +239,7 @@ class Checkpoints:
             leaves = [flat[path] for path in _flatten(state)]
             return jax.tree.unflatten(jax.tree.structure(state), leaves), run
         if damaged:
-            reasons = "; ".join(f"{step}: {_reason(error)}" for step, error in damaged.items())
+            reasons = "; ".join(f"{step}: {reason}" for step, reason in damaged.items())
             raise CheckpointError(f"no checkpoint in {self.directory} can be read ({reasons})")
         return None
 
@@ -234,6 +249,10 @@ class Checkpoints:
         """(step, parameters as numpy arrays, run) of one checkpoint, the newest unless told.
 
         item: "ema" or "params"; None for the average where the run kept one, else the parameters.
+
+        Raises:
+            ValueError: there is no such checkpoint or item.
+            CheckpointError: it is damaged.
         """
         steps = self.steps()
         if not steps:
@@ -254,6 +273,8 @@ class Checkpoints:
             for path, leaf in _flatten(stored[item]).items()
         }
         restored, run = self._read(step, {item: wanted})
+        if fault := first_fault({item: _flatten(restored[item])}, checked(run)["arrays"]):
+            raise CheckpointError(f"checkpoint {step} in {self.directory} is damaged ({fault})")
         return step, jax.tree.map(np.asarray, restored[item]), run
 
     def close(self) -> None:
@@ -273,14 +294,36 @@ class Checkpoints:
             raise ValueError("no readable metadata")
         return trees
 
-    def _stored_shapes(self, step: int, items: Iterable[str]) -> dict[str, dict[str, tuple]]:
-        trees = self._metadata(step)
-        if missing := sorted(set(items) - set(trees)):
-            raise ValueError(f"its {', '.join(missing)} cannot be read")
-        return {
-            name: {path: tuple(leaf.shape) for path, leaf in _flatten(tree).items()}
-            for name, tree in trees.items()
-        }
+    def _restore_step(
+        self, step: int, wanted: Mapping
+    ) -> tuple[dict[str, Any], dict[str, Any], str | None]:
+        """(items, run, None), or what is wrong with the checkpoint; the same on all hosts."""
+        restored, run, fault = {}, {}, None
+        try:
+            run = checked(self._read(step, {})[1])
+            stored = {
+                item: {path: tuple(shape) for path, (shape, _) in arrays.items()}
+                for item, arrays in run["arrays"].items()
+            }
+            self._compare(step, stored, wanted)
+            found = {
+                item: {path: tuple(leaf.shape) for path, leaf in _flatten(tree).items()}
+                for item, tree in self._metadata(step).items()
+            }
+            if found != stored:
+                raise ValueError("its metadata is not what was written")
+            restored = self._read(step, wanted)[0]
+        except (MismatchError, MemoryError, jax.errors.JaxRuntimeError):
+            raise  # nothing is wrong with the files
+        except Exception as error:  # damage shows as many types
+            fault = _reason(error)
+        # Damage may be in the share of one host alone.
+        fault = next((found for found in gather_json(fault) if found is not None), None)
+        if fault is None:
+            fault = first_fault(
+                {item: _flatten(tree) for item, tree in restored.items()}, run["arrays"]
+            )
+        return restored, run, fault
 
     def _compare(self, step: int, stored: Mapping, wanted: Mapping) -> None:
         lines = []
@@ -303,10 +346,10 @@ class Checkpoints:
         restored = self.manager.restore(step, args=ocp.args.Composite(**args))
         return {name: restored[name] for name in wanted}, restored[JSON_ITEM]
 
-    def _set_aside(self, step: int, error: Exception) -> None:
+    def _set_aside(self, step: int, reason: str) -> None:
         """A damaged checkpoint is renamed, not deleted, and its step may be written again."""
         warnings.warn(
-            f"checkpoint {step} in {self.directory} is damaged ({_reason(error)}); it is renamed "
+            f"checkpoint {step} in {self.directory} is damaged ({reason}); it is renamed "
             "and the one before is taken",
             stacklevel=3,
         )
@@ -315,6 +358,7 @@ class Checkpoints:
             target = place / f"damaged-{step}"
             shutil.rmtree(target, ignore_errors=True)
             (place / str(step)).rename(target)
+        gather_json(None)  # the others look when it is renamed
         self.manager.reload()
 
     def _failed(self, step: int | None, error: Exception) -> CheckpointError:
@@ -359,7 +403,7 @@ def _reason(error: Exception) -> str:
 
 
 def _loss(metrics: Mapping[str, float]) -> float:
-    return metrics["loss"]
+    return float(metrics["loss"])
 
 
 def _detached(array: jax.Array) -> jax.Array:

@@ -2,31 +2,27 @@
 end.
 """
 
-import signal
-import threading
+import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from PIL import Image
 
 from imagen_jax.training import metrics as metrics_lib
 from imagen_jax.training.checkpoint import Checkpoints, check_weights
+from imagen_jax.training.feed import Batches, Feed, batches_taken
+from imagen_jax.training.hosts import StopRequest, place, say_on_first_host
 from imagen_jax.training.metrics import MetricLog, Progress, progress_line
-from imagen_jax.training.sharding import batch_sharding, replicated, shard_batch, state_shardings
+from imagen_jax.training.sharding import batch_sharding, replicated, state_shardings
 from imagen_jax.training.state import Frozen
 from imagen_jax.typing import Params
 
-Batch = dict[str, np.ndarray]
-# (step to start at, iterator state out of a checkpoint or None) -> this host's rows of batch
-# `step`, `step` + 1, ...
-Batches = Callable[[int, Any], Iterator[Batch]]
 SampleFn = Callable[[Params, int], Image.Image]
 
 
@@ -39,6 +35,8 @@ class LoopConfig:
     """How long to train and how often to report. `None` for an interval: never.
 
     profile: (first, last) step of a trace for TensorBoard or Perfetto, written into the workdir.
+    skip_batches: (first, last) numbers of batches that are left out; the steps go on counting. Step
+    s uses batch s - 1 where none before it is left out.
     """
 
     num_steps: int
@@ -48,6 +46,7 @@ class LoopConfig:
     checkpoint_every: int = 1000
     sample_every: int | None = None
     profile: tuple[int, int] | None = None
+    skip_batches: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self):
         for name in ("num_steps", "batch_size", "log_every", "checkpoint_every", "sample_every"):
@@ -58,42 +57,11 @@ class LoopConfig:
             raise ValueError(
                 f"profile must be FIRST:LAST with 1 <= FIRST <= LAST, not {self.profile}"
             )
-
-
-class StopRequest:
-    """Turns the first SIGTERM or SIGINT into `requested`; a second one acts at once. Use with
-    `with`.
-
-    Across hosts jax agrees on the step (the coordination service passes on any host's SIGTERM).
-    """
-
-    def __init__(self):
-        self.requested = False
-        self.previous: dict[int, Any] = {}
-
-    def __enter__(self) -> "StopRequest":
-        if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self.previous[number] = signal.signal(number, self._handle)
-        return self
-
-    def _handle(self, number: int, frame: Any) -> None:
-        self.requested = True
-        self._restore()
-
-    def _restore(self) -> None:
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
-        self.previous = {}
-
-    def __exit__(self, *exception: Any) -> None:
-        self._restore()
-
-    def at(self, step: int) -> bool:
-        """Whether to stop after `step`; the same answer on every host."""
-        if jax.process_count() > 1:
-            return multihost_utils.reached_preemption_sync_point(step)
-        return self.requested
+        for first, last in self.skip_batches:
+            if not 0 <= first <= last:
+                raise ValueError(
+                    f"skip_batches must be FIRST:LAST with 0 <= FIRST <= LAST, not {first}:{last}"
+                )
 
 
 def init_sharded(init: Callable[[jax.Array], Any], key: jax.Array, mesh: Mesh) -> Any:
@@ -147,16 +115,16 @@ def start_state(
     check_weights(state.params, weights)
     shardings = state_shardings({"params": state.params}, mesh)["params"]
 
-    def place():
+    def placed():
         # A copy each: the step is given both to overwrite.
         return jax.tree.map(
-            lambda old, new, where: jax.device_put(np.array(new, old.dtype), where),
+            lambda old, new, where: place(np.array(new, old.dtype), where),
             state.params,
             weights,
             shardings,
         )
 
-    return state._replace(params=place(), ema=None if state.ema is None else place())
+    return state._replace(params=placed(), ema=None if state.ema is None else placed())
 
 
 def count_flops(lowered: jax.stages.Lowered) -> float | None:
@@ -167,13 +135,9 @@ def count_flops(lowered: jax.stages.Lowered) -> float | None:
     return float(cost["flops"]) if cost and cost.get("flops", 0) > 0 else None
 
 
-def say_on_first_host(text: str) -> None:
-    """Prints, on the first host alone."""
-    if jax.process_index() == 0:
-        print(text, flush=True)
-
-
-def _check_finite(step: int, scalars: Mapping[str, float], checkpoints: Checkpoints) -> None:
+def _check_finite(
+    step: int, scalars: Mapping[str, float], config: LoopConfig, checkpoints: Checkpoints
+) -> None:
     bad = {name: value for name, value in scalars.items() if not np.isfinite(value)}
     if not bad:
         return
@@ -182,13 +146,19 @@ def _check_finite(step: int, scalars: Mapping[str, float], checkpoints: Checkpoi
     last = (
         f"The last good checkpoint is step {saved[-1]}." if saved else "There is no checkpoint yet."
     )
+    first, number = (
+        batches_taken(steps, config.skip_batches) for steps in (saved[-1] if saved else 0, step)
+    )
+    ranges = [*config.skip_batches, (first, number - 1)]
     raise NonFiniteError(
         f"step {step}: {', '.join(f'{name} is {value}' for name, value in bad.items())}. {last} "
         f"({checkpoints.directory})\n"
-        "A restart repeats this step exactly, so change something first: a lower "
+        "A restart repeats this step exactly, so change something first. To go on with other "
+        f"pictures than those since then: --config.skip_batches="
+        f"{','.join(f'{low}:{high}' for low, high in ranges)}. Otherwise a lower "
         "optimizer.learning_rate or a longer optimizer.warmup_steps; optimizer.clip_norm=1.0; "
         "float32 instead of bfloat16 (stage.network.dtype); a look at the pictures of batch "
-        f"{step - 1}. JAX_DEBUG_NANS=1 stops at the operation that made it."
+        f"{number - 1}. JAX_DEBUG_NANS=1 stops at the operation that made it."
     )
 
 
@@ -196,12 +166,19 @@ class _Run:
     """What the loop holds besides the state: the records of steps whose numbers have come in."""
 
     def __init__(
-        self, config: LoopConfig, log: MetricLog, checkpoints: Checkpoints, progress: Progress, say
+        self,
+        config: LoopConfig,
+        log: MetricLog,
+        checkpoints: Checkpoints,
+        progress: Progress,
+        description: Mapping[str, Any],
+        say: Callable[[str], None],
     ):
         self.config, self.log, self.checkpoints = config, log, checkpoints
-        self.progress, self.say = progress, say
+        self.progress, self.description, self.say = progress, description, say
         self.losses: list[float] = []  # since the last checkpoint: their mean ranks the best
         self.pending: tuple[int, Any] | None = None
+        self.tracing = False
 
     def record(self) -> None:
         """Waits for the pending step's numbers, checks and writes them."""
@@ -211,7 +188,7 @@ class _Run:
         self.pending = None
         scalars, t_sums, t_counts = metrics_lib.split(jax.device_get(values))
         self.log.step(step, scalars, t_sums, t_counts)
-        _check_finite(step, scalars, self.checkpoints)
+        _check_finite(step, scalars, self.config, self.checkpoints)
         self.losses.append(scalars["loss"])
         if step % self.config.log_every == 0 or step == self.config.num_steps:
             speed = self.progress.report(step)
@@ -219,17 +196,58 @@ class _Run:
             self.say(progress_line(step, self.config.num_steps, means, speed))
             self.checkpoints.check()
 
-    def save(
-        self, step: int, state: Any, description: Mapping[str, Any], batches: Iterator
-    ) -> None:
+    def save(self, step: int, state: Any, feed: Feed) -> None:
+        """Starts to write a checkpoint of `step`, whose numbers are good."""
+        self.record()  # never save what may be NaN
         began = time.monotonic()
-        run = dict(description, step=step, window=self.log.window.to_dict())
-        if hasattr(batches, "get_state"):
-            run["batches"] = batches.get_state()
+        run = dict(self.description, step=step, window=self.log.window.to_dict())
+        if (batches := feed.state()) is not None:
+            run["batches"] = batches
         loss = float(np.mean(self.losses)) if self.losses else float("inf")
         self.checkpoints.save(step, state, run=run, loss=loss)
         self.losses = []
         self.progress.pause(time.monotonic() - began)
+
+    def draw(self, step: int, state: Any, sample: SampleFn) -> None:
+        """A picture of the average, or of the parameters where none is kept, into the log."""
+        self.record()
+        began = time.monotonic()
+        self.log.images(step, sample(state.params if state.ema is None else state.ema, step))
+        self.progress.pause(time.monotonic() - began)
+
+    def start_trace(self, step: int, start: int) -> None:
+        profile = self.config.profile
+        if profile and step == max(profile[0], start + 1) <= profile[1]:
+            jax.profiler.start_trace(str(self.log.folder))
+            self.tracing = True
+
+    def stop_trace(self, step: int, values: Any, ends: bool) -> None:
+        if self.tracing and (ends or step == self.config.profile[1]):
+            jax.block_until_ready(values)
+            jax.profiler.stop_trace()
+            self.tracing = False
+            self.say(f"wrote a trace of steps up to {step} into {self.log.folder}")
+
+
+def _start(
+    config: LoopConfig,
+    init: Callable[[jax.Array], Any],
+    mesh: Mesh,
+    checkpoints: Checkpoints,
+    weights: Params | None,
+) -> tuple[Any, dict[str, Any]]:
+    """(state, what was saved beside it): of the newest checkpoint, or a new state and nothing."""
+    key = jax.random.key(config.seed)
+    shapes = jax.eval_shape(init, key)
+    checkpoints.check_space(shapes)
+    restored = checkpoints.restore(
+        jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            shapes,
+            state_shardings(shapes, mesh),
+        )
+    )
+    return (start_state(init, key, mesh, weights), {}) if restored is None else restored
 
 
 def train(
@@ -268,41 +286,25 @@ def train(
         CheckpointError: a checkpoint could not be written, or none of those found can be read.
         ValueError: the checkpoint does not fit the config.
     """
-    key = jax.random.key(config.seed)
-    shapes = jax.eval_shape(init, key)
-    sharded_shapes = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        shapes,
-        state_shardings(shapes, mesh),
-    )
-    checkpoints.check_space(shapes)
-    restored = checkpoints.restore(sharded_shapes)
-    if restored is None:
-        state, saved = start_state(init, key, mesh, weights), {}
-    else:
-        state, saved = restored
+    state, saved = _start(config, init, mesh, checkpoints, weights)
+    if saved:
         say(f"resumed at step {saved['step']} from {checkpoints.directory}")
     start = int(state.step)
     if start >= config.num_steps:
         say(f"already trained to step {start}; num_steps is {config.num_steps}")
         return state
 
-    stream = batches(start, saved.get("batches"))
-    batch = shard_batch(next(stream), mesh)
-    began = time.monotonic()
+    feed = Feed(batches, start, saved.get("batches"), config.skip_batches, mesh)
     if frozen is not None:
-        frozen = jax.device_put(frozen, state_shardings(frozen, mesh))
-    lowered = lower_step(train_step, state, batch, mesh, frozen)
+        frozen = jax.tree.map(place, frozen, state_shardings(frozen, mesh))
+    began = time.monotonic()
+    lowered = lower_step(train_step, state, feed.batch, mesh, frozen)
     step_fn = lowered.compile()
     say(f"compiled the step in {time.monotonic() - began:.0f} s")
 
     peaks = [metrics_lib.peak_flops(device) for device in mesh.devices.flat]
-    progress = Progress(
-        config.num_steps,
-        config.batch_size,
-        count_flops(lowered),
-        None if None in peaks else sum(peaks),
-    )
+    peak = None if None in peaks else sum(peaks)
+    progress = Progress(config.num_steps, config.batch_size, count_flops(lowered), peak)
     log = MetricLog(
         workdir,
         start_step=start,
@@ -310,53 +312,33 @@ def train(
         reference=reference,
         write=jax.process_index() == 0,
     )
-    run = _Run(config, log, checkpoints, progress, say)
-    key = jax.device_put(key, replicated(mesh))
+    run = _Run(config, log, checkpoints, progress, description, say)
+    key = jax.jit(jax.random.key, out_shardings=replicated(mesh))(config.seed)
     progress.start(start)
-    tracing = False
-    try:
-        with StopRequest() as stop:
-            for step in range(start + 1, config.num_steps + 1):
-                if (
-                    config.profile
-                    and step == max(config.profile[0], start + 1) <= config.profile[1]
-                ):
-                    jax.profiler.start_trace(str(workdir))
-                    tracing = True
-                state, values = step_fn(state, batch, key, frozen)
-                last, stopping = step == config.num_steps, stop.at(step)
-                saving = last or stopping or step % config.checkpoint_every == 0
-                # While the device works: the next batch, then the numbers of the step before. A
-                # step that is saved takes its next batch after saving: the checkpoint holds the
-                # iterator as of this step.
-                if not saving:
-                    batch = shard_batch(next(stream), mesh)
-                run.record()
-                run.pending = (step, values)
-                if tracing and (stopping or last or step == config.profile[1]):
-                    jax.block_until_ready(values)
-                    jax.profiler.stop_trace()
-                    tracing = False
-                    say(f"wrote a trace of steps up to {step} into {workdir}")
-                if saving:
-                    run.record()  # never save what may be NaN
-                    run.save(step, state, description, stream)
-                if stopping and not last:
-                    checkpoints.wait()
-                    say(
-                        f"stopped by a signal after step {step}; the same command goes on from here"
-                    )
-                    return state
-                if sample is not None and (last or step % (config.sample_every or step + 1) == 0):
-                    run.record()
-                    began = time.monotonic()
-                    weights = state.params if state.ema is None else state.ema
-                    log.images(step, sample(weights, step))
-                    progress.pause(time.monotonic() - began)
-                if saving and not last:
-                    batch = shard_batch(next(stream), mesh)
+    with contextlib.closing(log), StopRequest() as stop:
+        for step in range(start + 1, config.num_steps + 1):
+            run.start_trace(step, start)
+            state, values = step_fn(state, feed.batch, key, frozen)
+            last, stopping = step == config.num_steps, stop.at(step)
+            saving = last or stopping or step % config.checkpoint_every == 0
+            # While the device works: the next batch, then the numbers of the step before. A step
+            # that is saved takes its next batch after saving: the checkpoint holds the iterator as
+            # of this step.
+            if not saving:
+                feed.next()
+            run.record()
+            run.pending = (step, values)
+            run.stop_trace(step, values, stopping or last)
+            if saving:
+                run.save(step, state, feed)
+            if stopping and not last:
+                checkpoints.wait()
+                say(f"stopped by a signal after step {step}; the same command goes on from here")
+                return state
+            if sample is not None and (last or step % (config.sample_every or step + 1) == 0):
+                run.draw(step, state, sample)
+            if saving and not last:
+                feed.next()
         checkpoints.wait()
         say(f"finished at step {config.num_steps}; checkpoints in {checkpoints.directory}")
-        return state
-    finally:
-        log.close()
+    return state

@@ -4,7 +4,6 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jax import device_get
 
 from imagen_jax import text
 from imagen_jax.cascade import Conditions, sample_keys, sample_stage
@@ -15,6 +14,7 @@ from imagen_jax.diffusion.augmentation import downsample, upsample
 from imagen_jax.grid import image_grid
 from imagen_jax.text import TextEncoder
 from imagen_jax.training.build import RunConfig
+from imagen_jax.training.hosts import whole
 from imagen_jax.training.loop import SampleFn
 from imagen_jax.training.state import Frozen, encoder_params, network_params
 from imagen_jax.typing import Params
@@ -68,9 +68,9 @@ def make_sample_fn(
         network = network_params(params, frozen, config.lora)
         images = sample_stage(stage, network, keys, conditions, section.sampling)
         if truth is None:
-            return image_grid(list(device_get(images)), captions)
+            return image_grid(list(whole(images)), captions)
         rows = [upsample(low_res, stage.resolution), images, truth]
-        return image_grid(list(np.concatenate(device_get(rows))), columns=count)
+        return image_grid(list(np.concatenate([whole(row) for row in rows])), columns=count)
 
     return sample
 

@@ -164,6 +164,11 @@ def gather_shards(params: Any, mesh: Mesh) -> Any:
     return jax.tree_util.tree_map_with_path(gather, params)
 
 
+def split_batch(rows: Any, mesh: Mesh) -> Any:
+    """Inside a jitted function: each array's first axis over data and fsdp."""
+    return jax.lax.with_sharding_constraint(rows, batch_sharding(mesh))
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """The first axis over data and fsdp; devices along tensor see the same pictures."""
     return NamedSharding(mesh, BATCH)

@@ -4,21 +4,26 @@ planning.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float
 
+from imagen_jax import models
 from imagen_jax import text as text_room
 from imagen_jax.diffusion.augmentation import augment, downsample, sample_levels, upsample
 from imagen_jax.diffusion.losses import diffusion_loss
 from imagen_jax.diffusion.process import add_noise
 from imagen_jax.diffusion.schedules import training_time
 from imagen_jax.lora import LoraConfig
+from imagen_jax.models.t5 import Gather
 from imagen_jax.stage import Stage, apply_network, null_label
 from imagen_jax.text import TextEncoder
+from imagen_jax.training.sharding import gather_shards, split_batch
 from imagen_jax.training.state import (
     NETWORK,
     Frozen,
@@ -126,7 +131,11 @@ def draw(
 
 
 def batch_text(
-    encoder: TextEncoder | None, params: Params, batch: Batch, frozen: Frozen | None
+    encoder: TextEncoder | None,
+    params: Params,
+    batch: Batch,
+    frozen: Frozen | None,
+    gather: Gather | None = None,
 ) -> tuple[TextEmbeddings, TextEmbeddings | None]:
     """The texts of a batch, and the null text where it is not zeros."""
     encoded_null = encoder is not None and encoder.null == "empty"
@@ -138,39 +147,45 @@ def batch_text(
         return TextEmbeddings(batch["text"].astype(jnp.float32), batch["mask"]), None
     weights = encoder_params(params, frozen)
     text = text_room.encode_tokens(
-        encoder.config, weights, batch["ids"], batch["mask"], encoder.padding
+        encoder.config, weights, batch["ids"], batch["mask"], encoder.padding, gather
     )
-    return text, text_room.unconditional(encoder, weights) if encoded_null else None
+    return text, text_room.unconditional(encoder, weights, gather) if encoded_null else None
 
 
 def make_losses(
     stage: Stage,
     encoder: TextEncoder | None,
-    gather: Callable[[Params], Params] | None = None,
+    mesh: Mesh | None = None,
     lora: LoraConfig | None = None,
 ) -> Callable:
     """(params, batch, draws, frozen) -> the loss of each example."""
+    gather = None if mesh is None else partial(gather_shards, mesh=mesh)
 
     def losses(params: Params, batch: Batch, draws: Draws, frozen: Frozen | None):
         if lora is not None:
             params = {NETWORK: network_params(params, frozen, lora)}
-        params = params if gather is None else gather(params)
+        network = models.compute_params(stage.network, params[NETWORK])
+        if mesh is not None:
+            network = gather(network)
+            # Random numbers have no place of their own: XLA would spread a batch over its pixels.
+            batch, draws = split_batch((batch, draws), mesh)
         x0 = to_images(batch["image"])
         conditions = {}
         if stage.low_resolution is not None:
-            low_res = downsample(x0, stage.low_resolution)
-            low_res = upsample(low_res, stage.resolution, stage.upsampling)
+            side = x0.shape[1]
+            low_res = downsample(x0, side * stage.low_resolution // stage.resolution)
+            low_res = upsample(low_res, side, stage.upsampling)
             low_res = augment(low_res, draws.level, draws.noise, stage.aug_schedule)
             conditions = {"low_res": low_res, "aug_level": draws.level}
         if stage.conditioning == "text":
-            text, null = batch_text(encoder, params, batch, frozen)
+            text, null = batch_text(encoder, params, batch, frozen, gather)
             conditions["text"] = drop_text(text, draws.drop, null)
         elif stage.conditioning == "label":
             label = jnp.where(draws.drop, null_label(stage, x0.shape[0]), batch["label"])
             conditions["label"] = label
         t, eps = draws.t, draws.eps
         x_t = add_noise(x0, eps, stage.schedule.logsnr(t))
-        output = apply_network(stage, params[NETWORK], x_t, t, **conditions)
+        output = apply_network(stage, network, x_t, t, **conditions)
         return diffusion_loss(output, stage.prediction, x0, eps, t, stage.schedule, stage.loss)
 
     return losses
@@ -195,7 +210,7 @@ def make_train_step(
     ema_decay: float | None = 0.9999,
     dropout: float = 0.1,
     accumulation: int = 1,
-    gather: Callable[[Params], Params] | None = None,
+    mesh: Mesh | None = None,
     lora: LoraConfig | None = None,
     prior: Prior | None = None,
 ) -> TrainStep:
@@ -206,10 +221,10 @@ def make_train_step(
     and loss_by_t, count_by_t: sums of the loss and numbers of examples in ten equal parts of t.
     dropout: share of texts or labels that are dropped. accumulation: parts that the batch is worked
     off in, one after the other, for want of memory; the update is that of the whole batch.
-    `gather` says how parameters are laid out while they are used (`sharding.gather_shards`).
-    `lora`: the state holds an adapter to a frozen network.
+    `mesh`: where it runs, None on one device. `lora`: the state holds an adapter to a frozen
+    network.
     """
-    example_losses = make_losses(stage, encoder, gather, lora)
+    example_losses = make_losses(stage, encoder, mesh, lora)
 
     def total(params: Params, part: tuple, frozen: Frozen | None):
         batch, draws, weights = part

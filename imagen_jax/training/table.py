@@ -1,7 +1,7 @@
 """The model table that `--dry_run` prints: parameters, shapes and FLOPs, without any array."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -40,14 +40,14 @@ def parameter_table(params: Mapping[str, Params], shapes: bool = True) -> str:
     return "\n".join(lines)
 
 
-def forward_flops(config: RunConfig, params: Params) -> float | None:
-    """FLOPs of the network's forward pass for one picture; the text encoder is left out."""
+def forward_call(config: RunConfig, params: Params) -> tuple[Callable, tuple]:
+    """The network's forward pass and the shapes that it takes for one picture of training."""
     stage = config.stage
 
     def shape(*sizes: int, dtype: Any = np.float32) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(sizes, dtype)
 
-    side, channels = stage.resolution, stage.channels
+    side, channels = stage.training_side, stage.channels
     conditions: dict[str, Any] = {}
     if stage.conditioning == "text":
         length = config.text.max_length
@@ -62,8 +62,13 @@ def forward_flops(config: RunConfig, params: Params) -> float | None:
     def forward(params, x, t, conditions):
         return apply_network(stage, params, x, t, **conditions)
 
-    x, t = shape(1, side, side, channels), shape(1)
-    return count_flops(jax.jit(forward).lower(params, x, t, conditions))
+    return forward, (params, shape(1, side, side, channels), shape(1), conditions)
+
+
+def forward_flops(config: RunConfig, params: Params) -> float | None:
+    """FLOPs of the network's forward pass for one picture; the text encoder is left out."""
+    forward, arguments = forward_call(config, params)
+    return count_flops(jax.jit(forward).lower(*arguments))
 
 
 def model_table(

@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import jax
@@ -141,6 +142,59 @@ def test_a_damaged_newest_falls_back_to_the_one_before(tmp_path, damage):
     assert again.steps() == [1, 2]
     assert (tmp_path / "checkpoints" / "damaged-2").is_dir()
     again.close()
+
+
+def flip(path: Path, place: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[place] ^= 0xFF
+    path.write_bytes(content)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_flipped_byte_in_any_file_never_gives_another_state(tmp_path, rng):
+    """What was saved, or the checkpoint before: nothing in between, and never an end."""
+    states = make_state(0), make_state(1)
+    checkpoints = open_in(tmp_path / "whole")
+    for step, state in enumerate(states, 1):
+        checkpoints.save(step, state, run={"step": step}, loss=1.0)
+    checkpoints.close()
+    newest = tmp_path / "whole" / "checkpoints" / "2"
+    files = [p.relative_to(newest) for p in sorted(newest.rglob("*")) if p.stat().st_size]
+    seen = set()
+    for number, name in enumerate(path for path in files if (newest / path).is_file()):
+        place = tmp_path / str(number)
+        shutil.copytree(tmp_path / "whole", place)
+        size = (newest / name).stat().st_size
+        flip(place / "checkpoints" / "2" / name, int(rng.integers(size)))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            again = open_in(place)
+            restored, run = again.restore(abstract(states[0]))
+            again.close()
+        assert_equal(restored, states[run["step"] - 1])
+        seen.add(run["step"])
+    assert 1 in seen
+
+
+@pytest.mark.parametrize("where", ["first", "last"])
+def test_a_changed_array_is_named(tmp_path, where):
+    """Damage that no file format notices: another value in the place of one."""
+    state, other = make_state(0), make_state(0)
+    kernel = np.array(state.params["network"]["out"]["kernel"])
+    kernel[(0, 0) if where == "first" else (-1, -1)] += 1e-6
+    other.params["network"]["out"]["kernel"] = jnp.asarray(kernel)
+    for name, kept in (("one", state), ("other", other)):
+        checkpoints = open_in(tmp_path / name)
+        checkpoints.save(1, kept, run={}, loss=1.0)
+        checkpoints.close()
+    stored = tmp_path / "one" / "checkpoints" / "1" / "params"
+    shutil.rmtree(stored)
+    shutil.copytree(tmp_path / "other" / "checkpoints" / "1" / "params", stored)
+    again = open_in(tmp_path / "one")
+    with pytest.raises(CheckpointError, match="params/network/out/kernel is not what was saved"):
+        again.restore(abstract(state))
+    with pytest.raises(CheckpointError, match="params/network/out/kernel is not what was saved"):
+        again.read_parameters("params")
 
 
 def test_nothing_readable_is_an_error_and_not_a_fresh_start(tmp_path):

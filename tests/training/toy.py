@@ -1,6 +1,7 @@
 """A run without a network: linear regression on noise, with the loop's own parts. Also a program:
 
-python tests/training/toy.py WORKDIR [--steps 40] [--every 5] [--delay 0] [--nan_at 7] ...
+python -m tests.training.toy WORKDIR [--steps 40] [--every 5] [--delay 0]
+    [--address HOST:PORT --processes 2 --process 0] [--fsdp 2]
 """
 
 import argparse
@@ -13,6 +14,7 @@ import numpy as np
 import optax
 
 from imagen_jax.training.checkpoint import Checkpoints
+from imagen_jax.training.hosts import Launch, join_hosts
 from imagen_jax.training.loop import LoopConfig, train
 from imagen_jax.training.optimizer import OptimizerConfig, make_optimizer
 from imagen_jax.training.sharding import MeshConfig, make_mesh
@@ -79,7 +81,7 @@ def batches(delay: float = 0.0):
         while True:
             time.sleep(delay)
             image = np.random.default_rng(step).integers(0, 256, (BATCH, WIDTH), np.uint8)
-            yield {"image": image}
+            yield {"image": np.split(image, jax.process_count())[jax.process_index()]}
             step += 1
 
     return start_at
@@ -118,5 +120,17 @@ if __name__ == "__main__":
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--every", type=int, default=5)
     parser.add_argument("--delay", type=float, default=0.0)
+    parser.add_argument("--fsdp", type=int, default=1)
+    parser.add_argument("--address")
+    parser.add_argument("--processes", type=int)
+    parser.add_argument("--process", type=int)
     arguments = parser.parse_args()
-    run(arguments.workdir, steps=arguments.steps, every=arguments.every, delay=arguments.delay)
+    join_hosts(Launch(arguments.address, arguments.processes, arguments.process, 10, 60))
+    run(
+        arguments.workdir,
+        steps=arguments.steps,
+        every=arguments.every,
+        delay=arguments.delay,
+        mesh=MeshConfig(fsdp=arguments.fsdp),
+        log_every=1000,
+    )

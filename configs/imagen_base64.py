@@ -1,0 +1,97 @@
+"""The paper's base model: text to 64x64 pictures, 2.4B parameters (arXiv 2205.11487, F.1).
+
+    python scripts/plan.py --config configs/imagen_base64.py --topology v5p:4x4x4
+    python scripts/train.py --config configs/imagen_base64.py --workdir runs/base64 \
+        --config.text.init_from=T5 --config.text.tokenizer=T5/spiece.model \
+        --config.data.path=PICTURES
+
+T5 is google/t5-v1_1-xxl, as Hugging Face or T5X have it; only its encoder is read. Hardware: the
+paper's 256 TPU v4; docs/scaling.md has what the step takes on others, by the compiler's count. Not
+run here. The published model reached a zero-shot FID-30K of 7.27 on COCO with its two
+super-resolution models, on data that is not public.
+
+What is not the paper's, because it does not say:
+- 128 tokens; EMA of 0.9999; clipping of the gradient's norm at 1.
+- Adafactor at the rate as it stands, where optax would scale it by each parameter's size
+  (training/optimizer.py says why).
+- The pooled text is a class token's, as in DeepFloyd IF.
+And because it costs less: bfloat16 in convolutions, dense layers and the frozen encoder;
+parameters, norms, softmax, EMA and the optimizer stay float32.
+"""
+
+from ml_collections import ConfigDict
+
+T5_XXL = "models/t5_v1_1_xxl"
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    config.seed = 0
+    config.batch_size = 2048
+    config.num_steps = 2_500_000
+    config.log_every = 100
+    config.ema_decay = 0.9999
+    config.init_from = None
+    config.frozen_dtype = "bfloat16"
+    config.stage = {
+        "name": "base64",
+        "resolution": 64,
+        "conditioning": "text",
+        "text_width": 4096,
+        "prediction": "eps",
+        "loss": {"weight": "eps"},
+        "schedule": {"kind": "cosine"},
+        "network": {
+            "kind": "unet",
+            "levels": [
+                {"channels": 512, "num_res_blocks": 3, "attention": None},
+                {"channels": 1024, "num_res_blocks": 3, "attention": "self"},
+                {"channels": 1536, "num_res_blocks": 3, "attention": "self"},
+                {"channels": 2048, "num_res_blocks": 3, "attention": "self"},
+            ],
+            "head_channels": 64,
+            "dtype": "bfloat16",
+            "remat": "products",
+        },
+    }
+    config.text = {
+        "tokenizer": f"{T5_XXL}/spiece.model",
+        "max_length": 128,
+        "trainable": False,
+        "dropout": 0.1,
+        "init_from": T5_XXL,
+        "encoder": {
+            "vocab_size": 32128,
+            "d_model": 4096,
+            "num_heads": 64,
+            "head_dim": 64,
+            "num_layers": 24,
+            "d_ff": 10240,
+            "dtype": "bfloat16",
+        },
+    }
+    config.data = {"source": "folder", "path": None, "split": "all", "flip": False}
+    config.optimizer = {
+        "kind": "adafactor",
+        "learning_rate": 1e-4,
+        "warmup_steps": 10_000,
+        "decay_steps": 2_500_000,
+        "clip_norm": 1.0,
+        "accumulation": 1,
+    }
+    config.mesh = {"data": 1, "fsdp": None, "tensor": 1}
+    config.checkpoint = {"every": 5000, "keep": 3, "keep_best": 0}
+    config.sample = {
+        "every": 10_000,
+        "prompts": [
+            "a photo of a corgi riding a bike in Times Square",
+            "a red cube on top of a blue cube",
+            "an oil painting of a lighthouse in a storm",
+            "a bowl of soup that looks like a monster",
+        ],
+        "sampler": "ddpm",
+        "steps": 256,
+        "guidance": 5.0,
+        "threshold": "dynamic",
+    }
+    return config

@@ -1,0 +1,26 @@
+"""The paper's second super-resolution model: 256x256 to 1024x1024 (arXiv 2205.11487, F.3).
+
+    python scripts/plan.py --config configs/imagen_sr1024.py --topology v5p:4x4x4
+    python scripts/train.py --config configs/imagen_sr1024.py --workdir runs/sr1024 \
+        --config.text.init_from=T5 --config.text.tokenizer=T5/spiece.model \
+        --config.data.path=PICTURES
+
+Trained on crops of 256x256 out of pictures of 1024x1024, which it enlarges from 64x64; drawn at the
+whole 1024x1024. No self-attention, cross-attention to the text in the last block, linear betas in
+continuous time. The rest is imagen_sr256's, with the same notes. Hardware: the paper's 128 TPU v4.
+Not run here.
+
+The paper says 400M parameters, but its printed configuration, used here, has 0.66B.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import imagen_sr256
+
+
+def get_config() -> ConfigDict:
+    config = imagen_sr256.get_config()
+    config.stage.update({"name": "sr1024", "resolution": 1024, "low_resolution": 256, "crop": 256})
+    config.stage.schedule = {"kind": "linear_beta", "beta_start": 1e-4, "beta_end": 0.02}
+    config.stage.network.levels[-1]["attention"] = "cross"
+    return config

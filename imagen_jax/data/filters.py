@@ -1,0 +1,110 @@
+"""Which examples of an indexed set are used, by what the index knows of them."""
+
+import dataclasses
+import difflib
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from imagen_jax.data.index import Index
+
+Range = tuple[float, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Filters:
+    """Examples that pass all of these are kept; each range includes both ends.
+
+    min_size: pixels of the shorter side. aspect: width / height. caption_length: characters of the
+    first caption. scores: of the numbers in the example's json or record, by name, such as
+    {"similarity": (0.28, 1)}; an example without that number does not pass. A size or caption that
+    the index does not know passes, and so does a broken example: reading it counts it.
+    """
+
+    min_size: int | None = None
+    aspect: Range | None = None
+    caption_length: Range | None = None
+    scores: Mapping[str, Range] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        if self.min_size is not None and not self.min_size > 0:
+            raise ValueError(f"filters.min_size is {self.min_size!r}; it must be a number above 0")
+        ranges = {"aspect": self.aspect, "caption_length": self.caption_length}
+        ranges |= {f"scores.{name}": limits for name, limits in self.scores.items()}
+        for name, limits in ranges.items():
+            if limits is not None and not limits[0] <= limits[1]:
+                raise ValueError(f"filters.{name} is {limits}; the least comes first")
+
+    @property
+    def need_sizes(self) -> bool:
+        return self.min_size is not None or self.aspect is not None
+
+    def kept(self, index: Index) -> np.ndarray:
+        """bool [N]; says in the log what each filter took away.
+
+        Raises:
+          ValueError: the index has no sizes, or no such score.
+        """
+        if self.need_sizes and not index.sizes.any():
+            raise ValueError(
+                "filters on the size need each example's width and height, and its json or record "
+                "does not have them: data.measure=True reads them from the pictures, once"
+            )
+        kept = np.ones(len(index), bool)
+        for name, passed in self._tests(index):
+            logging.info(
+                "filter %s: %d of %d examples do not pass", name, (~passed).sum(), len(kept)
+            )
+            kept &= passed
+        kept[list(index.faults)] = True
+        return kept
+
+    def _tests(self, index: Index) -> list[tuple[str, np.ndarray]]:
+        width, height = index.sizes[:, 0], index.sizes[:, 1]
+        unknown, tests = width == 0, []
+        if self.min_size is not None:
+            tests.append(("min_size", unknown | (np.minimum(width, height) >= self.min_size)))
+        if self.aspect is not None:
+            aspect = width / np.maximum(height, 1)
+            tests.append(("aspect", unknown | _between(aspect, self.aspect)))
+        if self.caption_length is not None:
+            inside = _between(index.lengths, self.caption_length)
+            tests.append(("caption_length", (index.lengths == 0) | inside))
+        for name, limits in self.scores.items():
+            if name not in index.fields:
+                known = ", ".join(sorted(index.fields)) or "none"
+                raise ValueError(f"filters.scores.{name}: no example has it; there are: {known}")
+            tests.append((name, _between(index.fields[name], limits)))
+        return tests
+
+
+def _between(values: np.ndarray, limits: Range) -> np.ndarray:
+    return (values >= limits[0]) & (values <= limits[1])
+
+
+def make_filters(section: Mapping[str, Any] | None) -> Filters:
+    """The filters of a config's section `data.filters`."""
+    section = {name: value for name, value in (section or {}).items() if value is not None}
+    known = [field.name for field in dataclasses.fields(Filters)]
+    for name, value in section.items():
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1) or [", ".join(known)]
+            raise ValueError(f"unknown config key 'data.filters.{name}'; known: {near[0]}")
+        if name in ("aspect", "caption_length"):
+            section[name] = _range(name, value)
+    if not isinstance(section.get("min_size", 1), int):
+        raise ValueError(f"filters.min_size is {section['min_size']!r}; it must be a whole number")
+    scores = section.get("scores", {})
+    if not isinstance(scores, Mapping):
+        raise ValueError(f"filters.scores is {scores!r}; it must be a section of keys")
+    scores = {name: _range(f"scores.{name}", limits) for name, limits in scores.items()}
+    return Filters(**{**section, "scores": scores})
+
+
+def _range(name: str, limits: Any) -> Range:
+    pair = isinstance(limits, (list, tuple)) and len(limits) == 2
+    if not pair or not all(isinstance(end, (int, float)) for end in limits):
+        raise ValueError(f"filters.{name} is {limits!r}; it must be two numbers, [least, most]")
+    return float(limits[0]), float(limits[1])

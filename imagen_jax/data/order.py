@@ -1,0 +1,103 @@
+"""Which example comes when: global example number -> index into the source, without state.
+
+Each permutation is Grain's index shuffle, which takes no memory and answers for any number at once.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Protocol, runtime_checkable
+
+import grain
+import numpy as np
+
+Size = tuple[int, int]  # (width, height)
+
+
+@runtime_checkable
+class Order(Protocol):
+    """Numbers 0, 1, 2, ... without end; number = step * batch_size + row."""
+
+    def __getitem__(self, number: int) -> int: ...
+
+
+def epochs(size: int, seed: int, shuffle: bool) -> grain.MapDataset:
+    """All of `size` examples, over and over; every epoch has its own permutation."""
+    order = grain.MapDataset.range(size).seed(seed % 2**32)
+    return (order.shuffle() if shuffle else order).repeat()
+
+
+def mixed(
+    sizes: Sequence[int], rates: Sequence[float], seed: int, shuffle: bool
+) -> grain.MapDataset:
+    """Sets of these sizes, one behind the other in the source, each drawn at its rate.
+
+    They are interleaved evenly: any stretch of numbers has them in proportion, to an example.
+    """
+    starts = np.cumsum([0, *sizes]).tolist()
+    orders = [
+        epochs(size, seed + i, shuffle).map(functools.partial(int.__add__, start))
+        for i, (size, start) in enumerate(zip(sizes, starts[:-1], strict=True))
+    ]
+    return grain.MapDataset.mix(orders, list(rates))
+
+
+def nearest_bucket(sizes: np.ndarray, buckets: Sequence[Size]) -> np.ndarray:
+    """The bucket that is nearest to each (width, height) by the logarithm of the aspect ratio."""
+    aspects = np.log([width / height for width, height in buckets])
+    return np.abs(np.log(sizes[:, 0] / sizes[:, 1])[:, None] - aspects).argmin(1)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class BucketOrder:
+    """Batches whose examples are all of one bucket.
+
+    An epoch has for each bucket as many batches as its examples fill, at least one, in a random
+    order; which of its examples they hold goes on from epoch to epoch, so none is left out.
+
+    rows: for each bucket the source's indices of its examples; a bucket may have none.
+    """
+
+    rows: tuple[np.ndarray, ...]
+    batch_size: int
+    seed: int
+    shuffle: bool
+
+    @functools.cached_property
+    def counts(self) -> np.ndarray:
+        """Batches of each bucket in an epoch."""
+        sizes = np.asarray([len(rows) for rows in self.rows])
+        return np.where(sizes > 0, np.maximum(np.rint(sizes / self.batch_size), 1), 0).astype(int)
+
+    @functools.cached_property
+    def _batches(self) -> grain.MapDataset:
+        return epochs(int(self.counts.sum()), self.seed, self.shuffle)
+
+    @functools.cached_property
+    def _within(self) -> list[grain.MapDataset | None]:
+        return [
+            epochs(len(rows), self.seed + 1 + i, self.shuffle) if len(rows) else None
+            for i, rows in enumerate(self.rows)
+        ]
+
+    def bucket(self, step: int) -> int:
+        """The bucket of batch `step`."""
+        return self._place(step)[0]
+
+    @functools.cached_property
+    def _place(self) -> Callable[[int], tuple[int, int]]:
+        """As `_find_place`, once for all examples of a batch."""
+        return functools.lru_cache(maxsize=64)(self._find_place)
+
+    def _find_place(self, step: int) -> tuple[int, int]:
+        """(bucket, how many batches of it came before) of batch `step`."""
+        ends = np.cumsum(self.counts)
+        epoch, slot = step // int(ends[-1]), int(self._batches[step])
+        bucket = int(np.searchsorted(ends, slot, side="right"))
+        count = int(self.counts[bucket])
+        return bucket, epoch * count + slot - (int(ends[bucket]) - count)
+
+    def __getitem__(self, number: int) -> int:
+        step, row = divmod(number, self.batch_size)
+        bucket, before = self._place(step)
+        return int(self.rows[bucket][self._within[bucket][before * self.batch_size + row]])

@@ -1,0 +1,65 @@
+"""A number for each array that changes with any of its bits: what a file gives back is compared.
+
+Computed where the array lies, the same on any mesh: whole numbers are summed exactly, in any order.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+@jax.jit
+def _digest(array: jax.Array) -> jax.Array:
+    """Sum of the elements' bits times odd numbers that differ by place, modulo 2**32.
+
+    An odd factor is invertible, so a change of one element always shows.
+    """
+    bits = jnp.uint8 if array.dtype == bool else jnp.dtype(f"uint{8 * array.dtype.itemsize}")
+    words = array.astype(bits) if array.dtype == bool else jax.lax.bitcast_convert_type(array, bits)
+    place, stride = jnp.uint32(0), 1
+    for axis in reversed(range(array.ndim)):
+        steps = jax.lax.broadcasted_iota(jnp.uint32, array.shape, axis)
+        place += steps * jnp.uint32(stride % 2**32)
+        stride *= array.shape[axis]
+    return jnp.sum(words.astype(jnp.uint32) * (2 * place + 1), dtype=jnp.uint32)
+
+
+def described(items: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, list]]:
+    """{item: {path: [shape, digest]}} of {item: {path: array}}, JSON-able."""
+    numbers = jax.device_get(jax.tree.map(_digest, items))
+    return {
+        item: {path: [list(leaf.shape), int(numbers[item][path])] for path, leaf in flat.items()}
+        for item, flat in items.items()
+    }
+
+
+def first_fault(
+    items: Mapping[str, Mapping[str, Any]], saved: Mapping[str, Mapping[str, list]]
+) -> str | None:
+    """Names the first array that is not as `described` when it was saved; None where all are."""
+    for item, arrays in described(items).items():
+        for path, found in arrays.items():
+            if found != saved[item].get(path):
+                return f"{item}/{path} is not what was saved"
+    return None
+
+
+def _hash(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def signed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON-able values with their own hash beside them."""
+    return {**values, "hash": _hash(values)}
+
+
+def checked(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What `signed` was given; ValueError where it has changed."""
+    unsigned = {name: value for name, value in values.items() if name != "hash"}
+    if values.get("hash") != _hash(unsigned):
+        raise ValueError("its description is not what was saved")
+    return unsigned

@@ -1,0 +1,76 @@
+"""FLOPs of a jax function, counted from its operations' shapes before any compiler has seen it."""
+
+import math
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.extend import core
+
+
+def count(function: Callable, *arguments: Any) -> dict[str, float]:
+    """FLOPs of "convolution", "dense" (a matrix of parameters) and "attention" (products of
+    activations: those with a batch); shapes will do as arguments. Everything else is left out.
+    """
+    counts: Counter[str] = Counter()
+    _add(jax.make_jaxpr(function)(*arguments).jaxpr, 1, counts)
+    return {kind: float(counts[kind]) for kind in ("convolution", "dense", "attention")}
+
+
+def _add(jaxpr: core.Jaxpr, times: int, counts: Counter) -> None:
+    for equation in jaxpr.eqns:
+        name = equation.primitive.name
+        if name == "conv_general_dilated":
+            counts["convolution"] += times * _convolution(equation)
+        elif name == "dot_general":
+            (left_axes, _), (batch_axes, _) = equation.params["dimension_numbers"]
+            length = math.prod(equation.invars[0].aval.shape[axis] for axis in left_axes)
+            results = math.prod(equation.outvars[0].aval.shape)
+            counts["attention" if batch_axes else "dense"] += times * 2 * results * length
+        runs = times * equation.params["length"] if name == "scan" else times
+        for inner in core.jaxprs_in_params(equation.params):
+            _add(inner, runs, counts)
+
+
+def _convolution(equation: core.JaxprEqn) -> int:
+    """2 x pairs of an output's and a kernel's pixel that meet a pixel of the image, x channels."""
+    params = equation.params
+    numbers = params["dimension_numbers"]
+    image, kernel = (variable.aval.shape for variable in equation.invars)
+    output = equation.outvars[0].aval.shape
+    pairs = 1
+    for i in range(len(numbers.lhs_spec) - 2):
+        pairs *= overlaps(
+            image[numbers.lhs_spec[i + 2]],
+            kernel[numbers.rhs_spec[i + 2]],
+            output[numbers.out_spec[i + 2]],
+            stride=params["window_strides"][i],
+            before=params["padding"][i][0],
+            image_dilation=params["lhs_dilation"][i],
+            kernel_dilation=params["rhs_dilation"][i],
+        )
+    batch, features = (output[axis] for axis in numbers.out_spec[:2])
+    return 2 * pairs * batch * features * kernel[numbers.rhs_spec[1]]
+
+
+def overlaps(
+    image: int,
+    kernel: int,
+    output: int,
+    *,
+    stride: int = 1,
+    before: int = 0,
+    image_dilation: int = 1,
+    kernel_dilation: int = 1,
+) -> int:
+    """Along one axis: pairs of an output's and a kernel's pixel that meet one of the image, not its
+    padding (`before`) nor what dilation puts between.
+    """
+    last = (image - 1) * image_dilation
+    return sum(
+        0 <= (place := tap * kernel_dilation - before + start * stride) <= last
+        and place % image_dilation == 0
+        for tap in range(kernel)
+        for start in range(output)
+    )

@@ -1,0 +1,197 @@
+"""The processes of a run on several hosts: how they find and what they tell each other.
+
+One process drives the devices of one host. A single process needs nothing of this.
+"""
+
+import json
+import os
+import re
+import signal
+import threading
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+# What a launcher tells each of the processes that it starts: how many there are, and which it is.
+LAUNCHERS = {
+    "SLURM": ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
+    "Open MPI": ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
+}
+TPU_HOSTS = "TPU_WORKER_HOSTNAMES"  # of a TPU node pool, by commas
+HEARTBEAT_SECONDS = 100
+JOIN_SECONDS = 300
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What is told of a run's processes. None: as the environment says.
+
+    coordinator_address: HOST:PORT of process 0, where the others find it. heartbeat_seconds: after
+    so long without a sign of life of one process the others end, too. join_seconds: how long to
+    wait for all of them at the start.
+    """
+
+    coordinator_address: str | None = None
+    num_processes: int | None = None
+    process_id: int | None = None
+    heartbeat_seconds: int = HEARTBEAT_SECONDS
+    join_seconds: int = JOIN_SECONDS
+
+    def __post_init__(self):
+        address, count, index = self.coordinator_address, self.num_processes, self.process_id
+        if address is not None and not re.fullmatch(r"\S+:\d{1,5}", address):
+            raise ValueError(f"coordinator_address is {address!r}; it must be HOST:PORT")
+        if count is not None and count < 1:
+            raise ValueError(f"num_processes must be 1 or more, not {count}")
+        if index is not None and not 0 <= index < (index + 1 if count is None else count):
+            known = "" if count is None else f" and below num_processes {count}"
+            raise ValueError(f"process_id must be 0 or more{known}, not {index}")
+        for name in ("heartbeat_seconds", "join_seconds"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be 1 or more, not {getattr(self, name)}")
+
+    @property
+    def is_told(self) -> bool:
+        """Whether anything was told of the processes themselves."""
+        told = (self.coordinator_address, self.num_processes, self.process_id)
+        return any(value is not None for value in told)
+
+
+def launched(environment: Mapping[str, str]) -> tuple[str, int, int | None] | None:
+    """(launcher, number of processes, this one's number) where a launcher started several."""
+    for name, (count, index) in LAUNCHERS.items():
+        if environment.get(count, "").isdigit() and int(environment[count]) > 1:
+            given = environment.get(index, "")
+            return name, int(environment[count]), int(given) if given.isdigit() else None
+    hosts = environment.get(TPU_HOSTS, "").split(",")
+    return ("a TPU node pool", len(hosts), None) if len(hosts) > 1 else None
+
+
+def join_hosts(launch: Launch, distributed: bool = False) -> None:
+    """Joins the other processes of the run; to be called before JAX sees a device.
+
+    What `launch` leaves open comes from the environment: of SLURM, Open MPI, a TPU pod or
+    Kubernetes (`jax.distributed.initialize`). One process alone, where neither `launch` nor a
+    launcher says otherwise, joins nobody unless `distributed`; on a TPU pod that must be said, for
+    only its metadata server knows of the others.
+
+    Raises:
+        ValueError: what is told contradicts itself, or the others cannot be found or reached.
+    """
+    found = launched(os.environ)
+    if not (launch.is_told or distributed or found):
+        return
+    count, index = launch.num_processes, launch.process_id
+    if found is not None:
+        count, index = count or found[1], found[2] if index is None else index
+    try:
+        jax.distributed.initialize(
+            launch.coordinator_address,
+            count,
+            index,
+            initialization_timeout=launch.join_seconds,
+            heartbeat_timeout_seconds=launch.heartbeat_seconds,
+        )
+    except (ValueError, RuntimeError, KeyError) as error:  # JaxRuntimeError is a RuntimeError
+        reason = str(error).strip().split("\n")[0].removesuffix(".")
+        where = f" ({found[0]} started {found[1]} processes)" if found else ""
+        raise ValueError(
+            f"cannot join the other processes{where}: {reason}. Give each process "
+            "--coordinator_address=HOST:PORT (of process 0), --num_processes and --process_id"
+        ) from error
+
+
+def say_on_first_host(text: str) -> None:
+    """Prints, on the first host alone."""
+    if jax.process_index() == 0:
+        print(text, flush=True)
+
+
+def place(leaf: Any, sharding: jax.sharding.Sharding) -> jax.Array:
+    """An array that every host holds whole, where `sharding` says; each host places its own part.
+
+    Unlike `jax.device_put` it does not send the array around to compare it.
+    """
+    if getattr(leaf, "sharding", None) == sharding:
+        return leaf
+    values = np.asarray(leaf)
+    return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])
+
+
+def whole(leaf: Any) -> np.ndarray:
+    """An array in full, whichever hosts hold its parts; all of them must ask."""
+    if getattr(leaf, "is_fully_addressable", True) or leaf.is_fully_replicated:
+        return np.asarray(leaf)
+    return multihost_utils.process_allgather(leaf, tiled=True)
+
+
+def gather_json(value: Any) -> list[Any]:
+    """What each host gives, by their numbers; all of them must call. JSON-able values."""
+    if jax.process_count() == 1:
+        return [value]
+    content = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.asarray([content.size]))[:, 0]
+    padded = np.zeros(int(sizes.max()), np.uint8)
+    padded[: content.size] = content
+    rows = multihost_utils.process_allgather(padded)
+    return [json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]
+
+
+def check_shared(folder: Path, option: str) -> None:
+    """ValueError unless every host sees what the first one writes into `folder`."""
+    if jax.process_count() == 1:
+        return
+    token = folder / f".shared-{gather_json(uuid.uuid4().hex)[0]}"
+    if jax.process_index() == 0:
+        token.touch()
+    gather_json(None)  # it is there now
+    seen = gather_json(token.exists())
+    if jax.process_index() == 0:
+        token.unlink()
+    if not all(seen):
+        raise ValueError(
+            f"{option} {folder} is another folder on host {seen.index(False)} than on host 0: it "
+            "must lie on a disk that all hosts share"
+        )
+
+
+class StopRequest:
+    """Turns the first SIGTERM or SIGINT into `requested`; a second one acts at once. Use with
+    `with`.
+
+    Across hosts jax agrees on the step (the coordination service passes on any host's SIGTERM).
+    """
+
+    def __init__(self):
+        self.requested = False
+        self.previous: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopRequest":
+        if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self.previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def _handle(self, number: int, frame: Any) -> None:
+        self.requested = True
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+        self.previous = {}
+
+    def __exit__(self, *exception: Any) -> None:
+        self._restore()
+
+    def at(self, step: int) -> bool:
+        """Whether to stop after `step`; the same answer on every host."""
+        if jax.process_count() > 1:
+            return multihost_utils.reached_preemption_sync_point(step)
+        return self.requested

@@ -1,0 +1,171 @@
+"""Crops, aspect-ratio buckets and mixtures: pure functions of (seed, N)."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from imagen_jax.data import ArraySource, Loader, MixtureSource, preprocess
+from imagen_jax.data.order import BucketOrder, nearest_bucket
+
+BUCKETS = ((12, 8), (8, 8), (8, 12))
+SHAPES = [(24, 16)] * 21 + [(20, 20)] * 9 + [(10, 16)] * 2  # (width, height)
+
+
+class Shaped:
+    """Pictures of several shapes; picture i is grey i."""
+
+    sizes = np.asarray(SHAPES)
+
+    def __len__(self) -> int:
+        return len(SHAPES)
+
+    def __getitem__(self, index: int):
+        width, height = SHAPES[index]
+        return {"image": np.full((height, width, 3), index, np.uint8), "key": str(index)}
+
+
+def shaped(**changes) -> Loader:
+    return Loader(Shaped(), 4, 8, **{"conditioning": None, "buckets": BUCKETS} | changes)
+
+
+def ramp(width: int, height: int) -> np.ndarray:
+    """Red says the column, green the row."""
+    image = np.zeros((height, width, 3), np.uint8)
+    image[..., 0], image[..., 1] = np.arange(width), np.arange(height)[:, None]
+    return image
+
+
+# ------------------------------------------------------------------------------------------ crops
+
+
+def test_a_crop_is_a_piece_of_the_resized_picture(rng):
+    image = np.asarray(
+        Image.fromarray(rng.integers(0, 256, (9, 7, 3), np.uint8)).resize((90, 70), 3)
+    )
+    # By a whole factor: exactly; the resized picture is 45 x 35, and the crop 16 of it.
+    whole = np.asarray(Image.fromarray(image).reduce(2))
+    piece = preprocess.resize_and_crop(image, (35, 35), (16, 16), (0.999, 0.0))
+    np.testing.assert_array_equal(piece, whole[:16, -16:])
+    # By another one: within rounding.
+    whole = np.asarray(Image.fromarray(image).resize((36, 28), Image.Resampling.LANCZOS), int)
+    piece = preprocess.resize_and_crop(image, (28, 28), (28, 14), (0.0, 0.999))
+    assert np.abs(piece - whole[14:, :28]).max() <= 2
+
+
+def test_crops_of_a_picture_of_the_right_size_copy_its_pixels():
+    image = ramp(100, 64)
+    for at in (None, (0.0, 0.0), (0.5, 0.999), (0.999, 0.3)):
+        piece = preprocess.resize_and_crop(image, (64, 64), (16, 16), at)
+        left, top = piece[0, 0, :2]
+        np.testing.assert_array_equal(piece, image[top : top + 16, left : left + 16])
+    assert preprocess.resize_and_crop(image, (64, 64), (16, 16))[0, 0, :2].tolist() == [42, 24]
+
+
+def test_random_crops_reach_every_place_and_depend_on_seed_and_number_alone():
+    source = ArraySource(np.broadcast_to(ramp(10, 8), (6, 8, 10, 3)).copy())
+    settings = {"conditioning": None, "crop": "random", "crop_size": 5}
+    loader = Loader(source, 60, 8, **settings)
+    batches = [loader.batch(step)["image"] for step in range(4)]
+    places = {tuple(image[0, 0, :2]) for batch in batches for image in batch}
+    assert places == {(left, top) for left in range(6) for top in range(4)}
+    again = Loader(source, 60, 8, num_threads=1, **settings)
+    np.testing.assert_array_equal(next(again.batches(3))["image"], batches[3])
+    parts = [Loader(source, 60, 8, process_index=i, process_count=2, **settings) for i in (0, 1)]
+    joined = np.concatenate([part.batch(2)["image"] for part in parts])
+    np.testing.assert_array_equal(joined, batches[2])
+    other = Loader(source, 60, 8, seed=1, **settings).batch(3)["image"]
+    assert not np.array_equal(other, batches[3])
+
+
+def test_small_pictures_are_enlarged_before_the_crop():
+    piece = preprocess.resize_and_crop(ramp(5, 4), (16, 16), (8, 8), (0.0, 0.0))
+    assert piece.shape == (8, 8, 3)
+    assert piece[..., 0].max() <= 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"crop": "center"}, "crop is 'center'"),
+        ({"crop_size": 9}, r"crop_size is 9; it must be in 1\.\.\.8"),
+        ({"buckets": BUCKETS, "crop_size": 4}, "do not go with crop_size"),
+        ({"buckets": ((8, 0),)}, "buckets are"),
+        ({"buckets": BUCKETS}, "does not know those of any pictures; data.measure=True"),
+    ],
+)
+def test_bad_crops_and_buckets_are_named(changes, match):
+    source = ArraySource(np.zeros((2, 8, 8, 3), np.uint8))
+    with pytest.raises(ValueError, match=match):
+        Loader(source, 2, 8, conditioning=None, **changes)
+
+
+# ---------------------------------------------------------------------------------------- buckets
+
+
+def test_a_size_goes_to_the_nearest_aspect_ratio():
+    sizes = np.asarray([[3000, 100], [12, 8], [11, 9], [9, 10], [10, 20]])
+    assert nearest_bucket(sizes, BUCKETS).tolist() == [0, 0, 1, 1, 2]
+
+
+def test_a_batch_is_of_one_bucket_and_the_same_from_any_step_on_any_host():
+    loader = shaped()
+    shapes = [loader.batch(step)["image"].shape for step in range(16)]
+    assert {shape[1:3] for shape in shapes} == {(8, 12), (8, 8), (12, 8)}
+    resumed = shaped(num_threads=1).batches(9)
+    for step in range(9, 12):
+        batch = loader.batch(step)["image"]
+        np.testing.assert_array_equal(next(resumed)["image"], batch)
+        hosts = [shaped(process_index=index, process_count=2).batch(step) for index in range(2)]
+        np.testing.assert_array_equal(np.concatenate([host["image"] for host in hosts]), batch)
+
+
+def test_every_example_comes_as_often_as_its_bucket_has_batches():
+    """21, 9 and 2 examples fill 5, 2 and 1 batches of 4: 8 batches an epoch."""
+    order = shaped().order
+    assert order.counts.tolist() == [5, 2, 1]
+    epochs = [[order.bucket(step) for step in range(8 * e, 8 * e + 8)] for e in range(9)]
+    assert all(np.bincount(epoch).tolist() == [5, 2, 1] for epoch in epochs)
+    assert len(set(map(tuple, epochs))) > 1
+    plain = BucketOrder(order.rows, 4, seed=0, shuffle=False)  # a shuffle of few takes long
+    seen = np.bincount([plain[number] for number in range(8 * 63 * 4)], minlength=len(SHAPES))
+    # In 63 epochs: 63 * 5 batches of 4 are 60 passes over 21, 56 over 9, 126 over 2.
+    assert seen.tolist() == [60] * 21 + [56] * 9 + [126] * 2
+    drawn = [order[4 * step + row] for step in range(8 * 3) for row in range(4)]
+    assert np.bincount(drawn).min() >= 2
+
+
+def test_a_bucket_without_examples_has_no_batches():
+    rows = (np.arange(0), np.arange(5))
+    order = BucketOrder(rows, 5, seed=0, shuffle=False)
+    assert [order[number] for number in range(10)] == [*range(5), *range(5)]
+
+
+# --------------------------------------------------------------------------------------- mixtures
+
+
+def mixture(rates=(3.0, 1.0)) -> MixtureSource:
+    """Greys 0..4, and 100..152."""
+    sets = [np.arange(5, dtype=np.uint8), np.arange(100, 153, dtype=np.uint8)]
+    images = [np.broadcast_to(greys[:, None, None, None], (len(greys), 8, 8, 3)) for greys in sets]
+    return MixtureSource([ArraySource(np.array(i)) for i in images], rates)
+
+
+def test_a_mixture_draws_each_set_at_its_rate():
+    loader = Loader(mixture(), 8, 4, conditioning=None)
+    greys = np.concatenate([loader.batch(step)["image"][:, 0, 0, 0] for step in range(40)])
+    counts = [(batch < 100).sum() for batch in greys.reshape(40, 8)]
+    assert counts == [6] * 40
+    # 240 are 48 passes over 5; 80 are one pass over 53 and 27 of the next.
+    assert np.bincount(greys[greys < 100]).tolist() == [48] * 5
+    assert sorted(np.bincount(greys[greys >= 100])[100:]) == [1] * 26 + [2] * 27
+    np.testing.assert_array_equal(
+        next(Loader(mixture(), 8, 4, conditioning=None).batches(39))["image"][:, 0, 0, 0],
+        greys[-8:],
+    )
+
+
+def test_bad_rates_are_named():
+    with pytest.raises(ValueError, match=r"above 0, not \[1\.0, 0\.0\]"):
+        mixture((1.0, 0.0))
+    with pytest.raises(ValueError, match="1 rates for 2 sets"):
+        mixture((1.0,))

@@ -1,0 +1,345 @@
+"""Tars, TFRecord and ArrayRecord by random access: the same examples, filters and index."""
+
+import dataclasses
+import io
+import itertools
+import json
+import logging
+import os
+import sys
+import tarfile
+
+import numpy as np
+import pytest
+from PIL import Image
+from shard_files import (
+    add,
+    example_record,
+    frame,
+    grey,
+    picture,
+    serialized,
+    write_array_record,
+    write_tar,
+)
+
+from imagen_jax import picture_files
+from imagen_jax.data import SOURCES, Loader, records, shards, tar_index
+from imagen_jax.data.loader import TooManyBroken
+from imagen_jax.data.shards import expand_braces, find_shards
+from imagen_jax.data.sources import BrokenExample, is_heldout
+
+COUNT = 24
+SHARDS = [range(0, 9), range(9, 10), range(10, COUNT)]
+
+
+def write_set(folder, kind: str) -> str:
+    """Three shards with 24 examples of greys 0, 1, ...; gives the pattern that names them."""
+    folder.mkdir(exist_ok=True)
+    for shard, numbers in enumerate(SHARDS):
+        path = folder / f"{shard:05d}.{kind}"
+        if kind == "tar":
+            write_tar(path, numbers, "PNG")
+        elif kind == "tfrecord":
+            path.write_bytes(b"".join(frame(example_record(n)) for n in numbers))
+        else:
+            write_array_record(path, [example_record(n) for n in numbers])
+    return f"{folder}/{{00000..00002}}.{kind}"
+
+
+@pytest.fixture(scope="module", params=["tar", "tfrecord", "array_record"])
+def made(request, tmp_path_factory):
+    """(kind, pattern) of a set in each format."""
+    return request.param, write_set(tmp_path_factory.mktemp("set") / "shards", request.param)
+
+
+def read(made, **options):
+    kind, pattern = made
+    return SOURCES[kind](pattern, **options)
+
+
+def greys(source) -> list[int]:
+    return [grey(source[row]["image"]) for row in range(len(source))]
+
+
+def test_every_format_gives_the_same_examples_by_number(made):
+    source = read(made)
+    assert greys(source) == list(range(COUNT))
+    for row in (23, 0, 9):
+        example = source[row]
+        assert example["captions"] == [(f"grey {row}", 1.0)]
+        assert np.asarray(example["image"]).shape == (12, 20 + row, 3)
+    label = {"label": "json.label"} if made[0] == "tar" else {}
+    labelled = read(made, conditioning="label", **label)
+    assert [labelled[row]["label"] for row in range(COUNT)] == [n % 3 for n in range(COUNT)]
+    assert read(made, conditioning=None)[3].keys() == {"image", "key"}
+    keys = [source[row]["key"] for row in range(COUNT)]
+    assert len(set(keys)) == COUNT
+    assert all(key.startswith(f"0000{int(n >= 9) + int(n >= 10)}.") for n, key in enumerate(keys))
+
+
+def test_batches_are_the_same_on_any_number_of_hosts_and_from_any_step(made):
+    tokens = np.zeros((12, 1), np.int32)
+
+    def loader(index=0, count=1, **changes):
+        rows = tokens[: 12 // count]
+        options = {"tokenize": lambda texts: (rows, rows == 0), **changes}
+        place = {"process_index": index, "process_count": count}
+        return Loader(read(made), 12, 8, 3, **options, **place)
+
+    whole = list(itertools.islice(loader().batches(), 6))
+    resumed = list(itertools.islice(loader().batches(4), 2))
+    for batch, again in zip(whole[4:], resumed, strict=True):
+        np.testing.assert_array_equal(batch["image"], again["image"])
+    parts = [loader(index, 3, num_threads=1).batch(5)["image"] for index in range(3)]
+    np.testing.assert_array_equal(np.concatenate(parts), whole[5]["image"])
+
+
+def test_filters_choose_by_what_the_index_knows(made):
+    small = {"min_size": 12, "aspect": [20 / 12, 27 / 12], "scores": {"rank": [0.2, 2.05]}}
+    assert greys(read(made, filters=small)) == list(range(2, 8))
+    longer = read(made, filters={"caption_length": [7, 99]})
+    assert greys(longer) == list(range(10, COUNT))
+    with pytest.raises(ValueError, match=r"scores\.beauty: no example has it; there are: .*rank"):
+        read(made, filters={"scores": {"beauty": [0, 1]}})
+    with pytest.raises(ValueError, match="none of 24 examples passes"):
+        read(made, filters={"min_size": 99})
+
+
+@pytest.mark.parametrize(
+    ("filters", "match"),
+    [
+        ({"min_sise": 3}, r"filters\.min_sise'; known: min_size"),
+        ({"aspect": 2.0}, r"filters\.aspect is 2\.0; it must be two numbers"),
+        ({"caption_length": [9, 3]}, "caption_length is"),
+        ({"scores": {"rank": [None, 3]}}, r"scores\.rank is"),
+        ({"min_size": 0}, "min_size is 0"),
+    ],
+)
+def test_a_bad_filter_is_named_before_anything_is_read(filters, match):
+    with pytest.raises(ValueError, match=match):
+        SOURCES["tar"]("nowhere.tar", filters=filters)
+
+
+def test_splits_are_disjoint_and_complete(made):
+    keys = {read(made)[row]["key"] for row in range(COUNT)}
+    for split in ("train", "heldout"):
+        wanted = {key for key in keys if is_heldout(key) == (split == "heldout")}
+        if not wanted:
+            with pytest.raises(ValueError, match="none of 24 examples"):
+                read(made, split=split)
+        else:
+            part = read(made, split=split)
+            assert {part[row]["key"] for row in range(len(part))} == wanted
+
+
+def test_the_index_is_kept_and_made_anew_where_a_shard_changed(tmp_path, monkeypatch, caplog):
+    pattern = write_set(tmp_path / "set", "tar")
+    scanned = []
+    scan = tar_index.scan_tar
+    monkeypatch.setattr(
+        tar_index,
+        "scan_tar",
+        lambda shard, **more: scanned.append(shard.name) or scan(shard, **more),
+    )
+    first = greys(read(("tar", pattern)))
+    assert sorted(scanned) == ["00000.tar", "00001.tar", "00002.tar"]
+    assert greys(read(("tar", pattern))) == first
+    assert len(scanned) == 3
+    write_tar(tmp_path / "set" / "00001.tar", range(30, 32), "PNG")
+    assert greys(read(("tar", pattern)))[9:11] == [30, 31]
+    assert scanned[3:] == ["00001.tar"]
+    for kept in (tmp_path / "set" / ".imagen_jax_index").iterdir():
+        kept.write_bytes(kept.read_bytes()[:100])
+    assert greys(read(("tar", pattern)))[9:11] == [30, 31]
+    assert "is damaged" in caplog.text
+    assert read(("tar", str(tmp_path / "set"))).shards == read(("tar", pattern)).shards
+
+
+def test_a_folder_that_cannot_be_written_keeps_its_index_elsewhere(tmp_path, monkeypatch):
+    pattern = write_set(tmp_path / "set", "tar")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert len(read(("tar", pattern))) == COUNT
+    assert len(list((tmp_path / "cache/imagen_jax/index").iterdir())) == 3
+    assert not (tmp_path / "set" / ".imagen_jax_index").exists()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"cannot be kept in .*; set data\.index_dir"):
+        read(("tar", pattern), index_dir=tmp_path / "file" / "index")
+
+
+@pytest.mark.parametrize("kind", ["tar", "tfrecord"])
+def test_shards_behind_a_url_are_read_in_parts(tmp_path, kind):
+    fsspec = pytest.importorskip("fsspec", reason="fsspec is not installed (extra remote)")
+    pattern = write_set(tmp_path / "set", kind)
+    memory = fsspec.filesystem("memory")
+    for path in (tmp_path / "set").glob(f"*.{kind}"):
+        memory.pipe(f"/bucket/{kind}/{path.name}", path.read_bytes())
+    local = read((kind, pattern))
+    url = f"memory://bucket/{kind}"
+    for name in (f"{url}/{{00000..00002}}.{kind}", f"{url}/*.{kind}", url):
+        remote = read((kind, name), index_dir=tmp_path / "index")
+        assert greys(remote) == greys(local)
+        assert [shard.name for shard in remote.shards] == [shard.name for shard in local.shards]
+    with pytest.raises(ValueError, match="there is no file memory://bucket/none"):
+        read((kind, "memory://bucket/none.tar"))
+
+
+def test_a_url_needs_fsspec_and_says_so(monkeypatch):
+    monkeypatch.setitem(sys.modules, "fsspec", None)
+    shards._connection.cache_clear()
+    with pytest.raises(ImportError, match=r"s3:// needs fsspec: pip install imagen_jax\[remote\]"):
+        find_shards("s3://bucket/a.tar", ".tar")
+
+
+def test_patterns_stand_for_names_in_order(tmp_path):
+    assert expand_braces("a{08..10}.tar") == ["a08.tar", "a09.tar", "a10.tar"]
+    assert expand_braces("{a,b}/{1..2}") == ["a/1", "a/2", "b/1", "b/2"]
+    assert expand_braces("plain{}.tar") == ["plain{}.tar"]
+    for name in ("b[1].tar", "a.tar", "c.txt"):
+        (tmp_path / name).write_bytes(b"")
+    assert [shard.name for shard in find_shards(str(tmp_path), ".tar")] == ["a.tar", "b[1].tar"]
+    assert [shard.name for shard in find_shards(f"{tmp_path}/?.tar", ".tar")] == ["a.tar"]
+    for pattern, match in [
+        (f"{tmp_path}/{{a,z}}.tar", r"there is no file .*/z\.tar"),
+        (f"{tmp_path}/*.zip", "there is no file"),
+        (f"{tmp_path}/{{0..9999999999}}.tar", "names at most"),
+        (f"{tmp_path}/{{9..1}}.tar", "must count upward"),
+        (f"{tmp_path}/{{0..999}}{{0..9999}}.tar", "more than 1,000,000 names"),
+        (f"{tmp_path}/{{a,a}}.tar", "names a file twice"),
+    ]:
+        with pytest.raises(ValueError, match=match):
+            find_shards(pattern, ".tar")
+
+
+def test_sizes_can_be_measured_where_the_json_has_none(tmp_path):
+    path = tmp_path / "a.tar"
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    with tarfile.open(path, "w") as tar:
+        Image.new("RGB", (40, 30)).save(tmp_path / "t.jpg", exif=turned)
+        add(tar, "a.jpg", picture(1, (50, 20)))
+        add(tar, "b.jpg", (tmp_path / "t.jpg").read_bytes())
+    with pytest.raises(ValueError, match=r"data\.measure=True"):
+        SOURCES["tar"](path, conditioning=None, filters={"min_size": 25})
+    source = SOURCES["tar"](path, conditioning=None, filters={"min_size": 25}, measure=True)
+    assert source.sizes.tolist() == [[30, 40]]
+    assert source[0]["image"].size == (30, 40)
+
+
+def test_captions_come_from_a_text_file_or_a_field(tmp_path):
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w") as tar:
+        add(tar, "a.jpg", picture(1))
+        add(tar, "a.txt", "\ufeffzwei\n Zeilen \n".encode())
+        add(tar, "a.json", json.dumps({"short": "s", "many": ["x", " ", "y"], "n": 3}).encode())
+    read = SOURCES["tar"]
+    assert read(path)[0]["captions"] == [("zwei Zeilen", 1.0)]
+    assert read(path, text="json.short")[0]["captions"] == [("s", 1.0)]
+    assert read(path, text="json.many")[0]["captions"] == [("x", 1.0), ("y", 1.0)]
+    for name in ("json.n", "json.gone"):
+        with pytest.raises(BrokenExample, match=f"no text '{name[5:]}'"):
+            read(path, text=name)[0]
+    with pytest.raises(BrokenExample, match=r"a: has no text: there is no \.caption"):
+        read(path, text="caption")[0]
+    with pytest.raises(BrokenExample, match=r"a: has no label: there is no \.cls"):
+        read(path, conditioning="label")[0]
+
+
+def test_damaged_records_are_broken_examples(tmp_path):
+    good = [frame(example_record(n)) for n in range(4)]
+    flipped = bytearray(good[1])
+    flipped[40] ^= 1
+    (tmp_path / "a.tfrecord").write_bytes(good[0] + flipped + good[2] + good[3][:-9])
+    source = SOURCES["tfrecord"](tmp_path / "a.tfrecord")
+    assert [grey(source[row]["image"]) for row in (0, 2)] == [0, 2]
+    for row, match in ((1, "checksum differs"), (3, "cut off .*all after it is lost")):
+        with pytest.raises(BrokenExample, match=match):
+            source[row]
+    loader = Loader(source, 4, 8, conditioning=None, max_broken_share=0.3)
+    with pytest.raises(TooManyBroken, match="2 broken examples"):
+        [loader.batch(step) for step in range(9)]
+
+
+@pytest.mark.parametrize(
+    ("record", "match"),
+    [
+        (b"\xff\xff no example", "no tf.train.Example"),
+        (serialized(text="x"), "'image' is missing; its features are: text"),
+        (serialized(image=[b"a", b"b"], text="x"), "'image' has 2 values"),
+        (serialized(image=3, text="x"), "no bytes of a picture file"),
+        (serialized(image=picture(1), text=7), "'text' is no text"),
+        (serialized(image=picture(1), text=b"caf\xe9"), "not in UTF-8"),
+        (serialized(image=b"GIF89a", text="x"), "a.array_record/0"),
+    ],
+)
+def test_a_record_of_another_kind_says_what_it_lacks(tmp_path, record, match):
+    write_array_record(tmp_path / "a.array_record", [record, example_record(5)])
+    source = SOURCES["array_record"](tmp_path)
+    with pytest.raises(BrokenExample, match=match):
+        source[0]
+    assert grey(source[1]["image"]) == 5
+
+
+def test_a_damaged_array_record_file_costs_its_examples_alone(tmp_path, rng):
+    write_array_record(tmp_path / "a.array_record", [example_record(n) for n in range(4)])
+    write_array_record(tmp_path / "b.array_record", [example_record(n) for n in range(4)])
+    (tmp_path / "b.array_record").write_bytes(rng.bytes(70_000))
+    source = SOURCES["array_record"](tmp_path)
+    assert greys_or_none(source) == [0, 1, 2, 3, None]
+    with pytest.raises(ValueError, match="disks and mounted buckets alone"):
+        SOURCES["array_record"]("gs://bucket/a.array_record")
+
+
+def greys_or_none(source) -> list[int | None]:
+    found = []
+    for row in range(len(source)):
+        try:
+            found.append(grey(source[row]["image"]))
+        except BrokenExample:
+            found.append(None)
+    return found
+
+
+def test_examples_are_those_of_tensorflow(tmp_path):
+    tf = pytest.importorskip("tensorflow", reason="TensorFlow is not installed (extra tfds)")
+    features = {
+        "a": tf.train.Feature(bytes_list=tf.train.BytesList(value=[b"x", b"\xff"])),
+        "b": tf.train.Feature(int64_list=tf.train.Int64List(value=[-3, 2**40])),
+        "c": tf.train.Feature(float_list=tf.train.FloatList(value=[0.5])),
+        "d": tf.train.Feature(),
+    }
+    data = tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString()
+    parsed = {"a": [b"x", b"\xff"], "b": [-3, 2**40], "c": [0.5], "d": []}
+    assert records.parse_example(data) == parsed
+    with tf.io.TFRecordWriter(str(tmp_path / "a.tfrecord")) as writer:
+        writer.write(data)
+    assert (tmp_path / "a.tfrecord").read_bytes() == frame(data)
+
+
+def test_captions_can_be_read_without_their_pictures(made):
+    source = dataclasses.replace(read(made), pictures=False)
+    assert source[4].keys() == {"captions", "key"}
+
+
+@pytest.mark.parametrize("factor", [1, 1.5, 2, 3, 4, 7.3, 8, 16])
+def test_a_jpeg_is_reduced_by_its_decoder_as_by_averaging(factor, rng):
+    """Within rounding where the whole factor is, and never below twice the size elsewhere."""
+    side = round(32 * factor)
+    smooth = Image.fromarray(rng.integers(0, 256, (6, 6, 3), np.uint8)).resize((side, side), 3)
+    smooth.save(file := io.BytesIO(), "JPEG", quality=95, subsampling=0)
+    data = file.getvalue()
+    reduced = picture_files.read(data, cover=32)
+    whole = picture_files.read(data)
+    scale = whole.width / reduced.width
+    assert scale in (1, factor) or reduced.width >= 64
+    if scale.is_integer():
+        averaged = np.asarray(whole.reduce(int(scale)), int)
+        assert np.abs(averaged - np.asarray(reduced, int)).max() <= 3
+
+
+def test_the_log_says_what_was_filtered(made, caplog):
+    with caplog.at_level(logging.INFO):
+        read(made, filters={"min_size": 3, "scores": {"rank": [1.0, 9.0]}})
+    assert "filter rank: 10 of 24 examples do not pass" in caplog.text
+    assert "14 of 24 examples in 3 shards" in caplog.text

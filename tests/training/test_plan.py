@@ -1,0 +1,171 @@
+"""Plans: text of compiled programs is read right, and what cannot be planned is said at once."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from imagen_jax.training import flops
+from imagen_jax.training import plan as planning
+from imagen_jax.training.build import read_config
+from imagen_jax.training.chips import CHIPS, find_chip
+from imagen_jax.training.hlo import Program, parse_arrays
+from imagen_jax.training.roofline import estimate
+from imagen_jax.training.sharding import MeshConfig, make_mesh
+from tests.training.test_config import tiny
+
+Shape = jax.ShapeDtypeStruct
+V5E = next(chip for chip in CHIPS if chip.name == "v5e")
+LAYERS, ROWS, WIDTH = 3, 512, 256
+
+
+@pytest.fixture(scope="module")
+def four_chips():
+    pytest.importorskip("libtpu", reason="the TPU compiler is not installed: pip install '.[tpu]'")
+    return planning.topology_devices("v5e:2x2")
+
+
+@pytest.fixture(scope="module")
+def compiled(four_chips):
+    """The gradient of three equal layers whose weights four chips share, and of a convolution."""
+    mesh = make_mesh(MeshConfig(1, None, 1), four_chips[0])
+    rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    columns = NamedSharding(mesh, PartitionSpec(None, "fsdp"))
+    whole = NamedSharding(mesh, PartitionSpec())
+
+    def loss(x, weights, kernel, image):
+        weights = jax.lax.with_sharding_constraint(weights, whole)
+        y = jax.lax.scan(lambda y, _: (jnp.tanh(y @ weights), None), x, None, length=LAYERS)[0]
+        image = jax.lax.conv_general_dilated(
+            image, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        return jnp.square(y).sum() + jnp.square(image).sum()
+
+    gradient = jax.grad(loss, argnums=(1, 2))
+    shapes = [(ROWS, WIDTH), (WIDTH, WIDTH), (3, 3, 128, 128), (64, 32, 32, 128)]
+    arguments = [Shape(shape, jnp.bfloat16) for shape in shapes]
+    jitted = jax.jit(
+        gradient, in_shardings=(rows, columns, whole, rows), out_shardings=(columns, whole)
+    )
+    return jitted.lower(*arguments).compile(), flops.count(gradient, *arguments)
+
+
+def test_flops_of_a_tpu_program_are_those_of_its_shapes(compiled):
+    program, counted = compiled
+    roofline = estimate(program.as_text(), V5E, 4)
+    assert 4 * roofline.flops == pytest.approx(sum(counted.values()), rel=0.02)
+    assert roofline.compiler_seconds > 0
+
+
+def test_collectives_of_shared_weights(compiled):
+    """Weights are gathered and their gradient scattered, or reduced; the kernel's is reduced."""
+    found = estimate(compiled[0].as_text(), V5E, 4).collectives
+    share, weights, kernel = 3 / 4, 2 * WIDTH**2, 2 * 9 * 128**2
+    assert found["all-gather"].bytes == share * weights
+    assert found["all-gather"].count == 1
+    reduced = found["all-reduce"].bytes
+    if "reduce-scatter" in found:
+        assert found["reduce-scatter"].bytes == share * weights
+    else:
+        reduced -= 2 * share * weights
+    # In bfloat16, or in float32.
+    assert reduced in (2 * share * kernel, 4 * share * kernel)
+
+
+def test_bytes_are_at_least_those_of_the_arguments(compiled):
+    image = 64 * 32 * 32 * 128 * 2 / 4
+    assert estimate(compiled[0].as_text(), V5E, 4).bytes >= image
+
+
+def test_tiles_pad_arrays_and_vector_memory_is_no_hbm():
+    (tiled,) = parse_arrays("bf16[3,100]{1,0:T(8,128)(2,1)}")
+    assert tiled.bytes == tiled.hbm_bytes == 8 * 128 * 2
+    (near,) = parse_arrays("f32[16,128]{1,0:T(8,128)S(1)}")
+    assert (near.bytes, near.hbm_bytes) == (16 * 128 * 4, 0)
+    (turned,) = parse_arrays("f32[128,3]{0,1:T(4,128)}")
+    assert turned.bytes == 4 * 128 * 4
+    assert [array.sides for array in parse_arrays("(s32[], pred[2,4]{1,0})")] == [(), (2, 4)]
+
+
+def test_copies_and_collectives_run_beside_the_core():
+    """By hand: 1 s of copying while 0.4 s of reading go on, so that the core waits for 0.6 s."""
+    chip = V5E
+    words = int(chip.bandwidth)
+    text = f"""HloModule m, is_scheduled=true
+
+ENTRY %main (a: f32[8], b: f32[8]) -> f32[8] {{
+  %a = u8[{words // 2}]{{0}} parameter(0)
+  %b = u8[{words // 5}]{{0}} parameter(1)
+  %start = (u8[{words // 2}]{{0}}, u8[{words // 2}]{{0}}, u32[]{{:S(2)}}) copy-start(%a)
+  %work = u8[{words // 5}]{{0}} negate(%b)
+  %done = u8[{words // 2}]{{0}} copy-done(%start)
+  ROOT %out = (u8[{words // 2}]{{0}}, u8[{words // 5}]{{0}}) tuple(%done, %work)
+}}
+"""
+    roofline = estimate(text, chip, 1)
+    assert roofline.seconds == pytest.approx(1.0, rel=1e-6)
+    assert roofline.exposed_copies == pytest.approx(0.6, rel=1e-6)
+
+
+def test_loops_without_a_known_length_run_as_often_as_said():
+    def function(x, count):
+        return jax.lax.fori_loop(0, count, lambda _, y: y @ y, x)
+
+    text = jax.jit(function).lower(Shape((8, 8), "f4"), 3).compile().as_text()
+    assert Program(text, loops=5).total_flops() == 5 * 2 * 8**3
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("TPU v5 lite", "v5e"),
+        ("TPU v5", "v5p"),
+        ("TPU v6 lite", "v6e"),
+        ("NVIDIA H100 80GB", "H100"),
+    ],
+)
+def test_chips_are_known_by_their_names(kind, name):
+    assert find_chip(kind).name == name
+
+
+def test_an_unknown_chip_is_none():
+    assert find_chip("cpu") is None
+
+
+@pytest.mark.parametrize(
+    ("topology", "message"),
+    [
+        ("v9z:4x4", "no topology 'v9z:4x4'; there are v5p:4x4x4"),
+        ("v5e", "no topology 'v5e'"),
+        ("v4:2x2x1", "v4 cannot be compiled for"),
+    ],
+)
+def test_a_topology_that_cannot_be_planned_is_named(four_chips, topology, message):
+    with pytest.raises(ValueError, match=message):
+        planning.topology_devices(topology)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"mesh__fsdp": "3"}, "fsdp 3 .* does not divide the 4 devices"),
+        ({"batch_size": "6"}, "batch_size 6 does not split"),
+    ],
+)
+def test_sizes_that_do_not_divide_are_told_before_compiling(four_chips, overrides, message):
+    with pytest.raises(ValueError, match=message):
+        planning.plan(read_config(tiny(data__source="memory", **overrides)), "v5e:2x2")
+
+
+def test_a_plan_of_the_train_step(four_chips):
+    config = read_config(tiny(data__source="memory", mesh__fsdp="2"))
+    figures = planning.plan(config, "v5e:2x2")
+    json.dumps(figures)
+    memory = figures["memory"]
+    assert memory["fits"]
+    assert memory["arguments"] >= memory["parameters"] + memory["ema"] + memory["optimizer"]
+    assert figures["flops"]["compiled_over_counted"] == pytest.approx(1, abs=0.15)
+    assert 0 < figures["by_roofline"]["mfu"] <= figures["by_roofline"]["hfu"] * 1.2
+    assert "images/s" in planning.summary(figures)
