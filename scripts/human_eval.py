@@ -1,7 +1,9 @@
 """Asks people which of two models' pictures they prefer: sheets, a local web page, the analysis.
 
-python scripts/evaluate.py --model A --prompts drawbench --num_images 8 --metrics pictures --out results/a
-python scripts/evaluate.py --model B --prompts drawbench --num_images 8 --metrics pictures --out results/b
+python scripts/evaluate.py --model A --prompts drawbench --num_images 8 --metrics pictures \\
+    --out results/a
+python scripts/evaluate.py --model B --prompts drawbench --num_images 8 --metrics pictures \\
+    --out results/b
 python scripts/human_eval.py sheets --a results/a --b results/b --prompts drawbench --out study
 python scripts/human_eval.py serve study          # http://127.0.0.1:8000, answers.jsonl in study
 python scripts/human_eval.py analyse study
