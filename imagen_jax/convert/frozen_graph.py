@@ -83,7 +83,8 @@ def _tensor(name: str, tensor: memoryview) -> np.ndarray | None:
     if not len(_message(parts[0])):
         parts = [value for number, value in fields if number == TENSOR_FLOATS]
     content = b"".join(_message(part) for part in parts)
-    if len(shape) > MAX_AXES or len(content) not in {4 * count, 4}:
+    sound = len(shape) <= MAX_AXES and 0 < 4 * count < MAX_BYTES
+    if not sound or len(content) not in (4 * count, 4):
         raise ValueError(f"the constant {name!r} of shape {shape} has {len(content)} bytes")
     array = np.frombuffer(content, "<f4")
     return np.broadcast_to(array, count).reshape(shape) if len(array) == 1 else array.reshape(shape)

@@ -4,6 +4,7 @@ From the state dict that pytorch-fid and torch-fidelity distribute, or from Tens
 of 2015-12-05 (classify_image_graph_def.pb). Batch normalization is folded into the convolutions.
 """
 
+import functools
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -126,6 +127,7 @@ def graph_layout() -> Layout:
     return layout
 
 
+@functools.cache
 def inception_shapes() -> Params:
     """The tree of the network's parameters, as shapes."""
     return jax.eval_shape(inception.init, jax.random.key(0))

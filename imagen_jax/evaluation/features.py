@@ -8,11 +8,11 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from imagen_jax.evaluation.resizing import RESIZES
 from imagen_jax.models import clip, inception
-from imagen_jax.typing import Params
+from imagen_jax.typing import Images, Params, Tokens
 
 INCEPTION_RESIZES = ("legacy_tensorflow", "pytorch_fid", "clean")
 CLIP_RESIZES = ("clip",)
@@ -57,11 +57,16 @@ class FeatureExtractor:
         """
         for index, picture in enumerate(pictures):
             check_picture(index, picture)
+        return self._run(functools.partial(image_features, self.config), pictures, self._pixels)
+
+    def _pixels(self, pictures: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
+        """float32 [pictures, side, side, 3] in the network's range."""
         resize = RESIZES[self.resize]
-        compute = functools.partial(image_features, self.config, self.resize)
-        return self._run(
-            compute, pictures, lambda part: np.stack([resize(one, self.side) for one in part])
-        )
+        pixels = np.stack([resize(one, self.side) for one in pictures]).astype(np.float32)
+        if self.config is not None:
+            return pixels / 255
+        # TensorFlow's graph subtracts 128 and divides by 128; pytorch-fid maps 255 to 1.
+        return pixels / 127.5 - 1 if self.resize == "pytorch_fid" else (pixels - 128) / 128
 
     def texts(self, texts: Sequence[str]) -> np.ndarray:
         """float32 [texts, dim], not normalized. ValueError for a network that reads no text."""
@@ -79,8 +84,8 @@ class FeatureExtractor:
     def _run(
         self,
         compute: Callable[[Params, jax.Array], jax.Array],
-        items: Sequence,
-        prepare: Callable[[Sequence], np.ndarray],
+        items: Sequence | np.ndarray,
+        prepare: Callable[[Sequence | np.ndarray], np.ndarray],
     ) -> np.ndarray:
         """The features of all items. The next batch is prepared while the devices compute one."""
         sharding = NamedSharding(self.mesh, PartitionSpec(AXIS))
@@ -152,26 +157,20 @@ def check_picture(index: int, picture: np.ndarray) -> None:
 # Float32 products throughout: on TPUs and GPUs the default drops digits that the metrics need.
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jax.jit, static_argnums=0)
 def image_features(
-    config: clip.ClipConfig | None,
-    resize: str,
-    params: Params,
-    pixels: Float[Array, "batch side side 3"] | Int[Array, "batch side side 3"],
+    config: clip.ClipConfig | None, params: Params, images: Images
 ) -> Float[Array, "batch dim"]:
-    """Of pictures in 0...255 at the network's size."""
-    pixels = pixels.astype("float32")
+    """Of pictures at the network's size: Inception's in [-1, 1], CLIP's in [0, 1]."""
     with jax.default_matmul_precision("highest"):
-        if config is not None:
-            return clip.embed_images(config, params, pixels / 255)
-        # TensorFlow's graph subtracts 128 and divides by 128; pytorch-fid maps 255 to 1.
-        images = pixels / 127.5 - 1 if resize == "pytorch_fid" else (pixels - 128) / 128
-        return inception.apply(params, images).pooled
+        if config is None:
+            return inception.apply(params, images).pooled
+        return clip.embed_images(config, params, images)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def text_features(
-    config: clip.ClipConfig, params: Params, ids: Int[Array, "batch length"]
+    config: clip.ClipConfig, params: Params, ids: Tokens
 ) -> Float[Array, "batch dim"]:
     """Of token ids."""
     with jax.default_matmul_precision("highest"):

@@ -68,12 +68,11 @@ def _bilinear(picture: np.ndarray, side: int, centred: bool) -> np.ndarray:
 @functools.lru_cache(maxsize=64)
 def _weights(size: int, side: int, centred: bool) -> np.ndarray:
     """float32 [side, size]: how much each old pixel counts in each new one."""
-    scale = np.float32(size / side)
-    place = np.arange(side, dtype=np.float32)
-    if centred:
-        place = np.maximum((place + np.float32(0.5)) * scale - np.float32(0.5), 0)
-    else:
-        place = place * scale
+    scale = np.float64(np.float32(size / side))
+    place = np.arange(side, dtype=np.float64)
+    # Rounded to float32 once, as PyTorch's fused multiply-add does it, and TensorFlow's product.
+    place = np.maximum((place + 0.5) * scale - 0.5, 0) if centred else place * scale
+    place = place.astype(np.float32)
     low = np.minimum(place.astype(np.int64), size - 1)
     high = np.minimum(low + 1, size - 1)
     share = place - low.astype(np.float32)

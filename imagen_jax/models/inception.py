@@ -25,7 +25,7 @@ POOLED, CLASSES = 2048, 1008
 # Of the batch normalizations that are folded.
 NORM_EPS = 1e-3
 
-FeatureMap = Float[Array, "batch height width channels"]
+FeatureMap = Float[Array, "batch _ _ _"]
 
 
 class InceptionOutputs(NamedTuple):
