@@ -11,18 +11,13 @@ from typing import Any
 
 from imagen_jax.data.coco import TFDS_NAME, TFDS_SPLITS, VAL2014_PICTURES
 from imagen_jax.evaluation.extraction import Extractor
-from imagen_jax.evaluation.measures import (
-    KID_SUBSET_SIZE,
-    NEGATIVES,
-    OF_REFERENCE,
-)
+from imagen_jax.evaluation.measures import KID_SUBSET_SIZE, NEGATIVES, OF_REFERENCE
 from imagen_jax.evaluation.prompts import COCO_30K, PromptList
 from imagen_jax.evaluation.reference import Reference
 
 SIZE = 256
-CMMD_NETWORK = "ViT-L/14 at 336 pixels"
+CMMD_SIDE, CMMD_DIM = 336, 768  # of CLIP ViT-L/14-336
 VAL2014_NAME = re.compile(r"(.*/)?COCO_val2014_\d{12}\.\w+")
-DRAWBENCH_PROMPTS, DRAWBENCH_PICTURES = 200, 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,12 +102,17 @@ def _of_reference(at: Circumstances) -> list[str]:
 
 
 def _of_network(metric: str, extractor: Extractor) -> list[str]:
+    reasons, about = [], extractor.describe()
     if is_random(extractor):
-        return [
+        reasons.append(
             f"{extractor.name} has random weights, so this is no {metric.upper()}: it compares "
             "only with figures of the same weights"
-        ]
-    return []
+        )
+    if metric == "cmmd" and (about["side"], about["dim"]) != (CMMD_SIDE, CMMD_DIM):
+        reasons.append(
+            f"{extractor.name} is not CLIP ViT-L/14 at {CMMD_SIDE} pixels, CMMD's network"
+        )
+    return reasons
 
 
 def is_random(extractor: Extractor) -> bool:

@@ -16,6 +16,7 @@ class StandIn:
     name: str
     fingerprint: str = "0123"
     dim: int = 6
+    side: int = 4
     seen: list = None
 
     def images(self, pictures):
@@ -31,7 +32,8 @@ class StandIn:
         return np.asarray(rows, np.float32)
 
     def describe(self):
-        return {"kind": self.kind, "name": self.name, "fingerprint": self.fingerprint}
+        names = ("kind", "name", "fingerprint", "dim", "side")
+        return {name: getattr(self, name) for name in names}
 
 
 def inception(**more) -> StandIn:

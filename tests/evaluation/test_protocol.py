@@ -65,6 +65,8 @@ def test_departures_of_a_metric():
     clip = stand_in.StandIn("clip", "some CLIP")
     assert "9 other captions" in departures("r_precision", clip, {"negatives": 9}, ON)[0]
     assert departures("clip", clip, {}, ON) == []
+    assert departures("cmmd", replace(clip, dim=768, side=336), {}, ON) == []
+    assert "is not CLIP ViT-L/14" in departures("cmmd", replace(clip, side=224), {}, ON)[0]
     other = departures("clip", clip, {}, replace(ON, prompts=prompts(name="drawbench")))
     assert "same list" in other[0]
     assert "random weights, so this is no FID" in departures("fid", stand_in.inception(), {}, ON)[0]
