@@ -21,6 +21,7 @@ LAYERS = [
         "joining",
         "encoder_files",
         "feature_files",
+        "scores",
         "loading",
         "__init__",
     },
@@ -37,6 +38,7 @@ NEIGHBOURS = {
     "pipeline": {"model_directory", "adapters", "arguments", "drawing"},
     "joining": {"model_directory", "pipeline"},
     "loading": {"encoder_files", "model_directory", "joining", "pipeline"},
+    "scores": {"feature_files"},
     "__init__": {"pipeline", "loading"},
     "scripts": {"configs"},
 }
