@@ -30,7 +30,8 @@ from imagen_jax.convert.t5 import config_from_huggingface, encoder_shapes, load_
 from imagen_jax.convert.t5x import load_t5x, read_t5x_config
 from imagen_jax.convert.t5x_checkpoint import CHECKPOINT
 from imagen_jax.models.t5 import T5Config
-from imagen_jax.text import SENTENCEPIECE_FILE
+from imagen_jax.text import OPTIONAL, SENTENCEPIECE_FILE, TextEncoder, tokenizer_digest
+from imagen_jax.training.config import Section, as_dict
 from imagen_jax.training.hosts import whole
 from imagen_jax.typing import Params
 
@@ -162,6 +163,39 @@ def text_section(section: Mapping[str, Any], source: str | os.PathLike) -> dict[
     return values
 
 
+def with_encoder(raw: Section) -> Section:
+    """A run's config with what its section `text` leaves out: an encoder by itself has it."""
+    values = as_dict(raw)
+    section = values.get("text") or {}
+    source = section.get("init_from") or values.get("init_from")
+    if not section or not isinstance(source, str) or not is_encoder(source):
+        return raw
+    return {**values, "text": text_section(section, source)}
+
+
+def text_fingerprint(encoder: TextEncoder, source: str | os.PathLike | None) -> dict[str, Any]:
+    """What embeddings depend on: the encoder's files (None where it is not said where they are) and
+    sizes, the tokenizer's content, and how text is prepared. JSON-able.
+    """
+    sizes = dataclasses.asdict(encoder.config)
+    return {
+        "weights": None if source is None else fingerprint(_directory(source)),
+        "encoder": {name: value for name, value in sizes.items() if name not in FREE},
+        "tokenizer": tokenizer_digest(encoder.tokenizer),
+        "max_length": encoder.max_length,
+        **{name: getattr(encoder, name) for name in OPTIONAL},
+    }
+
+
+def _directory(source: str | os.PathLike) -> Path:
+    """Where an encoder, a model directory or a shipped model lies; ValueError for anything else."""
+    shipped = Path(__file__).parent / "pretrained" / source
+    directory = shipped if shipped.is_dir() else Path(source)
+    if not directory.is_dir() or (directory / "checkpoints").is_dir():
+        raise ValueError(f"{source} is not the directory of a text encoder or of a model")
+    return directory
+
+
 def fingerprint(directory: str | os.PathLike) -> str:
     """Some digits that change with the files of an encoder: names, sizes, beginnings and ends."""
     root, digest = Path(directory), hashlib.sha256()
@@ -187,9 +221,9 @@ def keep(workdir: str | os.PathLike, source: str | os.PathLike, params: Params) 
         if jax.process_index() == 0:
             write_object(workdir / REFERENCE_FILE, values)
         return
-    whole = {name: whole(leaf) for name, leaf in flat.items()}
+    gathered = {name: whole(leaf) for name, leaf in flat.items()}
     if jax.process_index() == 0:
-        save_params(workdir, TEXT_ENCODER, unflatten(whole), None, SHARD_BYTES)
+        save_params(workdir, TEXT_ENCODER, unflatten(gathered), None, SHARD_BYTES)
         (workdir / REFERENCE_FILE).unlink(missing_ok=True)
 
 

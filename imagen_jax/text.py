@@ -5,6 +5,7 @@ normalization otherwise belong to the SentencePiece model.
 """
 
 import functools
+import hashlib
 import os
 import shutil
 import warnings
@@ -212,6 +213,14 @@ def same_tokenizer(first: Tokenizer, other: Tokenizer) -> bool:
         return first == other
     models = [_load(tokenizer).serialized_model_proto() for tokenizer in both]
     return models[0] == models[1]
+
+
+def tokenizer_digest(tokenizer: Tokenizer) -> str:
+    """The kind of a tokenizer, and some digits that change with its vocabulary."""
+    if isinstance(tokenizer, ByteTokenizer):
+        return f"bytes, {tokenizer.num_special} special"
+    content = _load(tokenizer).serialized_model_proto()
+    return f"sentencepiece {hashlib.sha256(content).hexdigest()[:16]}"
 
 
 def copy_tokenizer(tokenizer: Tokenizer, directory: str | os.PathLike) -> None:

@@ -76,6 +76,7 @@ def main(argv: list[str], overrides: dict[str, str]) -> None:
 
 def prepare(overrides: dict[str, str]) -> tuple[Any, Any, Any, Any]:
     """Checks all that is cheap: (config as written, typed config, mesh, text encoder)."""
+    from imagen_jax.encoder_files import with_encoder
     from imagen_jax.training import build, inherit, sharding
     from imagen_jax.training import config as config_room
 
@@ -96,20 +97,20 @@ def prepare(overrides: dict[str, str]) -> tuple[Any, Any, Any, Any]:
         raise ValueError("--workdir is needed, except with --dry_run")
     mesh = sharding.make_mesh(config.mesh)
     sharding.check_batch(mesh, config.batch_size)
-    return raw, config, mesh, build.make_text_encoder(config)
+    encoder = build.make_text_encoder(config)
+    check_embeddings(config, encoder)
+    return raw, config, mesh, encoder
 
 
-def with_encoder(raw: Any) -> Any:
-    """The config with what its section `text` leaves out: an encoder by itself has it."""
-    from imagen_jax.encoder_files import is_encoder, text_section
-    from imagen_jax.training.config import as_dict
+def check_embeddings(config: Any, encoder: Any) -> None:
+    """ValueError unless the embeddings that are read are those that the section `text` asks for."""
+    if config.data.embeddings is None:
+        return
+    from imagen_jax.data.embeddings import check_fingerprint
+    from imagen_jax.encoder_files import text_fingerprint
 
-    values = as_dict(raw)
-    section = values.get("text") or {}
-    source = section.get("init_from") or values.get("init_from")
-    if not section or not isinstance(source, str) or not is_encoder(source):
-        return raw
-    return {**values, "text": text_section(section, source)}
+    wanted = text_fingerprint(encoder, config.text.init_from)
+    check_fingerprint(config.data.embeddings, wanted)
 
 
 def open_run(config: Any, raw: Any, encoder: Any, frozen_shapes: Any, mesh: Any) -> dict[str, Any]:
@@ -118,7 +119,7 @@ def open_run(config: Any, raw: Any, encoder: Any, frozen_shapes: Any, mesh: Any)
     from imagen_jax.training import build
     from imagen_jax.training.batches import STREAM, make_batches, make_source
     from imagen_jax.training.checkpoint import Checkpoints
-    from imagen_jax.training.hosts import check_shared
+    from imagen_jax.training.hosts import check_shared, say_on_first_host
     from imagen_jax.training.samples import make_sample_fn
 
     workdir = Path(os.path.abspath(WORKDIR.value))
@@ -143,6 +144,10 @@ def open_run(config: Any, raw: Any, encoder: Any, frozen_shapes: Any, mesh: Any)
     # The curve is that of training from the start, on one set of pictures.
     fine_tuning = config.lora is not None or config.data.prior is not None
     curve = None if fine_tuning else reference_curve(config.stage)
+    sample = make_sample_fn(config, encoder, source, frozen)
+    if config.data.embeddings is not None and config.sample is not None:
+        say_on_first_host("no samples while training: without a text encoder prompts have no text")
+        sample = None
     return {
         "batches": make_batches(config, encoder, source),
         "checkpoints": checkpoints,
@@ -150,7 +155,7 @@ def open_run(config: Any, raw: Any, encoder: Any, frozen_shapes: Any, mesh: Any)
         "description": description,
         "frozen": frozen,
         "weights": weights,
-        "sample": make_sample_fn(config, encoder, source, frozen),
+        "sample": sample,
         "reference": curve,
     }
 

@@ -13,16 +13,17 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import grain
-import ml_dtypes
 import numpy as np
 
 from imagen_jax.data import preprocess
+from imagen_jax.data.embeddings import EmbeddedSource, Embedding
 from imagen_jax.data.mixture import MixtureSource
 from imagen_jax.data.order import BucketOrder, Order, Size, epochs, mixed, nearest_bucket
 from imagen_jax.data.shard_sources import ShardSource
 from imagen_jax.data.sources import CONDITIONINGS, ArraySource, BrokenExample, Source, check_choice
 
 CROPS = ("centre", "random")
+Caption = str | Embedding
 Tokenize = Callable[[list[str]], tuple[np.ndarray, np.ndarray]]
 FOREVER = 2**62
 
@@ -73,7 +74,7 @@ def uniform(*parts: Any) -> float:
     return (int.from_bytes(digest, "big") >> 11) / 2**53
 
 
-def draw_caption(captions: Sequence[tuple[str, float]], number: float) -> str:
+def draw_caption(captions: Sequence[tuple[Caption, float]], number: float) -> Caption:
     """The caption at a number in [0, 1) of the captions' summed weights."""
     left = number * sum(weight for _, weight in captions)
     for text, weight in captions:
@@ -87,9 +88,8 @@ def draw_caption(captions: Sequence[tuple[str, float]], number: float) -> str:
 class Loader:
     """Batches of a source: `batch(step)` for one, `batches(start)` for all, prepared in threads.
 
-    A source may bring embedded texts: "text" [length, width] (floats, or bfloat16's bits as uint16)
-    and "mask" [length] in its examples, and an attribute `embedded` that is True. They go into the
-    batch as they are, and `tokenize` is not needed.
+    A source may bring embedded texts: an attribute `embedded` that is True, and for each caption an
+    `Embedding` in place of its text. They are drawn as captions are, and need no `tokenize`.
 
     Args:
       batch_size: examples of the whole batch, on all processes together.
@@ -206,11 +206,7 @@ class Loader:
         if self.flip and uniform(self.seed, number, "flip") < 0.5:
             image = image[:, ::-1]
         result = {"image": image}
-        if self.embedded and self.conditioning == "text":
-            text = np.asarray(example["text"])
-            result["text"] = text.view(ml_dtypes.bfloat16) if text.dtype == np.uint16 else text
-            result["mask"] = np.asarray(example["mask"], bool)
-        elif self.prompt is not None:
+        if self.prompt is not None:
             result["caption"] = self.prompt
         elif self.conditioning == "text":
             draw = uniform(self.seed, number, "caption")
@@ -230,10 +226,9 @@ class Loader:
         self.damage.count(len(numbers))
         examples = [self.example(number) for number in numbers]
         batch = {"image": np.stack([example["image"] for example in examples])}
-        if self.embedded and self.conditioning == "text":
-            batch |= {
-                name: np.stack([item[name] for item in examples]) for name in ("text", "mask")
-            }
+        if self.conditioning == "text" and self.embedded:
+            texts = zip(*(item["caption"].padded() for item in examples), strict=True)
+            batch["text"], batch["mask"] = map(np.stack, texts)
         elif self.conditioning == "text":
             batch["ids"], batch["mask"] = self.tokenize([item["caption"] for item in examples])
         elif self.conditioning == "label":
@@ -251,6 +246,8 @@ def _reduced(source: Source, side: int, whole: bool) -> Source:
     """
     if isinstance(source, MixtureSource):
         return source.prepared(lambda part: _reduced(part, side, whole))
+    if isinstance(source, EmbeddedSource):
+        return dataclasses.replace(source, source=_reduced(source.source, side, whole))
     if isinstance(source, ArraySource) and not whole:
         return source.resized(side)
     if isinstance(source, ShardSource):

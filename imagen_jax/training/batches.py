@@ -7,9 +7,11 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from imagen_jax import data, models, text
+from imagen_jax.data.embeddings import read_embedded
 from imagen_jax.stage import Stage
 from imagen_jax.text import TextEncoder
 from imagen_jax.training.config import keywords, nearest
@@ -75,10 +77,11 @@ class DataConfig:
 
     prompt: the caption of every picture, for a set that has none. prior: a second set, whose
     pictures fill the last rows of each batch. sets: those of a mixture, by names of your own.
-    module: imported first, where a Task of `path` is registered (seqio). crop: "centre" or
-    "random"; None is random for a stage that trains on crops. buckets: [width, height] of batches
-    of other shapes than squares. num_threads, prefetch: of sets with random access. `options` are
-    the reader's own arguments (filters, text, label, index_dir of tar; data_dir of tfds).
+    embeddings: a directory of scripts/embed_text.py with the set's captions, embedded. module:
+    imported first, where a Task of `path` is registered (seqio). crop: "centre" or "random"; None
+    is random for a stage that trains on crops. buckets: [width, height] of batches of other shapes
+    than squares. num_threads, prefetch: of sets with random access. `options` are the reader's own
+    arguments (filters, text, label, index_dir of tar; data_dir of tfds).
     """
 
     source: str
@@ -87,6 +90,7 @@ class DataConfig:
     prompt: str | None = None
     prior: PriorConfig | None = None
     sets: tuple[MixedConfig, ...] = ()
+    embeddings: str | None = None
     module: str | None = None
     shuffle: bool = True
     flip: bool = False
@@ -101,6 +105,11 @@ class DataConfig:
         if self.source == STREAM and (self.prompt is not None or self.prior is not None):
             raise ValueError(
                 f"source {STREAM!r} is a stream: it has captions of its own and no prior"
+            )
+        own_captions = self.source != STREAM and self.prompt is None and self.prior is None
+        if self.embeddings is not None and not own_captions:
+            raise ValueError(
+                "embeddings are for one set with random access and captions of its own"
             )
         if self.source == STREAM and self.flip:
             raise ValueError(f"flip is not for source {STREAM!r}: let the Task mirror its pictures")
@@ -183,8 +192,10 @@ def crop_kind(config: "RunConfig") -> str:
 
 
 def make_source(config: "RunConfig") -> data.Source:
-    """The run's picture set, but for that of the prior."""
-    return read_set(config.data, config.stage.conditioning)
+    """The run's picture set, but for that of the prior; with the embeddings where it has some."""
+    source = read_set(config.data, config.stage.conditioning)
+    directory = config.data.embeddings
+    return source if directory is None else read_embedded(source, directory)
 
 
 def make_loader(
@@ -198,7 +209,9 @@ def make_loader(
     hosts = {"process_index": jax.process_index(), "process_count": jax.process_count()}
 
     def loader(own: DataConfig | PriorConfig, source, **options):
-        source = read_set(own, config.stage.conditioning) if source is None else source
+        if source is None:
+            own_set = own is section
+            source = make_source(config) if own_set else read_set(own, config.stage.conditioning)
         check_labels(config, source)
         return data.Loader(
             source=source,
@@ -324,7 +337,11 @@ def abstract_batch(config: "RunConfig") -> dict[str, jax.ShapeDtypeStruct]:
     batch = {"image": jax.ShapeDtypeStruct((size, side, side, 3), np.uint8)}
     if config.stage.conditioning == "text":
         length = config.text.max_length
-        batch["ids"] = jax.ShapeDtypeStruct((size, length), np.int32)
+        if config.data.embeddings is None:
+            batch["ids"] = jax.ShapeDtypeStruct((size, length), np.int32)
+        else:
+            width = config.text.encoder.d_model
+            batch["text"] = jax.ShapeDtypeStruct((size, length, width), jnp.bfloat16)
         batch["mask"] = jax.ShapeDtypeStruct((size, length), bool)
     elif config.stage.conditioning == "label":
         batch["label"] = jax.ShapeDtypeStruct((size,), np.int32)

@@ -116,6 +116,13 @@ class RunConfig:
             raise ValueError("lora trains an adapter alone: text.trainable must be False")
         if self.stage.conditioning == "text" and self.text is None:
             raise ValueError("the stage is conditioned on text, but there is no section 'text'")
+        if self.data.embeddings is not None and (
+            self.text is None or self.text.trainable or self.text.null != "zeros"
+        ):
+            raise ValueError(
+                "data.embeddings is for text of a frozen encoder: text.trainable must be False and "
+                "text.null 'zeros'"
+            )
         if not 0 <= self.label_dropout <= 1:
             raise ValueError(f"label_dropout must be in [0, 1], not {self.label_dropout}")
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
@@ -239,7 +246,7 @@ def make_training(
     )
 
     def init(key):
-        trained = encoder if frozen is None or frozen.text_encoder is None else None
+        trained = encoder if encoder is not None and config.text.trainable else None
         adapter = None
         if config.lora is not None:
             adapter = {LORA: init_lora(frozen.network, config.lora, key)}
@@ -261,7 +268,8 @@ def frozen_shapes(config: RunConfig, encoder: TextEncoder | None) -> Frozen | No
     network = text_encoder = None
     if config.lora is not None:
         network = jax.eval_shape(lambda key: init_params(config.stage, key), jax.random.key(0))
-    if encoder is not None and not config.text.trainable:
+    embedded = config.data.embeddings is not None
+    if encoder is not None and not config.text.trainable and not embedded:
         if encoder_source(config) is None:
             raise ValueError(
                 "text.trainable is False, and both text.init_from and init_from are None: an "

@@ -169,28 +169,3 @@ def test_bad_rates_are_named():
         mixture((1.0, 0.0))
     with pytest.raises(ValueError, match="1 rates for 2 sets"):
         mixture((1.0,))
-
-
-# ------------------------------------------------------------------------------- embedded captions
-
-
-class Embedded:
-    """Examples that bring their captions embedded, in bfloat16 as bits."""
-
-    embedded = True
-
-    def __len__(self) -> int:
-        return 3
-
-    def __getitem__(self, index: int):
-        bits = np.full((5, 2), 0x3F80 + index, np.uint16)  # 1.0 and a little more
-        image = np.full((4, 4, 3), index, np.uint8)
-        return {"image": image, "key": "", "text": bits, "mask": np.arange(5) <= index}
-
-
-def test_embedded_texts_go_into_the_batch_as_they_are():
-    batch = Loader(Embedded(), 3, 4, shuffle=False).batch(0)
-    assert batch.keys() == {"image", "text", "mask"}
-    assert batch["text"].dtype == "bfloat16"
-    np.testing.assert_array_equal(batch["text"][:, 0, 0], [1.0, 1 + 2**-7, 1 + 2**-6])
-    assert batch["mask"].sum(1).tolist() == [1, 2, 3]

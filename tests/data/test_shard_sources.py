@@ -272,6 +272,7 @@ def test_damaged_records_are_broken_examples(tmp_path):
         (serialized(image=picture(1), text=b"caf\xe9"), "not in UTF-8"),
         (serialized(image=b"GIF89a", text="x"), "a.array_record/0"),
     ],
+    ids=lambda value: value if isinstance(value, str) else "record",
 )
 def test_a_record_of_another_kind_says_what_it_lacks(tmp_path, record, match):
     write_array_record(tmp_path / "a.array_record", [record, example_record(5)])

@@ -1,0 +1,253 @@
+"""Captions embedded ahead of training: ArrayRecord shards that a picture set is read with.
+
+A directory holds embeddings.json, which says what the embeddings are of and what they were made
+with, and shards of `shard_size` examples each: record i is that of the picture set's example i, and
+has an embedding for each of its captions. Written by scripts/embed_text.py.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import struct
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+from imagen_jax.data.captions import Captions
+from imagen_jax.data.records import array_records
+from imagen_jax.data.sources import BrokenExample, Source
+
+MANIFEST = "embeddings.json"
+# One record a group: each is read by itself. Embeddings hardly compress.
+WRITER_OPTIONS = "group_size:1,uncompressed"
+HEADER_SIZE = struct.Struct("<I")
+MAX_HEADER_BYTES = 2**20
+
+
+class Embedding(NamedTuple):
+    """One caption's text: its tokens' embeddings, and the length to pad them to."""
+
+    tokens: np.ndarray  # bfloat16 [tokens, width]
+    length: int
+
+    def padded(self) -> tuple[np.ndarray, np.ndarray]:
+        """(bfloat16 [length, width], with zeros after the last token; bool [length])."""
+        values = np.zeros((self.length, self.tokens.shape[1]), ml_dtypes.bfloat16)
+        values[: len(self.tokens)] = self.tokens
+        return values, np.arange(self.length) < len(self.tokens)
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """What a directory of embeddings holds: `examples` records of captions with at most `length`
+    tokens of `width`; `fingerprint`: what made them; `dtype`: of the encoder's weights.
+    """
+
+    examples: int
+    shard_size: int
+    length: int
+    width: int
+    dtype: str
+    fingerprint: Mapping[str, Any]
+
+    @property
+    def shards(self) -> int:
+        return -(-self.examples // self.shard_size)
+
+
+def shard_path(directory: Path, manifest: Manifest, number: int) -> Path:
+    return directory / f"embeddings-{number:05d}-of-{manifest.shards:05d}.array_record"
+
+
+def read_manifest(directory: str | os.PathLike) -> Manifest:
+    """ValueError where there is none, or a damaged one."""
+    path = Path(directory) / MANIFEST
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        manifest = Manifest(**values)
+        numbers = manifest.examples, manifest.shard_size, manifest.length, manifest.width
+        if not all(isinstance(number, int) and number > 0 for number in numbers):
+            raise ValueError(f"its sizes are {numbers}")
+    except FileNotFoundError:
+        raise ValueError(
+            f"there are no embeddings in {directory}: scripts/embed_text.py makes them"
+        ) from None
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    return manifest
+
+
+def write_manifest(directory: Path, manifest: Manifest) -> None:
+    """Begins a directory, or goes on with one that was begun alike.
+
+    Raises:
+        ValueError: it was begun otherwise; names what differs.
+    """
+    path = directory / MANIFEST
+    if path.exists():
+        check_same(directory, dataclasses.asdict(read_manifest(directory)), _values(manifest))
+        return
+    _write_whole(path, json.dumps(_values(manifest), indent=1).encode())
+
+
+def _values(manifest: Manifest) -> dict[str, Any]:
+    return json.loads(json.dumps(dataclasses.asdict(manifest)))
+
+
+def check_fingerprint(directory: str | os.PathLike, wanted: Mapping[str, Any]) -> None:
+    """ValueError names what the embeddings were made with that is not as `wanted` has it."""
+    found = read_manifest(directory).fingerprint
+    wanted = json.loads(json.dumps(wanted))
+    # Where the config does not say which weights, they cannot be compared.
+    known = {
+        name: value for name, value in wanted.items() if value is not None or name != "weights"
+    }
+    check_same(directory, {name: found.get(name) for name in known}, known)
+
+
+def check_same(
+    directory: str | os.PathLike, found: Mapping[str, Any], wanted: Mapping[str, Any]
+) -> None:
+    """ValueError names the first fields by which two mappings differ."""
+    there, here = _flat(found), _flat(wanted)
+    differing = [
+        f"{name} {there.get(name)!r} there, {here.get(name)!r} here"
+        for name in sorted({*there, *here})
+        if there.get(name) != here.get(name)
+    ]
+    if differing:
+        raise ValueError(
+            f"the embeddings in {directory} were made otherwise: {'; '.join(differing[:5])}"
+        )
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for name, value in values.items():
+        nested = isinstance(value, Mapping)
+        flat |= _flat(value, f"{prefix}{name}.") if nested else {prefix + name: value}
+    return flat
+
+
+# ------------------------------------------------------------------------------------- records
+
+
+def _captions_digest(captions: Captions) -> str:
+    texts = json.dumps([text for text, _ in captions])
+    return hashlib.sha256(texts.encode()).hexdigest()[:16]
+
+
+def pack(key: str, captions: Captions, tokens: Sequence[np.ndarray]) -> bytes:
+    """A record: the example's key, a digest of its captions, and the embeddings of each."""
+    header = {"key": key, "captions": _captions_digest(captions), "tokens": [*map(len, tokens)]}
+    text = json.dumps(header).encode()
+    rows = [np.asarray(row, ml_dtypes.bfloat16).tobytes() for row in tokens]
+    return b"".join([HEADER_SIZE.pack(len(text)), text, *rows])
+
+
+def unpack(record: bytes, width: int) -> tuple[dict[str, Any], list[np.ndarray]]:
+    """(header, tokens of each caption). ValueError where it is damaged."""
+    (size,) = HEADER_SIZE.unpack_from(record)
+    if size > min(MAX_HEADER_BYTES, len(record) - HEADER_SIZE.size):
+        raise ValueError(f"its header has {size} bytes")
+    start = HEADER_SIZE.size + size
+    header = json.loads(record[HEADER_SIZE.size : start])
+    values = np.frombuffer(record, ml_dtypes.bfloat16, offset=start)
+    counts = header["tokens"]
+    if values.size != sum(counts) * width:
+        raise ValueError(f"it has {values.size} numbers for {sum(counts)} tokens of {width}")
+    return header, np.split(values.reshape(-1, width), np.cumsum(counts)[:-1]) if counts else []
+
+
+def write_shard(path: Path, records: Sequence[bytes]) -> None:
+    """A shard, whole or not at all."""
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    half = path.with_name(f".{path.name}.half")
+    half.unlink(missing_ok=True)
+    writer = ArrayRecordWriter(str(half), WRITER_OPTIONS)
+    for record in records:
+        writer.write(record)
+    writer.close()
+    with open(half, "rb") as file:
+        os.fsync(file.fileno())
+    half.rename(path)
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    half = path.with_name(f".{path.name}.{os.getpid()}.half")
+    half.write_bytes(content)
+    half.rename(path)
+
+
+# -------------------------------------------------------------------------------------- source
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class EmbeddedSource:
+    """A picture set whose examples have an `Embedding` in place of each caption's text.
+
+    Raises BrokenExample for what could not be read when the captions were embedded, and ValueError
+    where the picture set is another one.
+    """
+
+    embedded: ClassVar[bool] = True
+    source: Source
+    directory: Path
+    manifest: Manifest
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    @property
+    def sizes(self) -> np.ndarray | None:
+        """(width, height) of each example, where the picture set knows them."""
+        return getattr(self.source, "sizes", None)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        example = self.source[index]
+        number, place = divmod(index, self.manifest.shard_size)
+        path = shard_path(self.directory, self.manifest, number)
+        key = f"{path}[{place}]"
+        try:
+            header, tokens = unpack(array_records(str(path))[place], self.manifest.width)
+        except (ValueError, KeyError, TypeError, struct.error, RuntimeError) as error:
+            raise BrokenExample(key, str(error)) from error
+        if not tokens:
+            raise BrokenExample(key, "it could not be read when captions were embedded")
+        captions = example["captions"]
+        if (header["key"], header["captions"]) != (example["key"], _captions_digest(captions)):
+            raise ValueError(
+                f"{key} is of {header['key']!r}, but example {index} is {example['key']!r}, or has "
+                "other captions by now: embed the captions of this set anew"
+            )
+        weights = [weight for _, weight in captions]
+        texts = [Embedding(rows, self.manifest.length) for rows in tokens]
+        return {**example, "captions": list(zip(texts, weights, strict=True))}
+
+
+def read_embedded(source: Source, directory: str | os.PathLike) -> EmbeddedSource:
+    """The picture set with the embeddings of its captions.
+
+    Raises:
+        ValueError: they are of another set, or not all there yet.
+    """
+    directory = Path(directory)
+    manifest = read_manifest(directory)
+    if manifest.examples != len(source):
+        raise ValueError(
+            f"{directory} has embeddings of {manifest.examples} examples, and the set has "
+            f"{len(source)}"
+        )
+    present = {path.name for path in directory.glob("embeddings-*.array_record")}
+    paths = [shard_path(directory, manifest, number) for number in range(manifest.shards)]
+    if missing := [path.name for path in paths if path.name not in present]:
+        raise ValueError(
+            f"{directory} lacks {len(missing)} of {manifest.shards} shards, the first "
+            f"{missing[0]}: start scripts/embed_text.py again, it goes on where it was"
+        )
+    return EmbeddedSource(source, directory, manifest)
