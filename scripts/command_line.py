@@ -19,6 +19,8 @@ EXTRAS = {
     "tensorflow": "tfds",
     "tensorflow_datasets": "tfds",
     "seqio": "seqio",
+    "tokenizers": "eval",
+    "torch": "parity",
 }
 OWN = ("imagen_jax", "scripts")
 

@@ -79,6 +79,25 @@ class SampleConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class EvaluateConfig:
+    """Figures of a fixed list of prompts, every `every` steps and at the end, for a base model.
+
+    prompts: a file, as for scripts/evaluate.py; its first `num`. features: directories of networks
+    (scripts/convert.py): Inception gives FID, CLIP the CLIP score and, with a reference, CMMD.
+    reference: a file of scripts/evaluate.py --make_reference. Pictures are sampled as the section
+    `sample` says.
+    """
+
+    prompts: str
+    features: tuple[str, ...]
+    reference: str | None = None
+    every: int | None = None
+    num: int | None = None
+    seed: int = 0
+    batch_size: int = 16
+
+
+@dataclasses.dataclass(frozen=True)
 class RunConfig:
     """All of a run. `init_from`: a model or workdir whose weights to start from.
 
@@ -100,6 +119,7 @@ class RunConfig:
     log_every: int = 100
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
     sample: SampleConfig | None = None
+    evaluate: EvaluateConfig | None = None
     init_from: str | None = None
     lora: LoraConfig | None = None
     frozen_dtype: Literal["float32", "bfloat16"] = "float32"
@@ -167,6 +187,7 @@ def loop_config(config: RunConfig, profile: tuple[int, int] | None = None) -> Lo
         log_every=config.log_every,
         checkpoint_every=config.checkpoint.every,
         sample_every=config.sample.every if config.sample else None,
+        score_every=config.evaluate.every if config.evaluate else None,
         profile=profile,
         skip_batches=read_ranges(config.skip_batches),
     )
