@@ -40,10 +40,15 @@ class Shard:
     def read(self, start: int, stop: int) -> bytes:
         """The bytes from `start` to `stop`; fewer where the file ends before."""
         if not is_remote(self.path):
-            with open(self.path, "rb", buffering=0) as file:
-                return os.pread(file.fileno(), stop - start, start)
+            return os.pread(_kept_open(self).fileno(), stop - start, start)
         files, path = _file_system(self.path)
         return files.cat_file(path, start, stop)
+
+
+@functools.lru_cache(maxsize=256)
+def _kept_open(shard: Shard) -> Any:
+    """The file of a local shard; one that is forgotten closes when its last reader is done."""
+    return open(shard.path, "rb", buffering=0)
 
 
 def is_remote(path: str) -> bool:
