@@ -40,6 +40,7 @@ from imagen_jax.grid import image_grid
 from imagen_jax.sampling_settings import SamplingSettings
 from imagen_jax.typing import Params
 
+STRIP, STRIP_PICTURES = "strip.png", 8  # of each point, in the page of a sweep
 QUALITY = {"psnr": psnr, "ssim": ssim}
 METRICS = (*KINDS, "retrieval", *QUALITY, "pictures")  # "pictures": no figure, pictures alone
 
@@ -206,7 +207,7 @@ def measure_files(
         raise ValueError(f"None of {len(files)} pictures can be read, {files[0]} first.")
     values = figures(job, features, rows, treatment, made_here)
     files = [files[row] for row in rows]
-    sheets = {"pictures.png": _sheet(job, files, rows, treatment.size)}
+    sheets = _sheets(job, files, rows, treatment.size)
     if "retrieval" not in job.metrics:
         return Result(values, {}, sheets)
     found = evaluate_retrieval(job.emoji, select(job.names, rows), files, treatment.size)
@@ -241,13 +242,18 @@ def figures(
     return values
 
 
-def _sheet(job: Job, files: Sequence[Path], rows: Sequence[int], size: int) -> Image.Image:
-    """The first pictures, as they were measured, with their prompts."""
+def _sheets(
+    job: Job, files: Sequence[Path], rows: Sequence[int], size: int
+) -> dict[str, Image.Image]:
+    """The first pictures, as they were measured, with their prompts; and a strip of a few."""
     shown = [read_picture(file, Treatment(size)) for file in files[:SHEET_PICTURES]]
     captions = None
     if job.prompts is not None:
         captions = [str(job.texts[row]) for row in rows[:SHEET_PICTURES]]
-    return image_grid(shown, captions, columns=8, min_cell=128)
+    return {
+        "pictures.png": image_grid(shown, captions, columns=STRIP_PICTURES, min_cell=128),
+        STRIP: image_grid(shown[:STRIP_PICTURES], columns=STRIP_PICTURES),
+    }
 
 
 def evaluate_retrieval(
