@@ -50,7 +50,8 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--dtype", default="float32", help="of the parameters: float32 (default) or bfloat16")
     add("--variant", help="of DeepFloyd IF's weights, such as fp16")
-    add("--images", type=Path, metavar="DIR", help="measure these pictures instead of a model's")
+    add("--images", type=Path, metavar="DIR", help="measure these pictures instead of a model's: "
+        "named after the prompts' ids, else in the order of their names")  # fmt: skip
     add(
         "--truth", type=Path, metavar="DIR", help="true pictures, of the same names, for psnr, ssim"
     )
@@ -214,10 +215,14 @@ def run(options: argparse.Namespace) -> None:
     """Measures every point and writes the report; of a share of the work, pictures and features."""
     from imagen_jax.drawing import spread
     from imagen_jax.evaluation import results, runner, sweep
-    from imagen_jax.evaluation.picture_folder import list_pictures
+    from imagen_jax.evaluation.picture_folder import list_pictures, order_by_ids
 
     job, grid = read_job(options), sweep.make_points(options.guidance, options.aug_level)
-    files = None if options.images is None else list_pictures(options.images)
+    files = None
+    if options.images is not None:
+        files = list_pictures(options.images)
+        if job.prompts is not None:
+            files = order_by_ids(files, job.prompts.ids)
     subjects = []
     if files is None or (job.true_files is None and set(job.metrics) & set(runner.QUALITY)):
         pipeline, settings, size = load_pipeline(options)

@@ -188,8 +188,8 @@ def measure_files(
     """
     if job.prompts is not None and len(files) != len(job.texts):
         raise ValueError(
-            f"There are {len(files)} pictures for {len(job.texts)} prompts: give one each, in the "
-            "order of the sorted file names."
+            f"There are {len(files)} pictures for {len(job.texts)} prompts: give one each, named "
+            "after the prompts' ids, or in the order of the sorted names."
         )
     treatment = Treatment(job.size or common_size(files))
     features, rows = cached_features(
