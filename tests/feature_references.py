@@ -9,9 +9,6 @@ from unittest.mock import MagicMock
 import numpy as np
 import pytest
 
-from imagen_jax.convert import inception as convert
-from imagen_jax.convert.safetensors import flatten
-
 
 def torch_fidelity(module: str) -> types.ModuleType:
     """A module of torch-fidelity, without its package's __init__, which needs torchvision."""
@@ -26,26 +23,6 @@ def torch_fidelity(module: str) -> types.ModuleType:
         # Reads data sets by torchvision; the metrics' arithmetic uses nothing of it.
         sys.modules["torch_fidelity.utils"] = MagicMock()
     return importlib.import_module(f"torch_fidelity.{module}")
-
-
-def random_inception_state(seed: int = 0) -> dict[str, np.ndarray]:
-    """A state dict of FID's Inception, of a size that keeps the activations near 1."""
-    rng = np.random.default_rng(seed)
-    shapes = {path: leaf.shape for path, leaf in flatten(convert._unfolded_shapes()).items()}
-    state = {}
-    for path, tensors in convert.pytorch_layout().items():
-        shape, kind = shapes[path], path.rsplit("/", 1)[1]
-        if kind == "kernel":
-            values = rng.normal(0, (2 / np.prod(shape[:-1])) ** 0.5, shape)
-        elif kind in ("gamma", "variance"):
-            values = rng.uniform(0.5, 1.5, shape)
-        else:
-            values = rng.normal(0, 0.1, shape)
-        if tensors.axes is not None:
-            values = values.transpose(np.argsort(tensors.axes))
-        (name,) = tensors.names
-        state[name] = np.ascontiguousarray(values, np.float32)
-    return state
 
 
 def save_pth(path: Path, state: dict[str, np.ndarray]) -> Path:

@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from feature_references import random_inception_state, save_pth
+from feature_references import save_pth
 
 from imagen_jax.convert.inception import params_from_pytorch
 from imagen_jax.feature_files import (
@@ -18,6 +18,7 @@ from imagen_jax.feature_files import (
 )
 from imagen_jax.models import clip
 from scripts import convert as convert_script
+from scripts.benchmark_features import random_state
 
 CONFIG = clip.ClipConfig(
     clip.TowerConfig(16, 2, 1, 24, "gelu"), clip.TowerConfig(16, 2, 2, 24, "gelu"), 12, 32, 8, 50, 9
@@ -34,7 +35,7 @@ def network(key):
 
 
 def test_inception_from_pytorch_fids_file(tmp_path):
-    state = random_inception_state()
+    state = random_state()
     source = save_pth(tmp_path / "inception.pth", state)
     convert(source, tmp_path / "out")
     found = read_network(tmp_path / "out")

@@ -10,8 +10,8 @@ import jax
 from imagen_jax.convert.fields import Fields
 from imagen_jax.convert.json_file import read_object
 from imagen_jax.convert.layout import CONVOLUTION, LINEAR, Layout, Tensors
-from imagen_jax.convert.reading import TensorSource, read_layout
-from imagen_jax.convert.safetensors import TensorFiles
+from imagen_jax.convert.reading import read_layout
+from imagen_jax.convert.safetensors import open_model
 from imagen_jax.models import clip
 from imagen_jax.typing import Params
 
@@ -155,7 +155,8 @@ def read_clip(
 
     Raises:
         FileNotFoundError: the folder has no config or no weights as safetensors.
-        ValueError: they are damaged, or do not fit each other; the message names the tensors.
+        ValueError: they are damaged, pickled, or do not fit each other; the message names the
+            tensors.
     """
     directory = Path(directory)
     path = directory / "config.json"
@@ -164,10 +165,9 @@ def read_clip(
         config = config_from_huggingface(values)
     except ValueError as error:
         raise ValueError(f"{path} does not describe a CLIP model: {error}") from None
-    tensors: TensorSource = TensorFiles(directory, "model")
     params = read_layout(
         clip_layout(config),
-        tensors,
+        open_model(directory),
         clip_shapes(config),
         dtype=dtype,
         where=str(directory),

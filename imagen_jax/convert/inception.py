@@ -133,7 +133,8 @@ def inception_shapes() -> Params:
     return jax.eval_shape(inception.init, jax.random.key(0))
 
 
-def _unfolded_shapes() -> Params:
+def unfolded_shapes() -> Params:
+    """The same before folding, with the four vectors of each batch normalization."""
     shapes = flatten(inception_shapes())
     for ours, _ in convolutions():
         bias = shapes.pop(f"{ours}/bias")
@@ -163,7 +164,7 @@ def params_from_pytorch(state: Mapping[str, Any], where: str = "The state dict")
     """
     arrays = {name: array for name, array in state.items() if not name.endswith(COUNTER)}
     tensors = HostTensors(arrays)
-    return _fold(read_layout(pytorch_layout(), tensors, _unfolded_shapes(), where=where))
+    return _fold(read_layout(pytorch_layout(), tensors, unfolded_shapes(), where=where))
 
 
 def params_from_graph(path: str | os.PathLike) -> Params:
@@ -175,4 +176,4 @@ def params_from_graph(path: str | os.PathLike) -> Params:
     # Numbers by themselves are the graph's own, such as the 128 that pictures are divided by.
     constants = {name: array for name, array in read_constants(path).items() if array.ndim}
     tensors, where = HostTensors(constants), os.fspath(path)
-    return _fold(read_layout(graph_layout(), tensors, _unfolded_shapes(), where=where))
+    return _fold(read_layout(graph_layout(), tensors, unfolded_shapes(), where=where))

@@ -38,7 +38,7 @@ class FeatureExtractor:
 
     @property
     def kind(self) -> str:
-        """ "inception" or "clip"."""
+        """One of "inception" and "clip"."""
         return "inception" if self.config is None else "clip"
 
     @property

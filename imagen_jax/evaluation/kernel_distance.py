@@ -5,7 +5,7 @@ import numpy as np
 # torch-fidelity's; the same draws give the same KID.
 KID_SEED = 2020
 CMMD_SIGMA, CMMD_SCALE = 10.0, 1000.0
-BLOCK = 2048  # rows of a kernel matrix that are held at once
+BLOCK = 512  # rows of a kernel matrix that are held at once
 
 
 def kernel_distance(

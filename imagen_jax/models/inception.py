@@ -4,9 +4,9 @@ It differs from the paper's: 1008 classes, average pools that do not count paddi
 in the last block. Batch normalization is folded into the convolutions (`convert.inception`). Blocks
 and branches have the names that torchvision and pytorch-fid use.
 
-Two rewritings make it fast on a CPU and change nothing but rounding: the 1x1 convolutions that read
-the same input are one matrix product, and a 1x1 convolution comes before the average pool of its
-branch, not after it, since both are linear.
+Two rewritings save time and change nothing but rounding: the 1x1 convolutions that read the same
+input are one matrix product, and a 1x1 convolution comes before the average pool of its branch, not
+after it, since both are linear.
 """
 
 from collections.abc import Callable
@@ -57,7 +57,13 @@ def convolve(
     """ReLU of a convolution, whose weights belong to the module that calls this."""
     kernel, bias = Weights((*window, x.shape[-1], features), name=name)()
     layout = ("NHWC", "HWIO", "NHWC")
+    # At stride 1 XLA:CPU takes two to three times as long without padding as with it.
+    crop = padding == "VALID" and stride == 1
+    padding = "SAME" if crop else padding
     x = jax.lax.conv_general_dilated(x, kernel, (stride,) * 2, padding, dimension_numbers=layout)
+    if crop:
+        top, left = window[0] // 2, window[1] // 2
+        x = x[:, top : x.shape[1] - top, left : x.shape[2] - left]
     return nn.relu(x + bias)
 
 

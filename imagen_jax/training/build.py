@@ -18,7 +18,7 @@ from imagen_jax.models import NETWORKS, t5
 from imagen_jax.models.t5 import T5Config
 from imagen_jax.stage import Stage, init_params
 from imagen_jax.text import TextEncoder
-from imagen_jax.training.batches import DataConfig, data_section
+from imagen_jax.training.batches import DataConfig, check_buckets, data_section
 from imagen_jax.training.config import Section, as_dict, nearest, typed
 from imagen_jax.training.loop import LoopConfig
 from imagen_jax.training.optimizer import OptimizerConfig, make_optimizer
@@ -129,6 +129,7 @@ class RunConfig:
     def __post_init__(self):
         if self.data.prior is not None:
             self.data.prior.rows(self.batch_size)
+        check_buckets(self.data, self.stage)
         if self.lora is not None and self.init_from is None:
             raise ValueError("lora adapts a model that is trained: init_from must say which")
         if self.lora is not None and self.text is not None and self.text.trainable:

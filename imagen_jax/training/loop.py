@@ -284,8 +284,7 @@ def train(
 
     Args:
         train_step: (state, batch, key, frozen) -> (state, {"loss", "grad_norm", "loss_by_t",
-            "count_by_t",
-            ...}).
+            "count_by_t", ...}).
         init: key -> state, with fields step, params, ema (or None) and opt_state.
         description: JSON-able, goes into each checkpoint: the config and what a pipeline needs to
             read it.
@@ -313,7 +312,14 @@ def train(
         frozen = jax.tree.map(place, frozen, state_shardings(frozen, mesh))
     began = time.monotonic()
     lowered = lower_step(train_step, state, feed.batch, mesh, frozen)
-    step_fn = lowered.compile()
+    compiled = {feed.batch["image"].shape: lowered.compile()}
+
+    def step_fn(state, batch, key, frozen):
+        shape = batch["image"].shape  # of another bucket of aspect ratios
+        if shape not in compiled:
+            compiled[shape] = lower_step(train_step, state, batch, mesh, frozen).compile()
+        return compiled[shape](state, batch, key, frozen)
+
     say(f"compiled the step in {time.monotonic() - began:.0f} s")
 
     peaks = [metrics_lib.peak_flops(device) for device in mesh.devices.flat]
@@ -327,7 +333,7 @@ def train(
         write=jax.process_index() == 0,
     )
     run = _Run(config, log, checkpoints, progress, description, say)
-    key = jax.jit(jax.random.key, out_shardings=replicated(mesh))(config.seed)
+    key = jax.jit(lambda: jax.random.key(config.seed), out_shardings=replicated(mesh))()
     progress.start(start)
     with contextlib.closing(log), StopRequest() as stop:
         for step in range(start + 1, config.num_steps + 1):

@@ -5,7 +5,6 @@ import json
 import jax
 import numpy as np
 import pytest
-from feature_references import random_inception_state
 from refusals import assert_refused
 from safetensors.numpy import save_file
 
@@ -13,11 +12,12 @@ from imagen_jax.convert import clip as convert_clip
 from imagen_jax.convert import inception as convert
 from imagen_jax.convert.frozen_graph import read_constants
 from imagen_jax.models import inception
+from scripts.benchmark_features import random_state
 
 
 @pytest.fixture(scope="module")
 def state():
-    return random_inception_state()
+    return random_state()
 
 
 def varint(value: int) -> bytes:
@@ -196,6 +196,13 @@ def test_faults_of_clips_tensors_are_named(tmp_path):
         r"1 misshapen: vision/class_token is \(9,\), not \(8,\)"
     )
     with pytest.raises(ValueError, match=faults):
+        convert_clip.read_clip(tmp_path)
+
+
+def test_pickled_weights_alone_are_refused(tmp_path):
+    write_clip(tmp_path)
+    (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=r"pickles \(pytorch_model\.bin\), which are not read"):
         convert_clip.read_clip(tmp_path)
 
 

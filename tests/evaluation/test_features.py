@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from feature_references import (
     photographs,
-    random_inception_state,
     reference_features,
     reference_inception,
     relative_error,
@@ -21,6 +20,7 @@ from imagen_jax.evaluation.features import make_extractor
 from imagen_jax.evaluation.kernel_distance import kernel_distance
 from imagen_jax.evaluation.statistics import Statistics, frechet_distance
 from imagen_jax.models import clip
+from scripts.benchmark_features import random_state
 
 BATCH = 4
 CLIP = clip.ClipConfig(
@@ -30,7 +30,7 @@ CLIP = clip.ClipConfig(
 
 @pytest.fixture(scope="module")
 def state():
-    return random_inception_state()
+    return random_state()
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 from feature_references import (
     photographs,
-    random_inception_state,
     reference_features,
     reference_inception,
     relative_error,
@@ -15,11 +14,12 @@ from feature_references import (
 from imagen_jax.convert.inception import params_from_pytorch
 from imagen_jax.evaluation.resizing import legacy_tensorflow
 from imagen_jax.models import inception
+from scripts.benchmark_features import random_state
 
 
 @pytest.fixture(scope="module")
 def state():
-    return random_inception_state()
+    return random_state()
 
 
 def test_features_and_logits_are_torch_fidelitys(state, tmp_path):
