@@ -78,10 +78,10 @@ def draw(
     """Checks what was asked for, draws it, and writes the settings into the pictures."""
     settings = choose_settings(cascade, options)
     subjects = read_subjects(cascade, name, prompt, options.label, options.negative_prompt)
-    default_batch = CPU_BATCH if jax.default_backend() == "cpu" else ACCELERATOR_BATCH
-    batch_size = check_count("batch_size", options.batch_size or default_batch)
-    batch_size, place = spread(batch_size, mesh)
-    check_count("num_images", num_images)
+    count = subjects.count * check_count("num_images", num_images)
+    if options.every is not None:
+        check_count("every", options.every)
+    batch_size, place = spread(choose_batch(options.batch_size, count), mesh)
     seed = check_seed(options.seed)
     if options.first_index < 0:
         raise ValueError(f"first_index must not be negative: {options.first_index}.")
@@ -137,6 +137,14 @@ def draw(
         **{name: value for name, value in work.notes.items() if value is not None},
     }
     return with_settings(images, subjects, rows, options.first_index, common)
+
+
+def choose_batch(asked: int | None, count: int) -> int:
+    """Pictures at a time: as asked, else a power of two that `count` fill, for few programs."""
+    if asked is not None:
+        return check_count("batch_size", asked)
+    most = CPU_BATCH if jax.default_backend() == "cpu" else ACCELERATOR_BATCH
+    return min(most, 1 << (count - 1).bit_length())
 
 
 def spread(batch_size: int, mesh: Mesh | None) -> tuple[int, Callable[[Any], Any] | None]:

@@ -9,19 +9,21 @@ import dataclasses
 import hashlib
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from imagen_jax.cascade import TEXT_ENCODER
+from imagen_jax.convert.hub import NAME, resolve
 from imagen_jax.convert.json_file import read_object, write_object
 from imagen_jax.convert.layout import Tensors
 from imagen_jax.convert.reading import ShardingOf, read_layout
 from imagen_jax.convert.safetensors import (
     TensorFiles,
     flatten,
+    lone_variant,
     save_params,
     unflatten,
     weight_files,
@@ -29,6 +31,7 @@ from imagen_jax.convert.safetensors import (
 from imagen_jax.convert.t5 import config_from_huggingface, encoder_shapes, load_huggingface
 from imagen_jax.convert.t5x import load_t5x, read_t5x_config
 from imagen_jax.convert.t5x_checkpoint import CHECKPOINT
+from imagen_jax.convert.writing import SHARD_BYTES
 from imagen_jax.models.t5 import T5Config
 from imagen_jax.text import OPTIONAL, SENTENCEPIECE_FILE, TextEncoder, tokenizer_digest
 from imagen_jax.training.config import Section, as_dict
@@ -38,7 +41,6 @@ from imagen_jax.typing import Params
 CONFIG_FILE = f"{TEXT_ENCODER}.json"
 REFERENCE_FILE = f"{TEXT_ENCODER}_reference.json"
 LARGEST_COPY = 10**9  # bytes of an encoder that a workdir keeps itself
-SHARD_BYTES = 5 * 10**9
 SAMPLE = 2**20  # bytes of each file that a fingerprint reads, at its start and at its end
 # How an encoder is run or was begun, not what it is.
 FREE = ("dtype", "remat", "embedding_init_scale")
@@ -77,12 +79,14 @@ def read_encoder(
     source: str | os.PathLike,
     dtype: str | None = "float32",
     sharding: ShardingOf | None = None,
+    variant: str | None = None,
 ) -> tuple[T5Config, Params]:
     """Config and parameters of an encoder in any of the three forms.
 
     Args:
         dtype: of the parameters; None keeps the files' own.
         sharding: where each parameter shall lie; None gives numpy arrays.
+        variant: of Hugging Face's weights, such as "bf16".
 
     Raises:
         FileNotFoundError, ValueError: files are missing or damaged.
@@ -93,7 +97,7 @@ def read_encoder(
     if (path / CONFIG_FILE).is_file():
         config = _own_config(path)
         return config, read_weights(path, config, dtype, sharding)
-    return load_huggingface(path, dtype, sharding=sharding)
+    return load_huggingface(path, dtype, sharding=sharding, variant=variant)
 
 
 def read_weights(
@@ -196,10 +200,14 @@ def _directory(source: str | os.PathLike) -> Path:
     return directory
 
 
-def fingerprint(directory: str | os.PathLike) -> str:
-    """Some digits that change with the files of an encoder: names, sizes, beginnings and ends."""
+def fingerprint(directory: str | os.PathLike, names: Collection[str] | None = None) -> str:
+    """Some digits that change with the files of an encoder (or those of these names): names, sizes,
+    beginnings and ends.
+    """
     root, digest = Path(directory), hashlib.sha256()
     for path in sorted(path for path in root.rglob("*") if path.is_file()):
+        if names is not None and path.name not in names:
+            continue
         size = path.stat().st_size
         digest.update(f"{path.relative_to(root)} {size}\n".encode())
         with open(path, "rb") as file:
@@ -209,15 +217,39 @@ def fingerprint(directory: str | os.PathLike) -> str:
     return digest.hexdigest()[:16]
 
 
+def reference_fingerprint(directory: str | os.PathLike) -> str:
+    """`fingerprint`, of Hugging Face's files of those alone that are read: another variant, which
+    may come to the hub's cache later, changes nothing.
+    """
+    path = Path(directory)
+    if (path / CHECKPOINT).is_file() or (path / CONFIG_FILE).is_file():
+        return fingerprint(path)
+    files = TensorFiles(path, "model", lone_variant(path, "model")).files()
+    return fingerprint(path, {"config.json", *files})
+
+
+def encoder_folder(source: str | os.PathLike) -> Path | None:
+    """Where an encoder's own files are: `source`, or its text_encoder/ (DeepFloyd IF, also by its
+    name on the hub). None for a workdir or a model directory, which may change.
+    """
+    path = Path(source)
+    if not path.is_dir() and NAME.fullmatch(os.fspath(source)):
+        path = resolve(source)
+    found = [folder for folder in (path, path / TEXT_ENCODER) if is_encoder(folder)]
+    return found[0] if found else None
+
+
 def keep(workdir: str | os.PathLike, source: str | os.PathLike, params: Params) -> None:
     """Makes a workdir whole: a copy of its frozen encoder, or of a large one a reference.
 
     Only an encoder's own files are referred to: a workdir's or a model's may change.
     """
     workdir = Path(workdir)
-    flat = flatten(params)
-    if sum(leaf.nbytes for leaf in flat.values()) > LARGEST_COPY and is_encoder(source):
-        values = {"source": os.path.abspath(source), "fingerprint": fingerprint(source)}
+    flat, folder = flatten(params), None
+    if sum(leaf.nbytes for leaf in flat.values()) > LARGEST_COPY:
+        folder = encoder_folder(source)
+    if folder is not None:
+        values = {"source": os.path.abspath(folder), "fingerprint": reference_fingerprint(folder)}
         if jax.process_index() == 0:
             write_object(workdir / REFERENCE_FILE, values)
         return
@@ -251,7 +283,8 @@ def read_kept(
     source = values.get("source")
     if not isinstance(source, str) or not is_encoder(source):
         raise ValueError(f"{workdir} was trained with the text encoder in {source}: it is gone.")
-    if fingerprint(source) != values.get("fingerprint"):
+    # Earlier versions took the fingerprint of the whole folder.
+    if values.get("fingerprint") not in (reference_fingerprint(source), fingerprint(source)):
         raise ValueError(
             f"{workdir} was trained with the text encoder in {source}, whose files have changed."
         )

@@ -4,6 +4,7 @@ DeepFloyd IF in diffusers' layout.
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from imagen_jax.models.t5 import T5Config
 from imagen_jax.pipeline import Pipeline
 from imagen_jax.typing import Params
 
+ENCODER_WEIGHTS = (f"{TEXT_ENCODER}/*.safetensors",)
 PRETRAINED = Path(__file__).parent / "pretrained"
 
 
@@ -52,7 +54,8 @@ def load_model(
     of the stages of both, with the text encoder of the first that has one.
 
     Args:
-        dtype: of the parameters in memory, "float32" or "bfloat16"; IF also computes in it.
+        dtype: of the parameters in memory and of the networks' arithmetic, "float32" or "bfloat16",
+            whatever the model was trained or saved in.
         mesh: devices over which to spread the parameters, by the rules of training
             (`training.sharding.make_mesh` makes one). None: the default device.
         variant: of the weights of IF, such as "fp16".
@@ -70,9 +73,26 @@ def load_model(
     if isinstance(source, str | os.PathLike):
         pipeline = load_one(source, **options)
     else:
-        pipeline = join_pipelines([load_one(entry, **options) for entry in source])
+        pipelines = []
+        for entry in source:
+            read = any(each.cascade.encoder is not None for each in pipelines)
+            pipelines.append(load_one(entry, **options, encoder_known=read))
+        pipeline = join_pipelines(pipelines)
+    pipeline.cascade = computing_in(pipeline.cascade, dtype)
     pipeline.mesh = mesh
     return pipeline
+
+
+def computing_in(cascade: Cascade, dtype: str) -> Cascade:
+    """The cascade with networks that compute in `dtype`; remat, for gradients alone, is left."""
+    run = {"dtype": dtype, "remat": False}
+    stages = tuple(
+        replace(stage, network=replace(stage.network, **run)) for stage in cascade.stages
+    )
+    encoder = cascade.encoder
+    if encoder is not None:
+        encoder = replace(encoder, config=replace(encoder.config, **run))
+    return replace(cascade, stages=stages, encoder=encoder)
 
 
 def load_one(
@@ -81,25 +101,33 @@ def load_one(
     mesh: jax.sharding.Mesh | None,
     variant: str | None,
     revision: str | None,
+    encoder_known: bool = False,
 ) -> Pipeline:
-    """`load_model` of one source."""
+    """`load_model` of one source. `encoder_known`: the weights of a text encoder of the same config
+    are there already, and are not fetched from the hub.
+    """
+    without_encoder = False
     shipped = source in shipped_models()
     directory = PRETRAINED / source if shipped else Path(source)
     name = source if shipped else directory.resolve().name
     if not directory.is_dir() and NAME.fullmatch(os.fspath(source)):
-        name, directory = source, resolve(source, revision=revision, variant=variant)
+        left_out = ENCODER_WEIGHTS if encoder_known else ()
+        directory = resolve(source, revision=revision, variant=variant, ignore_patterns=left_out)
+        name, without_encoder = source, encoder_known
     elif revision is not None:
         raise ValueError(f"revision {revision!r} is for names on the hub, not for {source}.")
     if directory.is_dir() and is_diffusers(directory):
-        return load_diffusers(directory, os.fspath(name), dtype, mesh, variant)
+        name = os.fspath(name)
+        return load_diffusers(directory, name, dtype, mesh, variant, not without_encoder)
     if variant is not None:
         raise ValueError(f"variant {variant!r} is for DeepFloyd IF, which {source} is not.")
     if (directory / MODEL_FILE).is_file():
         cascade, values = model_directory.read_model(directory)
-        sharding = None if mesh is None else sharding_over(mesh)
         return Pipeline(
             cascade,
-            model_directory.read_parts(directory, cascade, dtype=dtype, sharding=sharding),
+            model_directory.read_parts(
+                directory, cascade, dtype=dtype, sharding=sharding_over(mesh)
+            ),
             name=name if shipped else values.get("name", name),
             fingerprint=values.get("fingerprint"),
             notes=values.get("notes"),
@@ -131,9 +159,7 @@ def sharding_over(mesh: jax.sharding.Mesh | None) -> ShardingOf:
 
 
 def on_mesh(params: Params, mesh: jax.sharding.Mesh | None) -> Params:
-    """Parameters in memory, spread over the mesh if there is one."""
-    if mesh is None:
-        return params
+    """Parameters in memory, spread over the mesh, or on the default device."""
     sharding = sharding_over(mesh)
     flat = flatten(params)
     return unflatten(
@@ -154,19 +180,22 @@ def load_diffusers(
     dtype: str = "float32",
     mesh: jax.sharding.Mesh | None = None,
     variant: str | None = None,
+    encoder_weights: bool = True,
 ) -> Pipeline:
     """DeepFloyd IF in diffusers' layout; the parameters are read when first used.
+
+    encoder_weights: False where those of a text encoder may be missing, as another model has them.
 
     Raises:
         FileNotFoundError: files are missing.
         ValueError: they are damaged, or hold a value that is not supported, which is named.
     """
-    found = diffusers_directory.read_directory(directory, variant)
+    found = diffusers_directory.read_directory(directory, variant, encoder_weights)
     cascade = diffusers_pipeline.cascade_from_diffusers(found, dtype)
     (stage,), encoder, sharding = cascade.stages, cascade.encoder, sharding_over(mesh)
     readers = {stage.name: partial(diffusers_pipeline.read_unet, found, stage, dtype, sharding)}
     marks = {}
-    if encoder is not None:
+    if found.text_encoder is not None:
         readers[TEXT_ENCODER] = partial(
             diffusers_pipeline.read_encoder, found, encoder, dtype, sharding
         )
@@ -190,7 +219,9 @@ def load_workdir(
     stage, marks = cascade.stages[0], {}
     readers = {stage.name: lambda: params["network"]}
     if "lora" in params:
-        base = load_model(run["config"]["init_from"], dtype=dtype, mesh=mesh)
+        source = run["config"]["init_from"]
+        check_present(source, directory)
+        base = load_model(source, dtype=dtype, mesh=mesh)
         name = base.cascade.stages[cascade_room.stage_index(base.cascade, stage.name)].name
         scale = run_lora(run).scale
         readers[stage.name] = lambda: merge_lora(base.params[name], params["lora"], scale)
@@ -216,14 +247,21 @@ def frozen_encoder(
     Raises:
         ValueError: there is neither.
     """
-    sharding = None if mesh is None else sharding_over(mesh)
     if encoder_files.is_kept(directory):
-        return encoder_files.read_kept(directory, cascade.encoder.config, dtype, sharding)
+        wanted = cascade.encoder.config
+        return encoder_files.read_kept(directory, wanted, dtype, sharding_over(mesh))
     config = run["config"]
     source = config["text"].get("init_from") or config.get("init_from")
     if source is None:
         raise ValueError(f"{directory} has no text encoder: text.init_from is None.")
+    check_present(source, directory)
     return load_encoder(source, dtype=dtype, mesh=mesh)[1]
+
+
+def check_present(source: str, workdir: Path) -> None:
+    """ValueError where a run's workdir refers to a directory that is gone (they are absolute)."""
+    if os.path.isabs(source) and not Path(source).is_dir():
+        raise ValueError(f"{workdir} was trained from {source}: it is gone.")
 
 
 def load_encoder(
@@ -240,8 +278,7 @@ def load_encoder(
         ValueError: the model reads no text, or its files are damaged.
     """
     if encoder_files.is_encoder(source):
-        sharding = None if mesh is None else sharding_over(mesh)
-        return encoder_files.read_encoder(source, dtype, sharding)
+        return encoder_files.read_encoder(source, dtype, sharding_over(mesh))
     pipeline = load_model(source, dtype=dtype, mesh=mesh)
     if pipeline.cascade.encoder is None:
         raise ValueError(f"{source} holds no text encoder.")

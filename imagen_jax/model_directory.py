@@ -18,7 +18,8 @@ from imagen_jax import text as text_room
 from imagen_jax.cascade import TEXT_ENCODER, Cascade
 from imagen_jax.convert.layout import Tensors
 from imagen_jax.convert.reading import ShardingOf, read_layout
-from imagen_jax.convert.safetensors import TensorFiles, flatten, load_params, save_params
+from imagen_jax.convert.safetensors import TensorFiles, flatten, save_params
+from imagen_jax.convert.writing import SHARD_BYTES
 from imagen_jax.typing import Params
 
 # Some parameters by their paths, joined by "/".
@@ -91,6 +92,8 @@ def write_model(
     name: str | None = None,
     notes: Mapping[str, Any] | None = None,
     dtype: str = "bfloat16",
+    max_shard_bytes: int = SHARD_BYTES,
+    release: Callable[[str], None] | None = None,
 ) -> None:
     """Save a model. All is written before any of it is put in place: a full disk changes nothing.
 
@@ -99,6 +102,8 @@ def write_model(
         name: what the model calls itself; the directory's name when None.
         notes: JSON values to keep with the model, such as steps trained.
         dtype: of the parameters on disk.
+        max_shard_bytes: a larger part becomes several files.
+        release: called with a part's name once it is written.
     """
     directory = Path(directory)
     if directory.exists() and not directory.is_dir():
@@ -110,11 +115,11 @@ def write_model(
     directory.mkdir(parents=True, exist_ok=True)
     workplace = directory / f".saving-{os.getpid()}"
     try:
-        files = [
-            file
-            for part in names
-            for file in save_params(workplace, part, params[part], dtype=dtype)
-        ]
+        files = []
+        for part in names:
+            files += save_params(workplace, part, params[part], dtype, max_shard_bytes)
+            if release is not None:
+                release(part)
         if cascade.encoder is not None:
             text_room.copy_tokenizer(cascade.encoder.tokenizer, workplace)
         values = {
@@ -189,8 +194,6 @@ def read_parts(
     def reader(part: str) -> Callable[[], Params]:
         def read() -> Params:
             shapes = cascade_room.part_shapes(cascade, part)
-            if sharding is None:
-                return load_params(directory, part, shapes, dtype=dtype)
             return read_layout(
                 {path: Tensors((path,)) for path in flatten(shapes)},
                 TensorFiles(directory, part),

@@ -99,8 +99,8 @@ class Pipeline:
                 of the pictures tell which.
             negative_prompt: what guidance leads away from, instead of from no text at all.
             label: class or classes, for a model of classes.
-            batch_size: pictures at a time: 4 on a CPU, else 16. Less needs less memory. On a mesh
-                rounded up, to as many on each of the devices that share a batch.
+            batch_size: pictures at a time: up to 4 on a CPU, else up to 16. Less needs less memory.
+                On a mesh rounded up, to as many on each of the devices that share a batch.
             progress: whether to show a bar.
             callback: called with a `Progress` every `every` steps (a tenth of all when None).
             aug_level: noise on what the stages enlarge, in [0, 1], or one a stage: more of it

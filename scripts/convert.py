@@ -69,7 +69,7 @@ def to_diffusers(options: argparse.Namespace) -> None:
     from imagen_jax.cascade import TEXT_ENCODER, stage_index
     from imagen_jax.convert import diffusers_export
 
-    pipeline = load_model(options.model)
+    pipeline = load_model(options.model, dtype=in_memory(options.dtype))
     index = stage_index(pipeline.cascade, options.stage)
     stage, settings = pipeline.cascade.stages[index], pipeline.cascade.sampling[index]
     files = {"dtype": options.dtype, "variant": options.variant}
@@ -90,11 +90,16 @@ def to_diffusers(options: argparse.Namespace) -> None:
         print(f"note: {note}")
 
 
+def in_memory(dtype: str | None) -> str:
+    """In what to read the weights that are to be written in `dtype`: no more than that needs."""
+    return "bfloat16" if dtype == "bfloat16" else "float32"
+
+
 def to_huggingface(options: argparse.Namespace) -> None:
     from imagen_jax.convert.t5 import save_huggingface
     from imagen_jax.loading import load_encoder
 
-    config, params = load_encoder(options.model)
+    config, params = load_encoder(options.model, dtype=in_memory(options.dtype))
     save_huggingface(options.out, config, params, dtype=options.dtype, variant=options.variant)
 
 
@@ -109,13 +114,22 @@ def to_imagen_jax(options: argparse.Namespace) -> None:
     if options.part == "unet":
         raise ValueError("--part unet is for --to diffusers")
     if is_encoder(options.model):
-        config, params = read_encoder(options.model, dtype=None)
+        config, params = read_encoder(options.model, None, variant=options.variant)
         write_encoder(options.out, config, params, dtype=dtype, tokenizer_from=options.model)
         return
     from imagen_jax import load_model
+    from imagen_jax.model_directory import write_model
 
-    pipeline = load_model(options.model, variant=options.variant)
-    pipeline.save_pretrained(options.out, dtype=dtype)
+    pipeline = load_model(options.model, dtype=in_memory(dtype), variant=options.variant)
+    write_model(
+        options.out,
+        pipeline.cascade,
+        pipeline.params,
+        name=pipeline.name,
+        notes=pipeline.notes,
+        dtype=dtype,
+        release=pipeline.params.free,
+    )
 
 
 def to_features(options: argparse.Namespace) -> None:

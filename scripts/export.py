@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # to run in a clon
 from scripts.command_line import one_line_errors, output_folder
 from scripts.generate import names, numbers
 
+SHARD_BYTES = 16 * 2**20  # of each file of weights: the shipped model lies in git
 SHOWN_TENTHS = (1, 4, 7, 9)  # of t, in the picture of the loss
 
 
@@ -41,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
 def export(options: argparse.Namespace) -> None:
     from imagen_jax.cascade import Cascade
     from imagen_jax.loading import join_pipelines, load_model
-    from imagen_jax.pipeline import Pipeline
+    from imagen_jax.model_directory import write_model
     from imagen_jax.sampling_settings import with_overrides
 
     sources = options.model.split(",")
@@ -57,7 +58,14 @@ def export(options: argparse.Namespace) -> None:
     )
     cascade = Cascade(joined.cascade.stages, settings, joined.cascade.encoder)
     name = options.name or options.out.resolve().name
-    Pipeline(cascade, joined.params, name=name, notes=joined.notes).save_pretrained(options.out)
+    write_model(
+        options.out,
+        cascade,
+        joined.params,
+        name=name,
+        notes=joined.notes,
+        max_shard_bytes=SHARD_BYTES,
+    )
     curves = read_curves(sources, pipelines)
     for stage, curve in curves.items():
         curve.write(options.out / f"{stage}_curve.json")

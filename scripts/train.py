@@ -42,6 +42,7 @@ with one_line_errors(ValueError):
 
 ROOT = Path(__file__).resolve().parents[1]
 PRETRAINED = ROOT / "imagen_jax" / "pretrained"
+TEXT_ENCODER = "text_encoder"  # as of imagen_jax.cascade, which is imported late
 
 
 def main(argv: list[str], overrides: dict[str, str]) -> None:
@@ -87,6 +88,7 @@ def prepare(overrides: dict[str, str]) -> tuple[Any, Any, Any, Any]:
         overrides = {"init_from": repr(INIT_FROM.value), **overrides}
     raw = config_room.load_config(CONFIG.value)
     config_room.apply_overrides(raw, overrides)
+    raw = with_absolute_sources(raw)
     if inherit.is_open(raw):
         if raw.get("init_from") is None:
             raise ValueError("the config leaves the network to its model: give --init_from")
@@ -103,6 +105,21 @@ def prepare(overrides: dict[str, str]) -> tuple[Any, Any, Any, Any]:
     encoder = build.make_text_encoder(config)
     check_embeddings(config, encoder)
     return raw, config, mesh, encoder
+
+
+def with_absolute_sources(raw: Any) -> dict[str, Any]:
+    """The config with absolute paths in place of relative ones to models: a workdir may be opened
+    from another folder, where the path could be taken for a name on the hub.
+    """
+    from imagen_jax.loading import shipped_models
+    from imagen_jax.training.config import as_dict
+
+    values = as_dict(raw)
+    for section in (values, values.get("text")):
+        source = section.get("init_from") if isinstance(section, dict) else None
+        if isinstance(source, str) and source not in shipped_models() and Path(source).is_dir():
+            section["init_from"] = os.path.abspath(source)
+    return values
 
 
 def check_embeddings(config: Any, encoder: Any) -> None:
@@ -136,9 +153,8 @@ def open_run(config: Any, raw: Any, encoder: Any, frozen_shapes: Any, mesh: Any)
     checkpoints = Checkpoints(
         workdir / "checkpoints", keep=section.keep, keep_best=section.keep_best
     )
-    if config.init_from is not None and config.lora is None and not checkpoints.steps():
-        with_text = frozen is None and encoder is not None
-        weights = read_weights(config.init_from, config.stage.name, with_text)
+    if config.lora is None and not checkpoints.steps():
+        weights = read_start(config, encoder, mesh)
     description = build.describe(config, encoder, raw)
     build.write_description(workdir, description, encoder)
     kept = goes_on(workdir) and is_kept(workdir)
@@ -201,8 +217,28 @@ def reference_curve(stage: Any, models: Path = PRETRAINED) -> Any:
     return None
 
 
+def read_start(config: Any, encoder: Any, mesh: Any) -> dict[str, Any] | None:
+    """The parameters that training starts from: the network's of `init_from`, and those of a
+    trained text encoder, of `text.init_from` or else of `init_from`. None where it names neither.
+    """
+    trained = encoder is not None and config.text.trainable
+    apart = trained and config.text.init_from is not None
+    weights = {}
+    if config.init_from is not None:
+        with_text = trained and not apart
+        weights = read_weights(config.init_from, config.stage.name, mesh, with_text)
+        if with_text and TEXT_ENCODER not in weights:
+            raise ValueError(
+                f"init_from {config.init_from} holds no text encoder to start from: give "
+                "text.init_from"
+            )
+    if apart:
+        weights[TEXT_ENCODER] = read_source_encoder(config, "float32", mesh)
+    return weights or None
+
+
 def read_weights(
-    source: str, stage_name: str, with_text: bool = True, dtype: str = "float32"
+    source: str, stage_name: str, mesh: Any, with_text: bool = True, dtype: str = "float32"
 ) -> dict[str, Any]:
     """{"network": ..., "text_encoder": ...} of a workdir, a model directory or a shipped model."""
     from imagen_jax.training.state import LORA, NETWORK
@@ -217,30 +253,35 @@ def read_weights(
     from imagen_jax.cascade import stage_index
     from imagen_jax.loading import load_model
 
-    pipeline = load_model(source, dtype=dtype)
+    pipeline = load_model(source, dtype=dtype, mesh=mesh)
     stages = pipeline.cascade.stages
     stage = stages[stage_index(pipeline.cascade, stage_name)]
     params = {NETWORK: pipeline.params[stage.name]}
     if with_text and pipeline.cascade.encoder is not None:
-        params["text_encoder"] = pipeline.params["text_encoder"]
+        params[TEXT_ENCODER] = pipeline.params[TEXT_ENCODER]
     return params
 
 
 def read_frozen(config: Any, shapes: Any, workdir: Path, mesh: Any) -> Any:
-    """The parameters that the step reads and does not train, as `build.frozen_shapes` has them."""
+    """The parameters that the step reads and does not train, as `build.frozen_shapes` has them,
+    where they are to lie.
+    """
     import jax
 
     from imagen_jax.training.checkpoint import check_weights
+    from imagen_jax.training.hosts import place
+    from imagen_jax.training.sharding import state_shardings
     from imagen_jax.training.state import NETWORK, Frozen
 
     network, text_encoder, dtype = None, None, config.frozen_dtype
     if shapes.network is not None:
-        network = read_weights(config.init_from, config.stage.name, False, dtype)[NETWORK]
+        network = read_weights(config.init_from, config.stage.name, mesh, False, dtype)[NETWORK]
         check_weights(shapes.network, network, f"the network's weights in {config.init_from}")
     if shapes.text_encoder is not None:
         text_encoder = read_encoder(config, shapes.text_encoder, workdir, mesh)
     frozen = Frozen(network, text_encoder)
-    return jax.tree.map(lambda leaf: leaf.astype(dtype, copy=False), frozen)
+    frozen = jax.tree.map(lambda leaf: leaf.astype(dtype, copy=False), frozen)
+    return jax.tree.map(place, frozen, state_shardings(frozen, mesh))
 
 
 def goes_on(workdir: Path) -> bool:
@@ -250,21 +291,29 @@ def goes_on(workdir: Path) -> bool:
 
 def read_encoder(config: Any, shapes: Any, workdir: Path, mesh: Any) -> Any:
     """The frozen text encoder: what a run that goes on has kept, else that of its source."""
-    from imagen_jax.encoder_files import check_config, is_encoder, is_kept, read_kept
-    from imagen_jax.loading import load_encoder, sharding_over
+    from imagen_jax.encoder_files import is_kept, read_kept
+    from imagen_jax.loading import sharding_over
     from imagen_jax.training.build import encoder_source
     from imagen_jax.training.checkpoint import check_weights
 
-    dtype, wanted = config.frozen_dtype, config.text.encoder
     if goes_on(workdir) and is_kept(workdir):
-        return read_kept(workdir, wanted, dtype, sharding_over(mesh))
+        wanted, sharding = config.text.encoder, sharding_over(mesh)
+        return read_kept(workdir, wanted, config.frozen_dtype, sharding)
+    params = read_source_encoder(config, config.frozen_dtype, mesh)
+    check_weights(shapes, params, f"the text encoder's weights in {encoder_source(config)}")
+    return params
+
+
+def read_source_encoder(config: Any, dtype: str, mesh: Any) -> Any:
+    """The text encoder's parameters where `text.init_from`, or else `init_from`, has them."""
+    from imagen_jax.encoder_files import check_config, is_encoder
+    from imagen_jax.loading import load_encoder
+    from imagen_jax.training.build import encoder_source
+
     source = encoder_source(config)
+    found, params = load_encoder(source, dtype=dtype, mesh=mesh)
     if is_encoder(source):
-        found, params = load_encoder(source, dtype=dtype, mesh=mesh)
-        check_config(source, found, wanted)
-    else:
-        _, params = load_encoder(source, dtype=dtype)
-    check_weights(shapes, params, f"the text encoder's weights in {source}")
+        check_config(source, found, config.text.encoder)
     return params
 
 

@@ -1,21 +1,29 @@
 """`load_model` of DeepFloyd IF's directories: what it reads, where it puts it, what it refuses."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding
+from PIL import Image
 from tiny_deepfloyd import components, diffusers, save, text_components
 
-from imagen_jax import loading, text
+from imagen_jax import encoder_files, loading, text
 from imagen_jax.cascade import TEXT_ENCODER
 from imagen_jax.convert.safetensors import flatten
 from imagen_jax.diffusion.schedules import DiscreteBeta
 from imagen_jax.loading import load_model
-from imagen_jax.training.sharding import MeshConfig, make_mesh, partition_spec
+from imagen_jax.model_directory import write_model
+from imagen_jax.training.sharding import MeshConfig, make_mesh, partition_spec, state_shardings
+from scripts.train import read_weights, with_absolute_sources
 
+ROOT = Path(__file__).resolve().parents[1]
 QUIET = {"seed": 1, "progress": False, "steps": 2, "num_images": 1}
 SOLVER = {"_class_name": "DPMSolverMultistepScheduler"}
 
@@ -133,7 +141,8 @@ def test_a_name_is_looked_up_on_the_hub(places, monkeypatch):
     monkeypatch.setattr(loading, "resolve", resolve)
     model = load_model("DeepFloyd/IF-I-M-v1.0", variant="fp16", revision="main")
     assert model.name == "DeepFloyd/IF-I-M-v1.0"
-    assert asked == [("DeepFloyd/IF-I-M-v1.0", {"revision": "main", "variant": "fp16"})]
+    wanted = {"revision": "main", "variant": "fp16", "ignore_patterns": ()}
+    assert asked == [("DeepFloyd/IF-I-M-v1.0", wanted)]
     with pytest.raises(ValueError, match="revision 'main' is for names on the hub"):
         load_model(places / "I", revision="main")
     with pytest.raises(ValueError, match="variant 'fp16' is for DeepFloyd IF"):
@@ -231,3 +240,116 @@ def test_schedulers_without_a_learned_variance(places, tmp_path):
         (settings,) = load_model(place).cascade.sampling
         assert (settings.learned_variance, settings.gamma) == (False, gamma)
         assert settings.threshold == ("static" if kind == "fixed_small" else "none")
+
+
+def train(place, workdir, *options, devices=1):
+    """The console output of scripts/train.py with configs/lora_if.py, run in `place`."""
+    command = [
+        sys.executable, ROOT / "scripts" / "train.py", "--config", ROOT / "configs/lora_if.py",
+        "--workdir", workdir, "--config.data.path=pictures", "--config.num_steps=1",
+        "--config.batch_size=2", "--config.sample.steps=1", *options,
+    ]  # fmt: skip
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    environment = {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [str(part) for part in command], capture_output=True, text=True, cwd=place, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_training_reads_onto_its_mesh(places):
+    mesh = make_mesh(MeshConfig(data=4, fsdp=2))
+    read = read_weights(str(places / "I"), "base8", mesh, dtype="bfloat16")
+    assert set(read) == {"network", TEXT_ENCODER}
+    for leaf, wanted in zip(
+        *map(jax.tree.leaves, (read, state_shardings(read, mesh))), strict=True
+    ):
+        assert leaf.sharding == wanted
+
+
+def test_relative_paths_of_models_become_absolute(places, monkeypatch):
+    monkeypatch.chdir(places)
+    for source, kept in (("I", str(places / "I")), ("org/name", "org/name"), ("emoji", "emoji")):
+        config = with_absolute_sources({"init_from": source, "text": {"init_from": source}})
+        assert config == {"init_from": kept, "text": {"init_from": kept}}
+
+
+@pytest.mark.slow
+def test_an_adapter_is_trained_and_drawn_on_two_devices_and_opened_from_elsewhere(places, tmp_path):
+    rng = np.random.default_rng(0)
+    (tmp_path / "pictures").mkdir()
+    for i in range(2):
+        pixels = rng.integers(0, 256, (8, 8, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "pictures" / f"{i}.png")
+        (tmp_path / "pictures" / f"{i}.txt").write_text("a red cat")
+    copy(places, "I", tmp_path / "org" / "model")
+    train(tmp_path, "run", "--init_from=org/model", "--config.mesh.fsdp=2", devices=2)
+    assert (tmp_path / "run" / "samples" / "samples_0000001.png").is_file()
+    model = load_model(tmp_path / "run")  # in another folder, where org/model is a name on the hub
+    assert model.cascade.stages[0].network == load_model(places / "I").cascade.stages[0].network
+    (tmp_path / "org" / "model").rename(tmp_path / "moved")
+    with pytest.raises(ValueError, match=r"was trained from .*org/model: it is gone"):
+        load_model(tmp_path / "run")
+
+
+def test_what_is_saved_computes_in_what_is_asked_for(places, tmp_path):
+    model = load_model(places / "I")
+    write_model(tmp_path / "ours", model.cascade, model.params, release=model.params.free)
+    assert not model.params._read
+    files = sorted(path.name for path in (tmp_path / "ours").glob("*.safetensors"))
+    assert files == ["base8.safetensors", "text_encoder.safetensors"]
+    for dtype in ("bfloat16", "float32"):
+        ours, theirs = (load_model(p, dtype=dtype) for p in (tmp_path / "ours", places / "I"))
+        assert ours.cascade.stages == theirs.cascade.stages
+        assert ours.cascade.encoder.config == theirs.cascade.encoder.config
+        assert ours.cascade.encoder.config.dtype == dtype
+        (device,) = jax.tree.leaves(ours.params["base8"])[0].devices()
+        assert device == jax.devices()[0]
+
+
+def test_the_text_encoder_is_fetched_once(places, tmp_path, monkeypatch):
+    """Of a second stage on the hub only its config and its tokenizer."""
+    asked = []
+
+    def resolve(name, ignore_patterns=(), **options):
+        asked.append(ignore_patterns)
+        if ignore_patterns:
+            copy(places, "II", tmp_path / "II")
+            for path in tmp_path.glob(f"II/{ignore_patterns[0]}"):
+                path.unlink()
+            return tmp_path / "II"
+        return places / "I"
+
+    monkeypatch.setattr(loading, "resolve", resolve)
+    model = load_model(["org/I", "org/II"])
+    assert asked == [(), ("text_encoder/*.safetensors",)]
+    assert sorted(model.params) == ["base8", "sr32", TEXT_ENCODER]
+    assert not list(tmp_path.glob("II/text_encoder/*.safetensors"))
+    jax.tree.leaves(model.params[TEXT_ENCODER])
+    change(tmp_path / "II" / "text_encoder" / "config.json", d_ff=48)
+    places_of = {"org/I": places / "I", "org/II": tmp_path / "II"}
+    monkeypatch.setattr(loading, "resolve", lambda name, **_: places_of[name])
+    with pytest.raises(ValueError, match=r"different text encoders.*d_ff is 32 and 48"):
+        load_model(["org/I", "org/II"])
+
+
+def test_a_large_text_encoder_of_if_is_referred_to(places, tmp_path, monkeypatch):
+    place = copy(places, "I", tmp_path / "I")
+    model = load_model(place)
+    config, params = model.cascade.encoder.config, model.params[TEXT_ENCODER]
+    monkeypatch.setattr(encoder_files, "LARGEST_COPY", 1000)
+    monkeypatch.setattr(encoder_files, "resolve", lambda name: {"org/I": place}[name])
+    for source in (place, "org/I"):
+        workdir = tmp_path / f"run_{len(str(source))}"
+        workdir.mkdir()
+        encoder_files.keep(workdir, source, params)
+        assert [path.name for path in workdir.iterdir()] == [encoder_files.REFERENCE_FILE]
+    # Another variant that comes beside it changes nothing.
+    weights = place / "text_encoder" / "model.safetensors"
+    shutil.copyfile(weights, weights.with_name("model.fp16.safetensors"))
+    kept = encoder_files.read_kept(workdir, config)
+    jax.tree.map(np.testing.assert_array_equal, kept, params)
+    weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\1")
+    with pytest.raises(ValueError, match="whose files have changed"):
+        encoder_files.read_kept(workdir, config)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from imagen_jax.convert.json_file import read_object
-from imagen_jax.convert.safetensors import check_inside, weight_files
+from imagen_jax.convert.safetensors import check_inside, lone_variant, weight_files
 
 INDEX = "model_index.json"
 UNET_WEIGHTS = "diffusion_pytorch_model"
@@ -61,7 +61,8 @@ def _pickles(directory: Path) -> list[str]:
 
 
 def find_weights(directory: Path, name: str, variant: str | None = None) -> Weights:
-    """A network's safetensors in a folder; where the variant is missing, those without one.
+    """A network's safetensors in a folder; where the variant is missing, those without one; where
+    there are none without, those of the only variant, with a warning.
 
     Raises:
         FileNotFoundError: there are none.
@@ -71,6 +72,8 @@ def find_weights(directory: Path, name: str, variant: str | None = None) -> Weig
         single, indices = weight_files(name, choice)
         if any((directory / file).is_file() for file in (single, *indices)):
             return Weights(directory, name, choice)
+    if variant is None and (only := lone_variant(directory, name)) is not None:
+        return Weights(directory, name, only)
     pickles = _pickles(directory)
     if pickles:
         raise ValueError(
@@ -125,11 +128,14 @@ def _folder(path: Path, index: Mapping[str, Any], part: str, *, optional: bool) 
     return folder
 
 
-def read_directory(directory: str | os.PathLike, variant: str | None = None) -> DiffusersDirectory:
+def read_directory(
+    directory: str | os.PathLike, variant: str | None = None, encoder_weights: bool = True
+) -> DiffusersDirectory:
     """The parts of an IF pipeline's folder.
 
     Args:
         variant: of the weights, such as "fp16"; a part that lacks it is read without.
+        encoder_weights: whether to look for the text encoder's; its config is read all the same.
 
     Raises:
         FileNotFoundError: the folder, or a part that model_index.json names, is missing.
@@ -172,6 +178,8 @@ def read_directory(directory: str | os.PathLike, variant: str | None = None) -> 
         low_res_scheduler=noising
         and read_object(noising / "scheduler_config.json", scheduler_kind),
         text_encoder_config=encoder and read_object(encoder / "config.json", config_kind),
-        text_encoder=encoder and find_weights(encoder, TEXT_ENCODER_WEIGHTS, variant),
+        text_encoder=find_weights(encoder, TEXT_ENCODER_WEIGHTS, variant)
+        if encoder and encoder_weights
+        else None,
         tokenizer=tokenizer,
     )

@@ -27,6 +27,7 @@ def resolve(
     name_or_directory: str | os.PathLike,
     *,
     allow_patterns: Sequence[str] | None = None,
+    ignore_patterns: Sequence[str] = (),
     revision: str | None = None,
     variant: str | None = None,
 ) -> Path:
@@ -38,6 +39,7 @@ def resolve(
     Args:
         allow_patterns: the files to fetch; None fetches safetensors, JSON and tokenizers. Pickles
             are never fetched.
+        ignore_patterns: files to leave out of them.
         revision: a branch, tag or commit; None is the main branch.
         variant: such as "fp16": those weights alone.
 
@@ -62,7 +64,8 @@ def resolve(
         )
     allowed, left_out = file_patterns(variant)
     pickles = ["*.bin", "*.ckpt", "*.pt", "*.pth", "*.pkl", "*.msgpack", "*.h5"]
-    return _download(name, list(allow_patterns or allowed), [*left_out, *pickles], revision)
+    left_out = [*left_out, *pickles, *ignore_patterns]
+    return _download(name, list(allow_patterns or allowed), left_out, revision)
 
 
 def _download(name: str, allowed: list[str], left_out: list[str], revision: str | None) -> Path:

@@ -7,6 +7,8 @@ in the tree, joined by "/". Nothing here reads or writes a pickle.
 
 import json
 import os
+import re
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -211,6 +213,24 @@ def weight_files(name: str, variant: str | None) -> tuple[str, tuple[str, ...]]:
     return f"{name}.{variant}.safetensors", indices
 
 
+def lone_variant(directory: Path, name: str) -> str | None:
+    """The variant of the weights where a folder has those of one and none without a variant; a
+    warning names it.
+    """
+    plain, plain_indices = weight_files(name, None)
+    if any((directory / file).is_file() for file in (plain, *plain_indices)):
+        return None
+    single, indices = weight_files(name, r"(\w+)")
+    patterns = [re.compile(pattern.replace(".", r"\.")) for pattern in (single, *indices)]
+    matches = [pattern.fullmatch(path.name) for path in directory.iterdir() for pattern in patterns]
+    found = {match[1] for match in matches if match}
+    if len(found) != 1:
+        return None
+    (variant,) = found
+    warnings.warn(f"{directory} has the variant {variant!r} alone: it is read.", stacklevel=2)
+    return variant
+
+
 class TensorFiles(Mapping):
     """The tensors of a save by name, read from disk one at a time, or by parts.
 
@@ -252,6 +272,10 @@ class TensorFiles(Mapping):
             raise FileNotFoundError(f"The shard {path} is missing.")
         check_inside(path, self.directory)
         return TensorFile(path)
+
+    def files(self) -> list[str]:
+        """The names of the files that hold the tensors."""
+        return sorted(self._open)
 
     def __getitem__(self, tensor: str) -> np.ndarray:
         return self.read(tensor)

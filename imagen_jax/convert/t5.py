@@ -11,7 +11,7 @@ import numpy as np
 from imagen_jax.convert.json_file import read_object, write_object
 from imagen_jax.convert.layout import LINEAR, Layout, Tensors
 from imagen_jax.convert.reading import HostTensors, ShardingOf, TensorSource, read_layout
-from imagen_jax.convert.safetensors import open_model
+from imagen_jax.convert.safetensors import lone_variant, open_model
 from imagen_jax.convert.writing import save_layout
 from imagen_jax.models import t5
 from imagen_jax.typing import Params
@@ -194,7 +194,8 @@ def load_huggingface(
     Args:
         dtype: of the parameters; None keeps the tensors' own.
         sharding: where each parameter shall lie; None gives numpy arrays.
-        variant: such as "bf16", for model.bf16.safetensors.
+        variant: such as "bf16", for model.bf16.safetensors. None: the files without one, or those
+            of the only variant.
         overrides: fields of T5Config, such as `dtype` (by name) or `remat`.
 
     Raises:
@@ -208,7 +209,7 @@ def load_huggingface(
         config = config_from_huggingface(values, **overrides)
     except ValueError as error:
         raise ValueError(f"{path} does not describe a T5 encoder: {error}") from None
-    tensors = open_model(directory, variant)
+    tensors = open_model(directory, variant or lone_variant(directory, "model"))
     params = params_from_huggingface(
         config, tensors, dtype, sharding=sharding, where=str(directory)
     )

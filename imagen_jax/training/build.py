@@ -34,8 +34,8 @@ class TextConfig:
     """The text encoder. `tokenizer`: "bytes", or the path of a SentencePiece model.
 
     trainable: whether it is trained with the stage. dropout: the share of captions replaced by the
-    null text. init_from: where the weights of a frozen encoder are: a model, a workdir, or an
-    encoder of Hugging Face or T5X by itself; None: where the run's own `init_from` has them.
+    null text. init_from: where the weights of the encoder are: a model, a workdir, or an encoder
+    of Hugging Face or T5X by itself; None: where the run's own `init_from` has them.
     null, padding, caption: as of TextEncoder.
     """
 

@@ -273,7 +273,11 @@ class Checkpoints:
             for path, leaf in _flatten(stored[item]).items()
         }
         restored, run = self._read(step, {item: wanted})
-        if fault := first_fault({item: _flatten(restored[item])}, checked(run)["arrays"]):
+        try:
+            fault = _fault({item: _flatten(restored[item])}, checked(run))
+        except ValueError as error:
+            fault = str(error)
+        if fault is not None:
             raise CheckpointError(f"checkpoint {step} in {self.directory} is damaged ({fault})")
         return step, jax.tree.map(np.asarray, restored[item]), run
 
@@ -301,15 +305,17 @@ class Checkpoints:
         restored, run, fault = {}, {}, None
         try:
             run = checked(self._read(step, {})[1])
-            stored = {
-                item: {path: tuple(shape) for path, (shape, _) in arrays.items()}
-                for item, arrays in run["arrays"].items()
-            }
-            self._compare(step, stored, wanted)
             found = {
                 item: {path: tuple(leaf.shape) for path, leaf in _flatten(tree).items()}
                 for item, tree in self._metadata(step).items()
             }
+            stored = found
+            if "arrays" in run:
+                stored = {
+                    item: {path: tuple(shape) for path, (shape, _) in arrays.items()}
+                    for item, arrays in run["arrays"].items()
+                }
+            self._compare(step, stored, wanted)
             if found != stored:
                 raise ValueError("its metadata is not what was written")
             restored = self._read(step, wanted)[0]
@@ -320,9 +326,7 @@ class Checkpoints:
         # Damage may be in the share of one host alone.
         fault = next((found for found in gather_json(fault) if found is not None), None)
         if fault is None:
-            fault = first_fault(
-                {item: _flatten(tree) for item, tree in restored.items()}, run["arrays"]
-            )
+            fault = _fault({item: _flatten(tree) for item, tree in restored.items()}, run)
         return restored, run, fault
 
     def _compare(self, step: int, stored: Mapping, wanted: Mapping) -> None:
@@ -396,6 +400,11 @@ def _errors_alone() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
+
+
+def _fault(items: Mapping[str, Mapping[str, Any]], run: Mapping[str, Any]) -> str | None:
+    """`first_fault`; None for a checkpoint of a version before the digests."""
+    return first_fault(items, run["arrays"]) if "arrays" in run else None
 
 
 def _reason(error: Exception) -> str:

@@ -111,23 +111,31 @@ def lower_step(
 def start_state(
     init: Callable[[jax.Array], Any], key: jax.Array, mesh: Mesh, weights: Params | None
 ) -> Any:
-    """`init(key)`, sharded; with `weights` as parameters and average where they are given."""
+    """`init(key)`, sharded; with `weights` as parameters and average of the parts that they have.
+
+    On an accelerator, weights that lie where parameters shall are taken, not copied: the first step
+    overwrites them.
+    """
     state = init_sharded(init, key, mesh)
     if weights is None:
         return state
-    check_weights(state.params, weights)
-    shardings = state_shardings({"params": state.params}, mesh)["params"]
+    check_weights({part: state.params.get(part, {}) for part in weights}, weights)
+    shardings = state_shardings(state.params, mesh)
 
-    def placed():
-        # A copy each: the step is given both to overwrite.
-        return jax.tree.map(
-            lambda old, new, where: place(np.array(new, old.dtype), where),
-            state.params,
-            weights,
-            shardings,
-        )
+    def placed(new, old, where):
+        on_devices = isinstance(new, jax.Array)
+        return place(new.astype(old.dtype) if on_devices else np.array(new, old.dtype), where)
 
-    return state._replace(params=placed(), ema=None if state.ema is None else placed())
+    params = dict(state.params)
+    for part, tree in weights.items():
+        params[part] = jax.tree.map(placed, tree, state.params[part], shardings[part])
+    # A copy each: the step is given both to overwrite. What was read onto CPU devices may share
+    # memory.
+    copied = jax.jit(lambda tree: jax.tree.map(jax.numpy.copy, tree), out_shardings=shardings)
+    ema = None if state.ema is None else copied(params)
+    return state._replace(
+        params=copied(params) if jax.default_backend() == "cpu" else params, ema=ema
+    )
 
 
 def count_flops(lowered: jax.stages.Lowered) -> float | None:
@@ -289,7 +297,8 @@ def train(
         description: JSON-able, goes into each checkpoint: the config and what a pipeline needs to
             read it.
         frozen: parameters that the step reads and does not train.
-        weights: parameters to start from, where there is no checkpoint yet.
+        weights: parameters to start from, of all parts or of some, where there is no checkpoint
+            yet; arrays on devices are given away.
         sample: (parameters, step) -> a picture; gets the EMA where there is one.
         score: parameters -> figures by name; likewise.
         reference: the curve of a run of the same stage, reported beside the loss.

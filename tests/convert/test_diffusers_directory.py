@@ -1,6 +1,7 @@
 """The parts of a diffusers folder, as diffusers writes and names them."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +92,11 @@ def test_only_the_variant_may_be_there(tmp_path):
     weights = path / "unet" / f"{UNET}.safetensors"
     weights.rename(path / "unet" / f"{UNET}.fp16.safetensors")
     assert read_directory(path, variant="fp16").unet.variant == "fp16"
+    with pytest.warns(UserWarning, match="unet has the variant 'fp16' alone: it is read"):
+        assert read_directory(path).unet.variant == "fp16"
+    shutil.copyfile(
+        path / "unet" / f"{UNET}.fp16.safetensors", path / "unet" / f"{UNET}.ema.safetensors"
+    )
     with pytest.raises(FileNotFoundError, match=rf"no {UNET}\.safetensors.*{UNET}\.fp16\."):
         read_directory(path)
 

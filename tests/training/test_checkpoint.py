@@ -11,7 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from imagen_jax.training import checkpoint
 from imagen_jax.training.checkpoint import CheckpointError, Checkpoints
+from imagen_jax.training.digest import checked
 from imagen_jax.training.loop import abstract, init_sharded
 from imagen_jax.training.sharding import MeshConfig, make_mesh
 from tests.training import toy
@@ -266,3 +268,27 @@ def test_a_full_disk_leaves_the_previous_checkpoint_whole(tmp_path, repository):
         jax.device_get(make_state(0, hidden=4096)),
     )
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["1"]
+
+
+def test_a_checkpoint_from_before_the_digests_is_read(tmp_path, monkeypatch):
+    state = make_state()
+    with monkeypatch.context() as earlier:
+        earlier.setattr(checkpoint, "signed", lambda run: {"step": run["step"]})
+        checkpoints = open_in(tmp_path)
+        checkpoints.save(1, state, run={"step": 1}, loss=1.0)
+        checkpoints.close()
+    again = open_in(tmp_path)
+    restored, run = again.restore(abstract(state))
+    assert_equal(restored, state)
+    assert run == {"step": 1}
+    assert_equal(again.read_parameters("params")[1], state.params)
+    again.close()
+
+
+def test_a_changed_description_is_named_with_its_place(tmp_path, monkeypatch):
+    checkpoints = open_in(tmp_path)
+    checkpoints.save(1, make_state(), run={"step": 1}, loss=1.0)
+    checkpoints.close()
+    monkeypatch.setattr(checkpoint, "checked", lambda run: checked(run | {"step": 2}))
+    with pytest.raises(CheckpointError, match=r"checkpoint 1 in .* \(its description is not what"):
+        open_in(tmp_path).read_parameters()

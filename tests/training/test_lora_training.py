@@ -1,5 +1,8 @@
 """Training an adapter: what is trained and stored, on any mesh, and what a pipeline makes of it."""
 
+import os
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
@@ -84,6 +87,12 @@ def test_a_pipeline_is_the_base_with_the_average_merged_in(trained, base, model)
         np.testing.assert_array_equal, pipeline.params[TEXT_ENCODER], kept.params[TEXT_ENCODER]
     )
     assert np.abs(pixels(pipeline) - pixels(kept)).max() > 1
+
+
+def test_a_base_that_is_gone_is_named(trained, base, monkeypatch):
+    monkeypatch.setattr(Path, "is_dir", lambda path: str(path) != base and os.path.isdir(path))
+    with pytest.raises(ValueError, match=f"was trained from {base}: it is gone"):
+        load_model(trained[0])
 
 
 def test_the_written_adapter_changes_the_base_by_the_same(trained, base, tmp_path):
