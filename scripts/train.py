@@ -159,8 +159,18 @@ def open_run(config: Any, raw: Any, encoder: Any, frozen_shapes: Any, mesh: Any)
         "frozen": frozen,
         "weights": weights,
         "sample": sample,
+        "score": make_score(config, encoder, frozen),
         "reference": curve,
     }
+
+
+def make_score(config: Any, encoder: Any, frozen: Any) -> Any:
+    """What the section `evaluate` asks for; None where there is none."""
+    if config.evaluate is None:
+        return None
+    from imagen_jax.scores import make_score_fn
+
+    return make_score_fn(config, encoder, frozen)
 
 
 def parse_profile(value: str | None) -> tuple[int, int] | None:

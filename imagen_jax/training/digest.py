@@ -28,9 +28,9 @@ def _digest(array: jax.Array) -> jax.Array:
 
 
 @jax.jit
-def _digests(tree: Any) -> Any:
-    """One program for all: many small ones with sums over devices may block each other on a CPU."""
-    return jax.tree.map(_digest, tree)
+def _digests(items: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, jax.Array]]:
+    """One program for all: many with collectives, started at once, can wait for each other."""
+    return jax.tree.map(_digest, items)
 
 
 def described(items: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, list]]:

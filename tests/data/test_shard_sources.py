@@ -12,7 +12,13 @@ import tarfile
 import numpy as np
 import pytest
 from PIL import Image
-from shard_files import (
+
+from imagen_jax import picture_files
+from imagen_jax.data import SOURCES, Loader, records, shards, tar_index
+from imagen_jax.data.loader import TooManyBroken
+from imagen_jax.data.shards import expand_braces, find_shards
+from imagen_jax.data.sources import BrokenExample, is_heldout
+from tests.data.shard_files import (
     add,
     example_record,
     frame,
@@ -22,12 +28,6 @@ from shard_files import (
     write_array_record,
     write_tar,
 )
-
-from imagen_jax import picture_files
-from imagen_jax.data import SOURCES, Loader, records, shards, tar_index
-from imagen_jax.data.loader import TooManyBroken
-from imagen_jax.data.shards import expand_braces, find_shards
-from imagen_jax.data.sources import BrokenExample, is_heldout
 
 COUNT = 24
 SHARDS = [range(0, 9), range(9, 10), range(10, COUNT)]

@@ -107,6 +107,7 @@ def run(workdir, *, steps=20, every=5, keep=3, mesh=MeshConfig(), hidden=16, **o
         log_every=options.pop("log_every", 10),
         checkpoint_every=every,
         sample_every=options.pop("sample_every", None),
+        score_every=options.pop("score_every", None),
         profile=options.pop("profile", None),
         skip_batches=options.pop("skip_batches", ()),
     )
