@@ -27,7 +27,7 @@ from imagen_jax.grid import to_pil, to_uint8
 from imagen_jax.model_directory import Parts
 from imagen_jax.pictures import SETTINGS_KEY, Pictures
 from imagen_jax.progress_bar import ProgressBar
-from imagen_jax.sampling_settings import SamplingSettings, with_overrides
+from imagen_jax.sampling_settings import SamplingSettings, Spacing, with_overrides
 from imagen_jax.stage_sampling import plan_steps
 from imagen_jax.typing import Params, TextEmbeddings
 
@@ -41,6 +41,7 @@ class Options:
     guidance: float | Sequence[float | None] | None = None
     steps: int | Sequence[int | None] | None = None
     sampler: str | Sequence[str | None] | None = None
+    spacing: Spacing | Sequence[Spacing | None] | None = None
     seed: int | None = None
     negative_prompt: str | None = None
     label: int | Sequence[int] | None = None
@@ -82,6 +83,8 @@ def draw(
     batch_size = check_count("batch_size", options.batch_size or default_batch)
     batch_size, place = spread(batch_size, mesh)
     check_count("num_images", num_images)
+    if options.every is not None:
+        check_count("every", options.every)
     seed = check_seed(options.seed)
     if options.first_index < 0:
         raise ValueError(f"first_index must not be negative: {options.first_index}.")
@@ -162,6 +165,7 @@ def choose_settings(cascade: Cascade, options: Options) -> tuple[SamplingSetting
         guidance=options.guidance,
         steps=options.steps,
         sampler=options.sampler,
+        spacing=options.spacing,
         aug_level=options.aug_level,
     )
 

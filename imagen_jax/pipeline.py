@@ -26,7 +26,7 @@ from imagen_jax.cascade import Callback, Cascade
 from imagen_jax.diffusion.editing import Edit
 from imagen_jax.drawing import Options, Work, draw
 from imagen_jax.pictures import Pictures
-from imagen_jax.sampling_settings import SamplingSettings, by_stage, settings_from_dict
+from imagen_jax.sampling_settings import SamplingSettings, Spacing, by_stage, settings_from_dict
 from imagen_jax.stage_sampling import stage_size
 
 
@@ -73,6 +73,7 @@ class Pipeline:
         guidance: float | Sequence[float | None] | None = None,
         steps: int | Sequence[int | None] | None = None,
         sampler: str | Sequence[str | None] | None = None,
+        spacing: Spacing | Sequence[Spacing | None] | None = None,
         seed: int | None = None,
         negative_prompt: str | None = None,
         label: int | Sequence[int] | None = None,
@@ -95,6 +96,8 @@ class Pipeline:
             guidance: weight of the text, 1 is none: of the base stage, or one a stage.
             steps: of the sampler in every stage, or one number a stage.
             sampler: ddpm, ddim, dpmpp_2m or heun in every stage, or one a stage.
+            spacing: of the sampler's times in every stage, or one a stage (`SamplingSettings`); a
+                list, such as DeepFloyd IF's "fast27", says the number of steps too.
             seed: of the noise; equal seeds give equal pictures. A new one when None; the settings
                 of the pictures tell which.
             negative_prompt: what guidance leads away from, instead of from no text at all.
@@ -120,6 +123,7 @@ class Pipeline:
             guidance=guidance,
             steps=steps,
             sampler=sampler,
+            spacing=spacing,
             seed=seed,
             negative_prompt=negative_prompt,
             label=label,
@@ -202,7 +206,8 @@ class Pipeline:
             options: as of `generate_images`.
 
         Raises:
-            ValueError: as `generate_images`; mask and picture of different sizes.
+            ValueError: as `generate_images`; mask and picture of different sizes, a mask that keeps
+                everything.
         """
         picture, positions = read_picture(image), self._positions(size)
         flat = read_mask(mask, picture.size)
@@ -217,6 +222,11 @@ class Pipeline:
             )
             for i, stage in enumerate(self.cascade.stages)
         ]
+        if not any(edit.mask.any() for edit in edits):
+            raise ValueError(
+                "The mask keeps everything of the centred square: what is to be drawn anew must be "
+                "white in it (255, or True)."
+            )
         notes = {"strength": strength, "resamplings": resamplings, "jump_length": jump_length}
         work = Work(positions, edits=edits, notes={"inpaint": {**notes, "known": known}})
         return self._draw(prompt, num_images, Options(**options), work)

@@ -135,6 +135,12 @@ def test_a_long_prompt_is_cut_with_a_warning(model):
         ({"seed": 2**32}, "seed"),
         ({"label": 3}, "knows no classes"),
         ({"first_index": -1}, "first_index"),
+        ({"every": -1}, "every must be a whole number, at least 1: -1"),
+        ({"spacing": "fast"}, "spacing 'fast'; choose one of"),
+        ({"spacing": "fast27"}, "counts time steps, and Cosine has none"),
+        ({"spacing": "fast27", "steps": 9}, "steps is 9, but spacing 'fast27' has 27 steps"),
+        ({"aug_level": 250.0}, r"is 250.0; it lies in \[0, 1\]; diffusers' noise_level 250 is 0.251"),
+        ({"aug_level": -1.0}, r"aug_level is -1.0; it lies in \[0, 1\]\.$"),
         ({"settings": [BASE_SETTINGS]}, "1 entries; the model has 2"),
     ],
 )
