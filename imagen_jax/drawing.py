@@ -130,6 +130,12 @@ def draw(
     finally:
         if bar is not None:
             bar.close()
+    spoilt = int(np.sum(~np.isfinite(images).all(axis=(1, 2, 3))))
+    if spoilt:
+        raise ValueError(
+            f"{spoilt} of {len(images)} pictures of {name!r} are no finite numbers: parameters, or "
+            "an adapter's, are not finite or too large."
+        )
     common = {
         "version": __version__,
         "size": cascade.stages[work.positions[-1]].resolution,

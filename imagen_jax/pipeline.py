@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,13 @@ from imagen_jax.cascade import Callback, Cascade
 from imagen_jax.diffusion.editing import Edit
 from imagen_jax.drawing import Options, Work, draw
 from imagen_jax.pictures import Pictures
-from imagen_jax.sampling_settings import SamplingSettings, Spacing, by_stage, settings_from_dict
+from imagen_jax.sampling_settings import (
+    SamplingSettings,
+    Spacing,
+    by_stage,
+    is_number,
+    settings_from_dict,
+)
 from imagen_jax.stage_sampling import stage_size
 
 
@@ -332,13 +339,15 @@ class Pipeline:
         Several add up. `stage`: where the file's own word, or its fit, does not tell.
 
         Raises:
-            ValueError: the adapter does not fit; the message lists what.
+            ValueError: the adapter does not fit; the message lists what. Nothing has changed then.
         """
+        if not is_number(scale) or not isfinite(scale):
+            raise ValueError(f"scale must be a finite number: {scale!r}.")
         name, params = adapted_params(path, self.cascade, self.params, scale, stage)
+        digest = model_directory.fingerprint([Path(path)])
         if self._without_lora is None:
             self._without_lora = self.params, self.fingerprint
         self.params = params
-        digest = model_directory.fingerprint([Path(path)])
         self.fingerprint = f"{self.fingerprint or self.name}+{scale:g}*{digest}@{name}"
 
     def unload_lora(self) -> None:

@@ -122,7 +122,13 @@ def _folder(path: Path, index: Mapping[str, Any], part: str, *, optional: bool) 
         if optional and not folder.exists():
             return None
         raise FileNotFoundError(f"{path / INDEX} names the part {part!r}, but {folder} is missing.")
+    check_inside(folder, path)
     return folder
+
+
+def _config(folder: Path, name: str, kind: str) -> dict[str, Any]:
+    check_inside(folder / name, folder)
+    return read_object(folder / name, kind)
 
 
 def read_directory(directory: str | os.PathLike, variant: str | None = None) -> DiffusersDirectory:
@@ -132,7 +138,8 @@ def read_directory(directory: str | os.PathLike, variant: str | None = None) -> 
         variant: of the weights, such as "fp16"; a part that lacks it is read without.
 
     Raises:
-        FileNotFoundError: the folder, or a part that model_index.json names, is missing.
+        FileNotFoundError: the folder, or a part that model_index.json names, is missing; no part
+            has the variant.
         ValueError: a file is damaged, the pipeline is none of IF's, or the weights are pickles.
     """
     path = Path(directory)
@@ -162,16 +169,23 @@ def read_directory(directory: str | os.PathLike, variant: str | None = None) -> 
                 "save it): copy it from where the model came from."
             )
         check_inside(tokenizer, path)
-    scheduler_kind, config_kind = "the config of a scheduler", "the config of a model"
-    return DiffusersDirectory(
+    schedule_file = "scheduler_config.json", "the config of a scheduler"
+    config_file = "config.json", "the config of a model"
+    found = DiffusersDirectory(
         path=path,
         pipeline=pipeline,
-        unet_config=read_object(unet / "config.json", config_kind),
+        unet_config=_config(unet, *config_file),
         unet=find_weights(unet, UNET_WEIGHTS, variant),
-        scheduler=read_object(scheduler / "scheduler_config.json", scheduler_kind),
-        low_res_scheduler=noising
-        and read_object(noising / "scheduler_config.json", scheduler_kind),
-        text_encoder_config=encoder and read_object(encoder / "config.json", config_kind),
+        scheduler=_config(scheduler, *schedule_file),
+        low_res_scheduler=noising and _config(noising, *schedule_file),
+        text_encoder_config=encoder and _config(encoder, *config_file),
         text_encoder=encoder and find_weights(encoder, TEXT_ENCODER_WEIGHTS, variant),
         tokenizer=tokenizer,
     )
+    parts = [part for part in (found.unet, found.text_encoder) if part is not None]
+    if variant is not None and all(part.variant != variant for part in parts):
+        raise FileNotFoundError(
+            f"{path} has no weights of the variant {variant!r}; {unet} has "
+            f"{', '.join(sorted(file.name for file in unet.glob('*.safetensors')))}."
+        )
+    return found
