@@ -9,7 +9,7 @@ import dataclasses
 import hashlib
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -198,8 +198,14 @@ def _directory(source: str | os.PathLike) -> Path:
 
 def fingerprint(directory: str | os.PathLike) -> str:
     """Some digits that change with the files of an encoder: names, sizes, beginnings and ends."""
-    root, digest = Path(directory), hashlib.sha256()
-    for path in sorted(path for path in root.rglob("*") if path.is_file()):
+    root = Path(directory)
+    return files_fingerprint(sorted(path for path in root.rglob("*") if path.is_file()), root)
+
+
+def files_fingerprint(files: Sequence[Path], root: Path) -> str:
+    """Some digits that change with large files: names below `root`, sizes, beginnings and ends."""
+    digest = hashlib.sha256()
+    for path in files:
         size = path.stat().st_size
         digest.update(f"{path.relative_to(root)} {size}\n".encode())
         with open(path, "rb") as file:

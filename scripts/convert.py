@@ -58,7 +58,10 @@ def to_diffusers(options: argparse.Namespace) -> None:
     from imagen_jax.convert import diffusers_export
 
     pipeline = load_model(options.model)
-    index = stage_index(pipeline.cascade, options.stage)
+    try:
+        index = stage_index(pipeline.cascade, options.stage)
+    except ValueError as error:
+        raise ValueError(f"--stage: {error}") from None
     stage, settings = pipeline.cascade.stages[index], pipeline.cascade.sampling[index]
     files = {"dtype": options.dtype, "variant": options.variant}
     if options.part == "unet":
@@ -92,13 +95,24 @@ def to_imagen_jax(options: argparse.Namespace) -> None:
     dtype = options.dtype or "bfloat16"
     if options.part == "unet":
         raise ValueError("--part unet is for --to diffusers")
+    if options.stage is not None:
+        raise ValueError("--stage is for --to diffusers; imagen_jax gets all stages")
     if is_encoder(options.model):
         config, params = read_encoder(options.model, dtype=None)
         write_encoder(options.out, config, params, dtype=dtype, tokenizer_from=options.model)
         return
     from imagen_jax import load_model
+    from imagen_jax.cascade import TEXT_ENCODER
+    from imagen_jax.text import copy_tokenizer
 
     pipeline = load_model(options.model, variant=options.variant)
+    if options.part == "text_encoder":
+        encoder = pipeline.cascade.encoder
+        if encoder is None:
+            raise ValueError(f"{options.model} holds no text encoder")
+        write_encoder(options.out, encoder.config, pipeline.params[TEXT_ENCODER], dtype=dtype)
+        copy_tokenizer(encoder.tokenizer, options.out)
+        return
     pipeline.save_pretrained(options.out, dtype=dtype)
 
 

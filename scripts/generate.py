@@ -181,8 +181,8 @@ def paint_again(options: argparse.Namespace, settings: dict[str, Any]) -> tuple[
         pipeline.load_lora(options.lora, options.lora_scale)
     if settings.get("fingerprint") != pipeline.fingerprint:
         print(
-            f"Warning: {options.from_png} was made by other weights of {pipeline.name!r}; "
-            "the picture will differ.",
+            f"Warning: {options.from_png} was made by other weights of {pipeline.name!r}, or in "
+            "another dtype; the picture will differ.",
             file=sys.stderr,
         )
     return pipeline, pipeline.generate_again(settings, progress=not options.quiet)

@@ -123,6 +123,22 @@ def test_bfloat16_stays_so_in_memory(places):
         load_model(places / "I", dtype="float16")
 
 
+def test_a_fingerprint_tells_weights_and_dtypes_apart(places, tmp_path):
+    sources = {
+        "same": (copy(places, "I", tmp_path / "same"), "float32"),
+        "bf16": (places / "I", "bfloat16"),
+        "other": (copy(places, "I", tmp_path / "other"), "float32"),
+        "II": (places / "II_alone", "float32"),
+    }
+    weights = tmp_path / "other" / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"!")
+    found = {name: load_model(path, dtype=d).fingerprint for name, (path, d) in sources.items()}
+    assert load_model(places / "I").fingerprint == found["same"]
+    assert len(set(found.values())) == 4
+    joined = load_model([places / "I", places / "II_alone"])
+    assert joined.fingerprint == f"{found['same']}+{found['II']}"
+
+
 def test_a_name_is_looked_up_on_the_hub(places, monkeypatch, tmp_path):
     asked, place = [], copy(places, "I", tmp_path / "m")
     weights = place / "unet" / "diffusion_pytorch_model.safetensors"

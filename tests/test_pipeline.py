@@ -165,7 +165,12 @@ def test_an_unknown_model_lists_the_known_ones(tmp_path, monkeypatch, directory)
     with pytest.raises(ValueError, match=r"Unknown model 'emojy'.*shipped: tiny\)"):
         load_model("emojy")
     assert load_model("tiny").name == "tiny"
-    with pytest.raises(ValueError, match=r"neither a model directory .* nor the workdir"):
+    with pytest.raises(
+        ValueError, match=r"neither a model .* \(no model_index.json\) nor the work"
+    ):
+        load_model(tmp_path)
+    (tmp_path / "IF-I-XL.ckpt").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"has pickles alone \(IF-I-XL.ckpt\)"):
         load_model(tmp_path)
     with pytest.raises(ValueError, match="empty list"):
         load_model([])

@@ -3,6 +3,8 @@
 What its files leave open is as diffusers' pipelines have it.
 """
 
+from pathlib import Path
+
 import jax
 import numpy as np
 
@@ -121,6 +123,11 @@ def cascade_from_diffusers(directory: DiffusersDirectory, dtype: str = "float32"
 
 def _files(weights: Weights) -> TensorFiles:
     return TensorFiles(weights.directory, weights.name, weights.variant)
+
+
+def unet_files(directory: DiffusersDirectory) -> list[Path]:
+    """The files of the U-Net's parameters."""
+    return _files(directory.unet).paths
 
 
 def read_unet(

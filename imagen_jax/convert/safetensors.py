@@ -265,6 +265,11 @@ class TensorFiles(Mapping):
     def __len__(self) -> int:
         return len(self._where)
 
+    @property
+    def paths(self) -> list[Path]:
+        """The files, by name."""
+        return [self.directory / file for file in sorted(self._open)]
+
     def shape(self, tensor: str) -> tuple[int, ...]:
         return self._open[self._where[tensor]].shape(tensor)
 
