@@ -64,11 +64,13 @@ $(VENV)/.core: pyproject.toml requirements.txt | $(BIN)/python
 	$(PIP) install --quiet --editable .
 	@touch $@
 
-# PyTorch first and by its exact version, so that nothing else chooses another.
+# PyTorch first and by its exact version, so that nothing else chooses another; torch-fidelity and
+# clean-fid last and alone, since they ask for torchvision.
 $(VENV)/.dev: $(VENV)/.core
 ifneq ($(PARITY),0)
 	$(PIP) install --quiet torch==2.13.0
 	$(PIP) install --quiet --editable '.[dev,parity]'
+	$(PIP) install --quiet --no-deps torch-fidelity==0.4.0 clean-fid==0.1.35
 else
 	$(PIP) install --quiet --editable '.[dev]'
 endif

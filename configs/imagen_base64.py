@@ -79,7 +79,7 @@ def get_config() -> ConfigDict:
         "clip_norm": 1.0,
         "accumulation": 1,
     }
-    config.mesh = {"data": 1, "fsdp": None, "tensor": 1}
+    config.mesh = {"data": None, "fsdp": 16, "tensor": 1}
     config.checkpoint = {"every": 5000, "keep": 3, "keep_best": 0}
     config.sample = {
         "every": 10_000,

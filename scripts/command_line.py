@@ -12,10 +12,15 @@ EXTRAS = {
     "grain": "train",
     "tensorboardX": "train",
     "matplotlib": "train",
+    "google_crc32c": "train",
+    "google": "train",
+    "array_record": "train",
+    "fsspec": "remote",
     "tensorflow": "tfds",
     "tensorflow_datasets": "tfds",
-    "array_record": "tfds",
     "seqio": "seqio",
+    "tokenizers": "eval",
+    "torch": "parity",
 }
 OWN = ("imagen_jax", "scripts")
 

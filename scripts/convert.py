@@ -5,6 +5,9 @@
         --dtype float16 --variant fp16
     python scripts/convert.py --model DeepFloyd/IF-I-M-v1.0 --to imagen_jax --out models/if_m
     python scripts/convert.py --model t5x/checkpoint_1000 --to imagen_jax --out models/t5
+    python scripts/convert.py --model clip-vit-large-patch14 --to imagen_jax --out models/clip
+    python scripts/convert.py --model pt_inception-2015-12-05-6726825d.pth --to imagen_jax \
+        --out models/inception
 
 To diffusers: a trained stage of DeepFloyd IF's blocks (a workdir, a model directory or a shipped
 model), as IFPipeline or IFSuperResolutionPipeline, with its text encoder and tokenizer. Whatever
@@ -12,12 +15,17 @@ diffusers cannot express is an error that names it. --part unet writes the netwo
 nothing of the schedule; --part text_encoder a Hugging Face T5.
 
 To imagen_jax: a diffusers directory as a model directory for load_model; or a text encoder, of
-Hugging Face or T5X, as text_encoder.safetensors and text_encoder.json for `text.init_from`.
+Hugging Face or T5X, as text_encoder.safetensors and text_encoder.json for `text.init_from`; or a
+network whose features metrics compare, as features.safetensors and features.json: CLIP of Hugging
+Face (OpenAI's and OpenCLIP's), and FID's Inception from pytorch-fid's .pth file (which needs torch)
+or from TensorFlow's graph (classify_image_graph_def.pb).
 """
 
 import argparse
+import pickle
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # to run in a clone, uninstalled
 
@@ -36,7 +44,11 @@ def parser() -> argparse.ArgumentParser:
     add("--out", type=Path, required=True, metavar="DIR", help="directory to write")
     add("--part", choices=("pipeline", "unet", "text_encoder"), default="pipeline")
     add("--stage", help="of several stages, the one to convert")
-    add("--dtype", choices=DTYPES, help="of the weights on disk (default: bfloat16 for imagen_jax)")
+    add(
+        "--dtype",
+        choices=DTYPES,
+        help="of the weights on disk (default: bfloat16 for imagen_jax, float32 for features)",
+    )
     add("--variant", help="of diffusers' weights, written or read: fp16 in model.fp16.safetensors")
     return parse
 
@@ -91,7 +103,11 @@ def to_huggingface(options: argparse.Namespace) -> None:
 
 def to_imagen_jax(options: argparse.Namespace) -> None:
     from imagen_jax.encoder_files import is_encoder, read_encoder, write_encoder
+    from imagen_jax.feature_files import is_feature_network
 
+    if is_feature_network(options.model):
+        to_features(options)
+        return
     dtype = options.dtype or "bfloat16"
     if options.part == "unet":
         raise ValueError("--part unet is for --to diffusers")
@@ -114,6 +130,33 @@ def to_imagen_jax(options: argparse.Namespace) -> None:
         copy_tokenizer(encoder.tokenizer, options.out)
         return
     pipeline.save_pretrained(options.out, dtype=dtype)
+
+
+def to_features(options: argparse.Namespace) -> None:
+    from imagen_jax import feature_files
+    from imagen_jax.convert.inception import params_from_pytorch
+
+    path = Path(options.model)
+    if path.suffix == feature_files.PICKLE_SUFFIX:
+        params = params_from_pytorch(read_pickle(path), str(path))
+        network = feature_files.FeatureNetwork(path.stem, None, params)
+    else:
+        network = feature_files.read_network(path)
+    feature_files.write_network(options.out, network, options.dtype)
+
+
+def read_pickle(path: Path) -> dict[str, Any]:
+    """The tensors of a state dict; nothing in the file is run."""
+    import torch
+
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{path} is no state dict of PyTorch: {reason}") from None
+    if not isinstance(state, dict) or not all(map(torch.is_tensor, state.values())):
+        raise ValueError(f"{path} is no state dict of PyTorch: it holds other things than tensors.")
+    return {name: tensor.numpy() for name, tensor in state.items()}
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -11,6 +11,7 @@ interruption, on any number of hosts.
 """
 
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -55,14 +56,15 @@ def main(argv: list[str], overrides: dict[str, str]) -> None:
         own = range(jax.process_index(), manifest.shards, jax.process_count())
         missing = [number for number in own if not paths[number].exists()]
         print(f"{len(own) - len(missing)} of {len(own)} shards are there", flush=True)
-        if not missing:
-            return
-        embed = make_embed(config, encoder)
+        embed = make_embed(config, encoder) if missing else None
         for number in missing:
             first = number * manifest.shard_size
             rows = range(first, min(first + manifest.shard_size, manifest.examples))
-            embeddings.write_shard(paths[number], list(records(source, rows, embed)))
+            embeddings.write_shard(paths[number], records(source, rows, embed))
             print(f"wrote {paths[number]}", flush=True)
+        # JAX ends the others when one process has left for long.
+        while jax.process_count() > 1 and not all(path.exists() for path in paths):
+            time.sleep(1)
 
 
 def prepare(overrides: dict[str, str]) -> tuple[Any, Any]:

@@ -1,29 +1,39 @@
-"""Measures a model on pictures whose names it knows (train) or has never seen (heldout).
+"""Measures a model, or a folder of pictures: FID, KID, CMMD, CLIP score and more, with a report.
 
-python scripts/prepare_emoji.py --out data/emoji
+python scripts/evaluate.py --make_reference val2014/ --size 256 --features inception/,clip/ \\
+    --reference coco.safetensors
+python scripts/evaluate.py --model runs/mine --prompts coco30k --metrics fid,kid,cmmd,clip \\
+    --features inception/,clip/ --reference coco.safetensors --out results/coco
 python scripts/evaluate.py --model emoji --metrics retrieval,psnr --split heldout --out results/
 
-retrieval: a picture generated from a name counts when its nearest neighbour by mean squared error
-at 32x32, among all distinct emoji, is the right one (top1), or one of five is (top5); shares in
-[0, 1], for names in English and in Chinese.
-psnr, ssim: of each stage that enlarges, given the true picture downsampled, beside bicubic; in dB,
-and in [-1, 1].
+--make_reference with --out makes the reference first and then measures.
+fid, kid: distance of Inception's features from the reference's. cmmd: of CLIP's.
+clip: mean cosine of picture and caption. r_precision: whether a picture's own caption is the
+nearest of 100.
+retrieval: a picture generated from an emoji's name counts when its nearest neighbour by mean
+squared error at 32x32, among all distinct emoji, is the right one (top1), or one of five is (top5).
+psnr, ssim: of each stage that enlarges, given the true emoji downsampled, beside bicubic; or of
+--images beside --truth. In dB, and in [-1, 1].
+pictures: no figure, the pictures alone.
 
-DIR/report.json holds the figures and what decides them; DIR/retrieval.csv a line a picture;
-DIR/retrieval.png the true picture beside the generated one, with its rank; DIR/<stage>.png bicubic,
-model and truth.
+Several weights or levels (--guidance 1,1.35,2 --aug_level 0,0.1) are a sweep: sweep.csv and
+sweep.png set distance against alignment. DIR/report.json and DIR/report.html hold the figures, what
+decides them, and why a figure does not compare with published ones. Pictures and features stay in
+DIR: a run that was killed goes on where it was. docs/evaluation.md explains the protocols.
 """
 
 import argparse
 import sys
 import time
 import warnings
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # to run in a clone, uninstalled
 
-from scripts.command_line import output_folder
+from scripts.command_line import EXTRAS, output_folder
+from scripts.evaluation_inputs import RANDOM, make_reference, read_job
 from scripts.generate import names, numbers
 
 
@@ -32,142 +42,226 @@ def parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parse.add_argument
-    add("--model", default="emoji", help="shipped model, model directory or training workdir; A,B")
-    add("--metrics", default="retrieval", help="of retrieval, psnr, ssim, separated by commas")
-    add("--split", choices=("train", "heldout"), default="heldout")
-    add("--data", type=Path, default=Path("data/emoji/emoji.npz"), help="of prepare_emoji.py")
-    add("--num", type=int, help="pictures, drawn with a fixed seed (train: 200, heldout: all)")
-    add("--guidance", type=numbers(float), help="weight of the text; W, or W,W,... by stage")
+    add(
+        "--model",
+        type=names,
+        default="emoji",
+        help="shipped model, model directory or training workdir; A,B",
+    )
+    add("--dtype", default="float32", help="of the parameters: float32 (default) or bfloat16")
+    add("--variant", help="of DeepFloyd IF's weights, such as fp16")
+    add("--images", type=Path, metavar="DIR", help="measure these pictures instead of a model's")
+    add(
+        "--truth", type=Path, metavar="DIR", help="true pictures, of the same names, for psnr, ssim"
+    )
+    add("--prompts", help="emoji, coco30k, drawbench or a file (default: emoji for a model)")
+    add("--data", type=Path, help="file of emoji (prepare_emoji.py), coco30k or drawbench")
+    add("--metrics", default="retrieval", help="of fid, kid, cmmd, clip, r_precision, ...: A,B")
+    add("--features", default="", metavar="DIR,DIR", help="converted Inception or CLIP weights, "
+        f"or {RANDOM}: random ones, whose figures are no FID")  # fmt: skip
+    add("--resize", default="legacy_tensorflow", help="for Inception, of legacy_tensorflow, "
+        "pytorch_fid, clean: A,B")  # fmt: skip
+    add("--reference", type=Path, metavar="FILE", help="features of the true pictures")
+    add("--make_reference", metavar="DIR", help="write --reference of a folder, emoji:SPLIT or "
+        "tfds:NAME:SPLIT")  # fmt: skip
+    add("--split", choices=("train", "heldout"), default="heldout", help="of emoji")
+    add("--language", choices=("en", "zh"), help="of emoji's names (default: both)")
+    add("--num", type=int, help="the first N prompts; of emoji, N pictures drawn with a fixed seed")
+    add("--num_images", type=int, default=1, help="pictures a prompt")
+    add("--guidance", type=points, default=[], help="weights of the text: W,W,...; W:W by stage")
+    add("--aug_level", type=points, default=[], help="noise on what stages enlarge, in [0, 1]: "
+        "A,A,...; A:A by stage")  # fmt: skip
     add("--steps", type=numbers(int), help="of the sampler; N, or N,N,... by stage")
     add("--sampler", type=names, help="ddpm, ddim, dpmpp_2m or heun; or S,S,... by stage")
-    add("--aug_level", type=float, help="noise on what enlarging stages are given, in [0, 1]")
-    add("--size", type=int, help="of the pictures for retrieval (default: the smallest from 32 on)")
+    add("--size", type=int, help="of the pictures (default: emoji: the smallest from 32 on; coco30k"
+        ": 256; else the largest)")  # fmt: skip
     add("--seed", type=int, default=0, help="of the noise")
     add("--batch_size", type=int, default=16, help="pictures at a time")
-    add("--out", type=Path, required=True, metavar="DIR", help="directory for report.json")
+    add("--share", metavar="I/N", help="do this share of the work alone, from 1; then run without")
+    add("--skip_broken", action="store_true", help="leave pictures out that cannot be read")
+    add("--out", type=Path, metavar="DIR", help="directory for report.json and all else")
     return parse
 
 
-def run(options: argparse.Namespace) -> dict:
-    # After the command line is read: a wrong option need not wait for JAX.
-    import numpy as np
+def points(text: str) -> list[float | tuple[float, ...]]:
+    """ "1,2:8" -> [1.0, (2.0, 8.0)]: commas between points, colons between stages."""
+    values = [tuple(float(part) for part in point.split(":")) for point in text.split(",")]
+    return [value[0] if len(value) == 1 else value for value in values]
 
+
+# ------------------------------------------------------------------------------- the model
+
+
+def all_devices() -> Any:
+    """A mesh over all devices, which share each batch; None where there is one."""
+    import jax
+
+    from imagen_jax.training.sharding import MeshConfig, make_mesh
+
+    return make_mesh(MeshConfig()) if jax.device_count() > 1 else None
+
+
+def load_pipeline(options: argparse.Namespace) -> tuple[Any, Any, int]:
+    """(the pipeline, its settings, the size of its pictures)."""
     from imagen_jax import load_model
-    from imagen_jax.arguments import check_count, check_seed, last_stage
-    from imagen_jax.evaluation import report as report_room
-    from imagen_jax.evaluation import runner
-    from imagen_jax.evaluation.picture_set import read_picture_set
-    from imagen_jax.evaluation.retrieval import SIZE
+    from imagen_jax.arguments import last_stage
+    from imagen_jax.evaluation.protocol import SIZE
+    from imagen_jax.evaluation.retrieval import SIZE as EMOJI_SIZE
     from imagen_jax.sampling_settings import with_overrides
 
-    metrics = list(dict.fromkeys(name for name in options.metrics.split(",") if name))
-    runner.check_known(metrics)
-    check_count("batch_size", options.batch_size)
-    check_seed(options.seed)
-    pictures = read_picture_set(options.data, options.split, options.num)
-    sources = options.model.split(",")
-    pipeline = load_model(sources if len(sources) > 1 else sources[0])
+    files = {"dtype": options.dtype, "variant": options.variant}
+    pipeline = load_model(options.model, mesh=all_devices(), **files)
     settings = with_overrides(
-        pipeline.cascade.sampling,
-        guidance=options.guidance,
-        steps=options.steps,
-        sampler=options.sampler,
+        pipeline.cascade.sampling, steps=options.steps, sampler=options.sampler
     )
-    if options.aug_level is not None:
-        settings = tuple(replace(entry, aug_level=options.aug_level) for entry in settings)
-    last_stage(pipeline.cascade, pipeline.name, options.size)  # a size that no stage makes
-    size = options.size or min(
-        (size for size in pipeline.sizes if size >= SIZE), default=pipeline.sizes[-1]
-    )
+    size, sizes = options.size, pipeline.sizes
+    last_stage(pipeline.cascade, pipeline.name, size)  # a size that no stage makes
+    if size is None and options.prompts in (None, "emoji"):
+        size = min((size for size in sizes if size >= EMOJI_SIZE), default=sizes[-1])
+    elif size is None:
+        size = SIZE if options.prompts == "coco30k" and SIZE in sizes else sizes[-1]
+    return pipeline, settings, size
 
-    def generate(prompts, first):
-        made = pipeline.generate_images(
-            prompts,
-            1,
-            size,
+
+def describe_model(pipeline: Any, options: argparse.Namespace) -> dict[str, Any]:
+    from imagen_jax.evaluation.report import fingerprint
+
+    return {
+        "name": pipeline.name,
+        "source": options.model,
+        "dtype": options.dtype,
+        "fingerprint": pipeline.fingerprint or fingerprint(pipeline.params),
+        "notes": pipeline.notes,
+    }
+
+
+def make_subject(
+    pipeline: Any, about: Any, settings: Any, size: int, options: argparse.Namespace
+) -> Any:
+    """The model at these settings, as the evaluation sees it."""
+    from imagen_jax.drawing import spread
+    from imagen_jax.evaluation.runner import Subject
+
+    reads_text = any(stage.conditioning == "text" for stage in pipeline.cascade.stages)
+
+    def generate(subjects, first):
+        what = {"prompt": list(subjects)} if reads_text else {"label": [int(x) for x in subjects]}
+        return pipeline.generate_images(
+            num_images=1,
+            size=size,
             seed=options.seed,
             batch_size=options.batch_size,
             progress=False,
             settings=settings,
             first_index=first,
+            **what,
         )
-        return np.stack([np.asarray(picture) for picture in made])
 
-    subject = runner.Subject(
+    return Subject(
         pipeline.name,
+        about,
         pipeline.cascade,
         pipeline.params,
         generate,
         settings,
         options.seed,
-        options.batch_size,
+        spread(options.batch_size, pipeline.mesh)[1],
     )
-    runner.check_metrics(metrics, subject, pictures)
-    begin = time.monotonic()
-    result = runner.evaluate(metrics, subject, pictures)
-    report = {
-        **result.values,
-        "model": {
-            "name": pipeline.name,
-            "source": options.model,
-            "fingerprint": pipeline.fingerprint or report_room.fingerprint(pipeline.params),
-            "notes": pipeline.notes,
-        },
-        "data": {
-            "path": pictures.path,
-            "fingerprint": pictures.fingerprint,
-            "split": pictures.split,
-            "pictures": len(pictures),
-            "distinct_in_all_splits": len(pictures.gallery.classes),
-        },
-        "settings": {
-            "metrics": metrics,
-            "num": options.num,
-            "size": size,
-            "seed": options.seed,
-            "batch_size": options.batch_size,
-            "sampling": {
-                stage.name: asdict(entry)
-                for stage, entry in zip(pipeline.cascade.stages, settings, strict=True)
-            },
-        },
-        "versions": report_room.versions(),
-        "device": report_room.device(),
-        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "total_seconds": round(time.monotonic() - begin, 2),
-    }
-    for path in runner.write_tables_and_sheets(result, options.out):
-        print(path)
-    report_room.write_report(options.out / "report.json", report)
-    print(options.out / "report.json")
-    return report
 
 
-def summary(report: dict) -> str:
-    """The figures in a few lines."""
-    lines = []
-    if found := report.get("retrieval"):
-        groups = {"all": found, **found["by_language"], "variants": found["variants"]}
-        for name, scores in groups.items():
-            if scores["n"]:
-                top1, top5 = scores["top1"], scores["top5"]
-                lines.append(f"{name:9s} top-1 {top1:6.1%}  top-5 {top5:6.1%}  n {scores['n']}")
-    for metric, unit in (("psnr", " dB"), ("ssim", "")):
-        for stage, value in report.get(metric, {}).items():
-            if value["n"]:
-                lines.append(
-                    f"{stage}: {metric} {value['model']:.3f}{unit}, bicubic "
-                    f"{value['bicubic']:.3f}{unit}, gain {value['gain']:+.3f}{unit}"
-                )
-    return "\n".join(lines)
+def check_model(job: Any, subject: Any) -> None:
+    """ValueError where the model cannot be measured in this way."""
+    from imagen_jax.evaluation import runner
+
+    stages = subject.cascade.stages
+    if job.emoji is not None:
+        runner.check_quality(job.metrics, subject, job.emoji)
+    kinds = {stage.conditioning for stage in stages}
+    if "text" in kinds or set(job.metrics) <= set(runner.QUALITY):
+        return
+    if "label" not in kinds:
+        raise ValueError(f"{subject.name!r} reads neither text nor classes: give its --images.")
+    if not all(text.isdigit() for text in job.prompts.texts):
+        raise ValueError(
+            f"{subject.name!r} reads classes, not text: give --prompts FILE with a class a line."
+        )
+
+
+def check_sweep(
+    options: argparse.Namespace, job: Any, grid: list[Any], subjects: list[Any]
+) -> None:
+    """ValueError where several points are asked for and something is missing to compare them."""
+    from imagen_jax.evaluation.runner import QUALITY
+
+    if len(grid) > 1:
+        if options.images is not None:
+            raise ValueError("--images are what they are: several --guidance or --aug_level need "
+                             "a model that draws them.")  # fmt: skip
+        import matplotlib  # noqa: F401  (an error before the work, not after it)
+    if not options.aug_level or set(job.metrics) & set(QUALITY):
+        return
+    stages = subjects[0].cascade.stages if subjects else ()
+    if not any(s.low_resolution is not None and s.resolution <= job.size for s in stages):
+        raise ValueError(
+            f"--aug_level changes nothing: no stage that enlarges makes pictures of {job.size}."
+        )
+
+
+# ------------------------------------------------------------------------------- measuring
+
+
+def run(options: argparse.Namespace) -> None:
+    """Measures every point and writes the report; of a share of the work, pictures and features."""
+    from imagen_jax.drawing import spread
+    from imagen_jax.evaluation import results, runner, sweep
+    from imagen_jax.evaluation.picture_folder import list_pictures
+
+    job, grid = read_job(options), sweep.make_points(options.guidance, options.aug_level)
+    files = None if options.images is None else list_pictures(options.images)
+    subjects = []
+    if files is None or (job.true_files is None and set(job.metrics) & set(runner.QUALITY)):
+        pipeline, settings, size = load_pipeline(options)
+        batch_size, _ = spread(options.batch_size, pipeline.mesh)
+        job = replace(job, batch_size=batch_size, size=job.size if files is not None else size)
+        chosen = [sweep.settings_at(settings, point) for point in grid]
+        model = describe_model(pipeline, options)
+        subjects = [make_subject(pipeline, model, entry, size, options) for entry in chosen]
+        check_model(job, subjects[0])
+    check_sweep(options, job, grid, subjects)
+    begin, done = time.monotonic(), []
+    about = results.describe(job, subjects[0] if subjects else None, options.images)
+    for row, point in enumerate(grid):
+        directory = options.out if len(grid) == 1 else options.out / "points" / point.name
+        subject = subjects[row] if subjects else None
+        kept = results.picture_settings(job, subject) if files is None else None
+        done.append(runner.evaluate(job, subject, directory, files=files, settings=kept))
+        results.write_point(done[-1], directory)
+    if options.share is not None:
+        print(f"Share {options.share} is done; the figures are for a run without --share.")
+        return
+    about["total_seconds"] = round(time.monotonic() - begin, 2)
+    report, paths = results.write_results(options.out, about, grid, done, subjects)
+    print(*paths, sep="\n")
+    print(results.summary(report))
 
 
 def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     warnings.showwarning = lambda message, *rest: print(f"Warning: {message}", file=sys.stderr)
     try:
-        with output_folder(options.out):
-            print(summary(run(options)))
+        if options.make_reference is not None:
+            make_reference(options)
+        elif options.out is None:
+            raise ValueError("Say with --out DIR where the report is to go.")
+        if options.out is not None:
+            with output_folder(options.out):
+                run(options)
+    except ImportError as error:
+        extra = EXTRAS.get((error.name or "").split(".")[0])
+        if extra is None:
+            raise
+        print(f"evaluate.py: {error}: pip install -e '.[{extra}]'", file=sys.stderr)
+        return 2
     except (ValueError, OSError) as error:
         print(f"evaluate.py: {error}", file=sys.stderr)
         return 2

@@ -23,7 +23,6 @@ CONFIG = flags.DEFINE_string("config", None, "Python file with get_config().", r
 TOPOLOGY = flags.DEFINE_string("topology", None, "TPU and its shape: v5p:4x4x4.", required=True)
 SAMPLE = flags.DEFINE_bool("sample", False, "Plan sampling in place of training.")
 IMAGES = flags.DEFINE_integer("images", None, "Pictures sampled at a time; default: one a chip.")
-EMBEDDINGS = flags.DEFINE_bool("embeddings", False, "Texts come embedded: no encoder in the step.")
 JSON = flags.DEFINE_string("json", None, "File for all figures.")
 
 
@@ -50,7 +49,6 @@ def main(argv: list[str], overrides: dict[str, str]) -> None:
             TOPOLOGY.value,
             sample=SAMPLE.value,
             images=IMAGES.value,
-            embedded=EMBEDDINGS.value,
         )
         print(summary(figures))
         if JSON.value is not None:

@@ -6,7 +6,8 @@
     python scripts/train.py --config configs/emoji_base32.py --dry_run
 
 Any key of the config can be set by --config.KEY=VALUE. A run that was stopped, killed or that lost
-its machine goes on from its newest checkpoint when the same command is given again.
+its machine goes on from its newest checkpoint when the same command is given again. Stopped by a
+signal it saves and ends with status 75 (EX_TEMPFAIL).
 
 On several hosts the same command runs on each. SLURM, Open MPI and a TPU node pool are recognized;
 a Cloud TPU pod needs --distributed, and without such help each process is given
@@ -68,10 +69,12 @@ def main(argv: list[str], overrides: dict[str, str]) -> None:
         arguments = open_run(config, raw, encoder, frozen_shapes, mesh)
         loop_config = build.loop_config(config, parse_profile(PROFILE.value))
     with one_line_errors(CheckpointError, MismatchError, NonFiniteError, TooManyBroken):
-        train(loop_config, train_step, init, mesh=mesh, **arguments)
+        state = train(loop_config, train_step, init, mesh=mesh, **arguments)
         arguments["checkpoints"].close()
         if config.lora is not None:
             say_on_first_host(f"the adapter: {write_lora(arguments['workdir'])}")
+        if int(state.step) < config.num_steps:
+            sys.exit(os.EX_TEMPFAIL)
 
 
 def prepare(overrides: dict[str, str]) -> tuple[Any, Any, Any, Any]:
@@ -156,8 +159,18 @@ def open_run(config: Any, raw: Any, encoder: Any, frozen_shapes: Any, mesh: Any)
         "frozen": frozen,
         "weights": weights,
         "sample": sample,
+        "score": make_score(config, encoder, frozen),
         "reference": curve,
     }
+
+
+def make_score(config: Any, encoder: Any, frozen: Any) -> Any:
+    """What the section `evaluate` asks for; None where there is none."""
+    if config.evaluate is None:
+        return None
+    from imagen_jax.scores import make_score_fn
+
+    return make_score_fn(config, encoder, frozen)
 
 
 def parse_profile(value: str | None) -> tuple[int, int] | None:

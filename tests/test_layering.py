@@ -20,6 +20,8 @@ LAYERS = [
         "pipeline",
         "joining",
         "encoder_files",
+        "feature_files",
+        "scores",
         "loading",
         "__init__",
     },
@@ -36,6 +38,7 @@ NEIGHBOURS = {
     "pipeline": {"model_directory", "adapters", "arguments", "drawing"},
     "joining": {"model_directory", "pipeline"},
     "loading": {"encoder_files", "model_directory", "joining", "pipeline"},
+    "scores": {"feature_files"},
     "__init__": {"pipeline", "loading"},
     "scripts": {"configs"},
 }
@@ -50,7 +53,8 @@ HOMES = {
     "huggingface_hub": {"convert"},
     "msgpack": {"convert"},
     "tensorstore": {"convert"},
-    "torch": set(),
+    "tokenizers": {"evaluation"},
+    "torch": {"scripts"},
     "transformers": set(),
     "diffusers": set(),
 }

@@ -281,6 +281,20 @@ class TensorFiles(Mapping):
         return self._open[self._where[tensor]].read(tensor, index)
 
 
+def open_model(directory: str | os.PathLike, variant: str | None = None) -> TensorFiles:
+    """The weights of a model that transformers saved; ValueError where they are pickled alone."""
+    try:
+        return TensorFiles(directory, "model", variant)
+    except FileNotFoundError as error:
+        pickles = sorted(path.name for path in Path(directory).glob("pytorch_model*.bin"))
+        if not pickles:
+            raise
+        raise ValueError(
+            f"{directory} has its weights in pickles ({pickles[0]}), which are not read: save the "
+            "model as safetensors, for example by save_pretrained in transformers."
+        ) from error
+
+
 def name_some(names: list[str]) -> str:
     """The first few of many names, for an error message."""
     rest = len(names) - SHOWN_NAMES

@@ -11,7 +11,7 @@ import numpy as np
 from imagen_jax.convert.json_file import read_object, write_object
 from imagen_jax.convert.layout import LINEAR, Layout, Tensors
 from imagen_jax.convert.reading import HostTensors, ShardingOf, TensorSource, read_layout
-from imagen_jax.convert.safetensors import TensorFiles
+from imagen_jax.convert.safetensors import open_model
 from imagen_jax.convert.writing import save_layout
 from imagen_jax.models import t5
 from imagen_jax.typing import Params
@@ -208,16 +208,7 @@ def load_huggingface(
         config = config_from_huggingface(values, **overrides)
     except ValueError as error:
         raise ValueError(f"{path} does not describe a T5 encoder: {error}") from None
-    try:
-        tensors = TensorFiles(directory, "model", variant)
-    except FileNotFoundError as error:
-        pickles = sorted(path.name for path in directory.glob("pytorch_model*.bin"))
-        if not pickles:
-            raise
-        raise ValueError(
-            f"{directory} has its weights in pickles ({pickles[0]}), which are not read: save the "
-            "model as safetensors, for example by save_pretrained in transformers."
-        ) from error
+    tensors = open_model(directory, variant)
     params = params_from_huggingface(
         config, tensors, dtype, sharding=sharding, where=str(directory)
     )

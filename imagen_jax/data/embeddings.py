@@ -10,7 +10,8 @@ import hashlib
 import json
 import os
 import struct
-from collections.abc import Mapping, Sequence
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -163,7 +164,7 @@ def unpack(record: bytes, width: int) -> tuple[dict[str, Any], list[np.ndarray]]
     return header, np.split(values.reshape(-1, width), np.cumsum(counts)[:-1]) if counts else []
 
 
-def write_shard(path: Path, records: Sequence[bytes]) -> None:
+def write_shard(path: Path, records: Iterable[bytes]) -> None:
     """A shard, whole or not at all."""
     from array_record.python.array_record_module import ArrayRecordWriter
 
@@ -179,7 +180,7 @@ def write_shard(path: Path, records: Sequence[bytes]) -> None:
 
 
 def _write_whole(path: Path, content: bytes) -> None:
-    half = path.with_name(f".{path.name}.{os.getpid()}.half")
+    half = path.with_name(f".{path.name}.{uuid.uuid4().hex}.half")  # every host writes it
     half.write_bytes(content)
     half.rename(path)
 

@@ -1,12 +1,22 @@
 """seqio Tasks and Mixtures as a stream of batches. Needs TensorFlow and seqio.
 
-A Task has the features `image` (uint8 [size, size, 3], the size being the sequence length asked
-for) and, by what the model is conditioned on, `text` (token ids, ended by EOS) or `label` (a
-scalar int32).
+A Task has the features `image` (the bytes of a PNG, JPEG, GIF or BMP file, a scalar string) and, by
+what the model is conditioned on, `text` (token ids, ended by EOS) or `label` (a scalar int32).
+seqio shuffles what a Task gives, so bytes make its buffer small; pictures are decoded, resized and
+cropped after all shuffling and mixing. A Task may also give pictures as uint8 [H, W, 3].
+
+The Tasks here are functions that register one; a module that calls them is what `data.module` of
+a config names:
+
+    vocabulary = seqio.SentencePieceVocabulary("spiece.model")
+    seqio_tasks.add_coco_task("coco", vocabulary)
+    seqio_tasks.add_emoji_task("emoji", vocabulary)
+    seqio.MixtureRegistry.add("both", [("coco", 3.0), ("emoji", 1.0)])  # their rates
 
 What a stream cannot promise: batch N is not a function of N, so a resumed run must restore the
 iterator. Its state goes into the checkpoint; where that is not possible (another number of hosts, a
-shuffle buffer too large to keep) the stream is replayed from the start, which is exact but slow.
+shuffle buffer too large to keep) the stream is replayed from the start, which is exact on the same
+number of hosts, but slow. On another number of hosts the batches are others.
 """
 
 import base64
@@ -22,7 +32,7 @@ import seqio
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from imagen_jax.data.loader import FOREVER, Damage
+from imagen_jax.data.loader import CROPS, FOREVER, Damage
 from imagen_jax.data.sources import CONDITIONINGS, BrokenExample, check_choice
 
 MAX_STATE_BYTES = 2**26
@@ -32,52 +42,71 @@ SHUFFLE_BUFFER = 1000
 # ------------------------------------------------------------------------------ preprocessors
 
 
-@seqio.map_over_dataset
-def decode_image(example: dict[str, Any]) -> dict[str, Any]:
-    """PNG, JPEG, GIF or BMP bytes to uint8 [H, W, 3], after the shuffle: its buffer stays small."""
-    image = tf.io.decode_image(example["image"], channels=3, expand_animations=False)
-    return example | {"image": tf.ensure_shape(image, [None, None, 3])}
-
-
 @seqio.utils.map_over_dataset(num_seeds=1)
 def draw_caption(example: dict[str, Any], seed: Any) -> dict[str, Any]:
-    """Draws `text` out of `captions` {text, weight} by the weights."""
-    logits = tf.math.log(example["captions"]["weight"])[None]
-    index = tf.random.stateless_categorical(logits, 1, seed)[0, 0]
-    return {"image": example["image"], "text": example["captions"]["text"][index]}
+    """Draws `text` out of `captions` {text, weight} by the weights, evenly where there are none."""
+    captions = example["captions"]
+    weights = captions.get("weight", tf.ones(tf.shape(captions["text"])))
+    index = tf.random.stateless_categorical(tf.math.log(weights)[None], 1, seed)[0, 0]
+    return {"image": example["image"], "text": captions["text"][index]}
 
 
-def resize_image(dataset: tf.data.Dataset, sequence_length: Mapping[str, int] | None):
-    """The largest centred square at the asked resolution, antialiased as in `preprocess.resize`."""
-    if not sequence_length or sequence_length.get("image") is None:
-        return dataset
-    resolution = sequence_length["image"]
-
-    def resize(example: dict[str, Any]) -> dict[str, Any]:
-        height, width = tf.shape(example["image"])[0], tf.shape(example["image"])[1]
-        side = tf.minimum(height, width)
-        image = tf.image.resize_with_crop_or_pad(example["image"], side, side)
-        image = tf.cond(
-            side % resolution == 0,
-            lambda: tf.image.resize(image, (resolution, resolution), "area"),
-            lambda: tf.image.resize(image, (resolution, resolution), "lanczos3", antialias=True),
-        )
-        image = tf.saturate_cast(tf.round(image), tf.uint8)
-        return example | {"image": tf.ensure_shape(image, [resolution, resolution, 3])}
-
-    return dataset.map(resize, num_parallel_calls=tf.data.AUTOTUNE)
+@seqio.map_over_dataset
+def keep_label(example: dict[str, Any]) -> dict[str, Any]:
+    """The picture and its class number alone."""
+    return {"image": example["image"], "label": tf.cast(example["label"], tf.int32)}
 
 
 # --------------------------------------------------------------------------------------- tasks
 
+PIXELS = seqio.PassThroughVocabulary(size=256)
+ENCODED = seqio.Feature(PIXELS, add_eos=False, rank=0, dtype=tf.string)
 
-def output_features(vocabulary: seqio.Vocabulary) -> dict[str, seqio.Feature]:
+
+def text_features(vocabulary: seqio.Vocabulary) -> dict[str, seqio.Feature]:
     """The features of a text-conditioned Task."""
-    pixels = seqio.PassThroughVocabulary(size=256)
+    return {"image": ENCODED, "text": seqio.Feature(vocabulary, add_eos=True)}
+
+
+def label_features() -> dict[str, seqio.Feature]:
+    """The features of a label-conditioned Task."""
     return {
-        "image": seqio.Feature(pixels, add_eos=False, rank=3, dtype=tf.uint8),
-        "text": seqio.Feature(vocabulary, add_eos=True),
+        "image": ENCODED,
+        "label": seqio.Feature(PIXELS, add_eos=False, rank=0, dtype=tf.int32),
     }
+
+
+def _add_task(
+    name: str,
+    builder: str,
+    splits: Mapping[str, str],
+    data_dir: str | Path | None,
+    preprocessors: list[Any],
+    features: dict[str, seqio.Feature],
+) -> seqio.Task:
+    """Registers a TFDS set as a Task; downloads and prepares it where it is not there."""
+    data_dir = None if data_dir is None else str(data_dir)
+    tfds.builder(builder, data_dir=data_dir).download_and_prepare()
+    source = seqio.TfdsDataSource(
+        builder,
+        tfds_data_dir=data_dir,
+        splits=splits,
+        decoders={"image": tfds.decode.SkipDecoding()},
+    )
+    return seqio.TaskRegistry.add(
+        name,
+        source=source,
+        preprocessors=preprocessors,
+        output_features=features,
+        shuffle_buffer_size=SHUFFLE_BUFFER,
+    )
+
+
+CAPTIONED = (
+    draw_caption,
+    functools.partial(seqio.preprocessors.tokenize, copy_pretokenized=False),
+    seqio.preprocessors.append_eos_after_trim,
+)
 
 
 def add_emoji_task(
@@ -89,26 +118,33 @@ def add_emoji_task(
     """
     from imagen_jax.data import tfds_emoji  # noqa: F401  (registers the builder)
 
-    tfds.builder("emoji", data_dir=data_dir).download_and_prepare()
-    source = seqio.TfdsDataSource(
-        "emoji:1.0.0",
-        tfds_data_dir=None if data_dir is None else str(data_dir),
-        splits={"train": "train", "validation": "heldout"},
-        decoders={"image": tfds.decode.SkipDecoding()},
-    )
-    return seqio.TaskRegistry.add(
-        name,
-        source=source,
-        preprocessors=[
-            decode_image,
-            draw_caption,
-            resize_image,
-            functools.partial(seqio.preprocessors.tokenize, copy_pretokenized=False),
-            seqio.preprocessors.append_eos_after_trim,
-        ],
-        output_features=output_features(vocabulary),
-        shuffle_buffer_size=SHUFFLE_BUFFER,
-    )
+    splits = {"train": "train", "validation": "heldout"}
+    features = text_features(vocabulary)
+    return _add_task(name, "emoji:1.0.0", splits, data_dir, list(CAPTIONED), features)
+
+
+def add_coco_task(
+    name: str,
+    vocabulary: seqio.Vocabulary,
+    data_dir: str | Path | None = None,
+    builder: str = "coco_captions:1.1.0",
+) -> seqio.Task:
+    """Registers COCO with its captions, one of each picture's five drawn every time.
+
+    Its splits are Karpathy's (arXiv 1412.2306): train is his train and restval together, 113,287
+    pictures; validation and test have 5,000 each. Downloads 19 GB where it is not there.
+    """
+    splits = {"train": "train+restval", "validation": "val", "test": "test"}
+    features = text_features(vocabulary)
+    return _add_task(name, builder, splits, data_dir, list(CAPTIONED), features)
+
+
+def add_cifar_task(
+    name: str, data_dir: str | Path | None = None, builder: str = "cifar10:3.0.2"
+) -> seqio.Task:
+    """Registers CIFAR-10 with its ten labels; splits train and test."""
+    splits = {"train": "train", "test": "test"}
+    return _add_task(name, builder, splits, data_dir, [keep_label], label_features())
 
 
 class ImageFeatureConverter(seqio.FeatureConverter):
@@ -156,6 +192,32 @@ class ImageFeatureConverter(seqio.FeatureConverter):
 # -------------------------------------------------------------------------------------- stream
 
 
+def _decoded(image: Any) -> Any:
+    """PNG, JPEG, GIF or BMP bytes as uint8 [H, W, 3]; what is decoded stays as it is."""
+    if image.dtype == tf.string:
+        image = tf.io.decode_image(image, channels=3, expand_animations=False)
+    return tf.ensure_shape(image, [None, None, 3])
+
+
+def _resized(image: Any, resolution: int, whole: bool) -> Any:
+    """The shorter side at `resolution`, antialiased as in `preprocess`; the largest centred square
+    of it, or with `whole` all of it.
+    """
+    height, width = tf.shape(image)[0], tf.shape(image)[1]
+    side = tf.minimum(height, width)
+    size = tf.fill([2], resolution)
+    if whole:
+        size = tf.cast(tf.round(tf.shape(image)[:2] * resolution / side), tf.int32)
+    else:
+        image = tf.image.resize_with_crop_or_pad(image, side, side)
+    image = tf.cond(
+        side % resolution == 0,
+        lambda: tf.image.resize(image, size, "area"),
+        lambda: tf.image.resize(image, size, "lanczos3", antialias=True),
+    )
+    return tf.saturate_cast(tf.round(image), tf.uint8)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class StreamLoader:
     """Batches of a seqio Task or Mixture: `batches(start, state)`; each host reads its own shard.
@@ -163,6 +225,8 @@ class StreamLoader:
     Args:
       task: a registered name, or the Task or Mixture itself.
       batch_size: examples of the whole batch, on all processes together.
+      crop, crop_size: as of `Loader`; where a random crop lies depends on the example's place in
+        the stream.
       length: tokens of a text, end mark included (for text).
       vocab_size: ids that the text encoder knows; None is not compared.
     """
@@ -176,12 +240,15 @@ class StreamLoader:
     split: str = "train"
     conditioning: str | None = "text"
     shuffle: bool = True
+    crop: str = "centre"
+    crop_size: int | None = None
     process_index: int = 0
     process_count: int = 1
     max_broken_share: float = 0.01
 
     def __post_init__(self):
         check_choice("conditioning", self.conditioning, CONDITIONINGS)
+        check_choice("crop", self.crop, CROPS)
         if self.batch_size % self.process_count:
             raise ValueError(
                 f"batch_size {self.batch_size} does not divide by {self.process_count} processes"
@@ -214,16 +281,30 @@ class StreamLoader:
         """Examples of a batch on this process."""
         return self.batch_size // self.process_count
 
+    @property
+    def side(self) -> int:
+        """Of the squares in a batch."""
+        return self.resolution if self.crop_size is None else self.crop_size
+
+    def picture(self, number: Any, example: dict[str, Any]) -> dict[str, Any]:
+        """The example that comes as this number on this process, its picture decoded and cut."""
+        random = self.crop == "random"
+        image = _resized(_decoded(example["image"]), self.resolution, whole=random)
+        if random:
+            seed = tf.stack([self.seed, number * self.process_count + self.process_index])
+            image = tf.image.stateless_random_crop(image, (self.side, self.side, 3), seed)
+        else:
+            image = tf.image.resize_with_crop_or_pad(image, self.side, self.side)
+        return example | {"image": tf.ensure_shape(image, [self.side, self.side, 3])}
+
     def dataset(self) -> tf.data.Dataset:
         """This process's endless, deterministic stream of batches."""
-        lengths = {"image": self.resolution}
-        if self.conditioning == "text":
-            lengths["text"] = self.length
+        lengths = {"text": self.length} if self.conditioning == "text" else {}
         # Caches of small sets, TFDS's and seqio's, would become part of the iterator's state.
         seqio.set_tfds_read_config_override(tfds.ReadConfig(try_autocache=False))
         try:
             dataset = self.found.get_dataset(
-                lengths,
+                lengths or None,
                 split=self.split,
                 shuffle=self.shuffle,
                 num_epochs=None,
@@ -233,6 +314,8 @@ class StreamLoader:
             )
         finally:
             seqio.set_tfds_read_config_override(None)
+        dataset = dataset.enumerate().map(self.picture, num_parallel_calls=tf.data.AUTOTUNE)
+        lengths["image"] = self.side
         if self.conditioning == "label":
             lengths["label"] = 1  # a scalar: the converter wants a length, the Task none
         dataset = ImageFeatureConverter(self.conditioning)(dataset, lengths)

@@ -53,15 +53,7 @@ def read_tfds(
     the builder's "heldout" or "test". `image`, `text` and `label` name features.
     """
     check_choice("conditioning", conditioning, CONDITIONINGS)
-    try:
-        import tensorflow_datasets as tfds
-    except ImportError as error:
-        raise ImportError("TFDS data needs TensorFlow: pip install imagen_jax[tfds]") from error
-    if path == "emoji":
-        from imagen_jax.data import tfds_emoji  # noqa: F401  (registers the builder)
-    data_dir = data_dir or Path("~/tensorflow_datasets/array_record").expanduser()
-    builder = tfds.builder(path, data_dir=data_dir, file_format="array_record")
-    builder.download_and_prepare()
+    builder = prepare_tfds(path, data_dir)
     if split == "heldout" and split not in builder.info.splits:
         split = "test"
     wanted = {"text": text, "label": label, None: image}[conditioning]
@@ -71,3 +63,17 @@ def read_tfds(
             f"{', '.join(builder.info.features)}"
         )
     return TfdsSource(builder.as_data_source(split), path, conditioning, image, text, label)
+
+
+def prepare_tfds(path: str, data_dir: str | Path | None = None) -> Any:
+    """The builder of a TFDS data set whose records can be read by random access."""
+    try:
+        import tensorflow_datasets as tfds
+    except ImportError as error:
+        raise ImportError("TFDS data needs TensorFlow: pip install imagen_jax[tfds]") from error
+    if path == "emoji":
+        from imagen_jax.data import tfds_emoji  # noqa: F401  (registers the builder)
+    data_dir = data_dir or Path("~/tensorflow_datasets/array_record").expanduser()
+    builder = tfds.builder(path, data_dir=data_dir, file_format="array_record")
+    builder.download_and_prepare()
+    return builder

@@ -1,6 +1,7 @@
 """The pictures that a model is measured on, and the prompts that stand for them."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,18 +94,25 @@ def read_picture_set(path: str | Path, split: str, num: int | None = None) -> Pi
     )
 
 
-def make_prompts(pictures: PictureSet) -> Prompts:
+def make_prompts(pictures: PictureSet, languages: Sequence[str] = LANGUAGES) -> Prompts:
     """The full names of all pictures, in each language that has one; a picture's follow each other.
 
     A prompt's place in this list is its global index, which its noise is drawn from: it does not
     change when more pictures are asked for.
     """
-    names = {language: pictures.names(language) for language in LANGUAGES}
+    names = {language: pictures.names(language) for language in languages}
     rows = [
         (names[language][row], language, row)
         for row in range(len(pictures))
-        for language in LANGUAGES
+        for language in languages
         if names[language][row]
     ]
     text, language, picture = zip(*rows, strict=True)
     return Prompts(list(text), np.asarray(language), np.asarray(picture))
+
+
+def select(prompts: Prompts, rows: Sequence[int] | np.ndarray) -> Prompts:
+    """The prompts of these rows."""
+    rows = np.asarray(rows, int)
+    text = [prompts.text[row] for row in rows]
+    return Prompts(text, prompts.language[rows], prompts.picture[rows])

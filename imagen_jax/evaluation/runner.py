@@ -1,9 +1,11 @@
-"""An evaluation from a set of pictures to a report: which metrics there are, what each runs."""
+"""An evaluation from prompts to figures: pictures, features, then what each metric makes of them.
 
-import csv
+Every picture and every part of the features is a file of its own: what is there is not made again.
+"""
+
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,31 +14,80 @@ from PIL import Image
 
 from imagen_jax.cascade import Cascade
 from imagen_jax.data.preprocess import resize
-from imagen_jax.evaluation import retrieval, super_resolution
+from imagen_jax.evaluation import protocol, retrieval, super_resolution
+from imagen_jax.evaluation.extraction import Extractor, cached_features
+from imagen_jax.evaluation.generation import (
+    ALL,
+    LEAST_PART,
+    Generate,
+    Share,
+    generate_pictures,
+    open_directory,
+    picture_files,
+)
 from imagen_jax.evaluation.image_quality import WINDOW, psnr, ssim
-from imagen_jax.evaluation.picture_set import PictureSet, make_prompts
-from imagen_jax.evaluation.report import ProgressLine, contact_sheet
+from imagen_jax.evaluation.measures import KINDS, Truth, measure
+from imagen_jax.evaluation.picture_folder import (
+    Treatment,
+    common_size,
+    read_parts,
+    read_picture,
+)
+from imagen_jax.evaluation.picture_set import PictureSet, Prompts, select
+from imagen_jax.evaluation.prompts import PromptList
+from imagen_jax.evaluation.report import SHEET_PICTURES, ProgressLine, contact_sheet
+from imagen_jax.grid import image_grid
 from imagen_jax.sampling_settings import SamplingSettings
 from imagen_jax.typing import Params
 
-# (prompts, global index of the first) -> uint8 pictures [prompts, height, width, 3].
-Generate = Callable[[Sequence[str], int], np.ndarray]
-
 QUALITY = {"psnr": psnr, "ssim": ssim}
-METRICS = ("retrieval", *QUALITY)
+METRICS = (*KINDS, "retrieval", *QUALITY, "pictures")  # "pictures": no figure, pictures alone
 
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """The model under evaluation: how it generates, and the stages and parameters it is made of."""
+    """The model under evaluation: how it generates, and the stages and parameters it is made of.
+
+    about: for the report: where it comes from, its fingerprint and notes. place: what puts a batch
+    on the mesh (`drawing.spread`).
+    """
 
     name: str
+    about: dict[str, Any]
     cascade: Cascade
     params: Mapping[str, Params]
     generate: Generate
     settings: Sequence[SamplingSettings]
     seed: int
+    place: Callable[[Any], Any] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """What is measured, the same for every point of a sweep.
+
+    prompts: in their order, each `copies` times; None for pictures of unknown captions. emoji: the
+    set of pictures that retrieval, psnr and ssim look at, and its names. size: of the pictures.
+    true_files: what psnr and ssim compare given pictures with, in their order.
+    """
+
+    metrics: tuple[str, ...]
+    size: int | None
+    prompts: PromptList | None = None
+    copies: int = 1
+    emoji: PictureSet | None = None
+    names: Prompts | None = None
+    true_files: tuple[Path, ...] | None = None
+    extractors: tuple[Extractor, ...] = ()
+    truth: Truth | None = None
+    skip_broken: bool = False
+    share: Share = ALL
     batch_size: int = 16
+
+    @property
+    def texts(self) -> list[str]:
+        """The prompt of every picture."""
+        return [text for text in self.prompts.texts for _ in range(self.copies)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,8 +95,8 @@ class Result:
     """values: for the report. tables: rows of strings by file name. sheets: pictures, likewise."""
 
     values: dict[str, Any]
-    tables: dict[str, list[list[str]]]
-    sheets: dict[str, Image.Image]
+    tables: dict[str, list[list[str]]] = field(default_factory=dict)
+    sheets: dict[str, Image.Image] = field(default_factory=dict)
 
 
 def check_known(metrics: Sequence[str]) -> None:
@@ -57,12 +108,9 @@ def check_known(metrics: Sequence[str]) -> None:
         raise ValueError(f"No metric is asked for; known are {', '.join(METRICS)}.")
 
 
-def check_metrics(metrics: Sequence[str], subject: Subject, pictures: PictureSet) -> None:
-    """ValueError where a metric is unknown, or the model cannot be measured by it."""
-    check_known(metrics)
+def check_quality(metrics: Sequence[str], subject: Subject, pictures: PictureSet) -> None:
+    """ValueError where psnr or ssim is asked for and the model or the pictures cannot have it."""
     stages = subject.cascade.stages
-    if "retrieval" in metrics and all(stage.conditioning != "text" for stage in stages):
-        raise ValueError(f"retrieval needs a model that reads text; {subject.name!r} does not.")
     asked = [name for name in metrics if name in QUALITY]
     enlarging = super_resolution.enlarging_stages(subject.cascade)
     if asked and not enlarging:
@@ -81,39 +129,133 @@ def check_metrics(metrics: Sequence[str], subject: Subject, pictures: PictureSet
             )
 
 
-def evaluate(metrics: Sequence[str], subject: Subject, pictures: PictureSet) -> Result:
-    """Everything that the metrics ask for, as one result; "seconds" among its values."""
-    check_metrics(metrics, subject, pictures)
-    values: dict[str, Any] = {}
-    tables: dict[str, list[list[str]]] = {}
-    sheets: dict[str, Image.Image] = {}
-    seconds: dict[str, float] = {}
-    quality = {name: QUALITY[name] for name in metrics if name in QUALITY}
-    runs: dict[str, Callable[[], Result]] = {}
-    if "retrieval" in metrics:
-        runs["retrieval"] = lambda: evaluate_retrieval(subject, pictures)
-    if quality:
-        runs["super_resolution"] = lambda: evaluate_super_resolution(subject, pictures, quality)
-    for name, run in runs.items():
+def evaluate(
+    job: Job,
+    subject: Subject | None,
+    directory: Path,
+    *,
+    files: Sequence[Path] | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> Result:
+    """Everything that the metrics ask for, as one result; "seconds" among its values.
+
+    With a share of the work: its pictures and their features alone, and no figures.
+
+    Args:
+        subject: None where all pictures are given.
+        directory: for pictures and features.
+        files: pictures that are measured instead of generated ones, one a prompt in their order.
+        settings: what decides the generated pictures, kept beside them.
+    """
+    values, tables, sheets, seconds = {}, {}, {}, {}
+    given = files
+    if any(name not in QUALITY for name in job.metrics):
+        made_here = files is None
+        if files is None:
+            begin = time.monotonic()
+            open_directory(directory / "images", dict(settings or {}))
+            count = generate_pictures(
+                subject.generate, job.texts, directory / "images", job.batch_size, job.share
+            )
+            files = picture_files(directory / "images", len(job.texts), job.share)
+            values["newly_generated"] = count
+            seconds["generation"] = round(time.monotonic() - begin, 2)
         begin = time.monotonic()
-        result = run()
-        seconds[name] = round(time.monotonic() - begin, 2)
-        values |= result.values
-        tables |= result.tables
-        sheets |= result.sheets
+        result = measure_files(job, files, directory, made_here)
+        seconds["measurement"] = round(time.monotonic() - begin, 2)
+        values, tables, sheets = values | result.values, result.tables, result.sheets
+    quality = {name: QUALITY[name] for name in job.metrics if name in QUALITY}
+    if quality and job.share == ALL:
+        begin = time.monotonic()
+        if job.true_files is not None:
+            result = evaluate_pairs(given, job.true_files, quality, job.size)
+        else:
+            result = evaluate_super_resolution(subject, job.emoji, quality, job.batch_size)
+        seconds["super_resolution" if job.true_files is None else "pairs"] = round(
+            time.monotonic() - begin, 2
+        )
+        values, tables, sheets = values | result.values, tables, sheets | result.sheets
     return Result({**values, "seconds": seconds}, tables, sheets)
 
 
-def evaluate_retrieval(subject: Subject, pictures: PictureSet) -> Result:
-    """Generates from every name, and looks for the picture among all distinct ones."""
-    prompts = make_prompts(pictures)
-    line = ProgressLine("retrieval", len(prompts))
-    made = []
-    for start in range(0, len(prompts), subject.batch_size):
-        part = subject.generate(prompts.text[start : start + subject.batch_size], start)
-        made.append(retrieval.shrink(part))
-        line.advance(len(part))
-    images = np.concatenate(made)
+def measure_files(
+    job: Job, files: Sequence[Path], directory: Path, made_here: bool = True
+) -> Result:
+    """The figures of pictures in files, each with its departures from the metric's protocol.
+
+    Raises ValueError where their number is not that of the prompts.
+    """
+    if job.prompts is not None and len(files) != len(job.texts):
+        raise ValueError(
+            f"There are {len(files)} pictures for {len(job.texts)} prompts: give one each, in the "
+            "order of the sorted file names."
+        )
+    treatment = Treatment(job.size or common_size(files))
+    features, rows = cached_features(
+        job.extractors,
+        files,
+        treatment,
+        directory / "features",
+        job.batch_size,
+        skip_broken=job.skip_broken,
+        share=job.share,
+    )
+    if job.share != ALL:
+        return Result({})
+    if not rows:
+        raise ValueError(f"None of {len(files)} pictures can be read, {files[0]} first.")
+    values = figures(job, features, rows, treatment, made_here)
+    files = [files[row] for row in rows]
+    sheets = {"pictures.png": _sheet(job, files, rows, treatment.size)}
+    if "retrieval" not in job.metrics:
+        return Result(values, {}, sheets)
+    found = evaluate_retrieval(job.emoji, select(job.names, rows), files, treatment.size)
+    return Result({**values, **found.values}, found.tables, {**sheets, **found.sheets})
+
+
+def figures(
+    job: Job,
+    features: Mapping[str, np.ndarray],
+    rows: Sequence[int],
+    treatment: Treatment,
+    made_here: bool,
+) -> dict[str, Any]:
+    """{metric: {network: {"value", ..., "off_protocol": [reasons]}}}, and {"pictures": ...}."""
+    values: dict[str, Any] = {"pictures": treatment.to_dict()}
+    if not job.extractors:
+        return values
+    values |= measure(job.metrics, job.extractors, features, job.truth, np.asarray(rows))
+    at = protocol.Circumstances(
+        len(rows),
+        treatment.size,
+        job.prompts,
+        job.truth.reference,
+        treatment.to_dict(),
+        made_here,
+        job.copies,
+    )
+    for metric in [name for name in job.metrics if name in KINDS]:
+        for extractor in job.extractors:
+            if found := values[metric].get(extractor.name):
+                found["off_protocol"] = protocol.departures(metric, extractor, found, at)
+    return values
+
+
+def _sheet(job: Job, files: Sequence[Path], rows: Sequence[int], size: int) -> Image.Image:
+    """The first pictures, as they were measured, with their prompts."""
+    shown = [read_picture(file, Treatment(size)) for file in files[:SHEET_PICTURES]]
+    captions = None
+    if job.prompts is not None:
+        captions = [str(job.texts[row]) for row in rows[:SHEET_PICTURES]]
+    return image_grid(shown, captions, columns=8, min_cell=128)
+
+
+def evaluate_retrieval(
+    pictures: PictureSet, prompts: Prompts, files: Sequence[Path], size: int
+) -> Result:
+    """Looks for each generated picture among all distinct ones of the set."""
+    parts = read_parts(files, Treatment(size), LEAST_PART)
+    images = np.concatenate([retrieval.shrink(part.images) for part in parts])
     found = retrieval.find(images, pictures.classes[prompts.picture], pictures.gallery)
     variant = pictures.variant[prompts.picture]
     values = retrieval.summarize(
@@ -136,10 +278,45 @@ def evaluate_retrieval(subject: Subject, pictures: PictureSet) -> Result:
     return Result({"retrieval": values}, {"retrieval.csv": table}, {"retrieval.png": sheet})
 
 
+def evaluate_pairs(
+    files: Sequence[Path],
+    true_files: Sequence[Path],
+    measures: Mapping[str, Callable[[np.ndarray, np.ndarray], np.ndarray]],
+    size: int | None,
+) -> Result:
+    """Compares each picture with the true one at the same place; both are brought to one size.
+
+    Equal pictures have an infinite PSNR: they are left out of its mean, and counted.
+    """
+    size = size or common_size([*files, *true_files])
+    found: dict[str, list[np.ndarray]] = {name: [] for name in measures}
+    treatments = Treatment(size), Treatment(size)
+    pairs = (
+        read_parts(paths, treatment, LEAST_PART)
+        for paths, treatment in zip((files, true_files), treatments, strict=True)
+    )
+    for made, true in zip(*pairs, strict=True):
+        for name, compare in measures.items():
+            found[name].append(compare(made.images, true.images))
+    values: dict[str, Any] = {"pairs": [treatment.to_dict() for treatment in treatments]}
+    for name, parts in found.items():
+        each = np.concatenate(parts)
+        finite = each[np.isfinite(each)]
+        values[name] = {
+            "pairs": {
+                "model": float(finite.mean()) if len(finite) else None,
+                "n": len(finite),
+                "left_out_as_exact": len(each) - len(finite),
+            }
+        }
+    return Result(values)
+
+
 def evaluate_super_resolution(
     subject: Subject,
     pictures: PictureSet,
     measures: Mapping[str, Callable[[np.ndarray, np.ndarray], np.ndarray]],
+    batch_size: int = 16,
 ) -> Result:
     """Enlarges every true picture, downsampled, by each stage that enlarges, English names given.
 
@@ -163,26 +340,14 @@ def evaluate_super_resolution(
             prompts,
             seed=subject.seed,
             settings=subject.settings,
-            batch_size=subject.batch_size,
+            batch_size=batch_size,
+            place=subject.place,
         ):
             made.append(part)
             line.advance(len(part))
         enlarged = np.concatenate(made)
-        for name, measure in measures.items():
-            values[name][stage.name] = super_resolution.compare(measure, enlarged, plain, truth)
+        for name, quality in measures.items():
+            values[name][stage.name] = super_resolution.compare(quality, enlarged, plain, truth)
         rows = list(zip(plain, enlarged, truth, strict=True))
         sheets[f"{stage.name}.png"] = contact_sheet(rows, prompts, columns=3)
     return Result(values, {}, sheets)
-
-
-def write_tables_and_sheets(result: Result, directory: Path) -> list[Path]:
-    """CSV files and PNG files of a result; gives their paths."""
-    paths = []
-    for name, rows in result.tables.items():
-        with open(directory / name, "w", newline="", encoding="utf-8") as stream:
-            csv.writer(stream).writerows(rows)
-        paths.append(directory / name)
-    for name, sheet in result.sheets.items():
-        sheet.save(directory / name)
-        paths.append(directory / name)
-    return paths

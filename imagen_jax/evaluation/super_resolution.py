@@ -46,12 +46,14 @@ def enlarge(
     seed: int,
     settings: Sequence[SamplingSettings] | None = None,
     batch_size: int = 16,
+    place: Callable[[Any], Any] | None = None,
 ) -> Iterator[np.ndarray]:
     """uint8 pictures of stage `position` from pictures of its low resolution, batch by batch.
 
     Args:
         prompts: one a picture, for a stage that reads text.
         seed: picture i has noise of its own from seed and i.
+        place: as of `sample_cascade`.
 
     Raises:
         ValueError: the stage reads classes, or makes values that are not finite.
@@ -78,6 +80,7 @@ def enlarge(
             settings=settings,
             first=position,
             last=position,
+            place=place,
         )[:valid]
         if not np.isfinite(images).all():
             raise ValueError(f"Stage {stage.name!r} makes pictures that are not finite.")

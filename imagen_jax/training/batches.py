@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from imagen_jax import data, text
+from imagen_jax import data, models, text
 from imagen_jax.data.embeddings import read_embedded
+from imagen_jax.stage import Stage
 from imagen_jax.text import TextEncoder
 from imagen_jax.training.config import keywords, nearest
 from imagen_jax.training.feed import Batch, Batches
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 STREAM = "seqio"
 MEMORY = "memory"
+MIXTURE = "mixture"
 LARGEST_SEED = 2**32 - 1
 
 
@@ -58,14 +60,28 @@ class PriorConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class MixedConfig:
+    """A set of a mixture; rate: how often it is drawn beside the others. The rest: DataConfig."""
+
+    source: str
+    path: str | None = None
+    split: str = "train"
+    rate: float = 1.0
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """Pictures: `source` npz, folder, tfds, seqio or memory; `path` a file, folder or name.
+    """Pictures: `source` npz, folder, tar, array_record, tfrecord, tfds, seqio, mixture or memory;
+    `path` a file, folder, name, or pattern of shards.
 
     prompt: the caption of every picture, for a set that has none. prior: a second set, whose
-    pictures fill the last rows of each batch. embeddings: a directory of scripts/embed_text.py with
-    the set's captions, embedded. module: imported first, where a Task of `path` is
-    registered (seqio). num_threads, prefetch: of sets with random access. `options` are the
-    reader's own arguments (data_dir, image, text, label of tfds).
+    pictures fill the last rows of each batch. sets: those of a mixture, by names of your own.
+    embeddings: a directory of scripts/embed_text.py with the set's captions, embedded. module:
+    imported first, where a Task of `path` is registered (seqio). crop: "centre" or "random"; None
+    is random for a stage that trains on crops. buckets: [width, height] of batches of other shapes
+    than squares. num_threads, prefetch: of sets with random access. `options` are the reader's own
+    arguments (filters, text, label, index_dir of tar; data_dir of tfds).
     """
 
     source: str
@@ -73,10 +89,13 @@ class DataConfig:
     split: str = "train"
     prompt: str | None = None
     prior: PriorConfig | None = None
+    sets: tuple[MixedConfig, ...] = ()
     embeddings: str | None = None
     module: str | None = None
     shuffle: bool = True
     flip: bool = False
+    crop: str | None = None
+    buckets: tuple[tuple[int, int], ...] = ()
     max_broken_share: float = 0.01
     num_threads: int = 4
     prefetch: int = 8
@@ -96,11 +115,22 @@ class DataConfig:
             raise ValueError(f"flip is not for source {STREAM!r}: let the Task mirror its pictures")
         if self.source != STREAM and self.module is not None:
             raise ValueError(f"module is for source {STREAM!r}: it registers Tasks")
+        if bool(self.sets) != (self.source == MIXTURE):
+            raise ValueError(f"sets are what source {MIXTURE!r} mixes, and it needs them")
+        if self.buckets and (self.prior is not None or self.source in (STREAM, MIXTURE)):
+            raise ValueError("buckets are of one set with random access, without a prior")
 
 
 def data_section(section: Mapping[str, Any]) -> dict[str, Any]:
-    """Moves the keys that only a source's reader knows into `options`, in `data.prior` too."""
-    sorted_out = _with_options(section, "data", DataConfig, [*data.SOURCES, STREAM, MEMORY])
+    """Moves the keys that only a source's reader knows into `options`, in its parts too."""
+    known = [*data.SOURCES, STREAM, MIXTURE, MEMORY]
+    sorted_out = _with_options(section, "data", DataConfig, known)
+    sets = sorted_out.get("sets")
+    if isinstance(sets, Mapping):
+        sorted_out["sets"] = [
+            _with_options(part, f"data.sets.{name}", MixedConfig, [*data.SOURCES])
+            for name, part in sorted(sets.items())  # a ConfigDict has no order
+        ]
     prior = sorted_out.get("prior")
     if isinstance(prior, Mapping):
         known = [*data.SOURCES, MEMORY]
@@ -126,17 +156,39 @@ def _with_options(
     return chosen | {"options": {k: v for k, v in section.items() if k in options}}
 
 
-def read_set(section: DataConfig | PriorConfig, conditioning: str | None) -> data.Source:
+def read_set(
+    section: DataConfig | PriorConfig | MixedConfig, conditioning: str | None
+) -> data.Source:
     """A picture set with random access. With a prompt it needs no captions of its own."""
-    where = "data" if isinstance(section, DataConfig) else "data.prior"
+    if not isinstance(section, MixedConfig) and section.prompt is not None:
+        conditioning = None
+    if isinstance(section, DataConfig) and section.source == MIXTURE:
+        parts = [read_set(part, conditioning) for part in section.sets]
+        return data.MixtureSource(parts, [part.rate for part in section.sets])
+    wheres = {DataConfig: "data", PriorConfig: "data.prior", MixedConfig: "data.sets"}
+    where = wheres[type(section)]
     if section.source == MEMORY:
         raise ValueError(f"{where}.source 'memory' is for calls from Python that give the source")
     if section.path is None:
         raise ValueError(f"{where}.path is None; source {section.source!r} needs one")
-    if section.prompt is not None:
-        conditioning = None
     read = data.SOURCES[section.source]
     return read(section.path, split=section.split, conditioning=conditioning, **section.options)
+
+
+def check_buckets(section: DataConfig, stage: Stage) -> None:
+    """ValueError where a stage cannot train on pictures of these shapes."""
+    if section.buckets and (stage.low_resolution is not None or stage.crop is not None):
+        raise ValueError(f"data.buckets are for base models on whole pictures, not {stage.name!r}")
+    step = models.reduction(stage.network)
+    for size in section.buckets:
+        if min(size) < 1 or any(side % step for side in size):
+            raise ValueError(f"data.buckets has {list(size)}; sides must be multiples of {step}")
+
+
+def crop_kind(config: "RunConfig") -> str:
+    """What is kept of a picture: "centre", or "random" by default where a stage trains on crops."""
+    default = "centre" if config.stage.crop is None else "random"
+    return config.data.crop or default
 
 
 def make_source(config: "RunConfig") -> data.Source:
@@ -169,6 +221,9 @@ def make_loader(
             prompt=own.prompt,
             shuffle=section.shuffle,
             flip=section.flip,
+            crop=crop_kind(config),
+            crop_size=config.stage.crop,
+            buckets=section.buckets,
             max_broken_share=section.max_broken_share,
             num_threads=section.num_threads,
             prefetch=section.prefetch,
@@ -211,6 +266,8 @@ def make_stream(config: "RunConfig") -> Any:
         split=config.data.split,
         conditioning=config.stage.conditioning,
         shuffle=config.data.shuffle,
+        crop=crop_kind(config),
+        crop_size=config.stage.crop,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         max_broken_share=config.data.max_broken_share,

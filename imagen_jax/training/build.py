@@ -18,7 +18,7 @@ from imagen_jax.models import NETWORKS, t5
 from imagen_jax.models.t5 import T5Config
 from imagen_jax.stage import Stage, init_params
 from imagen_jax.text import TextEncoder
-from imagen_jax.training.batches import DataConfig, data_section
+from imagen_jax.training.batches import DataConfig, check_buckets, data_section
 from imagen_jax.training.config import Section, as_dict, nearest, typed
 from imagen_jax.training.loop import LoopConfig
 from imagen_jax.training.optimizer import OptimizerConfig, make_optimizer
@@ -79,6 +79,25 @@ class SampleConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class EvaluateConfig:
+    """Figures of a fixed list of prompts, every `every` steps and at the end, for a base model.
+
+    prompts: a file, as for scripts/evaluate.py; its first `num`. features: directories of networks
+    (scripts/convert.py): Inception gives FID, CLIP the CLIP score and, with a reference, CMMD.
+    reference: a file of scripts/evaluate.py --make_reference. Pictures are sampled as the section
+    `sample` says.
+    """
+
+    prompts: str
+    features: tuple[str, ...]
+    reference: str | None = None
+    every: int | None = None
+    num: int | None = None
+    seed: int = 0
+    batch_size: int = 16
+
+
+@dataclasses.dataclass(frozen=True)
 class RunConfig:
     """All of a run. `init_from`: a model or workdir whose weights to start from.
 
@@ -100,6 +119,7 @@ class RunConfig:
     log_every: int = 100
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
     sample: SampleConfig | None = None
+    evaluate: EvaluateConfig | None = None
     init_from: str | None = None
     lora: LoraConfig | None = None
     frozen_dtype: Literal["float32", "bfloat16"] = "float32"
@@ -109,6 +129,7 @@ class RunConfig:
     def __post_init__(self):
         if self.data.prior is not None:
             self.data.prior.rows(self.batch_size)
+        check_buckets(self.data, self.stage)
         if self.lora is not None and self.init_from is None:
             raise ValueError("lora adapts a model that is trained: init_from must say which")
         if self.lora is not None and self.text is not None and self.text.trainable:
@@ -166,6 +187,7 @@ def loop_config(config: RunConfig, profile: tuple[int, int] | None = None) -> Lo
         log_every=config.log_every,
         checkpoint_every=config.checkpoint.every,
         sample_every=config.sample.every if config.sample else None,
+        score_every=config.evaluate.every if config.evaluate else None,
         profile=profile,
         skip_batches=read_ranges(config.skip_batches),
     )

@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 
 
-@jax.jit
 def _digest(array: jax.Array) -> jax.Array:
     """Sum of the elements' bits times odd numbers that differ by place, modulo 2**32.
 
@@ -28,9 +27,15 @@ def _digest(array: jax.Array) -> jax.Array:
     return jnp.sum(words.astype(jnp.uint32) * (2 * place + 1), dtype=jnp.uint32)
 
 
+@jax.jit
+def _digests(items: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, jax.Array]]:
+    """One program for all: many with collectives, started at once, can wait for each other."""
+    return jax.tree.map(_digest, items)
+
+
 def described(items: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, list]]:
     """{item: {path: [shape, digest]}} of {item: {path: array}}, JSON-able."""
-    numbers = jax.device_get(jax.tree.map(_digest, items))
+    numbers = jax.device_get(_digests(items))
     return {
         item: {path: [list(leaf.shape), int(numbers[item][path])] for path, leaf in flat.items()}
         for item, flat in items.items()

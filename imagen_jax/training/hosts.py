@@ -7,7 +7,10 @@ import json
 import os
 import re
 import signal
+import socket
+import sys
 import threading
+import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -90,6 +93,8 @@ def join_hosts(launch: Launch, distributed: bool = False) -> None:
     count, index = launch.num_processes, launch.process_id
     if found is not None:
         count, index = count or found[1], found[2] if index is None else index
+    if launch.coordinator_address is not None:
+        _meet(launch, count, index)
     try:
         jax.distributed.initialize(
             launch.coordinator_address,
@@ -97,6 +102,8 @@ def join_hosts(launch: Launch, distributed: bool = False) -> None:
             index,
             initialization_timeout=launch.join_seconds,
             heartbeat_timeout_seconds=launch.heartbeat_seconds,
+            # How long a process that ends waits for the others to end, too.
+            shutdown_timeout_seconds=launch.heartbeat_seconds,
         )
     except (ValueError, RuntimeError, KeyError) as error:  # JaxRuntimeError is a RuntimeError
         reason = str(error).strip().split("\n")[0].removesuffix(".")
@@ -105,6 +112,29 @@ def join_hosts(launch: Launch, distributed: bool = False) -> None:
             f"cannot join the other processes{where}: {reason}. Give each process "
             "--coordinator_address=HOST:PORT (of process 0), --num_processes and --process_id"
         ) from error
+
+
+def _meet(launch: Launch, count: int | None, index: int | None) -> None:
+    """Says who is waited for, and waits for process 0: where JAX waits in vain it ends without a
+    word about addresses.
+    """
+    address, end = launch.coordinator_address, time.monotonic() + launch.join_seconds
+    who = f"process {index} of {count}"
+    print(
+        f"{who}: joins at {address}, at most {launch.join_seconds} s", file=sys.stderr, flush=True
+    )
+    host, _, port = address.rpartition(":")
+    while index:  # not process 0 itself
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+            return
+        except OSError as error:
+            if time.monotonic() > end:
+                raise ValueError(
+                    f"{who} cannot reach process 0 at {address}: {error.strerror or error}. Is it "
+                    "running, is --coordinator_address right, is the port open?"
+                ) from error
+            time.sleep(0.2)
 
 
 def say_on_first_host(text: str) -> None:

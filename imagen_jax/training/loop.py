@@ -24,6 +24,7 @@ from imagen_jax.training.state import Frozen
 from imagen_jax.typing import Params
 
 SampleFn = Callable[[Params, int], Image.Image]
+ScoreFn = Callable[[Params], dict[str, float]]
 
 
 class NonFiniteError(RuntimeError):
@@ -45,11 +46,13 @@ class LoopConfig:
     log_every: int = 100
     checkpoint_every: int = 1000
     sample_every: int | None = None
+    score_every: int | None = None
     profile: tuple[int, int] | None = None
     skip_batches: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self):
-        for name in ("num_steps", "batch_size", "log_every", "checkpoint_every", "sample_every"):
+        intervals = ("log_every", "checkpoint_every", "sample_every", "score_every")
+        for name in ("num_steps", "batch_size", *intervals):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be 1 or more, not {value}")
@@ -215,6 +218,15 @@ class _Run:
         self.log.images(step, sample(state.params if state.ema is None else state.ema, step))
         self.progress.pause(time.monotonic() - began)
 
+    def score(self, step: int, state: Any, score: ScoreFn) -> None:
+        """Figures of the same parameters as `draw`'s, into the log."""
+        self.record()
+        began = time.monotonic()
+        values = score(state.params if state.ema is None else state.ema)
+        self.log.scores(step, values)
+        self.say(f"step {step}: " + ", ".join(f"{k} {value:.4g}" for k, value in values.items()))
+        self.progress.pause(time.monotonic() - began)
+
     def start_trace(self, step: int, start: int) -> None:
         profile = self.config.profile
         if profile and step == max(profile[0], start + 1) <= profile[1]:
@@ -263,6 +275,7 @@ def train(
     frozen: Frozen | None = None,
     weights: Params | None = None,
     sample: SampleFn | None = None,
+    score: ScoreFn | None = None,
     reference: metrics_lib.Curve | None = None,
     say: Callable[[str], None] = say_on_first_host,
 ) -> Any:
@@ -271,14 +284,14 @@ def train(
 
     Args:
         train_step: (state, batch, key, frozen) -> (state, {"loss", "grad_norm", "loss_by_t",
-            "count_by_t",
-            ...}).
+            "count_by_t", ...}).
         init: key -> state, with fields step, params, ema (or None) and opt_state.
         description: JSON-able, goes into each checkpoint: the config and what a pipeline needs to
             read it.
         frozen: parameters that the step reads and does not train.
         weights: parameters to start from, where there is no checkpoint yet.
         sample: (parameters, step) -> a picture; gets the EMA where there is one.
+        score: parameters -> figures by name; likewise.
         reference: the curve of a run of the same stage, reported beside the loss.
 
     Raises:
@@ -299,7 +312,14 @@ def train(
         frozen = jax.tree.map(place, frozen, state_shardings(frozen, mesh))
     began = time.monotonic()
     lowered = lower_step(train_step, state, feed.batch, mesh, frozen)
-    step_fn = lowered.compile()
+    compiled = {feed.batch["image"].shape: lowered.compile()}
+
+    def step_fn(state, batch, key, frozen):
+        shape = batch["image"].shape  # of another bucket of aspect ratios
+        if shape not in compiled:
+            compiled[shape] = lower_step(train_step, state, batch, mesh, frozen).compile()
+        return compiled[shape](state, batch, key, frozen)
+
     say(f"compiled the step in {time.monotonic() - began:.0f} s")
 
     peaks = [metrics_lib.peak_flops(device) for device in mesh.devices.flat]
@@ -313,7 +333,7 @@ def train(
         write=jax.process_index() == 0,
     )
     run = _Run(config, log, checkpoints, progress, description, say)
-    key = jax.jit(jax.random.key, out_shardings=replicated(mesh))(config.seed)
+    key = jax.jit(lambda: jax.random.key(config.seed), out_shardings=replicated(mesh))()
     progress.start(start)
     with contextlib.closing(log), StopRequest() as stop:
         for step in range(start + 1, config.num_steps + 1):
@@ -337,6 +357,8 @@ def train(
                 return state
             if sample is not None and (last or step % (config.sample_every or step + 1) == 0):
                 run.draw(step, state, sample)
+            if score is not None and (last or step % (config.score_every or step + 1) == 0):
+                run.score(step, state, score)
             if saving and not last:
                 feed.next()
         checkpoints.wait()

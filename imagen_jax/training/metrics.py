@@ -122,9 +122,10 @@ class MetricLog:
     """Writes a run's metrics into its workdir. On hosts other than the first it only counts.
 
     metrics.jsonl has a line {"step", "loss", ...} for every step (float32 values in full, so that
-    runs can be compared exactly) and a line {"step", "window", "mean", "loss_by_t"} at every
-    report. A run that was killed and resumed repeats the steps after its checkpoint: the later line
-    counts, and is equal. Writing raises OSError, of a full disk for one.
+    runs can be compared exactly), a line {"step", "window", "mean", "loss_by_t"} at every report,
+    and a line {"step", "scores"} at every evaluation. A run that was killed and resumed repeats the
+    steps after its checkpoint: the later line counts, and is equal. Writing raises OSError, of a
+    full disk for one.
     """
 
     def __init__(
@@ -169,6 +170,12 @@ class MetricLog:
         if self.writer is not None:
             self.writer.scalars(step, {**means, **bins, **extra})
         return means
+
+    def scores(self, step: int, values: Mapping[str, float]) -> None:
+        """Figures of generated pictures: a line {"step", "scores"} and TensorBoard."""
+        self._line({"step": step, "scores": dict(values)})
+        if self.writer is not None:
+            self.writer.scalars(step, values)
 
     def images(self, step: int, grid: Image.Image, name: str = "samples") -> None:
         """A picture into samples/NNNNNNN.png and TensorBoard."""

@@ -4,12 +4,13 @@ import dataclasses
 import math
 import os
 import resource
+import tempfile
 import time
 from collections import defaultdict
+from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from imagen_jax import stage_sampling
@@ -102,21 +103,16 @@ def _forward_useful(config: RunConfig, encoder: Any, network: Any) -> dict[str, 
     return counted
 
 
-def lower_training(config: RunConfig, mesh: Any, embedded: bool = False) -> Lowered:
-    """The very train step of a run, for a mesh of devices that need not be here. embedded: batches
-    bring embeddings in place of captions.
-    """
+def lower_training(config: RunConfig, mesh: Any) -> Lowered:
+    """The very train step of a run, for a mesh of devices that need not be here."""
     sharding.check_batch(mesh, config.batch_size)
     config = without_files(config)
-    encoder = None if embedded else build.make_text_encoder(config)
+    encoder = build.make_text_encoder(config)
     train_step, init, frozen = build.make_training(config, encoder, mesh)
     state, batch = jax.eval_shape(init, jax.random.key(0)), abstract_batch(config)
-    if embedded and config.stage.conditioning == "text":
-        rows = batch.pop("ids").shape
-        batch["text"] = jax.ShapeDtypeStruct((*rows, config.stage.text_width), jnp.bfloat16)
     params = {} if frozen is None else {"frozen": frozen}
     network = frozen.network if config.lora is not None else state.params[NETWORK]
-    forward = _forward_useful(config, encoder, network)
+    forward = _forward_useful(config, encoder if "ids" in batch else None, network)
     times = dict.fromkeys(forward, 3)
     if frozen is not None and frozen.text_encoder is not None:
         times["text_encoder"] = 1
@@ -210,12 +206,10 @@ def plan(
     *,
     sample: bool = False,
     images: int | None = None,
-    embedded: bool = False,
 ) -> dict[str, Any]:
     """Memory, FLOPs, bytes, collectives and time of a run on a TPU topology, as JSON values.
 
     sample: plan the sampler, on `images` pictures at a time (None: one a chip), not the train step.
-    embedded: batches bring embeddings in place of captions.
 
     Raises:
         ValueError: no such topology, a mesh or batch that does not divide, or a program that does
@@ -226,21 +220,21 @@ def plan(
     if sample:
         lowered = lower_sampling(config, mesh, images or len(devices))
     else:
-        lowered = lower_training(config, mesh, embedded)
+        lowered = lower_training(config, mesh)
     began = time.monotonic()
     try:
-        compiled = lowered.program.compile()
+        compiled, text = compile_with_text(lowered.program)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         first = str(error).strip().splitlines()[0]
         raise ValueError(f"does not fit {topology}: {first}") from None
     seconds = time.monotonic() - began
-    roofline = estimate(compiled.as_text(), chip, len(devices), loops=lowered.loops)
+    roofline = estimate(text, chip, len(devices), loops=lowered.loops)
     return {
         "stage": config.stage.name,
         "what": "sampling" if sample else "training",
-        "embedded": embedded,
+        "embedded": config.data.embeddings is not None,
         "topology": topology,
         "chip": chip.name,
         "chips": len(devices),
@@ -260,6 +254,20 @@ def plan(
             "jax": jax.__version__,
         },
     }
+
+
+def compile_with_text(program: jax.stages.Lowered) -> tuple[jax.stages.Compiled, str]:
+    """The compiled program and the text of its schedule.
+
+    The text is what the compiler itself writes: `compiled.as_text()` fails for a program that
+    leaves a lookup of embeddings to the SparseCores (libtpu 0.0.51).
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+        compiled = program.compile(compiler_options=options)
+        files = Path(folder).glob("*.jit_*.after_optimizations.txt")
+        largest = max(files, key=lambda path: path.stat().st_size)
+        return compiled, largest.read_text()
 
 
 def _memory(lowered: Lowered, compiled: Any, mesh: Any, chip: Chip) -> dict[str, Any]:

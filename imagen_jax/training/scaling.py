@@ -4,7 +4,7 @@ What is derived here is an estimate: the same operations on as many more or fewe
 each at the other chip's peaks. Another compiler would fuse and lay out otherwise.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,46 +100,106 @@ def derived_memory(figures: Figures, growth: float) -> float:
     return state + memory["program"] + gathered + (memory["temporaries"] - gathered) * growth
 
 
-def rows(plans: Iterable[Figures]) -> list[Row]:
-    """Every run of RUNS for every stage: as compiled where it was, else derived from the plan that
-    was compiled for the most chips' FLOPs.
-    """
-    result, stages = [], {}
+def base_of(plans: Iterable[Figures]) -> dict[str, Figures]:
+    """For each stage the training plan that others are derived from: that of the most FLOP/s."""
+    result: dict[str, Figures] = {}
     for figures in plans:
-        stages.setdefault(figures["stage"], []).append(figures)
-    for of_stage in stages.values():
-        base = max(of_stage, key=lambda f: find(f["chip"]).flops * f["chips"])
-        for name, chips in RUNS:
-            same = [f for f in of_stage if (f["chip"], f["chips"]) == (name, chips)]
-            made = compiled_row(same[0]) if same else derived_row(base, find(name), chips)
-            result.append(made)
+        speed = find(figures["chip"]).flops * figures["chips"]
+        known = result.get(figures["stage"])
+        if figures["what"] == "training" and (
+            known is None or speed > find(known["chip"]).flops * known["chips"]
+        ):
+            result[figures["stage"]] = figures
     return result
 
 
-def growth_rows(figures: Figures) -> list[Row]:
-    """The plan's own chip, in other numbers."""
-    return [
-        compiled_row(figures)
-        if chips == figures["chips"]
-        else derived_row(figures, find(figures["chip"]), chips)
-        for chips in GROWTH
-        if figures["batch_size"] % chips == 0
-    ]
+def runs_table(plans: Sequence[Figures]) -> str:
+    """Every run of RUNS for every stage: as compiled where it was, else derived."""
+    rows = []
+    for stage, base in base_of(plans).items():
+        compiled = {
+            (f["chip"], f["chips"]): f
+            for f in plans
+            if f["stage"] == stage and f["what"] == "training"
+        }
+        for name, chips in RUNS:
+            same = compiled.get((name, chips))
+            rows.append(compiled_row(same) if same else derived_row(base, find(name), chips))
+    return _table(rows)
 
 
-def table(lines: Iterable[Row]) -> str:
-    """Rows as a Markdown table."""
+def growth_table(plans: Sequence[Figures]) -> str:
+    """Each stage on other numbers of the chips that it was compiled for."""
+    rows = []
+    for base in base_of(plans).values():
+        chip = find(base["chip"])
+        rows += [
+            compiled_row(base) if chips == base["chips"] else derived_row(base, chip, chips)
+            for chips in GROWTH
+        ]
+    return _table(rows)
+
+
+def _table(rows: Iterable[Row]) -> str:
     names = (
         *("stage", "chips", "source", "memory a chip", "of", "step", "images/s"),
         *("MFU", "HFU", "days", "chip-days"),
     )
-    parts = [f"| {' | '.join(names)} |", "| --- " * len(names) + "|"]
-    for row in lines:
+    lines = []
+    for row in rows:
         room = find(row.chip).hbm
-        memory = f"{row.memory / 1e9:.1f} GB" + ("" if row.memory <= room else " (too much)")
-        parts.append(
-            f"| {row.stage} | {row.chips} {row.chip} | {row.source} | {memory} | "
-            f"{room / 1e9:.0f} GB | {row.seconds:.3f} s | {row.images_per_second:,.0f} | "
-            f"{row.mfu:.0%} | {row.hfu:.0%} | {row.days:.1f} | {row.chip_days:,.0f} |"
+        memory = f"{row.memory / 1e9:.1f} GB" + ("" if row.memory <= room else ", too much")
+        lines.append(
+            [
+                row.stage,
+                f"{row.chips} {row.chip}",
+                row.source,
+                memory,
+                f"{room / 1e9:.0f} GB",
+                f"{row.seconds:.3f} s",
+                f"{row.images_per_second:,.0f}",
+                f"{row.mfu:.0%}",
+                f"{row.hfu:.0%}",
+                f"{row.days:.1f}",
+                f"{row.chip_days:,.0f}",
+            ]
         )
-    return "\n".join(parts)
+    return _markdown(names, lines)
+
+
+def compiled_table(plans: Sequence[Figures]) -> str:
+    """What was compiled: memory, counts, times by the roofline and by the compiler."""
+    names = (
+        *("plan", "state", "encoder", "temporaries", "in all", "compiled / counted", "links"),
+        *("waits", "roofline", "MFU", "HFU", "compiler's", "MFU", "HFU", "made in"),
+    )
+    lines = []
+    for figures in plans:
+        memory, roofline = figures["memory"], figures["roofline"]
+        state = sum(memory.get(name, 0) for name in ("parameters", "optimizer", "ema"))
+        links = sum(kind["bytes"] for kind in roofline["collectives"].values())
+        cells = [
+            f"{figures['what']} {figures['stage']}, {figures['topology']}, batch "
+            f"{figures['batch_size']}" + (", embeddings given" if figures["embedded"] else ""),
+            *(
+                f"{size / 1e9:.2f} GB"
+                for size in (state, memory.get("frozen", 0), memory["temporaries"])
+            ),
+            f"{memory['total'] / 1e9:.1f} of {memory['hbm'] / 1e9:.0f} GB",
+            f"{figures['flops']['compiled_over_counted']:.3f}",
+            f"{links / 1e9:.1f} GB",
+            f"{roofline['exposed_collectives'] * 1e3:.0f} ms",
+        ]
+        for name in ("by_roofline", "by_compiler"):
+            speed = figures[name]
+            cells += [f"{speed['seconds']:.3f} s", f"{speed['mfu']:.1%}", f"{speed['hfu']:.1%}"]
+        compiler = figures["compiler"]
+        cells.append(f"{compiler['seconds'] / 60:.0f} min, {compiler['peak_memory'] / 1e9:.1f} GB")
+        lines.append(cells)
+    return _markdown(names, lines)
+
+
+def _markdown(names: Iterable[str], lines: Iterable[Sequence[str]]) -> str:
+    names = list(names)
+    rows = [names, ["---"] * len(names), *lines]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)

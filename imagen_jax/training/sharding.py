@@ -73,7 +73,14 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     devices = jax.devices() if devices is None else devices
     shape = mesh_shape(config, len(devices))
     types = (jax.sharding.AxisType.Auto,) * len(AXES)
-    return jax.make_mesh(shape, AXES, axis_types=types, devices=devices)
+    try:
+        return jax.make_mesh(shape, AXES, axis_types=types, devices=devices)
+    except NotImplementedError as error:
+        given = " x ".join(f"{name} {size}" for name, size in zip(AXES, shape, strict=True))
+        raise ValueError(
+            f"mesh {given} does not follow the links of the {len(devices)} devices: each axis must "
+            "be a product of sides of their torus (of 4x4x4: 4, 16 or 64)"
+        ) from error
 
 
 def batch_parts(mesh: Mesh) -> int:

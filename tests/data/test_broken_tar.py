@@ -12,10 +12,10 @@ from struct import pack
 import numpy as np
 import pytest
 from PIL import Image
-from shard_files import add, grey, picture
 
 from imagen_jax.data import Loader, read_tar
 from imagen_jax.data.sources import BrokenExample
+from tests.data.shard_files import add, grey, picture
 
 GOOD = picture(100)
 

@@ -12,7 +12,13 @@ import tarfile
 import numpy as np
 import pytest
 from PIL import Image
-from shard_files import (
+
+from imagen_jax import picture_files
+from imagen_jax.data import SOURCES, Loader, records, shards, tar_index
+from imagen_jax.data.loader import TooManyBroken
+from imagen_jax.data.shards import expand_braces, find_shards
+from imagen_jax.data.sources import BrokenExample, is_heldout
+from tests.data.shard_files import (
     add,
     example_record,
     frame,
@@ -22,12 +28,6 @@ from shard_files import (
     write_array_record,
     write_tar,
 )
-
-from imagen_jax import picture_files
-from imagen_jax.data import SOURCES, Loader, records, shards, tar_index
-from imagen_jax.data.loader import TooManyBroken
-from imagen_jax.data.shards import expand_braces, find_shards
-from imagen_jax.data.sources import BrokenExample, is_heldout
 
 COUNT = 24
 SHARDS = [range(0, 9), range(9, 10), range(10, COUNT)]
@@ -272,6 +272,7 @@ def test_damaged_records_are_broken_examples(tmp_path):
         (serialized(image=picture(1), text=b"caf\xe9"), "not in UTF-8"),
         (serialized(image=b"GIF89a", text="x"), "a.array_record/0"),
     ],
+    ids=lambda value: value if isinstance(value, str) else "record",
 )
 def test_a_record_of_another_kind_says_what_it_lacks(tmp_path, record, match):
     write_array_record(tmp_path / "a.array_record", [record, example_record(5)])

@@ -169,16 +169,11 @@ def test_a_labelled_task_and_broken_records(seqio, rng):
         records = {"image": images, "label": np.arange(12, dtype=np.int32)}
         return tf.data.Dataset.from_tensor_slices(records)
 
-    pixels = seqio.PassThroughVocabulary(256)
-    features = {
-        "image": seqio.Feature(pixels, add_eos=False, rank=3, dtype=tf.uint8),
-        "label": seqio.Feature(pixels, add_eos=False, rank=0, dtype=tf.int32),
-    }
     task = seqio.Task(
         "shades",
         source=seqio.FunctionDataSource(dataset, splits=["train"]),
-        preprocessors=[seqio_tasks.decode_image, seqio_tasks.resize_image],
-        output_features=features,
+        preprocessors=[],
+        output_features=seqio_tasks.label_features(),
     )
     settings = {"batch_size": 2, "resolution": 4, "conditioning": "label", "shuffle": False}
     stream = seqio_tasks.StreamLoader(task, **settings).batches()
@@ -192,3 +187,164 @@ def test_a_labelled_task_and_broken_records(seqio, rng):
     strict = seqio_tasks.StreamLoader(task, **settings, max_broken_share=0.0).batches()
     with pytest.raises(TooManyBroken):
         list(itertools.islice(strict, 5))
+
+
+# ----------------------------------------------------------------------------------- TFDS' own sets
+
+SPLITS = {"train": 12, "val": 3, "test": 2, "restval": 6}
+
+
+class TinyCoco(tfds.core.GeneratorBasedBuilder):
+    """The features and splits of coco_captions; picture i is grey i, its five captions say so."""
+
+    name = "tiny_coco"
+    VERSION = tfds.core.Version("1.1.0")
+
+    def _info(self):
+        caption = {"id": np.int64, "text": tfds.features.Text()}
+        features = {
+            "image": tfds.features.Image(encoding_format="jpeg"),
+            "image/filename": tfds.features.Text(),
+            "captions": tfds.features.Sequence(caption),
+        }
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, dl_manager):
+        first = 0
+        generators = {}
+        for split, count in SPLITS.items():
+            generators[split] = self._generate_examples(range(first, first + count))
+            first += count
+        return generators
+
+    def _generate_examples(self, numbers):
+        for i in numbers:
+            captions = [{"id": 5 * i + j, "text": f"{i} {'abcde'[j]}"} for j in range(5)]
+            image = np.full((16, 24, 3), i, np.uint8)
+            yield i, {"image": image, "image/filename": f"{i}.jpg", "captions": captions}
+
+
+class TinyCifar(tfds.core.GeneratorBasedBuilder):
+    """The features and splits of cifar10."""
+
+    name = "tiny_cifar"
+    VERSION = tfds.core.Version("3.0.2")
+
+    def _info(self):
+        features = {
+            "id": tfds.features.Text(),
+            "image": tfds.features.Image(shape=(32, 32, 3)),
+            "label": tfds.features.ClassLabel(num_classes=10),
+        }
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples(20), "test": self._generate_examples(4)}
+
+    def _generate_examples(self, count):
+        for i in range(count):
+            image = np.full((32, 32, 3), i, np.uint8)
+            yield i, {"id": f"train_{i}", "image": image, "label": i % 10}
+
+
+@pytest.fixture(scope="module")
+def coco_task(seqio, tmp_path_factory):
+    from imagen_jax.data import seqio_tasks
+
+    folder = tmp_path_factory.mktemp("coco")
+    vocabulary = seqio.ByteVocabulary()
+    return seqio_tasks.add_coco_task("coco_few", vocabulary, folder, "tiny_coco:1.1.0")
+
+
+@pytest.fixture(scope="module")
+def cifar_task(seqio, tmp_path_factory):
+    from imagen_jax.data import seqio_tasks
+
+    return seqio_tasks.add_cifar_task("cifar_few", tmp_path_factory.mktemp("c"), "tiny_cifar:3.0.2")
+
+
+def said(batch) -> list[str]:
+    """The captions of a batch of bytes."""
+    rows = zip(batch["ids"], batch["mask"], strict=True)
+    return ["".join(chr(byte - 3) for byte in ids[mask][:-1]) for ids, mask in rows]
+
+
+def test_coco_has_karpathys_splits_and_draws_one_of_five_captions(coco_task):
+    from imagen_jax.data import seqio_tasks
+
+    drawn = {}
+    for split, numbers in {
+        "train": [*range(12), *range(17, 23)],
+        "validation": [12, 13, 14],
+    }.items():
+        loader = seqio_tasks.StreamLoader("coco_few", 3, 8, length=8, split=split)
+        for batch in itertools.islice(loader.batches(), 4 * len(numbers)):
+            for image, caption in zip(batch["image"], said(batch), strict=True):
+                number, letter = caption.split()
+                assert abs(int(number) - image.astype(int)).max() <= 1
+                drawn.setdefault(split, {}).setdefault(int(number), set()).add(letter)
+        assert sorted(drawn[split]) == numbers
+    assert set.union(*drawn["train"].values()) == set("abcde")
+
+
+def test_coco_by_random_access_has_all_its_captions(tmp_path):
+    source = read_tfds("tiny_coco", "train+restval", "text", data_dir=tmp_path)
+    assert len(source) == 18
+    grey = source[3]["image"][0, 0, 0]
+    assert source[3]["captions"] == [(f"{grey} {letter}", 1.0) for letter in "abcde"]
+
+
+def test_cifar_is_labelled(cifar_task):
+    from imagen_jax.data import seqio_tasks
+
+    stream = seqio_tasks.StreamLoader("cifar_few", 5, 32, conditioning="label").batches()
+    for batch in itertools.islice(stream, 8):
+        assert batch["image"].shape == (5, 32, 32, 3)
+        np.testing.assert_array_equal(batch["image"][:, 0, 0, 0] % 10, batch["label"])
+
+
+def test_a_mixture_streams_each_task_at_its_rate(seqio, coco_task):
+    from imagen_jax.data import seqio_tasks
+
+    def three(split, shuffle_files, seed=None):
+        import tensorflow as tf
+
+        image = tf.io.encode_png(np.full((9, 9, 3), 200, np.uint8)).numpy()
+        records = {"image": [image] * 3, "text": ["x"] * 3}
+        return tf.data.Dataset.from_tensor_slices(records)
+
+    seqio.TaskRegistry.add(
+        "white_few",
+        source=seqio.FunctionDataSource(three, splits=["train"]),
+        preprocessors=[seqio.preprocessors.tokenize, seqio.preprocessors.append_eos_after_trim],
+        output_features=seqio_tasks.text_features(seqio.ByteVocabulary()),
+        shuffle_buffer_size=10,
+    )
+    seqio.MixtureRegistry.add("both_few", [("coco_few", 3.0), ("white_few", 1.0)])
+    loader = seqio_tasks.StreamLoader("both_few", 20, 8, length=8, seed=1)
+    batches = list(itertools.islice(loader.batches(), 20))
+    white = np.concatenate([batch["image"][:, 0, 0, 0] for batch in batches]) > 150
+    assert np.mean(white) == pytest.approx(0.25, abs=0.06)
+    state = loader.batches()
+    list(itertools.islice(state, 10))
+    resumed = loader.batches(10, json.loads(json.dumps(state.get_state())))
+    assert all(map(same, batches[10:], resumed))
+
+
+def test_only_bytes_are_shuffled(coco_task, cifar_task):
+    """What a Task gives to seqio's shuffle is the file, not its pixels."""
+    import tensorflow as tf
+
+    for task, lengths in ((coco_task, {"text": 8}), (cifar_task, None)):
+        spec = task.get_dataset(lengths, "train", shuffle=True, num_epochs=None).element_spec
+        assert spec["image"].dtype == tf.string
+
+
+def test_random_crops_of_a_stream_are_replayed(coco_task):
+    from imagen_jax.data import seqio_tasks
+
+    settings = {"resolution": 16, "crop": "random", "crop_size": 8, "length": 8}
+    loader = seqio_tasks.StreamLoader("coco_few", 4, **settings)
+    batches = list(itertools.islice(loader.batches(), 6))
+    assert batches[0]["image"].shape == (4, 8, 8, 3)
+    assert all(map(same, batches[4:], loader.batches(4, None)))

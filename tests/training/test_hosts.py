@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -10,10 +11,17 @@ import sys
 import time
 from pathlib import Path
 
+import jax
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from training.test_config import tiny
 
+from imagen_jax.encoder_files import write_encoder
+from imagen_jax.models import t5
+from imagen_jax.training import build
 from imagen_jax.training.checkpoint import Checkpoints
+from imagen_jax.training.hosts import Launch, check_shared, gather_json, join_hosts, launched
 from imagen_jax.training.metrics import read_losses
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -163,15 +171,102 @@ def test_twenty_kills(tmp_path):
     assert read_losses(tmp_path / "killed") == read_losses(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("told", [0, 1])
-def test_sigterm_of_one_process_saves_on_all(tmp_path, alone, told):
+def test_sigterm_of_one_process_saves_on_all(tmp_path):
     processes = toy(tmp_path, 2, steps=1000, every=1000, delay=0.05)
     wait_for_step(tmp_path, 3, processes)
-    processes[told].send_signal(signal.SIGTERM)
+    processes[1].send_signal(signal.SIGTERM)
     assert "stopped by a signal" in finish(processes)[0]
     (saved,) = Checkpoints(tmp_path / "checkpoints", read_only=True).steps()
     assert saved == max(read_losses(tmp_path))
 
 
+SMALL = [
+    f"--config={ROOT / 'tests' / 'training' / 'tiny_config.py'}",
+    "--config.num_steps=5",
+    "--config.text.trainable=False",
+    "--config.stage.network.levels=[{'channels': 8, 'num_res_blocks': 1, 'stride': 2}]",
+    "--config.sample={'prompts': ['no 1', 'no 2'], 'steps': 1}",
+]
+FLAGS = ("--coordinator_address", "--num_processes", "--process_id")
+
+
 def test_the_train_script_runs_on_two_hosts(tmp_path):
-    """The real step, a frozen encoder, samples and flags; one host, then two from its weights."""
+    """The real step with a frozen encoder, and samples drawn by both."""
+    images = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), np.uint8)
+    captions = np.asarray([f"no {i}" for i in range(40)])
+    np.savez(tmp_path / "set.npz", image=images, captions=captions)
+    config = build.read_config(tiny()).text.encoder
+    write_encoder(tmp_path / "encoder", config, t5.init(config, jax.random.key(1)))
+    command = [
+        str(ROOT / "scripts" / "train.py"),
+        *SMALL,
+        f"--config.data.path={tmp_path / 'set.npz'}",
+        f"--config.text.init_from={tmp_path / 'encoder'}",
+    ]
+    one, two = tmp_path / "one", tmp_path / "two"
+    finish(start([*command, f"--workdir={one}"], 1, FLAGS))
+    finish(start([*command, f"--workdir={two}"], 2, FLAGS))
+    assert_losses(two, read_losses(one), 5)
+    pictures = [plt.imread(path / "samples" / "samples_0000005.png") for path in (one, two)]
+    np.testing.assert_allclose(*pictures, atol=2 / 255)
+    names = [
+        sorted(p.name for p in path.iterdir() if "events" not in p.name) for path in (one, two)
+    ]
+    assert names[0] == names[1]
+
+
+def test_a_launcher_is_recognized():
+    assert launched({}) is None
+    assert launched({"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}) is None
+    assert launched({"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "3"}) == ("SLURM", 4, 3)
+    mpi = {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1"}
+    assert launched(mpi) == ("Open MPI", 2, 1)
+    assert launched({"TPU_WORKER_HOSTNAMES": "a,b,c"}) == ("a TPU node pool", 3, None)
+    assert launched({"TPU_WORKER_HOSTNAMES": "localhost"}) is None
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"coordinator_address": "host"}, "'host'; it must be HOST:PORT"),
+        ({"num_processes": 0}, "num_processes must be 1 or more, not 0"),
+        ({"process_id": -1}, "process_id must be 0 or more, not -1"),
+        ({"num_processes": 2, "process_id": 2}, "and below num_processes 2, not 2"),
+        ({"heartbeat_seconds": 0}, "heartbeat_seconds must be 1 or more, not 0"),
+    ],
+)
+def test_what_contradicts_itself_is_named(values, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Launch(**values)
+
+
+def train_fails(*flags: str, **environment: str) -> str:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / "train.py"), *SMALL, "--workdir=/none", *flags],
+        cwd=ROOT,
+        env={**ENVIRONMENT, **environment},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    return line
+
+
+def test_hosts_that_cannot_be_found_are_one_line():
+    address = f"127.0.0.1:{free_port()}"
+    flags = (f"--coordinator_address={address}", "--num_processes=2", "--process_id=1")
+    said = train_fails(*flags, "--join_seconds=1")
+    assert f"process 1 of 2 cannot reach process 0 at {address}: Connection refused" in said
+    # Started by a launcher that does not say where the first process is.
+    said = train_fails(OMPI_COMM_WORLD_SIZE="2", OMPI_COMM_WORLD_RANK="0")
+    assert "(Open MPI started 2 processes)" in said
+    assert "--coordinator_address=HOST:PORT" in said
+
+
+def test_one_process_needs_nothing():
+    assert jax.process_count() == 1
+    join_hosts(Launch())
+    assert gather_json({"a": [1]}) == [{"a": [1]}]
+    check_shared(Path("/nowhere"), "--workdir")

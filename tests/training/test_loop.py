@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from imagen_jax.training.build import read_ranges
 from imagen_jax.training.checkpoint import CheckpointError, Checkpoints
+from imagen_jax.training.feed import Feed
 from imagen_jax.training.loop import LoopConfig, NonFiniteError
 from imagen_jax.training.metrics import read_losses
-from imagen_jax.training.sharding import MeshConfig
+from imagen_jax.training.sharding import MeshConfig, make_mesh
 from tests.training import toy
 
 
@@ -85,6 +87,59 @@ def test_a_non_finite_number_stops_the_run(tmp_path, where):
     assert "last good checkpoint is step 10" in message.lower()
     assert "learning_rate" in message
     assert Checkpoints(tmp_path / "checkpoints").steps()[-1] == 10
+
+
+def test_a_run_goes_on_without_the_batches_that_broke_it(tmp_path):
+    with pytest.raises(NonFiniteError) as caught:
+        toy.run(tmp_path / "run", steps=20, every=5, nan_batch=12)
+    # Batches 10, 11 and 12 are those since the checkpoint of step 10.
+    assert "--config.skip_batches=10:12." in str(caught.value)
+    skipped = read_ranges("10:12")
+    toy.run(tmp_path / "run", steps=14, every=5, nan_batch=12, skip_batches=skipped)
+    toy.run(tmp_path / "run", steps=20, every=5, nan_batch=12, skip_batches=skipped)
+    toy.run(tmp_path / "whole", steps=20, nan_batch=12, skip_batches=skipped)
+    assert list(read_losses(tmp_path / "run")) == list(range(1, 21))
+    assert read_losses(tmp_path / "run") == read_losses(tmp_path / "whole")
+
+
+def numbers(start, steps, skipped, stream=False):
+    """The batches that `steps` steps from `start` on use, and those that were asked for."""
+    opened = []
+
+    class Numbers:
+        def __init__(self, number):
+            self.number = number
+
+        def __next__(self):
+            self.number += 1
+            return {"image": np.full((8, 1), self.number - 1)}
+
+        def get_state(self):
+            return {}
+
+    def batches(number, state):
+        opened.append(number)
+        return Numbers(number) if stream else iter(lambda n=Numbers(number): next(n), None)
+
+    mesh = make_mesh(MeshConfig())
+    feed = Feed(batches, start, None, skipped, mesh)
+    used = [int(feed.batch["image"][0, 0])]
+    used += [int(feed.next()["image"][0, 0]) for _ in range(steps - 1)]
+    return used, opened
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    "skipped", [(), ((3, 5),), ((0, 0), (2, 2)), ((4, 8), (2, 5)), ((1, 2), (3, 3), (7, 9))]
+)
+def test_batches_are_left_out_wherever_a_run_starts(skipped, stream):
+    left = [n for n in range(30) if not any(low <= n <= high for low, high in skipped)]
+    for start in range(8):
+        used, opened = numbers(start, 6, skipped, stream)
+        assert used == left[start : start + 6]
+        # A stream is opened where its saved state is: after the last batch that was used.
+        assert opened[0] == (left[start - 1] + 1 if start else 0)
+        assert len(opened) == 1 or not stream
 
 
 def test_what_is_not_finite_is_never_saved(tmp_path):
@@ -179,8 +234,33 @@ def test_a_stream_is_restored_with_the_state_of_the_saved_step(tmp_path):
     assert states == [(0, None), (7, {"step": 7})]
 
 
+@pytest.mark.parametrize(("count", "given"), [(2, "second"), (3, None)])
+def test_a_host_gets_its_own_stream_back(monkeypatch, count, given):
+    """Where as many hosts go on as saved; otherwise the stream is told that it has no state."""
+    mesh = make_mesh(MeshConfig())
+    monkeypatch.setattr(jax, "process_count", lambda: count)
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    states = []
+
+    def batches(number, state):
+        states.append(state)
+        yield {"image": np.zeros((8, 1))}
+
+    local = "imagen_jax.training.feed.shard_batch"
+    monkeypatch.setattr(local, lambda batch, mesh: jax.tree.map(jax.numpy.asarray, batch))
+    Feed(batches, 5, ["first", "second"], (), mesh)
+    assert states == [given]
+
+
 @pytest.mark.parametrize(
-    "bad", [{"num_steps": 0}, {"log_every": 0}, {"sample_every": 0}, {"profile": (5, 2)}]
+    "bad",
+    [
+        {"num_steps": 0},
+        {"log_every": 0},
+        {"sample_every": 0},
+        {"profile": (5, 2)},
+        {"skip_batches": ((5, 2),)},
+    ],
 )
 def test_bad_settings_are_named(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):

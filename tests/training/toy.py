@@ -5,8 +5,12 @@ python -m tests.training.toy WORKDIR [--steps 40] [--every 5] [--delay 0]
 """
 
 import argparse
+import sys
 import time
 from typing import Any, NamedTuple
+
+if __name__ == "__main__":
+    sys.modules["torch"] = None  # tensorboardX would import it, for a second
 
 import jax
 import jax.numpy as jnp
@@ -45,7 +49,9 @@ def init(key, hidden: int = 16) -> State:
     return State(jnp.int32(0), params, jax.tree.map(jnp.copy, params), OPTIMIZER.init(params))
 
 
-def make_step(nan_at: int | None = None, nan_in: str = "loss"):
+def make_step(nan_at: int | None = None, nan_in: str = "loss", nan_batch: int | None = None):
+    """nan_at: the step whose loss is no number; nan_batch: the batch, whenever it comes."""
+
     def step(state, batch, key, frozen):
         x = batch["image"].astype(jnp.float32) / 255
         noisy = x + 0.1 * jax.random.normal(key, x.shape)
@@ -61,6 +67,9 @@ def make_step(nan_at: int | None = None, nan_in: str = "loss"):
         if nan_at is not None:
             bad = jnp.where(state.step + 1 == nan_at, jnp.nan, 1.0)
             value, norm = (value * bad, norm) if nan_in == "loss" else (value, norm * bad)
+        if nan_batch is not None:
+            poison = np.random.default_rng(nan_batch).integers(0, 256, (BATCH, WIDTH), np.uint8)
+            value = jnp.where(jnp.all(batch["image"] == poison), jnp.nan, value)
         updates, opt_state = OPTIMIZER.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = jax.tree.map(lambda old, new: 0.9 * old + 0.1 * new, state.ema, params)
@@ -89,19 +98,23 @@ def batches(delay: float = 0.0):
 
 def run(workdir, *, steps=20, every=5, keep=3, mesh=MeshConfig(), hidden=16, **options):
     checkpoints = Checkpoints(f"{workdir}/checkpoints", keep=keep)
-    nan_at, nan_in = options.pop("nan_at", None), options.pop("nan_in", "loss")
+    broken = {
+        name: options.pop(name) for name in ("nan_at", "nan_in", "nan_batch") & options.keys()
+    }
     config = LoopConfig(
         steps,
         BATCH,
         log_every=options.pop("log_every", 10),
         checkpoint_every=every,
         sample_every=options.pop("sample_every", None),
+        score_every=options.pop("score_every", None),
         profile=options.pop("profile", None),
+        skip_batches=options.pop("skip_batches", ()),
     )
     try:
         return train(
             config,
-            make_step(nan_at, nan_in),
+            make_step(**broken),
             lambda key: init(key, hidden),
             options.pop("batches", None) or batches(options.pop("delay", 0.0)),
             mesh=make_mesh(mesh),

@@ -1,0 +1,176 @@
+"""Hugging Face's CLIPModel to the parameters of `imagen_jax.models.clip`."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from imagen_jax.convert.fields import Fields
+from imagen_jax.convert.json_file import read_object
+from imagen_jax.convert.layout import CONVOLUTION, LINEAR, Layout, Tensors
+from imagen_jax.convert.reading import read_layout
+from imagen_jax.convert.safetensors import open_model
+from imagen_jax.models import clip
+from imagen_jax.typing import Params
+
+MODEL_TYPE = "clip"
+# What transformers assumes where config.json is silent.
+TOWER = {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "num_hidden_layers": 12}
+TEXT = TOWER | {
+    "hidden_size": 512,
+    "intermediate_size": 2048,
+    "num_attention_heads": 8,
+    "vocab_size": 49408,
+    "max_position_embeddings": 77,
+    "eos_token_id": 49407,
+}
+VISION = TOWER | {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_attention_heads": 12,
+    "num_channels": 3,
+    "image_size": 224,
+    "patch_size": 32,
+}
+# Configs from before transformers 4.31 have this wrong id, and mean the largest one in a caption.
+OLD_EOS_ID = 2
+# Far above every CLIP: what is larger is no model, and would exhaust the memory.
+MAX_LAYERS = 256
+MAX_SIZE = 2**22
+
+# Ours -> Hugging Face's, in a layer.
+LAYER_MODULES = {
+    "attention_norm": "layer_norm1",
+    "query": "self_attn.q_proj",
+    "key": "self_attn.k_proj",
+    "value": "self_attn.v_proj",
+    "out": "self_attn.out_proj",
+    "feed_forward_norm": "layer_norm2",
+    "feed_forward_in": "mlp.fc1",
+    "feed_forward_out": "mlp.fc2",
+}
+# The temperature of the training loss, which no metric uses, and old buffers.
+UNUSED = (
+    "logit_scale",
+    "text_model.embeddings.position_ids",
+    "vision_model.embeddings.position_ids",
+)
+
+
+def _size(fields: Fields, name: str) -> int:
+    value, limit = fields.count(name), MAX_LAYERS if name == "num_hidden_layers" else MAX_SIZE
+    if value > limit:
+        fields.refuse(name, f"at most {limit}")
+    return value
+
+
+def _tower(fields: Fields) -> clip.TowerConfig:
+    return clip.TowerConfig(
+        width=_size(fields, "hidden_size"),
+        heads=_size(fields, "num_attention_heads"),
+        layers=_size(fields, "num_hidden_layers"),
+        hidden=_size(fields, "intermediate_size"),
+        activation=fields.choice("hidden_act", {name: name for name in clip.ACTIVATIONS}),
+        norm_eps=fields.positive("layer_norm_eps"),
+    )
+
+
+def config_from_huggingface(values: Mapping[str, Any]) -> clip.ClipConfig:
+    """The sizes in a model's config.json. Raises ValueError for what is not supported."""
+    if values.get("model_type") != MODEL_TYPE:
+        raise ValueError(f"The model type is {values.get('model_type')!r}, not {MODEL_TYPE!r}.")
+    sections = {}
+    for name, defaults in (("text", TEXT), ("vision", VISION)):
+        # Where there is the one of the older name, transformers heeds it alone.
+        section = values.get(f"{name}_config_dict") or values.get(f"{name}_config") or {}
+        if not isinstance(section, dict):
+            raise ValueError(f"{name}_config is {section!r:.40}; it must be an object.")
+        sections[name] = Fields(f"the {name} tower", defaults | section)
+    text, vision = sections["text"], sections["vision"]
+    if vision.count("num_channels") != 3:
+        vision.refuse("num_channels", "3")
+    eos_id = _size(text, "eos_token_id")
+    whole = Fields("the model", {"projection_dim": 512, **values})
+    return clip.ClipConfig(
+        vision=_tower(vision),
+        text=_tower(text),
+        embedding_dim=_size(whole, "projection_dim"),
+        image_size=_size(vision, "image_size"),
+        patch_size=_size(vision, "patch_size"),
+        vocab_size=_size(text, "vocab_size"),
+        max_length=_size(text, "max_position_embeddings"),
+        eos_id=None if eos_id == OLD_EOS_ID else eos_id,
+    )
+
+
+def _affine(ours: str, theirs: list[str], join: str | None = None) -> Layout:
+    """Of a linear layer or, where its name says so, a LayerNorm."""
+    norm = "norm" in ours
+    weight = Tensors(tuple(f"{name}.weight" for name in theirs), None if norm else LINEAR, join)
+    bias = Tensors(tuple(f"{name}.bias" for name in theirs), None, join)
+    return {f"{ours}/{'scale' if norm else 'kernel'}": weight, f"{ours}/bias": bias}
+
+
+def _tower_layout(tower: str, layers: int) -> Layout:
+    layout: dict[str, Tensors] = {}
+    for ours, theirs in LAYER_MODULES.items():
+        names = [f"{tower}_model.encoder.layers.{i}.{theirs}" for i in range(layers)]
+        layout |= _affine(f"{tower}/layers/{ours}", names, "stack")
+    embeddings = f"{tower}_model.embeddings"
+    layout[f"{tower}/position_embedding"] = Tensors((f"{embeddings}.position_embedding.weight",))
+    return layout
+
+
+def clip_layout(config: clip.ClipConfig) -> Layout:
+    """Where each parameter is among Hugging Face's tensors."""
+    vision, text = "vision_model.embeddings", "text_model.embeddings"
+    return {
+        **_tower_layout("vision", config.vision.layers),
+        **_tower_layout("text", config.text.layers),
+        "vision/patch_embedding": Tensors((f"{vision}.patch_embedding.weight",), CONVOLUTION),
+        "vision/class_token": Tensors((f"{vision}.class_embedding",)),
+        **_affine("vision/norm_in", ["vision_model.pre_layrnorm"]),  # spelt so
+        **_affine("vision/norm_out", ["vision_model.post_layernorm"]),
+        "vision/projection/kernel": Tensors(("visual_projection.weight",), LINEAR),
+        "text/token_embedding": Tensors((f"{text}.token_embedding.weight",)),
+        **_affine("text/norm_out", ["text_model.final_layer_norm"]),
+        "text/projection/kernel": Tensors(("text_projection.weight",), LINEAR),
+    }
+
+
+def clip_shapes(config: clip.ClipConfig) -> Params:
+    """The tree of the parameters, as shapes."""
+    return jax.eval_shape(lambda key: clip.init(config, key), jax.random.key(0))
+
+
+def read_clip(
+    directory: str | os.PathLike, dtype: str | None = "float32"
+) -> tuple[clip.ClipConfig, Params]:
+    """Config and parameters from a folder of Hugging Face: config.json and model.safetensors.
+
+    Args:
+        dtype: of the parameters; None keeps the tensors' own.
+
+    Raises:
+        FileNotFoundError: the folder has no config or no weights as safetensors.
+        ValueError: they are damaged, pickled, or do not fit each other; the message names the
+            tensors.
+    """
+    directory = Path(directory)
+    path = directory / "config.json"
+    values = read_object(path, "the config of a model")
+    try:
+        config = config_from_huggingface(values)
+    except ValueError as error:
+        raise ValueError(f"{path} does not describe a CLIP model: {error}") from None
+    params = read_layout(
+        clip_layout(config),
+        open_model(directory),
+        clip_shapes(config),
+        dtype=dtype,
+        where=str(directory),
+        ignored=UNUSED,
+    )
+    return config, params

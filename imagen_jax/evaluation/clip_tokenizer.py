@@ -1,0 +1,104 @@
+"""CLIP's tokenizer: byte-level byte-pair encoding, by the library `tokenizers`."""
+
+import functools
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+# Either the one file or the two; a directory of Hugging Face has all three.
+TOKENIZER_FILE = "tokenizer.json"
+VOCABULARY_FILES = ("vocab.json", "merges.txt")
+START, END = "<|startoftext|>", "<|endoftext|>"
+WORDS = (
+    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+)
+
+
+def tokenizer_files(directory: str | os.PathLike) -> list[Path]:
+    """The files of the directory that make the tokenizer; none where it has none."""
+    directory = Path(directory)
+    if (directory / TOKENIZER_FILE).is_file():
+        return [directory / TOKENIZER_FILE]
+    pair = [directory / name for name in VOCABULARY_FILES]
+    return pair if all(path.is_file() for path in pair) else []
+
+
+def tokenize(
+    directory: str | os.PathLike, vocab_size: int, max_length: int, texts: Sequence[str]
+) -> np.ndarray:
+    """int32 [texts, max_length]: start mark, the text's ids, end mark, padded by end marks.
+
+    A longer text is cut, its end mark kept, with a warning.
+
+    Raises:
+        ValueError: the directory has no tokenizer, a damaged one, or one for another model.
+        ModuleNotFoundError: `tokenizers` is not installed.
+    """
+    tokenizer, start, end = _load(os.fspath(directory), vocab_size)
+    texts = [text.encode("utf-8", "replace").decode() for text in texts]  # no lone surrogates
+    ids = np.full((len(texts), max_length), end, np.int32)
+    long = 0
+    for row, encoding in enumerate(tokenizer.encode_batch(texts, add_special_tokens=False)):
+        words = encoding.ids[: max_length - 2]
+        long += len(words) < len(encoding.ids)
+        ids[row, : len(words) + 1] = [start, *words]
+    if long:
+        warnings.warn(
+            f"{long} captions have more than {max_length - 2} tokens; the rest is cut off.",
+            stacklevel=2,
+        )
+    return ids
+
+
+@functools.lru_cache(maxsize=4)
+def _load(directory: str, vocab_size: int) -> "tuple[Tokenizer, int, int]":
+    files = tokenizer_files(directory)
+    if not files:
+        raise ValueError(
+            f"{directory} has no tokenizer: neither {TOKENIZER_FILE} nor "
+            f"{' and '.join(VOCABULARY_FILES)}."
+        )
+    where = files[0]
+    try:
+        tokenizer = _read(files)
+    except ImportError:
+        raise
+    except Exception as error:  # the library raises bare exceptions
+        raise ValueError(f"{where} is not CLIP's tokenizer: {error}") from None
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    start, end = (tokenizer.token_to_id(mark) for mark in (START, END))
+    if start is None or end is None:
+        raise ValueError(f"{where} is not CLIP's tokenizer: it lacks {START} or {END}.")
+    largest = max(tokenizer.get_vocab().values())
+    if largest >= vocab_size:
+        raise ValueError(f"{where} has the id {largest}, but the model has {vocab_size} tokens.")
+    return tokenizer, start, end
+
+
+def _read(files: list[Path]) -> "Tokenizer":
+    from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
+    from tokenizers.models import BPE
+
+    if len(files) == 1:
+        return Tokenizer.from_file(str(files[0]))
+    suffix = {"continuing_subword_prefix": "", "end_of_word_suffix": "</w>", "unk_token": END}
+    tokenizer = Tokenizer(BPE.from_file(*map(str, files), **suffix))
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(WORDS), behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    tokenizer.add_special_tokens([START, END])
+    return tokenizer

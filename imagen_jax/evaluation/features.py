@@ -1,0 +1,177 @@
+"""Feature vectors of pictures and captions, by frozen networks, on all devices of this host."""
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float
+
+from imagen_jax.evaluation.resizing import RESIZES
+from imagen_jax.models import clip, inception
+from imagen_jax.typing import Images, Params, Tokens
+
+INCEPTION_RESIZES = ("legacy_tensorflow", "pytorch_fid", "clean")
+CLIP_RESIZES = ("clip",)
+AXIS = "pictures"  # of the mesh that a batch is split over
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureExtractor:
+    """A network with its weights, and the way that pictures come to its size.
+
+    `feature_files.load_extractor` makes one. `batch_size` pictures go through the network at once,
+    split over the devices of `mesh`; the last batch is filled up, so that one program serves all.
+    """
+
+    name: str
+    fingerprint: str
+    config: clip.ClipConfig | None  # None for Inception, which has no choices
+    params: Params
+    resize: str  # one of `resizing.RESIZES`
+    tokenize: Callable[[Sequence[str]], np.ndarray] | None
+    mesh: Mesh
+    batch_size: int
+
+    @property
+    def kind(self) -> str:
+        """One of "inception" and "clip"."""
+        return "inception" if self.config is None else "clip"
+
+    @property
+    def dim(self) -> int:
+        return inception.POOLED if self.config is None else self.config.embedding_dim
+
+    @property
+    def side(self) -> int:
+        """Of the pictures that the network sees, in pixels."""
+        return inception.SIDE if self.config is None else self.config.image_size
+
+    def images(self, pictures: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
+        """float32 [pictures, dim] of uint8 RGB pictures [height, width, 3], of any sizes.
+
+        CLIP's are not normalized. Raises ValueError for a picture of another type or shape.
+        """
+        for index, picture in enumerate(pictures):
+            check_picture(index, picture)
+        return self._run(functools.partial(image_features, self.config), pictures, self._pixels)
+
+    def _pixels(self, pictures: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
+        """float32 [pictures, side, side, 3] in the network's range."""
+        resize = RESIZES[self.resize]
+        pixels = np.stack([resize(one, self.side) for one in pictures]).astype(np.float32)
+        if self.config is not None:
+            return pixels / 255
+        # TensorFlow's graph subtracts 128 and divides by 128; pytorch-fid maps 255 to 1.
+        return pixels / 127.5 - 1 if self.resize == "pytorch_fid" else (pixels - 128) / 128
+
+    def texts(self, texts: Sequence[str]) -> np.ndarray:
+        """float32 [texts, dim], not normalized. ValueError for a network that reads no text."""
+        if self.config is None or self.tokenize is None:
+            raise ValueError(f"{self.name} ({self.kind}) reads no text; a CLIP model does.")
+        if isinstance(texts, str):
+            raise ValueError(f"texts is the string {texts!r}; give a list of strings.")
+        return self._run(functools.partial(text_features, self.config), texts, self.tokenize)
+
+    def describe(self) -> dict[str, Any]:
+        """What decides the features, as JSON values for a report."""
+        names = ("kind", "name", "fingerprint", "resize", "side", "dim")
+        return {name: getattr(self, name) for name in names}
+
+    def _run(
+        self,
+        compute: Callable[[Params, jax.Array], jax.Array],
+        items: Sequence | np.ndarray,
+        prepare: Callable[[Sequence | np.ndarray], np.ndarray],
+    ) -> np.ndarray:
+        """The features of all items. The next batch is prepared while the devices compute one."""
+        sharding = NamedSharding(self.mesh, PartitionSpec(AXIS))
+        done, running = [np.empty((0, self.dim), np.float32)], None
+        for start in range(0, len(items), self.batch_size):
+            batch = prepare(items[start : start + self.batch_size])
+            short = self.batch_size - len(batch)
+            filled = np.concatenate([batch, np.repeat(batch[:1], short, axis=0)])
+            ahead = compute(self.params, jax.device_put(filled, sharding)), len(batch)
+            if running is not None:
+                done.append(np.asarray(running[0])[: running[1]])
+            running = ahead
+        if running is not None:
+            done.append(np.asarray(running[0])[: running[1]])
+        return np.concatenate(done)
+
+
+def make_extractor(
+    name: str,
+    fingerprint: str,
+    config: clip.ClipConfig | None,
+    params: Params,
+    *,
+    resize: str | None = None,
+    tokenize: Callable[[Sequence[str]], np.ndarray] | None = None,
+    mesh: Mesh | None = None,
+    batch_size: int = 32,
+) -> FeatureExtractor:
+    """A FeatureExtractor with its parameters on this host's devices of `mesh` (None: on all).
+
+    Args:
+        resize: None takes the network's own: "legacy_tensorflow", the original FID's, or "clip".
+        batch_size: is rounded up to equal shares for the devices.
+
+    Raises:
+        ValueError: the network has no such resize, or the batch size is not positive.
+    """
+    known = INCEPTION_RESIZES if config is None else CLIP_RESIZES
+    resize = known[0] if resize is None else resize
+    if resize not in known:
+        raise ValueError(f"{name} has no resize {resize!r}; it has {', '.join(known)}.")
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; it must be at least 1.")
+    devices = jax.devices() if mesh is None else mesh.devices.flat
+    local = [device for device in devices if device.process_index == jax.process_index()]
+    mesh = Mesh(np.array(local), (AXIS,))
+    return FeatureExtractor(
+        name,
+        fingerprint,
+        config,
+        jax.device_put(params, NamedSharding(mesh, PartitionSpec())),
+        resize,
+        tokenize,
+        mesh,
+        -(-batch_size // len(local)) * len(local),
+    )
+
+
+def check_picture(index: int, picture: np.ndarray) -> None:
+    """ValueError unless a picture is uint8 [height, width, 3]."""
+    fits = picture.ndim == 3 and picture.shape[-1] == 3 and picture.size
+    if picture.dtype != np.uint8 or not fits:
+        raise ValueError(
+            f"Picture {index} is {picture.dtype} {list(picture.shape)}; it must be uint8 "
+            "[height, width, 3]."
+        )
+
+
+# Float32 products throughout: on TPUs and GPUs the default drops digits that the metrics need.
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def image_features(
+    config: clip.ClipConfig | None, params: Params, images: Images
+) -> Float[Array, "batch dim"]:
+    """Of pictures at the network's size: Inception's in [-1, 1], CLIP's in [0, 1]."""
+    with jax.default_matmul_precision("highest"):
+        if config is None:
+            return inception.apply(params, images).pooled
+        return clip.embed_images(config, params, images)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def text_features(
+    config: clip.ClipConfig, params: Params, ids: Tokens
+) -> Float[Array, "batch dim"]:
+    """Of token ids."""
+    with jax.default_matmul_precision("highest"):
+        return clip.embed_texts(config, params, ids)

@@ -1,0 +1,123 @@
+"""Pictures of a list of prompts, one file each: what is there already is never drawn again."""
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from PIL import Image
+
+from imagen_jax.evaluation.report import ProgressLine, write_report
+from imagen_jax.pictures import save_png
+
+# (prompts or labels, global index of the first) -> a picture each.
+Generate = Callable[[Sequence[str | int], int], Sequence[Image.Image]]
+SETTINGS_FILE = "settings.json"
+
+
+class Share(NamedTuple):
+    """The part of the work that this process does: share `index` of `count`, from 0."""
+
+    index: int = 0
+    count: int = 1
+
+
+ALL = Share()
+LEAST_PART = 128  # pictures
+
+
+def parts(total: int, batch_size: int, share: Share = ALL) -> list[range]:
+    """The indices 0 ... total - 1 in parts of whole batches; every count-th part for a share.
+
+    A part is generated and its features are computed by one process.
+    """
+    size = batch_size * -(-LEAST_PART // batch_size)
+    starts = range(share.index * size, total, share.count * size)
+    return [range(start, min(start + size, total)) for start in starts]
+
+
+def picture_file(directory: Path, index: int) -> Path:
+    """Where the picture of this global index lies."""
+    return directory / f"{index:06d}.png"
+
+
+def open_directory(directory: Path, settings: dict[str, Any]) -> None:
+    """Makes the folder of pictures, or sees that the one that is there is of these settings.
+
+    Raises ValueError that names the setting which differs: pictures of two settings never mix.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / SETTINGS_FILE
+    settings = json.loads(json.dumps(settings))  # tuples as lists
+    if not path.is_file():
+        if any(directory.glob("*.png")):
+            raise ValueError(
+                f"{directory} holds pictures and no {SETTINGS_FILE}; give another --out."
+            )
+        write_report(path, settings)
+        return
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); delete {directory}.") from None
+    for name in sorted({*settings, *found}):
+        if settings.get(name) != found.get(name):
+            raise ValueError(
+                f"{directory} holds pictures with {name} = {found.get(name)!r}, not "
+                f"{settings.get(name)!r}; give another --out, or delete it."
+            )
+
+
+def generate_pictures(
+    generate: Generate,
+    prompts: Sequence[str | int],
+    directory: Path,
+    batch_size: int,
+    share: Share = ALL,
+) -> int:
+    """Draws prompt i with the noise of index i into `picture_file(directory, i)`; how many it drew.
+
+    A batch of which a picture is missing is drawn anew, whole; its pictures depend on nothing but
+    their indices, so that a run killed half-way and started again gives the same files.
+    """
+    batches = [
+        part[start : start + batch_size]
+        for part in parts(len(prompts), batch_size, share)
+        for start in range(0, len(part), batch_size)
+    ]
+    missing = [
+        batch
+        for batch in batches
+        if not all(picture_file(directory, index).is_file() for index in batch)
+    ]
+    count = sum(map(len, missing))
+    line = ProgressLine("pictures", count)
+    for batch in missing:
+        pictures = generate(prompts[batch.start : batch.stop], batch.start)
+        for index, picture in zip(batch, pictures, strict=True):
+            write_whole(picture, picture_file(directory, index))
+        line.advance(len(batch))
+    return count
+
+
+def write_whole(picture: Image.Image, path: Path) -> None:
+    """The file is there whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        save_png(picture, temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def picture_files(directory: Path, count: int, share: Share = ALL) -> list[Path]:
+    """The files of pictures 0 ... count - 1.
+
+    Raises ValueError where this process should have all of them and some are missing.
+    """
+    files = [picture_file(directory, index) for index in range(count)]
+    missing = [file.name for file in files if share == ALL and not file.is_file()]
+    if missing:
+        raise ValueError(f"{directory} lacks {len(missing)} of {count}, {missing[0]} first.")
+    return files

@@ -1,0 +1,150 @@
+"""The report as one page of HTML that needs no other file: figures, notes, pictures, settings."""
+
+import base64
+import html
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 72em; padding: 0 1em;
+  color: #222; background: #fff }
+h1 { font-size: 1.5em } h2 { font-size: 1.15em; margin-top: 2em }
+table { border-collapse: collapse; margin: .5em 0 }
+td, th { border: 1px solid #ccc; padding: .25em .6em; text-align: left; vertical-align: top }
+td.number { text-align: right; font-variant-numeric: tabular-nums }
+.note { background: #fff4d6; border-left: 4px solid #d99a00; padding: .6em 1em; margin: 1em 0 }
+img { max-width: 100%; height: auto }
+pre { background: #f5f5f5; padding: 1em; overflow-x: auto; white-space: pre-wrap }
+"""
+NAMES = {
+    "fid": "FID",
+    "kid": "KID",
+    "cmmd": "CMMD",
+    "clip": "CLIP score",
+    "r_precision": "R-precision",
+    "retrieval": "retrieval top-1",
+    "psnr": "PSNR in dB",
+    "ssim": "SSIM",
+}
+Row = tuple[str, str, float, str]  # metric, of which network or stage, value, what else
+
+
+def rows_of(values: Mapping[str, Any]) -> list[Row]:
+    """Every figure of a report as a row."""
+    rows: list[Row] = []
+    for metric in NAMES:
+        found = values.get(metric)
+        if found and metric == "retrieval" and found["n"]:
+            more = f"top-5 {found['top5']:.1%}; n {found['n']} of {found['candidates']} candidates"
+            rows.append((metric, "nearest picture at 32x32", found["top1"], more))
+        elif found and metric in ("psnr", "ssim"):
+            rows += [
+                (metric, stage, entry["model"], _rest(entry))
+                for stage, entry in found.items()
+                if entry["n"]
+            ]
+        elif found and metric != "retrieval":
+            rows += [(metric, name, e["value"], _rest(e)) for name, e in found.items()]
+    return rows
+
+
+def _rest(entry: Mapping[str, Any]) -> str:
+    left_out = ("value", "model", "off_protocol")
+    shown = {k: v for k, v in entry.items() if k not in left_out and v is not None}
+    return "; ".join(
+        f"{k.replace('_', ' ')} {v:.4g}" if isinstance(v, float) else f"{k.replace('_', ' ')} {v}"
+        for k, v in shown.items()
+    )
+
+
+def notes_of(values: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
+    """(figure, reasons) of each one that is off its protocol."""
+    notes = []
+    for metric, title in NAMES.items():
+        for name, entry in (values.get(metric) or {}).items():
+            if isinstance(entry, Mapping) and entry.get("off_protocol"):
+                notes.append((f"{title}, {name}", list(entry["off_protocol"])))
+    return notes
+
+
+def make_page(
+    report: Mapping[str, Any],
+    pictures: Mapping[str, Image.Image],
+    curve: Path | None = None,
+    table: Sequence[Sequence[str]] | None = None,
+) -> str:
+    """The page; all text escaped, all pictures inside it.
+
+    Args:
+        report: what report.json holds; the points of a sweep under "points".
+        pictures: to be shown, by title.
+        curve, table: of a sweep.
+    """
+    points = report.get("points") or [report]
+    title = f"Evaluation of {report['model']['name']}"
+    body = [f"<h1>{html.escape(title)}</h1>", f"<p>{html.escape(str(report['date']))}</p>"]
+    body += _notes(points)
+    if curve is not None:
+        data = base64.b64encode(curve.read_bytes()).decode()
+        body += ["<h2>Curve</h2>", f'<img alt="curve" src="data:image/png;base64,{data}">']
+    if table is not None:
+        body += ["<h2>Points</h2>", _table(table[0], table[1:])]
+    else:
+        figures = [
+            (NAMES[m], name, f"{value:.5g}", rest) for m, name, value, rest in rows_of(report)
+        ]
+        body += ["<h2>Figures</h2>", _table(("metric", "of", "value", "details"), figures)]
+    for name, picture in pictures.items():
+        body += [f"<h2>{html.escape(name)}</h2>", _image(picture, name)]
+    settings = {
+        k: v for k, v in report.items() if k not in NAMES and k not in ("points", "date", "seconds")
+    }
+    text = json.dumps(settings, indent=1, ensure_ascii=False)
+    body += ["<h2>What decides the figures</h2>", f"<pre>{html.escape(text)}</pre>"]
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f"<title>{html.escape(title)}</title><style>{STYLE}</style></head>\n<body>\n"
+        + "\n".join(body)
+        + "\n</body></html>\n"
+    )
+
+
+def _notes(points: Sequence[Mapping[str, Any]]) -> list[str]:
+    notes = dict(pair for point in reversed(points) for pair in reversed(notes_of(point)))
+    if not notes:
+        return []
+    blocks = [
+        f"<p>{html.escape(name)}:</p><ul>"
+        + "".join(f"<li>{html.escape(reason)}</li>" for reason in reasons)
+        + "</ul>"
+        for name, reasons in notes.items()
+    ]
+    head = "<b>Off protocol.</b> These figures do not compare with published ones."
+    return [f'<div class="note">{head}{"".join(blocks)}</div>']
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = ["".join(f"<th>{html.escape(cell)}</th>" for cell in head)]
+    for row in rows:
+        lines.append("".join(f"<td{_kind(cell)}>{html.escape(cell)}</td>" for cell in row))
+    return "<table>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>"
+
+
+def _kind(cell: str) -> str:
+    try:
+        float(cell)
+    except ValueError:
+        return ""
+    return ' class="number"'
+
+
+def _image(picture: Image.Image, name: str) -> str:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", optimize=True)
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return f'<img alt="{html.escape(name)}" src="data:image/png;base64,{data}">'

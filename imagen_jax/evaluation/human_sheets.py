@@ -1,0 +1,176 @@
+"""The pictures of a study: sheets of two models side by side, in an order that nobody can guess."""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from imagen_jax.evaluation.human import STUDIES, Secret, Study, Trial
+from imagen_jax.evaluation.picture_folder import (
+    Treatment,
+    common_size,
+    list_pictures,
+    read_picture,
+)
+from imagen_jax.evaluation.prompts import PromptList
+from imagen_jax.grid import image_grid
+
+COLUMNS = 4  # of a sheet
+NOISE = 60.0  # of the spoilt picture in a control of photorealism, of 255
+
+
+@dataclass(frozen=True)
+class Set:
+    """The pictures of one model or of the truth: as many for each prompt, in their order."""
+
+    files: tuple[Path, ...]
+    size: int
+    per_prompt: int
+
+    def of(self, prompt: int) -> list[Image.Image]:
+        """Without anything that their files say besides the pixels."""
+        start = prompt * self.per_prompt
+        treatment = Treatment(self.size)
+        return [
+            Image.fromarray(read_picture(file, treatment))
+            for file in self.files[start : start + self.per_prompt]
+        ]
+
+
+def read_set(directory: Path, prompts: int, per_prompt: int, size: int | None = None) -> Set:
+    """The pictures that scripts/evaluate.py left in `directory`, or any folder of pictures.
+
+    Raises ValueError where there are not `per_prompt` pictures for each prompt.
+    """
+    images = directory / "images"
+    files = list_pictures(images if images.is_dir() else directory)
+    if len(files) < prompts * per_prompt:
+        raise ValueError(
+            f"{directory} has {len(files)} pictures; {prompts} prompts with {per_prompt} each need "
+            f"{prompts * per_prompt}: --num_images of scripts/evaluate.py makes several."
+        )
+    files = files[: prompts * per_prompt]
+    return Set(tuple(files), size or common_size(files), per_prompt)
+
+
+@dataclass(frozen=True, eq=False)
+class _Shown:
+    """What a trial shows before it gets an id: sheets in the order shown."""
+
+    caption: str
+    sheets: tuple[Image.Image, ...]
+    secret: Secret
+
+
+def make_study(
+    kind: str,
+    prompts: PromptList,
+    a: Set,
+    b: Set,
+    names: tuple[str, str],
+    directory: Path,
+    *,
+    controls: int,
+    seed: int,
+) -> Study:
+    """Writes the sheets and gives the study. Ids and sides are drawn from the seed.
+
+    Args:
+        a: the model under study. b: the other model, or the true pictures.
+        controls: trials whose right answer is known, among the others.
+
+    Raises ValueError where the study is unknown or cannot have controls.
+    """
+    if kind not in STUDIES:
+        raise ValueError(f"Unknown study {kind!r}; known are {', '.join(STUDIES)}.")
+    if controls < 0 or (controls and len(prompts) < 2):
+        raise ValueError(f"{controls} controls of {len(prompts)} prompts cannot be made.")
+    draw = random.Random(seed)
+    makers: dict[str, tuple[Callable, Callable]] = {
+        "drawbench": (_pair, _other_prompt),
+        "photorealism": (_pair, _spoilt),
+        "captions": (_single, _wrong_caption),
+    }
+    trial, control = makers[kind]
+    shown = [entry for row in range(len(prompts)) for entry in trial(draw, prompts, a, b, row)]
+    rows = [draw.randrange(len(prompts)) for _ in range(controls)]
+    shown += [control(draw, prompts, a, b, row) for row in rows]
+    draw.shuffle(shown)
+    (directory / "sheets").mkdir(parents=True, exist_ok=True)
+    trials, key = {}, {}
+    for entry in shown:
+        name = f"{draw.getrandbits(48):012x}"
+        files = tuple(f"{name}-{side}.png" for side in range(len(entry.sheets)))
+        for file, sheet in zip(files, entry.sheets, strict=True):
+            sheet.save(directory / "sheets" / file)
+        trials[name], key[name] = Trial(name, entry.caption, files), entry.secret
+    return Study(kind, dict(zip("ab", names, strict=True)), seed, trials, key)
+
+
+def _secret(
+    prompts: PromptList, row: int, models: Sequence[str], control: dict[str, str] | None = None
+) -> Secret:
+    category = "uncategorized" if prompts.categories is None else prompts.categories[row]
+    return Secret(prompts.ids[row], category, tuple(models), control)
+
+
+def _sheet(pictures: Sequence[Image.Image]) -> Image.Image:
+    return image_grid(pictures, columns=min(COLUMNS, len(pictures)))
+
+
+def _pair(draw: random.Random, prompts: PromptList, a: Set, b: Set, row: int) -> list[_Shown]:
+    """The sheets of both at one prompt, sides drawn."""
+    sheets = {"a": _sheet(a.of(row)), "b": _sheet(b.of(row))}
+    order = draw.sample("ab", 2)
+    secret = _secret(prompts, row, order)
+    return [_Shown(prompts.texts[row], tuple(sheets[name] for name in order), secret)]
+
+
+def _other_prompt(draw: random.Random, prompts: PromptList, a: Set, b: Set, row: int) -> _Shown:
+    """One model's pictures of the prompt beside its pictures of another: it is plain which fit."""
+    name = draw.choice("ab")
+    chosen = {"a": a, "b": b}[name]
+    sheets = [_sheet(chosen.of(row)), _sheet(chosen.of(_another(draw, prompts, row)))]
+    side = draw.choice(("left", "right"))
+    secret = _secret(prompts, row, (name, name), {"alignment": side})
+    return _Shown(prompts.texts[row], tuple(sheets if side == "left" else sheets[::-1]), secret)
+
+
+def _spoilt(draw: random.Random, prompts: PromptList, a: Set, b: Set, row: int) -> _Shown:
+    """A true picture beside itself with noise: it is plain which is real."""
+    (picture,) = b.of(row)
+    generator = np.random.default_rng(draw.getrandbits(32))
+    noisy = np.asarray(picture, float) + generator.normal(0, NOISE, (*picture.size[::-1], 3))
+    spoilt = Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8))
+    sheets, side = [_sheet([picture]), _sheet([spoilt])], draw.choice(("left", "right"))
+    secret = _secret(prompts, row, ("b", "b"), {"photorealism": side})
+    return _Shown(prompts.texts[row], tuple(sheets if side == "left" else sheets[::-1]), secret)
+
+
+def _single(draw: random.Random, prompts: PromptList, a: Set, b: Set, row: int) -> list[_Shown]:
+    """The picture of each, by itself."""
+    return [
+        _Shown(prompts.texts[row], (_sheet(chosen.of(row)),), _secret(prompts, row, (name,)))
+        for name, chosen in (("a", a), ("b", b))
+    ]
+
+
+def _wrong_caption(draw: random.Random, prompts: PromptList, a: Set, b: Set, row: int) -> _Shown:
+    """A true picture with the caption of another."""
+    caption = prompts.texts[_another(draw, prompts, row)]
+    secret = _secret(prompts, row, ("b",), {"caption": "no"})
+    return _Shown(caption, (_sheet(b.of(row)),), secret)
+
+
+def _another(draw: random.Random, prompts: PromptList, row: int) -> int:
+    """A prompt with other words, of another category where there is one."""
+    others = [i for i, text in enumerate(prompts.texts) if text != prompts.texts[row]]
+    if not others:
+        raise ValueError("All prompts are the same: no control can be made.")
+    if prompts.categories is not None:
+        apart = [i for i in others if prompts.categories[i] != prompts.categories[row]]
+        others = apart or others
+    return draw.choice(others)

@@ -1,0 +1,182 @@
+"""A folder of pictures to be measured: what is in it, and what was done to each before."""
+
+import hashlib
+import io
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from imagen_jax.data.preprocess import resize
+from imagen_jax.data.sources import BrokenExample, Source, read_folder
+from imagen_jax.picture_files import decode
+
+
+@dataclass
+class Treatment:
+    """How many pictures needed something to become RGB squares of one size.
+
+    counts: by what was done. broken: names of those that could not be read and were left out.
+    """
+
+    size: int
+    counts: Counter = field(default_factory=Counter)
+    broken: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"size": self.size, **dict(sorted(self.counts.items())), "broken": self.broken}
+
+
+class Part(NamedTuple):
+    """Some pictures in a row: those that could be read, and their places among all of the part.
+
+    digest: changes with any byte of their files.
+    """
+
+    images: np.ndarray  # uint8 [pictures, size, size, 3]
+    rows: list[int]
+    digest: str
+
+
+def list_pictures(folder: str | Path) -> list[Path]:
+    """The picture files of a folder and those below it, sorted.
+
+    Raises ValueError where there is no such folder, or no picture in it.
+    """
+    source = read_folder(folder, conditioning=None)
+    return [Path(folder) / name for name in source.files]
+
+
+def matching_pictures(folder: str | Path, files: Sequence[Path], of: Path) -> list[Path]:
+    """The pictures of `folder` that are named as `files` of folder `of` are, suffixes apart.
+
+    Raises ValueError where one has no counterpart.
+    """
+    found = {path.relative_to(folder).with_suffix(""): path for path in list_pictures(folder)}
+    names = [file.relative_to(of).with_suffix("") for file in files]
+    missing = [str(name) for name in names if name not in found]
+    if missing:
+        raise ValueError(
+            f"{folder} has no picture for {len(missing)} of {len(names)}, {missing[0]} first: the "
+            "names must be the same."
+        )
+    return [found[name] for name in names]
+
+
+def common_size(files: Sequence[Path]) -> int:
+    """The side of all these pictures' squares, by the files' headers.
+
+    Raises ValueError where they differ; the message says that a size must be given.
+    """
+    sizes = Counter()
+    for file in files:
+        try:
+            with Image.open(file) as picture:
+                sizes[picture.size] += 1
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+            continue  # told when it is read
+    if not sizes:
+        raise ValueError(f"none of the {len(files)} pictures can be read, {files[0]} first")
+    if len(sizes) > 1:
+        some = ", ".join(f"{count} of {w}x{h}" for (w, h), count in sizes.most_common(3))
+        raise ValueError(
+            f"the pictures have {len(sizes)} sizes ({some}): give --size N, and the centred square "
+            "of each is resized to N pixels"
+        )
+    return min(next(iter(sizes)))
+
+
+def read_picture(file: Path | bytes, treatment: Treatment) -> np.ndarray:
+    """uint8 [size, size, 3] of `treatment.size`, with what was done to it counted.
+
+    Grey becomes RGB, what is transparent white, 16 bits 8; then the largest centred square, resized
+    with antialiasing (`data.preprocess.resize`). Raises OSError or ValueError where it is broken.
+    """
+    data = file if isinstance(file, bytes) else file.read_bytes()
+    image = decode(data)
+    with Image.open(io.BytesIO(data)) as picture:
+        kind = _kind(picture)
+    return _to_square(image, kind, treatment)
+
+
+def _to_square(image: np.ndarray, kind: str | None, treatment: Treatment) -> np.ndarray:
+    treatment.counts["pictures"] += 1
+    if kind is not None:
+        treatment.counts[kind] += 1
+    (height, width), size = image.shape[:2], treatment.size
+    if height != width:
+        treatment.counts["cropped"] += 1
+    if min(height, width) != size:
+        treatment.counts["resized" if min(height, width) > size else "enlarged"] += 1
+    return resize(image, size)
+
+
+def _kind(picture: Image.Image) -> str | None:
+    """What is not plain 8-bit RGB about a picture."""
+    if picture.mode.startswith(("I", "F")):
+        return "grey_of_16_bits_or_more"
+    if picture.has_transparency_data:
+        return "transparent_on_white"
+    kinds = {"1": "grey", "L": "grey", "P": "palette", "RGB": None}
+    return kinds.get(picture.mode, f"mode_{picture.mode}")
+
+
+def read_parts(
+    files: Sequence[Path], treatment: Treatment, part_size: int, skip_broken: bool = False
+) -> Iterator[Part]:
+    """The pictures of the files, `part_size` files at a time.
+
+    Raises ValueError, naming the file, where one is broken and `skip_broken` is false.
+    """
+
+    def read(row: int) -> tuple[np.ndarray, bytes]:
+        data = files[row].read_bytes()
+        try:
+            return read_picture(data, treatment), data
+        except (OSError, ValueError) as error:
+            raise BrokenExample(str(files[row]), str(error)) from error
+
+    return _parts(read, len(files), treatment, part_size, skip_broken)
+
+
+def source_parts(
+    source: Source, treatment: Treatment, part_size: int, skip_broken: bool = False
+) -> Iterator[Part]:
+    """The same of a data source: TFDS, or arrays in memory."""
+
+    def read(row: int) -> tuple[np.ndarray, bytes]:
+        image = source[row]["image"]
+        return _to_square(image, None, treatment), np.ascontiguousarray(image).tobytes()
+
+    return _parts(read, len(source), treatment, part_size, skip_broken)
+
+
+def _parts(
+    read: Callable[[int], tuple[np.ndarray, bytes]],
+    total: int,
+    treatment: Treatment,
+    part_size: int,
+    skip_broken: bool,
+) -> Iterator[Part]:
+    for start in range(0, total, part_size):
+        images, rows, digest = [], [], hashlib.sha256(str(treatment.size).encode())
+        for row in range(start, min(start + part_size, total)):
+            try:
+                image, data = read(row)
+            except BrokenExample as error:
+                if not skip_broken:
+                    raise ValueError(
+                        f"cannot read {error}; --skip_broken leaves such pictures out, and says so "
+                        "in the report"
+                    ) from None
+                treatment.broken.append(error.key)
+                continue
+            digest.update(hashlib.sha256(data).digest())
+            images.append(image)
+            rows.append(row - start)
+        shape = (len(images), treatment.size, treatment.size, 3)
+        yield Part(np.asarray(images, np.uint8).reshape(shape), rows, digest.hexdigest())

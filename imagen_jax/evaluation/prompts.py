@@ -1,0 +1,149 @@
+"""What a model is asked to paint: COCO-30K, DrawBench, or any list in a file."""
+
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from imagen_jax.data.coco import Caption
+
+COCO_30K = 30_000
+# Where the file of a named list is, when the user does not say, and where it comes from.
+FILES = {
+    "coco30k": Path("data/coco/coco30k.json"),
+    "drawbench": Path("data/drawbench/drawbench.csv"),
+}
+ORIGINS = {
+    "coco30k": "make it from COCO's captions with: python scripts/make_prompts.py --annotations "
+    "captions_val2014.json --out {path}",
+    "drawbench": "save DrawBench (arXiv 2205.11487, section 3; linked from "
+    "https://imagen.research.google) there as CSV with the columns Prompts and Category",
+}
+PROMPT_COLUMNS = ("prompts", "prompt", "caption", "text")
+MAX_BYTES = 2**28
+
+
+@dataclass(frozen=True)
+class PromptList:
+    """Prompts in their order, which decides the noise of each.
+
+    ids: of each prompt, distinct: COCO's caption ids, else its place. categories: DrawBench's, or
+    None. origin: how the list was made, as far as the file says.
+    """
+
+    name: str
+    texts: tuple[str, ...]
+    ids: tuple[str, ...]
+    categories: tuple[str, ...] | None = None
+    origin: dict[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with any prompt, id, category, or with their order."""
+        values = json.dumps([self.texts, self.ids, self.categories], ensure_ascii=False)
+        return hashlib.sha256(values.encode()).hexdigest()[:16]
+
+    def first(self, count: int | None) -> "PromptList":
+        """The first `count`; all when None."""
+        if count is None or count >= len(self):
+            return self
+        if count < 1:
+            raise ValueError(f"num must be at least 1: {count}.")
+        categories = None if self.categories is None else self.categories[:count]
+        return replace(self, texts=self.texts[:count], ids=self.ids[:count], categories=categories)
+
+
+def plain_list(name: str, texts: Sequence[str]) -> PromptList:
+    """A list without ids of its own."""
+    return PromptList(name, tuple(texts), tuple(map(str, range(len(texts)))))
+
+
+def read_prompts(source: str, path: str | Path | None = None) -> PromptList:
+    """The list "coco30k" or "drawbench" (their files from `path`), or the list in file `source`.
+
+    A file ending in .json is one of scripts/make_prompts.py; .csv has a column prompts, prompt,
+    caption or text, perhaps id and category; .jsonl the same by keys; any other has one prompt a
+    line.
+
+    Raises:
+        FileNotFoundError: there is no such file; the message tells where it comes from.
+        ValueError: it cannot be read as such a list, or holds no prompt or an empty one.
+    """
+    name = source if source in FILES else Path(source).stem
+    path = Path(path or FILES.get(source, source))
+    if not path.is_file():
+        origin = ORIGINS.get(
+            source, f"give a text file with one prompt a line, or one of {', '.join(FILES)}, emoji"
+        )
+        raise FileNotFoundError(f"There is no file {path}; {origin.format(path=path)}.")
+    if path.stat().st_size > MAX_BYTES:
+        raise ValueError(f"{path} has more than {MAX_BYTES} bytes: no list of prompts.")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        found = _parse(text, path.suffix.lower(), name)
+    except (ValueError, KeyError, TypeError, csv.Error) as error:
+        raise ValueError(f"{path} cannot be read as a list of prompts: {error}") from None
+    return _checked(found, path)
+
+
+def write_coco(path: Path, captions: Sequence[Caption], origin: dict[str, Any]) -> None:
+    """The file that `read_prompts` reads as coco30k: ids and captions, and how they were drawn."""
+    rows = [caption._asdict() for caption in captions]
+    text = json.dumps({"origin": origin, "prompts": rows}, ensure_ascii=False, indent=0)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def describe(prompts: PromptList) -> dict[str, Any]:
+    """All but the prompts themselves, for a report."""
+    return {
+        "name": prompts.name,
+        "count": len(prompts),
+        "fingerprint": prompts.fingerprint,
+        "origin": prompts.origin,
+    }
+
+
+def _parse(text: str, suffix: str, name: str) -> PromptList:
+    if suffix == ".json":
+        values = json.loads(text)
+        found = _from_rows(values["prompts"], name)
+        return replace(found, origin=dict(values.get("origin", {})))
+    if suffix == ".jsonl":
+        return _from_rows([json.loads(line) for line in text.splitlines() if line.strip()], name)
+    if suffix == ".csv":
+        return _from_rows(list(csv.DictReader(io.StringIO(text))), name)
+    return plain_list(name, [line.strip() for line in text.splitlines() if line.strip()])
+
+
+def _from_rows(rows: Sequence[dict[str, Any]], name: str) -> PromptList:
+    """Rows by column; the columns' names in any case."""
+    rows = [{str(key).strip().lower(): value for key, value in row.items()} for row in rows]
+    columns = set.intersection(*(set(row) for row in rows)) if rows else set()
+    column = next((known for known in PROMPT_COLUMNS if known in columns), None)
+    if column is None:
+        raise ValueError(
+            f"it needs a column {', '.join(PROMPT_COLUMNS[:-1])} or {PROMPT_COLUMNS[-1]}; it has "
+            f"{', '.join(sorted(columns)) or 'none'}"
+        )
+    for place, row in enumerate(rows):
+        if not isinstance(row[column], str) or not row[column].strip():
+            raise ValueError(f"prompt {place + 1} is empty or no text: {row[column]!r}")
+    texts = tuple(row[column].strip() for row in rows)
+    ids = tuple(str(row["id"]) if "id" in columns else str(i) for i, row in enumerate(rows))
+    categories = tuple(str(row["category"]) for row in rows) if "category" in columns else None
+    return PromptList(name, texts, ids, categories)
+
+
+def _checked(prompts: PromptList, path: Path) -> PromptList:
+    if not len(prompts):
+        raise ValueError(f"{path} holds no prompt.")
+    if len(set(prompts.ids)) != len(prompts):
+        raise ValueError(f"{path}: two prompts have the same id.")
+    return prompts

@@ -1,0 +1,183 @@
+"""What scripts/evaluate.py measures with, read from its options: networks, references, prompts."""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+EMOJI = Path("data/emoji/emoji.npz")
+RANDOM = "random_inception"
+
+
+def share_of(text: str | None) -> Any:
+    """ "2/4" -> the second of four."""
+    from imagen_jax.evaluation.generation import ALL, Share
+
+    if text is None:
+        return ALL
+    number, _, count = text.partition("/")
+    if not (number.isdigit() and count.isdigit() and 1 <= int(number) <= int(count)):
+        raise ValueError(f"--share is {text!r}; it must be I/N, for example 1/4 to 4/4.")
+    return Share(int(number) - 1, int(count))
+
+
+def read_extractors(options: argparse.Namespace) -> tuple[Any, ...]:
+    """The feature networks, spread over all devices; Inception once for each way to resize."""
+    directories = [name for name in options.features.split(",") if name]
+    if not directories:
+        return ()
+    from imagen_jax.evaluation.extraction import by_name
+    from imagen_jax.evaluation.features import INCEPTION_RESIZES
+    from imagen_jax.feature_files import load_extractor
+
+    resizes = options.resize.split(",")
+    if unknown := set(resizes) - set(INCEPTION_RESIZES):
+        raise ValueError(f"--resize knows {', '.join(INCEPTION_RESIZES)}, not {unknown.pop()!r}.")
+    found = []
+    for name in directories:
+        extractor = random_inception() if name == RANDOM else load_extractor(name)
+        if extractor.kind == "inception":
+            found += [replace(extractor, name=f"{extractor.name}, {r}", resize=r) for r in resizes]
+        else:
+            found.append(extractor)
+    return tuple(by_name(found).values())
+
+
+def random_inception() -> Any:
+    """Inception with random weights: for trying things out where the true ones are not at hand."""
+    import jax
+
+    from imagen_jax.evaluation.features import make_extractor
+    from imagen_jax.evaluation.report import fingerprint
+    from imagen_jax.models import inception
+
+    params = inception.init(jax.random.key(0))
+    return make_extractor("random Inception", fingerprint({"inception": params}), None, params)
+
+
+# ------------------------------------------------------------------------------- the reference
+
+
+def make_reference(options: argparse.Namespace) -> None:
+    from imagen_jax.evaluation import protocol, reference
+    from imagen_jax.evaluation.picture_folder import (
+        Treatment,
+        common_size,
+        list_pictures,
+        read_parts,
+        source_parts,
+    )
+
+    if options.reference is None or not options.features:
+        raise ValueError("--make_reference needs --features DIR and --reference FILE to write.")
+    name, batch = options.make_reference, options.batch_size * 16
+    about: dict[str, Any] = {"kind": name.split(":")[0]}
+    if about["kind"] in ("emoji", "tfds"):
+        source, named = reference_source(options)
+        treatment = Treatment(options.size or min(source[0]["image"].shape[:2]))
+        parts, files = source_parts(source, treatment, batch, options.skip_broken), []
+        about, total = about | named, len(source)
+    else:
+        files = list_pictures(name)
+        treatment, total = Treatment(options.size or common_size(files)), len(files)
+        parts = read_parts(files, treatment, batch, options.skip_broken)
+        about = {"kind": "folder", "path": name}
+    about["val2014"] = protocol.is_val2014(about, [file.name for file in files])
+    made = reference.make_reference(read_extractors(options), parts, about, treatment, total)
+    options.reference.parent.mkdir(parents=True, exist_ok=True)
+    reference.write_reference(options.reference, made)
+    print(f"{options.reference}: {made.count} pictures, fingerprint {made.fingerprint}")
+
+
+def reference_source(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
+    """(source, what it is) of emoji:SPLIT, drawn as the prompts are, or tfds:NAME:SPLIT."""
+    from imagen_jax.data.tfds_source import read_tfds
+    from imagen_jax.evaluation.picture_set import read_picture_set
+    from imagen_jax.evaluation.results import describe_emoji
+
+    kind, _, rest = options.make_reference.partition(":")
+    if kind == "emoji":
+        pictures = read_picture_set(options.data or EMOJI, rest or options.split, options.num)
+        return pictures.source, describe_emoji(pictures)
+    builder, _, split = rest.rpartition(":")
+    if not builder:
+        raise ValueError(f"--make_reference {options.make_reference} must be tfds:NAME:SPLIT.")
+    return read_tfds(builder, split, None), {"name": builder, "split": split}
+
+
+# ------------------------------------------------------------------------------- what to measure
+
+
+def read_job(options: argparse.Namespace) -> Any:
+    """Prompts, networks and references: everything but the model."""
+    from imagen_jax.arguments import check_count, check_seed
+    from imagen_jax.evaluation import measures, runner
+    from imagen_jax.evaluation.reference import read_reference
+
+    metrics = tuple(dict.fromkeys(name for name in options.metrics.split(",") if name))
+    runner.check_known(metrics)
+    check_count("batch_size", options.batch_size)
+    check_count("num_images", options.num_images)
+    check_seed(options.seed)
+    share = share_of(options.share)
+    true_files = read_pairs(options)
+    prompts, emoji, emoji_names = read_prompts(options)
+    wanted = {"retrieval", *(() if true_files else runner.QUALITY)} & set(metrics)
+    if emoji is None and wanted:
+        raise ValueError(
+            f"{', '.join(sorted(wanted))} look at emoji: give --prompts emoji; psnr and ssim also "
+            "compare --images with --truth."
+        )
+    reference = None if options.reference is None else read_reference(options.reference)
+    extractors = read_extractors(options)
+    measures.check_extractors(metrics, extractors)
+    texts = None
+    if prompts is not None:
+        texts = [text for text in prompts.texts for _ in range(options.num_images)]
+    return runner.Job(
+        metrics,
+        options.size,
+        prompts,
+        options.num_images,
+        emoji,
+        emoji_names,
+        true_files,
+        extractors,
+        measures.prepare_truth(metrics, extractors, reference, texts),
+        options.skip_broken,
+        share,
+        options.batch_size,
+    )
+
+
+def read_pairs(options: argparse.Namespace) -> tuple[Path, ...] | None:
+    """The true pictures of --images, if there are any; an empty folder is found here."""
+    from imagen_jax.evaluation.picture_folder import list_pictures, matching_pictures
+
+    if options.images is None:
+        if options.truth is not None:
+            raise ValueError("--truth is for --images, which are not given.")
+        return None
+    files = list_pictures(options.images)
+    if options.truth is None:
+        return None
+    return tuple(matching_pictures(options.truth, files, options.images))
+
+
+def read_prompts(options: argparse.Namespace) -> tuple[Any, Any, Any]:
+    """(prompts, the emoji if they are the prompts, their names one a generated picture)."""
+    import numpy as np
+
+    from imagen_jax.evaluation import picture_set
+    from imagen_jax.evaluation.prompts import plain_list, read_prompts
+
+    source = options.prompts or (None if options.images else "emoji")
+    if source is None:
+        return None, None, None
+    if source != "emoji":
+        return read_prompts(source, options.data).first(options.num), None, None
+    emoji = picture_set.read_picture_set(options.data or EMOJI, options.split, options.num)
+    languages = picture_set.LANGUAGES if options.language is None else (options.language,)
+    found = picture_set.make_prompts(emoji, languages)
+    rows = np.repeat(np.arange(len(found)), options.num_images)
+    return plain_list("emoji", found.text), emoji, picture_set.select(found, rows)

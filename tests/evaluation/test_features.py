@@ -1,0 +1,183 @@
+"""Feature extraction from files to figures: FID and KID of folders of pictures by torch-fidelity's
+network, more devices, sizes and parts.
+"""
+
+import jax
+import numpy as np
+import pytest
+from feature_references import (
+    photographs,
+    reference_features,
+    reference_inception,
+    relative_error,
+    save_pth,
+    torch_fidelity,
+)
+from jax.sharding import Mesh
+
+from imagen_jax.convert.inception import params_from_pytorch
+from imagen_jax.evaluation.features import make_extractor
+from imagen_jax.evaluation.kernel_distance import kernel_distance
+from imagen_jax.evaluation.statistics import Statistics, frechet_distance
+from imagen_jax.models import clip
+from scripts.benchmark_features import random_state
+
+BATCH = 4
+CLIP = clip.ClipConfig(
+    clip.TowerConfig(16, 2, 1, 24), clip.TowerConfig(16, 2, 1, 24), 12, 32, 8, 50, 9, 49
+)
+
+
+@pytest.fixture(scope="module")
+def state():
+    return random_state()
+
+
+@pytest.fixture(scope="module")
+def params(state):
+    return params_from_pytorch(state)
+
+
+def one_device() -> Mesh:
+    return Mesh(np.asarray(jax.devices()[:1]), ("data",))
+
+
+def inception(params, mesh=None, **settings):
+    mesh = one_device() if mesh is None else mesh
+    return make_extractor("inception", "0", None, params, mesh=mesh, batch_size=BATCH, **settings)
+
+
+def crops(count: int, side: int, seed: int) -> list[np.ndarray]:
+    """Pieces of the photographs, as pictures of one distribution; a seed's have their own tint."""
+    rng, sources = np.random.default_rng(seed), list(photographs().values())
+    tint = rng.uniform(0.6, 1, 3)
+    pieces = []
+    for number in range(count):
+        source = sources[number % len(sources)]
+        top, left = (int(rng.integers(0, size - side)) for size in source.shape[:2])
+        pieces.append((source[top : top + side, left : left + side] * tint).astype(np.uint8))
+    return pieces
+
+
+def compare(extractor, reference, count: int, dim: int = 2048):
+    """FID and KID of two sets by both implementations, to 0.1 %; of the first `dim` features."""
+    sets = [crops(count, 64, seed) for seed in (1, 2)]
+    ours, statistics = [], []
+    for pictures in sets:
+        collected, parts = Statistics(dim), []
+        for start in range(0, count, 3 * BATCH):
+            parts.append(extractor.images(pictures[start : start + 3 * BATCH]))
+            collected.update(parts[-1][:, :dim])
+        ours.append(np.concatenate(parts))
+        statistics.append(collected)
+    theirs = [reference_features(reference, pictures)[0] for pictures in sets]
+    for a, b in zip(ours, theirs, strict=True):
+        assert relative_error(a, b) < 1e-5
+    import torch
+
+    fid, kid = torch_fidelity("metric_fid"), torch_fidelity("metric_kid")
+    expected = [
+        fid.fid_features_to_statistics(torch.tensor(each[:, :dim]).double()) for each in theirs
+    ]
+    expected = fid.fid_statistics_to_metric(*expected, False)[fid.KEY_METRIC_FID]
+    np.testing.assert_allclose(frechet_distance(*statistics), expected, rtol=1e-3)
+    size = count // 2
+    expected = kid.kid_features_to_metric(
+        *map(torch.tensor, theirs), kid_subsets=10, kid_subset_size=size, verbose=False
+    )
+    mean, std = kernel_distance(*ours, subsets=10, subset_size=size)
+    np.testing.assert_allclose(mean, expected[kid.KEY_METRIC_KID_MEAN], rtol=1e-3)
+    np.testing.assert_allclose(std, expected[kid.KEY_METRIC_KID_STD], rtol=1e-2)
+
+
+def test_fid_and_kid_are_torch_fidelitys(state, params, tmp_path):
+    reference = reference_inception(save_pth(tmp_path / "w.pth", state), "2048")
+    compare(inception(params), reference, 8, dim=256)
+
+
+@pytest.mark.slow
+def test_fid_and_kid_of_500_pictures_are_torch_fidelitys(state, params, tmp_path):
+    reference = reference_inception(save_pth(tmp_path / "w.pth", state), "2048")
+    compare(inception(params), reference, 500)
+
+
+def test_eight_devices_give_the_same(params):
+    pictures = crops(8, 48, 3)
+    one = inception(params).images(pictures)
+    eight = inception(params, Mesh(np.asarray(jax.devices()), ("data",))).images(pictures)
+    assert relative_error(eight, one) < 1e-6
+    a, b, other = (Statistics(256) for _ in range(3))
+    a.update(one[:, :256])
+    b.update(eight[:, :256])
+    other.update(one[::2, 256:512])
+    np.testing.assert_allclose(frechet_distance(a, other), frechet_distance(b, other), rtol=1e-6)
+
+
+def test_sizes_batches_and_order_do_not_matter(params):
+    """Each picture's features are its own, whatever it comes with."""
+    pictures = [*list(photographs().values())[:2], *crops(3, 32, 5)]
+    extractor = inception(params)
+    together = extractor.images(pictures)
+    assert together.shape == (5, 2048)
+    assert together.dtype == np.float32
+    alone = np.concatenate([extractor.images(pictures[:2]), extractor.images(pictures[2:])])
+    np.testing.assert_allclose(together, alone, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        extractor.images(pictures[::-1])[::-1], together, rtol=1e-4, atol=1e-5
+    )
+    np.testing.assert_array_equal(extractor.images(np.stack(pictures[2:])), alone[2:])
+    assert extractor.images([]).shape == (0, 2048)
+
+
+def test_resizes_differ_and_are_told(params):
+    pictures = list(photographs().values())[:2]
+    each = {
+        name: inception(params, resize=name)
+        for name in ("legacy_tensorflow", "pytorch_fid", "clean")
+    }
+    found = {name: extractor.images(pictures) for name, extractor in each.items()}
+    assert relative_error(found["clean"], found["legacy_tensorflow"]) > 1e-3
+    assert relative_error(found["pytorch_fid"], found["legacy_tensorflow"]) > 1e-3
+    for name, extractor in each.items():
+        assert extractor.describe() == {
+            "kind": "inception", "name": "inception", "fingerprint": "0", "resize": name,
+            "side": 299, "dim": 2048,
+        }  # fmt: skip
+
+
+def test_clip_reads_pictures_and_texts(key, rng):
+    def tokenize(texts):
+        ids = np.full((len(texts), 9), 49, np.int32)
+        for row, text in enumerate(texts):
+            ids[row, : len(text)] = [ord(letter) - ord("a") for letter in text]
+        return ids
+
+    params = jax.jit(lambda key: clip.init(CLIP, key))(key)
+    extractor = make_extractor(
+        "tiny", "1", CLIP, params, tokenize=tokenize, mesh=one_device(), batch_size=3
+    )
+    pictures = [rng.integers(0, 256, (32, 32, 3), np.uint8) for _ in range(4)]
+    images = jax.numpy.asarray(np.stack(pictures), np.float32) / 255
+    expected = clip.embed_images(CLIP, params, images)
+    assert relative_error(extractor.images(pictures), expected) < 1e-5
+    texts = ["a", "abc", "dog", "cab", "a"]
+    ids = jax.numpy.asarray(tokenize(texts))
+    assert relative_error(extractor.texts(texts), clip.embed_texts(CLIP, params, ids)) < 1e-5
+    assert extractor.kind == "clip"
+    assert extractor.dim == 12
+    with pytest.raises(ValueError, match="give a list"):
+        extractor.texts("abc")
+
+
+def test_bad_values_are_named(params, rng):
+    extractor = inception(params)
+    sound = rng.integers(0, 256, (9, 9, 3), np.uint8)
+    for wrong in (sound.astype(np.float32), sound[..., :1], sound[..., 0], sound[:0]):
+        with pytest.raises(ValueError, match="Picture 1 is"):
+            extractor.images([sound, wrong])
+    with pytest.raises(ValueError, match="reads no text"):
+        extractor.texts(["a"])
+    with pytest.raises(ValueError, match="no resize 'lanczos'; it has legacy_tensorflow"):
+        inception(params, resize="lanczos")
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        make_extractor("inception", "0", None, params, batch_size=0)

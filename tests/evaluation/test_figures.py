@@ -1,0 +1,326 @@
+"""scripts/evaluate.py with feature networks: figures, resuming, shares, sweeps, off-protocol notes.
+
+The networks are stand-ins (tests/evaluation/stand_in.py); the real ones have tests of their own.
+"""
+
+import csv
+import json
+import re
+
+import numpy as np
+import pytest
+import stand_in
+from PIL import Image
+from tiny_cascade import network, random_params
+
+from imagen_jax.cascade import Cascade
+from imagen_jax.evaluation import generation, html_report, sweep
+from imagen_jax.evaluation.clip_score import clip_score
+from imagen_jax.evaluation.kernel_distance import cmmd
+from imagen_jax.evaluation.reference import read_reference, statistics_of
+from imagen_jax.evaluation.statistics import frechet_distance
+from imagen_jax.pipeline import Pipeline
+from imagen_jax.sampling_settings import SamplingSettings
+from imagen_jax.stage import Stage
+from imagen_jax.stage_sampling import advance_stage, begin_stage
+from imagen_jax.training.sharding import MeshConfig, make_mesh
+from scripts import evaluate, evaluation_inputs
+
+PROMPTS = [f"<b>ab</b>{i}" for i in range(10)]
+
+
+@pytest.fixture
+def networks(monkeypatch):
+    """Stand-ins in place of what --features names; they remember what they have seen."""
+    made = {
+        "inception": stand_in.inception(seen=[]),
+        "clip": stand_in.clip(seen=[]),
+    }
+    monkeypatch.setattr(
+        evaluation_inputs,
+        "read_extractors",
+        lambda options: tuple(made[name] for name in options.features.split(",") if name),
+    )
+    monkeypatch.setattr(generation, "LEAST_PART", 4)
+    return made
+
+
+@pytest.fixture
+def prompts(tmp_path):
+    path = tmp_path / "mine.txt"
+    path.write_text("\n".join(PROMPTS))
+    return path
+
+
+@pytest.fixture
+def reference(tmp_path, networks, rng):
+    """Features of a folder of 12 pictures of 8x8 pixels."""
+    folder = tmp_path / "true"
+    folder.mkdir()
+    for i in range(12):
+        Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).save(folder / f"{i}.png")
+    path = tmp_path / "reference.safetensors"
+    arguments = f"--make_reference {folder} --features inception,clip --reference {path}"
+    assert evaluate.main(arguments.split()) == 0
+    return path
+
+
+@pytest.fixture
+def run(model, prompts, reference):
+    """Runs the script on the tiny model, and gives its report."""
+
+    def run(out, *more, metrics="fid,kid,cmmd,clip,r_precision", features="inception,clip"):
+        command = f"--metrics {metrics} --features={features} --reference {reference} --steps 2"
+        command += f" --model {model} --prompts {prompts} --batch_size 4 --out {out}"
+        assert evaluate.main([*command.split(), *map(str, more)]) == 0
+        path = out / "report.json"
+        return json.loads(path.read_text()) if path.exists() else None
+
+    return run
+
+
+def read(folder):
+    files = sorted(folder.glob("*.png"))
+    return np.stack([np.asarray(Image.open(file)) for file in files])
+
+
+def test_the_figures_are_those_of_the_pictures(run, tmp_path, networks, reference):
+    """Against the functions on features of the pictures that were written."""
+    report = run(tmp_path / "out")
+    images = read(tmp_path / "out" / "images")
+    assert images.shape == (10, 8, 8, 3)
+    true = read_reference(reference)
+    features = {name: stand.images(images) for name, stand in networks.items()}
+    fid = frechet_distance(
+        statistics_of(features["inception"]), statistics_of(true.features["random-inception"])
+    )
+    assert report["fid"]["random-inception"]["value"] == pytest.approx(fid, rel=1e-9)
+    distance = cmmd(features["clip"], true.features["tiny-clip"])
+    assert report["cmmd"]["tiny-clip"]["value"] == pytest.approx(distance, rel=1e-9)
+    score = clip_score(features["clip"], networks["clip"].texts(PROMPTS))
+    assert report["clip"]["tiny-clip"]["value"] == pytest.approx(score, rel=1e-9)
+    assert report["kid"]["random-inception"]["subset_size"] == 10
+    assert report["r_precision"]["tiny-clip"]["negatives"] == 9
+    assert 0 <= report["r_precision"]["tiny-clip"]["value"] <= 1
+
+
+def test_a_folder_is_at_no_distance_from_itself(tmp_path, networks, reference):
+    out = tmp_path / "self"
+    arguments = f"--images {tmp_path / 'true'} --metrics fid,cmmd --features inception,clip"
+    assert evaluate.main(f"{arguments} --reference {reference} --out {out}".split()) == 0
+    report = json.loads((out / "report.json").read_text())
+    assert abs(report["fid"]["random-inception"]["value"]) < 1e-3
+    assert abs(report["cmmd"]["tiny-clip"]["value"]) < 1e-3
+    assert any("were given" in why for why in report["cmmd"]["tiny-clip"]["off_protocol"])
+
+
+def test_eight_devices_draw_what_one_does(run, tmp_path, monkeypatch):
+    whole = run(tmp_path / "one", metrics="clip", features="clip")
+    monkeypatch.setattr(evaluate, "all_devices", lambda: make_mesh(MeshConfig()))
+    report = run(tmp_path / "eight", metrics="clip", features="clip")
+    assert report["settings"]["batch_size"] == 8  # four, rounded up to the devices
+    np.testing.assert_allclose(
+        read(tmp_path / "eight" / "images"), read(tmp_path / "one" / "images"), atol=1
+    )
+    value = whole["clip"]["tiny-clip"]["value"]
+    assert report["clip"]["tiny-clip"]["value"] == pytest.approx(value, abs=1e-2)
+
+
+def test_a_killed_run_goes_on(run, tmp_path, networks, monkeypatch):
+    """Killed in the third batch, then while the second part's features are made."""
+    whole = run(tmp_path / "whole")
+    real, calls = generation.write_whole, []
+
+    def killed(picture, path):
+        calls.append(path)
+        if len(calls) == 10:
+            raise KeyboardInterrupt
+        real(picture, path)
+
+    monkeypatch.setattr(generation, "write_whole", killed)
+    with pytest.raises(AssertionError):  # status 130
+        run(tmp_path / "out")
+    assert len(list((tmp_path / "out" / "images").glob("*.png"))) == 9
+    monkeypatch.setattr(generation, "write_whole", real)
+    (tmp_path / "out" / "images" / ".000009.png.1.tmp").write_bytes(b"half")  # left by the killed
+    report = run(tmp_path / "out")
+    assert report["newly_generated"] == 2  # the batch of pictures 8 and 9
+    np.testing.assert_array_equal(read(tmp_path / "out/images"), read(tmp_path / "whole/images"))
+    assert figures(report) == figures(whole)
+
+    parts = sorted((tmp_path / "out" / "features").rglob("*.safetensors"))
+    assert len(parts) == 6  # three parts by two networks
+    parts[1].unlink()
+    parts[2].write_bytes(b"damaged")
+    for stand in networks.values():
+        stand.seen.clear()
+    assert figures(run(tmp_path / "out")) == figures(whole)
+    assert sum(map(sum, (stand.seen for stand in networks.values()))) == 6
+
+
+def figures(report):
+    return {metric: report[metric] for metric in ("fid", "kid", "cmmd", "clip", "r_precision")}
+
+
+def test_shares_of_the_work_give_the_same(run, tmp_path, networks):
+    whole = run(tmp_path / "whole")
+    for share in ("2/2", "1/2"):
+        assert run(tmp_path / "out", "--share", share) is None
+    for stand in networks.values():
+        stand.seen.clear()
+    report = run(tmp_path / "out")
+    assert report["newly_generated"] == 0
+    assert not any(stand.seen for stand in networks.values())
+    assert figures(report) == figures(whole)
+
+
+def test_pictures_of_other_settings_never_mix(run, tmp_path, capsys, model, prompts):
+    run(tmp_path / "out")
+    for more, said in ((["--seed", "1"], "with seed = 0, not 1"), (["--steps", "3"], "sampling")):
+        with pytest.raises(AssertionError):
+            run(tmp_path / "out", *more)
+        assert said in capsys.readouterr().err
+
+
+def test_a_sweep_compiles_nothing_anew(run, tmp_path):
+    run(tmp_path / "warm")
+    compiled = advance_stage._cache_size(), begin_stage._cache_size()
+    report = run(
+        tmp_path / "out", "--guidance", "1,2,3:1.5", "--aug_level", "0,0.3", metrics="fid,clip"
+    )
+    assert (advance_stage._cache_size(), begin_stage._cache_size()) == compiled
+    assert [(p["guidance"], p["aug_level"]) for p in report["points"]] == [
+        (1.0, 0.0), (2.0, 0.0), ([3.0, 1.5], 0.0), (1.0, 0.3), (2.0, 0.3), ([3.0, 1.5], 0.3),
+    ]  # fmt: skip
+    assert report["points"][2]["sampling"]["sr"]["guidance"] == 1.5
+    assert report["points"][3]["sampling"]["sr"]["aug_level"] == 0.3
+    with open(tmp_path / "out" / "sweep.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["guidance"] for row in rows][:3] == ["1", "2", "3:1.5"]
+    for row, point in zip(rows, report["points"], strict=True):
+        value = point["fid"]["random-inception"]["value"]
+        assert float(row["Fréchet distance, random-inception"]) == pytest.approx(value, rel=1e-5)
+    assert any(row["front: Fréchet distance, random-inception"] == "1" for row in rows)
+    with Image.open(tmp_path / "out" / "sweep.png") as curve:
+        assert min(curve.size) > 300
+    check_page(tmp_path / "out" / "report.html")
+
+
+def check_page(path):
+    """The page needs no other file, and shows what came from outside as text."""
+    page = path.read_text(encoding="utf-8")
+    sources = re.findall(r'(?:src|href)\s*=\s*"([^"]{0,30})', page)
+    assert sources
+    assert all(source.startswith("data:image/png;base64,") for source in sources)
+    assert "Off protocol." in page
+    assert "10 pictures, not 30000" in page
+    assert not re.search(r"<script|<b>ab|url\(|@import", page)
+
+
+def test_common_seeds(run, tmp_path):
+    """A point of a sweep has the pictures of a run of its own."""
+    run(tmp_path / "sweep", "--guidance", "1,2", metrics="fid,clip")
+    run(tmp_path / "alone", "--guidance", "2", metrics="fid", features="inception")
+    np.testing.assert_array_equal(
+        read(tmp_path / "sweep" / "points" / "guidance_2" / "images"),
+        read(tmp_path / "alone" / "images"),
+    )
+    check_page(tmp_path / "alone" / "report.html")
+
+
+def test_several_pictures_a_prompt(run, tmp_path):
+    run(tmp_path / "out", "--num_images", 2, "--num", 3, metrics="pictures", features="")
+    report = run(tmp_path / "out", "--num_images", 2, "--num", 3)
+    assert report["newly_generated"] == 0
+    assert report["clip"]["tiny-clip"]["pictures"] == 6
+    assert "2 pictures a caption, not one" in report["fid"]["random-inception"]["off_protocol"]
+
+
+def test_pairs_of_pictures(tmp_path, rng):
+    """PSNR of one grey level more is 20 log10(255); equal pictures are left out."""
+    for folder in ("made", "true"):
+        (tmp_path / folder).mkdir()
+    pixels = rng.integers(0, 255, (3, 16, 16, 3), np.uint8)
+    for i, image in enumerate(pixels):
+        Image.fromarray(image).save(tmp_path / "true" / f"{i}.bmp")
+        Image.fromarray(image + np.uint8(i > 0)).save(tmp_path / "made" / f"{i}.png")
+    folders = f"--images {tmp_path / 'made'} --truth {tmp_path / 'true'}"
+    out = tmp_path / "out"
+    assert evaluate.main(f"{folders} --metrics psnr,ssim --out {out}".split()) == 0
+    report = json.loads((out / "report.json").read_text())
+    assert report["psnr"]["pairs"]["model"] == pytest.approx(20 * np.log10(255))
+    assert (report["psnr"]["pairs"]["n"], report["psnr"]["pairs"]["left_out_as_exact"]) == (2, 1)
+    assert report["ssim"]["pairs"]["n"] == 3
+    (tmp_path / "true" / "2.bmp").unlink()
+    assert evaluate.main(f"{folders} --metrics psnr --out {out}".split()) == 2
+
+
+def test_a_model_of_classes(tmp_path, networks, reference):
+    cascade = Cascade(
+        (Stage("base", 8, network(num_classes=3), conditioning="label"),),
+        (SamplingSettings("ddim", steps=2),),
+    )
+    pipeline = Pipeline(cascade, random_params(cascade), name="classes")
+    pipeline.save_pretrained(tmp_path / "model")
+    (tmp_path / "labels.txt").write_text("0\n2\n1\n1\n")
+    command = f"--model {tmp_path / 'model'} --prompts {tmp_path / 'labels.txt'} --metrics fid"
+    command += f" --features inception --reference {reference} --out {tmp_path / 'out'}"
+    assert evaluate.main(command.split()) == 0
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["fid"]["random-inception"]["pictures"] == 4
+    (tmp_path / "labels.txt").write_text("a cat\n")
+    assert evaluate.main(command.split()) == 2
+
+
+def test_what_it_refuses(run, tmp_path, capsys, networks, model, prompts, reference):
+    def refused(command):
+        assert evaluate.main(f"{command} --out {tmp_path / 'no'}".split()) == 2
+        assert not (tmp_path / "no").exists()
+        return capsys.readouterr().err
+
+    ours = f"--model {model} --prompts {prompts}"
+    assert "needs an inception network" in refused(f"{ours} --metrics fid")
+    assert "needs --reference" in refused(f"{ours} --metrics fid --features inception")
+    assert "reads the features of tiny-clip" in refused(
+        f"{ours} --metrics fid --features inception,clip --reference {reference}"
+    )
+    assert "look at emoji" in refused(f"{ours} --metrics retrieval")
+    assert "needs the captions" in refused(
+        f"--images {tmp_path / 'true'} --metrics clip --features clip"
+    )
+    assert "12 pictures for 10 prompts" in refused(
+        f"--images {tmp_path / 'true'} --prompts {prompts} --metrics clip --features clip"
+    )
+    clip = "--metrics clip --features clip"
+    assert "several --guidance" in refused(
+        f"--images {tmp_path / 'true'} --prompts {prompts} {clip} --guidance 1,2"
+    )
+    assert "two equal points" in refused(f"{ours} {clip} --guidance 1,1.0")
+    assert "--aug_level changes nothing" in refused(f"{ours} {clip} --size 4 --aug_level 0,0.1")
+    assert "--share is '3/2'" in refused(f"{ours} {clip} --share 3/2")
+    assert "cocodataset" not in refused(f"{ours[:-5]} {clip}")
+    assert "is not a reference" in refused(
+        f"{ours} --metrics fid --features inception --reference {prompts}"
+    )
+    other = stand_in.StandIn("inception", "random-inception", "another")
+    networks["inception"] = other
+    assert "make it again" in refused(
+        f"{ours} --metrics fid --features inception --reference {reference}"
+    )
+
+
+def test_the_front_is_what_no_point_beats(rng):
+    up, down = rng.integers(0, 6, (2, 40))
+    front = sweep.pareto(up, down)
+    for i in range(40):
+        beaten = any(
+            up[j] >= up[i] and down[j] <= down[i] and (up[j] > up[i] or down[j] < down[i])
+            for j in range(40)
+        )
+        assert front[i] == (not beaten)
+
+
+def test_every_metric_has_a_name_in_the_page():
+    from imagen_jax.evaluation.runner import METRICS
+
+    assert set(html_report.NAMES) == set(METRICS) - {"pictures"}

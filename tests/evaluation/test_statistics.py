@@ -1,0 +1,170 @@
+"""Streaming statistics and the Fréchet distance: identities, NumPy's and SciPy's figures."""
+
+import numpy as np
+import pytest
+from feature_references import torch_fidelity
+
+from imagen_jax.evaluation.statistics import Statistics, frechet_distance
+
+DIM = 24
+
+
+def features(rng, count: int, shift: float = 0.0, dim: int = DIM) -> np.ndarray:
+    """Correlated, positive and far from zero, as Inception's are."""
+    mixed = rng.standard_normal((count, dim)) @ rng.standard_normal((dim, dim))
+    return np.abs(mixed + shift + 5).astype(np.float32)
+
+
+def of(values: np.ndarray, parts: int = 1) -> Statistics:
+    statistics = Statistics(values.shape[1])
+    for part in np.array_split(values, parts):
+        statistics.update(part)
+    return statistics
+
+
+def assert_same(a: Statistics, b: Statistics, tolerance: float = 1e-12):
+    assert a.count == b.count
+    np.testing.assert_allclose(a.mean, b.mean, rtol=tolerance, atol=tolerance)
+    np.testing.assert_allclose(a.covariance, b.covariance, rtol=1e-9, atol=tolerance * 100)
+
+
+def test_they_are_numpys(rng):
+    values = features(rng, 200)
+    statistics = of(values, 7)
+    np.testing.assert_allclose(statistics.mean, values.mean(0, dtype=np.float64), rtol=1e-13)
+    expected = np.cov(values.astype(np.float64), rowvar=False)
+    np.testing.assert_allclose(statistics.covariance, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_a_large_offset_does_not_cancel(rng):
+    values = rng.standard_normal((1000, 3))
+    shifted = of(values + 1e7, 50)
+    np.testing.assert_allclose(shifted.covariance, np.cov(values, rowvar=False), atol=1e-6)
+
+
+def test_parts_order_and_hosts_do_not_matter(rng):
+    values = features(rng, 150)
+    whole = of(values)
+    assert_same(of(values, 40), whole)
+    assert_same(of(values[::-1], 3), whole)
+    merged = Statistics(DIM)
+    for host in range(3):
+        merged.merge(of(values[host::3], 5))
+    assert_same(merged, whole)
+    merged.update(np.empty((0, DIM)))
+    merged.merge(Statistics(DIM))
+    assert_same(merged, whole)
+
+
+def test_resumed_half_way_they_are_the_same_bit_for_bit(rng, tmp_path):
+    values = features(rng, 90)
+    path = tmp_path / "half.npz"
+    uninterrupted = Statistics(DIM, {"name": "a set"})
+    for part in np.array_split(values, 9):
+        uninterrupted.update(part)
+    half = Statistics(DIM, {"name": "a set"})
+    for part in np.array_split(values, 9)[:5]:
+        half.update(part)
+    half.save(path)
+    resumed = Statistics.load(path)
+    for part in np.array_split(values, 9)[5:]:
+        resumed.update(part)
+    assert resumed.about == {"name": "a set"}
+    np.testing.assert_array_equal(resumed.mean, uninterrupted.mean)
+    np.testing.assert_array_equal(resumed.covariance, uninterrupted.covariance)
+    assert [file.name for file in tmp_path.iterdir()] == ["half.npz"]
+
+
+def test_frechet_distance_is_scipys_and_torch_fidelitys(rng):
+    a, b = features(rng, 300), features(rng, 250, 0.7)
+    ours = frechet_distance(of(a), of(b))
+    linalg = pytest.importorskip("scipy.linalg")
+    covariances = [np.cov(x.astype(np.float64), rowvar=False) for x in (a, b)]
+    root = linalg.sqrtm(covariances[0] @ covariances[1]).real
+    gap = a.mean(0, dtype=np.float64) - b.mean(0, dtype=np.float64)
+    expected = gap @ gap + np.trace(covariances[0] + covariances[1] - 2 * root)
+    np.testing.assert_allclose(ours, expected, rtol=1e-6)
+    module, torch = torch_fidelity("metric_fid"), pytest.importorskip("torch")
+    theirs = [module.fid_features_to_statistics(torch.tensor(x).double()) for x in (a, b)]
+    named = module.fid_statistics_to_metric(*theirs, False)[module.KEY_METRIC_FID]
+    np.testing.assert_allclose(ours, named, rtol=1e-6)
+    np.testing.assert_allclose(frechet_distance(of(b), of(a)), ours, rtol=1e-9)
+
+
+def test_between_gaussians_of_one_covariance_it_is_the_means_distance(rng):
+    values = features(rng, 100)
+    shift = rng.standard_normal(DIM)
+    distance = frechet_distance(of(values), of(values.astype(np.float64) + shift))
+    np.testing.assert_allclose(distance, shift @ shift, rtol=1e-6)
+
+
+@pytest.mark.parametrize("count", [2, 10, 300])
+def test_of_a_set_with_itself_it_is_zero(rng, count):
+    values = 20 * features(rng, count, dim=256)  # of lower rank than 256, or nearly singular
+    assert abs(frechet_distance(of(values), of(values[::-1], 2))) < 1e-3
+
+
+def test_without_full_rank_it_is_finite_and_right(rng):
+    """Ten pictures against many; pictures all equal; and subspaces that meet nowhere."""
+    few, many = features(rng, 10, dim=64), features(rng, 500, 1.0, dim=64)
+    distance = frechet_distance(of(few), of(many))
+    assert np.isfinite(distance)
+    # On the space that the few span the square root is an ordinary one.
+    covariance, other = np.cov(few, rowvar=False), np.cov(many, rowvar=False)
+    values, vectors = np.linalg.eigh(covariance)
+    root = vectors[:, -9:] * np.sqrt(values[-9:])
+    shared = np.sqrt(np.linalg.eigvalsh(root.T @ other @ root)).sum()
+    gap = few.mean(0, dtype=np.float64) - many.mean(0, dtype=np.float64)
+    expected = gap @ gap + np.trace(covariance) + np.trace(other) - 2 * shared
+    np.testing.assert_allclose(distance, expected, rtol=1e-5)
+    equal = of(np.ones((5, DIM)))
+    assert frechet_distance(equal, equal) == 0
+    first, second = np.zeros((20, 4)), np.zeros((20, 4))
+    first[:, 0], second[:, 1] = (rng.standard_normal(20) for _ in range(2))
+    apart = frechet_distance(of(first), of(second))
+    traces = sum(of(x).covariance.trace() + x.mean(0) @ x.mean(0) for x in (first, second))
+    np.testing.assert_allclose(apart, traces, rtol=1e-9)
+
+
+def test_bad_values_are_named(rng, tmp_path):
+    statistics = of(features(rng, 3))
+    with pytest.raises(ValueError, match=r"must be \[pictures, 24\]"):
+        statistics.update(np.zeros((2, 5)))
+    broken = features(rng, 4)
+    broken[2, 3] = np.nan
+    with pytest.raises(ValueError, match="picture 5 are not finite"):
+        statistics.update(broken)
+    assert statistics.count == 3
+    with pytest.raises(ValueError, match="24 and of 5 features"):
+        frechet_distance(statistics, of(np.zeros((3, 5))))
+    with pytest.raises(ValueError, match="at least 2 pictures, not 1"):
+        frechet_distance(statistics, of(features(rng, 1)))
+    with pytest.raises(ValueError, match="do not join"):
+        statistics.merge(Statistics(DIM, {"name": "others"}))
+    with pytest.raises(FileNotFoundError):
+        Statistics.load(tmp_path / "none.npz")
+
+
+def test_damaged_files_are_refused(rng, tmp_path):
+    path = tmp_path / "statistics.npz"
+    of(features(rng, 5)).save(path)
+    with np.load(path) as archive:
+        sound = dict(archive)
+    content = path.read_bytes()
+    for damaged in (b"", b"PK", content[:-100], content[:300]):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match="is not a file of statistics"):
+            Statistics.load(path)
+    changes = {
+        "mean": np.zeros(3),
+        "scatter": sound["scatter"].astype(np.float32),
+        "count": np.int64(-1),
+        "about": np.frombuffer(b"[1]", np.uint8),
+    }
+    for name, value in changes.items():
+        np.savez(path, **sound | {name: value})
+        with pytest.raises(ValueError, match="is not a file of statistics"):
+            Statistics.load(path)
+    np.savez(path, **sound | {"mean": np.array([{}], object)})
+    with pytest.raises(ValueError, match="is not a file of statistics"):
+        Statistics.load(path)

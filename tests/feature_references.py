@@ -1,0 +1,66 @@
+"""PyTorch's feature networks on random weights, and real photographs, for tests that compare."""
+
+import importlib.util
+import sys
+import types
+from pathlib import Path
+from unittest.mock import MagicMock
+
+import numpy as np
+import pytest
+
+
+def torch_fidelity(module: str) -> types.ModuleType:
+    """A module of torch-fidelity, without its package's __init__, which needs torchvision."""
+    pytest.importorskip("torch")
+    if "torch_fidelity" not in sys.modules:
+        spec = importlib.util.find_spec("torch_fidelity")
+        if spec is None:
+            pytest.skip("torch-fidelity is not installed (pip install --no-deps torch-fidelity)")
+        package = types.ModuleType("torch_fidelity")
+        package.__path__ = list(spec.submodule_search_locations)
+        sys.modules["torch_fidelity"] = package
+        # Reads data sets by torchvision; the metrics' arithmetic uses nothing of it.
+        sys.modules["torch_fidelity.utils"] = MagicMock()
+    return importlib.import_module(f"torch_fidelity.{module}")
+
+
+def save_pth(path: Path, state: dict[str, np.ndarray]) -> Path:
+    """As pytorch-fid distributes its weights."""
+    torch = pytest.importorskip("torch")
+    torch.save({name: torch.from_numpy(array) for name, array in state.items()}, path)
+    return path
+
+
+def reference_inception(path: Path, *features: str):
+    """torch-fidelity's network with the weights of a .pth file."""
+    module = torch_fidelity("feature_extractor_inceptionv3")
+    return module.FeatureExtractorInceptionV3("reference", list(features), str(path))
+
+
+def reference_features(network, pictures: list[np.ndarray]) -> list[np.ndarray]:
+    """What torch-fidelity's network gives for pictures of any sizes, one array a feature."""
+    import torch
+
+    torch.set_num_threads(1)  # more threads wait for each other where the cores are shared
+    with torch.no_grad():
+        each = [
+            network(torch.from_numpy(np.ascontiguousarray(one.transpose(2, 0, 1))[None]))
+            for one in pictures
+        ]
+    return [np.concatenate([outputs[i].numpy() for outputs in each]) for i in range(len(each[0]))]
+
+
+def photographs() -> dict[str, np.ndarray]:
+    """Real ones, of odd sizes, smaller and larger than what the networks see."""
+    data = pytest.importorskip("skimage.data")
+    return {
+        "astronaut": data.astronaut()[:511, 3:480],
+        "chelsea": data.chelsea()[:, :449],
+        "coffee": data.coffee()[11:242, 100:273],
+        "rocket": data.rocket()[:427, :639],
+    }
+
+
+def relative_error(ours: np.ndarray, theirs: np.ndarray) -> float:
+    return float(np.linalg.norm(np.asarray(ours) - theirs) / np.linalg.norm(theirs))
