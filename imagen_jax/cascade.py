@@ -77,7 +77,7 @@ def stage_index(cascade: Cascade, name: str | None) -> int:
     if len(names) == 1:
         return 0
     if name is None:
-        raise ValueError(f"The model has the stages {', '.join(names)}: say which by its name.")
+        raise ValueError(f"The model has the stages {', '.join(names)}: `stage` must say which.")
     if name not in names:
         raise ValueError(f"There is no stage {name!r} in the model, only {', '.join(names)}.")
     return names.index(name)

@@ -9,7 +9,7 @@ import dataclasses
 import hashlib
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -196,16 +196,14 @@ def _directory(source: str | os.PathLike) -> Path:
     return directory
 
 
-def fingerprint(directory: str | os.PathLike) -> str:
-    """Some digits that change with the files of an encoder: names, sizes, beginnings and ends."""
-    root = Path(directory)
-    return files_fingerprint(sorted(path for path in root.rglob("*") if path.is_file()), root)
-
-
-def files_fingerprint(files: Sequence[Path], root: Path) -> str:
-    """Some digits that change with large files: names below `root`, sizes, beginnings and ends."""
-    digest = hashlib.sha256()
-    for path in files:
+def fingerprint(directory: str | os.PathLike, names: Collection[str] | None = None) -> str:
+    """Some digits that change with the files of an encoder (or those of these names): names, sizes,
+    beginnings and ends.
+    """
+    root, digest = Path(directory), hashlib.sha256()
+    for path in sorted(path for path in root.rglob("*") if path.is_file()):
+        if names is not None and path.name not in names:
+            continue
         size = path.stat().st_size
         digest.update(f"{path.relative_to(root)} {size}\n".encode())
         with open(path, "rb") as file:

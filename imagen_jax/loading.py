@@ -183,7 +183,8 @@ def load_diffusers(
             diffusers_pipeline.read_encoder_marks, found, encoder, ENCODER_MARKS
         )
     # Not of the text encoder: of several models in a row, only one need have it.
-    digest = encoder_files.files_fingerprint(diffusers_pipeline.unet_files(found), found.path)
+    files = diffusers_pipeline.unet_files(found)
+    digest = encoder_files.fingerprint(found.unet.directory, files)
     return Pipeline(cascade, Parts(readers, marks), name=name, fingerprint=f"{digest}-{dtype}")
 
 

@@ -70,10 +70,7 @@ def to_diffusers(options: argparse.Namespace) -> None:
     from imagen_jax.convert import diffusers_export
 
     pipeline = load_model(options.model)
-    try:
-        index = stage_index(pipeline.cascade, options.stage)
-    except ValueError as error:
-        raise ValueError(f"--stage: {error}") from None
+    index = stage_index(pipeline.cascade, options.stage)
     stage, settings = pipeline.cascade.stages[index], pipeline.cascade.sampling[index]
     files = {"dtype": options.dtype, "variant": options.variant}
     if options.part == "unet":
@@ -101,6 +98,21 @@ def to_huggingface(options: argparse.Namespace) -> None:
     save_huggingface(options.out, config, params, dtype=options.dtype, variant=options.variant)
 
 
+def write_text_encoder(options: argparse.Namespace, dtype: str) -> None:
+    """The text encoder of a whole model, in our form."""
+    from imagen_jax import load_model
+    from imagen_jax.cascade import TEXT_ENCODER
+    from imagen_jax.encoder_files import write_encoder
+    from imagen_jax.text import copy_tokenizer
+
+    pipeline = load_model(options.model, variant=options.variant)
+    encoder = pipeline.cascade.encoder
+    if encoder is None:
+        raise ValueError(f"{options.model} holds no text encoder")
+    write_encoder(options.out, encoder.config, pipeline.params[TEXT_ENCODER], dtype=dtype)
+    copy_tokenizer(encoder.tokenizer, options.out)
+
+
 def to_imagen_jax(options: argparse.Namespace) -> None:
     from imagen_jax.encoder_files import is_encoder, read_encoder, write_encoder
     from imagen_jax.feature_files import is_feature_network
@@ -117,18 +129,12 @@ def to_imagen_jax(options: argparse.Namespace) -> None:
         config, params = read_encoder(options.model, dtype=None)
         write_encoder(options.out, config, params, dtype=dtype, tokenizer_from=options.model)
         return
+    if options.part == "text_encoder":
+        write_text_encoder(options, dtype)
+        return
     from imagen_jax import load_model
-    from imagen_jax.cascade import TEXT_ENCODER
-    from imagen_jax.text import copy_tokenizer
 
     pipeline = load_model(options.model, variant=options.variant)
-    if options.part == "text_encoder":
-        encoder = pipeline.cascade.encoder
-        if encoder is None:
-            raise ValueError(f"{options.model} holds no text encoder")
-        write_encoder(options.out, encoder.config, pipeline.params[TEXT_ENCODER], dtype=dtype)
-        copy_tokenizer(encoder.tokenizer, options.out)
-        return
     pipeline.save_pretrained(options.out, dtype=dtype)
 
 

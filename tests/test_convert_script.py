@@ -118,7 +118,7 @@ def test_a_mistake_is_one_line(model, tmp_path):
         (("--model", tmp_path / "none", "--to", "diffusers"), "none"),
         (
             ("--model", tmp_path / "tiny", "--to", "diffusers"),
-            "--stage: The model has the stages base, sr",
+            "has the stages base, sr: `stage` must",
         ),
         (("--model", tmp_path / "tiny", "--stage", "sr", "--to", "diffusers"), "'efficient_unet'"),
         (("--model", model, "--part", "unet", "--to", "imagen_jax"), "--part unet is for"),

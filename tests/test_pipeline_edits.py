@@ -76,7 +76,7 @@ def test_inpainting_keeps_what_is_black_in_the_mask(pipeline, picture, options):
     assert difference[:, 4:].max() > 8
     with pytest.raises(ValueError, match="mask is 3x3, the picture 8x8"):
         pipeline.inpaint(picture, np.zeros((3, 3)), "no 1", **QUIET)
-    with pytest.raises(ValueError, match=r"keeps everything .* white in it \(255, or True\)"):
+    with pytest.raises(ValueError, match=r"keeps everything.* \(255, or True\)"):
         pipeline.inpaint(picture, mask.astype(np.uint8), "no 1", **QUIET)
 
 

@@ -122,13 +122,9 @@ def _folder(path: Path, index: Mapping[str, Any], part: str, *, optional: bool) 
         if optional and not folder.exists():
             return None
         raise FileNotFoundError(f"{path / INDEX} names the part {part!r}, but {folder} is missing.")
-    check_inside(folder, path)
+    for place in (folder, *folder.iterdir()):
+        check_inside(place, path)
     return folder
-
-
-def _config(folder: Path, name: str, kind: str) -> dict[str, Any]:
-    check_inside(folder / name, folder)
-    return read_object(folder / name, kind)
 
 
 def read_directory(directory: str | os.PathLike, variant: str | None = None) -> DiffusersDirectory:
@@ -169,16 +165,16 @@ def read_directory(directory: str | os.PathLike, variant: str | None = None) -> 
                 "save it): copy it from where the model came from."
             )
         check_inside(tokenizer, path)
-    schedule_file = "scheduler_config.json", "the config of a scheduler"
-    config_file = "config.json", "the config of a model"
+    scheduler_kind, config_kind = "the config of a scheduler", "the config of a model"
     found = DiffusersDirectory(
         path=path,
         pipeline=pipeline,
-        unet_config=_config(unet, *config_file),
+        unet_config=read_object(unet / "config.json", config_kind),
         unet=find_weights(unet, UNET_WEIGHTS, variant),
-        scheduler=_config(scheduler, *schedule_file),
-        low_res_scheduler=noising and _config(noising, *schedule_file),
-        text_encoder_config=encoder and _config(encoder, *config_file),
+        scheduler=read_object(scheduler / "scheduler_config.json", scheduler_kind),
+        low_res_scheduler=noising
+        and read_object(noising / "scheduler_config.json", scheduler_kind),
+        text_encoder_config=encoder and read_object(encoder / "config.json", config_kind),
         text_encoder=encoder and find_weights(encoder, TEXT_ENCODER_WEIGHTS, variant),
         tokenizer=tokenizer,
     )

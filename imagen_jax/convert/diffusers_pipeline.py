@@ -3,8 +3,6 @@
 What its files leave open is as diffusers' pipelines have it.
 """
 
-from pathlib import Path
-
 import jax
 import numpy as np
 
@@ -125,9 +123,9 @@ def _files(weights: Weights) -> TensorFiles:
     return TensorFiles(weights.directory, weights.name, weights.variant)
 
 
-def unet_files(directory: DiffusersDirectory) -> list[Path]:
-    """The files of the U-Net's parameters."""
-    return _files(directory.unet).paths
+def unet_files(directory: DiffusersDirectory) -> list[str]:
+    """The names of the files of the U-Net's parameters."""
+    return _files(directory.unet).files()
 
 
 def read_unet(

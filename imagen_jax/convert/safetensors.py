@@ -253,6 +253,10 @@ class TensorFiles(Mapping):
         check_inside(path, self.directory)
         return TensorFile(path)
 
+    def files(self) -> list[str]:
+        """The names of the files that hold the tensors."""
+        return sorted(self._open)
+
     def __getitem__(self, tensor: str) -> np.ndarray:
         return self.read(tensor)
 
@@ -264,11 +268,6 @@ class TensorFiles(Mapping):
 
     def __len__(self) -> int:
         return len(self._where)
-
-    @property
-    def paths(self) -> list[Path]:
-        """The files, by name."""
-        return [self.directory / file for file in sorted(self._open)]
 
     def shape(self, tensor: str) -> tuple[int, ...]:
         return self._open[self._where[tensor]].shape(tensor)
