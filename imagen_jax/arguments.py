@@ -136,7 +136,8 @@ def base_size(cascade: Cascade, aspect_ratio: AspectRatio | None) -> tuple[int, 
         return None
     try:
         parts = aspect_ratio.split(":") if isinstance(aspect_ratio, str) else aspect_ratio
-        width, height = (parts, 1) if is_number(parts) else parts
+        parts = (parts,) if is_number(parts) else parts
+        width, height = (*parts, 1) if len(parts) == 1 else parts
         ratio = float(width) / float(height)
     except (TypeError, ValueError, ZeroDivisionError):
         ratio = 0.0
