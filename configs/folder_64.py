@@ -8,6 +8,12 @@ paper's base U-Net (arXiv 2205.11487, F.1) at a quarter of its width, 157M param
 encoder: one GPU with 40 GB, computing in bfloat16. Captions are read as bytes by an encoder trained
 along, so any language works; a set with few captions is learned by heart. Expect recognisable
 pictures after some tens of passes over the set. Not run to its end here.
+
+Webdataset shards, as img2dataset writes them, in place of the folder, without small or badly
+described pictures:
+
+        --config.data.source=tar --config.data.path='shards/{00000..00099}.tar' \
+        --config.data.filters='{"min_size": 64, "scores": {"similarity": [0.3, 1]}}'
 """
 
 from ml_collections import ConfigDict

@@ -8,8 +8,8 @@
 
 Differs from the paper's in size (the width), in the batch (256: at 2048 the schedule would take
 eight times as long), and in the text encoder: T5 v1.1 large (google/t5-v1_1-large), because XXL
-would take more of the chips than the network. Hardware: 8 v5e chips, or 8 GPUs of 24 GB. Not run
-here.
+would take more of the chips than the network. The parameters are split over all 8 chips. Hardware:
+8 v5e chips, or 8 GPUs of 24 GB. Not run here.
 """
 
 from ml_collections import ConfigDict
@@ -28,6 +28,7 @@ def smaller(config: ConfigDict, widths: list[int]) -> ConfigDict:
     for level, channels in zip(config.stage.network.levels, widths, strict=True):
         level["channels"] = channels
     config.batch_size = 256
+    config.mesh = {"data": 1, "fsdp": None, "tensor": 1}
     config.stage.text_width = 1024
     config.text.tokenizer = f"{T5_LARGE}/spiece.model"
     config.text.init_from = T5_LARGE

@@ -2,7 +2,7 @@
 
 import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from math import gcd, lcm, sqrt
 from pathlib import Path
 from typing import NamedTuple
@@ -13,10 +13,13 @@ from PIL import Image, ImageOps
 from imagen_jax import models
 from imagen_jax.cascade import Cascade
 from imagen_jax.picture_files import decode, to_rgb
+from imagen_jax.sampling_settings import is_number
 from imagen_jax.stage import Stage
 
 LARGEST_SEED = 2**32 - 1
 MAX_PIXELS = 2**26  # of a picture from outside
+WIDEST = 8  # a picture's longer side, at most, for each pixel of the shorter
+AspectRatio = str | float | int | tuple[float | int, ...]
 Picture = Image.Image | np.ndarray | str | os.PathLike
 
 
@@ -55,6 +58,10 @@ def read_subjects(
     negative_prompt: str | None,
 ) -> Subjects:
     """Prompts and labels as lists, as far as the model's stages read any."""
+    if negative_prompt is not None and not isinstance(negative_prompt, str):
+        raise ValueError(
+            f"negative_prompt is one string for all pictures, not {negative_prompt!r}."
+        )
     kinds = {stage.conditioning for stage in cascade.stages}
     if "text" in kinds:
         if prompt is None:
@@ -71,7 +78,8 @@ def read_subjects(
             raise ValueError(f"{name!r} paints classes: give label=.")
     elif label is not None:
         raise ValueError(f"{name!r} knows no classes, but label={label!r} was given.")
-    prompts = None if prompt is None else _prompts(prompt)
+    knows_empty = cascade.encoder is not None and cascade.encoder.null == "empty"
+    prompts = None if prompt is None else _prompts(prompt, knows_empty)
     labels = None if label is None else _labels(cascade, label)
     if prompts and labels and len(prompts) != len(labels):
         raise ValueError(f"{len(prompts)} prompts but {len(labels)} labels.")
@@ -82,14 +90,16 @@ def read_subjects(
     return Subjects(prompts, labels, negative_prompt)
 
 
-def _prompts(prompt: str | Sequence[str]) -> list[str]:
+def _prompts(prompt: str | Sequence[str], may_be_empty: bool) -> list[str]:
+    if not isinstance(prompt, str | Iterable):
+        raise ValueError(f"A prompt must be a string, or a list of strings: {prompt!r}.")
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     if not prompts:
         raise ValueError("The list of prompts is empty.")
     for entry in prompts:
         if not isinstance(entry, str):
             raise ValueError(f"A prompt must be a string: {entry!r}.")
-        if not entry.strip():
+        if not entry.strip() and not may_be_empty:
             raise ValueError(f"The prompt is empty: {entry!r}. Say what to paint.")
     return prompts
 
@@ -117,9 +127,7 @@ def last_stage(cascade: Cascade, name: str, size: int | None) -> int:
     return cascade.sizes.index(size)
 
 
-def base_size(
-    cascade: Cascade, aspect_ratio: str | tuple[float | int, ...] | None
-) -> tuple[int, int] | None:
+def base_size(cascade: Cascade, aspect_ratio: AspectRatio | None) -> tuple[int, int] | None:
     """(height, width) of the base stage for an aspect ratio, width to height; None for a square.
 
     About as many pixels as the square has; sides that every network of the cascade can halve.
@@ -128,14 +136,15 @@ def base_size(
         return None
     try:
         parts = aspect_ratio.split(":") if isinstance(aspect_ratio, str) else aspect_ratio
-        width, height = (float(part) for part in parts)
-        ratio = width / height
+        parts = (parts,) if is_number(parts) else parts
+        width, height = (*parts, 1) if len(parts) == 1 else parts
+        ratio = float(width) / float(height)
     except (TypeError, ValueError, ZeroDivisionError):
         ratio = 0.0
-    if not 1 / 8 <= ratio <= 8:
+    if not 1 / WIDEST <= ratio <= WIDEST:
         raise ValueError(
-            f'aspect_ratio is {aspect_ratio!r}; it must be width to height, such as "16:9", '
-            "between 1:8 and 8:1."
+            f'aspect_ratio is {aspect_ratio!r}; it must be width to height, such as "16:9" or 1.5, '
+            f"between 1:{WIDEST} and {WIDEST}:1."
         )
     side, step = cascade.stages[0].resolution, _common_divisor(cascade.stages)
     return _nearest(side / sqrt(ratio), step), _nearest(side * sqrt(ratio), step)
@@ -145,7 +154,15 @@ def upscaled_from(cascade: Cascade, positions: range, size: tuple[int, int]) -> 
     """(height, width) to shrink a picture of `size`, (width, height), to, for these stages.
 
     The shorter side is the first stage's low resolution; both are what all networks can halve.
+
+    Raises:
+        ValueError: the picture is too long.
     """
+    if max(size) > WIDEST * min(size):
+        raise ValueError(
+            f"The picture is {size[0]}x{size[1]}; what is enlarged must be between 1:{WIDEST} and "
+            f"{WIDEST}:1."
+        )
     stages = [cascade.stages[position] for position in positions]
     step, scale = _common_divisor(stages), stages[0].low_resolution / min(size)
     width, height = size

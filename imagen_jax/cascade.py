@@ -47,6 +47,8 @@ class Cascade:
         if len({*names, TEXT_ENCODER}) != len(names) + 1:
             raise ValueError(f"Stage names must differ, also from {TEXT_ENCODER!r}: {names}.")
         for before, after in zip(self.stages, self.stages[1:], strict=False):
+            if after.low_resolution is None:
+                raise ValueError(f"Stage {after.name!r} starts from noise; put it first.")
             if after.low_resolution != before.resolution:
                 raise ValueError(
                     f"Stage {after.name!r} takes pictures of {after.low_resolution} pixels, but "
@@ -74,6 +76,8 @@ def stage_index(cascade: Cascade, name: str | None) -> int:
     names = [stage.name for stage in cascade.stages]
     if len(names) == 1:
         return 0
+    if name is None:
+        raise ValueError(f"The model has the stages {', '.join(names)}: `stage` must say which.")
     if name not in names:
         raise ValueError(f"There is no stage {name!r} in the model, only {', '.join(names)}.")
     return names.index(name)

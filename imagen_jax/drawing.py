@@ -27,7 +27,7 @@ from imagen_jax.grid import to_pil, to_uint8
 from imagen_jax.model_directory import Parts
 from imagen_jax.pictures import SETTINGS_KEY, Pictures
 from imagen_jax.progress_bar import ProgressBar
-from imagen_jax.sampling_settings import SamplingSettings, with_overrides
+from imagen_jax.sampling_settings import SamplingSettings, Spacing, with_overrides
 from imagen_jax.stage_sampling import plan_steps
 from imagen_jax.typing import Params, TextEmbeddings
 
@@ -41,6 +41,7 @@ class Options:
     guidance: float | Sequence[float | None] | None = None
     steps: int | Sequence[int | None] | None = None
     sampler: str | Sequence[str | None] | None = None
+    spacing: Spacing | Sequence[Spacing | None] | None = None
     seed: int | None = None
     negative_prompt: str | None = None
     label: int | Sequence[int] | None = None
@@ -127,6 +128,12 @@ def draw(
     finally:
         if bar is not None:
             bar.close()
+    spoilt = int(np.sum(~np.isfinite(images).all(axis=(1, 2, 3))))
+    if spoilt:
+        raise ValueError(
+            f"{spoilt} of {len(images)} pictures of {name!r} are no finite numbers: parameters, or "
+            "an adapter's, are not finite or too large."
+        )
     common = {
         "version": __version__,
         "size": cascade.stages[work.positions[-1]].resolution,
@@ -170,6 +177,7 @@ def choose_settings(cascade: Cascade, options: Options) -> tuple[SamplingSetting
         guidance=options.guidance,
         steps=options.steps,
         sampler=options.sampler,
+        spacing=options.spacing,
         aug_level=options.aug_level,
     )
 

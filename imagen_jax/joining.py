@@ -35,10 +35,12 @@ def join_pipelines(pipelines: Sequence[Pipeline]) -> Pipeline:
         else:
             check_same_encoder(reading, pipeline)
     encoder = None if reading is None else reading.cascade.encoder
+    fingerprints = [pipeline.fingerprint for pipeline in pipelines]
     return Pipeline(
         Cascade(tuple(stages), tuple(sampling), encoder),
         Parts(readers, marks),
         name="+".join(pipeline.name for pipeline in pipelines),
+        fingerprint=None if None in fingerprints else "+".join(fingerprints),
         notes={pipeline.name: pipeline.notes for pipeline in pipelines if pipeline.notes},
     )
 

@@ -69,8 +69,14 @@ def load_model(
     dtypes = ("float32", "bfloat16")
     if dtype not in dtypes:
         raise ValueError(f"dtype is {dtype!r}; it can be {' or '.join(map(repr, dtypes))}.")
+    single = isinstance(source, str | os.PathLike)
+    sources = [source] if single else source
+    if not isinstance(sources, Sequence) or not all(
+        isinstance(entry, str | os.PathLike) for entry in sources
+    ):
+        raise ValueError(f"load_model takes a name, a directory or a list of them, not {source!r}.")
     options = {"dtype": dtype, "mesh": mesh, "variant": variant, "revision": revision}
-    if isinstance(source, str | os.PathLike):
+    if single:
         pipeline = load_one(source, **options)
     else:
         pipelines = []
@@ -170,7 +176,10 @@ def on_mesh(params: Params, mesh: jax.sharding.Mesh | None) -> Params:
 def is_diffusers(directory: Path) -> bool:
     """Whether it is neither ours nor a training run's, and has what IF's directories have."""
     ours = (directory / MODEL_FILE).is_file() or (directory / "checkpoints").is_dir()
-    original = (directory / "config.yml").is_file()
+    pickles = any(any(directory.glob(name)) for name in diffusers_directory.PICKLES)
+    original = (directory / "config.yml").is_file() or (
+        pickles and not any(directory.glob("*.safetensors"))
+    )
     return not ours and (original or (directory / diffusers_directory.INDEX).is_file())
 
 
@@ -202,7 +211,10 @@ def load_diffusers(
         marks[TEXT_ENCODER] = partial(
             diffusers_pipeline.read_encoder_marks, found, encoder, ENCODER_MARKS
         )
-    return Pipeline(cascade, Parts(readers, marks), name=name)
+    # Not of the text encoder: of several models in a row, only one need have it.
+    files = diffusers_pipeline.unet_files(found)
+    digest = encoder_files.fingerprint(found.unet.directory, files)
+    return Pipeline(cascade, Parts(readers, marks), name=name, fingerprint=f"{digest}-{dtype}")
 
 
 def load_workdir(
@@ -316,8 +328,9 @@ def read_run(directory: Path) -> tuple[int, Params, dict[str, Any]]:
     place = directory / "checkpoints"
     if not any(path.name.isdigit() for path in place.glob("*")):
         raise ValueError(
-            f"{directory} is neither a model directory (no {MODEL_FILE}) nor the workdir of a "
-            "training run (no checkpoint in checkpoints/)."
+            f"{directory} is neither a model directory (no {MODEL_FILE}) nor DeepFloyd IF in "
+            f"diffusers' layout (no {diffusers_directory.INDEX}) nor the workdir of a training run "
+            "(no checkpoint in checkpoints/)."
         )
     # Imported here: Orbax is slow to import, and nothing but a workdir needs it.
     from imagen_jax.training.checkpoint import Checkpoints

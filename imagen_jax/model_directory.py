@@ -16,6 +16,7 @@ import numpy as np
 from imagen_jax import cascade as cascade_room
 from imagen_jax import text as text_room
 from imagen_jax.cascade import TEXT_ENCODER, Cascade
+from imagen_jax.convert.json_file import parse_object, read_object
 from imagen_jax.convert.layout import Tensors
 from imagen_jax.convert.reading import ShardingOf, read_layout
 from imagen_jax.convert.safetensors import TensorFiles, flatten, save_params
@@ -130,6 +131,7 @@ def write_model(
             "notes": dict(notes or {}),
         }
         content = json.dumps(values, indent=1, ensure_ascii=False)
+        parse_object(content.encode("utf-8"))  # what cannot be read again is not written
         (workplace / MODEL_FILE).write_text(content + "\n", encoding="utf-8")
         _move_in(workplace, directory, names)
     finally:
@@ -158,11 +160,8 @@ def read_model(directory: str | os.PathLike) -> tuple[Cascade, dict[str, Any]]:
     path = Path(directory) / MODEL_FILE
     if not path.is_file():
         raise FileNotFoundError(f"{directory} is no model directory: it has no {MODEL_FILE}.")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}.") from None
-    if not isinstance(values, dict) or "format" not in values or "stages" not in values:
+    values = read_object(path, "the description of a model")
+    if "format" not in values or "stages" not in values:
         raise ValueError(f"{path} does not describe a model: it needs 'format' and 'stages'.")
     if values["format"] != FORMAT:
         raise ValueError(

@@ -2,7 +2,9 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
+from difflib import get_close_matches
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from PIL import Image
 from imagen_jax import model_directory
 from imagen_jax.adapters import adapted_params
 from imagen_jax.arguments import (
+    AspectRatio,
     Picture,
     base_size,
     last_stage,
@@ -26,8 +29,25 @@ from imagen_jax.cascade import Callback, Cascade
 from imagen_jax.diffusion.editing import Edit
 from imagen_jax.drawing import Options, Work, draw
 from imagen_jax.pictures import Pictures
-from imagen_jax.sampling_settings import SamplingSettings, by_stage, settings_from_dict
+from imagen_jax.sampling_settings import (
+    SamplingSettings,
+    Spacing,
+    by_stage,
+    is_number,
+    settings_from_dict,
+)
 from imagen_jax.stage_sampling import stage_size
+
+
+def _options(method: str, given: Mapping[str, Any]) -> Options:
+    """Raises TypeError, as Python does, for what is no option; it names the nearest."""
+    known = [field.name for field in fields(Options)]
+    for name in given:
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known)}."
+            raise TypeError(f"{method}() has no option {name!r}; {hint}")
+    return Options(**given)
 
 
 class Pipeline:
@@ -73,6 +93,7 @@ class Pipeline:
         guidance: float | Sequence[float | None] | None = None,
         steps: int | Sequence[int | None] | None = None,
         sampler: str | Sequence[str | None] | None = None,
+        spacing: Spacing | Sequence[Spacing | None] | None = None,
         seed: int | None = None,
         negative_prompt: str | None = None,
         label: int | Sequence[int] | None = None,
@@ -83,7 +104,7 @@ class Pipeline:
         aug_level: float | Sequence[float | None] | None = None,
         settings: Sequence[SamplingSettings] | None = None,
         first_index: int = 0,
-        aspect_ratio: str | tuple[float | int, ...] | None = None,
+        aspect_ratio: AspectRatio | None = None,
         low_memory: bool = False,
     ) -> Pictures:
         """Pictures of a prompt, `num_images` of each when there are several.
@@ -95,6 +116,8 @@ class Pipeline:
             guidance: weight of the text, 1 is none: of the base stage, or one a stage.
             steps: of the sampler in every stage, or one number a stage.
             sampler: ddpm, ddim, dpmpp_2m or heun in every stage, or one a stage.
+            spacing: of the sampler's times in every stage, or one a stage (`SamplingSettings`); a
+                list, such as DeepFloyd IF's "fast27", says the number of steps too.
             seed: of the noise; equal seeds give equal pictures. A new one when None; the settings
                 of the pictures tell which.
             negative_prompt: what guidance leads away from, instead of from no text at all.
@@ -108,8 +131,8 @@ class Pipeline:
             settings: one `SamplingSettings` a stage, instead of the model's own.
             first_index: index of the first picture. Picture i has noise of its own from seed and
                 index, whatever else is drawn with it.
-            aspect_ratio: width to height, such as "16:9", with about as many pixels as the square
-                of `size`; the nearest that the networks can make.
+            aspect_ratio: width to height, such as "16:9" or 1.5, with about as many pixels as the
+                square of `size`; the nearest that the networks can make.
             low_memory: lets each stage's parameters go before the next one's are read.
 
         Raises:
@@ -120,6 +143,7 @@ class Pipeline:
             guidance=guidance,
             steps=steps,
             sampler=sampler,
+            spacing=spacing,
             seed=seed,
             negative_prompt=negative_prompt,
             label=label,
@@ -132,18 +156,10 @@ class Pipeline:
             first_index=first_index,
             low_memory=low_memory,
         )
-        first = self.cascade.stages[0]
-        if first.low_resolution is not None:
-            raise ValueError(
-                f"The model begins with stage {first.name!r}, which enlarges pictures of "
-                f"{first.low_resolution} pixels; load it together with the stage that makes those: "
-                "load_model([base, this one])."
-            )
-        last = last_stage(self.cascade, self.name, size)
-        drawn = base_size(self.cascade, aspect_ratio)
+        positions, drawn = self._positions(size), base_size(self.cascade, aspect_ratio)
         if drawn is not None:
-            stage_size(first, None, drawn)
-        work = Work(range(last + 1), size=drawn, notes={"aspect_ratio": aspect_ratio})
+            stage_size(self.cascade.stages[0], None, drawn)
+        work = Work(positions, size=drawn, notes={"aspect_ratio": aspect_ratio})
         return self._draw(prompt, num_images, options, work)
 
     def edit(
@@ -168,14 +184,15 @@ class Pipeline:
         Raises:
             ValueError: as `generate_images`; no picture; a strength that leaves no step to run.
         """
-        picture, positions = read_picture(image), self._positions(size)
+        how, positions = _options("edit", options), self._positions(size)
+        picture = read_picture(image)
         strengths = by_stage("strength", strength, len(self.cascade.stages), first_only=True)
         edits = [
             None if share is None else Edit(self._pixels(picture, i), strength=share)
             for i, share in enumerate(strengths)
         ]
         work = Work(positions, edits=edits, notes={"edit": {"strength": strengths}})
-        return self._draw(prompt, num_images, Options(**options), work)
+        return self._draw(prompt, num_images, how, work)
 
     def inpaint(
         self,
@@ -202,9 +219,11 @@ class Pipeline:
             options: as of `generate_images`.
 
         Raises:
-            ValueError: as `generate_images`; mask and picture of different sizes.
+            ValueError: as `generate_images`; mask and picture of different sizes, a mask that keeps
+                everything.
         """
-        picture, positions = read_picture(image), self._positions(size)
+        how, positions = _options("inpaint", options), self._positions(size)
+        picture = read_picture(image)
         flat = read_mask(mask, picture.size)
         edits = [
             Edit(
@@ -217,9 +236,14 @@ class Pipeline:
             )
             for i, stage in enumerate(self.cascade.stages)
         ]
+        if not any(edit.mask.any() for edit in edits):
+            raise ValueError(
+                "The mask keeps everything of the centred square: what is to be drawn anew must be "
+                "white in it (255, or True)."
+            )
         notes = {"strength": strength, "resamplings": resamplings, "jump_length": jump_length}
         work = Work(positions, edits=edits, notes={"inpaint": {**notes, "known": known}})
-        return self._draw(prompt, num_images, Options(**options), work)
+        return self._draw(prompt, num_images, how, work)
 
     def upscale(
         self,
@@ -236,20 +260,28 @@ class Pipeline:
         the picture's shorter side reaches.
 
         Args:
-            image: PIL, a file's path, or uint8 [height, width, 3].
+            image: PIL, a file's path, or uint8 [height, width, 3]; no longer than 1:8 or 8:1.
+            prompt: what it shows; None for a model without text, or to which no text is an empty
+                prompt (DeepFloyd IF).
             size: of the shorter side of the result, a resolution of a stage. The largest when None.
             options: as of `generate_images`.
 
         Raises:
             ValueError: as `generate_images`; the model has no stage that enlarges.
         """
-        picture, stages = read_picture(image), self.cascade.stages
+        how, stages, encoder = (
+            _options("upscale", options),
+            self.cascade.stages,
+            self.cascade.encoder,
+        )
         last = last_stage(self.cascade, self.name, size)
         low = [i for i in range(last + 1) if stages[i].low_resolution is not None]
         if not low:
-            raise ValueError(
-                f"{self.name!r} has no stage up to size {size} that enlarges pictures."
-            )
+            up_to = "" if size is None else f" up to size {size}"
+            raise ValueError(f"{self.name!r} has no stage{up_to} that enlarges pictures.")
+        if prompt is None and encoder is not None and encoder.null == "empty":
+            prompt = ""
+        picture = read_picture(image)
         reached = [i for i in low if stages[i].low_resolution <= min(picture.size)]
         first = reached[-1] if reached else low[0]
         drawn = upscaled_from(self.cascade, range(first, last + 1), picture.size)
@@ -258,9 +290,17 @@ class Pipeline:
             low_res=to_pixels(picture, drawn),
             notes={"upscale": {"from": list(drawn), "stage": stages[first].name}},
         )
-        return self._draw(prompt, num_images, Options(**options), work)
+        return self._draw(prompt, num_images, how, work)
 
     def _positions(self, size: int | None) -> range:
+        """The stages up to a size, of a model that begins with noise."""
+        first = self.cascade.stages[0]
+        if first.low_resolution is not None:
+            raise ValueError(
+                f"The model begins with stage {first.name!r}, which enlarges pictures of "
+                f"{first.low_resolution} pixels: call upscale(...), or load it together with the "
+                "stage that makes those: load_model([base, this one])."
+            )
         return range(last_stage(self.cascade, self.name, size) + 1)
 
     def _pixels(self, picture: Image.Image, position: int) -> np.ndarray:
@@ -322,13 +362,15 @@ class Pipeline:
         Several add up. `stage`: where the file's own word, or its fit, does not tell.
 
         Raises:
-            ValueError: the adapter does not fit; the message lists what.
+            ValueError: the adapter does not fit; the message lists what. Nothing has changed then.
         """
+        if not is_number(scale) or not isfinite(scale):
+            raise ValueError(f"scale must be a finite number: {scale!r}.")
         name, params = adapted_params(path, self.cascade, self.params, scale, stage)
+        digest = model_directory.fingerprint([Path(path)])
         if self._without_lora is None:
             self._without_lora = self.params, self.fingerprint
         self.params = params
-        digest = model_directory.fingerprint([Path(path)])
         self.fingerprint = f"{self.fingerprint or self.name}+{scale:g}*{digest}@{name}"
 
     def unload_lora(self) -> None:

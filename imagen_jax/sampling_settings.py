@@ -24,6 +24,8 @@ from imagen_jax.diffusion.time_steps import (
     step_grid,
 )
 
+Spacing = str | tuple[int, ...]
+
 
 @dataclass(frozen=True)
 class SamplingSettings:
@@ -40,7 +42,7 @@ class SamplingSettings:
 
     sampler: str = "ddpm"
     steps: int = 256
-    spacing: str | tuple[int, ...] = "time"
+    spacing: Spacing = "time"
     steps_offset: int = 0
     lambda_min: float | None = None
     guidance: float = 1.0
@@ -60,7 +62,8 @@ class SamplingSettings:
             ("spacing", (*SPACINGS, *STEP_SPACINGS, *STEP_LISTS)),
             ("threshold", THRESHOLDS),
         ]
-        if not isinstance(self.spacing, str):
+        if isinstance(self.spacing, list | tuple):
+            object.__setattr__(self, "spacing", tuple(self.spacing))
             choices.pop(1)
         for name, known in choices:
             if getattr(self, name) not in known:
@@ -72,14 +75,17 @@ class SamplingSettings:
             raise ValueError(f"steps must be a whole number from 1 to {MAX_STEPS}: {self.steps!r}.")
         if not (is_number(self.guidance) and isfinite(self.guidance)):
             raise ValueError(f"guidance must be a finite number (1 is none): {self.guidance!r}.")
-        if len(self.guidance_interval) != 2:
-            raise ValueError(f"guidance_interval must be two times: {self.guidance_interval!r}.")
-        units = (*self.guidance_interval, self.guidance_rescale, self.gamma, self.eta)
-        if not all(is_number(value) and 0 <= value <= 1 for value in (*units, self.aug_level)):
+        if len(self.guidance_interval) != 2 or not all(map(_is_share, self.guidance_interval)):
             raise ValueError(
-                "guidance_interval, guidance_rescale, gamma, eta and aug_level lie in [0, 1]: "
-                f"{self}."
+                f"guidance_interval must be two times in [0, 1]: {self.guidance_interval!r}."
             )
+        for name in ("guidance_rescale", "gamma", "eta", "aug_level"):
+            value = getattr(self, name)
+            if not _is_share(value):
+                hint = ""
+                if name == "aug_level" and is_number(value) and 1 < value < 1000:
+                    hint = f"; diffusers' noise_level {value:g} is {(value + 1) / 1000:g} here"
+                raise ValueError(f"{name} is {value!r}; it lies in [0, 1]{hint}.")
         if not 0 < self.percentile <= 100:
             raise ValueError(f"percentile must be in (0, 100]: {self.percentile!r}.")
         if self.cap is not None and not self.cap >= 1:
@@ -107,6 +113,10 @@ class SamplingSettings:
 
 def is_number(value: Any) -> bool:
     return isinstance(value, int | float | np.number) and not isinstance(value, bool)
+
+
+def _is_share(value: Any) -> bool:
+    return is_number(value) and 0 <= value <= 1
 
 
 def settings_from_dict(values: Mapping[str, Any]) -> SamplingSettings:
@@ -142,21 +152,37 @@ def with_overrides(
     guidance: float | Sequence[float | None] | None = None,
     steps: int | Sequence[int | None] | None = None,
     sampler: str | Sequence[str | None] | None = None,
+    spacing: Spacing | Sequence[Spacing | None] | None = None,
     threshold: str | Sequence[str | None] | None = None,
     aug_level: float | Sequence[float | None] | None = None,
 ) -> tuple[SamplingSettings, ...]:
     """The settings of every stage after a caller's wishes.
 
     A sequence has one entry a stage, None where the stage keeps its own. A single value is for
-    every stage; a single `guidance` for the first one, where the text decides.
+    every stage; a single `guidance` for the first one, where the text decides. A spacing that is a
+    list of time steps says how many there are, unless `steps` does.
     """
-    chosen = list(settings)
-    wishes = {"steps": steps, "sampler": sampler, "threshold": threshold, "aug_level": aug_level}
-    for name, wish in {"guidance": guidance, **wishes}.items():
-        values = by_stage(name, wish, len(chosen), first_only=name == "guidance")
-        for index, value in enumerate(values):
-            if value is not None:
-                chosen[index] = replace(chosen[index], **{name: value})
+    wishes = {
+        "guidance": guidance,
+        "steps": steps,
+        "sampler": sampler,
+        "spacing": spacing,
+        "threshold": threshold,
+        "aug_level": aug_level,
+    }
+    columns = {
+        name: by_stage(name, wish, len(settings), first_only=name == "guidance")
+        for name, wish in wishes.items()
+    }
+    chosen = []
+    for index, own in enumerate(settings):
+        changes = {
+            name: column[index] for name, column in columns.items() if column[index] is not None
+        }
+        if isinstance(changes.get("spacing"), str | list | tuple):
+            listed = fixed_steps(changes["spacing"])
+            changes = changes if listed is None else {"steps": len(listed), **changes}
+        chosen.append(replace(own, **changes))
     return tuple(chosen)
 
 

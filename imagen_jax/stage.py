@@ -69,6 +69,12 @@ class Stage:
             self._check_crop(step)
         if self.conditioning == "text" and not self.text_width:
             raise ValueError(f"stage {self.name!r}: conditioning 'text' needs text_width")
+        pooling_heads = getattr(network, "pooling_heads", None)
+        if self.conditioning == "text" and pooling_heads and self.text_width % pooling_heads:
+            raise ValueError(
+                f"stage {self.name!r}: text_width {self.text_width} does not split into "
+                f"network.pooling_heads {pooling_heads}"
+            )
         if getattr(network, "draft", False) and self.conditioning != "text":
             raise ValueError(
                 f"stage {self.name!r}: network.draft guesses from text, but conditioning is "

@@ -103,6 +103,21 @@ def to_huggingface(options: argparse.Namespace) -> None:
     save_huggingface(options.out, config, params, dtype=options.dtype, variant=options.variant)
 
 
+def write_text_encoder(options: argparse.Namespace, dtype: str) -> None:
+    """The text encoder of a whole model, in our form."""
+    from imagen_jax import load_model
+    from imagen_jax.cascade import TEXT_ENCODER
+    from imagen_jax.encoder_files import write_encoder
+    from imagen_jax.text import copy_tokenizer
+
+    pipeline = load_model(options.model, variant=options.variant)
+    encoder = pipeline.cascade.encoder
+    if encoder is None:
+        raise ValueError(f"{options.model} holds no text encoder")
+    write_encoder(options.out, encoder.config, pipeline.params[TEXT_ENCODER], dtype=dtype)
+    copy_tokenizer(encoder.tokenizer, options.out)
+
+
 def to_imagen_jax(options: argparse.Namespace) -> None:
     from imagen_jax.encoder_files import is_encoder, read_encoder, write_encoder
     from imagen_jax.feature_files import is_feature_network
@@ -113,9 +128,14 @@ def to_imagen_jax(options: argparse.Namespace) -> None:
     dtype = options.dtype or "bfloat16"
     if options.part == "unet":
         raise ValueError("--part unet is for --to diffusers")
+    if options.stage is not None:
+        raise ValueError("--stage is for --to diffusers; imagen_jax gets all stages")
     if is_encoder(options.model):
         config, params = read_encoder(options.model, None, variant=options.variant)
         write_encoder(options.out, config, params, dtype=dtype, tokenizer_from=options.model)
+        return
+    if options.part == "text_encoder":
+        write_text_encoder(options, dtype)
         return
     from imagen_jax import load_model
     from imagen_jax.model_directory import write_model

@@ -50,7 +50,8 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--dtype", default="float32", help="of the parameters: float32 (default) or bfloat16")
     add("--variant", help="of DeepFloyd IF's weights, such as fp16")
-    add("--images", type=Path, metavar="DIR", help="measure these pictures instead of a model's")
+    add("--images", type=Path, metavar="DIR", help="measure these pictures instead of a model's: "
+        "named after the prompts' ids, else in the order of their names")  # fmt: skip
     add(
         "--truth", type=Path, metavar="DIR", help="true pictures, of the same names, for psnr, ssim"
     )
@@ -214,15 +215,13 @@ def run(options: argparse.Namespace) -> None:
     """Measures every point and writes the report; of a share of the work, pictures and features."""
     from imagen_jax.drawing import spread
     from imagen_jax.evaluation import results, runner, sweep
-    from imagen_jax.evaluation.picture_folder import list_pictures
 
     job, grid = read_job(options), sweep.make_points(options.guidance, options.aug_level)
-    files = None if options.images is None else list_pictures(options.images)
     subjects = []
-    if files is None or (job.true_files is None and set(job.metrics) & set(runner.QUALITY)):
+    if job.files is None or (job.true_files is None and set(job.metrics) & set(runner.QUALITY)):
         pipeline, settings, size = load_pipeline(options)
         batch_size, _ = spread(options.batch_size, pipeline.mesh)
-        job = replace(job, batch_size=batch_size, size=job.size if files is not None else size)
+        job = replace(job, batch_size=batch_size, size=size if job.files is None else job.size)
         chosen = [sweep.settings_at(settings, point) for point in grid]
         model = describe_model(pipeline, options)
         subjects = [make_subject(pipeline, model, entry, size, options) for entry in chosen]
@@ -233,8 +232,8 @@ def run(options: argparse.Namespace) -> None:
     for row, point in enumerate(grid):
         directory = options.out if len(grid) == 1 else options.out / "points" / point.name
         subject = subjects[row] if subjects else None
-        kept = results.picture_settings(job, subject) if files is None else None
-        done.append(runner.evaluate(job, subject, directory, files=files, settings=kept))
+        kept = results.picture_settings(job, subject) if job.files is None else None
+        done.append(runner.evaluate(job, subject, directory, settings=kept))
         results.write_point(done[-1], directory)
     if options.share is not None:
         print(f"Share {options.share} is done; the figures are for a run without --share.")

@@ -120,8 +120,8 @@ def read_job(options: argparse.Namespace) -> Any:
     check_count("num_images", options.num_images)
     check_seed(options.seed)
     share = share_of(options.share)
-    true_files = read_pairs(options)
     prompts, emoji, emoji_names = read_prompts(options)
+    files, true_files = read_files(options, prompts)
     wanted = {"retrieval", *(() if true_files else runner.QUALITY)} & set(metrics)
     if emoji is None and wanted:
         raise ValueError(
@@ -141,6 +141,7 @@ def read_job(options: argparse.Namespace) -> Any:
         options.num_images,
         emoji,
         emoji_names,
+        files,
         true_files,
         extractors,
         measures.prepare_truth(metrics, extractors, reference, texts),
@@ -150,18 +151,20 @@ def read_job(options: argparse.Namespace) -> Any:
     )
 
 
-def read_pairs(options: argparse.Namespace) -> tuple[Path, ...] | None:
-    """The true pictures of --images, if there are any; an empty folder is found here."""
-    from imagen_jax.evaluation.picture_folder import list_pictures, matching_pictures
+def read_files(options: argparse.Namespace, prompts: Any) -> tuple[Any, Any]:
+    """(--images in the order of the prompts, --truth in the same order), None where not given."""
+    from imagen_jax.evaluation.picture_folder import list_pictures, matching_pictures, order_by_ids
 
     if options.images is None:
         if options.truth is not None:
             raise ValueError("--truth is for --images, which are not given.")
-        return None
+        return None, None
     files = list_pictures(options.images)
+    if prompts is not None:
+        files = order_by_ids(files, prompts.ids)
     if options.truth is None:
-        return None
-    return tuple(matching_pictures(options.truth, files, options.images))
+        return tuple(files), None
+    return tuple(files), tuple(matching_pictures(options.truth, files, options.images))
 
 
 def read_prompts(options: argparse.Namespace) -> tuple[Any, Any, Any]:

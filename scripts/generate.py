@@ -40,6 +40,7 @@ def parser() -> argparse.ArgumentParser:
     add("--guidance", type=numbers(float), help="weight of the text; W, or W,W,... by stage")
     add("--steps", type=numbers(int), help="of the sampler; N, or N,N,... by stage")
     add("--sampler", type=names, help="ddpm, ddim, dpmpp_2m or heun; or S,S,... by stage")
+    add("--spacing", type=names, help="of the steps, such as fast27 for IF; or S,S,... by stage")
     add("--seed", type=int, help="of the noise (default: a new one, which is printed)")
     add("--negative_prompt", help="what to lead away from")
     add("--label", type=int, nargs="+", help="classes, for a model of classes instead of prompts")
@@ -138,6 +139,7 @@ def paint(options: argparse.Namespace) -> tuple[Any, Any]:
         "guidance": options.guidance,
         "steps": options.steps,
         "sampler": options.sampler,
+        "spacing": options.spacing,
         "seed": options.seed,
         "negative_prompt": options.negative_prompt,
         "label": options.label,
@@ -179,8 +181,8 @@ def paint_again(options: argparse.Namespace, settings: dict[str, Any]) -> tuple[
         pipeline.load_lora(options.lora, options.lora_scale)
     if settings.get("fingerprint") != pipeline.fingerprint:
         print(
-            f"Warning: {options.from_png} was made by other weights of {pipeline.name!r}; "
-            "the picture will differ.",
+            f"Warning: {options.from_png} was made by other weights of {pipeline.name!r}, or in "
+            "another dtype; the picture will differ.",
             file=sys.stderr,
         )
     return pipeline, pipeline.generate_again(settings, progress=not options.quiet)

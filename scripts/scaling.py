@@ -22,10 +22,12 @@ def written(document: str, plans: list[dict]) -> str:
     """The document with its tables, each between <!-- NAME --> and <!-- end -->, made anew."""
     tables = {"compiled": compiled_table, "runs": runs_table, "growth": growth_table}
     for name, make in tables.items():
-        block = re.compile(rf"(<!-- {name} -->\n).*?(\n<!-- end -->)", re.DOTALL)
+        block = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
         if len(block.findall(document)) != 1:
             raise ValueError(f"{DOCUMENT} must have one <!-- {name} --> ... <!-- end -->")
-        document = block.sub(lambda found, text=make(plans): found[1] + text + found[2], document)
+        document = block.sub(
+            lambda found, text=make(plans): found[1] + text + "\n" + found[2], document
+        )
     return document
 
 

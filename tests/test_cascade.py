@@ -255,5 +255,10 @@ def test_a_callers_wishes_go_to_their_stages():
     base, sr = with_overrides(own, guidance=(None, 4.0), steps=[7])
     assert (base.guidance, base.steps) == (3.0, 7)
     assert (sr.guidance, sr.steps) == (4.0, 3)
+    base, sr = with_overrides(own, spacing=["fast27", (999, 500, 0)])
+    assert (base.spacing, base.steps) == ("fast27", 27)
+    assert (sr.spacing, sr.steps) == ((999, 500, 0), 3)
+    assert [entry.steps for entry in with_overrides(own, spacing="leading")] == [4, 3]
+    assert with_overrides((base,), spacing="leading", steps=9)[0].steps == 9
     with pytest.raises(ValueError, match="3 entries; the model has 2"):
         with_overrides(own, steps=(1, 2, 3))

@@ -92,10 +92,23 @@ def test_one_part_alone(model, tmp_path):
     expected = load_model(model).params[TEXT_ENCODER]
     jax.tree.map(np.testing.assert_array_equal, words, expected)
     convert("--model", tmp_path / "t5", "--to", "imagen_jax", "--out", tmp_path / "ours")
-    _, halved = read_encoder(tmp_path / "ours", dtype=None)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_array_equal(a, np.asarray(b, a.dtype)), halved, expected
+    convert(
+        "--model",
+        model,
+        "--to",
+        "imagen_jax",
+        "--part",
+        "text_encoder",
+        "--out",
+        tmp_path / "alone",
     )
+    written = {path.name for path in (tmp_path / "alone").iterdir()}
+    assert written == {"text_encoder.json", "text_encoder.safetensors", "spiece.model"}
+    for place in ("ours", "alone"):
+        _, halved = read_encoder(tmp_path / place, dtype=None)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_array_equal(a, np.asarray(b, a.dtype)), halved, expected
+        )
 
 
 def test_a_mistake_is_one_line(model, tmp_path):
@@ -103,9 +116,13 @@ def test_a_mistake_is_one_line(model, tmp_path):
     out = ("--out", tmp_path / "out")
     for arguments, said in (
         (("--model", tmp_path / "none", "--to", "diffusers"), "none"),
-        (("--model", tmp_path / "tiny", "--to", "diffusers"), "no stage None"),
+        (
+            ("--model", tmp_path / "tiny", "--to", "diffusers"),
+            "has the stages base, sr: `stage` must",
+        ),
         (("--model", tmp_path / "tiny", "--stage", "sr", "--to", "diffusers"), "'efficient_unet'"),
         (("--model", model, "--part", "unet", "--to", "imagen_jax"), "--part unet is for"),
+        (("--model", model, "--stage", "mine", "--to", "imagen_jax"), "--stage is for"),
     ):
         done = script("convert.py", *arguments, *out)
         assert done.returncode == 1

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 from PIL import Image
-from tiny_deepfloyd import components, diffusers, save, text_components
+from tiny_deepfloyd import SR_UNET, components, diffusers, save, text_components
 
 from imagen_jax import encoder_files, loading, text
 from imagen_jax.cascade import TEXT_ENCODER
@@ -131,12 +131,30 @@ def test_bfloat16_stays_so_in_memory(places):
         load_model(places / "I", dtype="float16")
 
 
-def test_a_name_is_looked_up_on_the_hub(places, monkeypatch):
-    asked = []
+def test_a_fingerprint_tells_weights_and_dtypes_apart(places, tmp_path):
+    sources = {
+        "same": (copy(places, "I", tmp_path / "same"), "float32"),
+        "bf16": (places / "I", "bfloat16"),
+        "other": (copy(places, "I", tmp_path / "other"), "float32"),
+        "II": (places / "II_alone", "float32"),
+    }
+    weights = tmp_path / "other" / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"!")
+    found = {name: load_model(path, dtype=d).fingerprint for name, (path, d) in sources.items()}
+    assert load_model(places / "I").fingerprint == found["same"]
+    assert len(set(found.values())) == 4
+    joined = load_model([places / "I", places / "II_alone"])
+    assert joined.fingerprint == f"{found['same']}+{found['II']}"
+
+
+def test_a_name_is_looked_up_on_the_hub(places, monkeypatch, tmp_path):
+    asked, place = [], copy(places, "I", tmp_path / "m")
+    weights = place / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.rename(weights.with_suffix(".fp16.safetensors"))
 
     def resolve(name, **options):
         asked.append((name, options))
-        return places / "I"
+        return place
 
     monkeypatch.setattr(loading, "resolve", resolve)
     model = load_model("DeepFloyd/IF-I-M-v1.0", variant="fp16", revision="main")
@@ -178,6 +196,10 @@ def test_stages_of_different_text_encoders_are_refused(places, tmp_path):
         ({"clip_sample_range": 2.0, "thresholding": False}, "clip_sample_range is 2.0"),
         ({"dynamic_thresholding_ratio": 95}, "dynamic_thresholding_ratio is 95"),
         ({"num_train_timesteps": 0}, "num_train_timesteps is 0"),
+        ({"num_train_timesteps": 10**12}, "supported is an integer from 1 to 100000"),
+        ({"steps_offset": 10**30}, "steps_offset is 1000"),
+        ({"beta_end": 10**400}, "beta_end is 1000"),
+        ({**SOLVER, "lambda_min_clipped": -(10**400)}, "lambda_min_clipped is -1000"),
         ({"prediction_type": "flow"}, "prediction_type is 'flow'"),
         ({"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr is True"),
         ({"sample_max_value": 0.5}, "sample_max_value is 0.5"),
@@ -220,6 +242,16 @@ def test_unsupported_values_of_other_parts_are_named(places, tmp_path):
     change(place / "unet" / "config.json", sample_size=30)
     with pytest.raises(ValueError, match="sample_size is 30"):
         load_model(place)
+    for field, value in {
+        "sample_size": 2**31,
+        "layers_per_block": 10**9,
+        "block_out_channels": [2**40, 2**40],
+        "attention_head_dim": 2**70,
+    }.items():
+        change(place / "unet" / "config.json", **{**SR_UNET, field: value})
+        with pytest.raises(ValueError, match=rf"{field} is .*integer"):
+            load_model(place)
+    change(place / "unet" / "config.json", **SR_UNET)
     change(place / "unet" / "config.json", sample_size=None)
     with pytest.raises(ValueError, match="sample_size is None"):
         load_model(place)

@@ -135,6 +135,15 @@ def test_a_long_prompt_is_cut_with_a_warning(model):
         ({"seed": 2**32}, "seed"),
         ({"label": 3}, "knows no classes"),
         ({"first_index": -1}, "first_index"),
+        ({"every": -1}, "every must be a whole number, at least 1: -1"),
+        ({"spacing": "fast"}, "spacing 'fast'; choose one of"),
+        ({"spacing": "fast27"}, "counts time steps, and Cosine has none"),
+        ({"spacing": "fast27", "steps": 9}, "steps is 9, but spacing 'fast27' has 27 steps"),
+        (
+            {"aug_level": 250.0},
+            r"is 250.0; it lies in \[0, 1\]; diffusers' noise_level 250 is 0.251",
+        ),
+        ({"aug_level": -1.0}, r"aug_level is -1.0; it lies in \[0, 1\]\.$"),
         ({"settings": [BASE_SETTINGS]}, "1 entries; the model has 2"),
     ],
 )
@@ -156,7 +165,12 @@ def test_an_unknown_model_lists_the_known_ones(tmp_path, monkeypatch, directory)
     with pytest.raises(ValueError, match=r"Unknown model 'emojy'.*shipped: tiny\)"):
         load_model("emojy")
     assert load_model("tiny").name == "tiny"
-    with pytest.raises(ValueError, match=r"neither a model directory .* nor the workdir"):
+    with pytest.raises(
+        ValueError, match=r"neither a model .* \(no model_index.json\) nor the work"
+    ):
+        load_model(tmp_path)
+    (tmp_path / "IF-I-XL.ckpt").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"has pickles alone \(IF-I-XL.ckpt\)"):
         load_model(tmp_path)
     with pytest.raises(ValueError, match="empty list"):
         load_model([])
@@ -172,7 +186,10 @@ def test_damaged_model_directories_are_refused(directory, tmp_path):
 
     place = copy("json")
     (place / MODEL_FILE).write_text("{")
-    with pytest.raises(ValueError, match="not valid JSON"):
+    with pytest.raises(ValueError, match="not the description of a model: it is not JSON"):
+        load_model(place)
+    (place / MODEL_FILE).write_text("[" * 10**5)
+    with pytest.raises(ValueError, match="nested too deeply"):
         load_model(place)
 
     place = copy("newer")
@@ -200,6 +217,13 @@ def test_damaged_model_directories_are_refused(directory, tmp_path):
     (place / "base.safetensors").write_bytes((place / "sr.safetensors").read_bytes())
     with pytest.raises(ValueError, match=r"does not fit the model.*unused"):
         draw(load_model(place), "a cat", 1)
+
+
+def test_pictures_that_are_no_numbers_are_an_error():
+    model = tiny_pipeline()
+    model.params["base"]["conv_in"]["bias"][0] = np.nan
+    with pytest.raises(ValueError, match="2 of 2 pictures of 'tiny' are no finite numbers"):
+        draw(model, "a cat", 2, size=4)
 
 
 def test_saving_and_loading_go_round(model, directory, tmp_path):

@@ -43,7 +43,9 @@ def test_a_picture_has_the_shape_asked_for(pipeline):
     square = pipeline.generate_images("no 1", 1, aspect_ratio=(1, 1), **QUIET)
     plain = pipeline.generate_images("no 1", 1, **QUIET)
     np.testing.assert_array_equal(pixels(square), pixels(plain))
-    for bad in ("wide", "0:1", (1, 2, 3), "100:1"):
+    for same in ("2:1", 2.0, "2.0"):
+        assert arguments.base_size(CASCADE, same) == (2, 6)
+    for bad in ("wide", "0:1", (1, 2, 3), "100:1", 9.0):
         with pytest.raises(ValueError, match="must be width to height"):
             pipeline.generate_images("no 1", 1, aspect_ratio=bad, **QUIET)
 
@@ -76,6 +78,8 @@ def test_inpainting_keeps_what_is_black_in_the_mask(pipeline, picture, options):
     assert difference[:, 4:].max() > 8
     with pytest.raises(ValueError, match="mask is 3x3, the picture 8x8"):
         pipeline.inpaint(picture, np.zeros((3, 3)), "no 1", **QUIET)
+    with pytest.raises(ValueError, match=r"keeps everything.* \(255, or True\)"):
+        pipeline.inpaint(picture, mask.astype(np.uint8), "no 1", **QUIET)
 
 
 def test_upscaling_begins_where_the_picture_fits(pipeline, picture, rng):
@@ -89,6 +93,8 @@ def test_upscaling_begins_where_the_picture_fits(pipeline, picture, rng):
     assert np.abs(pixels(noised) - pixels(other)).max() <= 1  # nothing of the picture is left
     with pytest.raises(ValueError, match="no stage up to size 4 that enlarges"):
         pipeline.upscale(picture, "no 1", size=4, **QUIET)
+    with pytest.raises(ValueError, match="picture is 40x4; what is enlarged must be between 1:8"):
+        pipeline.upscale(Image.new("RGB", (40, 4)), "no 1", **QUIET)
     with pytest.raises(ValueError, match=r"made by upscale\(...\) of another picture"):
         pipeline.generate_again(made[0].info["imagen_jax"])
 
@@ -98,6 +104,52 @@ def test_a_cascade_without_a_base_enlarges(picture):
     params = random_params(CASCADE)
     made = Pipeline(alone, params, name="sr").upscale(picture, "no 1", **QUIET)
     assert made[0].size == (8, 8)
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "message"),
+    [
+        (
+            "edit",
+            {"guidance_scale": 2.0},
+            r"edit\(\) has no option 'guidance_scale'; did .*'guidance'",
+        ),
+        (
+            "inpaint",
+            {"aspect_ratio": "2:1"},
+            r"inpaint\(\) has no option 'aspect_ratio'; it has gui",
+        ),
+        ("upscale", {"stepz": 2}, r"upscale\(\) has no option 'stepz'; did you mean 'steps'"),
+    ],
+)
+def test_an_unknown_option_is_named_before_anything_is_read(pipeline, method, options, message):
+    mask = {"mask": "none.png"} if method == "inpaint" else {}
+    with pytest.raises(TypeError, match=message):
+        getattr(pipeline, method)("none.png", prompt="no 1", **mask, **options)
+
+
+def test_what_a_single_stage_cannot_do_is_refused_before_anything_is_read():
+    (base, sr), settings = CASCADE.stages, CASCADE.sampling
+    alone = Pipeline(Cascade((sr,), settings[1:], CASCADE.encoder), {}, name="II")
+    for refused in (alone.edit, alone.generate_images):
+        with pytest.raises(ValueError, match=r"enlarges pictures of 4 pixels: call upscale\("):
+            refused("none.png", "no 1" if refused == alone.edit else 1)
+    first = Pipeline(Cascade((base,), settings[:1], CASCADE.encoder), {}, name="I")
+    with pytest.raises(ValueError, match="'I' has no stage that enlarges"):
+        first.upscale("none.png")
+    with pytest.raises(ValueError, match="Stage 'base' starts from noise; put it first"):
+        Cascade((sr, base), settings[::-1])
+
+
+def test_no_text_is_an_empty_prompt_where_the_model_knows_it(picture):
+    encoder = replace(CASCADE.encoder, null="empty")
+    knows = Pipeline(replace(CASCADE, encoder=encoder), random_params(CASCADE), name="knows")
+    wishes = {**QUIET, "steps": 1}
+    made, empty = (knows.upscale(picture, prompt, **wishes) for prompt in (None, ""))
+    np.testing.assert_array_equal(pixels(made), pixels(empty))
+    assert np.abs(pixels(knows.upscale(picture, "no 1", **wishes)) - pixels(made)).max() > 0
+    with pytest.raises(ValueError, match="give one"):
+        tiny_pipeline().upscale(picture, **wishes)
 
 
 def test_low_memory_lets_each_part_go_before_the_next_is_read():
@@ -181,7 +233,7 @@ def test_a_draft_fixes_the_shape():
 
 def test_a_mask_that_keeps_everything_is_refused(pipeline, picture):
     ones = np.ones((picture.height, picture.width), np.uint8)
-    with pytest.raises(ValueError, match="The mask keeps everything; white .255, or True."):
+    with pytest.raises(ValueError, match="The mask keeps everything"):
         pipeline.inpaint(picture, ones, "a cat", progress=False)
 
 

@@ -176,3 +176,12 @@ def test_a_stage_without_conditions_has_no_parameters_for_them():
     more = {"/".join(str(k.key) for k in path) for path, _ in jax.tree.leaves_with_path(with_text)}
     assert names < more
     assert not any("text" in name for name in names)
+
+
+def test_a_crop_fits_the_network_and_the_enlargement():
+    cropped = replace(SR, crop=4)
+    assert (SR.training_side, cropped.training_side) == (SR.resolution, 4)
+    for side in (0, 3, 2 * SR.resolution):
+        with pytest.raises(ValueError, match=f"crop {side} must be at most {SR.resolution}"):
+            replace(SR, crop=side)
+    assert Stage.from_dict(cropped.to_dict()) == cropped

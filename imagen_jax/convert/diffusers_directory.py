@@ -125,6 +125,8 @@ def _folder(path: Path, index: Mapping[str, Any], part: str, *, optional: bool) 
         if optional and not folder.exists():
             return None
         raise FileNotFoundError(f"{path / INDEX} names the part {part!r}, but {folder} is missing.")
+    for place in (folder, *folder.iterdir()):
+        check_inside(place, path)
     return folder
 
 
@@ -138,7 +140,8 @@ def read_directory(
         encoder_weights: whether to look for the text encoder's; its config is read all the same.
 
     Raises:
-        FileNotFoundError: the folder, or a part that model_index.json names, is missing.
+        FileNotFoundError: the folder, or a part that model_index.json names, is missing; no part
+            has the variant.
         ValueError: a file is damaged, the pipeline is none of IF's, or the weights are pickles.
     """
     path = Path(directory)
@@ -169,7 +172,7 @@ def read_directory(
             )
         check_inside(tokenizer, path)
     scheduler_kind, config_kind = "the config of a scheduler", "the config of a model"
-    return DiffusersDirectory(
+    found = DiffusersDirectory(
         path=path,
         pipeline=pipeline,
         unet_config=read_object(unet / "config.json", config_kind),
@@ -183,3 +186,10 @@ def read_directory(
         else None,
         tokenizer=tokenizer,
     )
+    parts = [part for part in (found.unet, found.text_encoder) if part is not None]
+    if variant is not None and all(part.variant != variant for part in parts):
+        raise FileNotFoundError(
+            f"{path} has no weights of the variant {variant!r}; {unet} has "
+            f"{', '.join(sorted(file.name for file in unet.glob('*.safetensors')))}."
+        )
+    return found

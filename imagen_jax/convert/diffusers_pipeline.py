@@ -30,6 +30,7 @@ from imagen_jax.text import SentencePieceTokenizer, TextEncoder, check_vocabular
 from imagen_jax.typing import Params
 
 TEXT_LENGTH = 77
+MAX_SIDE = 2**13  # of a picture
 ENLARGEMENT = 4  # of stages II and III; no file says it
 NOISE_STEP = 250  # noise on the low-resolution input, in time steps
 # Stage I, and those that enlarge.
@@ -50,7 +51,7 @@ def stage_from_diffusers(
     """
     network = config_from_diffusers(directory.unet_config, dtype=dtype)
     unet = Fields("The diffusers U-Net", {"sample_size": None, **directory.unet_config})
-    resolution, enlarging = unet.count("sample_size"), bool(network.low_res_channels)
+    resolution, enlarging = unet.count("sample_size", MAX_SIDE), bool(network.low_res_channels)
     if enlarging != directory.super_resolution:
         raise ValueError(
             f"{directory.path} is an {directory.pipeline}, but its U-Net's class_embed_type is "
@@ -120,6 +121,11 @@ def cascade_from_diffusers(directory: DiffusersDirectory, dtype: str = "float32"
 
 def _files(weights: Weights) -> TensorFiles:
     return TensorFiles(weights.directory, weights.name, weights.variant)
+
+
+def unet_files(directory: DiffusersDirectory) -> list[str]:
+    """The names of the files of the U-Net's parameters."""
+    return _files(directory.unet).files()
 
 
 def read_unet(

@@ -1,6 +1,7 @@
 """A scheduler's file in diffusers' layout: its schedule, and how pictures are drawn with it."""
 
 import math
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +10,7 @@ from imagen_jax.diffusion.schedules import BETAS, DiscreteBeta
 
 DDPM, SOLVER = "DDPMScheduler", "DPMSolverMultistepScheduler"
 
+MAX_STEPS = 100_000  # that a network is trained on
 # What a field that scheduler_config.json leaves out stands for.
 _COMMON = {
     "num_train_timesteps": 1000,
@@ -96,7 +98,7 @@ def schedule_of(fields: Fields) -> DiscreteBeta:
     start, end = fields.positive("beta_start"), fields.positive("beta_end")
     if not start <= end < 1:
         fields.refuse("beta_end", "a number from beta_start to below 1")
-    return DiscreteBeta(kind, start, end, fields.count("num_train_timesteps"))
+    return DiscreteBeta(kind, start, end, fields.count("num_train_timesteps", MAX_STEPS))
 
 
 def _threshold(name: str, fields: Fields) -> dict[str, Any]:
@@ -124,7 +126,8 @@ def _solver(fields: Fields) -> dict[str, Any]:
         fields.refuse("solver_order", "2")
     fields.choice("variance_type", {None: None, "learned_range": None})
     lowest = fields.values["lambda_min_clipped"]
-    if isinstance(lowest, bool) or not isinstance(lowest, int | float):
+    number = isinstance(lowest, int | float) and not isinstance(lowest, bool)
+    if not number or not (lowest == -math.inf or abs(lowest) <= sys.float_info.max):
         fields.refuse("lambda_min_clipped", "a number")
     if lowest != -math.inf and fields.values["timestep_spacing"] == "trailing":
         fields.refuse("timestep_spacing", "leading or linspace, with lambda_min_clipped")

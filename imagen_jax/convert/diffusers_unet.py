@@ -74,6 +74,7 @@ IRRELEVANT = {
 ACTIVATIONS = {"silu": "swish", "swish": "swish", "gelu": "gelu"}
 TEXT_NORMS = {"group_norm": "group", None: None}
 TEXT_NORM_GROUPS = 32
+MAX_LAYERS = 64  # of a level
 # A level's type of block on the way down: whether it has attention, and the type on the way up.
 BLOCKS = {
     "ResnetDownsampleBlock2D": (False, "ResnetUpsampleBlock2D"),
@@ -104,7 +105,7 @@ def _fields(values: Mapping[str, Any]) -> Fields:
 def _levels(fields: Fields) -> tuple[UNetLevel, ...]:
     channels = fields.counts("block_out_channels")
     count = len(channels)
-    num_blocks = fields.counts("layers_per_block", count)
+    num_blocks = fields.counts("layers_per_block", count, MAX_LAYERS)
     only_cross = fields.flags("only_cross_attention", count)
     down = fields.names("down_block_types", count)
     if not set(down) <= set(BLOCKS):

@@ -1,13 +1,17 @@
 """Fields of another project's config, read one by one; what is not supported is named."""
 
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+# Far above every model: what is larger is none, and would exhaust the memory.
+MAX_SIZE = 2**24
+MAX_LENGTH = 64  # of a list, which has one entry a level
 
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+def _is_count(value: Any, most: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= most
 
 
 @dataclass(frozen=True)
@@ -21,7 +25,8 @@ class Fields:
 
     def refuse(self, field: str, supported: str) -> NoReturn:
         value = self.values[field]
-        raise ValueError(f"{self.owner}'s {field} is {value!r}; supported is {supported}.")
+        shown = repr(value) if len(repr(value)) <= 80 else repr(value)[:77] + "..."
+        raise ValueError(f"{self.owner}'s {field} is {shown}; supported is {supported}.")
 
     def choice(self, field: str, choices: Mapping[str | None, Any]) -> Any:
         """What a name (or null) stands for."""
@@ -38,25 +43,26 @@ class Fields:
     def positive(self, field: str) -> float:
         value = self.values[field]
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not (math.isfinite(value) and value > 0):
+        if not number or not 0 < value <= sys.float_info.max:
             self.refuse(field, "a positive number")
         return float(value)
 
-    def count(self, field: str) -> int:
+    def count(self, field: str, most: int = MAX_SIZE) -> int:
         """A positive integer, or a list that repeats one."""
         value = self.values[field]
         items = value if isinstance(value, list | tuple) and value else [value]
-        if not all(_is_count(item) and item == items[0] for item in items):
-            self.refuse(field, "a positive integer, the same throughout")
+        if not all(_is_count(item, most) and item == items[0] for item in items):
+            self.refuse(field, f"an integer from 1 to {most}, the same throughout")
         return items[0]
 
-    def counts(self, field: str, length: int | None = None) -> list[int]:
+    def counts(self, field: str, length: int | None = None, most: int = MAX_SIZE) -> list[int]:
         """A list of positive integers; with a known length, a single one stands for all."""
         value = self.values[field]
-        items = [value] * length if length and _is_count(value) else value
+        items = [value] * length if length and _is_count(value, most) else value
         fits = isinstance(items, list | tuple) and len(items) == (length or len(items)) > 0
-        if not fits or not all(map(_is_count, items)):
-            self.refuse(field, f"a list of {length or 'some'} positive integers")
+        if not fits or len(items) > MAX_LENGTH or not all(_is_count(item, most) for item in items):
+            several = length or f"1 to {MAX_LENGTH}"
+            self.refuse(field, f"a list of {several} integers from 1 to {most}")
         return list(items)
 
     def flags(self, field: str, length: int) -> list[bool]:

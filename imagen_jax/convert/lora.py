@@ -102,7 +102,9 @@ class LoraFile:
                 odd.append(name)
                 continue
             module = name.removesuffix(suffix).removeprefix(PREFIX)
-            self.modules.setdefault(module, {})[FACTORS[suffix]] = name
+            other = self.modules.setdefault(module, {}).setdefault(FACTORS[suffix], name)
+            if other != name:
+                raise ValueError(f"{self.path} has the same factor twice: {other} and {name}.")
         odd += [f"{name} without its other half" for name, m in self.modules.items() if len(m) < 2]
         if odd or not self.modules:
             raise ValueError(
@@ -122,8 +124,11 @@ class LoraFile:
         alpha, pattern = settings.get("lora_alpha"), settings.get("alpha_pattern") or {}
         numbers = [1.0 if alpha is None else alpha]
         numbers += pattern.values() if isinstance(pattern, dict) else [None]
-        if not all(isinstance(number, int | float) for number in numbers):
-            raise ValueError(f"{self.path}: in its {METADATA_KEY}, an alpha is no number.")
+        largest = float(np.finfo(np.float32).max)
+        if not all(isinstance(x, int | float) and abs(x) <= largest for x in numbers):
+            raise ValueError(
+                f"{self.path}: in its {METADATA_KEY}, an alpha is no number of float32."
+            )
         return settings | {"alpha_pattern": pattern}
 
     def shapes(self, module: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -132,12 +137,20 @@ class LoraFile:
         return self._file.shape(parts[DOWN]), self._file.shape(parts[UP])
 
     def read(self, module: str) -> dict[str, np.ndarray]:
-        """down [in, rank] and up [rank, out] in float32; `up` has the adapter's scale in it."""
+        """down [in, rank] and up [rank, out] in float32; `up` has the adapter's scale in it.
+
+        Raises:
+            ValueError: they are not finite numbers.
+        """
         parts = {
             part: np.asarray(self._file.read(name), np.float32).T
             for part, name in self.modules[module].items()
         }
-        return {DOWN: parts[DOWN], UP: parts[UP] * np.float32(self.scale(module))}
+        parts[UP] = parts[UP] * np.float32(self.scale(module))
+        for part, factor in parts.items():
+            if not np.isfinite(factor).all():
+                raise ValueError(f"{self.path}: {self.modules[module][part]} is not finite.")
+        return parts
 
     def scale(self, module: str) -> float:
         """alpha / rank, as the file's settings have it; 1 where it has none."""
@@ -160,6 +173,8 @@ def misfits(file: LoraFile, stage: Stage, params: Params) -> list[str]:
             lines.append(f"{module} is no linear layer of the network")
         elif [len(shape) for shape in shapes] != [2, 2]:
             lines.append(f"{module} has tensors of {shapes[0]} and {shapes[1]}, no matrices")
+        elif shapes[0][0] == 0:
+            lines.append(f"{module} has rank 0")
         elif shapes[0][0] != shapes[1][1]:
             lines.append(f"{module} has rank {shapes[0][0]} in lora_A and {shapes[1][1]} in lora_B")
         elif (shapes[0][1], shapes[1][0]) != kernels[module][1]:

@@ -200,8 +200,8 @@ def check_inside(path: Path, directory: Path) -> None:
         root = snapshots.parent if snapshots.parent.name.startswith("models--") else root
     if not path.resolve().is_relative_to(root):
         raise ValueError(
-            f"{path} is a link to {path.resolve()}, outside the model's directory; put the file "
-            "itself there."
+            f"{path} is a link to {path.resolve()}, outside the model's directory; put what "
+            "it links to there."
         )
 
 

@@ -136,6 +136,17 @@ def _read_array_record_example(
     return _parse_record(record, fields, roles)
 
 
+@dataclasses.dataclass(frozen=True)
+class Format:
+    """How examples lie in shards whose names end in `suffix`. options: what else an index is of."""
+
+    suffix: str
+    scan: Callable[[Shard], Index]
+    options: tuple
+    read: Read
+    fields: Fields
+
+
 def read_tar(
     path: str | Path,
     split: str = "all",
@@ -159,18 +170,17 @@ def read_tar(
       label: the same of the class number.
       filters: see `Filters`; widths, heights and scores are those of the .json.
       measure: read the sizes of pictures whose .json does not have them, while the index is made.
-      index_dir: where the index is kept; None is `.imagen_jax_index` beside local shards.
+      index_dir: where the index is kept; None is `.imagen_jax_index` beside local shards that can
+        be written to, else a folder below ~/.cache.
 
     Raises:
       ValueError: there are no such shards, or no example is left.
     """
-    options = ("tar", text, label, measure)
     scan = functools.partial(tar_index.scan_tar, text=text, label=label, measure=measure)
+    options = ("tar", text, label, measure)
     fields = {"text": text, "label": label}
-    return _make(
-        path, ".tar", split, conditioning, fields, filters, index_dir, max_pixels,
-        scan, options, _read_tar_example,
-    )  # fmt: skip
+    form = Format(".tar", scan, options, _read_tar_example, fields)
+    return _make(path, form, split, conditioning, filters, index_dir, max_pixels)
 
 
 def read_tfrecord(
@@ -187,16 +197,21 @@ def read_tfrecord(
 ) -> ShardSource:
     """Uncompressed TFRecord files of tf.train.Example, by random access and without TensorFlow.
 
-    `image`, `text` and `label` name features: the bytes of a picture file, one caption or several,
-    a class number. measure: index the numbers in each record (width, height, scores), which reads
-    all of it once; filters but for none need it. Otherwise as `read_tar`.
+    Args:
+      image, text, label: names of features: the bytes of a picture file, one caption or several, a
+        class number.
+      filters: see `Filters`; width, height and scores are features, too.
+      measure: index these features also where there are no filters, as buckets need; it reads the
+        whole of each record, once.
+
+    The other arguments are those of `read_tar`; a folder stands for all files in it.
     """
     parse = measure or bool(filters)
     scan = functools.partial(records.scan_tfrecord, text=text, parse=parse)
-    return _make(
-        path, "", split, conditioning, {"image": image, "text": text, "label": label}, filters,
-        index_dir, max_pixels, scan, ("tfrecord", text, parse), _read_tfrecord_example,
-    )  # fmt: skip
+    options = ("tfrecord", text, parse)
+    fields = {"image": image, "text": text, "label": label}
+    form = Format("", scan, options, _read_tfrecord_example, fields)
+    return _make(path, form, split, conditioning, filters, index_dir, max_pixels)
 
 
 def read_array_record(
@@ -219,32 +234,27 @@ def read_array_record(
         raise ValueError(f"{path}: ArrayRecord is read from disks and mounted buckets alone")
     parse = measure or bool(filters)
     scan = functools.partial(records.scan_array_record, text=text, parse=parse)
-    return _make(
-        path, ".array_record", split, conditioning, {"image": image, "text": text, "label": label},
-        filters, index_dir, max_pixels, scan, ("array_record", text, parse),
-        _read_array_record_example,
-    )  # fmt: skip
+    options = ("array_record", text, parse)
+    fields = {"image": image, "text": text, "label": label}
+    form = Format(".array_record", scan, options, _read_array_record_example, fields)
+    return _make(path, form, split, conditioning, filters, index_dir, max_pixels)
 
 
 def _make(
     path: str | Path,
-    suffix: str,
+    form: Format,
     split: str,
     conditioning: str | None,
-    fields: Fields,
     filters: Mapping[str, Any] | None,
     index_dir: str | Path | None,
     max_pixels: int,
-    scan: Callable[[Shard], Index],
-    options: tuple,
-    read: Read,
 ) -> ShardSource:
     check_choice("split", split, SPLITS)
     check_choice("conditioning", conditioning, CONDITIONINGS)
     chosen = make_filters(filters)
-    shards = find_shards(str(path), suffix)
+    shards = find_shards(str(path), form.suffix)
     folder = Path(index_dir) if index_dir is not None else index_folder(local_folder(str(path)))
-    index, counts = read_index(shards, scan, options, folder)
+    index, counts = read_index(shards, form.scan, form.options, folder)
     kept = chosen.kept(index)
     if split != "all":
         heldout = np.fromiter((is_heldout(index.key(row)) for row in range(len(index))), bool)
@@ -254,4 +264,6 @@ def _make(
     if not len(rows):
         raise ValueError(f"{path}: none of {len(index)} examples passes its filters and split")
     starts = np.cumsum([0, *counts[:-1]])
-    return ShardSource(shards, index, starts, rows, read, fields, conditioning, max_pixels)
+    return ShardSource(
+        shards, index, starts, rows, form.read, form.fields, conditioning, max_pixels
+    )

@@ -9,7 +9,7 @@ import glob
 import itertools
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +40,15 @@ class Shard:
     def read(self, start: int, stop: int) -> bytes:
         """The bytes from `start` to `stop`; fewer where the file ends before."""
         if not is_remote(self.path):
-            with open(self.path, "rb", buffering=0) as file:
-                return os.pread(file.fileno(), stop - start, start)
+            return os.pread(_kept_open(self).fileno(), stop - start, start)
         files, path = _file_system(self.path)
         return files.cat_file(path, start, stop)
+
+
+@functools.lru_cache(maxsize=256)
+def _kept_open(shard: Shard) -> Any:
+    """The file of a local shard; one that is forgotten closes when its last reader is done."""
+    return open(shard.path, "rb", buffering=0)
 
 
 def is_remote(path: str) -> bool:
@@ -80,57 +85,56 @@ def find_shards(pattern: str, suffix: str) -> tuple[Shard, ...]:
     Raises:
       ValueError: there is no such file.
     """
-    shards = [shard for name in expand_braces(str(pattern)) for shard in _matches(name, suffix)]
+    matches = _remote_matches(pattern) if is_remote(pattern) else _local_matches
+    shards = []
+    for name in expand_braces(pattern):
+        if not (found := matches(name, suffix)):
+            raise ValueError(f"there is no file {name}" + f" that ends in {suffix}" * bool(suffix))
+        shards += sorted(found, key=lambda shard: shard.path)
     if len({shard.path for shard in shards}) < len(shards):
         raise ValueError(f"{pattern} names a file twice")
     return tuple(shards)
 
 
-def _matches(name: str, suffix: str) -> list[Shard]:
-    exists, is_folder, matches, describe = (
-        _remote_calls(name) if is_remote(name) else _local_calls()
-    )
-    if any(sign in name for sign in "*?["):
-        names = sorted(matches(name))
-    elif is_folder(name):
-        folder = glob.escape(name.rstrip("/"))
-        names = sorted(matches(f"{folder}/*{suffix}"))
-    else:
-        names = [name] if exists(name) else []
-    if not names:
-        raise ValueError(f"there is no file {name}" + f"/*{suffix}" * is_folder(name))
-    return [describe(name) for name in names]
+def _local_matches(name: str, suffix: str) -> list[Shard]:
+    names = [name]
+    if os.path.isdir(name):
+        names = glob.glob(f"{glob.escape(name.rstrip('/'))}/*{glob.escape(suffix)}")
+    elif not os.path.exists(name):
+        names = glob.glob(name)
+    stats = {name: os.stat(name) for name in names if os.path.isfile(name)}
+    return [Shard(name, found.st_size, str(found.st_mtime_ns)) for name, found in stats.items()]
 
 
-def _local_calls() -> tuple:
-    def describe(name: str) -> Shard:
-        found = os.stat(name)
-        return Shard(name, found.st_size, str(found.st_mtime_ns))
-
-    return os.path.isfile, os.path.isdir, glob.glob, describe
-
-
-def _remote_calls(url: str) -> tuple:
+def _remote_matches(url: str) -> Callable[[str, str], list[Shard]]:
+    """As `_local_matches`, for names like this URL; each folder is asked for once."""
     files, _ = _file_system(url)
     scheme = url.partition("://")[0]
 
-    def path(name: str) -> str:
-        return name.partition("://")[2]
+    def shard(info: dict[str, Any]) -> Shard:
+        stamp = repr([str(info[key]) for key in STAMPS if key in info])
+        return Shard(f"{scheme}://{info['name'].lstrip('/')}", int(info["size"]), stamp)
 
-    def matches(name: str) -> list[str]:
-        return [f"{scheme}://{found.lstrip('/')}" for found in files.glob(path(name))]
+    @functools.cache
+    def listed(folder: str) -> dict[str, Shard]:
+        try:
+            infos = files.ls(folder, detail=True)
+        except FileNotFoundError:
+            return {}
+        found = [shard(info) for info in infos if info["type"] == "file"]
+        return {entry.path: entry for entry in found}
 
-    def describe(name: str) -> Shard:
-        found = files.info(path(name))
-        stamp = repr([str(found[key]) for key in STAMPS if key in found])
-        return Shard(name, int(found["size"]), stamp)
+    def matches(name: str, suffix: str) -> list[Shard]:
+        path = name.partition("://")[2].rstrip("/")
+        if any(sign in path for sign in "*?["):
+            infos = files.glob(path, detail=True).values()
+            return [shard(info) for info in infos if info["type"] == "file"]
+        beside = listed(path.rpartition("/")[0])
+        if name in beside:
+            return [beside[name]]
+        return [entry for entry in listed(path).values() if entry.path.endswith(suffix)]
 
-    return (
-        lambda name: files.isfile(path(name)),
-        lambda name: files.isdir(path(name)),
-        matches,
-        describe,
-    )
+    return matches
 
 
 def expand_braces(pattern: str) -> list[str]:

@@ -57,8 +57,11 @@ class Edit:
     jump_length: int = 10
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.strength <= 1.0:
-            raise ValueError(f"strength must be above 0 and at most 1, got {self.strength}")
+        number = isinstance(self.strength, int | float | np.number)
+        if not number or not 0.0 < self.strength <= 1.0:
+            raise ValueError(
+                f"strength must be a number above 0 and at most 1, got {self.strength!r}"
+            )
         if self.known not in KNOWN:
             raise ValueError(f"unknown known {self.known!r}; choose one of {tuple(KNOWN)}")
         if min(self.resamplings, self.jump_length) < 1:

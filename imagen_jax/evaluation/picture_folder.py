@@ -51,6 +51,17 @@ def list_pictures(folder: str | Path) -> list[Path]:
     return [Path(folder) / name for name in source.files]
 
 
+def order_by_ids(files: Sequence[Path], ids: Sequence[str]) -> list[Path]:
+    """The files in the order of the prompts whose ids they are named after, leading zeros apart;
+    as they are where their names are not just these ids.
+    """
+    found = {file.stem.lstrip("0"): file for file in files}
+    names = [name.lstrip("0") for name in ids]
+    if len(found) != len(files) or set(found) != set(names):
+        return list(files)
+    return [found[name] for name in names]
+
+
 def matching_pictures(folder: str | Path, files: Sequence[Path], of: Path) -> list[Path]:
     """The pictures of `folder` that are named as `files` of folder `of` are, suffixes apart.
 

@@ -12,7 +12,7 @@ from imagen_jax.evaluation import report as report_room
 from imagen_jax.evaluation import sweep
 from imagen_jax.evaluation.html_report import make_page, notes_of, rows_of
 from imagen_jax.evaluation.picture_set import PictureSet
-from imagen_jax.evaluation.runner import Job, Result, Subject
+from imagen_jax.evaluation.runner import STRIP, Job, Result, Subject
 from imagen_jax.evaluation.sweep import Point
 
 SHEETS = {"pictures.png": "Pictures", "retrieval.png": "True and generated pictures"}
@@ -100,7 +100,8 @@ def write_results(
     """(the report, the files written): of one point, or of a sweep with its curve."""
     if len(points) == 1:
         report = {**results[0].values, **about}
-        shown = {SHEETS.get(n, n): sheet for n, sheet in results[0].sheets.items()}
+        sheets = results[0].sheets
+        shown = {SHEETS.get(name, name): sheets[name] for name in sheets if name != STRIP}
         page, paths = make_page(report, shown), []
     else:
         values = [result.values for result in results]
@@ -118,9 +119,9 @@ def write_results(
             sweep.plot(points, values, curve)
             paths.append(curve)
         sheets = {
-            f"Pictures, {point.name}": result.sheets["pictures.png"]
+            point.name: result.sheets[STRIP]
             for point, result in zip(points, results, strict=True)
-            if "pictures.png" in result.sheets
+            if STRIP in result.sheets
         }
         page = make_page(report, sheets, curve, rows)
     report_room.write_report(out / "report.json", report)

@@ -40,6 +40,7 @@ from imagen_jax.grid import image_grid
 from imagen_jax.sampling_settings import SamplingSettings
 from imagen_jax.typing import Params
 
+STRIP, STRIP_PICTURES = "strip.png", 8  # of each point, in the page of a sweep
 QUALITY = {"psnr": psnr, "ssim": ssim}
 METRICS = (*KINDS, "retrieval", *QUALITY, "pictures")  # "pictures": no figure, pictures alone
 
@@ -68,7 +69,8 @@ class Job:
 
     prompts: in their order, each `copies` times; None for pictures of unknown captions. emoji: the
     set of pictures that retrieval, psnr and ssim look at, and its names. size: of the pictures.
-    true_files: what psnr and ssim compare given pictures with, in their order.
+    files: given pictures, measured instead of generated ones, one a prompt in their order.
+    true_files: what psnr and ssim compare those with, in their order.
     """
 
     metrics: tuple[str, ...]
@@ -77,6 +79,7 @@ class Job:
     copies: int = 1
     emoji: PictureSet | None = None
     names: Prompts | None = None
+    files: tuple[Path, ...] | None = None
     true_files: tuple[Path, ...] | None = None
     extractors: tuple[Extractor, ...] = ()
     truth: Truth | None = None
@@ -133,8 +136,6 @@ def evaluate(
     job: Job,
     subject: Subject | None,
     directory: Path,
-    *,
-    files: Sequence[Path] | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> Result:
     """Everything that the metrics ask for, as one result; "seconds" among its values.
@@ -144,13 +145,11 @@ def evaluate(
     Args:
         subject: None where all pictures are given.
         directory: for pictures and features.
-        files: pictures that are measured instead of generated ones, one a prompt in their order.
         settings: what decides the generated pictures, kept beside them.
     """
     values, tables, sheets, seconds = {}, {}, {}, {}
-    given = files
+    files = job.files
     if any(name not in QUALITY for name in job.metrics):
-        made_here = files is None
         if files is None:
             begin = time.monotonic()
             open_directory(directory / "images", dict(settings or {}))
@@ -161,14 +160,14 @@ def evaluate(
             values["newly_generated"] = count
             seconds["generation"] = round(time.monotonic() - begin, 2)
         begin = time.monotonic()
-        result = measure_files(job, files, directory, made_here)
+        result = measure_files(job, files, directory)
         seconds["measurement"] = round(time.monotonic() - begin, 2)
         values, tables, sheets = values | result.values, result.tables, result.sheets
     quality = {name: QUALITY[name] for name in job.metrics if name in QUALITY}
     if quality and job.share == ALL:
         begin = time.monotonic()
         if job.true_files is not None:
-            result = evaluate_pairs(given, job.true_files, quality, job.size)
+            result = evaluate_pairs(job.files, job.true_files, quality, job.size)
         else:
             result = evaluate_super_resolution(subject, job.emoji, quality, job.batch_size)
         seconds["super_resolution" if job.true_files is None else "pairs"] = round(
@@ -178,17 +177,15 @@ def evaluate(
     return Result({**values, "seconds": seconds}, tables, sheets)
 
 
-def measure_files(
-    job: Job, files: Sequence[Path], directory: Path, made_here: bool = True
-) -> Result:
+def measure_files(job: Job, files: Sequence[Path], directory: Path) -> Result:
     """The figures of pictures in files, each with its departures from the metric's protocol.
 
     Raises ValueError where their number is not that of the prompts.
     """
     if job.prompts is not None and len(files) != len(job.texts):
         raise ValueError(
-            f"There are {len(files)} pictures for {len(job.texts)} prompts: give one each, in the "
-            "order of the sorted file names."
+            f"There are {len(files)} pictures for {len(job.texts)} prompts: give one each, named "
+            "after the prompts' ids, or in the order of the sorted names."
         )
     treatment = Treatment(job.size or common_size(files))
     features, rows = cached_features(
@@ -204,9 +201,9 @@ def measure_files(
         return Result({})
     if not rows:
         raise ValueError(f"None of {len(files)} pictures can be read, {files[0]} first.")
-    values = figures(job, features, rows, treatment, made_here)
+    values = figures(job, features, rows, treatment)
     files = [files[row] for row in rows]
-    sheets = {"pictures.png": _sheet(job, files, rows, treatment.size)}
+    sheets = _sheets(job, files, rows, treatment.size)
     if "retrieval" not in job.metrics:
         return Result(values, {}, sheets)
     found = evaluate_retrieval(job.emoji, select(job.names, rows), files, treatment.size)
@@ -218,7 +215,6 @@ def figures(
     features: Mapping[str, np.ndarray],
     rows: Sequence[int],
     treatment: Treatment,
-    made_here: bool,
 ) -> dict[str, Any]:
     """{metric: {network: {"value", ..., "off_protocol": [reasons]}}}, and {"pictures": ...}."""
     values: dict[str, Any] = {"pictures": treatment.to_dict()}
@@ -231,7 +227,7 @@ def figures(
         job.prompts,
         job.truth.reference,
         treatment.to_dict(),
-        made_here,
+        job.files is None,
         job.copies,
     )
     for metric in [name for name in job.metrics if name in KINDS]:
@@ -241,13 +237,18 @@ def figures(
     return values
 
 
-def _sheet(job: Job, files: Sequence[Path], rows: Sequence[int], size: int) -> Image.Image:
-    """The first pictures, as they were measured, with their prompts."""
+def _sheets(
+    job: Job, files: Sequence[Path], rows: Sequence[int], size: int
+) -> dict[str, Image.Image]:
+    """The first pictures, as they were measured, with their prompts; and a strip of a few."""
     shown = [read_picture(file, Treatment(size)) for file in files[:SHEET_PICTURES]]
     captions = None
     if job.prompts is not None:
         captions = [str(job.texts[row]) for row in rows[:SHEET_PICTURES]]
-    return image_grid(shown, captions, columns=8, min_cell=128)
+    return {
+        "pictures.png": image_grid(shown, captions, columns=STRIP_PICTURES, min_cell=128),
+        STRIP: image_grid(shown[:STRIP_PICTURES], columns=STRIP_PICTURES),
+    }
 
 
 def evaluate_retrieval(

@@ -173,8 +173,10 @@ def _draw(place: Any, points: Sequence[Point], values: Sequence[Any], axes: Axes
         across[front], up[front], "o", markersize=9, fillstyle="none", color="black",
         label="Pareto front",
     )  # fmt: skip
-    place.set_xlabel(f"{_label(axes.alignment)} (higher is better)")
-    place.set_ylabel(f"{_label(axes.distance)} (lower is better)")
+    place.set_xlabel(f"{_label(axes.alignment)} (higher is better)", fontsize=9)
+    place.set_ylabel(
+        f"{_label(axes.distance)}\n(lower is better)".replace(", ", "\n", 1), fontsize=9
+    )
     place.set_title("numbers at the points: guidance", fontsize=9)
     place.grid(alpha=0.3)
     place.legend(fontsize=8)

@@ -106,7 +106,8 @@ class DataConfig:
             raise ValueError(
                 f"source {STREAM!r} is a stream: it has captions of its own and no prior"
             )
-        own_captions = self.source != STREAM and self.prompt is None and self.prior is None
+        one_set = self.source not in (STREAM, MIXTURE) and self.prior is None
+        own_captions = one_set and self.prompt is None
         if self.embeddings is not None and not own_captions:
             raise ValueError(
                 "embeddings are for one set with random access and captions of its own"

@@ -102,6 +102,13 @@ class Instruction:
         return names
 
     @property
+    def branches(self) -> list[str]:
+        """The computations that a conditional chooses from."""
+        named = self.attribute("branch_computations") or ""
+        named += "".join(re.findall(r"(?:true|false)_computation=(%[\w.\-]+)", self.attributes))
+        return re.findall(r"%([\w.\-]+)", named)
+
+    @property
     def cycles(self) -> int:
         """The compiler's own estimate of the time, in cycles of the core; 0 where it gives none."""
         found = re.search(r'"estimated_cycles":"(\d+)"', self.attributes)
@@ -202,6 +209,10 @@ class Program:
             return self.loops
         return int(limits[0].operands[0])
 
+    def chosen(self, conditional: Instruction) -> str:
+        """The branch of most FLOPs, which is taken for the one that runs."""
+        return max(conditional.branches, key=self.total_flops)
+
     def flops(self, name: str, instruction: Instruction) -> float:
         """FLOPs of an instruction's convolutions and matrix products, in its computation `name`."""
         computation = self.computations[name]
@@ -209,6 +220,8 @@ class Program:
             return convolution_flops(instruction, *computation.operands(instruction))
         if instruction.operation == "dot":
             return dot_flops(instruction, *computation.operands(instruction))
+        if instruction.operation == "conditional":
+            return self.total_flops(self.chosen(instruction))
         times = self.trips(instruction) if instruction.operation == "while" else 1
         return float(times * sum(self.total_flops(called) for called in instruction.called))
 

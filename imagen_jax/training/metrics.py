@@ -13,32 +13,17 @@ import jax
 import numpy as np
 from PIL import Image
 
+from imagen_jax.training.chips import find_chip
 from imagen_jax.training.tensorboard import EventFile
 
 METRICS_FILE = "metrics.jsonl"
 SAMPLES_FOLDER = "samples"
 
-# Peak dense bf16 FLOP/s a device, by what jax calls it (first match wins). A v2-v4 and a v5p device
-# is one chip.
-PEAK_FLOPS = {
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12,
-    "TPU v5": 459e12,
-    "TPU v6": 918e12,
-    "A100": 312e12,
-    "H100": 989e12,
-    "H200": 989e12,
-    "B200": 2250e12,
-}
-
 
 def peak_flops(device: jax.Device) -> float | None:
     """The device's peak bf16 FLOP/s, or None where we do not know it."""
-    for name, peak in PEAK_FLOPS.items():
-        if name.lower() in device.device_kind.lower():
-            return peak
-    return None
+    chip = find_chip(device.device_kind)
+    return None if chip is None else chip.flops
 
 
 @dataclass(frozen=True)

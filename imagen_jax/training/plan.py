@@ -246,7 +246,7 @@ def plan(
         "memory": _memory(lowered, compiled, mesh, chip),
         "flops": _flops(lowered, compiled, roofline, len(devices)),
         "roofline": roofline.to_dict(),
-        **speeds(lowered, roofline, chip, len(devices), config.num_steps),
+        **speeds(lowered, roofline, chip, len(devices), None if sample else config.num_steps),
         "heaviest": heaviest(roofline),
         "compiler": {
             "seconds": round(seconds),
@@ -308,9 +308,10 @@ def _flops(lowered: Lowered, compiled: Any, roofline: Roofline, devices: int) ->
 
 
 def speeds(
-    lowered: Lowered, roofline: Roofline, chip: Chip, devices: int, num_steps: int
+    lowered: Lowered, roofline: Roofline, chip: Chip, devices: int, num_steps: int | None
 ) -> dict[str, Any]:
-    """Step time, pictures a second, days for the schedule, and shares of the peak.
+    """Step time, pictures a second, days for the schedule (None: there is none), and shares of the
+    peak.
 
     mfu: FLOPs that the model needs, without recomputation (three forward passes of what is trained,
     one of a frozen encoder). mfu_network: those of the diffusion network alone. hfu: all that were
@@ -325,10 +326,11 @@ def speeds(
         if seconds is None:
             continue
         peak = seconds * chip.flops * devices
+        days = {} if num_steps is None else {"days": num_steps * seconds / 86400}
         result[name] = {
             "seconds": seconds,
             "images_per_second": lowered.images / seconds,
-            "days": num_steps * seconds / 86400,
+            **days,
             "mfu": sum(useful.values()) / peak,
             "mfu_network": useful["network"] / peak,
             "hfu": roofline.flops * devices / peak,
@@ -386,9 +388,10 @@ def summary(figures: dict[str, Any]) -> str:
             lines.append(
                 f"{name.replace('_', ' ')}: {speed['seconds']:.3f} s, "
                 f"{speed['images_per_second']:,.0f} images/s, MFU {speed['mfu']:.1%} (diffusion "
-                f"network alone {speed['mfu_network']:.1%}), HFU {speed['hfu']:.1%}, "
-                f"{speed['days']:.1f} days for {figures['num_steps']:,} steps"
+                f"network alone {speed['mfu_network']:.1%}), HFU {speed['hfu']:.1%}"
             )
+            if "days" in speed:
+                lines[-1] += f", {speed['days']:.1f} days for {figures['num_steps']:,} steps"
     lines.append("what takes longest by the roofline, on one chip:")
     for item in figures["heaviest"]:
         lines.append(

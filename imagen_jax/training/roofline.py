@@ -136,6 +136,10 @@ class _Walk:
                 body = instruction.attribute("body").lstrip("%")
                 clock += trips * self.run(self.program.computations[body], body, times * trips)
                 continue
+            if instruction.operation == "conditional":
+                branch = self.program.chosen(instruction)
+                clock += self.run(self.program.computations[branch], branch, times)
+                continue
             waits = []
             beside = instruction.operation.endswith("-start")
             for channel, (kind, size) in channels:

@@ -85,6 +85,8 @@ def test_a_variant_is_taken_where_there_is_one(tmp_path):
     found = read_directory(path, variant="fp16")
     assert found.text_encoder.variant == "fp16"
     assert read_directory(path).unet.variant is None
+    with pytest.raises(FileNotFoundError, match=r"no weights of the variant 'fp15'.*\.fp16\."):
+        read_directory(path, variant="fp15")
 
 
 def test_only_the_variant_may_be_there(tmp_path):
@@ -123,6 +125,26 @@ def test_parts_of_pickles_are_refused(part, tmp_path):
     weights.rename(path / part / "pytorch_model.bin")
     with pytest.raises(ValueError, match=rf"{part} has its weights in pickles .pytorch_model\.bin"):
         read_directory(path)
+
+
+@pytest.mark.parametrize("linked", ["unet", "scheduler/scheduler_config.json"])
+def test_links_to_outside_are_refused(linked, tmp_path):
+    path = write_pipeline(tmp_path / "m")
+    (path / linked).rename(tmp_path / "elsewhere")
+    (path / linked).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match=r"link to .*elsewhere, outside the model's directory"):
+        read_directory(path)
+
+
+def test_links_inside_the_hubs_cache_are_followed(tmp_path):
+    cache = tmp_path / "models--org--name"
+    path = write_pipeline(cache / "snapshots" / "abc")
+    (cache / "blobs").mkdir()
+    files = [file for file in path.rglob("*") if file.is_file()]
+    for i, file in enumerate(files):
+        file.rename(cache / "blobs" / str(i))
+        file.symlink_to(cache / "blobs" / str(i))
+    assert read_directory(path).unet_config == {"sample_size": 64}
 
 
 def change_index(path: Path, **values) -> None:

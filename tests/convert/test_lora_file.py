@@ -227,6 +227,12 @@ def spoilt(tensors: dict, fault: str) -> dict:
         tensors[a] = tensors[a][:, :, None, None]
     elif fault == "other":
         tensors["unet.down0_attention.query.alpha"] = np.zeros((1,), np.float32)
+    elif fault == "rank 0":
+        tensors[a], tensors[b] = tensors[a][:0], tensors[b][:, :0]
+    elif fault == "twice":
+        tensors[a.removeprefix("unet.")] = tensors[a]
+    elif fault == "NaN":
+        tensors[a] = np.full_like(tensors[a], np.nan)
     elif fault == "empty":
         return {}
     return tensors
@@ -242,6 +248,9 @@ def spoilt(tensors: dict, fault: str) -> dict:
         ("convolution", "down0_attention.query has tensors of"),
         ("other", "not unet.down0_attention.query.alpha"),
         ("empty", "not nothing"),
+        ("rank 0", "down0_attention.query has rank 0"),
+        ("twice", "the same factor twice"),
+        ("NaN", "unet.down0_attention.query.lora_A.weight is not finite"),
     ],
 )
 def test_a_fault_is_named(fault, message, tmp_path):
@@ -257,6 +266,15 @@ def test_a_fault_is_named(fault, message, tmp_path):
     assert pipeline.params is before
 
 
+@pytest.mark.parametrize("scale", [float("nan"), float("inf")])
+def test_a_scale_that_is_none_changes_nothing(scale):
+    pipeline = tiny_pipeline()
+    before = pipeline.params, pipeline.fingerprint
+    with pytest.raises(ValueError, match=f"scale must be a finite number: {scale!r}"):
+        pipeline.load_lora("a.safetensors", scale)
+    assert (pipeline.params, pipeline.fingerprint) == before
+
+
 @pytest.mark.parametrize(
     ("metadata", "message"),
     [
@@ -264,6 +282,7 @@ def test_a_fault_is_named(fault, message, tmp_path):
         ("[1]", "not an object"),
         ('{"lora_alpha": "x"}', "an alpha is no number"),
         ('{"alpha_pattern": 3}', "an alpha is no number"),
+        ('{"lora_alpha": 1' + "0" * 400 + "}", "an alpha is no number"),
     ],
 )
 def test_damaged_settings_are_named(metadata, message, tmp_path):

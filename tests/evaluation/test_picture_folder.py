@@ -1,6 +1,7 @@
 """Pictures of any kind: what is done to each is counted, and what cannot be read is named."""
 
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from imagen_jax.evaluation.picture_folder import (
     Treatment,
     common_size,
     list_pictures,
+    order_by_ids,
     read_parts,
     source_parts,
 )
@@ -83,6 +85,13 @@ def test_mixed_sizes_need_a_size(folder):
     with pytest.raises(ValueError, match=r"3 sizes \(6 of 12x12.*give --size"):
         common_size(list_pictures(folder))
     assert common_size([folder / "large.png"]) == 18
+
+
+def test_pictures_named_after_prompts_are_in_their_order():
+    files = [Path(f"{name}.png") for name in ("000010", "000002", "000300", "000000")]
+    ordered = order_by_ids(files, ["2", "0", "300", "10"])
+    assert [file.stem for file in ordered] == ["000002", "000000", "000300", "000010"]
+    assert order_by_ids(files, ["2", "0", "300", "11"]) == files
 
 
 def test_an_empty_folder_is_refused(tmp_path):

@@ -154,15 +154,37 @@ def test_remat_changes_neither_value_nor_gradient(kind, inputs):
 
     gradient = jax.jit(jax.value_and_grad(loss), static_argnums=1, compiler_options=QUICK)
     value, grads = gradient(params, config)
-    value_again, grads_again = gradient(params, replace(config, remat=True))
-    np.testing.assert_allclose(value, value_again, rtol=1e-5)
     largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(grads))
     assert largest > 1e-3
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5 * largest),
-        grads,
-        grads_again,
+    for remat in (True, "products"):
+        value_again, grads_again = gradient(params, replace(config, remat=remat))
+        np.testing.assert_allclose(value, value_again, rtol=1e-5)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5 * largest),
+            grads,
+            grads_again,
+        )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_kernels_cast_ahead_are_those_that_the_layers_cast(kind, inputs):
+    config = replace(SMALL[kind], dtype="bfloat16")
+    params = random_params(config)
+    ahead = models.compute_params(config, params)
+    dtypes = {leaf.dtype.name for leaf in jax.tree.leaves(ahead)}
+    assert dtypes == {"bfloat16", "float32"}
+    run = jax.jit(
+        lambda params: models.apply(
+            config, params, inputs["x"], inputs["time"], text=inputs["text"]
+        ),
+        compiler_options=QUICK,
     )
+    np.testing.assert_array_equal(run(params), run(ahead))
+
+
+def test_a_remat_that_is_none_of_the_known_is_named():
+    with pytest.raises(ValueError, match=r"network.remat is 'all'; it can be False, True, 'prod"):
+        replace(SMALL[KINDS[0]], remat="all")
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -117,6 +117,14 @@ def test_loops_without_a_known_length_run_as_often_as_said():
     assert Program(text, loops=5).total_flops() == 5 * 2 * 8**3
 
 
+def test_of_two_branches_the_larger_counts():
+    def function(x, which):
+        return jax.lax.cond(which, lambda x: x, lambda x: jnp.tanh(x @ x) @ x, x)
+
+    text = jax.jit(function).lower(Shape((8, 8), "f4"), True).compile().as_text()
+    assert Program(text).total_flops() == 2 * 2 * 8**3
+
+
 @pytest.mark.parametrize(
     ("kind", "name"),
     [
@@ -169,3 +177,13 @@ def test_a_plan_of_the_train_step(four_chips):
     assert figures["flops"]["compiled_over_counted"] == pytest.approx(1, abs=0.15)
     assert 0 < figures["by_roofline"]["mfu"] <= figures["by_roofline"]["hfu"] * 1.2
     assert "images/s" in planning.summary(figures)
+
+
+def test_a_plan_of_the_sampler(four_chips):
+    sample = "{'steps': 5, 'prompts': ['a'], 'guidance': 2.0}"
+    config = read_config(tiny(data__source="memory", mesh__fsdp="2", sample=sample))
+    figures = planning.plan(config, "v5e:2x2", sample=True)
+    assert (figures["what"], figures["batch_size"]) == ("sampling", 4)
+    assert figures["flops"]["compiled_over_counted"] == pytest.approx(1, abs=0.15)
+    assert "days" not in figures["by_roofline"]
+    assert "sampling of tiny: batch 4" in planning.summary(figures)

@@ -177,6 +177,18 @@ def test_an_enlarging_stage_sees_its_low_resolution(batch):
     assert float(value) == pytest.approx(float(losses.mean()), rel=1e-6)
 
 
+def test_crops_are_enlarged_as_much_as_whole_pictures(batch):
+    """8x8 crops of 16x16 pictures, from 8x8 ones: the loss of whole 8x8 pictures, from 4x4 ones."""
+    params, key = random_params(SR), jax.random.key(6)
+    cropped = replace(SR, resolution=16, low_resolution=8, crop=8)
+    rng = np.random.default_rng(1)
+    image = jnp.asarray(rng.integers(0, 256, (BATCH, 8, 8, 3), np.uint8))
+    text = jnp.ones((BATCH, 3, SR.text_width))
+    given = {"image": image, "text": text, "mask": jnp.ones((BATCH, 3), bool)}
+    expected = loss_of(SR, params, given, key)
+    assert loss_of(cropped, params, given, key) == pytest.approx(expected, rel=1e-6)
+
+
 def gradients_of_the_output(vlb_weight: float, batch: dict) -> np.ndarray:
     """Of the last layer's bias, whose last three entries give the learned variance."""
     stage = replace(
