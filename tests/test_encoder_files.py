@@ -6,6 +6,7 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
+from tiny_cascade import BASE
 
 from imagen_jax import encoder_files
 from imagen_jax.convert.safetensors import flatten
@@ -14,7 +15,13 @@ from imagen_jax.convert.t5x import checkpoint_layout
 from imagen_jax.convert.writing import write_layout
 from imagen_jax.loading import load_encoder
 from imagen_jax.models import t5
+from imagen_jax.training.batches import DataConfig
+from imagen_jax.training.build import RunConfig, TextConfig, make_text_encoder
+from imagen_jax.training.checkpoint import MismatchError
+from imagen_jax.training.loop import start_state
 from imagen_jax.training.sharding import MeshConfig, make_mesh, partition_spec
+from imagen_jax.training.state import TrainState
+from scripts.train import read_start
 from tests.convert.t5x_writer import write_checkpoint
 
 CONFIG = t5.T5Config(vocab_size=300, d_model=8, num_heads=2, head_dim=4, num_layers=2, d_ff=16)
@@ -124,3 +131,24 @@ def test_a_damaged_encoder_is_named(forms):
     path.write_text(json.dumps(values | {"d_ff": 17}))
     with pytest.raises(ValueError, match="does not fit the model"):
         encoder_files.read_encoder(forms / "ours")
+
+
+def test_a_trained_encoder_starts_from_its_files(forms, params):
+    """Of `text.init_from`, beside a network that starts anew; other parts are refused."""
+    section = TextConfig(CONFIG, trainable=True, init_from=str(forms / "hf"))
+    config = RunConfig(BASE, DataConfig("folder"), 1, 1, text=section)
+    mesh = make_mesh(MeshConfig(fsdp=8, data=1))
+    weights = read_start(config, make_text_encoder(config), mesh)
+
+    def init(key):
+        fresh = {"network": {"kernel": jax.random.bits(key, (8, 8))}}
+        fresh["text_encoder"] = t5.init(CONFIG, key)
+        return TrainState(jax.numpy.zeros(()), fresh, fresh, None)
+
+    key = jax.random.key(1)
+    state = start_state(init, key, mesh, weights)
+    for tree in (state.params, state.ema):
+        jax.tree.map(np.testing.assert_array_equal, tree["text_encoder"], params)
+        np.testing.assert_allclose(tree["network"]["kernel"], init(key).params["network"]["kernel"])
+    with pytest.raises(MismatchError, match=r"head/kernel .*in the checkpoint, not in the config"):
+        start_state(init, key, mesh, {"head": {"kernel": np.zeros(2)}})
