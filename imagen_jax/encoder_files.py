@@ -23,7 +23,7 @@ from imagen_jax.convert.reading import ShardingOf, read_layout
 from imagen_jax.convert.safetensors import (
     TensorFiles,
     flatten,
-    lone_variant,
+    open_model,
     save_params,
     unflatten,
     weight_files,
@@ -224,8 +224,7 @@ def reference_fingerprint(directory: str | os.PathLike) -> str:
     path = Path(directory)
     if (path / CHECKPOINT).is_file() or (path / CONFIG_FILE).is_file():
         return fingerprint(path)
-    files = TensorFiles(path, "model", lone_variant(path, "model")).files()
-    return fingerprint(path, {"config.json", *files})
+    return fingerprint(path, {"config.json", *open_model(path).files()})
 
 
 def encoder_folder(source: str | os.PathLike) -> Path | None:

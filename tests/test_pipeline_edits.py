@@ -9,6 +9,7 @@ from tiny_cascade import CASCADE, random_params, tiny_pipeline
 
 from imagen_jax import arguments
 from imagen_jax.cascade import Cascade
+from imagen_jax.drawing import choose_batch
 from imagen_jax.model_directory import Parts
 from imagen_jax.pipeline import Pipeline
 
@@ -228,3 +229,20 @@ def test_a_draft_fixes_the_shape():
     cascade = replace(CASCADE, stages=(drafted, sr))
     with pytest.raises(ValueError, match="'base' draws 4x4 alone"):
         Pipeline(cascade, {}, name="d").generate_images("no 1", aspect_ratio="2:1", **QUIET)
+
+
+def test_a_mask_that_keeps_everything_is_refused(pipeline, picture):
+    ones = np.ones((picture.height, picture.width), np.uint8)
+    with pytest.raises(ValueError, match="The mask keeps everything"):
+        pipeline.inpaint(picture, ones, "a cat", progress=False)
+
+
+@pytest.mark.parametrize("every", [0, -1, 1.5])
+def test_every_counts_steps(pipeline, every):
+    with pytest.raises(ValueError, match="every must be a whole number, at least 1"):
+        pipeline.generate_images("a cat", every=every, progress=False)
+
+
+def test_few_pictures_are_a_small_batch():
+    assert [choose_batch(None, count) for count in (1, 2, 3, 4, 9)] == [1, 2, 4, 4, 4]
+    assert choose_batch(5, 1) == 5

@@ -301,9 +301,12 @@ class TensorFiles(Mapping):
 
 
 def open_model(directory: str | os.PathLike, variant: str | None = None) -> TensorFiles:
-    """The weights of a model that transformers saved; ValueError where they are pickled alone."""
+    """The weights of a model that transformers saved; ValueError where they are pickled alone.
+
+    variant: None for the files without one, or else those of the only variant.
+    """
     try:
-        return TensorFiles(directory, "model", variant)
+        return TensorFiles(directory, "model", variant or lone_variant(Path(directory), "model"))
     except FileNotFoundError as error:
         pickles = sorted(path.name for path in Path(directory).glob("pytorch_model*.bin"))
         if not pickles:

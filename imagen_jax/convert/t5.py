@@ -11,7 +11,7 @@ import numpy as np
 from imagen_jax.convert.json_file import read_object, write_object
 from imagen_jax.convert.layout import LINEAR, Layout, Tensors
 from imagen_jax.convert.reading import HostTensors, ShardingOf, TensorSource, read_layout
-from imagen_jax.convert.safetensors import lone_variant, open_model
+from imagen_jax.convert.safetensors import open_model
 from imagen_jax.convert.writing import save_layout
 from imagen_jax.models import t5
 from imagen_jax.typing import Params
@@ -209,7 +209,7 @@ def load_huggingface(
         config = config_from_huggingface(values, **overrides)
     except ValueError as error:
         raise ValueError(f"{path} does not describe a T5 encoder: {error}") from None
-    tensors = open_model(directory, variant or lone_variant(directory, "model"))
+    tensors = open_model(directory, variant)
     params = params_from_huggingface(
         config, tensors, dtype, sharding=sharding, where=str(directory)
     )
