@@ -16,8 +16,8 @@ thousand steps at 1e-5 with lambda 1; an adapter in its place, which needs a ten
 ten times the rate: --config.lora="{'rank': 8}" --config.optimizer.learning_rate=1e-4.
 
 Hardware: weights, gradient and Adam's moments are 16 bytes a parameter, T5-XXL is 9.5 GB: IF-I-M
-(0.4B) fits one GPU of 24 GB, IF-I-XL (4.3B) four of 80 GB (--config.mesh.fsdp=4). Expect the subject in
-new places, and dogs that are no sks dogs as before. Not run to its end here.
+(0.4B) fits one GPU of 24 GB, IF-I-XL (4.3B) four of 80 GB (--config.mesh.fsdp=4). Expect the
+subject in new places, and dogs that are no sks dogs as before. Not run to its end here.
 """
 
 from ml_collections import ConfigDict
