@@ -1,12 +1,12 @@
 """A subject of your own from three to five pictures: DreamBooth (arXiv 2208.12242) on DeepFloyd IF.
 
     python scripts/generate.py "a dog" --model DIRECTORY --size 64 --num_images 200 --no_grid \
-        --out runs/dogs
+        --dtype bfloat16 --out runs/dogs
     python scripts/train.py --config configs/dreambooth_if.py --workdir runs/sks \
         --init_from DIRECTORY --config.data.path=PICTURES \
         --config.data.prompt="a sks dog" --config.data.prior.path=runs/dogs \
         --config.data.prior.prompt="a dog"
-    python scripts/generate.py "a sks dog on the moon" --model runs/sks
+    python scripts/generate.py "a sks dog on the moon" --model runs/sks --dtype bfloat16
 
 The first command lets the model paint the subject's class: the prior, which keeps the class from
 turning into the subject. Half of each batch is the subject, half the prior, each with one prompt
@@ -15,9 +15,9 @@ stage; `sks` is a word that means nothing to the model. As in the paper every we
 thousand steps at 1e-5 with lambda 1; an adapter in its place, which needs a tenth of the memory and
 ten times the rate: --config.lora="{'rank': 8}" --config.optimizer.learning_rate=1e-4.
 
-Hardware: weights, gradient and Adam's moments are 16 bytes a parameter: IF-I-M (0.4B) fits one GPU
-of 24 GB, IF-I-XL (4.3B) with T5-XXL four of 80 GB (--config.mesh.fsdp=4). Expect the subject in
-new places, and dogs that are no sks dogs as before. Not run to its end here.
+Hardware: weights, gradient and Adam's moments are 16 bytes a parameter, T5-XXL is 9.5 GB: IF-I-M
+(0.4B) fits one GPU of 24 GB, IF-I-XL (4.3B) four of 80 GB (--config.mesh.fsdp=4). Expect the
+subject in new places, and dogs that are no sks dogs as before. Not run to its end here.
 """
 
 from ml_collections import ConfigDict

@@ -3,7 +3,8 @@ pictures with captions.
 
     python scripts/train.py --config configs/lora_if.py --workdir runs/lora \
         --init_from DIRECTORY --config.data.path=PICTURES
-    python scripts/generate.py "a prompt" --model DIRECTORY --lora runs/lora/lora.safetensors
+    python scripts/generate.py "a prompt" --model DIRECTORY --lora runs/lora/lora.safetensors \
+        --dtype bfloat16 --low_memory
 
 DIRECTORY is IF's stage I as diffusers saves it, a model directory or a workdir; of several stages
 --config.stage.name says which. The network, its schedule, the text encoder and the sampler are the

@@ -228,8 +228,6 @@ def read_mask(mask: Picture, size: tuple[int, int]) -> Image.Image:
             f"The mask is {mask.width}x{mask.height}, the picture {size[0]}x{size[1]}: "
             "they must be of one size."
         )
-    if mask.getextrema()[1] < 128:
-        raise ValueError("The mask keeps everything; white (255, or True) is drawn anew.")
     return mask
 
 

@@ -110,7 +110,7 @@ def write_text_encoder(options: argparse.Namespace, dtype: str) -> None:
     from imagen_jax.encoder_files import write_encoder
     from imagen_jax.text import copy_tokenizer
 
-    pipeline = load_model(options.model, variant=options.variant)
+    pipeline = load_model(options.model, dtype=in_memory(dtype), variant=options.variant)
     encoder = pipeline.cascade.encoder
     if encoder is None:
         raise ValueError(f"{options.model} holds no text encoder")
