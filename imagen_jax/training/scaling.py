@@ -191,7 +191,10 @@ def compiled_table(plans: Sequence[Figures]) -> str:
             f"{roofline['exposed_collectives'] * 1e3:.0f} ms",
         ]
         for name in ("by_roofline", "by_compiler"):
-            speed = figures[name]
+            speed = figures.get(name)
+            if speed is None:
+                cells += ["not given"] * 3
+                continue
             cells += [f"{speed['seconds']:.3f} s", f"{speed['mfu']:.1%}", f"{speed['hfu']:.1%}"]
         compiler = figures["compiler"]
         cells.append(f"{compiler['seconds'] / 60:.0f} min, {compiler['peak_memory'] / 1e9:.1f} GB")
