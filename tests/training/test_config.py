@@ -154,7 +154,7 @@ def test_every_config_of_the_repository_is_valid(repository):
 
 def test_a_plain_unet_is_chosen_by_its_kind():
     levels = [{"channels": 8}, {"channels": 16}]
-    network = {"kind": "unet", "levels": levels}
+    network = {"kind": "unet", "levels": levels, "pooling_heads": 4}
     config = build.read_config(tiny(stage__network=repr(network)))
     assert isinstance(config.stage.network, UNetConfig)
 
