@@ -50,7 +50,7 @@ def compiled_row(figures: Figures) -> Row:
         figures["chip"],
         figures["chips"],
         "compiled",
-        figures["memory"]["total"],
+        float(figures["memory"]["total"]),
         *(speed[name] for name in ("seconds", "images_per_second", "mfu", "hfu", "days")),
     )
 
