@@ -147,6 +147,20 @@ class Format:
     fields: Fields
 
 
+def record_format(
+    kind: str,
+    scan: Callable[..., Index],
+    read: Read,
+    fields: Fields,
+    parse: bool,
+    suffix: str = "",
+) -> Format:
+    """How shards of tf.train.Example are read; `parse`: whether the index reads records whole."""
+    text = fields["text"]
+    scanned = functools.partial(scan, text=text, parse=parse)
+    return Format(suffix, scanned, (kind, text, parse), read, fields)
+
+
 def read_tar(
     path: str | Path,
     split: str = "all",
@@ -206,11 +220,9 @@ def read_tfrecord(
 
     The other arguments are those of `read_tar`; a folder stands for all files in it.
     """
-    parse = measure or bool(filters)
-    scan = functools.partial(records.scan_tfrecord, text=text, parse=parse)
-    options = ("tfrecord", text, parse)
     fields = {"image": image, "text": text, "label": label}
-    form = Format("", scan, options, _read_tfrecord_example, fields)
+    parse = measure or bool(filters)
+    form = record_format("tfrecord", records.scan_tfrecord, _read_tfrecord_example, fields, parse)
     return _make(path, form, split, conditioning, filters, index_dir, max_pixels)
 
 
@@ -232,11 +244,10 @@ def read_array_record(
     """
     if is_remote(str(path)):
         raise ValueError(f"{path}: ArrayRecord is read from disks and mounted buckets alone")
-    parse = measure or bool(filters)
-    scan = functools.partial(records.scan_array_record, text=text, parse=parse)
-    options = ("array_record", text, parse)
     fields = {"image": image, "text": text, "label": label}
-    form = Format(".array_record", scan, options, _read_array_record_example, fields)
+    parse = measure or bool(filters)
+    scan, read = records.scan_array_record, _read_array_record_example
+    form = record_format("array_record", scan, read, fields, parse, ".array_record")
     return _make(path, form, split, conditioning, filters, index_dir, max_pixels)
 
 
