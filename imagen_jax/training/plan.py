@@ -257,7 +257,7 @@ def plan(
 
 
 def compile_with_text(program: jax.stages.Lowered) -> tuple[jax.stages.Compiled, str]:
-    """The compiled program and the text of its schedule.
+    """The compiled program and its schedule as text, with the compiler's cycles where it has any.
 
     The text is what the compiler itself writes: `compiled.as_text()` fails for a program that
     leaves a lookup of embeddings to the SparseCores (libtpu 0.0.51).
@@ -265,7 +265,8 @@ def compile_with_text(program: jax.stages.Lowered) -> tuple[jax.stages.Compiled,
     with tempfile.TemporaryDirectory() as folder:
         options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
         compiled = program.compile(compiler_options=options)
-        files = Path(folder).glob("*.jit_*.after_optimizations.txt")
+        files = list(Path(folder).glob("*.jit_*.after_codegen.txt"))
+        files = files or list(Path(folder).glob("*.jit_*.after_optimizations.txt"))
         largest = max(files, key=lambda path: path.stat().st_size)
         return compiled, largest.read_text()
 

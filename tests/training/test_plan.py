@@ -176,6 +176,7 @@ def test_a_plan_of_the_train_step(four_chips):
     assert memory["arguments"] >= memory["parameters"] + memory["ema"] + memory["optimizer"]
     assert figures["flops"]["compiled_over_counted"] == pytest.approx(1, abs=0.15)
     assert 0 < figures["by_roofline"]["mfu"] <= figures["by_roofline"]["hfu"] * 1.2
+    assert figures["by_compiler"]["seconds"] > figures["roofline"]["exposed_collectives"]
     assert "images/s" in planning.summary(figures)
 
 
