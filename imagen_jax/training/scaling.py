@@ -101,14 +101,11 @@ def derived_memory(figures: Figures, growth: float) -> float:
 
 
 def base_of(plans: Iterable[Figures]) -> dict[str, Figures]:
-    """For each stage the training plan that others are derived from: that of the most FLOP/s."""
+    """For each stage the training plan that others are derived from: that of the fewest chips."""
     result: dict[str, Figures] = {}
     for figures in plans:
-        speed = find(figures["chip"]).flops * figures["chips"]
         known = result.get(figures["stage"])
-        if figures["what"] == "training" and (
-            known is None or speed > find(known["chip"]).flops * known["chips"]
-        ):
+        if figures["what"] == "training" and (known is None or figures["chips"] < known["chips"]):
             result[figures["stage"]] = figures
     return result
 
