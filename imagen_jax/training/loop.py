@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 from PIL import Image
 
+from imagen_jax.training import flops
 from imagen_jax.training import metrics as metrics_lib
 from imagen_jax.training.checkpoint import Checkpoints, check_weights
 from imagen_jax.training.feed import Batches, Feed, batches_taken
@@ -136,14 +137,6 @@ def start_state(
     return state._replace(
         params=copied(params) if jax.default_backend() == "cpu" else params, ema=ema
     )
-
-
-def count_flops(lowered: jax.stages.Lowered) -> float | None:
-    """FLOPs of one call over all devices, by XLA's count of the unoptimized program (a scan's body
-    counts once).
-    """
-    cost = lowered.cost_analysis()
-    return float(cost["flops"]) if cost and cost.get("flops", 0) > 0 else None
 
 
 def _check_finite(
@@ -333,7 +326,9 @@ def train(
 
     peaks = [metrics_lib.peak_flops(device) for device in mesh.devices.flat]
     peak = None if None in peaks else sum(peaks)
-    progress = Progress(config.num_steps, config.batch_size, count_flops(lowered), peak)
+    key = jax.jit(lambda: jax.random.key(config.seed), out_shardings=replicated(mesh))()
+    step_flops = flops.total(train_step, state, feed.batch, key, frozen)
+    progress = Progress(config.num_steps, config.batch_size, step_flops, peak)
     log = MetricLog(
         workdir,
         start_step=start,
@@ -342,7 +337,6 @@ def train(
         write=jax.process_index() == 0,
     )
     run = _Run(config, log, checkpoints, progress, description, say)
-    key = jax.jit(lambda: jax.random.key(config.seed), out_shardings=replicated(mesh))()
     progress.start(start)
     with contextlib.closing(log), StopRequest() as stop:
         for step in range(start + 1, config.num_steps + 1):
