@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from absl import flags, logging
 
 from scripts.command_line import (
+    check_local,
     define_host_flags,
     make_folder,
     one_line_errors,
@@ -100,6 +101,7 @@ def prepare(overrides: dict[str, str]) -> tuple[Any, Any, Any, Any]:
     parse_profile(PROFILE.value)
     if WORKDIR.value is None and not DRY_RUN.value:
         raise ValueError("--workdir is needed, except with --dry_run")
+    check_local(WORKDIR.value or "", "--workdir")
     mesh = sharding.make_mesh(config.mesh)
     sharding.check_batch(mesh, config.batch_size)
     encoder = build.make_text_encoder(config)
