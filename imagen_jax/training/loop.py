@@ -263,6 +263,19 @@ def _start(
     return (start_state(init, key, mesh, weights), {}) if restored is None else restored
 
 
+def say_other_batches(
+    config: LoopConfig, saved: Mapping[str, Any], say: Callable[[str], None]
+) -> None:
+    """Says what makes the batches from here on others than those that the run would have had."""
+    for name in ("seed", "batch_size"):
+        before, now = saved.get("config", {}).get(name), getattr(config, name)
+        if before is not None and before != now:
+            say(
+                f"warning: {name} was {before} and is {now} now: the order of the pictures is "
+                "another, and some come again before others have come"
+            )
+
+
 def train(
     config: LoopConfig,
     train_step: Callable,
@@ -304,6 +317,7 @@ def train(
     state, saved = _start(config, init, mesh, checkpoints, weights)
     if saved:
         say(f"resumed at step {saved['step']} from {checkpoints.directory}")
+        say_other_batches(config, saved, say)
     start = int(state.step)
     if start >= config.num_steps:
         say(f"already trained to step {start}; num_steps is {config.num_steps}")
