@@ -147,7 +147,7 @@ def open_run(config: Any, raw: Any, encoder: Any, frozen_shapes: Any, mesh: Any)
     workdir = Path(os.path.abspath(WORKDIR.value))
     source = None if config.data.source == STREAM else make_source(config)
     # What can be refused comes before the checkpoints, whose threads an exit would cut off.
-    batches = make_batches(config, encoder, source)
+    batches = make_batches(config, encoder, source, mesh=mesh)
     frozen, weights = None, None
     if frozen_shapes is not None:
         frozen = read_frozen(config, frozen_shapes, workdir, mesh)
