@@ -34,7 +34,7 @@ def main(argv: list[str], overrides: dict[str, str]) -> None:
 
         # The compiler is the TPU's; what runs besides, such as shapes, runs here.
         jax.config.update("jax_platforms", "cpu")
-        from imagen_jax.training import build
+        from imagen_jax.training import build, inherit
         from imagen_jax.training import config as config_room
         from imagen_jax.training.plan import plan, summary
 
@@ -50,6 +50,11 @@ def main(argv: list[str], overrides: dict[str, str]) -> None:
             raise ValueError(f"--json {JSON.value}: there is no such folder")
         raw = config_room.load_config(CONFIG.value)
         config_room.apply_overrides(raw, overrides)
+        if inherit.is_open(raw):
+            raise ValueError(
+                f"{CONFIG.value} leaves the network to the model that it tunes; a plan needs a "
+                "config that names its levels"
+            )
         figures = plan(
             build.read_config(raw),
             TOPOLOGY.value,

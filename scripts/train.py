@@ -67,9 +67,9 @@ def main(argv: list[str], overrides: dict[str, str]) -> None:
 
             print(model_table(config, train_step, init, mesh, frozen_shapes))
             return
+        loop_config = build.loop_config(config, parse_profile(PROFILE.value))
         use_compilation_cache()
         arguments = open_run(config, raw, encoder, frozen_shapes, mesh)
-        loop_config = build.loop_config(config, parse_profile(PROFILE.value))
     with one_line_errors(CheckpointError, MismatchError, NonFiniteError, TooManyBroken):
         state = train(loop_config, train_step, init, mesh=mesh, **arguments)
         arguments["checkpoints"].close()

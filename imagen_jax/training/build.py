@@ -62,6 +62,11 @@ class CheckpointConfig:
     keep: int = 3
     keep_best: int = 1
 
+    def __post_init__(self):
+        for name, lowest in (("every", 1), ("keep", 1), ("keep_best", 0)):
+            if getattr(self, name) < lowest:
+                raise ValueError(f"{name} must be {lowest} or more, not {getattr(self, name)}")
+
 
 @dataclasses.dataclass(frozen=True)
 class SampleConfig:
@@ -147,6 +152,12 @@ class RunConfig:
             raise ValueError(f"label_dropout must be in [0, 1], not {self.label_dropout}")
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must be in [0, 1) or None, not {self.ema_decay}")
+        decay_steps = self.optimizer.decay_steps
+        if decay_steps is not None and self.num_steps > decay_steps:
+            raise ValueError(
+                f"num_steps {self.num_steps} goes past optimizer.decay_steps {decay_steps}, where "
+                "the learning rate is 0: raise it, too, or set it to None for a constant rate"
+            )
         read_ranges(self.skip_batches)
 
 

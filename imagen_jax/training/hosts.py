@@ -89,6 +89,11 @@ def join_hosts(launch: Launch, distributed: bool = False) -> None:
     """
     found = launched(os.environ)
     if not (launch.is_told or distributed or found):
+        # A pod's TPUs know of each other even so, but no host would hear of another's SIGTERM.
+        if jax.process_count() > 1:
+            raise ValueError(
+                f"this is one of {jax.process_count()} hosts of a TPU pod: give --distributed"
+            )
         return
     count, index = launch.num_processes, launch.process_id
     if found is not None:

@@ -85,6 +85,8 @@ def _channels(config):
         ("text", "None", "no section 'text'"),
         ("text.dropout", "3", "text.dropout must be in [0, 1], not 3"),
         ("ema_decay", "2", "ema_decay must be in [0, 1) or None, not 2"),
+        ("optimizer.decay_steps", "5", "num_steps 12 goes past optimizer.decay_steps 5"),
+        ("checkpoint.keep", "0", "config section 'checkpoint': keep must be 1 or more, not 0"),
         (
             "data.path",
             "2024",

@@ -272,6 +272,13 @@ def test_hosts_that_cannot_be_found_are_one_line():
     assert "--coordinator_address=HOST:PORT" in said
 
 
+def test_a_pod_whose_hosts_are_not_joined_is_refused(monkeypatch):
+    """Its TPUs count as those of one run, but nobody passes a signal on."""
+    monkeypatch.setattr(jax, "process_count", lambda: 4)
+    with pytest.raises(ValueError, match="one of 4 hosts of a TPU pod: give --distributed"):
+        join_hosts(Launch())
+
+
 def test_one_process_needs_nothing():
     assert jax.process_count() == 1
     join_hosts(Launch())
