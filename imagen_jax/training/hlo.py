@@ -310,6 +310,24 @@ def kind_of(operation: str) -> str | None:
     return kind if kind in COLLECTIVES else None
 
 
+def group_size(collective: Instruction, devices: int) -> int:
+    """How many devices a collective joins at a time; all of `devices` where it does not say.
+
+    Groups are written out, {{0,1},{2,3}}; as an array, [2,4]<=[8]; or as axes of a mesh, of which
+    'a':(2)4 is a part of 4 that follows one of 2: mesh['a'=8,'b'=2] {'b'}.
+    """
+    groups = collective.attributes.partition("replica_groups=")[2]
+    if listed := re.match(r"\{\{([\d,]+)\}", groups):
+        return len(listed[1].split(","))
+    if array := re.match(r"\[\d+,(\d+)\]<=", groups):
+        return int(array[1])
+    if mesh := re.match(r"mesh\[([^\]]*)\] ?\{([^}]*)\}", groups):
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", mesh[1]))
+        axes = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", mesh[2])
+        return math.prod(int(part or sizes[name]) for name, part in axes)
+    return devices
+
+
 def _hbm(instructions: list[Instruction]) -> int:
     return sum(array.hbm_bytes for i in instructions for array in i.arrays)
 

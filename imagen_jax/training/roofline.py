@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from imagen_jax.training.chips import Chip
-from imagen_jax.training.hlo import Array, Computation, Instruction, Program, kind_of
+from imagen_jax.training.hlo import Array, Computation, Instruction, Program, group_size, kind_of
 
 
 @dataclass(frozen=True)
@@ -94,8 +94,8 @@ def estimate(text: str, chip: Chip, devices: int, loops: int = 1) -> Roofline:
     peak and its bytes at the bandwidth of HBM, one after the other; copies and collectives that are
     started ahead run beside them, each kind in a queue of its own.
 
-    `devices`: how many of them take part in a collective. `loops`: how often a loop runs whose
-    length is decided when it runs.
+    `devices`: how many take part in a collective that does not say. `loops`: how often a loop
+    runs whose length is decided when it runs.
     """
     program = Program(text, loops)
     result = Roofline()
@@ -108,7 +108,7 @@ def estimate(text: str, chip: Chip, devices: int, loops: int = 1) -> Roofline:
 
 
 def received(kind: str, given: list[Array], made: list[Array], devices: int) -> float:
-    """Bytes that each of the devices receives, by a ring's count."""
+    """Bytes that each of the devices of a collective receives, by a ring's count."""
     share = (devices - 1) / devices
     before, after = (sum(array.bytes for array in arrays) for arrays in (given, made))
     if kind == "all-reduce":
@@ -186,7 +186,10 @@ class _Walk:
             scatters = kind == "all-reduce" and instruction.operation == "fusion"
             if scatters:  # a reduction of which each device keeps its part
                 kind = "reduce-scatter"
-            size = received(kind, given, inner.arrays if not scatters else [], self.devices)
+            made = [] if scatters else inner.arrays
+            if inner.operation.endswith("-start"):  # what it is given stands before what it makes
+                made = made[len(given) :]
+            size = received(kind, given, made, group_size(inner, self.devices))
             channels.append(
                 (f"channel {inner.attribute('channel_id') or inner.name}", (kind, size))
             )

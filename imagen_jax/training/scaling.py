@@ -105,9 +105,15 @@ def base_of(plans: Iterable[Figures]) -> dict[str, Figures]:
     result: dict[str, Figures] = {}
     for figures in plans:
         known = result.get(figures["stage"])
-        if figures["what"] == "training" and (known is None or figures["chips"] < known["chips"]):
+        fewest = known is None or figures["chips"] < known["chips"]
+        if _with_encoder(figures) and fewest:
             result[figures["stage"]] = figures
     return result
+
+
+def _with_encoder(figures: Figures) -> bool:
+    """Whether a plan is of training as the configs have it, with the text encoder in the step."""
+    return figures["what"] == "training" and not figures["embedded"]
 
 
 def runs_table(plans: Sequence[Figures]) -> str:
@@ -115,9 +121,7 @@ def runs_table(plans: Sequence[Figures]) -> str:
     rows = []
     for stage, base in base_of(plans).items():
         compiled = {
-            (f["chip"], f["chips"]): f
-            for f in plans
-            if f["stage"] == stage and f["what"] == "training"
+            (f["chip"], f["chips"]): f for f in plans if f["stage"] == stage and _with_encoder(f)
         }
         for name, chips in RUNS:
             same = compiled.get((name, chips))

@@ -11,7 +11,7 @@ from imagen_jax.training import flops
 from imagen_jax.training import plan as planning
 from imagen_jax.training.build import read_config
 from imagen_jax.training.chips import CHIPS, find_chip
-from imagen_jax.training.hlo import Program, parse_arrays
+from imagen_jax.training.hlo import Instruction, Program, group_size, parse_arrays
 from imagen_jax.training.roofline import estimate
 from imagen_jax.training.sharding import MeshConfig, make_mesh
 from tests.training.test_config import tiny
@@ -72,6 +72,40 @@ def test_collectives_of_shared_weights(compiled):
         reduced -= 2 * share * weights
     # In bfloat16, or in float32.
     assert reduced in (2 * share * kernel, 4 * share * kernel)
+
+
+@pytest.mark.parametrize(
+    ("groups", "size"),
+    [
+        ("{{0,2},{1,3}}", 2),
+        ("[4,16]<=[4,16]T(1,0)", 16),
+        ("mesh['a'=4,'b'=16] {'b'}", 16),
+        ("mesh['a'=4,'b'=16] {'a','b'}", 64),
+        ("mesh['a'=4,'b'=16] {'b':(2)4}", 4),
+        ("{}", 64),
+    ],
+)
+def test_a_collective_joins_the_devices_of_its_groups(groups, size):
+    attributes = f", channel_id=1, replica_groups={groups}, dimensions={{0}}"
+    collective = Instruction("a", "f32[8]{0}", "all-gather", (), attributes, False)
+    assert group_size(collective, 64) == size
+
+
+def test_a_gather_over_some_of_the_chips():
+    """By hand: 16 of 64 chips hold 4 MB each, so a chip receives the other 15 parts."""
+    words = 10**6
+    groups = "replica_groups=mesh['a'=4,'b'=16] {'b'}, dimensions={0}"
+    made = f"f32[{16 * words}]{{0}}"
+    text = f"""HloModule m, is_scheduled=true
+
+ENTRY %main (a: f32[8]) -> f32[8] {{
+  %a = f32[{words}]{{0}} parameter(0)
+  %start = (f32[{words}]{{0}}, {made}) all-gather-start(%a), channel_id=1, {groups}
+  ROOT %done = {made} all-gather-done(%start)
+}}
+"""
+    traffic = estimate(text, V5E, 64).collectives["all-gather"]
+    assert (traffic.count, traffic.bytes) == (1, 15 * 4 * words)
 
 
 def test_bytes_are_at_least_those_of_the_arguments(compiled):

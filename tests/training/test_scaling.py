@@ -80,6 +80,12 @@ def test_a_row_that_was_compiled_is_not_derived():
     assert "8 H100" in sources
 
 
+def test_a_plan_without_the_encoder_is_not_taken_for_one_with_it():
+    faster = {**compiled(), "embedded": True, "by_roofline": {}}
+    for plans in ([faster, compiled()], [compiled(), faster]):
+        assert runs_table(plans) == runs_table([compiled()])
+
+
 def test_the_documents_tables_are_those_of_its_plans():
     spec = importlib.util.spec_from_file_location("scaling", ROOT / "scripts" / "scaling.py")
     script = importlib.util.module_from_spec(spec)
