@@ -32,6 +32,7 @@ def describe(job: Job, subject: Subject | None, images: Path | None = None) -> d
             "batch_size": job.batch_size,
             "skip_broken": job.skip_broken,
             "images": None if images is None else str(images),
+            "images_named_by_ids": job.named_by_ids,
         },
         "versions": report_room.versions(),
         "device": report_room.device(),

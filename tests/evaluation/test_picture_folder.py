@@ -89,9 +89,30 @@ def test_mixed_sizes_need_a_size(folder):
 
 def test_pictures_named_after_prompts_are_in_their_order():
     files = [Path(f"{name}.png") for name in ("000010", "000002", "000300", "000000")]
-    ordered = order_by_ids(files, ["2", "0", "300", "10"])
+    ordered, by_ids = order_by_ids(files, ["2", "0", "300", "10"])
+    assert by_ids
     assert [file.stem for file in ordered] == ["000002", "000000", "000300", "000010"]
-    assert order_by_ids(files, ["2", "0", "300", "11"]) == files
+
+
+def test_other_pictures_are_in_the_order_of_their_numbers():
+    """As evaluation scripts number them: from 1, without zeros; prompts of a text file from 0."""
+    files = [Path(f"out/a{number // 8}/{number}.png") for number in range(1, 13)]
+    ordered, by_ids = order_by_ids(sorted(files), [str(i) for i in range(12)])
+    assert (ordered, by_ids) == (files, False)
+
+
+def test_turned_and_moving_pictures_are_counted(tmp_path, rng):
+    pixels = rng.integers(0, 256, (SIDE, SIDE, 3), np.uint8)
+    image, other = Image.fromarray(pixels), Image.fromarray(255 - pixels)
+    exif = Image.Exif()
+    exif[0x0112] = 3  # orientation: upside down
+    image.save(tmp_path / "turned.png", exif=exif)
+    moving = {"save_all": True, "append_images": [other], "lossless": True}
+    image.save(tmp_path / "moving.webp", **moving)
+    treatment = Treatment(SIDE)
+    (part,) = read_parts(list_pictures(tmp_path), treatment, 2)
+    np.testing.assert_array_equal(part.images, [pixels, pixels[::-1, ::-1]])
+    assert treatment.counts["first_of_several_frames"] == treatment.counts["turned_upright"] == 1
 
 
 def test_an_empty_folder_is_refused(tmp_path):
