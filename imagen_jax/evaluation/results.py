@@ -67,7 +67,7 @@ def picture_settings(job: Job, subject: Subject) -> dict[str, Any]:
     """What decides the generated pictures: those of other settings never mix with them."""
     versions, device = report_room.versions(), report_room.device()
     return {
-        "model": {key: subject.about.get(key) for key in ("name", "fingerprint")},
+        "model": {key: subject.about.get(key) for key in ("name", "fingerprint", "dtype")},
         "prompts": job.prompts.fingerprint,
         "num_images": job.copies,
         "size": job.size,
