@@ -149,8 +149,15 @@ def _kind(picture: Image.Image) -> str | None:
 def _what_else(picture: Image.Image) -> list[str]:
     """What decoding changed besides the colours."""
     turned = picture.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
-    several = getattr(picture, "n_frames", 1) > 1
-    return ["turned_upright"] * turned + ["first_of_several_frames"] * several
+    return ["turned_upright"] * turned + ["first_of_several_frames"] * _has_more(picture)
+
+
+def _has_more(picture: Image.Image) -> bool:
+    """Whether anything follows the first frame."""
+    try:
+        return getattr(picture, "n_frames", 1) > 1
+    except Exception:  # Pillow's readers raise many kinds where a later frame is damaged
+        return True
 
 
 def read_parts(

@@ -1,5 +1,6 @@
 """Pictures of any kind: what is done to each is counted, and what cannot be read is named."""
 
+import contextlib
 import io
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from imagen_jax.evaluation.picture_folder import (
     list_pictures,
     order_by_ids,
     read_parts,
+    read_picture,
     source_parts,
 )
 
@@ -113,6 +115,20 @@ def test_turned_and_moving_pictures_are_counted(tmp_path, rng):
     (part,) = read_parts(list_pictures(tmp_path), treatment, 2)
     np.testing.assert_array_equal(part.images, [pixels, pixels[::-1, ::-1]])
     assert treatment.counts["first_of_several_frames"] == treatment.counts["turned_upright"] == 1
+
+
+def test_a_damaged_second_frame_is_no_matter(rng):
+    """A GIF cut anywhere is read, its first frame alone, or is refused as any broken picture."""
+    frames = [Image.fromarray(x) for x in rng.integers(0, 256, (2, 24, 24, 3), np.uint8)]
+    buffer = io.BytesIO()
+    frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:])
+    whole, counts = buffer.getvalue(), Treatment(24).counts
+    for end in range(len(whole) // 2, len(whole)):
+        treatment = Treatment(24)
+        with contextlib.suppress(OSError, ValueError):
+            read_picture(whole[:end], treatment)
+        counts += treatment.counts
+    assert counts["first_of_several_frames"] > 10
 
 
 def test_an_empty_folder_is_refused(tmp_path):
