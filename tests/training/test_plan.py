@@ -4,6 +4,7 @@ import json
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -13,7 +14,7 @@ from imagen_jax.training.build import read_config
 from imagen_jax.training.chips import CHIPS, find_chip
 from imagen_jax.training.hlo import Instruction, Program, group_size, parse_arrays
 from imagen_jax.training.roofline import estimate
-from imagen_jax.training.sharding import MeshConfig, make_mesh
+from imagen_jax.training.sharding import MeshConfig, check_batch, host_groups, host_rows, make_mesh
 from tests.training.test_config import tiny
 
 Shape = jax.ShapeDtypeStruct
@@ -222,3 +223,28 @@ def test_a_plan_of_the_sampler(four_chips):
     assert figures["flops"]["compiled_over_counted"] == pytest.approx(1, abs=0.15)
     assert "days" not in figures["by_roofline"]
     assert "sampling of tiny: batch 4" in planning.summary(figures)
+
+
+@pytest.fixture(scope="module")
+def pod(four_chips):
+    """16 chips of four hosts, each with a square of four of them."""
+    return planning.topology_devices("v5e:4x4")[0]
+
+
+def test_a_host_reads_the_rows_that_lie_on_its_devices(pod):
+    torus = make_mesh(MeshConfig(None, 4, 1), pod)
+    hosts = [device.process_index for device in torus.devices.flat]
+    rows = {host: host_rows(torus, 32, host) for host in set(hosts)}
+    assert rows == {
+        host: tuple(row for row in range(32) if hosts[row // 2] == host) for host in set(hosts)
+    }
+    assert any(own != tuple(range(own[0], own[0] + 8)) for own in rows.values())
+    assert len(host_groups(torus)) == 4
+
+
+def test_hosts_with_the_same_rows_are_one_group(pod):
+    assert sorted(map(sorted, host_groups(make_mesh(MeshConfig(1, 1, None), pod)))) == [[*range(4)]]
+    mixed = [pod[i] for i in (0, 4, 1, 2, 3, 5, *range(6, 16))]
+    shared = jax.sharding.Mesh(np.reshape(mixed, (8, 1, 2)), ("data", "fsdp", "tensor"))
+    with pytest.raises(ValueError, match=r"mesh.tensor 2 .* in common"):
+        check_batch(shared, 8)
