@@ -40,9 +40,13 @@ class Shard:
     def read(self, start: int, stop: int) -> bytes:
         """The bytes from `start` to `stop`; fewer where the file ends before."""
         if not is_remote(self.path):
-            return os.pread(_kept_open(self).fileno(), stop - start, start)
+            file = _kept_open(self)  # held by name: other threads may make the cache forget it
+            return os.pread(file.fileno(), stop - start, start)
         files, path = _file_system(self.path)
-        return files.cat_file(path, start, stop)
+        data = files.cat_file(path, start, stop)
+        if len(data) > stop - start:
+            raise ValueError(f"{self.path}: its server gives whole files alone, and no parts")
+        return data
 
 
 @functools.lru_cache(maxsize=256)
@@ -57,7 +61,10 @@ def is_remote(path: str) -> bool:
 
 def local_folder(path: str) -> Path | None:
     """The folder of a local path or pattern; None for a URL."""
-    return None if is_remote(path) else Path(path if os.path.isdir(path) else os.path.dirname(path))
+    if is_remote(path):
+        return None
+    path = os.path.expanduser(path)
+    return Path(path if os.path.isdir(path) else os.path.dirname(path))
 
 
 @functools.lru_cache(maxsize=64)
@@ -71,8 +78,8 @@ def _connection(scheme: str) -> Any:
 
 def _file_system(url: str) -> tuple[Any, str]:
     """The file system of a URL, and the path in it. Its credentials are the environment's."""
-    scheme, _, path = url.partition("://")
-    return _connection(scheme), path
+    files = _connection(url.partition("://")[0])
+    return files, files._strip_protocol(url)
 
 
 def find_shards(pattern: str, suffix: str) -> tuple[Shard, ...]:
@@ -85,6 +92,7 @@ def find_shards(pattern: str, suffix: str) -> tuple[Shard, ...]:
     Raises:
       ValueError: there is no such file.
     """
+    pattern = os.path.expanduser(pattern)
     matches = _remote_matches(pattern) if is_remote(pattern) else _local_matches
     shards = []
     for name in expand_braces(pattern):
@@ -109,30 +117,38 @@ def _local_matches(name: str, suffix: str) -> list[Shard]:
 def _remote_matches(url: str) -> Callable[[str, str], list[Shard]]:
     """As `_local_matches`, for names like this URL; each folder is asked for once."""
     files, _ = _file_system(url)
-    scheme = url.partition("://")[0]
 
     def shard(info: dict[str, Any]) -> Shard:
+        if info["size"] is None:  # of a page of links
+            info = files.info(info["name"])
         stamp = repr([str(info[key]) for key in STAMPS if key in info])
-        return Shard(f"{scheme}://{info['name'].lstrip('/')}", int(info["size"]), stamp)
+        return Shard(files.unstrip_protocol(info["name"]), int(info["size"]), stamp)
 
     @functools.cache
-    def listed(folder: str) -> dict[str, Shard]:
+    def listed(folder: str) -> dict[str, dict[str, Any]]:
         try:
             infos = files.ls(folder, detail=True)
         except FileNotFoundError:
             return {}
-        found = [shard(info) for info in infos if info["type"] == "file"]
-        return {entry.path: entry for entry in found}
+        return {info["name"]: info for info in infos if info["type"] == "file"}
+
+    def named(path: str) -> dict[str, Any] | None:
+        if not path.startswith(("http://", "https://")):
+            return listed(path.rpartition("/")[0]).get(path)
+        try:  # web servers need not list their folders; those that do give a page of links
+            info = files.info(path)
+        except FileNotFoundError:
+            return None
+        return None if info["size"] is None or info.get("mimetype") == "text/html" else info
 
     def matches(name: str, suffix: str) -> list[Shard]:
-        path = name.partition("://")[2].rstrip("/")
+        path = files._strip_protocol(name).rstrip("/")
         if any(sign in path for sign in "*?["):
             infos = files.glob(path, detail=True).values()
             return [shard(info) for info in infos if info["type"] == "file"]
-        beside = listed(path.rpartition("/")[0])
-        if name in beside:
-            return [beside[name]]
-        return [entry for entry in listed(path).values() if entry.path.endswith(suffix)]
+        if info := named(path):
+            return [shard(info)]
+        return [shard(info) for name, info in listed(path).items() if name.endswith(suffix)]
 
     return matches
 

@@ -185,6 +185,46 @@ def test_shards_behind_a_url_are_read_in_parts(tmp_path, kind):
         read((kind, "memory://bucket/none.tar"))
 
 
+def test_a_shard_that_the_cache_forgets_is_read_to_its_end(tmp_path, monkeypatch):
+    """Another thread may push a file out of the cache of open files before its bytes are read."""
+    for name in "ab":
+        (tmp_path / name).write_bytes(name.encode() * 4)
+    first, second = find_shards(f"{tmp_path}/{{a,b}}", "")
+    pread = os.pread
+    held = []
+
+    def slow(number, size, start):
+        shards._kept_open.cache_clear()
+        held.append(os.open(second.path, os.O_RDONLY))  # takes the number if the first file is closed
+        return pread(number, size, start)
+
+    monkeypatch.setattr(os, "pread", slow)
+    assert first.read(0, 4) == b"aaaa"
+    os.close(held[0])
+
+
+def test_a_home_folder_and_file_urls_are_followed(tmp_path, monkeypatch):
+    pytest.importorskip("fsspec", reason="fsspec is not installed (extra remote)")
+    write_set(tmp_path / "set", "tar")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("~/set", f"file://{tmp_path}/set", f"file://{tmp_path}/set/{{00000..00002}}.tar"):
+        assert len(read(("tar", name), index_dir=tmp_path / "index")) == COUNT
+    assert greys(read(("tar", f"file://{tmp_path}/set/0000?.tar"))) == list(range(COUNT))
+    read(("tar", "~/set"))
+    assert (tmp_path / "set" / ".imagen_jax_index").exists()
+
+
+def test_a_server_that_ignores_ranges_is_no_source_of_parts(monkeypatch):
+    fsspec = pytest.importorskip("fsspec", reason="fsspec is not installed (extra remote)")
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/whole/a.tar", bytes(1000))
+    (shard,) = find_shards("memory://whole/a.tar", ".tar")
+    assert shard.read(10, 20) == bytes(10)
+    monkeypatch.setattr(type(memory), "cat_file", lambda self, path, start, stop: bytes(1000))
+    with pytest.raises(ValueError, match="gives whole files alone"):
+        shard.read(10, 20)
+
+
 def test_a_url_needs_fsspec_and_says_so(monkeypatch):
     monkeypatch.setitem(sys.modules, "fsspec", None)
     shards._connection.cache_clear()
