@@ -167,7 +167,7 @@ def read_index(
     Shards are taken in random order, so processes that share the folder share the work.
 
     Args:
-      options: whatever else, besides the shards' names, sizes and times, the index depends on.
+      options: whatever else, besides the shards' paths, sizes and times, the index depends on.
     """
     _make_folder(folder)
     read = functools.partial(_read_or_scan, scan=scan, options=options, folder=folder)
@@ -198,7 +198,8 @@ def _make_folder(folder: Path) -> None:
 def _read_or_scan(
     shard: Shard, scan: Callable[[Shard], Index], options: Any, folder: Path
 ) -> Index:
-    name = shard.path if is_remote(shard.path) else shard.name  # a folder may be moved
+    # relative to the index: a set may be moved with it, and two of its shards may have one name
+    name = shard.path if is_remote(shard.path) else os.path.relpath(shard.path, folder)
     identity = repr((VERSION, name, shard.size, shard.stamp, options))
     digest = hashlib.blake2b(identity.encode("utf-8", "surrogateescape"), digest_size=12)
     path = folder / f"{digest.hexdigest()}.npz"

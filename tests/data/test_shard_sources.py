@@ -156,6 +156,23 @@ def test_the_index_is_kept_and_made_anew_where_a_shard_changed(tmp_path, monkeyp
     assert read(("tar", str(tmp_path / "set"))).shards == read(("tar", pattern)).shards
 
 
+def test_shards_of_one_name_size_and_time_have_an_index_each(tmp_path, monkeypatch):
+    """As two sets on disks that keep no times, whose indices share a folder."""
+    for folder, first in (("a", 10), ("b", 30)):
+        (tmp_path / folder).mkdir()
+        write_tar(tmp_path / folder / "0.tar", range(first, first + 4))
+        os.utime(tmp_path / folder / "0.tar", (1e9, 1e9))
+    index = tmp_path / "index"
+    both = read(("tar", f"{tmp_path}/{{a,b}}/0.tar"), index_dir=index)
+    assert both.index.sizes[:, 0].tolist() == [*range(30, 34), *range(50, 54)]
+    for folder, width in (("a", 30), ("b", 50)):
+        assert read(("tar", f"{tmp_path}/{folder}"), index_dir=index).sizes[0, 0] == width
+    read(("tar", f"{tmp_path}/a"))
+    (tmp_path / "a").rename(tmp_path / "moved")  # and the index in it
+    monkeypatch.setattr(tar_index, "scan_tar", lambda shard, **more: 1 / 0)
+    assert len(read(("tar", f"{tmp_path}/moved"))) == 4
+
+
 def test_a_folder_that_cannot_be_written_keeps_its_index_elsewhere(tmp_path, monkeypatch):
     pattern = write_set(tmp_path / "set", "tar")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -195,7 +212,7 @@ def test_a_shard_that_the_cache_forgets_is_read_to_its_end(tmp_path, monkeypatch
 
     def slow(number, size, start):
         shards._kept_open.cache_clear()
-        held.append(os.open(second.path, os.O_RDONLY))  # takes the number if the first file is closed
+        held.append(os.open(second.path, os.O_RDONLY))  # takes the number of a closed one
         return pread(number, size, start)
 
     monkeypatch.setattr(os, "pread", slow)
