@@ -14,7 +14,7 @@ import os
 import random
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,11 @@ class Index:
 
     def __len__(self) -> int:
         return len(self.key_ends)
+
+    def fault(self, row: int, roles: Collection[str]) -> str | None:
+        """Why an example cannot be used for one of these roles; None where it can."""
+        faults = self.faults.get(row, {})
+        return next((why for role, why in faults.items() if role in roles), None)
 
     def key(self, row: int) -> str:
         start = self.key_ends[row - 1] if row else 0

@@ -1,6 +1,7 @@
 """Tars, TFRecord and ArrayRecord by random access: the same examples, filters and index."""
 
 import dataclasses
+import functools
 import io
 import itertools
 import json
@@ -104,6 +105,27 @@ def test_filters_choose_by_what_the_index_knows(made):
         read(made, filters={"scores": {"beauty": [0, 1]}})
     with pytest.raises(ValueError, match="none of 24 examples passes"):
         read(made, filters={"min_size": 99})
+
+
+def test_a_fault_that_does_not_matter_is_no_way_past_the_filters(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name, side, text in (("a", 20, b"good"), ("b", 20, b" "), ("c", 40, b" ")):
+            add(tar, f"{name}.jpg", picture(1, (side, side)))
+            add(tar, f"{name}.json", json.dumps({"width": side, "height": side}).encode())
+            add(tar, f"{name}.txt", text)
+    read = functools.partial(SOURCES["tar"], tmp_path)
+    assert read(conditioning=None, filters={"min_size": 30}).sizes.tolist() == [[40, 40]]
+    match = r"none of 3 examples passes .* but 2 that are broken, the first: .*caption is empty"
+    with pytest.raises(ValueError, match=match):
+        read(filters={"min_size": 30})
+    with pytest.raises(ValueError, match=r"none of 3 examples passes its filters and split$"):
+        read(conditioning=None, filters={"min_size": 50})
+
+
+def test_shards_without_examples_are_said_to_be_empty(tmp_path):
+    write_tar(tmp_path / "a.tar", range(0))
+    with pytest.raises(ValueError, match="no example in its 1 shards"):
+        SOURCES["tar"](tmp_path, filters={"min_size": 30})
 
 
 @pytest.mark.parametrize(
