@@ -197,7 +197,7 @@ def _parsed(row: Row, read: Any, text: str) -> Row:
 # -------------------------------------------------------------------------------------- ArrayRecord
 
 
-@functools.lru_cache(maxsize=4096)
+@functools.lru_cache(maxsize=256)  # each holds a file, and 1024 is a common limit for a process
 def array_records(path: str) -> Any:
     """An ArrayRecord file: len, and records by number; readers are kept open."""
     from array_record.python.array_record_data_source import ArrayRecordDataSource

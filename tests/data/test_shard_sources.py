@@ -361,6 +361,16 @@ def test_a_record_of_another_kind_says_what_it_lacks(tmp_path, record, match):
     assert grey(source[1]["image"]) == 5
 
 
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="there is no /proc")
+def test_many_array_record_files_are_not_all_kept_open(tmp_path):
+    for number in range(300):
+        write_array_record(tmp_path / f"{number}.array_record", [example_record(1)])
+    before = len(os.listdir("/proc/self/fd"))
+    source = SOURCES["array_record"](tmp_path)
+    assert [source[row]["captions"] for row in range(300)] == [[("grey 1", 1.0)]] * 300
+    assert len(os.listdir("/proc/self/fd")) - before <= 260
+
+
 def test_a_damaged_array_record_file_costs_its_examples_alone(tmp_path, rng):
     write_array_record(tmp_path / "a.array_record", [example_record(n) for n in range(4)])
     write_array_record(tmp_path / "b.array_record", [example_record(n) for n in range(4)])
