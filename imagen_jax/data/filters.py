@@ -77,7 +77,7 @@ class Filters:
             tests.append(("caption_length", (index.lengths == 0) | inside))
         for name, limits in self.scores.items():
             if name not in index.fields:
-                known = ", ".join(sorted(index.fields)) or "none"
+                known = ", ".join(sorted(index.names)) or "none"
                 raise ValueError(f"filters.scores.{name}: no example has it; there are: {known}")
             tests.append((name, _between(index.fields[name], limits)))
         return tests

@@ -96,9 +96,13 @@ def test_batches_are_the_same_on_any_number_of_hosts_and_from_any_step(made):
     np.testing.assert_array_equal(np.concatenate(parts), whole[5]["image"])
 
 
-def test_filters_choose_by_what_the_index_knows(made):
+def test_filters_choose_by_what_the_index_knows(made, tmp_path):
     small = {"min_size": 12, "aspect": [20 / 12, 27 / 12], "scores": {"rank": [0.2, 2.05]}}
     assert greys(read(made, filters=small)) == list(range(2, 8))
+    for _ in range(2):  # read from the shards, then from the index that is kept
+        source = read(made, filters=small, index_dir=tmp_path)
+        assert greys(source) == list(range(2, 8))
+        assert source.index.fields.keys() == {"rank"}
     longer = read(made, filters={"caption_length": [7, 99]})
     assert greys(longer) == list(range(10, COUNT))
     with pytest.raises(ValueError, match=r"scores\.beauty: no example has it; there are: .*rank"):
