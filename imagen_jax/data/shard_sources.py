@@ -218,7 +218,8 @@ def read_tfrecord(
       measure: index these features also where there are no filters, as buckets need; it reads the
         whole of each record, once.
 
-    The other arguments are those of `read_tar`; a folder stands for all files in it.
+    The other arguments are those of `read_tar`; a folder stands for the files in it that have
+    "tfrecord" in their name, or for all where none has.
     """
     fields = {"image": image, "text": text, "label": label}
     parse = measure or bool(filters)

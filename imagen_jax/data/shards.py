@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 MOST_NAMES = 1_000_000
+COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 # What tells a changed file from the one before, by file system.
 STAMPS = ("mtime", "LastModified", "updated", "etag", "ETag", "created")
 
@@ -47,6 +48,16 @@ class Shard:
         if len(data) > stop - start:
             raise ValueError(f"{self.path}: its server gives whole files alone, and no parts")
         return data
+
+
+def check_uncompressed(shard: Shard) -> None:
+    """ValueError where a shard that cannot be read is compressed: then it has no random access."""
+    start = shard.read(0, 6)
+    for signature, program in COMPRESSED.items():
+        if start.startswith(signature):
+            raise ValueError(
+                f"{shard.path} is compressed with {program}; unpack it: shards are read in parts"
+            )
 
 
 @functools.lru_cache(maxsize=256)
@@ -86,8 +97,9 @@ def find_shards(pattern: str, suffix: str) -> tuple[Shard, ...]:
     """The shards of a pattern in a fixed order.
 
     Args:
-      pattern: a file, a folder (all files in it that end in `suffix`), or names with {00..99} or
-        {a,b}, each of which must be there, and with *, ? or [ab], in sorted order.
+      pattern: a file, a folder (its files that end in `suffix`), or names with {00..99} or {a,b},
+        each of which must be there, and with *, ? or [ab], in sorted order.
+      suffix: "" stands for TFRecord, which has none: those with "tfrecord" in their name, or all.
 
     Raises:
       ValueError: there is no such file.
@@ -107,11 +119,18 @@ def find_shards(pattern: str, suffix: str) -> tuple[Shard, ...]:
 def _local_matches(name: str, suffix: str) -> list[Shard]:
     names = [name]
     if os.path.isdir(name):
-        names = glob.glob(f"{glob.escape(name.rstrip('/'))}/*{glob.escape(suffix)}")
+        names = _of_folder(glob.glob(f"{glob.escape(name.rstrip('/'))}/*"), suffix)
     elif not os.path.exists(name):
         names = glob.glob(name)
     stats = {name: os.stat(name) for name in names if os.path.isfile(name)}
     return [Shard(name, found.st_size, str(found.st_mtime_ns)) for name, found in stats.items()]
+
+
+def _of_folder(paths: list[str], suffix: str) -> list[str]:
+    """The shards among the files of a folder; statistics and tables may lie beside them."""
+    if suffix:
+        return [path for path in paths if path.endswith(suffix)]
+    return [path for path in paths if "tfrecord" in path.rpartition("/")[2].lower()] or paths
 
 
 def _remote_matches(url: str) -> Callable[[str, str], list[Shard]]:
@@ -148,7 +167,8 @@ def _remote_matches(url: str) -> Callable[[str, str], list[Shard]]:
             return [shard(info) for info in infos if info["type"] == "file"]
         if info := named(path):
             return [shard(info)]
-        return [shard(info) for name, info in listed(path).items() if name.endswith(suffix)]
+        beside = listed(path)
+        return [shard(beside[name]) for name in _of_folder(list(beside), suffix)]
 
     return matches
 

@@ -1,11 +1,14 @@
 """Tars, TFRecord and ArrayRecord by random access: the same examples, filters and index."""
 
+import bz2
 import dataclasses
 import functools
+import gzip
 import io
 import itertools
 import json
 import logging
+import lzma
 import os
 import sys
 import tarfile
@@ -293,6 +296,31 @@ def test_patterns_stand_for_names_in_order(tmp_path):
     ]:
         with pytest.raises(ValueError, match=match):
             find_shards(pattern, ".tar")
+
+
+def test_statistics_beside_tfrecord_files_are_no_shards(tmp_path):
+    """As img2dataset writes them; the shards of other sets have no tfrecord in their names."""
+    fsspec = pytest.importorskip("fsspec", reason="fsspec is not installed (extra remote)")
+    names = ["0.tfrecord", "0_stats.json", "0.parquet"]
+    for name in names:
+        (tmp_path / name).write_bytes(b"")
+        fsspec.filesystem("memory").pipe(f"/statistics/{name}", b"")
+    for folder in (str(tmp_path), "memory://statistics"):
+        assert [shard.name for shard in find_shards(folder, "")] == ["0.tfrecord"]
+    assert len(find_shards(f"{tmp_path}/*", "")) == 3
+    (tmp_path / "0.tfrecord").rename(tmp_path / "train-0-of-1")
+    assert len(find_shards(str(tmp_path), "")) == 3
+
+
+@pytest.mark.parametrize("kind", ["tar", "tfrecord"])
+@pytest.mark.parametrize("program", [gzip, bz2, lzma])
+def test_a_compressed_shard_is_said_to_be_one(tmp_path, kind, program):
+    write_set(tmp_path, kind)
+    path = tmp_path / f"a.{kind}.packed"
+    path.write_bytes(program.compress((tmp_path / f"00000.{kind}").read_bytes()))
+    name = {gzip: "gzip", bz2: "bzip2", lzma: "xz"}[program]
+    with pytest.raises(ValueError, match=rf"packed is compressed with {name}; unpack it"):
+        SOURCES[kind](path)
 
 
 def test_sizes_can_be_measured_where_the_json_has_none(tmp_path):
