@@ -51,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
     add("--dtype", default="float32", help="of the parameters: float32 (default) or bfloat16")
     add("--variant", help="of DeepFloyd IF's weights, such as fp16")
     add("--images", type=Path, metavar="DIR", help="measure these pictures instead of a model's: "
-        "named after the prompts' ids, else in the order of their names")  # fmt: skip
+        "named after the prompts' ids, else in the order of their names, 2 before 10")  # fmt: skip
     add(
         "--truth", type=Path, metavar="DIR", help="true pictures, of the same names, for psnr, ssim"
     )

@@ -121,7 +121,7 @@ def read_job(options: argparse.Namespace) -> Any:
     check_seed(options.seed)
     share = share_of(options.share)
     prompts, emoji, emoji_names = read_prompts(options)
-    files, true_files = read_files(options, prompts)
+    files, true_files, named_by_ids = read_files(options, prompts)
     wanted = {"retrieval", *(() if true_files else runner.QUALITY)} & set(metrics)
     if emoji is None and wanted:
         raise ValueError(
@@ -148,23 +148,27 @@ def read_job(options: argparse.Namespace) -> Any:
         options.skip_broken,
         share,
         options.batch_size,
+        named_by_ids,
     )
 
 
-def read_files(options: argparse.Namespace, prompts: Any) -> tuple[Any, Any]:
-    """(--images in the order of the prompts, --truth in the same order), None where not given."""
+def read_files(options: argparse.Namespace, prompts: Any) -> tuple[Any, Any, bool | None]:
+    """(--images in the order of the prompts, --truth in the same order, whether the names of
+    --images are the prompts' ids), None where not given.
+    """
     from imagen_jax.evaluation.picture_folder import list_pictures, matching_pictures, order_by_ids
 
     if options.images is None:
         if options.truth is not None:
             raise ValueError("--truth is for --images, which are not given.")
-        return None, None
-    files = list_pictures(options.images)
+        return None, None, None
+    files, by_ids = list_pictures(options.images), None
     if prompts is not None:
-        files = order_by_ids(files, prompts.ids)
-    if options.truth is None:
-        return tuple(files), None
-    return tuple(files), tuple(matching_pictures(options.truth, files, options.images))
+        files, by_ids = order_by_ids(files, prompts.ids)
+    true_files = None
+    if options.truth is not None:
+        true_files = tuple(matching_pictures(options.truth, files, options.images))
+    return tuple(files), true_files, by_ids
 
 
 def read_prompts(options: argparse.Namespace) -> tuple[Any, Any, Any]:

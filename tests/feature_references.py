@@ -54,7 +54,10 @@ def reference_features(network, pictures: list[np.ndarray]) -> list[np.ndarray]:
 def photographs() -> dict[str, np.ndarray]:
     """Real ones, of odd sizes, smaller and larger than what the networks see."""
     data = pytest.importorskip("skimage.data")
+    more = pytest.importorskip("sklearn.datasets").load_sample_image
     return {
+        "china": more("china.jpg")[5:, :631],
+        "flower": more("flower.jpg")[:389, 7:],
         "astronaut": data.astronaut()[:511, 3:480],
         "chelsea": data.chelsea()[:, :449],
         "coffee": data.coffee()[11:242, 100:273],

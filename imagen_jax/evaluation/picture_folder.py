@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 
 from imagen_jax.data.preprocess import resize
 from imagen_jax.data.sources import BrokenExample, Source, read_folder
@@ -51,15 +52,22 @@ def list_pictures(folder: str | Path) -> list[Path]:
     return [Path(folder) / name for name in source.files]
 
 
-def order_by_ids(files: Sequence[Path], ids: Sequence[str]) -> list[Path]:
-    """The files in the order of the prompts whose ids they are named after, leading zeros apart;
-    as they are where their names are not just these ids.
+def order_by_ids(files: Sequence[Path], ids: Sequence[str]) -> tuple[list[Path], bool]:
+    """(the files in the order of the prompts, whether they are named after the prompts' ids).
+
+    Leading zeros do not count. Where the names are not just these ids, the order is that of the
+    names, numbers in them by their value: 2.png before 10.png.
     """
     found = {file.stem.lstrip("0"): file for file in files}
     names = [name.lstrip("0") for name in ids]
     if len(found) != len(files) or set(found) != set(names):
-        return list(files)
-    return [found[name] for name in names]
+        return sorted(files, key=_number_by_value), False
+    return [found[name] for name in names], True
+
+
+def _number_by_value(file: Path) -> tuple[list[str | int], str]:
+    pieces = re.split(r"([0-9]+)", str(file))  # text and numbers in turn
+    return [int(piece) if at % 2 else piece for at, piece in enumerate(pieces)], str(file)
 
 
 def matching_pictures(folder: str | Path, files: Sequence[Path], of: Path) -> list[Path]:
@@ -104,13 +112,15 @@ def common_size(files: Sequence[Path]) -> int:
 def read_picture(file: Path | bytes, treatment: Treatment) -> np.ndarray:
     """uint8 [size, size, 3] of `treatment.size`, with what was done to it counted.
 
-    Grey becomes RGB, what is transparent white, 16 bits 8; then the largest centred square, resized
-    with antialiasing (`data.preprocess.resize`). Raises OSError or ValueError where it is broken.
+    Grey becomes RGB, what is transparent white, 16 bits 8, what EXIF says is turned upright, an
+    animation its first frame; then the largest centred square, resized with antialiasing
+    (`data.preprocess.resize`). Raises OSError or ValueError where it is broken.
     """
     data = file if isinstance(file, bytes) else file.read_bytes()
     image = decode(data)
     with Image.open(io.BytesIO(data)) as picture:
         kind = _kind(picture)
+        treatment.counts.update(_what_else(picture))
     return _to_square(image, kind, treatment)
 
 
@@ -134,6 +144,20 @@ def _kind(picture: Image.Image) -> str | None:
         return "transparent_on_white"
     kinds = {"1": "grey", "L": "grey", "P": "palette", "RGB": None}
     return kinds.get(picture.mode, f"mode_{picture.mode}")
+
+
+def _what_else(picture: Image.Image) -> list[str]:
+    """What decoding changed besides the colours."""
+    turned = picture.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
+    return ["turned_upright"] * turned + ["first_of_several_frames"] * _has_more(picture)
+
+
+def _has_more(picture: Image.Image) -> bool:
+    """Whether anything follows the first frame."""
+    try:
+        return getattr(picture, "n_frames", 1) > 1
+    except Exception:  # Pillow's readers raise many kinds where a later frame is damaged
+        return True
 
 
 def read_parts(

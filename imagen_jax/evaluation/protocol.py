@@ -11,7 +11,12 @@ from typing import Any
 
 from imagen_jax.data.coco import TFDS_NAME, TFDS_SPLITS, VAL2014_PICTURES
 from imagen_jax.evaluation.extraction import Extractor
-from imagen_jax.evaluation.measures import KID_SUBSET_SIZE, NEGATIVES, OF_REFERENCE
+from imagen_jax.evaluation.measures import (
+    KID_SUBSET_SIZE,
+    NEGATIVES,
+    OF_CAPTIONS,
+    OF_REFERENCE,
+)
 from imagen_jax.evaluation.prompts import COCO_30K, PromptList
 from imagen_jax.evaluation.reference import Reference
 
@@ -26,6 +31,7 @@ class Circumstances:
 
     pictures: how many were measured. prompts: None where they are not known. made_here: whether the
     model made the pictures in this run, with all settings recorded. copies: pictures a prompt.
+    by_order: whether each picture has its caption by its place among the sorted names alone.
     """
 
     pictures: int
@@ -35,6 +41,7 @@ class Circumstances:
     treatment: Mapping[str, Any]
     made_here: bool
     copies: int = 1
+    by_order: bool = False
 
 
 def departures(
@@ -48,6 +55,11 @@ def departures(
         reasons.append("the prompts are not COCO-30K's: compare only with figures of the same list")
     else:
         reasons += _of_prompts(at)
+    if metric in OF_CAPTIONS and at.by_order:
+        reasons.append(
+            "the pictures are not named after the prompts' ids: each has the caption at its place "
+            "in the order of the names"
+        )
     if metric == "kid" and found["subset_size"] < KID_SUBSET_SIZE:
         reasons.append(f"subsets of {found['subset_size']} pictures, not {KID_SUBSET_SIZE}")
     if metric == "r_precision" and found["negatives"] < NEGATIVES:

@@ -32,6 +32,7 @@ def describe(job: Job, subject: Subject | None, images: Path | None = None) -> d
             "batch_size": job.batch_size,
             "skip_broken": job.skip_broken,
             "images": None if images is None else str(images),
+            "images_named_by_ids": job.named_by_ids,
         },
         "versions": report_room.versions(),
         "device": report_room.device(),
@@ -66,7 +67,7 @@ def picture_settings(job: Job, subject: Subject) -> dict[str, Any]:
     """What decides the generated pictures: those of other settings never mix with them."""
     versions, device = report_room.versions(), report_room.device()
     return {
-        "model": {key: subject.about.get(key) for key in ("name", "fingerprint")},
+        "model": {key: subject.about.get(key) for key in ("name", "fingerprint", "dtype")},
         "prompts": job.prompts.fingerprint,
         "num_images": job.copies,
         "size": job.size,

@@ -70,7 +70,8 @@ class Job:
     prompts: in their order, each `copies` times; None for pictures of unknown captions. emoji: the
     set of pictures that retrieval, psnr and ssim look at, and its names. size: of the pictures.
     files: given pictures, measured instead of generated ones, one a prompt in their order.
-    true_files: what psnr and ssim compare those with, in their order.
+    true_files: what psnr and ssim compare those with, in their order. named_by_ids: whether given
+    pictures are named after the prompts' ids; None where there are no prompts or no such pictures.
     """
 
     metrics: tuple[str, ...]
@@ -86,6 +87,7 @@ class Job:
     skip_broken: bool = False
     share: Share = ALL
     batch_size: int = 16
+    named_by_ids: bool | None = None
 
     @property
     def texts(self) -> list[str]:
@@ -229,6 +231,7 @@ def figures(
         treatment.to_dict(),
         job.files is None,
         job.copies,
+        job.named_by_ids is False,
     )
     for metric in [name for name in job.metrics if name in KINDS]:
         for extractor in job.extractors:

@@ -176,7 +176,11 @@ def test_shares_of_the_work_give_the_same(run, tmp_path, networks):
 
 def test_pictures_of_other_settings_never_mix(run, tmp_path, capsys, model, prompts):
     run(tmp_path / "out")
-    for more, said in ((["--seed", "1"], "with seed = 0, not 1"), (["--steps", "3"], "sampling")):
+    for more, said in (
+        (["--seed", "1"], "with seed = 0, not 1"),
+        (["--steps", "3"], "sampling"),
+        (["--dtype", "bfloat16"], "'dtype': 'float32'"),
+    ):
         with pytest.raises(AssertionError):
             run(tmp_path / "out", *more)
         assert said in capsys.readouterr().err

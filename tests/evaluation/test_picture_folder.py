@@ -1,5 +1,6 @@
 """Pictures of any kind: what is done to each is counted, and what cannot be read is named."""
 
+import contextlib
 import io
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from imagen_jax.evaluation.picture_folder import (
     list_pictures,
     order_by_ids,
     read_parts,
+    read_picture,
     source_parts,
 )
 
@@ -89,9 +91,44 @@ def test_mixed_sizes_need_a_size(folder):
 
 def test_pictures_named_after_prompts_are_in_their_order():
     files = [Path(f"{name}.png") for name in ("000010", "000002", "000300", "000000")]
-    ordered = order_by_ids(files, ["2", "0", "300", "10"])
+    ordered, by_ids = order_by_ids(files, ["2", "0", "300", "10"])
+    assert by_ids
     assert [file.stem for file in ordered] == ["000002", "000000", "000300", "000010"]
-    assert order_by_ids(files, ["2", "0", "300", "11"]) == files
+
+
+def test_other_pictures_are_in_the_order_of_their_numbers():
+    """As evaluation scripts number them: from 1, without zeros; prompts of a text file from 0."""
+    files = [Path(f"out/a{number // 8}/{number}.png") for number in range(1, 13)]
+    ordered, by_ids = order_by_ids(sorted(files), [str(i) for i in range(12)])
+    assert (ordered, by_ids) == (files, False)
+
+
+def test_turned_and_moving_pictures_are_counted(tmp_path, rng):
+    pixels = rng.integers(0, 256, (SIDE, SIDE, 3), np.uint8)
+    image, other = Image.fromarray(pixels), Image.fromarray(255 - pixels)
+    exif = Image.Exif()
+    exif[0x0112] = 3  # orientation: upside down
+    image.save(tmp_path / "turned.png", exif=exif)
+    moving = {"save_all": True, "append_images": [other], "lossless": True}
+    image.save(tmp_path / "moving.webp", **moving)
+    treatment = Treatment(SIDE)
+    (part,) = read_parts(list_pictures(tmp_path), treatment, 2)
+    np.testing.assert_array_equal(part.images, [pixels, pixels[::-1, ::-1]])
+    assert treatment.counts["first_of_several_frames"] == treatment.counts["turned_upright"] == 1
+
+
+def test_a_damaged_second_frame_is_no_matter(rng):
+    """A GIF cut anywhere is read, its first frame alone, or is refused as any broken picture."""
+    frames = [Image.fromarray(x) for x in rng.integers(0, 256, (2, 24, 24, 3), np.uint8)]
+    buffer = io.BytesIO()
+    frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:])
+    whole, counts = buffer.getvalue(), Treatment(24).counts
+    for end in range(len(whole) // 2, len(whole)):
+        treatment = Treatment(24)
+        with contextlib.suppress(OSError, ValueError):
+            read_picture(whole[:end], treatment)
+        counts += treatment.counts
+    assert counts["first_of_several_frames"] > 10
 
 
 def test_an_empty_folder_is_refused(tmp_path):

@@ -7,7 +7,7 @@ from feature_references import photographs, torch_fidelity
 from imagen_jax.evaluation import resizing
 from imagen_jax.models import clip
 
-PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")
+PHOTOGRAPHS = ("astronaut", "chelsea", "china", "coffee", "flower", "rocket")
 SIDE = 299
 # Of pictures in 0...255, or of CLIP's normalized ones.
 CLOSE = 1e-3
