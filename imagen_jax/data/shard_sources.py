@@ -265,8 +265,8 @@ def _make(
     check_choice("conditioning", conditioning, CONDITIONINGS)
     chosen = make_filters(filters)
     shards = find_shards(str(path), form.suffix)
-    folder = Path(index_dir) if index_dir is not None else index_folder(local_folder(str(path)))
-    index, counts = read_index(shards, form.scan, form.options, folder, chosen.scores)
+    folder = index_folder(local_folder(str(path))) if index_dir is None else Path(index_dir)
+    index, counts = read_index(shards, form.scan, form.options, folder.expanduser(), chosen.scores)
     if not len(index):
         raise ValueError(f"{path}: there is no example in its {len(shards)} shards")
     roles = (*NEEDED, conditioning)

@@ -179,7 +179,7 @@ def read_npz(
     N rows under other names are kept as `extra`. ValueError where there is no such file, or where
     it is damaged or lacks something.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     check_choice("split", split, SPLITS)
     check_choice("conditioning", conditioning, CONDITIONINGS)
     arrays = _read_arrays(path)
@@ -254,7 +254,7 @@ def read_folder(
     a line). With conditioning "label" each sub-folder is a class. Held out are 5 % of the pictures,
     by a hash of their names.
     """
-    folder = Path(path)
+    folder = Path(path).expanduser()
     check_choice("split", split, SPLITS)
     check_choice("conditioning", conditioning, CONDITIONINGS)
     if not folder.is_dir():

@@ -249,13 +249,20 @@ def test_a_shard_that_the_cache_forgets_is_read_to_its_end(tmp_path, monkeypatch
     os.close(held[0])
 
 
-def test_a_home_folder_and_file_urls_are_followed(tmp_path, monkeypatch):
+def test_home_folders_and_file_urls_are_followed(tmp_path, monkeypatch):
     pytest.importorskip("fsspec", reason="fsspec is not installed (extra remote)")
     write_set(tmp_path / "set", "tar")
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("~/set", f"file://{tmp_path}/set", f"file://{tmp_path}/set/{{00000..00002}}.tar"):
         assert len(read(("tar", name), index_dir=tmp_path / "index")) == COUNT
     assert greys(read(("tar", f"file://{tmp_path}/set/0000?.tar"))) == list(range(COUNT))
+    assert len(list((tmp_path / "index").iterdir())) == 6  # a path and a URL have one each
+    read(("tar", "~/set"), index_dir="~/other")
+    assert (tmp_path / "other").exists()
+    Image.new("RGB", (4, 4)).save(tmp_path / "set" / "a.png")
+    np.savez(tmp_path / "set.npz", image=np.zeros((2, 4, 4, 3), np.uint8))
+    assert len(SOURCES["folder"]("~/set", conditioning=None)) == 1
+    assert len(SOURCES["npz"]("~/set.npz", conditioning=None)) == 2
     read(("tar", "~/set"))
     assert (tmp_path / "set" / ".imagen_jax_index").exists()
 
