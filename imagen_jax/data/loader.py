@@ -16,6 +16,7 @@ import grain
 import numpy as np
 
 from imagen_jax.data import preprocess
+from imagen_jax.data.captions import Captions
 from imagen_jax.data.embeddings import EmbeddedSource, Embedding
 from imagen_jax.data.mixture import MixtureSource
 from imagen_jax.data.order import BucketOrder, Order, Size, epochs, mixed, nearest_bucket
@@ -66,6 +67,27 @@ class Damage:
             f"the {self.max_share:.1%} allowed. The first: {shown}. Mend or remove them, or raise "
             "data.max_broken_share."
         )
+
+
+def captions_of(
+    source: Source, rows: Sequence[int], max_broken_share: float
+) -> list[tuple[str, Captions]]:
+    """(key, captions) of these examples; no captions where one cannot be read.
+
+    Raises:
+        TooManyBroken: that is so for a larger share of them than training would skip.
+    """
+    damage = Damage(len(source), max_broken_share)
+    damage.count(len(rows))
+    examples = []
+    for row in rows:
+        try:
+            example = source[row]
+            examples.append((example["key"], example["captions"]))
+        except BrokenExample as error:
+            damage.report(error)
+            examples.append((error.key, []))
+    return examples
 
 
 def uniform(*parts: Any) -> float:
