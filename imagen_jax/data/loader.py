@@ -235,6 +235,10 @@ class Loader:
             return self.buckets[self.order.bucket(number // self.batch_size)]
         return self.resolution, self.resolution
 
+    def picture_size(self, number: int) -> Size:
+        """(width, height) of the picture in a batch: what is cut out of `size`, or all of it."""
+        return self.size(number) if self.crop_size is None else (self.crop_size, self.crop_size)
+
     def example(self, number: int) -> dict[str, Any]:
         """The example at a global number (step * batch_size + row), the next good one if broken."""
         index = int(self.order[number])
@@ -249,7 +253,7 @@ class Loader:
         at = None
         if self.crop == "random":
             at = uniform(self.seed, number, "crop x"), uniform(self.seed, number, "crop y")
-        crop = None if self.crop_size is None else (self.crop_size, self.crop_size)
+        crop = self.picture_size(number)
         image = preprocess.resize_and_crop(example["image"], self.size(number), crop, at)
         if self.flip and uniform(self.seed, number, "flip") < 0.5:
             image = image[:, ::-1]
@@ -272,8 +276,14 @@ class Loader:
     def examples(self, numbers: Sequence[int]) -> dict[str, np.ndarray]:
         """The examples of these global numbers as a batch."""
         self.damage.count(len(numbers))
-        examples = [self.example(number) for number in numbers]
-        batch = {"image": np.stack([example["image"] for example in examples])}
+        width, height = self.picture_size(numbers[0])
+        images = np.empty((len(numbers), height, width, 3), np.uint8)
+        examples = []
+        for row, number in enumerate(numbers):
+            example = self.example(number)
+            images[row] = example.pop("image")  # not kept and stacked: that takes the memory twice
+            examples.append(example)
+        batch = {"image": images}
         if self.conditioning == "text" and self.embedded:
             texts = zip(*(item["caption"].padded() for item in examples), strict=True)
             batch["text"], batch["mask"] = map(np.stack, texts)
