@@ -173,22 +173,19 @@ def write_shard(path: Path, records: Iterable[bytes]) -> None:
     """
     from array_record.python.array_record_module import ArrayRecordWriter
 
-    half, lock = (path.with_name(f".{path.name}.{kind}") for kind in ("half", "lock"))
-    with open(lock, "wb") as held:
-        if not _locked(held, lock):
+    half = path.with_name(f".{path.name}.half")
+    with open(half, "ab") as file:
+        if not _locked(file, half):
             raise ValueError(
                 f"another process is writing {path}: several share the work only when they are "
                 "started as the hosts of one run, as for training"
             )
-        half.unlink(missing_ok=True)
-        writer = ArrayRecordWriter(str(half), WRITER_OPTIONS)
+        writer = ArrayRecordWriter(str(half), WRITER_OPTIONS)  # empties the file that is locked
         for record in records:
             writer.write(record)
         writer.close()
-        with open(half, "rb") as file:
-            os.fsync(file.fileno())
+        os.fsync(file.fileno())
         half.rename(path)
-        lock.unlink()
 
 
 def _locked(file: IO[bytes], path: Path) -> bool:
@@ -196,7 +193,7 @@ def _locked(file: IO[bytes], path: Path) -> bool:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except (BlockingIOError, FileNotFoundError):  # held, or removed by who held it
+    except (BlockingIOError, FileNotFoundError):  # held, or renamed by who held it
         return False
     except OSError:  # a file system without locks
         return True
