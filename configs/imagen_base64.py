@@ -12,10 +12,14 @@ step takes on others, by the compiler's count. Not run here. The published model
 FID-30K of 7.27 on COCO with its two super-resolution models, on data that is not public.
 
 What is not the paper's, because it does not say:
-- 128 tokens; EMA of 0.9999; clipping of the gradient's norm at 1.
+- 128 tokens; EMA of 0.9999; clipping of the gradient's norm at 1; samples of 256 steps at guidance
+  5 while it trains.
 - Adafactor at the rate as it stands, where optax would scale it by each parameter's size
   (training/optimizer.py says why).
 - The pooled text is a class token's, as in DeepFloyd IF.
+Where it does say: it gives 2B parameters, and its printed widths, used here, make 2.4B. Its t is
+uniform for each picture by itself; here each is uniform, too, but a batch has one in each of 2048
+equal parts of [0, 1), which makes the loss less noisy (arXiv 2107.00630, I.1).
 And because it costs less: bfloat16 in convolutions, dense layers and the frozen encoder;
 parameters, norms, softmax, EMA and the optimizer stay float32.
 """

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -82,12 +83,23 @@ def define_host_flags() -> Callable[[], None]:
     return join
 
 
+def check_local(path: str | Path, option: str) -> None:
+    """ValueError for a bucket's address, which would become a folder of that name here."""
+    scheme = next((part for part in Path(path).parts if re.fullmatch(r"[a-z][a-z0-9]+:", part)), "")
+    if scheme:
+        raise ValueError(
+            f"{option} {path}: {scheme}// is no folder; mount the bucket and give the path of that"
+        )
+
+
 def make_folder(path: Path, option: str) -> list[Path]:
     """Makes a folder and its parents, writes into it to see that one can, and returns the new ones.
 
     Raises:
-        ValueError: it is a file, or cannot be written; the message names the command's `option`.
+        ValueError: it is a file, a bucket's address, or cannot be written; the message names the
+            command's `option`.
     """
+    check_local(path, option)
     new = [folder for folder in (path, *path.parents) if not folder.exists()]
     try:
         path.mkdir(parents=True, exist_ok=True)

@@ -22,7 +22,9 @@ from scripts.command_line import one_line_errors, run_configured
 CONFIG = flags.DEFINE_string("config", None, "Python file with get_config().", required=True)
 TOPOLOGY = flags.DEFINE_string("topology", None, "TPU and its shape: v5p:4x4x4.", required=True)
 SAMPLE = flags.DEFINE_bool("sample", False, "Plan sampling in place of training.")
-IMAGES = flags.DEFINE_integer("images", None, "Pictures sampled at a time; default: one a chip.")
+IMAGES = flags.DEFINE_integer(
+    "images", None, "Pictures sampled at a time; default: one a chip.", lower_bound=1
+)
 JSON = flags.DEFINE_string("json", None, "File for all figures.")
 
 
@@ -40,6 +42,10 @@ def main(argv: list[str], overrides: dict[str, str]) -> None:
     with one_line_errors(ValueError):
         if len(argv) > 1:
             raise ValueError(f"unknown argument {argv[1]!r}")
+        if IMAGES.value is not None and not SAMPLE.value:
+            raise ValueError("--images is for --sample; training plans --config.batch_size")
+        if JSON.value is not None and Path(JSON.value).is_dir():
+            raise ValueError(f"--json {JSON.value} is a folder; give a file")
         if JSON.value is not None and not Path(JSON.value).absolute().parent.is_dir():
             raise ValueError(f"--json {JSON.value}: there is no such folder")
         raw = config_room.load_config(CONFIG.value)

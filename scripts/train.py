@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from absl import flags, logging
 
 from scripts.command_line import (
+    check_local,
     define_host_flags,
     make_folder,
     one_line_errors,
@@ -102,6 +103,7 @@ def prepare(overrides: dict[str, str]) -> tuple[Any, Any, Any, Any]:
     parse_profile(PROFILE.value)
     if WORKDIR.value is None and not DRY_RUN.value:
         raise ValueError("--workdir is needed, except with --dry_run")
+    check_local(WORKDIR.value or "", "--workdir")
     mesh = sharding.make_mesh(config.mesh)
     sharding.check_batch(mesh, config.batch_size)
     encoder = build.make_text_encoder(config)
@@ -147,7 +149,7 @@ def open_run(config: Any, raw: Any, encoder: Any, frozen_shapes: Any, mesh: Any)
     workdir = Path(os.path.abspath(WORKDIR.value))
     source = None if config.data.source == STREAM else make_source(config)
     # What can be refused comes before the checkpoints, whose threads an exit would cut off.
-    batches = make_batches(config, encoder, source)
+    batches = make_batches(config, encoder, source, mesh=mesh)
     frozen, weights = None, None
     if frozen_shapes is not None:
         frozen = read_frozen(config, frozen_shapes, workdir, mesh)

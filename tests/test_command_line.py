@@ -42,6 +42,12 @@ def test_a_bug_keeps_its_traceback(error):
         raise error
 
 
+@pytest.mark.parametrize("path", ["gs://bucket/run", "/home/me/s3:/bucket"])
+def test_a_bucket_is_no_folder(path):
+    with pytest.raises(ValueError, match=r"--workdir .*bucket.*: (gs|s3):// is no folder"):
+        make_folder(Path(path), "--workdir")
+
+
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(ValueError, match=r"--out \S+file is a file"):

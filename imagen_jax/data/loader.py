@@ -125,7 +125,7 @@ class Loader:
       crop_size: the side of the square that is kept; None is `resolution`.
       buckets: (width, height) of pictures of other shapes, instead of squares: all of a batch have
         one of them, the nearest by aspect ratio. The source must have `sizes`.
-      process_index: this process gets rows [index * B / count, (index + 1) * B / count).
+      rows: which rows of the whole batch this process gets; None: all.
       max_broken_share: stop when more of the examples than this cannot be read, or with buckets
         when the sizes of more than this are not known; others of unknown size are left out.
     """
@@ -142,8 +142,7 @@ class Loader:
     crop: str = "centre"
     crop_size: int | None = None
     buckets: tuple[Size, ...] = ()
-    process_index: int = 0
-    process_count: int = 1
+    rows: Sequence[int] | None = None
     max_broken_share: float = 0.01
     num_threads: int = 4
     prefetch: int = 8
@@ -157,10 +156,8 @@ class Loader:
             raise ValueError(f"crop_size is {self.crop_size}; it must be in 1...{self.resolution}")
         if self.prompt is not None and self.conditioning != "text":
             raise ValueError(f"conditioning {self.conditioning!r} reads no prompt: {self.prompt!r}")
-        if self.batch_size % self.process_count:
-            raise ValueError(
-                f"batch_size {self.batch_size} does not divide by {self.process_count} processes"
-            )
+        if self.rows is not None:
+            check_rows(self.rows, self.batch_size)
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed is {self.seed}; it must be in [0, 2**32)")
         if not len(self.source):
@@ -269,9 +266,8 @@ class Loader:
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
         """This process's rows of batch `step`: image, and ids or text with mask, or label."""
-        rows = self.batch_size // self.process_count
-        first = step * self.batch_size + self.process_index * rows
-        return self.examples(range(first, first + rows))
+        rows = range(self.batch_size) if self.rows is None else self.rows
+        return self.examples([step * self.batch_size + int(row) for row in rows])
 
     def examples(self, numbers: Sequence[int]) -> dict[str, np.ndarray]:
         """The examples of these global numbers as a batch."""
@@ -301,6 +297,12 @@ class Loader:
 def _measured(sizes: np.ndarray) -> np.ndarray:
     """Which (width, height) are known: they are 0 where the source could not tell."""
     return np.all(sizes > 0, axis=-1)
+
+
+def check_rows(rows: Sequence[int], batch_size: int) -> None:
+    """ValueError unless these are rows of a batch, at least one."""
+    if len(rows) == 0 or min(rows) < 0 or max(rows) >= batch_size:
+        raise ValueError(f"rows are {list(rows)[:5]}...; they must be in 0...{batch_size - 1}")
 
 
 def _reduced(source: Source, side: int, whole: bool) -> Source:

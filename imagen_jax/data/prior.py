@@ -5,11 +5,11 @@ pictures of its class that the model itself has made.
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from imagen_jax.data.loader import Loader, prepared
+from imagen_jax.data.loader import Loader, check_rows, prepared
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -19,21 +19,18 @@ class PriorLoader:
     Args:
       instance, prior: loaders of their own rows of the whole batch, for one process; each goes
         through its set in its own order.
-      process_index: this process gets rows [index * B / count, (index + 1) * B / count).
+      rows: which rows of the whole batch this process gets; None: all.
     """
 
     instance: Loader
     prior: Loader
-    process_index: int = 0
-    process_count: int = 1
+    rows: Sequence[int] | None = None
 
     def __post_init__(self):
-        if self.instance.process_count != 1 or self.prior.process_count != 1:
-            raise ValueError("the loaders of a PriorLoader are each for one process")
-        if self.batch_size % self.process_count:
-            raise ValueError(
-                f"batch_size {self.batch_size} does not divide by {self.process_count} processes"
-            )
+        if self.instance.rows is not None or self.prior.rows is not None:
+            raise ValueError("the loaders of a PriorLoader give all their rows")
+        if self.rows is not None:
+            check_rows(self.rows, self.batch_size)
 
     @property
     def batch_size(self) -> int:
@@ -42,14 +39,13 @@ class PriorLoader:
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
         """This process's rows of batch `step`, a pure function of the seeds and the step."""
-        rows = self.batch_size // self.process_count
-        start, stop = self.process_index * rows, (self.process_index + 1) * rows
+        rows = range(self.batch_size) if self.rows is None else sorted(map(int, self.rows))
         parts, first = [], 0
         for loader in (self.instance, self.prior):
             size = loader.batch_size
-            low, high = (min(max(row - first, 0), size) for row in (start, stop))
-            if low < high:
-                parts.append(loader.examples(range(step * size + low, step * size + high)))
+            own = [row - first for row in rows if first <= row < first + size]
+            if own:
+                parts.append(loader.examples([step * size + row for row in own]))
             first += size
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 

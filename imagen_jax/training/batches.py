@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from imagen_jax import data, models, text
 from imagen_jax.data.embeddings import read_embedded
@@ -16,6 +17,7 @@ from imagen_jax.stage import Stage
 from imagen_jax.text import TextEncoder
 from imagen_jax.training.config import keywords, nearest
 from imagen_jax.training.feed import Batch, Batches
+from imagen_jax.training.sharding import host_groups, host_rows
 
 if TYPE_CHECKING:
     from imagen_jax.training.build import RunConfig
@@ -204,10 +206,15 @@ def make_loader(
     encoder: TextEncoder | None,
     source: data.Source | None = None,
     prior_source: data.Source | None = None,
+    mesh: Mesh | None = None,
 ) -> data.Loader | data.PriorLoader:
-    """The loader of this host's rows. `source`, `prior_source`: pictures in memory."""
+    """The loader of this host's rows, of all where `mesh` is None. `source`, `prior_source`:
+    pictures in memory.
+    """
     section, prior = config.data, config.data.prior
-    hosts = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    own_rows = None
+    if mesh is not None:
+        own_rows = host_rows(mesh, config.batch_size, jax.process_index())
 
     def loader(own: DataConfig | PriorConfig, source, **options):
         if source is None:
@@ -232,19 +239,21 @@ def make_loader(
         )
 
     if prior is None:
-        return loader(section, source, batch_size=config.batch_size, seed=config.seed, **hosts)
+        return loader(
+            section, source, batch_size=config.batch_size, seed=config.seed, rows=own_rows
+        )
     rows = prior.rows(config.batch_size)
     # Sets of one size would else be drawn in the same order, always in the same pairs.
     prior_seed = (config.seed + LARGEST_SEED // 2) % LARGEST_SEED
     return data.PriorLoader(
         loader(section, source, batch_size=config.batch_size - rows, seed=config.seed),
         loader(prior, prior_source, batch_size=rows, seed=prior_seed),
-        **hosts,
+        rows=own_rows,
     )
 
 
-def make_stream(config: "RunConfig") -> Any:
-    """The loader of a seqio Task or Mixture.
+def make_stream(config: "RunConfig", mesh: Mesh | None = None) -> Any:
+    """The loader of a seqio Task or Mixture: hosts that hold the same rows read the same part.
 
     Raises:
         ValueError: there is no such Task, or its vocabulary is not the encoder's.
@@ -257,6 +266,8 @@ def make_stream(config: "RunConfig") -> Any:
             importlib.import_module(config.data.module)
         except ModuleNotFoundError as error:
             raise ValueError(f"data.module {config.data.module!r}: {error}") from error
+    groups = [[jax.process_index()]] if mesh is None else host_groups(mesh)
+    own = next(i for i, hosts in enumerate(groups) if jax.process_index() in hosts)
     return StreamLoader(
         task=config.data.path,
         batch_size=config.batch_size,
@@ -269,8 +280,8 @@ def make_stream(config: "RunConfig") -> Any:
         shuffle=config.data.shuffle,
         crop=crop_kind(config),
         crop_size=config.stage.crop,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        process_index=own,
+        process_count=len(groups),
         max_broken_share=config.data.max_broken_share,
     )
 
@@ -319,12 +330,15 @@ def make_batches(
     encoder: TextEncoder | None,
     source: data.Source | None = None,
     prior_source: data.Source | None = None,
+    mesh: Mesh | None = None,
 ) -> Batches:
-    """(step, iterator state) -> batches from that step on."""
+    """(step, iterator state) -> batches from that step on: this host's rows on a mesh, all where
+    it is None.
+    """
     if config.data.source == STREAM and source is None:
-        stream = make_stream(config)
+        stream = make_stream(config, mesh)
         return stream.batches
-    loader = make_loader(config, encoder, source, prior_source)
+    loader = make_loader(config, encoder, source, prior_source, mesh)
 
     def batches(start: int, state: Any) -> Iterator[Batch]:
         yield from loader.batches(start)  # batch N needs no state

@@ -18,6 +18,11 @@ def count(function: Callable, *arguments: Any) -> dict[str, float]:
     return {kind: float(counts[kind]) for kind in ("convolution", "dense", "attention")}
 
 
+def total(function: Callable, *arguments: Any) -> float:
+    """All that `count` counts. What remat makes again is among it."""
+    return sum(count(function, *arguments).values())
+
+
 def _add(jaxpr: core.Jaxpr, times: int, counts: Counter) -> None:
     for equation in jaxpr.eqns:
         name = equation.primitive.name

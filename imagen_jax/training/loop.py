@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 from PIL import Image
 
+from imagen_jax.training import flops
 from imagen_jax.training import metrics as metrics_lib
 from imagen_jax.training.checkpoint import Checkpoints, check_weights
 from imagen_jax.training.feed import Batches, Feed, batches_taken
@@ -137,14 +138,6 @@ def start_state(
     return state._replace(
         params=copied(params) if jax.default_backend() == "cpu" else params, ema=ema
     )
-
-
-def count_flops(lowered: jax.stages.Lowered) -> float | None:
-    """FLOPs of one call over all devices, by XLA's count of the unoptimized program (a scan's body
-    counts once).
-    """
-    cost = lowered.cost_analysis()
-    return float(cost["flops"]) if cost and cost.get("flops", 0) > 0 else None
 
 
 def _check_finite(
@@ -271,6 +264,19 @@ def _start(
     return (start_state(init, key, mesh, weights), {}) if restored is None else restored
 
 
+def say_other_batches(
+    config: LoopConfig, saved: Mapping[str, Any], say: Callable[[str], None]
+) -> None:
+    """Says what makes the batches from here on others than those that the run would have had."""
+    for name in ("seed", "batch_size"):
+        before, now = saved.get("config", {}).get(name), getattr(config, name)
+        if before is not None and before != now:
+            say(
+                f"warning: {name} was {before} and is {now} now: the order of the pictures is "
+                "another, and some come again before others have come"
+            )
+
+
 def train(
     config: LoopConfig,
     train_step: Callable,
@@ -313,6 +319,7 @@ def train(
     state, saved = _start(config, init, mesh, checkpoints, weights)
     if saved:
         say(f"resumed at step {saved['step']} from {checkpoints.directory}")
+        say_other_batches(config, saved, say)
     start = int(state.step)
     if start >= config.num_steps:
         say(f"already trained to step {start}; num_steps is {config.num_steps}")
@@ -336,7 +343,9 @@ def train(
 
     peaks = [metrics_lib.peak_flops(device) for device in mesh.devices.flat]
     peak = None if None in peaks else sum(peaks)
-    progress = Progress(config.num_steps, config.batch_size, count_flops(lowered), peak)
+    key = jax.jit(lambda: jax.random.key(config.seed), out_shardings=replicated(mesh))()
+    step_flops = flops.total(train_step, state, feed.batch, key, frozen)
+    progress = Progress(config.num_steps, config.batch_size, step_flops, peak)
     log = MetricLog(
         workdir,
         start_step=start,
@@ -345,7 +354,6 @@ def train(
         write=jax.process_index() == 0,
     )
     run = _Run(config, log, checkpoints, progress, description, say)
-    key = jax.jit(lambda: jax.random.key(config.seed), out_shardings=replicated(mesh))()
     progress.start(start)
     with contextlib.closing(log), StopRequest() as stop:
         for step in range(start + 1, config.num_steps + 1):

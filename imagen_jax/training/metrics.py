@@ -243,7 +243,9 @@ class Progress:
         self.paused += seconds
 
     def report(self, step: int) -> dict[str, float]:
-        """images_per_second, gflops_per_second or mfu, and eta_seconds; then counts anew."""
+        """images_per_second, gflops_per_second, mfu where the peak is known, and eta_seconds; then
+        counts anew.
+        """
         seconds = max(self.clock() - self.since - self.paused, 1e-9)
         steps_per_second = (step - self.step) / seconds
         speed = {"images_per_second": steps_per_second * self.batch_size}

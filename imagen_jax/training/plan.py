@@ -88,7 +88,7 @@ def without_files(config: RunConfig) -> RunConfig:
 def _forward_useful(config: RunConfig, encoder: Any, network: Any) -> dict[str, float]:
     """FLOPs of one forward pass for one picture: of the network, and of the text encoder."""
     forward, arguments = forward_call(config, network)
-    counted = {"network": sum(flops.count(forward, *arguments).values())}
+    counted = {"network": flops.total(forward, *arguments)}
     if encoder is not None:
         params = jax.eval_shape(lambda key: t5.init(encoder.config, key), jax.random.key(0))
         ids = jax.ShapeDtypeStruct((1, encoder.max_length), np.int32)

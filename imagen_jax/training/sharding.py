@@ -89,7 +89,7 @@ def batch_parts(mesh: Mesh) -> int:
 
 
 def check_batch(mesh: Mesh, batch_size: int) -> None:
-    """ValueError unless the batch splits evenly over the mesh's data and fsdp axes and over the
+    """ValueError unless the batch splits evenly over the mesh's data and fsdp axes, and so over the
     hosts.
     """
     parts = batch_parts(mesh)
@@ -100,8 +100,39 @@ def check_batch(mesh: Mesh, batch_size: int) -> None:
             f"batch_size {batch_size} does not split over data {mesh.shape['data']} x "
             f"fsdp {mesh.shape['fsdp']} = {parts} parts; the nearest that does is {nearest}"
         )
-    if batch_size % jax.process_count():
-        raise ValueError(f"batch_size {batch_size} does not split over {jax.process_count()} hosts")
+    host_groups(mesh)
+
+
+def host_rows(mesh: Mesh, batch_size: int, host: int) -> tuple[int, ...]:
+    """The rows of a whole batch that lie on a host's devices, in their order.
+
+    A mesh follows the links of its devices, so these are seldom one piece of the batch.
+    """
+    places = batch_sharding(mesh).devices_indices_map((batch_size,))
+    parts = {
+        part.indices(batch_size)
+        for device, (part,) in places.items()
+        if device.process_index == host
+    }
+    return tuple(row for part in sorted(parts) for row in range(*part))
+
+
+def host_groups(mesh: Mesh) -> list[list[int]]:
+    """The hosts that hold the same rows of a batch, as `tensor` over several hosts makes them, by
+    the first of these rows.
+
+    Raises:
+        ValueError: two hosts share some of their rows and not all.
+    """
+    parts, groups = batch_parts(mesh), {}
+    for host in sorted({device.process_index for device in mesh.devices.flat}):
+        groups.setdefault(host_rows(mesh, parts, host), []).append(host)
+    if sum(map(len, groups)) != parts:
+        raise ValueError(
+            f"mesh.tensor {mesh.shape['tensor']} gives hosts some of their pictures in common and "
+            "others not: it must divide the devices of a host, or be a multiple of them"
+        )
+    return [groups[rows] for rows in sorted(groups)]
 
 
 def _tensor_axis(path: str, shape: tuple[int, ...], size: int) -> int | None:
@@ -187,8 +218,8 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def shard_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """This host's rows of a batch -> global arrays. Arrays may be used without a copy: never write
-    to them after.
+    """This host's rows of a batch (`host_rows`) -> global arrays. Arrays may be used without a
+    copy: never write to them after.
     """
     sharding = batch_sharding(mesh)
     return {

@@ -8,9 +8,9 @@ import jax
 import numpy as np
 
 from imagen_jax.stage import apply_network
+from imagen_jax.training import flops
 from imagen_jax.training.batches import abstract_batch
 from imagen_jax.training.build import RunConfig
-from imagen_jax.training.loop import count_flops, lower_step
 from imagen_jax.training.sharding import path_of
 from imagen_jax.training.state import NETWORK, Frozen
 from imagen_jax.typing import Params, TextEmbeddings
@@ -65,10 +65,10 @@ def forward_call(config: RunConfig, params: Params) -> tuple[Callable, tuple]:
     return forward, (params, shape(1, side, side, channels), shape(1), conditions)
 
 
-def forward_flops(config: RunConfig, params: Params) -> float | None:
+def forward_flops(config: RunConfig, params: Params) -> float:
     """FLOPs of the network's forward pass for one picture; the text encoder is left out."""
     forward, arguments = forward_call(config, params)
-    return count_flops(jax.jit(forward).lower(*arguments))
+    return flops.total(forward, *arguments)
 
 
 def model_table(
@@ -88,14 +88,12 @@ def model_table(
             label = f"frozen parameters ({part.replace('_', ' ')})"
             lines.append(f"{label:<44}{_size(params):>14,}")
     lines.append(f"state (parameters, EMA, optimizer): {_bytes(state) / 1e6:,.1f} MB")
-    lowered = lower_step(train_step, state, abstract_batch(config), mesh, frozen)
     network = frozen.network if config.lora is not None else state.params[NETWORK]
-    forward, step = forward_flops(config, network), count_flops(lowered)
-    if forward and step:
-        lines.append(
-            f"forward {forward / 1e9:,.3f} GFLOP an image; "
-            f"training {step / config.batch_size / 1e9:,.3f} GFLOP an image"
-        )
+    step = flops.total(train_step, state, abstract_batch(config), jax.random.key(0), frozen)
+    lines.append(
+        f"forward {forward_flops(config, network) / 1e9:,.3f} GFLOP an image; "
+        f"training {step / config.batch_size / 1e9:,.3f} GFLOP an image"
+    )
     shape = ", ".join(f"{name} {size}" for name, size in mesh.shape.items())
     lines.append(f"batch {config.batch_size} on a mesh of {shape}; {config.num_steps:,} steps")
     return "\n".join(lines)

@@ -72,7 +72,7 @@ def test_random_crops_reach_every_place_and_depend_on_seed_and_number_alone():
     assert places == {(left, top) for left in range(6) for top in range(4)}
     again = Loader(source, 60, 8, num_threads=1, **settings)
     np.testing.assert_array_equal(next(again.batches(3))["image"], batches[3])
-    parts = [Loader(source, 60, 8, process_index=i, process_count=2, **settings) for i in (0, 1)]
+    parts = [Loader(source, 60, 8, rows=range(i, i + 30), **settings) for i in (0, 30)]
     joined = np.concatenate([part.batch(2)["image"] for part in parts])
     np.testing.assert_array_equal(joined, batches[2])
     other = Loader(source, 60, 8, seed=1, **settings).batch(3)["image"]
@@ -117,7 +117,7 @@ def test_a_batch_is_of_one_bucket_and_the_same_from_any_step_on_any_host():
     for step in range(9, 12):
         batch = loader.batch(step)["image"]
         np.testing.assert_array_equal(next(resumed)["image"], batch)
-        hosts = [shaped(process_index=index, process_count=2).batch(step) for index in range(2)]
+        hosts = [shaped(rows=rows).batch(step) for rows in ((0, 1), (2, 3))]
         np.testing.assert_array_equal(np.concatenate([host["image"] for host in hosts]), batch)
 
 

@@ -68,17 +68,18 @@ def test_a_batch_depends_on_seed_and_step_alone():
 @pytest.mark.parametrize("count", [2, 4])
 def test_hosts_share_the_rows_of_one_batch(count):
     whole = PriorLoader(*loaders()).batch(3)
-    parts = [PriorLoader(*loaders(), index, count).batch(3) for index in range(count)]
-    for name, rows in whole.items():
-        np.testing.assert_array_equal(np.concatenate([part[name] for part in parts]), rows)
+    for index in range(count):
+        part = PriorLoader(*loaders(), range(index, 8, count)).batch(3)
+        for name, rows in whole.items():
+            np.testing.assert_array_equal(part[name], rows[index::count])
 
 
 def test_impossible_shares_are_refused():
-    with pytest.raises(ValueError, match="8 does not divide by 3"):
-        PriorLoader(*loaders(), 0, 3)
+    with pytest.raises(ValueError, match=r"must be in 0\.\.\.7"):
+        PriorLoader(*loaders(), (0, 8))
     instance, _ = loaders()
-    split = Loader(source(CLASS, 100), 4, 2, tokenize=tokenize, process_count=2)
-    with pytest.raises(ValueError, match="one process"):
+    split = Loader(source(CLASS, 100), 4, 2, tokenize=tokenize, rows=(0, 1))
+    with pytest.raises(ValueError, match="all their rows"):
         PriorLoader(instance, split)
     with pytest.raises(ValueError, match="reads no prompt: 'a sks dog'"):
         Loader(source(SUBJECT, 0), 2, 2, conditioning=None, prompt="a sks dog")

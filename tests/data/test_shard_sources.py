@@ -88,8 +88,8 @@ def test_batches_are_the_same_on_any_number_of_hosts_and_from_any_step(made):
     def loader(index=0, count=1, **changes):
         rows = tokens[: 12 // count]
         options = {"tokenize": lambda texts: (rows, rows == 0), **changes}
-        place = {"process_index": index, "process_count": count}
-        return Loader(read(made), 12, 8, 3, **options, **place)
+        place = range(index * 12 // count, (index + 1) * 12 // count)
+        return Loader(read(made), 12, 8, 3, **options, rows=place)
 
     whole = list(itertools.islice(loader().batches(), 6))
     resumed = list(itertools.islice(loader().batches(4), 2))

@@ -3,14 +3,17 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from imagen_jax.models import t5
 from imagen_jax.stage import apply_network, init_params
 from imagen_jax.training import flops
 from imagen_jax.training.hlo import Program
+from imagen_jax.training.state import init_state
+from imagen_jax.training.step import make_train_step
 from imagen_jax.typing import TextEmbeddings
-from tests.tiny_cascade import BASE, SR
+from tests.tiny_cascade import BASE, ENCODER, SR
 
 Shape = jax.ShapeDtypeStruct
 
@@ -43,6 +46,30 @@ def test_a_scan_counts_each_time():
     assert flops.count(function, *shapes)["dense"] == 7 * 2 * 3 * 8 * 8
     text = jax.jit(function).lower(*shapes).compile().as_text()
     assert Program(text).total_flops() == 7 * 2 * 3 * 8 * 8
+
+
+def test_parts_of_a_batch_cost_what_the_batch_costs():
+    """What a run's logged MFU rests on: accumulation is a scan."""
+    optimizer = optax.sgd(0.1)
+    state = jax.eval_shape(
+        lambda key: init_state(BASE, ENCODER, optimizer, key, with_ema=False), jax.random.key(0)
+    )
+    length = ENCODER.max_length
+    batch = {
+        "image": Shape((8, BASE.resolution, BASE.resolution, 3), "u1"),
+        "ids": Shape((8, length), "i4"),
+        "mask": Shape((8, length), bool),
+    }
+    whole, parts = (
+        flops.total(
+            make_train_step(BASE, ENCODER, optimizer, ema_decay=None, accumulation=number),
+            state,
+            batch,
+            jax.random.key(0),
+        )
+        for number in (1, 4)
+    )
+    assert parts == pytest.approx(whole, rel=0.01)
 
 
 def test_overlaps_of_padded_strided_and_dilated_windows():

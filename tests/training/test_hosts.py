@@ -113,6 +113,13 @@ def test_four_processes_compute_what_one_does(tmp_path, alone):
     assert ["finished" in text for text in said] == [True, False, False, False]
 
 
+@pytest.mark.parametrize("mesh", [{"order": [2, 0, 3, 1]}, {"tensor": 2}])
+def test_a_batch_is_the_same_however_hosts_lie_in_the_mesh(tmp_path, alone, mesh):
+    """On a torus hosts are not in the mesh's order, and `tensor` may go over several."""
+    finish(toy(tmp_path, 4, steps=5, **mesh))
+    assert_losses(tmp_path, alone, 5)
+
+
 def test_a_run_goes_from_two_processes_to_one_to_four(tmp_path, alone):
     finish(toy(tmp_path, 2, steps=5))
     assert_losses(tmp_path, alone, 5)

@@ -6,11 +6,14 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from imagen_jax.training.plan import topology_devices
 from imagen_jax.training.sharding import (
     MeshConfig,
     batch_sharding,
     check_batch,
     gather_shards,
+    host_groups,
+    host_rows,
     make_mesh,
     mesh_shape,
     partition_spec,
@@ -57,6 +60,32 @@ def test_a_batch_that_does_not_split_is_named():
         check_batch(mesh(4, 2), 30)
     with pytest.raises(ValueError, match=r"nearest that does is 8"):
         check_batch(mesh(8), 3)
+
+
+@pytest.fixture(scope="module")
+def pod():
+    """16 chips of four hosts, each with a square of four of them."""
+    pytest.importorskip("libtpu", reason="the TPU compiler is not installed: pip install '.[tpu]'")
+    return topology_devices("v5e:4x4")[0]
+
+
+def test_a_host_reads_the_rows_that_lie_on_its_devices(pod):
+    torus = make_mesh(MeshConfig(None, 4, 1), pod)
+    hosts = [device.process_index for device in torus.devices.flat]
+    rows = {host: host_rows(torus, 32, host) for host in set(hosts)}
+    assert rows == {
+        host: tuple(row for row in range(32) if hosts[row // 2] == host) for host in set(hosts)
+    }
+    assert any(own != tuple(range(own[0], own[0] + 8)) for own in rows.values())
+    assert len(host_groups(torus)) == 4
+
+
+def test_hosts_with_the_same_rows_are_one_group(pod):
+    assert sorted(map(sorted, host_groups(make_mesh(MeshConfig(1, 1, None), pod)))) == [[*range(4)]]
+    mixed = [pod[i] for i in (0, 4, 1, 2, 3, 5, *range(6, 16))]
+    shared = jax.sharding.Mesh(np.reshape(mixed, (8, 1, 2)), ("data", "fsdp", "tensor"))
+    with pytest.raises(ValueError, match=r"mesh.tensor 2 .* in common"):
+        check_batch(shared, 8)
 
 
 def test_fsdp_splits_the_largest_axis_it_divides():

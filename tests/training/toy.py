@@ -1,12 +1,14 @@
 """A run without a network: linear regression on noise, with the loop's own parts. Also a program:
 
 python -m tests.training.toy WORKDIR [--steps 40] [--every 5] [--delay 0]
-    [--address HOST:PORT --processes 2 --process 0] [--fsdp 2]
+    [--address HOST:PORT --processes 2 --process 0] [--fsdp 2] [--tensor 2] [--order [1,0]]
 """
 
 import argparse
+import json
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 if __name__ == "__main__":
@@ -21,7 +23,7 @@ from imagen_jax.training.checkpoint import Checkpoints
 from imagen_jax.training.hosts import Launch, join_hosts
 from imagen_jax.training.loop import LoopConfig, train
 from imagen_jax.training.optimizer import OptimizerConfig, make_optimizer
-from imagen_jax.training.sharding import MeshConfig, make_mesh
+from imagen_jax.training.sharding import MeshConfig, host_rows, make_mesh
 
 BATCH, WIDTH = 16, 8
 OPTIMIZER = make_optimizer(
@@ -85,18 +87,24 @@ def make_step(nan_at: int | None = None, nan_in: str = "loss", nan_batch: int | 
     return step
 
 
-def batches(delay: float = 0.0):
+def batches(delay: float = 0.0, rows: Sequence[int] = range(BATCH)):
+    """`rows`: those of this host."""
+
     def start_at(step, state):
         while True:
             time.sleep(delay)
             image = np.random.default_rng(step).integers(0, 256, (BATCH, WIDTH), np.uint8)
-            yield {"image": np.split(image, jax.process_count())[jax.process_index()]}
+            yield {"image": image[list(rows)]}
             step += 1
 
     return start_at
 
 
-def run(workdir, *, steps=20, every=5, keep=3, mesh=MeshConfig(), hidden=16, **options):
+def run(workdir, *, steps=20, every=5, keep=3, mesh=MeshConfig(), order=None, hidden=16, **options):
+    """`order`: of the devices, where it is not their own."""
+    devices = jax.devices()
+    mesh = make_mesh(mesh, [devices[i] for i in order or range(len(devices))])
+    rows = host_rows(mesh, BATCH, jax.process_index())
     checkpoints = Checkpoints(f"{workdir}/checkpoints", keep=keep)
     broken = {
         name: options.pop(name) for name in ("nan_at", "nan_in", "nan_batch") & options.keys()
@@ -116,8 +124,8 @@ def run(workdir, *, steps=20, every=5, keep=3, mesh=MeshConfig(), hidden=16, **o
             config,
             make_step(**broken),
             lambda key: init(key, hidden),
-            options.pop("batches", None) or batches(options.pop("delay", 0.0)),
-            mesh=make_mesh(mesh),
+            options.pop("batches", None) or batches(options.pop("delay", 0.0), rows),
+            mesh=mesh,
             checkpoints=checkpoints,
             workdir=workdir,
             description={"name": "toy"},
@@ -134,6 +142,8 @@ if __name__ == "__main__":
     parser.add_argument("--every", type=int, default=5)
     parser.add_argument("--delay", type=float, default=0.0)
     parser.add_argument("--fsdp", type=int, default=1)
+    parser.add_argument("--tensor", type=int, default=1)
+    parser.add_argument("--order", type=json.loads)
     parser.add_argument("--address")
     parser.add_argument("--processes", type=int)
     parser.add_argument("--process", type=int)
@@ -144,6 +154,7 @@ if __name__ == "__main__":
         steps=arguments.steps,
         every=arguments.every,
         delay=arguments.delay,
-        mesh=MeshConfig(fsdp=arguments.fsdp),
+        mesh=MeshConfig(fsdp=arguments.fsdp, tensor=arguments.tensor),
+        order=arguments.order,
         log_every=1000,
     )
