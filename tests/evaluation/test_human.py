@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import shutil
 import threading
 
 import numpy as np
@@ -10,6 +11,8 @@ from PIL import Image
 
 from imagen_jax.evaluation import human
 from imagen_jax.evaluation.human_server import AnswerFile, make_server
+from imagen_jax.evaluation.human_sheets import read_set
+from imagen_jax.evaluation.prompts import plain_list, read_prompts
 from scripts.human_eval import main
 
 PROMPTS, COPIES = 20, 2
@@ -17,8 +20,12 @@ PROMPTS, COPIES = 20, 2
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    """Two models' folders: a's pictures have the prompt's number in red, b's in green."""
+    """Two models' runs: a's pictures have the prompt's number in red, b's in green."""
     root = tmp_path_factory.mktemp("models")
+    rows = "".join(f"prompt {i},{'even' if i % 2 == 0 else 'odd'}\n" for i in range(PROMPTS))
+    (root / "prompts.csv").write_text("Prompts,Category\n" + rows)
+    prompts = read_prompts(str(root / "prompts.csv"))
+    settings = json.dumps({"prompts": prompts.fingerprint, "num_images": COPIES})
     for channel, name in enumerate("ab"):
         folder = root / name / "images"
         folder.mkdir(parents=True)
@@ -26,8 +33,7 @@ def pictures(tmp_path_factory):
             pixels = np.zeros((8, 8, 3), np.uint8)
             pixels[..., channel] = 100 + i // COPIES
             Image.fromarray(pixels).save(folder / f"{i:06d}.png")
-    rows = "".join(f"prompt {i},{'even' if i % 2 == 0 else 'odd'}\n" for i in range(PROMPTS))
-    (root / "prompts.csv").write_text("Prompts,Category\n" + rows)
+        (folder / "settings.json").write_text(settings)
     return root
 
 
@@ -67,6 +73,42 @@ def test_sheets_show_what_the_key_says(study):
             assert secret.control == {"alignment": ["left", "right"][fitting.index(True)]}
             assert fitting.count(True) == 1
     assert 4 <= sides.count(("a", "b")) <= 16
+
+
+def shades(chosen):
+    """Of each prompt's first picture."""
+    return [int(np.asarray(chosen.of(row)[0]).max()) for row in range(len(chosen.files))]
+
+
+def test_a_runs_pictures_belong_to_its_prompts(pictures, tmp_path):
+    """One picture a prompt, of the first prompts, out of a run of more; none of other lists."""
+    prompts = read_prompts(str(pictures / "prompts.csv"))
+    assert shades(read_set(pictures / "a", prompts, 5, 1)) == [100, 101, 102, 103, 104]
+    assert shades(read_set(pictures / "a", prompts, PROMPTS, COPIES))[-1] == 100 + PROMPTS - 1
+    others = plain_list("others", prompts.texts)
+    with pytest.raises(ValueError, match="not the first 20 of others"):
+        read_set(pictures / "a", others, 5, 1)
+    shutil.copytree(pictures / "a", tmp_path / "a")
+    (tmp_path / "a" / "images" / "000003.png").unlink()
+    with pytest.raises(ValueError, match="has not ended"):
+        read_set(tmp_path / "a", prompts, 5, 1)
+    for text in ("{", "[]", "{}"):
+        (tmp_path / "a" / "images" / "settings.json").write_text(text)
+        with pytest.raises(ValueError, match="no file of scripts/evaluate"):
+            read_set(tmp_path / "a", prompts, 5, 1)
+
+
+def test_a_folders_pictures_must_be_as_many_as_the_prompts(tmp_path):
+    for i in range(12):
+        Image.new("RGB", (8, 8), (100 + i, 0, 0)).save(tmp_path / f"img_{i + 1}.png")
+    prompts = plain_list("some", [f"prompt {i}" for i in range(12)])
+    assert shades(read_set(tmp_path, prompts, 12, 1)) == list(range(100, 112))
+    assert shades(read_set(tmp_path, prompts, 3, 1)) == [100, 101, 102]
+    assert shades(read_set(tmp_path, prompts.first(6), 6, 2)) == list(range(100, 112, 2))
+    assert not read_set(tmp_path, prompts, 12, 1).named
+    for num, each in ((4, 1), (6, 1), (6, 3)):
+        with pytest.raises(ValueError, match=f"12 pictures; {num} prompts with {each} each"):
+            read_set(tmp_path, prompts.first(num), num, each)
 
 
 def test_nothing_that_raters_see_tells_the_models(study, pictures):
@@ -274,7 +316,7 @@ def test_answers_that_were_edited_are_refused(study, tmp_path):
 
 
 def test_what_cannot_be_a_study_is_refused(pictures, study, tmp_path):
-    with pytest.raises(SystemExit, match="40 pictures; 20 prompts with 8 each need 160"):
+    with pytest.raises(SystemExit, match="num_images = 2; 8 pictures a prompt are needed"):
         make(pictures, tmp_path / "x")
     with pytest.raises(SystemExit, match="is not empty"):
         make(pictures, study[0], "--num_images", COPIES)
