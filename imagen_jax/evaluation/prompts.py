@@ -69,8 +69,8 @@ def read_prompts(source: str, path: str | Path | None = None) -> PromptList:
     """The list "coco30k" or "drawbench" (their files from `path`), or the list in file `source`.
 
     A file ending in .json is one of scripts/make_prompts.py; .csv has a column prompts, prompt,
-    caption or text, perhaps id and category; .jsonl the same by keys; any other has one prompt a
-    line.
+    caption or text, perhaps id and category; .tsv the same by tabs (PartiPrompts, arXiv
+    2206.10789); .jsonl the same by keys; any other has one prompt a line.
 
     Raises:
         FileNotFoundError: there is no such file; the message tells where it comes from.
@@ -117,8 +117,10 @@ def _parse(text: str, suffix: str, name: str) -> PromptList:
         return replace(found, origin=dict(values.get("origin", {})))
     if suffix == ".jsonl":
         return _from_rows([json.loads(line) for line in text.splitlines() if line.strip()], name)
-    if suffix == ".csv":
-        return _from_rows(list(csv.DictReader(io.StringIO(text))), name)
+    if suffix in (".csv", ".tsv"):
+        # Quotes mean nothing in PartiPrompts' tsv, whose prompts hold them.
+        dialect = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if suffix == ".tsv" else {}
+        return _from_rows(list(csv.DictReader(io.StringIO(text), **dialect)), name)
     return plain_list(name, [line.strip() for line in text.splitlines() if line.strip()])
 
 
