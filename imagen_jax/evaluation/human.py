@@ -17,6 +17,7 @@ Z = 1.959964  # of a 95 % interval
 BOOTSTRAPS, BOOTSTRAP_SEED = 10_000, 0
 SCORES = {"yes": 100.0, "somewhat": 50.0, "no": 0.0}
 RATER = re.compile(r"[\w.@+ -]{1,40}")
+SHEET = re.compile(r"[0-9a-f]{12}-[01]\.png")
 TRIALS_FILE, KEY_FILE = "trials.json", "key.json"
 
 
@@ -120,6 +121,9 @@ def read_study(directory: Path) -> Study:
         }
         if trials["kind"] not in STUDIES or {trial.id for trial in found} != set(key):
             raise ValueError("trials and key do not belong together")
+        for name in (name for trial in found for name in trial.sheets):
+            if not SHEET.fullmatch(name):  # it is served as a file
+                raise ValueError(f"{name!r} is no name of a sheet")
         by_id = {trial.id: trial for trial in found}
         return Study(trials["kind"], secret["names"], secret["seed"], by_id, key)
     except FileNotFoundError:
@@ -213,12 +217,15 @@ def analyse(study: Study, answers: Sequence[Answer]) -> dict[str, Any]:
         )
     for name, question in STUDIES[study.kind].items():
         summarize = caption_scores if name == "caption" else preferences
-        groups = {"all": rows}
+        groups: dict[str, list[Answer]] = {}
         for answer in rows:
             groups.setdefault(study.key[answer.trial].category, []).append(answer)
         result["questions"][name] = {
             "text": question.text,
-            **{group: summarize(study, name, entries) for group, entries in groups.items()},
+            "all": summarize(study, name, rows),
+            "categories": {
+                group: summarize(study, name, entries) for group, entries in groups.items()
+            },
         }
     return result
 
@@ -324,9 +331,7 @@ def text_table(result: Mapping[str, Any]) -> str:
     )
     for question, groups in result["questions"].items():
         lines.append(f"{question}: {groups['text']}")
-        for group, found in groups.items():
-            if group == "text":
-                continue
+        for group, found in [("all", groups["all"]), *groups["categories"].items()]:
             cells = []
             for outcome in ("a", "neither", "b"):
                 if outcome not in found:

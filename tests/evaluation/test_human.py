@@ -4,6 +4,7 @@ import http.client
 import json
 import shutil
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -243,7 +244,7 @@ def test_preferences_and_dropped_raters(study):
     quality = result["questions"]["quality"]
     assert quality["all"]["a"]["share"] == pytest.approx(2 / 3)
     assert quality["all"]["b"]["share"] == pytest.approx(1 / 3)
-    assert quality["even"]["answers"] == 3 * PROMPTS // 2
+    assert quality["categories"]["even"]["answers"] == 3 * PROMPTS // 2
     low, high = quality["all"]["a"]["wilson"]
     assert low < 2 / 3 < high
     # Every prompt has the same answers: drawing prompts anew changes nothing.
@@ -252,6 +253,29 @@ def test_preferences_and_dropped_raters(study):
     assert "left out: dan, eve" in human.text_table(result)
     with pytest.raises(ValueError, match="No answer is left"):
         human.analyse(study, answer(study, "dan", right_controls=0.5))
+
+
+def test_categories_of_any_name(study):
+    """Those named as the analysis's own entries stay apart from them."""
+    secrets = {
+        name: replace(secret, category={"even": "all", "odd": "text"}[secret.category])
+        for name, secret in study[1].key.items()
+    }
+    renamed = replace(study[1], key=secrets)
+    quality = human.analyse(renamed, answer(renamed, "ann"))["questions"]["quality"]
+    assert quality["all"]["answers"] == PROMPTS
+    counts = {name: found["answers"] for name, found in quality["categories"].items()}
+    assert counts == {"all": PROMPTS // 2, "text": PROMPTS // 2}
+
+
+@pytest.mark.parametrize("name", ["../key.json", "/etc/passwd", "x.png", ""])
+def test_sheets_of_other_names_are_refused(study, tmp_path, name):
+    values = json.loads((study[0] / human.TRIALS_FILE).read_text())
+    values["trials"][0]["sheets"][0] = name
+    (tmp_path / human.TRIALS_FILE).write_text(json.dumps(values))
+    shutil.copy(study[0] / human.KEY_FILE, tmp_path)
+    with pytest.raises(ValueError, match="is no name of a sheet"):
+        human.read_study(tmp_path)
 
 
 def test_wilson_is_the_root_of_its_equation():
