@@ -49,7 +49,8 @@ def read_set(
     """The pictures of the first `num` prompts: of a run of scripts/evaluate.py, or of any folder.
 
     A run may be of more of these prompts, with more pictures each. A folder holds `per_prompt`
-    pictures of each of the first `num` prompts, or of all.
+    pictures of each of the first `num` prompts, or of all; or COCO's val2014, whose pictures are
+    found by the prompts' image ids.
 
     Raises ValueError where the pictures are of other prompts, or not as many.
     """
@@ -90,8 +91,13 @@ def _of_run(folder: Path, prompts: PromptList, num: int, per_prompt: int) -> tup
 def _of_folder(
     folder: Path, prompts: PromptList, num: int, per_prompt: int
 ) -> tuple[list[Path], bool]:
-    """(the files in the order of the prompts, whether they are named after the prompts' ids)."""
+    """(the files in the order of the prompts, whether they are named after ids of theirs)."""
     files = list_pictures(folder)
+    if prompts.image_ids is not None and per_prompt == 1:
+        true = {file.stem: file for file in files}
+        names = [f"COCO_val2014_{number:0>12}" for number in prompts.image_ids[:num]]
+        if true.keys() >= set(names):
+            return [true[name] for name in names], True
     for some in (prompts.first(num), prompts):
         if len(files) == len(some) * per_prompt:
             return order_by_ids(files, some.ids)

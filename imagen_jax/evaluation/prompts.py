@@ -32,13 +32,15 @@ class PromptList:
     """Prompts in their order, which decides the noise of each.
 
     ids: of each prompt, distinct: COCO's caption ids, else its place. categories: DrawBench's, or
-    None. origin: how the list was made, as far as the file says.
+    None. image_ids: COCO's, of the true pictures, or None. origin: how the list was made, as far
+    as the file says.
     """
 
     name: str
     texts: tuple[str, ...]
     ids: tuple[str, ...]
     categories: tuple[str, ...] | None = None
+    image_ids: tuple[str, ...] | None = None
     origin: dict[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -56,8 +58,9 @@ class PromptList:
             return self
         if count < 1:
             raise ValueError(f"num must be at least 1: {count}.")
-        categories = None if self.categories is None else self.categories[:count]
-        return replace(self, texts=self.texts[:count], ids=self.ids[:count], categories=categories)
+        names = ("texts", "ids", "categories", "image_ids")
+        values = {name: getattr(self, name) for name in names}
+        return replace(self, **{k: v and v[:count] for k, v in values.items()})
 
 
 def plain_list(name: str, texts: Sequence[str]) -> PromptList:
@@ -139,8 +142,11 @@ def _from_rows(rows: Sequence[dict[str, Any]], name: str) -> PromptList:
             raise ValueError(f"prompt {place + 1} is empty or no text: {row[column]!r}")
     texts = tuple(row[column].strip() for row in rows)
     ids = tuple(str(row["id"]) if "id" in columns else str(i) for i, row in enumerate(rows))
-    categories = tuple(str(row["category"]) for row in rows) if "category" in columns else None
-    return PromptList(name, texts, ids, categories)
+    categories, image_ids = (
+        tuple(str(row[column]) for row in rows) if column in columns else None
+        for column in ("category", "image_id")
+    )
+    return PromptList(name, texts, ids, categories, image_ids)
 
 
 def _checked(prompts: PromptList, path: Path) -> PromptList:

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from imagen_jax.data import coco
 from imagen_jax.evaluation import human
 from imagen_jax.evaluation.human_server import AnswerFile, make_server
 from imagen_jax.evaluation.human_sheets import read_set
-from imagen_jax.evaluation.prompts import plain_list, read_prompts
+from imagen_jax.evaluation.prompts import plain_list, read_prompts, write_coco
 from scripts.human_eval import main
 
 PROMPTS, COPIES = 20, 2
@@ -110,6 +111,21 @@ def test_a_folders_pictures_must_be_as_many_as_the_prompts(tmp_path):
     for num, each in ((4, 1), (6, 1), (6, 3)):
         with pytest.raises(ValueError, match=f"12 pictures; {num} prompts with {each} each"):
             read_set(tmp_path, prompts.first(num), num, each)
+
+
+def test_true_pictures_of_coco_are_found_by_their_image_ids(tmp_path):
+    for i in range(12):
+        picture = Image.new("RGB", (8, 8), (100 + i, 0, 0))
+        picture.save(tmp_path / f"COCO_val2014_{7 * i + 1:012d}.png")
+    captions = [coco.Caption(50 + row, 7 * i + 1, f"a {i}") for row, i in enumerate((11, 2, 5, 2))]
+    write_coco(tmp_path / "coco30k.json", captions, {})
+    prompts = read_prompts("coco30k", tmp_path / "coco30k.json")
+    found = read_set(tmp_path, prompts, 4, 1)
+    assert (shades(found), found.named) == ([111, 102, 105, 102], True)
+    assert shades(read_set(tmp_path, prompts, 2, 1)) == [111, 102]
+    (tmp_path / "COCO_val2014_000000000036.png").unlink()  # of the third
+    with pytest.raises(ValueError, match="11 pictures; 4 prompts"):
+        read_set(tmp_path, prompts, 4, 1)
 
 
 def test_nothing_that_raters_see_tells_the_models(study, pictures):
