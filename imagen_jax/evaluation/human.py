@@ -170,8 +170,13 @@ def check_answer(study: Study, values: Any, before: set[tuple[str, str]]) -> Ans
 def read_answers(path: Path, study: Study) -> list[Answer]:
     """The answers in a JSONL file.
 
-    Raises ValueError that names the line where one is not valid or comes twice.
+    Raises FileNotFoundError, or ValueError that names the line where one is not valid or comes
+    twice.
     """
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"There is no file {path} of answers; scripts/human_eval.py serve makes it."
+        )
     answers: list[Answer] = []
     before: set[tuple[str, str]] = set()
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
@@ -191,8 +196,12 @@ def read_answers(path: Path, study: Study) -> list[Answer]:
 def analyse(study: Study, answers: Sequence[Answer]) -> dict[str, Any]:
     """Preferences with 95 % intervals, by question and category, and the raters left out.
 
-    Raises ValueError where no rater is left.
+    Raises ValueError where there are no answers, no controls, or no rater is left.
     """
+    if not answers:
+        raise ValueError("There are no answers yet; scripts/human_eval.py serve collects them.")
+    if all(secret.control is None for secret in study.key.values()):
+        raise ValueError("The study has no controls, which tell the raters who read the questions.")
     raters = control_scores(study, answers)
     kept = {r for r, score in raters.items() if score["share"] is not None and score["passed"]}
     rows = [

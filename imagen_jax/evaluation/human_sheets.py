@@ -137,8 +137,11 @@ def make_study(
     """
     if kind not in STUDIES:
         raise ValueError(f"Unknown study {kind!r}; known are {', '.join(STUDIES)}.")
-    if controls < 0 or (controls and len(prompts) < 2):
-        raise ValueError(f"{controls} controls of {len(prompts)} prompts cannot be made.")
+    if controls < 1 or len(prompts) < 2:
+        raise ValueError(
+            f"{controls} controls of {len(prompts)} prompts cannot be made: without a control no "
+            "rater's answers are kept, and one needs 2 prompts."
+        )
     draw = random.Random(seed)
     makers: dict[str, tuple[Callable, Callable]] = {
         "drawbench": (_pair, _other_prompt),

@@ -362,6 +362,15 @@ def test_what_cannot_be_a_study_is_refused(pictures, study, tmp_path):
         make(pictures, study[0], "--num_images", COPIES)
     with pytest.raises(SystemExit, match="shows one picture"):
         make(pictures, tmp_path / "x", "--study", "captions", "--num_images", 2)
+    with pytest.raises(SystemExit, match="0 controls of 20 prompts cannot be made"):
+        make(pictures, tmp_path / "x", "--num_images", COPIES, "--controls", 0)
+    with pytest.raises(SystemExit, match=r"no file .*answers\.jsonl of answers"):
+        main(["analyse", str(study[0])])
+    with pytest.raises(ValueError, match="no answers yet"):
+        human.analyse(study[1], [])
+    plain = {name: replace(secret, control=None) for name, secret in study[1].key.items()}
+    with pytest.raises(ValueError, match="has no controls"):
+        human.analyse(replace(study[1], key=plain), answer(study[1], "ann"))
     with pytest.raises(SystemExit, match=r"human_eval\.py sheets makes"):
         main(["analyse", str(tmp_path)])
     (tmp_path / human.TRIALS_FILE).write_text('{"kind": "drawbench", "trials": []}')
