@@ -221,7 +221,13 @@ def test_what_the_server_refuses(server, study):
     assert request(server, "POST", "/answers", body, **{"Content-Type": "text/plain"})[0] == 415
     assert request(server, "POST", "/answers", body, Origin="http://evil.example")[0] == 403
     assert request(server, "GET", "/", Host="evil.example")[0] == 403
-    for path_ in ("/key.json", "/sheets/../key.json", "/sheets/%2e%2e/key.json", "/trials?rater=<"):
+    for path_ in (
+        "/key.json",
+        "/sheets/../key.json",
+        "/sheets/%2e%2e/key.json",
+        "/trials?rater=<",
+        "//[x",
+    ):
         assert request(server, "GET", path_)[0] in (400, 404)
     assert path.read_text() == ""
 
