@@ -3,12 +3,13 @@
     python scripts/plan.py --config configs/imagen_base64.py --topology v5p:4x4x4
     python scripts/train.py --config configs/imagen_base64.py --workdir runs/base64 \
         --config.text.init_from=T5 --config.text.tokenizer=T5/spiece.model \
-        --config.data.path=PICTURES
+        --config.data.path=SHARDS
 
-T5 is google/t5-v1_1-xxl, as Hugging Face or T5X have it; only its encoder is read. Hardware: the
-paper's 256 TPU v4; docs/scaling.md has what the step takes on others, by the compiler's count. Not
-run here. The published model reached a zero-shot FID-30K of 7.27 on COCO with its two
-super-resolution models, on data that is not public.
+T5 is google/t5-v1_1-xxl, as Hugging Face or T5X have it; only its encoder is read. SHARDS is a
+folder of webdataset tars, or a pattern such as gs://bucket/{00000..00099}.tar; docs/data.md has
+what else pictures can come from. Hardware: the paper's 256 TPU v4; docs/scaling.md has what the
+step takes on others, by the compiler's count. Not run here. The published model reached a zero-shot
+FID-30K of 7.27 on COCO with its two super-resolution models, on data that is not public.
 
 What is not the paper's, because it does not say:
 - 128 tokens; EMA of 0.9999; clipping of the gradient's norm at 1.
@@ -70,7 +71,7 @@ def get_config() -> ConfigDict:
             "dtype": "bfloat16",
         },
     }
-    config.data = {"source": "folder", "path": None, "split": "all", "flip": False}
+    config.data = {"source": "tar", "path": None, "split": "all", "flip": False}
     config.optimizer = {
         "kind": "adafactor",
         "learning_rate": 1e-4,

@@ -4,7 +4,7 @@
     python scripts/plan.py --config configs/imagen_base64_small.py --topology v5e:2x4
     python scripts/train.py --config configs/imagen_base64_small.py --workdir runs/base64_small \
         --config.text.init_from=T5 --config.text.tokenizer=T5/spiece.model \
-        --config.data.path=PICTURES
+        --config.data.path=SHARDS
 
 Differs from the paper's in size (the width), in the batch (256: at 2048 the schedule would take
 eight times as long), and in the text encoder: T5 v1.1 large (google/t5-v1_1-large), because XXL

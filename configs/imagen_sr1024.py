@@ -3,7 +3,7 @@
     python scripts/plan.py --config configs/imagen_sr1024.py --topology v5p:4x4x4
     python scripts/train.py --config configs/imagen_sr1024.py --workdir runs/sr1024 \
         --config.text.init_from=T5 --config.text.tokenizer=T5/spiece.model \
-        --config.data.path=PICTURES
+        --config.data.path=SHARDS
 
 Trained on crops of 256x256 out of pictures of 1024x1024, which it enlarges from 64x64; drawn at the
 whole 1024x1024. No self-attention, cross-attention to the text in the last block, linear betas in

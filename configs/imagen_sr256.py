@@ -4,7 +4,7 @@ F.2).
     python scripts/plan.py --config configs/imagen_sr256.py --topology v5p:4x4x4
     python scripts/train.py --config configs/imagen_sr256.py --workdir runs/sr256 \
         --config.text.init_from=T5 --config.text.tokenizer=T5/spiece.model \
-        --config.data.path=PICTURES
+        --config.data.path=SHARDS
 
 Text encoder, data, batch, schedule and dropout are those of imagen_base64, with the same notes.
 Adam, because Adafactor made these models worse. Hardware: the paper's 128 TPU v4. Not run here.

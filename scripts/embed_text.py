@@ -42,6 +42,7 @@ def main(argv: list[str], overrides: dict[str, str]) -> None:
 
         from imagen_jax.compilation_cache import use_compilation_cache
         from imagen_jax.data import embeddings
+        from imagen_jax.data.loader import TooManyBroken, captions_of
         from imagen_jax.training.hosts import check_shared
 
         use_compilation_cache()
@@ -60,7 +61,9 @@ def main(argv: list[str], overrides: dict[str, str]) -> None:
         for number in missing:
             first = number * manifest.shard_size
             rows = range(first, min(first + manifest.shard_size, manifest.examples))
-            embeddings.write_shard(paths[number], records(source, rows, embed))
+            with one_line_errors(TooManyBroken):
+                examples = captions_of(source, rows, config.data.max_broken_share)
+            embeddings.write_shard(paths[number], records(examples, embed))
             print(f"wrote {paths[number]}", flush=True)
         # JAX ends the others when one process has left for long.
         while jax.process_count() > 1 and not all(path.exists() for path in paths):
@@ -146,19 +149,10 @@ def make_embed(config: Any, encoder: Any) -> Any:
     return embed
 
 
-def records(source: Any, rows: Sequence[int], embed: Any) -> Iterator[bytes]:
-    """The records of these examples; without captions where one cannot be read."""
+def records(examples: Sequence[tuple[str, Any]], embed: Any) -> Iterator[bytes]:
+    """The record of each example's (key, captions)."""
     from imagen_jax.data.embeddings import pack
-    from imagen_jax.data.sources import BrokenExample
 
-    examples = []
-    for row in rows:
-        try:
-            example = source[row]
-            examples.append((example["key"], example["captions"]))
-        except BrokenExample as error:
-            logging.warning("without its captions: %s", error)
-            examples.append((error.key, []))
     texts = embed([caption for _, captions in examples for caption, _ in captions])
     for key, captions in examples:
         yield pack(key, captions, [next(texts) for _ in captions])

@@ -51,6 +51,7 @@ def main(argv: list[str], overrides: dict[str, str]) -> None:
         from imagen_jax.data.loader import TooManyBroken
         from imagen_jax.training import build
         from imagen_jax.training.checkpoint import CheckpointError, MismatchError
+        from imagen_jax.training.feed import LabelError
         from imagen_jax.training.hosts import say_on_first_host
         from imagen_jax.training.loop import NonFiniteError, train
 
@@ -69,7 +70,8 @@ def main(argv: list[str], overrides: dict[str, str]) -> None:
         use_compilation_cache()
         arguments = open_run(config, raw, encoder, frozen_shapes, mesh)
         loop_config = build.loop_config(config, parse_profile(PROFILE.value))
-    with one_line_errors(CheckpointError, MismatchError, NonFiniteError, TooManyBroken):
+    wrong_data = (LabelError, TooManyBroken)
+    with one_line_errors(CheckpointError, MismatchError, NonFiniteError, *wrong_data):
         state = train(loop_config, train_step, init, mesh=mesh, **arguments)
         arguments["checkpoints"].close()
         if config.lora is not None:

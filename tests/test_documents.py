@@ -2,9 +2,13 @@
 
 import importlib
 import re
+import shlex
 from pathlib import Path
 
 import pytest
+
+from imagen_jax.training import build
+from imagen_jax.training.config import apply_overrides, load_config, split_overrides
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *ROOT.glob("imagen_jax/**/*.md")]
@@ -47,6 +51,18 @@ def test_files_and_links_exist(path: Path):
     files = re.findall(rf"\b((?:{'|'.join(TOP)})/[\w./-]+\.(?:py|md|png|ipynb))\b", text)
     missing += [x for x in files if x not in str(links) and not (ROOT / x).exists()]
     assert not missing
+
+
+def test_settings_of_pictures_can_be_read():
+    text = (ROOT / "docs/data.md").read_text(encoding="utf-8")
+    sources = []
+    for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL):
+        raw = load_config(ROOT / "configs/imagen_base64.py")
+        rest, overrides = split_overrides(shlex.split(block.replace("\\\n", " ")))
+        apply_overrides(raw, overrides)
+        sources.append(build.read_config(raw).data.source)
+        assert not rest
+    assert sources == ["tfrecord", "tar", "mixture"]
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))

@@ -6,6 +6,7 @@ has an embedding for each of its captions. Written by scripts/embed_text.py.
 """
 
 import dataclasses
+import fcntl
 import hashlib
 import json
 import os
@@ -13,7 +14,7 @@ import struct
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import IO, Any, ClassVar, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -165,18 +166,37 @@ def unpack(record: bytes, width: int) -> tuple[dict[str, Any], list[np.ndarray]]
 
 
 def write_shard(path: Path, records: Iterable[bytes]) -> None:
-    """A shard, whole or not at all."""
+    """A shard, whole or not at all.
+
+    Raises:
+        ValueError: another process is writing it.
+    """
     from array_record.python.array_record_module import ArrayRecordWriter
 
     half = path.with_name(f".{path.name}.half")
-    half.unlink(missing_ok=True)
-    writer = ArrayRecordWriter(str(half), WRITER_OPTIONS)
-    for record in records:
-        writer.write(record)
-    writer.close()
-    with open(half, "rb") as file:
+    with open(half, "ab") as file:
+        if not _locked(file, half):
+            raise ValueError(
+                f"another process is writing {path}: several share the work only when they are "
+                "started as the hosts of one run, as for training"
+            )
+        writer = ArrayRecordWriter(str(half), WRITER_OPTIONS)  # empties the file that is locked
+        for record in records:
+            writer.write(record)
+        writer.close()
         os.fsync(file.fileno())
-    half.rename(path)
+        half.rename(path)
+
+
+def _locked(file: IO[bytes], path: Path) -> bool:
+    """Locks an open file until it is closed, or its process killed; whether that was possible."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except (BlockingIOError, FileNotFoundError):  # held, or renamed by who held it
+        return False
+    except OSError:  # a file system without locks
+        return True
 
 
 def _write_whole(path: Path, content: bytes) -> None:

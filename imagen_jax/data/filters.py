@@ -20,7 +20,7 @@ class Filters:
     min_size: pixels of the shorter side. aspect: width / height. caption_length: characters of the
     first caption. scores: of the numbers in the example's json or record, by name, such as
     {"similarity": (0.28, 1)}; an example without that number does not pass. A size or caption that
-    the index does not know passes, and so does a broken example: reading it counts it.
+    the index does not know passes, and so does a broken example that reading will count.
     """
 
     min_size: int | None = None
@@ -41,8 +41,11 @@ class Filters:
     def need_sizes(self) -> bool:
         return self.min_size is not None or self.aspect is not None
 
-    def kept(self, index: Index) -> np.ndarray:
+    def kept(self, index: Index, broken: np.ndarray) -> np.ndarray:
         """bool [N]; says in the log what each filter took away.
+
+        Args:
+          broken: the rows that cannot be read, which pass.
 
         Raises:
           ValueError: the index has no sizes, or no such score.
@@ -58,7 +61,7 @@ class Filters:
                 "filter %s: %d of %d examples do not pass", name, (~passed).sum(), len(kept)
             )
             kept &= passed
-        kept[list(index.faults)] = True
+        kept[broken] = True
         return kept
 
     def _tests(self, index: Index) -> list[tuple[str, np.ndarray]]:
@@ -74,7 +77,7 @@ class Filters:
             tests.append(("caption_length", (index.lengths == 0) | inside))
         for name, limits in self.scores.items():
             if name not in index.fields:
-                known = ", ".join(sorted(index.fields)) or "none"
+                known = ", ".join(sorted(index.names)) or "none"
                 raise ValueError(f"filters.scores.{name}: no example has it; there are: {known}")
             tests.append((name, _between(index.fields[name], limits)))
         return tests

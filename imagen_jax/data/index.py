@@ -1,7 +1,8 @@
 """The index of a sharded set: where each example lies and what filters ask about it.
 
 It is made once, a shard at a time, and kept in a folder, so that a shard that is added or changed
-is the only one read again. In memory it takes about 80 bytes an example.
+is the only one read again. In memory it takes about 90 bytes an example and 4 for each score that
+the filters ask for, and twice that while it is put together.
 """
 
 import concurrent.futures
@@ -14,7 +15,7 @@ import os
 import random
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,8 @@ class Row:
 class Index:
     """The columns of the examples of one shard or of many, in order; see `Row`.
 
-    fields: float32 [N] by name, NaN where an example has none. faults: {row: {role: reason}}.
+    fields: float32 [N] by name, NaN where an example has none; of those that were asked for. names:
+    of all fields that examples have. faults: {row: {role: reason}}.
     """
 
     keys: np.ndarray  # the bytes of all keys, and where each ends
@@ -58,10 +60,16 @@ class Index:
     sizes: np.ndarray  # int32 [N, 2]
     lengths: np.ndarray  # int32 [N]
     fields: dict[str, np.ndarray]
+    names: frozenset[str]
     faults: dict[int, dict[str, str]]
 
     def __len__(self) -> int:
         return len(self.key_ends)
+
+    def fault(self, row: int, roles: Collection[str]) -> str | None:
+        """Why an example cannot be used for one of these roles; None where it can."""
+        faults = self.faults.get(row, {})
+        return next((why for role, why in faults.items() if role in roles), None)
 
     def key(self, row: int) -> str:
         start = self.key_ends[row - 1] if row else 0
@@ -85,6 +93,7 @@ def from_rows(rows: Iterable[Row], members: int) -> Index:
             name: np.asarray([row.fields.get(name, missing) for row in rows], np.float32)
             for name in names
         },
+        names=frozenset(names),
         faults={number: dict(row.faults) for number, row in enumerate(rows) if row.faults},
     )
 
@@ -107,6 +116,7 @@ def concatenated(parts: Sequence[Index]) -> Index:
         sizes=np.concatenate([part.sizes for part in parts]),
         lengths=np.concatenate([part.lengths for part in parts]),
         fields={name: np.concatenate([field(part, name) for part in parts]) for name in names},
+        names=frozenset().union(*(part.names for part in parts)),
         faults={
             int(start) + row: faults
             for part, start in zip(parts, starts[:-1], strict=True)
@@ -159,7 +169,11 @@ def stripped(captions: Captions) -> Captions:
 
 
 def read_index(
-    shards: Sequence[Shard], scan: Callable[[Shard], Index], options: Any, folder: Path
+    shards: Sequence[Shard],
+    scan: Callable[[Shard], Index],
+    options: Any,
+    folder: Path,
+    fields: Collection[str] = (),
 ) -> tuple[Index, list[int]]:
     """The index of all shards, from `folder` where it is there and fresh, else by `scan`; and how
     many examples each shard has.
@@ -167,10 +181,13 @@ def read_index(
     Shards are taken in random order, so processes that share the folder share the work.
 
     Args:
-      options: whatever else, besides the shards' names, sizes and times, the index depends on.
+      options: whatever else, besides the shards' paths, sizes and times, the index depends on.
+      fields: the names of those that are wanted in memory; all are kept on disk.
     """
     _make_folder(folder)
-    read = functools.partial(_read_or_scan, scan=scan, options=options, folder=folder)
+    read = functools.partial(
+        _read_or_scan, scan=scan, options=options, folder=folder, fields=fields
+    )
     order = random.sample(range(len(shards)), len(shards))
     with concurrent.futures.ThreadPoolExecutor(min(THREADS, len(shards))) as pool:
         found = dict(zip(order, pool.map(read, [shards[i] for i in order]), strict=True))
@@ -196,14 +213,19 @@ def _make_folder(folder: Path) -> None:
 
 
 def _read_or_scan(
-    shard: Shard, scan: Callable[[Shard], Index], options: Any, folder: Path
+    shard: Shard,
+    scan: Callable[[Shard], Index],
+    options: Any,
+    folder: Path,
+    fields: Collection[str],
 ) -> Index:
-    name = shard.path if is_remote(shard.path) else shard.name  # a folder may be moved
+    # relative to the index: a set may be moved with it, and two of its shards may have one name
+    name = shard.path if is_remote(shard.path) else os.path.relpath(shard.path, folder)
     identity = repr((VERSION, name, shard.size, shard.stamp, options))
     digest = hashlib.blake2b(identity.encode("utf-8", "surrogateescape"), digest_size=12)
     path = folder / f"{digest.hexdigest()}.npz"
     try:
-        return _load(path)
+        return _load(path, fields)
     except FileNotFoundError:
         pass
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
@@ -221,7 +243,8 @@ def _read_or_scan(
             "; ".join(first[1].values()),
         )
     _save(index, path)
-    return index
+    wanted = {name: values for name, values in index.fields.items() if name in fields}
+    return dataclasses.replace(index, fields=wanted)
 
 
 def _save(index: Index, path: Path) -> None:
@@ -236,13 +259,14 @@ def _save(index: Index, path: Path) -> None:
     os.replace(file.name, path)
 
 
-def _load(path: Path) -> Index:
+def _load(path: Path, wanted: Collection[str]) -> Index:
     with np.load(path, allow_pickle=False) as arrays:
         notes = json.loads(arrays["notes"].tobytes())
         values = arrays["values"]
         columns = {name: arrays[name] for name in ("keys", "key_ends", "spans", "sizes", "lengths")}
-    fields = {name: values[row] for row, name in enumerate(notes["fields"])}
+    names = notes["fields"]  # a copy, or the row would keep the others in memory
+    fields = {name: values[row].copy() for row, name in enumerate(names) if name in wanted}
     faults = {int(row): reasons for row, reasons in notes["faults"].items()}
     if len({len(columns[name]) for name in ("key_ends", "spans", "sizes", "lengths")}) > 1:
         raise ValueError("its columns differ in length")
-    return Index(**columns, fields=fields, faults=faults)
+    return Index(**columns, fields=fields, names=frozenset(names), faults=faults)

@@ -16,6 +16,7 @@ import grain
 import numpy as np
 
 from imagen_jax.data import preprocess
+from imagen_jax.data.captions import Captions
 from imagen_jax.data.embeddings import EmbeddedSource, Embedding
 from imagen_jax.data.mixture import MixtureSource
 from imagen_jax.data.order import BucketOrder, Order, Size, epochs, mixed, nearest_bucket
@@ -26,6 +27,7 @@ CROPS = ("centre", "random")
 Caption = str | Embedding
 Tokenize = Callable[[list[str]], tuple[np.ndarray, np.ndarray]]
 FOREVER = 2**62
+OFTEN = 4  # times an epoch that a picture of a rare bucket is drawn, from which on it is said
 
 
 class TooManyBroken(Exception):
@@ -68,6 +70,27 @@ class Damage:
         )
 
 
+def captions_of(
+    source: Source, rows: Sequence[int], max_broken_share: float
+) -> list[tuple[str, Captions]]:
+    """(key, captions) of these examples; no captions where one cannot be read.
+
+    Raises:
+        TooManyBroken: that is so for a larger share of them than training would skip.
+    """
+    damage = Damage(len(source), max_broken_share)
+    damage.count(len(rows))
+    examples = []
+    for row in rows:
+        try:
+            example = source[row]
+            examples.append((example["key"], example["captions"]))
+        except BrokenExample as error:
+            damage.report(error)
+            examples.append((error.key, []))
+    return examples
+
+
 def uniform(*parts: Any) -> float:
     """A number in [0, 1) from a hash of its arguments: the same on every machine, at any time."""
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
@@ -101,9 +124,10 @@ class Loader:
       crop: "centre" or "random": what is kept of a picture whose shorter side is `resolution`.
       crop_size: the side of the square that is kept; None is `resolution`.
       buckets: (width, height) of pictures of other shapes, instead of squares: all of a batch have
-        one of them, the nearest by aspect ratio. The source must know its `sizes`.
+        one of them, the nearest by aspect ratio. The source must have `sizes`.
       process_index: this process gets rows [index * B / count, (index + 1) * B / count).
-      max_broken_share: stop when more of the examples than this cannot be read.
+      max_broken_share: stop when more of the examples than this cannot be read, or with buckets
+        when the sizes of more than this are not known; others of unknown size are left out.
     """
 
     source: Source
@@ -146,6 +170,8 @@ class Loader:
         sides = [side for size in self.buckets for side in size] or [self.resolution]
         whole = self.crop == "random" or bool(self.buckets)
         object.__setattr__(self, "source", _reduced(self.source, max(sides), whole))
+        if self.buckets:
+            self._log_buckets()
 
     def _check_buckets(self) -> None:
         if self.crop_size is not None or isinstance(self.source, MixtureSource):
@@ -153,12 +179,18 @@ class Loader:
         if not all(len(size) == 2 and min(size) > 0 for size in self.buckets):
             raise ValueError(f"buckets are (width, height) each, not {self.buckets}")
         sizes = getattr(self.source, "sizes", None)
-        if sizes is None or not np.all(sizes > 0):
-            count = "any" if sizes is None else f"{np.sum(~np.all(sizes > 0, axis=-1))} of its"
+        if sizes is None:
+            raise ValueError("buckets need the sizes of pictures, which this source does not know")
+        unknown, count = int((~_measured(sizes)).sum()), len(sizes)
+        if unknown > self.max_broken_share * count or unknown == count:
             raise ValueError(
-                f"buckets need the width and height of every picture, and the source does not know "
-                f"those of {count} pictures; data.measure=True reads them, once"
+                f"buckets need the width and height of pictures, and those of {unknown} of {count} "
+                f"are not known, more than the {self.max_broken_share:.1%} allowed: "
+                "data.measure=True reads them, once, where a picture is not broken; else remove "
+                "these, or raise data.max_broken_share"
             )
+        if unknown:
+            logging.warning("%d of %d pictures of unknown size are left out", unknown, count)
 
     @property
     def embedded(self) -> bool:
@@ -173,19 +205,39 @@ class Loader:
     def order(self) -> Order:
         """Global example number -> index into the source."""
         if self.buckets:
-            bucket = nearest_bucket(self.source.sizes, self.buckets)
-            rows = tuple(np.flatnonzero(bucket == i) for i in range(len(self.buckets)))
+            known = np.flatnonzero(_measured(self.source.sizes))
+            bucket = nearest_bucket(self.source.sizes[known], self.buckets)
+            rows = tuple(known[bucket == i] for i in range(len(self.buckets)))
             return BucketOrder(rows, self.batch_size, self.seed, self.shuffle)
         if isinstance(self.source, MixtureSource):
             sizes = [len(source) for source in self.source.sources]
             return mixed(sizes, self.source.rates, self.seed, self.shuffle)
         return epochs(len(self.source), self.seed, self.shuffle)
 
+    def _log_buckets(self) -> None:
+        """Says how often the pictures of each bucket are drawn; warns where that is often."""
+        order = self.order
+        for size, rows, batches in zip(self.buckets, order.rows, order.counts, strict=True):
+            drawn = batches * self.batch_size / max(len(rows), 1)
+            logging.log(
+                logging.WARNING if drawn >= OFTEN else logging.INFO,
+                "bucket %dx%d: %d pictures in %d of %d batches an epoch, each %.2f times",
+                *size,
+                len(rows),
+                batches,
+                order.counts.sum(),
+                drawn,
+            )
+
     def size(self, number: int) -> Size:
         """(width, height) that the picture at a global number is resized to cover."""
         if self.buckets:
             return self.buckets[self.order.bucket(number // self.batch_size)]
         return self.resolution, self.resolution
+
+    def picture_size(self, number: int) -> Size:
+        """(width, height) of the picture in a batch: what is cut out of `size`, or all of it."""
+        return self.size(number) if self.crop_size is None else (self.crop_size, self.crop_size)
 
     def example(self, number: int) -> dict[str, Any]:
         """The example at a global number (step * batch_size + row), the next good one if broken."""
@@ -201,7 +253,7 @@ class Loader:
         at = None
         if self.crop == "random":
             at = uniform(self.seed, number, "crop x"), uniform(self.seed, number, "crop y")
-        crop = None if self.crop_size is None else (self.crop_size, self.crop_size)
+        crop = self.picture_size(number)
         image = preprocess.resize_and_crop(example["image"], self.size(number), crop, at)
         if self.flip and uniform(self.seed, number, "flip") < 0.5:
             image = image[:, ::-1]
@@ -224,8 +276,14 @@ class Loader:
     def examples(self, numbers: Sequence[int]) -> dict[str, np.ndarray]:
         """The examples of these global numbers as a batch."""
         self.damage.count(len(numbers))
-        examples = [self.example(number) for number in numbers]
-        batch = {"image": np.stack([example["image"] for example in examples])}
+        width, height = self.picture_size(numbers[0])
+        images = np.empty((len(numbers), height, width, 3), np.uint8)
+        examples = []
+        for row, number in enumerate(numbers):
+            example = self.example(number)
+            images[row] = example.pop("image")  # not kept and stacked: that takes the memory twice
+            examples.append(example)
+        batch = {"image": images}
         if self.conditioning == "text" and self.embedded:
             texts = zip(*(item["caption"].padded() for item in examples), strict=True)
             batch["text"], batch["mask"] = map(np.stack, texts)
@@ -238,6 +296,11 @@ class Loader:
     def batches(self, start: int = 0) -> Iterator[dict[str, np.ndarray]]:
         """Batches start, start + 1, ... without end; starting late costs nothing."""
         return prepared(self.batch, [self], start)
+
+
+def _measured(sizes: np.ndarray) -> np.ndarray:
+    """Which (width, height) are known: they are 0 where the source could not tell."""
+    return np.all(sizes > 0, axis=-1)
 
 
 def _reduced(source: Source, side: int, whole: bool) -> Source:

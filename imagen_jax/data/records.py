@@ -20,7 +20,7 @@ from imagen_jax.data.index import (
     stripped,
     to_captions,
 )
-from imagen_jax.data.shards import Shard
+from imagen_jax.data.shards import Shard, check_uncompressed
 
 LENGTH = 12  # bytes: the length and its checksum
 CHECKSUM = 4
@@ -169,6 +169,8 @@ def scan_tfrecord(shard: Shard, text: str, parse: bool) -> Index:
         for number, (offset, size, fault) in enumerate(read_frames(file, shard.size)):
             row = Row(record_key(shard, number), ((offset, size),))
             if fault is not None:
+                if number == 0:
+                    check_uncompressed(shard)
                 row = Row(row.key, ((0, 0),), faults={"image": fault})
             elif parse:
                 row = _parsed(row, functools.partial(read_tfrecord, shard, (offset, size)), text)
@@ -197,7 +199,7 @@ def _parsed(row: Row, read: Any, text: str) -> Row:
 # -------------------------------------------------------------------------------------- ArrayRecord
 
 
-@functools.lru_cache(maxsize=4096)
+@functools.lru_cache(maxsize=256)  # each holds a file, and 1024 is a common limit for a process
 def array_records(path: str) -> Any:
     """An ArrayRecord file: len, and records by number; readers are kept open."""
     from array_record.python.array_record_data_source import ArrayRecordDataSource

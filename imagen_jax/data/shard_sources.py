@@ -23,6 +23,7 @@ from imagen_jax.data.sources import (
 )
 
 NEARBY = 2**16  # bytes between two members that are cheaper to read than to ask for twice
+NEEDED = ("image", "json")  # what must be sound in every example, whatever is read of it
 
 Fields = Mapping[str, str]  # role -> the name of its member, field or feature
 # (shard, spans, fields, roles) -> {"image": bytes, "captions": ..., "label": ...} as asked for
@@ -67,9 +68,8 @@ class ShardSource:
         roles = ("image",) * self.pictures + (self.conditioning,) * (self.conditioning is not None)
         shard = self.shards[self.shard_of(row)]
         try:
-            for role, fault in self.index.faults.get(row, {}).items():
-                if role in ("image", "json", *roles):
-                    raise ValueError(fault)
+            if fault := self.index.fault(row, (*NEEDED, *roles)):
+                raise ValueError(fault)
             example = self.read(shard, self.index.spans[row], self.fields, roles)
             if self.pictures:
                 data = example["image"]
@@ -218,7 +218,8 @@ def read_tfrecord(
       measure: index these features also where there are no filters, as buckets need; it reads the
         whole of each record, once.
 
-    The other arguments are those of `read_tar`; a folder stands for all files in it.
+    The other arguments are those of `read_tar`; a folder stands for the files in it that have
+    "tfrecord" in their name, or for all where none has.
     """
     fields = {"image": image, "text": text, "label": label}
     parse = measure or bool(filters)
@@ -264,16 +265,25 @@ def _make(
     check_choice("conditioning", conditioning, CONDITIONINGS)
     chosen = make_filters(filters)
     shards = find_shards(str(path), form.suffix)
-    folder = Path(index_dir) if index_dir is not None else index_folder(local_folder(str(path)))
-    index, counts = read_index(shards, form.scan, form.options, folder)
-    kept = chosen.kept(index)
+    folder = index_folder(local_folder(str(path))) if index_dir is None else Path(index_dir)
+    index, counts = read_index(shards, form.scan, form.options, folder.expanduser(), chosen.scores)
+    if not len(index):
+        raise ValueError(f"{path}: there is no example in its {len(shards)} shards")
+    roles = (*NEEDED, conditioning)
+    broken = np.asarray([row for row in index.faults if index.fault(row, roles)], np.int64)
+    kept = chosen.kept(index, broken)
     if split != "all":
         heldout = np.fromiter((is_heldout(index.key(row)) for row in range(len(index))), bool)
         kept &= heldout == (split == "heldout")
     rows = np.flatnonzero(kept)
     logging.info("%s: %d of %d examples in %d shards", path, len(rows), len(index), len(shards))
-    if not len(rows):
-        raise ValueError(f"{path}: none of {len(index)} examples passes its filters and split")
+    if np.count_nonzero(kept[broken]) == len(rows) < len(index):
+        message = f"{path}: none of {len(index)} examples passes its filters and split"
+        if len(rows):
+            row = int(rows[0])
+            first = f"{index.key(row)}: {index.fault(row, roles)}"
+            message += f" but {len(rows)} that are broken, the first: {first}"
+        raise ValueError(message)
     starts = np.cumsum([0, *counts[:-1]])
     return ShardSource(
         shards, index, starts, rows, form.read, form.fields, conditioning, max_pixels

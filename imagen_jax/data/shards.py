@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 MOST_NAMES = 1_000_000
+COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 # What tells a changed file from the one before, by file system.
 STAMPS = ("mtime", "LastModified", "updated", "etag", "ETag", "created")
 
@@ -40,9 +41,23 @@ class Shard:
     def read(self, start: int, stop: int) -> bytes:
         """The bytes from `start` to `stop`; fewer where the file ends before."""
         if not is_remote(self.path):
-            return os.pread(_kept_open(self).fileno(), stop - start, start)
+            file = _kept_open(self)  # held by name: other threads may make the cache forget it
+            return os.pread(file.fileno(), stop - start, start)
         files, path = _file_system(self.path)
-        return files.cat_file(path, start, stop)
+        data = files.cat_file(path, start, stop)
+        if len(data) > stop - start:
+            raise ValueError(f"{self.path}: its server gives whole files alone, and no parts")
+        return data
+
+
+def check_uncompressed(shard: Shard) -> None:
+    """ValueError where a shard that cannot be read is compressed: then it has no random access."""
+    start = shard.read(0, 6)
+    for signature, program in COMPRESSED.items():
+        if start.startswith(signature):
+            raise ValueError(
+                f"{shard.path} is compressed with {program}; unpack it: shards are read in parts"
+            )
 
 
 @functools.lru_cache(maxsize=256)
@@ -57,7 +72,10 @@ def is_remote(path: str) -> bool:
 
 def local_folder(path: str) -> Path | None:
     """The folder of a local path or pattern; None for a URL."""
-    return None if is_remote(path) else Path(path if os.path.isdir(path) else os.path.dirname(path))
+    if is_remote(path):
+        return None
+    path = os.path.expanduser(path)
+    return Path(path if os.path.isdir(path) else os.path.dirname(path))
 
 
 @functools.lru_cache(maxsize=64)
@@ -71,20 +89,22 @@ def _connection(scheme: str) -> Any:
 
 def _file_system(url: str) -> tuple[Any, str]:
     """The file system of a URL, and the path in it. Its credentials are the environment's."""
-    scheme, _, path = url.partition("://")
-    return _connection(scheme), path
+    files = _connection(url.partition("://")[0])
+    return files, files._strip_protocol(url)
 
 
 def find_shards(pattern: str, suffix: str) -> tuple[Shard, ...]:
     """The shards of a pattern in a fixed order.
 
     Args:
-      pattern: a file, a folder (all files in it that end in `suffix`), or names with {00..99} or
-        {a,b}, each of which must be there, and with *, ? or [ab], in sorted order.
+      pattern: a file, a folder (its files that end in `suffix`), or names with {00..99} or {a,b},
+        each of which must be there, and with *, ? or [ab], in sorted order.
+      suffix: "" stands for TFRecord, which has none: those with "tfrecord" in their name, or all.
 
     Raises:
       ValueError: there is no such file.
     """
+    pattern = os.path.expanduser(pattern)
     matches = _remote_matches(pattern) if is_remote(pattern) else _local_matches
     shards = []
     for name in expand_braces(pattern):
@@ -99,40 +119,56 @@ def find_shards(pattern: str, suffix: str) -> tuple[Shard, ...]:
 def _local_matches(name: str, suffix: str) -> list[Shard]:
     names = [name]
     if os.path.isdir(name):
-        names = glob.glob(f"{glob.escape(name.rstrip('/'))}/*{glob.escape(suffix)}")
+        names = _of_folder(glob.glob(f"{glob.escape(name.rstrip('/'))}/*"), suffix)
     elif not os.path.exists(name):
         names = glob.glob(name)
     stats = {name: os.stat(name) for name in names if os.path.isfile(name)}
     return [Shard(name, found.st_size, str(found.st_mtime_ns)) for name, found in stats.items()]
 
 
+def _of_folder(paths: list[str], suffix: str) -> list[str]:
+    """The shards among the files of a folder; statistics and tables may lie beside them."""
+    if suffix:
+        return [path for path in paths if path.endswith(suffix)]
+    return [path for path in paths if "tfrecord" in path.rpartition("/")[2].lower()] or paths
+
+
 def _remote_matches(url: str) -> Callable[[str, str], list[Shard]]:
     """As `_local_matches`, for names like this URL; each folder is asked for once."""
     files, _ = _file_system(url)
-    scheme = url.partition("://")[0]
 
     def shard(info: dict[str, Any]) -> Shard:
+        if info["size"] is None:  # of a page of links
+            info = files.info(info["name"])
         stamp = repr([str(info[key]) for key in STAMPS if key in info])
-        return Shard(f"{scheme}://{info['name'].lstrip('/')}", int(info["size"]), stamp)
+        return Shard(files.unstrip_protocol(info["name"]), int(info["size"]), stamp)
 
     @functools.cache
-    def listed(folder: str) -> dict[str, Shard]:
+    def listed(folder: str) -> dict[str, dict[str, Any]]:
         try:
             infos = files.ls(folder, detail=True)
         except FileNotFoundError:
             return {}
-        found = [shard(info) for info in infos if info["type"] == "file"]
-        return {entry.path: entry for entry in found}
+        return {info["name"]: info for info in infos if info["type"] == "file"}
+
+    def named(path: str) -> dict[str, Any] | None:
+        if not path.startswith(("http://", "https://")):
+            return listed(path.rpartition("/")[0]).get(path)
+        try:  # web servers need not list their folders; those that do give a page of links
+            info = files.info(path)
+        except FileNotFoundError:
+            return None
+        return None if info["size"] is None or info.get("mimetype") == "text/html" else info
 
     def matches(name: str, suffix: str) -> list[Shard]:
-        path = name.partition("://")[2].rstrip("/")
+        path = files._strip_protocol(name).rstrip("/")
         if any(sign in path for sign in "*?["):
             infos = files.glob(path, detail=True).values()
             return [shard(info) for info in infos if info["type"] == "file"]
-        beside = listed(path.rpartition("/")[0])
-        if name in beside:
-            return [beside[name]]
-        return [entry for entry in listed(path).values() if entry.path.endswith(suffix)]
+        if info := named(path):
+            return [shard(info)]
+        beside = listed(path)
+        return [shard(beside[name]) for name in _of_folder(list(beside), suffix)]
 
     return matches
 

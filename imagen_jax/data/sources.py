@@ -179,7 +179,7 @@ def read_npz(
     N rows under other names are kept as `extra`. ValueError where there is no such file, or where
     it is damaged or lacks something.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     check_choice("split", split, SPLITS)
     check_choice("conditioning", conditioning, CONDITIONINGS)
     arrays = _read_arrays(path)
@@ -209,7 +209,10 @@ def read_npz(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FolderSource:
-    """Pictures in a folder and the folders below it, read when they are asked for."""
+    """Pictures in a folder and the folders below it, read when they are asked for.
+
+    pictures: False leaves them out, for who wants captions alone.
+    """
 
     folder: Path
     files: tuple[str, ...]  # relative to the folder, sorted
@@ -218,6 +221,7 @@ class FolderSource:
     labels: tuple[int, ...] | None = None
     class_names: tuple[str, ...] = ()
     max_pixels: int = picture_files.MAX_PIXELS
+    pictures: bool = True
 
     def __len__(self) -> int:
         return len(self.files)
@@ -226,7 +230,9 @@ class FolderSource:
         name = self.files[index]
         path = self.folder / name
         try:
-            example = {"image": picture_files.decode(path, self.max_pixels), "key": name}
+            example = {"key": name}
+            if self.pictures:
+                example["image"] = picture_files.decode(path, self.max_pixels)
             if name in self.captions:
                 example["captions"] = self.captions[name]
             elif name in self.texts:
@@ -254,7 +260,7 @@ def read_folder(
     a line). With conditioning "label" each sub-folder is a class. Held out are 5 % of the pictures,
     by a hash of their names.
     """
-    folder = Path(path)
+    folder = Path(path).expanduser()
     check_choice("split", split, SPLITS)
     check_choice("conditioning", conditioning, CONDITIONINGS)
     if not folder.is_dir():

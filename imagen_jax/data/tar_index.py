@@ -12,7 +12,7 @@ from typing import Any
 
 from imagen_jax import picture_files
 from imagen_jax.data.index import Index, Row, from_rows, numbers, size_of, stripped, to_captions
-from imagen_jax.data.shards import Shard
+from imagen_jax.data.shards import Shard, check_uncompressed
 from imagen_jax.data.sources import PICTURE_SUFFIXES
 
 BLOCK = 512
@@ -170,6 +170,8 @@ def scan_tar(shard: Shard, text: str, label: str, measure: bool) -> Index:
     """The examples of a shard; see `read_tar` for what makes one."""
     with shard.open() as file:
         groups, gaps = _grouped(read_members(file, shard.size))
+        if gaps and gaps[0].offset == 0:
+            check_uncompressed(shard)
         roles = {"text": _role(text), "label": _role(label)}
         row = functools.partial(_row, file=file, roles=roles, fields=(text, label), measure=measure)
         rows = [row(f"{shard.name}/{stem}", members) for stem, members in groups.items()]

@@ -4,7 +4,11 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from imagen_jax.data.index import to_captions
+import numpy as np
+from PIL import Image
+
+from imagen_jax import picture_files
+from imagen_jax.data.index import stripped, to_captions
 from imagen_jax.data.sources import CONDITIONINGS, BrokenExample, check_choice
 
 
@@ -26,15 +30,30 @@ class TfdsSource:
         key = f"{self.name}[{index}]"
         try:
             record = self.records[index]
-            image = record[self.image]
+            example = {"image": _rgb(record[self.image]), "key": key}
+            if self.conditioning == "text":
+                example["captions"] = stripped(to_captions(record[self.text]))
+            elif self.conditioning == "label":
+                example["label"] = int(record[self.label])
+            return example
         except Exception as error:  # decoders raise as many kinds as there are formats
             raise BrokenExample(key, f"{type(error).__name__}: {error}") from error
-        example = {"image": image.repeat(3, -1) if image.shape[-1] == 1 else image, "key": key}
-        if self.conditioning == "text":
-            example["captions"] = to_captions(record[self.text])
-        elif self.conditioning == "label":
-            example["label"] = int(record[self.label])
-        return example
+
+
+def _rgb(image: np.ndarray) -> np.ndarray:
+    """uint8 [height, width, 3] of a picture as TFDS decodes it, with 1 to 4 channels."""
+    if image.dtype == np.uint16:
+        image = np.rint(image / 257).astype(np.uint8)
+    if image.dtype != np.uint8 or image.ndim != 3 or not 1 <= image.shape[-1] <= 4:
+        raise ValueError(
+            f"its picture is {image.dtype} {list(image.shape)}; it must be uint8 or uint16 "
+            "[height, width, 1 to 4]"
+        )
+    if image.shape[-1] == 3:
+        return image
+    return picture_files.to_rgb(
+        Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image)
+    )
 
 
 def read_tfds(

@@ -190,6 +190,7 @@ def loop_config(config: RunConfig, profile: tuple[int, int] | None = None) -> Lo
         score_every=config.evaluate.every if config.evaluate else None,
         profile=profile,
         skip_batches=read_ranges(config.skip_batches),
+        num_classes=config.stage.network.num_classes,
     )
 
 

@@ -47,14 +47,39 @@ def _joined(ranges: Ranges) -> Ranges:
     return joined
 
 
+class LabelError(ValueError):
+    """The pictures have a label that the network has no class for."""
+
+
+def check_labels(batch: Batch, num_classes: int | None) -> None:
+    """LabelError where a label is out of range; `num_classes` itself is the model's null class."""
+    labels = np.asarray(batch.get("label", []))
+    if num_classes is None or not (wrong := labels[(labels < 0) | (labels >= num_classes)]).size:
+        return
+    raise LabelError(
+        f"the pictures have label {wrong[0]}, but stage.network.num_classes is {num_classes}: "
+        f"labels go from 0 to {num_classes - 1}"
+    )
+
+
 class Feed:
     """The batches of a run on their devices, without those that are left out.
 
-    Of a stream it takes the state of each host and gives each its own back.
+    Of a stream it takes the state of each host and gives each its own back. The labels of every
+    batch, whatever its source, are checked against `num_classes`.
     """
 
-    def __init__(self, batches: Batches, start: int, saved: Any, skipped: Ranges, mesh: Mesh):
+    def __init__(
+        self,
+        batches: Batches,
+        start: int,
+        saved: Any,
+        skipped: Ranges,
+        mesh: Mesh,
+        num_classes: int | None = None,
+    ):
         self.batches, self.skipped, self.mesh = batches, skipped, mesh
+        self.num_classes = num_classes
         self.number = batches_taken(start, self.skipped)
         state = None
         if isinstance(saved, list) and len(saved) == jax.process_count():
@@ -71,7 +96,9 @@ class Feed:
         elif wanted > self.number:
             self.stream = self.batches(wanted, None)
         self.number = wanted + 1
-        self.batch = shard_batch(next(self.stream), self.mesh)
+        batch = next(self.stream)
+        check_labels(batch, self.num_classes)
+        self.batch = shard_batch(batch, self.mesh)
         return self.batch
 
     def state(self) -> list[Any] | None:

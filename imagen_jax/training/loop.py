@@ -37,7 +37,7 @@ class LoopConfig:
 
     profile: (first, last) step of a trace for TensorBoard or Perfetto, written into the workdir.
     skip_batches: (first, last) numbers of batches that are left out; the steps go on counting. Step
-    s uses batch s - 1 where none before it is left out.
+    s uses batch s - 1 where none before it is left out. num_classes: labels are below it.
     """
 
     num_steps: int
@@ -49,6 +49,7 @@ class LoopConfig:
     score_every: int | None = None
     profile: tuple[int, int] | None = None
     skip_batches: tuple[tuple[int, int], ...] = ()
+    num_classes: int | None = None
 
     def __post_init__(self):
         intervals = ("log_every", "checkpoint_every", "sample_every", "score_every")
@@ -306,6 +307,7 @@ def train(
     Raises:
         NonFiniteError: the loss or gradient is NaN or infinite.
         CheckpointError: a checkpoint could not be written, or none of those found can be read.
+        LabelError: a batch has a label that is not below config.num_classes.
         ValueError: the checkpoint does not fit the config.
     """
     state, saved = _start(config, init, mesh, checkpoints, weights)
@@ -316,7 +318,8 @@ def train(
         say(f"already trained to step {start}; num_steps is {config.num_steps}")
         return state
 
-    feed = Feed(batches, start, saved.get("batches"), config.skip_batches, mesh)
+    saved_batches, skipped = saved.get("batches"), config.skip_batches
+    feed = Feed(batches, start, saved_batches, skipped, mesh, config.num_classes)
     if frozen is not None:
         frozen = jax.tree.map(place, frozen, state_shardings(frozen, mesh))
     began = time.monotonic()

@@ -1,6 +1,7 @@
 """Embedded captions come back as they were written, for the example and the caption they are of."""
 
 import dataclasses
+import os
 
 import ml_dtypes
 import numpy as np
@@ -17,6 +18,7 @@ from imagen_jax.data.embeddings import (
     write_manifest,
     write_shard,
 )
+from imagen_jax.data.records import array_records
 
 WIDTH, LENGTH = 4, 6
 FINGERPRINT = {"weights": "aa", "tokenizer": "bytes", "encoder": {"d_model": WIDTH}}
@@ -123,6 +125,20 @@ def test_a_missing_shard_is_named(tmp_path):
     shard_path(tmp_path, manifest, 1).unlink()
     with pytest.raises(ValueError, match=r"lacks 1 of 3 shards, the first embeddings-00001-of-"):
         read_embedded(source, tmp_path)
+
+
+def test_a_shard_that_another_process_writes_is_left_to_it(tmp_path):
+    path = tmp_path / "shard"
+
+    def records():
+        with pytest.raises(ValueError, match=f"another process is writing {path}"):
+            write_shard(path, [b"second"])
+        yield b"first"
+
+    (tmp_path / ".shard.half").write_bytes(b"left by a killed process" * 9999)
+    write_shard(path, records())
+    assert list(array_records(str(path))) == [b"first"]
+    assert os.listdir(tmp_path) == ["shard"]
 
 
 def test_what_could_not_be_read_is_broken(tmp_path):

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from imagen_jax.data.loader import Loader, TooManyBroken, draw_caption
+from imagen_jax.data.loader import Loader, TooManyBroken, captions_of, draw_caption
 from imagen_jax.data.sources import ArraySource, BrokenExample
 
 SIZE = 37
@@ -138,6 +138,17 @@ def test_too_many_broken_examples_stop_the_run_also_through_the_threads(source):
     everything = make(Damaged(source, set(range(SIZE))), max_broken_share=1.0)
     with pytest.raises(TooManyBroken, match="37 broken examples"):
         everything.batch(0)
+
+
+def test_captions_alone_stop_at_the_same_share_of_these_rows(source):
+    damaged = Damaged(source, set(range(SIZE // 2, SIZE)))
+    assert captions_of(damaged, range(2), 0.01) == [
+        (str(i), [(f"e{i}", 0.25), (f"z{i}", 0.75)]) for i in range(2)
+    ]
+    with pytest.raises(TooManyBroken, match=r"is truncated.*data\.max_broken_share"):
+        captions_of(damaged, range(16, 22), 0.05)
+    found = captions_of(damaged, range(16, 22), 0.2)
+    assert [len(captions) for _, captions in found] == [2, 2, 0, 0, 0, 0]
 
 
 def test_reading_ahead_does_not_wait_for_the_consumer(source):

@@ -1,5 +1,7 @@
 """Crops, aspect-ratio buckets and mixtures: pure functions of (seed, N)."""
 
+import logging
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -90,7 +92,7 @@ def test_small_pictures_are_enlarged_before_the_crop():
         ({"crop_size": 9}, r"crop_size is 9; it must be in 1\.\.\.8"),
         ({"buckets": BUCKETS, "crop_size": 4}, "do not go with crop_size"),
         ({"buckets": ((8, 0),)}, "buckets are"),
-        ({"buckets": BUCKETS}, "does not know those of any pictures; data.measure=True"),
+        ({"buckets": BUCKETS}, "sizes of pictures, which this source does not know"),
     ],
 )
 def test_bad_crops_and_buckets_are_named(changes, match):
@@ -138,6 +140,36 @@ def test_a_bucket_without_examples_has_no_batches():
     rows = (np.arange(0), np.arange(5))
     order = BucketOrder(rows, 5, seed=0, shuffle=False)
     assert [order[number] for number in range(10)] == [*range(5), *range(5)]
+
+
+class Unmeasured(Shaped):
+    """Picture 3 has no known size, as where it is broken."""
+
+    sizes = np.asarray([(0, 0) if i == 3 else shape for i, shape in enumerate(SHAPES)])
+
+
+def test_a_few_pictures_of_unknown_size_are_left_out(caplog):
+    settings = {"conditioning": None, "buckets": BUCKETS}
+    loader = Loader(Unmeasured(), 4, 8, **settings, max_broken_share=0.05)
+    assert sorted(np.concatenate(loader.order.rows)) == [i for i in range(len(SHAPES)) if i != 3]
+    assert "1 of 32 pictures of unknown size are left out" in caplog.text
+    assert loader.batch(0)["image"].shape[0] == 4
+    message = r"1 of 32 are not known, more than the 1\.0% allowed: data\.measure=True"
+    with pytest.raises(ValueError, match=message):
+        Loader(Unmeasured(), 4, 8, **settings)
+
+
+def test_how_often_a_rare_bucket_is_drawn_is_said(caplog):
+    """2 pictures fill a batch of 4 twice over, and one of 8 four times."""
+    with caplog.at_level(logging.INFO):
+        shaped()
+    assert "bucket 8x12: 2 pictures in 1 of 8 batches an epoch, each 2.00 times" in caplog.text
+    assert {record.levelname for record in caplog.records} == {"INFO"}
+    caplog.clear()
+    Loader(Shaped(), 8, 8, conditioning=None, buckets=BUCKETS)
+    assert [record.getMessage() for record in caplog.records] == [
+        "bucket 8x12: 2 pictures in 1 of 5 batches an epoch, each 4.00 times"
+    ]
 
 
 # --------------------------------------------------------------------------------------- mixtures

@@ -1,10 +1,14 @@
 """Tars, TFRecord and ArrayRecord by random access: the same examples, filters and index."""
 
+import bz2
 import dataclasses
+import functools
+import gzip
 import io
 import itertools
 import json
 import logging
+import lzma
 import os
 import sys
 import tarfile
@@ -95,15 +99,40 @@ def test_batches_are_the_same_on_any_number_of_hosts_and_from_any_step(made):
     np.testing.assert_array_equal(np.concatenate(parts), whole[5]["image"])
 
 
-def test_filters_choose_by_what_the_index_knows(made):
+def test_filters_choose_by_what_the_index_knows(made, tmp_path):
     small = {"min_size": 12, "aspect": [20 / 12, 27 / 12], "scores": {"rank": [0.2, 2.05]}}
     assert greys(read(made, filters=small)) == list(range(2, 8))
+    for _ in range(2):  # read from the shards, then from the index that is kept
+        source = read(made, filters=small, index_dir=tmp_path)
+        assert greys(source) == list(range(2, 8))
+        assert source.index.fields.keys() == {"rank"}
     longer = read(made, filters={"caption_length": [7, 99]})
     assert greys(longer) == list(range(10, COUNT))
     with pytest.raises(ValueError, match=r"scores\.beauty: no example has it; there are: .*rank"):
         read(made, filters={"scores": {"beauty": [0, 1]}})
     with pytest.raises(ValueError, match="none of 24 examples passes"):
         read(made, filters={"min_size": 99})
+
+
+def test_a_fault_that_does_not_matter_is_no_way_past_the_filters(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name, side, text in (("a", 20, b"good"), ("b", 20, b" "), ("c", 40, b" ")):
+            add(tar, f"{name}.jpg", picture(1, (side, side)))
+            add(tar, f"{name}.json", json.dumps({"width": side, "height": side}).encode())
+            add(tar, f"{name}.txt", text)
+    read = functools.partial(SOURCES["tar"], tmp_path)
+    assert read(conditioning=None, filters={"min_size": 30}).sizes.tolist() == [[40, 40]]
+    match = r"none of 3 examples passes .* but 2 that are broken, the first: .*caption is empty"
+    with pytest.raises(ValueError, match=match):
+        read(filters={"min_size": 30})
+    with pytest.raises(ValueError, match=r"none of 3 examples passes its filters and split$"):
+        read(conditioning=None, filters={"min_size": 50})
+
+
+def test_shards_without_examples_are_said_to_be_empty(tmp_path):
+    write_tar(tmp_path / "a.tar", range(0))
+    with pytest.raises(ValueError, match="no example in its 1 shards"):
+        SOURCES["tar"](tmp_path, filters={"min_size": 30})
 
 
 @pytest.mark.parametrize(
@@ -156,6 +185,23 @@ def test_the_index_is_kept_and_made_anew_where_a_shard_changed(tmp_path, monkeyp
     assert read(("tar", str(tmp_path / "set"))).shards == read(("tar", pattern)).shards
 
 
+def test_shards_of_one_name_size_and_time_have_an_index_each(tmp_path, monkeypatch):
+    """As two sets on disks that keep no times, whose indices share a folder."""
+    for folder, first in (("a", 10), ("b", 30)):
+        (tmp_path / folder).mkdir()
+        write_tar(tmp_path / folder / "0.tar", range(first, first + 4))
+        os.utime(tmp_path / folder / "0.tar", (1e9, 1e9))
+    index = tmp_path / "index"
+    both = read(("tar", f"{tmp_path}/{{a,b}}/0.tar"), index_dir=index)
+    assert both.index.sizes[:, 0].tolist() == [*range(30, 34), *range(50, 54)]
+    for folder, width in (("a", 30), ("b", 50)):
+        assert read(("tar", f"{tmp_path}/{folder}"), index_dir=index).sizes[0, 0] == width
+    read(("tar", f"{tmp_path}/a"))
+    (tmp_path / "a").rename(tmp_path / "moved")  # and the index in it
+    monkeypatch.setattr(tar_index, "scan_tar", lambda shard, **more: 1 / 0)
+    assert len(read(("tar", f"{tmp_path}/moved"))) == 4
+
+
 def test_a_folder_that_cannot_be_written_keeps_its_index_elsewhere(tmp_path, monkeypatch):
     pattern = write_set(tmp_path / "set", "tar")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -185,6 +231,53 @@ def test_shards_behind_a_url_are_read_in_parts(tmp_path, kind):
         read((kind, "memory://bucket/none.tar"))
 
 
+def test_a_shard_that_the_cache_forgets_is_read_to_its_end(tmp_path, monkeypatch):
+    """Another thread may push a file out of the cache of open files before its bytes are read."""
+    for name in "ab":
+        (tmp_path / name).write_bytes(name.encode() * 4)
+    first, second = find_shards(f"{tmp_path}/{{a,b}}", "")
+    pread = os.pread
+    held = []
+
+    def slow(number, size, start):
+        shards._kept_open.cache_clear()
+        held.append(os.open(second.path, os.O_RDONLY))  # takes the number of a closed one
+        return pread(number, size, start)
+
+    monkeypatch.setattr(os, "pread", slow)
+    assert first.read(0, 4) == b"aaaa"
+    os.close(held[0])
+
+
+def test_home_folders_and_file_urls_are_followed(tmp_path, monkeypatch):
+    pytest.importorskip("fsspec", reason="fsspec is not installed (extra remote)")
+    write_set(tmp_path / "set", "tar")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("~/set", f"file://{tmp_path}/set", f"file://{tmp_path}/set/{{00000..00002}}.tar"):
+        assert len(read(("tar", name), index_dir=tmp_path / "index")) == COUNT
+    assert greys(read(("tar", f"file://{tmp_path}/set/0000?.tar"))) == list(range(COUNT))
+    assert len(list((tmp_path / "index").iterdir())) == 6  # a path and a URL have one each
+    read(("tar", "~/set"), index_dir="~/other")
+    assert (tmp_path / "other").exists()
+    Image.new("RGB", (4, 4)).save(tmp_path / "set" / "a.png")
+    np.savez(tmp_path / "set.npz", image=np.zeros((2, 4, 4, 3), np.uint8))
+    assert len(SOURCES["folder"]("~/set", conditioning=None)) == 1
+    assert len(SOURCES["npz"]("~/set.npz", conditioning=None)) == 2
+    read(("tar", "~/set"))
+    assert (tmp_path / "set" / ".imagen_jax_index").exists()
+
+
+def test_a_server_that_ignores_ranges_is_no_source_of_parts(monkeypatch):
+    fsspec = pytest.importorskip("fsspec", reason="fsspec is not installed (extra remote)")
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/whole/a.tar", bytes(1000))
+    (shard,) = find_shards("memory://whole/a.tar", ".tar")
+    assert shard.read(10, 20) == bytes(10)
+    monkeypatch.setattr(type(memory), "cat_file", lambda self, path, start, stop: bytes(1000))
+    with pytest.raises(ValueError, match="gives whole files alone"):
+        shard.read(10, 20)
+
+
 def test_a_url_needs_fsspec_and_says_so(monkeypatch):
     monkeypatch.setitem(sys.modules, "fsspec", None)
     shards._connection.cache_clear()
@@ -210,6 +303,31 @@ def test_patterns_stand_for_names_in_order(tmp_path):
     ]:
         with pytest.raises(ValueError, match=match):
             find_shards(pattern, ".tar")
+
+
+def test_statistics_beside_tfrecord_files_are_no_shards(tmp_path):
+    """As img2dataset writes them; the shards of other sets have no tfrecord in their names."""
+    fsspec = pytest.importorskip("fsspec", reason="fsspec is not installed (extra remote)")
+    names = ["0.tfrecord", "0_stats.json", "0.parquet"]
+    for name in names:
+        (tmp_path / name).write_bytes(b"")
+        fsspec.filesystem("memory").pipe(f"/statistics/{name}", b"")
+    for folder in (str(tmp_path), "memory://statistics"):
+        assert [shard.name for shard in find_shards(folder, "")] == ["0.tfrecord"]
+    assert len(find_shards(f"{tmp_path}/*", "")) == 3
+    (tmp_path / "0.tfrecord").rename(tmp_path / "train-0-of-1")
+    assert len(find_shards(str(tmp_path), "")) == 3
+
+
+@pytest.mark.parametrize("kind", ["tar", "tfrecord"])
+@pytest.mark.parametrize("program", [gzip, bz2, lzma])
+def test_a_compressed_shard_is_said_to_be_one(tmp_path, kind, program):
+    write_set(tmp_path, kind)
+    path = tmp_path / f"a.{kind}.packed"
+    path.write_bytes(program.compress((tmp_path / f"00000.{kind}").read_bytes()))
+    name = {gzip: "gzip", bz2: "bzip2", lzma: "xz"}[program]
+    with pytest.raises(ValueError, match=rf"packed is compressed with {name}; unpack it"):
+        SOURCES[kind](path)
 
 
 def test_sizes_can_be_measured_where_the_json_has_none(tmp_path):
@@ -280,6 +398,16 @@ def test_a_record_of_another_kind_says_what_it_lacks(tmp_path, record, match):
     with pytest.raises(BrokenExample, match=match):
         source[0]
     assert grey(source[1]["image"]) == 5
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="there is no /proc")
+def test_many_array_record_files_are_not_all_kept_open(tmp_path):
+    for number in range(300):
+        write_array_record(tmp_path / f"{number}.array_record", [example_record(1)])
+    before = len(os.listdir("/proc/self/fd"))
+    source = SOURCES["array_record"](tmp_path)
+    assert [source[row]["captions"] for row in range(300)] == [[("grey 1", 1.0)]] * 300
+    assert len(os.listdir("/proc/self/fd")) - before <= 260
 
 
 def test_a_damaged_array_record_file_costs_its_examples_alone(tmp_path, rng):

@@ -1,5 +1,6 @@
 """Npz files, folders with captions in three formats, and pictures that cannot be read."""
 
+import dataclasses
 import json
 import os
 import unicodedata
@@ -133,6 +134,14 @@ def test_a_text_file_may_be_in_capitals_and_must_be_utf8(tmp_path):
     assert source[0]["captions"] == [("a cat", 1.0)]
     with pytest.raises(BrokenExample, match=r"b\.txt is not in UTF-8"):
         source[1]
+
+
+def test_captions_can_be_read_without_their_pictures(tmp_path):
+    write_pictures(tmp_path, ["a.png"])
+    (tmp_path / "a.txt").write_text("a cat")
+    source = dataclasses.replace(read_folder(tmp_path), pictures=False)
+    (tmp_path / "a.png").unlink()  # it is not opened
+    assert source[0] == {"key": "a.png", "captions": [("a cat", 1.0)]}
 
 
 def test_hidden_names_and_what_is_no_file_are_left_out(tmp_path):

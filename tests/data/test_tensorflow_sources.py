@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from imagen_jax.data import Loader, emoji, preprocess, read_tfds
+from imagen_jax.data.sources import BrokenExample
+from imagen_jax.data.tfds_source import TfdsSource
 
 tfds = pytest.importorskip(
     "tensorflow_datasets", reason="TensorFlow Datasets is not installed (extra tfds)"
@@ -52,6 +54,44 @@ def test_any_tfds_name_has_random_access(tmp_path):
     assert titled[0]["captions"] == [(f"灰 {shade}", 1.0)]
     with pytest.raises(ValueError, match="shades has no feature captions; it has"):
         read_tfds("shades", conditioning="text", data_dir=tmp_path)
+
+
+def records(image=None, text=b"x", label=0):
+    """A source of one record, as TFDS decodes it."""
+    image = np.zeros((4, 6, 3), np.uint8) if image is None else image
+    record = {"image": image, "text": text, "label": label}
+    return TfdsSource([record], "set", "text", "image", "text", "label")
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.full((4, 6, 1), 255, np.uint8),
+        np.full((4, 6, 2), (0, 0), np.uint8),  # transparent black is shown as white
+        np.full((4, 6, 4), (0, 0, 0, 0), np.uint8),
+        np.full((4, 6, 1), 65535, np.uint16),
+        np.full((4, 6, 3), 65535, np.uint16),
+    ],
+    ids=lambda image: f"{image.dtype}x{image.shape[-1]}",
+)
+def test_tfds_pictures_of_other_modes_become_rgb(image):
+    image = records(image)[0]["image"]
+    assert image.dtype == np.uint8
+    np.testing.assert_array_equal(image, np.full((4, 6, 3), 255))
+
+
+@pytest.mark.parametrize(
+    ("record", "match"),
+    [
+        ({"image": np.zeros((4, 6, 3), np.float32)}, r"float32 \[4, 6, 3\]; it must be uint8"),
+        ({"text": b" "}, "its caption is empty"),
+        ({"text": b"caf\xe9"}, "utf-8"),
+        ({"text": {"id": 3}}, "KeyError"),
+    ],
+)
+def test_a_tfds_record_that_cannot_be_used_is_broken(record, match):
+    with pytest.raises(BrokenExample, match=rf"^set\[0\]: .*{match}"):
+        records(**record)[0]
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from PIL import Image
 
 from imagen_jax.training.build import read_ranges
 from imagen_jax.training.checkpoint import CheckpointError, Checkpoints
-from imagen_jax.training.feed import Feed
+from imagen_jax.training.feed import Feed, LabelError
 from imagen_jax.training.loop import LoopConfig, NonFiniteError
 from imagen_jax.training.metrics import read_losses
 from imagen_jax.training.sharding import MeshConfig, make_mesh
@@ -232,6 +232,20 @@ def test_a_stream_is_restored_with_the_state_of_the_saved_step(tmp_path):
     toy.run(tmp_path, steps=7, every=3, batches=batches)
     toy.run(tmp_path, steps=9, every=3, batches=batches)
     assert states == [(0, None), (7, {"step": 7})]
+
+
+@pytest.mark.parametrize("wrong", [-1, 3, 1000])
+def test_labels_without_a_class_are_named_in_whatever_batch(wrong):
+    """Also where the label would be the model's own null class, num_classes."""
+
+    def batches(number, state):
+        yield {"label": np.arange(8) % 3}
+        yield {"label": np.asarray([0, wrong, *[2] * 6])}
+
+    feed = Feed(batches, 0, None, (), make_mesh(MeshConfig()), num_classes=3)
+    assert feed.batch["label"].tolist() == [0, 1, 2, 0, 1, 2, 0, 1]
+    with pytest.raises(LabelError, match=f"label {wrong}, but stage.network.num_classes is 3"):
+        feed.next()
 
 
 @pytest.mark.parametrize(("count", "given"), [(2, "second"), (3, None)])
