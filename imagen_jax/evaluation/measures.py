@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from imagen_jax.evaluation import retrieval
-from imagen_jax.evaluation.clip_score import caption_ranks, cosines
+from imagen_jax.evaluation.clip_score import caption_ranks, cosines, distinct_captions
 from imagen_jax.evaluation.extraction import Extractor
 from imagen_jax.evaluation.kernel_distance import KID_SEED, cmmd, kernel_distance
 from imagen_jax.evaluation.reference import Reference, statistics_of
@@ -141,9 +141,10 @@ def _alignment(metric: str, images: np.ndarray, texts: np.ndarray) -> dict[str, 
         each = cosines(images, texts)
         error = float(each.std(ddof=1) / np.sqrt(len(each))) if len(each) > 1 else None
         return {"value": float(each.mean()), "standard_error": error, "scale": "cosine, -1 to 1"}
-    if len(images) < 2:
-        raise ValueError("r_precision needs 2 pictures or more: other captions to compare with.")
-    negatives = min(NEGATIVES, len(images) - 1)
+    captions = len(distinct_captions(texts)[0])
+    if captions < 2:
+        raise ValueError("r_precision needs 2 captions or more: others to compare with.")
+    negatives = min(NEGATIVES, captions - 1)
     ranks = caption_ranks(images, texts, negatives=negatives, seed=NEGATIVES_SEED)
     scores = retrieval.scores(ranks)
     return {
