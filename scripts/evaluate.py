@@ -233,8 +233,9 @@ def run(options: argparse.Namespace) -> None:
         directory = options.out if len(grid) == 1 else options.out / "points" / point.name
         subject = subjects[row] if subjects else None
         kept = results.picture_settings(job, subject) if job.files is None else None
-        done.append(runner.evaluate(job, subject, directory, settings=kept))
-        results.write_point(done[-1], directory)
+        result = runner.evaluate(job, subject, directory, settings=kept)
+        results.write_point(result, directory)
+        done.append(result if len(grid) == 1 else results.keep_strip(result))
     if options.share is not None:
         print(f"Share {options.share} is done; the figures are for a run without --share.")
         return

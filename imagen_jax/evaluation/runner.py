@@ -35,7 +35,7 @@ from imagen_jax.evaluation.picture_folder import (
 )
 from imagen_jax.evaluation.picture_set import PictureSet, Prompts, select
 from imagen_jax.evaluation.prompts import PromptList
-from imagen_jax.evaluation.report import SHEET_PICTURES, ProgressLine, contact_sheet
+from imagen_jax.evaluation.report import SHEET_PICTURES, SHEET_SIDE, ProgressLine, contact_sheet
 from imagen_jax.grid import image_grid
 from imagen_jax.sampling_settings import SamplingSettings
 from imagen_jax.typing import Params
@@ -243,8 +243,9 @@ def figures(
 def _sheets(
     job: Job, files: Sequence[Path], rows: Sequence[int], size: int
 ) -> dict[str, Image.Image]:
-    """The first pictures, as they were measured, with their prompts; and a strip of a few."""
-    shown = [read_picture(file, Treatment(size)) for file in files[:SHEET_PICTURES]]
+    """The first pictures with their prompts, large ones shrunk; and a strip of a few."""
+    treatment = Treatment(min(size, SHEET_SIDE))
+    shown = [read_picture(file, treatment) for file in files[:SHEET_PICTURES]]
     captions = None
     if job.prompts is not None:
         captions = [str(job.texts[row]) for row in rows[:SHEET_PICTURES]]

@@ -18,6 +18,7 @@ from imagen_jax.evaluation import generation, html_report, sweep
 from imagen_jax.evaluation.clip_score import clip_score
 from imagen_jax.evaluation.kernel_distance import cmmd
 from imagen_jax.evaluation.reference import read_reference, statistics_of
+from imagen_jax.evaluation.report import contact_sheet
 from imagen_jax.evaluation.statistics import frechet_distance
 from imagen_jax.pipeline import Pipeline
 from imagen_jax.sampling_settings import SamplingSettings
@@ -257,6 +258,21 @@ def test_pairs_of_pictures(tmp_path, rng):
     assert report["ssim"]["pairs"]["n"] == 3
     (tmp_path / "true" / "2.bmp").unlink()
     assert evaluate.main(f"{folders} --metrics psnr --out {out}".split()) == 2
+
+
+def test_the_page_of_large_pictures_is_small(tmp_path):
+    (tmp_path / "large").mkdir()
+    for i in range(9):
+        Image.new("RGB", (1200, 1000), (20 * i, 0, 0)).save(tmp_path / "large" / f"{i}.png")
+    out = tmp_path / "out"
+    command = f"--images {tmp_path / 'large'} --metrics pictures --out {out}"
+    assert evaluate.main(command.split()) == 0
+    report = json.loads((out / "report.json").read_text())
+    assert report["pictures"]["size"] == 1000
+    with Image.open(out / "pictures.png") as sheet:
+        assert 8 * 256 < sheet.width < 8 * 270
+    wide = np.zeros((900, 900, 3), np.uint8)
+    assert contact_sheet([(wide, wide)], ["two"]).width < 2 * 270
 
 
 def test_a_model_of_classes(tmp_path, networks, reference):
