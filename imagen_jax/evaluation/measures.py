@@ -47,8 +47,8 @@ def check_extractors(metrics: Sequence[str], extractors: Sequence[Extractor]) ->
     for metric in metrics:
         if metric in KINDS and KINDS[metric] not in kinds:
             raise ValueError(
-                f"{metric} needs an {KINDS[metric]} network: give its converted weights with "
-                "--features DIR (scripts/convert.py makes them of the public files)."
+                f"{metric} needs a network of kind {KINDS[metric]}: give its converted weights "
+                "with --features DIR (scripts/convert.py makes them of the public files)."
             )
     unused = [e.name for e in extractors if e.kind not in {KINDS.get(m) for m in metrics}]
     if unused:

@@ -161,11 +161,12 @@ def _has_more(picture: Image.Image) -> bool:
 
 
 def read_parts(
-    files: Sequence[Path], treatment: Treatment, part_size: int, skip_broken: bool = False
+    files: Sequence[Path], treatment: Treatment, part_size: int, skip_broken: bool | None = False
 ) -> Iterator[Part]:
     """The pictures of the files, `part_size` files at a time.
 
-    Raises ValueError, naming the file, where one is broken and `skip_broken` is false.
+    Raises ValueError, naming the file, where one is broken and `skip_broken` is false, or None, for
+    pictures of which none may be left out.
     """
 
     def read(row: int) -> tuple[np.ndarray, bytes]:
@@ -195,7 +196,7 @@ def _parts(
     total: int,
     treatment: Treatment,
     part_size: int,
-    skip_broken: bool,
+    skip_broken: bool | None,
 ) -> Iterator[Part]:
     for start in range(0, total, part_size):
         images, rows, digest = [], [], hashlib.sha256(str(treatment.size).encode())
@@ -204,10 +205,10 @@ def _parts(
                 image, data = read(row)
             except BrokenExample as error:
                 if not skip_broken:
-                    raise ValueError(
-                        f"cannot read {error}; --skip_broken leaves such pictures out, and says so "
-                        "in the report"
-                    ) from None
+                    advice = "--skip_broken leaves such pictures out, and says so in the report"
+                    if skip_broken is None:
+                        advice = "psnr and ssim leave no picture out: mend it, or remove its pair"
+                    raise ValueError(f"cannot read {error}; {advice}") from None
                 treatment.broken.append(error.key)
                 continue
             digest.update(hashlib.sha256(data).digest())

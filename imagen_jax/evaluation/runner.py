@@ -297,7 +297,7 @@ def evaluate_pairs(
     found: dict[str, list[np.ndarray]] = {name: [] for name in measures}
     treatments = Treatment(size), Treatment(size)
     pairs = (
-        read_parts(paths, treatment, LEAST_PART)
+        read_parts(paths, treatment, LEAST_PART, skip_broken=None)
         for paths, treatment in zip((files, true_files), treatments, strict=True)
     )
     for made, true in zip(*pairs, strict=True):

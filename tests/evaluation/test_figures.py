@@ -241,7 +241,7 @@ def test_several_pictures_a_prompt(run, tmp_path):
     assert "2 pictures a caption, not one" in report["fid"]["random-inception"]["off_protocol"]
 
 
-def test_pairs_of_pictures(tmp_path, rng):
+def test_pairs_of_pictures(tmp_path, rng, capsys):
     """PSNR of one grey level more is 20 log10(255); equal pictures are left out."""
     for folder in ("made", "true"):
         (tmp_path / folder).mkdir()
@@ -256,6 +256,9 @@ def test_pairs_of_pictures(tmp_path, rng):
     assert report["psnr"]["pairs"]["model"] == pytest.approx(20 * np.log10(255))
     assert (report["psnr"]["pairs"]["n"], report["psnr"]["pairs"]["left_out_as_exact"]) == (2, 1)
     assert report["ssim"]["pairs"]["n"] == 3
+    (tmp_path / "true" / "2.bmp").write_bytes(b"broken")
+    assert evaluate.main(f"{folders} --metrics psnr --skip_broken --out {out}".split()) == 2
+    assert "leave no picture out" in capsys.readouterr().err
     (tmp_path / "true" / "2.bmp").unlink()
     assert evaluate.main(f"{folders} --metrics psnr --out {out}".split()) == 2
 
@@ -299,7 +302,7 @@ def test_what_it_refuses(run, tmp_path, capsys, networks, model, prompts, refere
         return capsys.readouterr().err
 
     ours = f"--model {model} --prompts {prompts}"
-    assert "needs an inception network" in refused(f"{ours} --metrics fid")
+    assert "needs a network of kind inception" in refused(f"{ours} --metrics fid")
     assert "needs --reference" in refused(f"{ours} --metrics fid --features inception")
     assert "reads the features of tiny-clip" in refused(
         f"{ours} --metrics fid --features inception,clip --reference {reference}"
