@@ -134,6 +134,17 @@ def check_quality(metrics: Sequence[str], subject: Subject, pictures: PictureSet
             )
 
 
+def check_files(job: Job) -> None:
+    """ValueError where the number of given pictures is not that of the prompts."""
+    if job.files is None or job.prompts is None or set(job.metrics) <= set(QUALITY):
+        return
+    if len(job.files) != len(job.texts):
+        raise ValueError(
+            f"There are {len(job.files)} pictures for {len(job.texts)} prompts: give one each, "
+            "named after the prompts' ids, or in the order of the sorted names."
+        )
+
+
 def evaluate(
     job: Job,
     subject: Subject | None,
@@ -180,15 +191,8 @@ def evaluate(
 
 
 def measure_files(job: Job, files: Sequence[Path], directory: Path) -> Result:
-    """The figures of pictures in files, each with its departures from the metric's protocol.
-
-    Raises ValueError where their number is not that of the prompts.
-    """
-    if job.prompts is not None and len(files) != len(job.texts):
-        raise ValueError(
-            f"There are {len(files)} pictures for {len(job.texts)} prompts: give one each, named "
-            "after the prompts' ids, or in the order of the sorted names."
-        )
+    """The figures of pictures in files, each with its departures from the metric's protocol."""
+    check_files(job)
     treatment = Treatment(job.size or common_size(files))
     features, rows = cached_features(
         job.extractors,

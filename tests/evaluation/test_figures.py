@@ -316,7 +316,7 @@ def test_what_it_refuses(run, tmp_path, capsys, networks, model, prompts, refere
     )
     clip = "--metrics clip --features clip"
     assert "several --guidance" in refused(
-        f"--images {tmp_path / 'true'} --prompts {prompts} {clip} --guidance 1,2"
+        f"--images {tmp_path / 'true'} --metrics pictures --guidance 1,2"
     )
     assert "two equal points" in refused(f"{ours} {clip} --guidance 1,1.0")
     assert "--aug_level changes nothing" in refused(f"{ours} {clip} --size 4 --aug_level 0,0.1")
@@ -330,6 +330,36 @@ def test_what_it_refuses(run, tmp_path, capsys, networks, model, prompts, refere
     assert "make it again" in refused(
         f"{ours} --metrics fid --features inception --reference {reference}"
     )
+
+
+def test_mistakes_are_told_before_the_work(tmp_path, capsys, networks, model, prompts, reference):
+    for stand in networks.values():
+        stand.seen.clear()
+
+    def refused(command):
+        assert evaluate.main(f"{command} --out {tmp_path / 'no'}".split()) == 2
+        assert not any(stand.seen for stand in networks.values())
+        return capsys.readouterr().err
+
+    new = tmp_path / "new"
+    making = f"--features inception --make_reference {tmp_path / 'true'} --reference {new}"
+    ours = f"--model {model} --prompts {prompts}"
+    assert "known are fid" in refused(f"{ours} {making} --metrics fidd")
+    assert "There is no file" in refused(f"--model {model} --prompts no.txt {making} --metrics fid")
+    assert "nobody" in refused(f"--model nobody --prompts {prompts} {making} --metrics fid")
+    assert "is a folder" in refused(f"{ours} {making[: -len(str(new))]}{tmp_path} --metrics fid")
+    assert "is a folder" in refused(
+        f"{ours} --features inception --reference {tmp_path} --metrics fid"
+    )
+    assert not new.exists()
+
+
+def test_a_share_needs_no_captions_features(run, tmp_path, networks, monkeypatch):
+    def unwanted(self, texts):
+        raise ValueError("texts are read")
+
+    monkeypatch.setattr(stand_in.StandIn, "texts", unwanted)
+    assert run(tmp_path / "out", "--share", "1/2") is None
 
 
 def test_the_front_is_what_no_point_beats(rng):
