@@ -69,6 +69,7 @@ def check_reference(options: argparse.Namespace) -> None:
 def open_reference(options: argparse.Namespace) -> tuple[Any, ...]:
     """(parts, treatment, total, what they are) of the pictures of --make_reference, none read."""
     from imagen_jax.evaluation import protocol
+    from imagen_jax.evaluation.generation import LEAST_PART
     from imagen_jax.evaluation.picture_folder import (
         Treatment,
         common_size,
@@ -77,28 +78,33 @@ def open_reference(options: argparse.Namespace) -> tuple[Any, ...]:
         source_parts,
     )
 
-    name, batch = options.make_reference, options.batch_size * 16
+    name, share = options.make_reference, share_of(options.share)
     about: dict[str, Any] = {"kind": name.split(":")[0]}
     if about["kind"] in ("emoji", "tfds"):
         source, named = reference_source(options)
         treatment = Treatment(options.size or min(source[0]["image"].shape[:2]))
-        parts, files = source_parts(source, treatment, batch, options.skip_broken), []
+        parts, files = source_parts(source, treatment, LEAST_PART, options.skip_broken, share), []
         about, total = about | named, len(source)
     else:
         files = list_pictures(name)
         treatment, total = Treatment(options.size or common_size(files)), len(files)
-        parts = read_parts(files, treatment, batch, options.skip_broken)
+        parts = read_parts(files, treatment, LEAST_PART, options.skip_broken, share)
         about = {"kind": "folder", "path": name}
     about["val2014"] = protocol.is_val2014(about, [file.name for file in files])
     return parts, treatment, total, about
 
 
 def make_reference(options: argparse.Namespace, opened: tuple[Any, ...], extractors: Any) -> None:
-    """Writes --reference of the pictures of `open_reference`."""
+    """Writes --reference of the pictures of `open_reference`; of a share, its parts beside it."""
     from imagen_jax.evaluation import reference
 
     parts, treatment, total, about = opened
-    made = reference.make_reference(extractors, parts, about, treatment, total)
+    directory = options.reference.with_name(f"{options.reference.name}.parts")
+    share = share_of(options.share)
+    made = reference.make_reference(extractors, parts, about, treatment, total, directory, share)
+    if made is None:
+        print(f"Share {options.share} of the reference is done; run without --share to write it.")
+        return
     options.reference.parent.mkdir(parents=True, exist_ok=True)
     reference.write_reference(options.reference, made)
     print(f"{options.reference}: {made.count} pictures, fingerprint {made.fingerprint}")

@@ -354,6 +354,25 @@ def test_mistakes_are_told_before_the_work(tmp_path, capsys, networks, model, pr
     assert not new.exists()
 
 
+def test_a_reference_is_shared_and_goes_on(tmp_path, networks, reference):
+    """Of two shares, one was killed and one part is damaged; the batch size changes nothing."""
+    path, seen = tmp_path / "again.safetensors", networks["clip"].seen
+    seen.clear()
+    command = f"--make_reference {tmp_path / 'true'} --features inception,clip --reference {path}"
+    assert evaluate.main(f"{command} --share 2/2".split()) == 0
+    assert not path.exists()
+    assert seen == [4]  # the middle one of three parts
+    (part,) = (tmp_path / "again.safetensors.parts").glob("tiny-clip*/*")
+    assert evaluate.main(f"{command} --batch_size 2".split()) == 0
+    assert seen == [4, 4, 4]
+    assert read_reference(path).fingerprint == read_reference(reference).fingerprint
+    part.write_bytes(b"damaged")
+    assert evaluate.main(command.split()) == 0
+    assert seen == [4, 4, 4, 4]
+    for name, features in read_reference(reference).features.items():
+        np.testing.assert_array_equal(read_reference(path).features[name], features)
+
+
 def test_a_share_needs_no_captions_features(run, tmp_path, networks, monkeypatch):
     def unwanted(self, texts):
         raise ValueError("texts are read")
