@@ -47,12 +47,29 @@ def check_extractors(metrics: Sequence[str], extractors: Sequence[Extractor]) ->
     for metric in metrics:
         if metric in KINDS and KINDS[metric] not in kinds:
             raise ValueError(
-                f"{metric} needs an {KINDS[metric]} network: give its converted weights with "
-                "--features DIR (scripts/convert.py makes them of the public files)."
+                f"{metric} needs a network of kind {KINDS[metric]}: give its converted weights "
+                "with --features DIR (scripts/convert.py makes them of the public files)."
             )
     unused = [e.name for e in extractors if e.kind not in {KINDS.get(m) for m in metrics}]
     if unused:
         raise ValueError(f"No metric of {', '.join(metrics)} reads the features of {unused[0]}.")
+
+
+def check_inputs(
+    metrics: Sequence[str],
+    extractors: Sequence[Extractor],
+    reference: Reference | None,
+    captions: Sequence[str] | None,
+) -> None:
+    """ValueError where the reference or the captions are missing, or the reference is by others."""
+    for metric in metrics:
+        if metric in OF_REFERENCE and reference is None:
+            raise ValueError(f"{metric} needs --reference FILE, which --make_reference makes.")
+        if metric in OF_CAPTIONS and captions is None:
+            raise ValueError(f"{metric} needs the captions of the pictures: give --prompts.")
+    for extractor in extractors:
+        if any(metric in OF_REFERENCE for metric in metrics_of(metrics, extractor)):
+            reference.of(extractor)
 
 
 def prepare_truth(
@@ -63,19 +80,13 @@ def prepare_truth(
 ) -> Truth:
     """Statistics of the reference, and features of the captions, as far as the metrics read them.
 
-    Raises ValueError where the reference or the captions are missing.
+    Raises ValueError as `check_inputs` does.
     """
+    check_inputs(metrics, extractors, reference, captions)
     statistics, texts, row = {}, {}, None
-    for metric in metrics:
-        if metric in OF_REFERENCE and reference is None:
-            raise ValueError(f"{metric} needs --reference FILE, which --make_reference makes.")
-        if metric in OF_CAPTIONS and captions is None:
-            raise ValueError(f"{metric} needs the captions of the pictures: give --prompts.")
     for extractor in extractors:
-        if reference is not None and any(m in OF_REFERENCE for m in metrics_of(metrics, extractor)):
-            features = reference.of(extractor)
-            if "fid" in metrics_of(metrics, extractor):
-                statistics[extractor.name] = statistics_of(features)
+        if "fid" in metrics_of(metrics, extractor):
+            statistics[extractor.name] = statistics_of(reference.of(extractor))
         if any(metric in OF_CAPTIONS for metric in metrics_of(metrics, extractor)):
             distinct, row = np.unique(np.asarray(captions), return_inverse=True)
             texts[extractor.name] = np.asarray(extractor.texts([str(x) for x in distinct]))
