@@ -32,8 +32,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # to run in a clone, uninstalled
 
+from scripts import evaluation_inputs
 from scripts.command_line import EXTRAS, output_folder
-from scripts.evaluation_inputs import RANDOM, make_reference, read_job
+from scripts.evaluation_inputs import RANDOM
 from scripts.generate import names, numbers
 
 
@@ -216,7 +217,12 @@ def run(options: argparse.Namespace) -> None:
     from imagen_jax.drawing import spread
     from imagen_jax.evaluation import results, runner, sweep
 
-    job, grid = read_job(options), sweep.make_points(options.guidance, options.aug_level)
+    making = options.make_reference is not None
+    opened = evaluation_inputs.open_reference(options) if making else None
+    job, grid = (
+        evaluation_inputs.read_job(options),
+        sweep.make_points(options.guidance, options.aug_level),
+    )
     subjects = []
     if job.files is None or (job.true_files is None and set(job.metrics) & set(runner.QUALITY)):
         pipeline, settings, size = load_pipeline(options)
@@ -227,14 +233,19 @@ def run(options: argparse.Namespace) -> None:
         subjects = [make_subject(pipeline, model, entry, size, options) for entry in chosen]
         check_model(job, subjects[0])
     check_sweep(options, job, grid, subjects)
+    if making:
+        evaluation_inputs.make_reference(options, opened, job.extractors)
+    if options.share is None:
+        job = replace(job, truth=evaluation_inputs.read_truth(options, job))
     begin, done = time.monotonic(), []
     about = results.describe(job, subjects[0] if subjects else None, options.images)
     for row, point in enumerate(grid):
         directory = options.out if len(grid) == 1 else options.out / "points" / point.name
         subject = subjects[row] if subjects else None
         kept = results.picture_settings(job, subject) if job.files is None else None
-        done.append(runner.evaluate(job, subject, directory, settings=kept))
-        results.write_point(done[-1], directory)
+        result = runner.evaluate(job, subject, directory, settings=kept)
+        results.write_point(result, directory)
+        done.append(result if len(grid) == 1 else results.keep_strip(result))
     if options.share is not None:
         print(f"Share {options.share} is done; the figures are for a run without --share.")
         return
@@ -248,11 +259,14 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     warnings.showwarning = lambda message, *rest: print(f"Warning: {message}", file=sys.stderr)
     try:
-        if options.make_reference is not None:
-            make_reference(options)
-        elif options.out is None:
-            raise ValueError("Say with --out DIR where the report is to go.")
-        if options.out is not None:
+        evaluation_inputs.check_reference(options)
+        if options.out is None:
+            if options.make_reference is None:
+                raise ValueError("Say with --out DIR where the report is to go.")
+            opened = evaluation_inputs.open_reference(options)
+            extractors = evaluation_inputs.read_extractors(options)
+            evaluation_inputs.make_reference(options, opened, extractors)
+        else:
             with output_folder(options.out):
                 run(options)
     except ImportError as error:

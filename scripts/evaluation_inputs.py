@@ -58,8 +58,18 @@ def random_inception() -> Any:
 # ------------------------------------------------------------------------------- the reference
 
 
-def make_reference(options: argparse.Namespace) -> None:
-    from imagen_jax.evaluation import protocol, reference
+def check_reference(options: argparse.Namespace) -> None:
+    """ValueError where the reference has no file, or no network to be made with."""
+    if options.make_reference is not None and not (options.reference and options.features):
+        raise ValueError("--make_reference needs --features DIR and --reference FILE to write.")
+    if options.reference is not None and options.reference.is_dir():
+        raise ValueError(f"--reference {options.reference} is a folder; give a file.")
+
+
+def open_reference(options: argparse.Namespace) -> tuple[Any, ...]:
+    """(parts, treatment, total, what they are) of the pictures of --make_reference, none read."""
+    from imagen_jax.evaluation import protocol
+    from imagen_jax.evaluation.generation import LEAST_PART
     from imagen_jax.evaluation.picture_folder import (
         Treatment,
         common_size,
@@ -68,22 +78,33 @@ def make_reference(options: argparse.Namespace) -> None:
         source_parts,
     )
 
-    if options.reference is None or not options.features:
-        raise ValueError("--make_reference needs --features DIR and --reference FILE to write.")
-    name, batch = options.make_reference, options.batch_size * 16
+    name, share = options.make_reference, share_of(options.share)
     about: dict[str, Any] = {"kind": name.split(":")[0]}
     if about["kind"] in ("emoji", "tfds"):
         source, named = reference_source(options)
         treatment = Treatment(options.size or min(source[0]["image"].shape[:2]))
-        parts, files = source_parts(source, treatment, batch, options.skip_broken), []
+        parts, files = source_parts(source, treatment, LEAST_PART, options.skip_broken, share), []
         about, total = about | named, len(source)
     else:
         files = list_pictures(name)
         treatment, total = Treatment(options.size or common_size(files)), len(files)
-        parts = read_parts(files, treatment, batch, options.skip_broken)
+        parts = read_parts(files, treatment, LEAST_PART, options.skip_broken, share)
         about = {"kind": "folder", "path": name}
     about["val2014"] = protocol.is_val2014(about, [file.name for file in files])
-    made = reference.make_reference(read_extractors(options), parts, about, treatment, total)
+    return parts, treatment, total, about
+
+
+def make_reference(options: argparse.Namespace, opened: tuple[Any, ...], extractors: Any) -> None:
+    """Writes --reference of the pictures of `open_reference`; of a share, its parts beside it."""
+    from imagen_jax.evaluation import reference
+
+    parts, treatment, total, about = opened
+    directory = options.reference.with_name(f"{options.reference.name}.parts")
+    share = share_of(options.share)
+    made = reference.make_reference(extractors, parts, about, treatment, total, directory, share)
+    if made is None:
+        print(f"Share {options.share} of the reference is done; run without --share to write it.")
+        return
     options.reference.parent.mkdir(parents=True, exist_ok=True)
     reference.write_reference(options.reference, made)
     print(f"{options.reference}: {made.count} pictures, fingerprint {made.fingerprint}")
@@ -109,7 +130,9 @@ def reference_source(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
 
 
 def read_job(options: argparse.Namespace) -> Any:
-    """Prompts, networks and references: everything but the model."""
+    """Prompts, networks and the reference that is there: everything but the model and what takes
+    long (`read_truth`).
+    """
     from imagen_jax.arguments import check_count, check_seed
     from imagen_jax.evaluation import measures, runner
     from imagen_jax.evaluation.reference import read_reference
@@ -128,13 +151,15 @@ def read_job(options: argparse.Namespace) -> Any:
             f"{', '.join(sorted(wanted))} look at emoji: give --prompts emoji; psnr and ssim also "
             "compare --images with --truth."
         )
-    reference = None if options.reference is None else read_reference(options.reference)
+    making = options.make_reference is not None
+    reference = None
+    if options.reference is not None and not making:
+        reference = read_reference(options.reference)
     extractors = read_extractors(options)
     measures.check_extractors(metrics, extractors)
-    texts = None
-    if prompts is not None:
-        texts = [text for text in prompts.texts for _ in range(options.num_images)]
-    return runner.Job(
+    known = [name for name in metrics if not (making and name in measures.OF_REFERENCE)]
+    measures.check_inputs(known, extractors, reference, None if prompts is None else prompts.texts)
+    job = runner.Job(
         metrics,
         options.size,
         prompts,
@@ -144,12 +169,26 @@ def read_job(options: argparse.Namespace) -> Any:
         files,
         true_files,
         extractors,
-        measures.prepare_truth(metrics, extractors, reference, texts),
+        measures.Truth(reference, {}, {}, None),
         options.skip_broken,
         share,
         options.batch_size,
         named_by_ids,
     )
+    runner.check_files(job)
+    return job
+
+
+def read_truth(options: argparse.Namespace, job: Any) -> Any:
+    """Statistics of the reference and features of the captions."""
+    from imagen_jax.evaluation.measures import prepare_truth
+    from imagen_jax.evaluation.reference import read_reference
+
+    reference = job.truth.reference
+    if options.make_reference is not None:
+        reference = read_reference(options.reference)
+    captions = None if job.prompts is None else job.texts
+    return prepare_truth(job.metrics, job.extractors, reference, captions)
 
 
 def read_files(options: argparse.Namespace, prompts: Any) -> tuple[Any, Any, bool | None]:

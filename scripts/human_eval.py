@@ -58,12 +58,13 @@ def make_sheets(options: argparse.Namespace) -> None:
     from imagen_jax.evaluation.human_sheets import make_study, read_set
     from imagen_jax.evaluation.prompts import read_prompts
 
-    prompts = read_prompts(options.prompts, options.data).first(options.num)
+    known = read_prompts(options.prompts, options.data)
+    prompts = known.first(options.num)
     per_prompt = options.num_images or PER_PROMPT[options.study]
     if options.study != "drawbench" and per_prompt != 1:
         raise ValueError(f"--study {options.study} shows one picture a prompt, not {per_prompt}.")
     sets = [
-        read_set(folder, len(prompts), per_prompt, options.size)
+        read_set(folder, known, len(prompts), per_prompt, options.size)
         for folder in (options.a, options.b)
     ]
     controls = -(-len(prompts) // 10) if options.controls is None else options.controls
@@ -76,6 +77,9 @@ def make_sheets(options: argparse.Namespace) -> None:
     )
     write_study(study, options.out)
     print(f"{options.out}: {len(study.trials)} trials, {controls} of them controls")
+    for folder, pictures in zip((options.a, options.b), sets, strict=True):
+        if not pictures.named:
+            print(f"{folder}: paired with the prompts by the order of the names, 2 before 10")
 
 
 def serve(options: argparse.Namespace) -> None:

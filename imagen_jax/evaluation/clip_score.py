@@ -28,23 +28,36 @@ def caption_ranks(
     """int [pairs]: the place of each picture's own caption among `negatives` others, 1 the nearest.
 
     R-precision with shuffled captions (arXiv 1711.10485, section 4.1, by CLIP): the share of ranks
-    1 (`retrieval.scores`). The others are drawn for each picture without replacement; a caption
-    that is exactly as near does not count against the picture's own.
+    1 (`retrieval.scores`). The others are drawn for each picture without replacement from the
+    distinct captions that are not its own; one that is exactly as near does not count against it.
     """
     _check_pairs(image_features, text_features)
-    pairs = len(image_features)
-    if not 1 <= negatives < pairs:
-        raise ValueError(f"{pairs} captions have from 1 to {pairs - 1} others, not {negatives}.")
-    images, texts = normalize(image_features), normalize(text_features)
+    distinct, own = distinct_captions(text_features)
+    count = len(distinct)
+    if not 1 <= negatives < count:
+        raise ValueError(
+            f"{count} distinct captions have from 1 to {count - 1} others, not {negatives}."
+        )
+    images, texts = normalize(image_features), normalize(distinct)
     generator = np.random.default_rng(seed)
-    ranks = np.empty(pairs, np.int64)
-    for row, image in enumerate(images):
-        others = generator.choice(pairs - 1, negatives, replace=False)
-        others += others >= row
-        # Not a matrix product, whose rounding depends on the row: equal captions stay equal.
-        near = (texts[[row, *others]] * image).sum(axis=1)
+    ranks = np.empty(len(images), np.int64)
+    for row, (image, caption) in enumerate(zip(images, own, strict=True)):
+        others = generator.choice(count - 1, negatives, replace=False)
+        others += others >= caption
+        # Not a matrix product, whose rounding depends on the row: as near stays as near.
+        near = (texts[[caption, *others]] * image).sum(axis=1)
         ranks[row] = 1 + (near[1:] > near[0]).sum()
     return ranks
+
+
+def distinct_captions(text_features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(the features [captions, dim] without repeats, in order; of each row, its place in them).
+
+    Captions are the same where their features are, to the bit.
+    """
+    _, first, inverse = np.unique(text_features, axis=0, return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    return text_features[first[order]], np.argsort(order)[inverse.reshape(-1)]
 
 
 def _check_pairs(image_features: np.ndarray, text_features: np.ndarray) -> None:

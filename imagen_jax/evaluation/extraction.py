@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -109,14 +109,3 @@ def write_tensors(path: Path, tensors: dict[str, np.ndarray], notes: dict[str, s
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def streamed_features(
-    extractors: Sequence[Extractor], pictures: Iterable[Part], what: str, total: int
-) -> Iterator[tuple[Part, dict[str, np.ndarray]]]:
-    """Each part with its features by extractor's name; nothing is kept."""
-    line = ProgressLine(what, total)
-    for part in pictures:
-        if part.rows:
-            yield part, {e.name: np.asarray(e.images(part.images), np.float32) for e in extractors}
-        line.advance(len(part.rows))

@@ -145,6 +145,6 @@ def _kind(cell: str) -> str:
 
 def _image(picture: Image.Image, name: str) -> str:
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG", optimize=True)
+    picture.save(buffer, "PNG")
     data = base64.b64encode(buffer.getvalue()).decode()
     return f'<img alt="{html.escape(name)}" src="data:image/png;base64,{data}">'

@@ -17,6 +17,7 @@ Z = 1.959964  # of a 95 % interval
 BOOTSTRAPS, BOOTSTRAP_SEED = 10_000, 0
 SCORES = {"yes": 100.0, "somewhat": 50.0, "no": 0.0}
 RATER = re.compile(r"[\w.@+ -]{1,40}")
+SHEET = re.compile(r"[0-9a-f]{12}-[01]\.png")
 TRIALS_FILE, KEY_FILE = "trials.json", "key.json"
 
 
@@ -120,6 +121,9 @@ def read_study(directory: Path) -> Study:
         }
         if trials["kind"] not in STUDIES or {trial.id for trial in found} != set(key):
             raise ValueError("trials and key do not belong together")
+        for name in (name for trial in found for name in trial.sheets):
+            if not SHEET.fullmatch(name):  # it is served as a file
+                raise ValueError(f"{name!r} is no name of a sheet")
         by_id = {trial.id: trial for trial in found}
         return Study(trials["kind"], secret["names"], secret["seed"], by_id, key)
     except FileNotFoundError:
@@ -166,8 +170,13 @@ def check_answer(study: Study, values: Any, before: set[tuple[str, str]]) -> Ans
 def read_answers(path: Path, study: Study) -> list[Answer]:
     """The answers in a JSONL file.
 
-    Raises ValueError that names the line where one is not valid or comes twice.
+    Raises FileNotFoundError, or ValueError that names the line where one is not valid or comes
+    twice.
     """
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"There is no file {path} of answers; scripts/human_eval.py serve makes it."
+        )
     answers: list[Answer] = []
     before: set[tuple[str, str]] = set()
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
@@ -187,8 +196,12 @@ def read_answers(path: Path, study: Study) -> list[Answer]:
 def analyse(study: Study, answers: Sequence[Answer]) -> dict[str, Any]:
     """Preferences with 95 % intervals, by question and category, and the raters left out.
 
-    Raises ValueError where no rater is left.
+    Raises ValueError where there are no answers, no controls, or no rater is left.
     """
+    if not answers:
+        raise ValueError("There are no answers yet; scripts/human_eval.py serve collects them.")
+    if all(secret.control is None for secret in study.key.values()):
+        raise ValueError("The study has no controls, which tell the raters who read the questions.")
     raters = control_scores(study, answers)
     kept = {r for r, score in raters.items() if score["share"] is not None and score["passed"]}
     rows = [
@@ -213,12 +226,15 @@ def analyse(study: Study, answers: Sequence[Answer]) -> dict[str, Any]:
         )
     for name, question in STUDIES[study.kind].items():
         summarize = caption_scores if name == "caption" else preferences
-        groups = {"all": rows}
+        groups: dict[str, list[Answer]] = {}
         for answer in rows:
             groups.setdefault(study.key[answer.trial].category, []).append(answer)
         result["questions"][name] = {
             "text": question.text,
-            **{group: summarize(study, name, entries) for group, entries in groups.items()},
+            "all": summarize(study, name, rows),
+            "categories": {
+                group: summarize(study, name, entries) for group, entries in groups.items()
+            },
         }
     return result
 
@@ -324,9 +340,7 @@ def text_table(result: Mapping[str, Any]) -> str:
     )
     for question, groups in result["questions"].items():
         lines.append(f"{question}: {groups['text']}")
-        for group, found in groups.items():
-            if group == "text":
-                continue
+        for group, found in [("all", groups["all"]), *groups["categories"].items()]:
             cells = []
             for outcome in ("a", "neither", "b"):
                 if outcome not in found:

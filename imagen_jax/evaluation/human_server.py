@@ -72,7 +72,11 @@ def make_server(directory: Path, study: Study, answers: AnswerFile, port: int):
         def do_GET(self):
             if not self.is_local():
                 return
-            parts = urlsplit(self.path)
+            try:
+                parts = urlsplit(self.path)
+            except ValueError:  # "//[x"
+                self.refuse(HTTPStatus.BAD_REQUEST, "This is no address.")
+                return
             if parts.path == "/":
                 self.reply(PAGE.read_bytes(), "text/html; charset=utf-8")
             elif parts.path == "/page.js":
@@ -139,7 +143,8 @@ def make_server(directory: Path, study: Study, answers: AnswerFile, port: int):
             self.send_header("Cache-Control", "no-store")
             self.send_header("X-Content-Type-Options", "nosniff")
             self.send_header(
-                "Content-Security-Policy", "default-src 'self'; style-src 'self' 'unsafe-inline'"
+                "Content-Security-Policy",
+                "default-src 'self'; style-src 'self' 'unsafe-inline'; frame-ancestors 'none'",
             )
             self.end_headers()
             self.wfile.write(body)

@@ -1,5 +1,6 @@
 """The pictures of a study: sheets of two models side by side, in an order that nobody can guess."""
 
+import json
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,11 +9,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from imagen_jax.evaluation.generation import SETTINGS_FILE, picture_files
 from imagen_jax.evaluation.human import STUDIES, Secret, Study, Trial
 from imagen_jax.evaluation.picture_folder import (
     Treatment,
     common_size,
     list_pictures,
+    order_by_ids,
     read_picture,
 )
 from imagen_jax.evaluation.prompts import PromptList
@@ -24,36 +27,84 @@ NOISE = 60.0  # of the spoilt picture in a control of photorealism, of 255
 
 @dataclass(frozen=True)
 class Set:
-    """The pictures of one model or of the truth: as many for each prompt, in their order."""
+    """The pictures of one model or of the truth: as many for each prompt, in their order.
 
-    files: tuple[Path, ...]
+    files: of each prompt. named: whether something besides the order of the names pairs them with
+    the prompts.
+    """
+
+    files: tuple[tuple[Path, ...], ...]
     size: int
-    per_prompt: int
+    named: bool
 
     def of(self, prompt: int) -> list[Image.Image]:
         """Without anything that their files say besides the pixels."""
-        start = prompt * self.per_prompt
         treatment = Treatment(self.size)
-        return [
-            Image.fromarray(read_picture(file, treatment))
-            for file in self.files[start : start + self.per_prompt]
-        ]
+        return [Image.fromarray(read_picture(file, treatment)) for file in self.files[prompt]]
 
 
-def read_set(directory: Path, prompts: int, per_prompt: int, size: int | None = None) -> Set:
-    """The pictures that scripts/evaluate.py left in `directory`, or any folder of pictures.
+def read_set(
+    directory: Path, prompts: PromptList, num: int, per_prompt: int, size: int | None = None
+) -> Set:
+    """The pictures of the first `num` prompts: of a run of scripts/evaluate.py, or of any folder.
 
-    Raises ValueError where there are not `per_prompt` pictures for each prompt.
+    A run may be of more of these prompts, with more pictures each. A folder holds `per_prompt`
+    pictures of each of the first `num` prompts, or of all; or COCO's val2014, whose pictures are
+    found by the prompts' image ids.
+
+    Raises ValueError where the pictures are of other prompts, or not as many.
     """
     images = directory / "images"
-    files = list_pictures(images if images.is_dir() else directory)
-    if len(files) < prompts * per_prompt:
+    folder = images if images.is_dir() else directory
+    if (folder / SETTINGS_FILE).is_file():
+        (files, stride), named = _of_run(folder, prompts, num, per_prompt), True
+    else:
+        files, named = _of_folder(folder, prompts, num, per_prompt)
+        stride = per_prompt
+    each = [tuple(files[row * stride : row * stride + per_prompt]) for row in range(num)]
+    return Set(tuple(each), size or common_size([file for row in each for file in row]), named)
+
+
+def _of_run(folder: Path, prompts: PromptList, num: int, per_prompt: int) -> tuple[list[Path], int]:
+    """(the files in the order of the prompts, how many are of each)."""
+    path = folder / SETTINGS_FILE
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        made_of, stride = settings["prompts"], settings["num_images"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no file of scripts/evaluate.py: {error!r}.") from None
+    if type(stride) is not int or stride < per_prompt:
         raise ValueError(
-            f"{directory} has {len(files)} pictures; {prompts} prompts with {per_prompt} each need "
-            f"{prompts * per_prompt}: --num_images of scripts/evaluate.py makes several."
+            f"{folder} has num_images = {stride!r}; {per_prompt} pictures a prompt are needed: "
+            "--num_images of scripts/evaluate.py makes several."
         )
-    files = files[: prompts * per_prompt]
-    return Set(tuple(files), size or common_size(files), per_prompt)
+    made = len(list_pictures(folder)) // stride
+    if made < num or prompts.first(made).fingerprint != made_of:
+        raise ValueError(
+            f"{folder} holds pictures of {made} prompts, {stride} each, which are not the first "
+            f"{made} of {prompts.name}, or not the {num} that are needed: its run had other "
+            "prompts, or has not ended."
+        )
+    return picture_files(folder, made * stride), stride
+
+
+def _of_folder(
+    folder: Path, prompts: PromptList, num: int, per_prompt: int
+) -> tuple[list[Path], bool]:
+    """(the files in the order of the prompts, whether they are named after ids of theirs)."""
+    files = list_pictures(folder)
+    if prompts.image_ids is not None and per_prompt == 1:
+        true = {file.stem: file for file in files}
+        names = [f"COCO_val2014_{number:0>12}" for number in prompts.image_ids[:num]]
+        if true.keys() >= set(names):
+            return [true[name] for name in names], True
+    for some in (prompts.first(num), prompts):
+        if len(files) == len(some) * per_prompt:
+            return order_by_ids(files, some.ids)
+    raise ValueError(
+        f"{folder} has {len(files)} pictures; {num} prompts with {per_prompt} each need "
+        f"{num * per_prompt}, no more and no fewer."
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,8 +137,11 @@ def make_study(
     """
     if kind not in STUDIES:
         raise ValueError(f"Unknown study {kind!r}; known are {', '.join(STUDIES)}.")
-    if controls < 0 or (controls and len(prompts) < 2):
-        raise ValueError(f"{controls} controls of {len(prompts)} prompts cannot be made.")
+    if controls < 1 or len(prompts) < 2:
+        raise ValueError(
+            f"{controls} controls of {len(prompts)} prompts cannot be made: without a control no "
+            "rater's answers are kept, and one needs 2 prompts."
+        )
     draw = random.Random(seed)
     makers: dict[str, tuple[Callable, Callable]] = {
         "drawbench": (_pair, _other_prompt),

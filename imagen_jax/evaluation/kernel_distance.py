@@ -30,12 +30,11 @@ def kernel_distance(
         raise ValueError(
             f"There are {len(x)} and {len(y)} pictures, fewer than KID's subset_size {subset_size}."
         )
-    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
     draw = np.random.RandomState(seed)  # torch-fidelity's generator
     distances = [
         _unbiased_mmd(
-            x[draw.choice(len(x), subset_size, replace=False)],
-            y[draw.choice(len(y), subset_size, replace=False)],
+            x[draw.choice(len(x), subset_size, replace=False)].astype(np.float64),
+            y[draw.choice(len(y), subset_size, replace=False)].astype(np.float64),
         )
         for _ in range(subsets)
     ]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from imagen_jax.evaluation import retrieval
-from imagen_jax.evaluation.clip_score import caption_ranks, cosines
+from imagen_jax.evaluation.clip_score import caption_ranks, cosines, distinct_captions
 from imagen_jax.evaluation.extraction import Extractor
 from imagen_jax.evaluation.kernel_distance import KID_SEED, cmmd, kernel_distance
 from imagen_jax.evaluation.reference import Reference, statistics_of
@@ -47,12 +47,29 @@ def check_extractors(metrics: Sequence[str], extractors: Sequence[Extractor]) ->
     for metric in metrics:
         if metric in KINDS and KINDS[metric] not in kinds:
             raise ValueError(
-                f"{metric} needs an {KINDS[metric]} network: give its converted weights with "
-                "--features DIR (scripts/convert.py makes them of the public files)."
+                f"{metric} needs a network of kind {KINDS[metric]}: give its converted weights "
+                "with --features DIR (scripts/convert.py makes them of the public files)."
             )
     unused = [e.name for e in extractors if e.kind not in {KINDS.get(m) for m in metrics}]
     if unused:
         raise ValueError(f"No metric of {', '.join(metrics)} reads the features of {unused[0]}.")
+
+
+def check_inputs(
+    metrics: Sequence[str],
+    extractors: Sequence[Extractor],
+    reference: Reference | None,
+    captions: Sequence[str] | None,
+) -> None:
+    """ValueError where the reference or the captions are missing, or the reference is by others."""
+    for metric in metrics:
+        if metric in OF_REFERENCE and reference is None:
+            raise ValueError(f"{metric} needs --reference FILE, which --make_reference makes.")
+        if metric in OF_CAPTIONS and captions is None:
+            raise ValueError(f"{metric} needs the captions of the pictures: give --prompts.")
+    for extractor in extractors:
+        if any(metric in OF_REFERENCE for metric in metrics_of(metrics, extractor)):
+            reference.of(extractor)
 
 
 def prepare_truth(
@@ -63,19 +80,13 @@ def prepare_truth(
 ) -> Truth:
     """Statistics of the reference, and features of the captions, as far as the metrics read them.
 
-    Raises ValueError where the reference or the captions are missing.
+    Raises ValueError as `check_inputs` does.
     """
+    check_inputs(metrics, extractors, reference, captions)
     statistics, texts, row = {}, {}, None
-    for metric in metrics:
-        if metric in OF_REFERENCE and reference is None:
-            raise ValueError(f"{metric} needs --reference FILE, which --make_reference makes.")
-        if metric in OF_CAPTIONS and captions is None:
-            raise ValueError(f"{metric} needs the captions of the pictures: give --prompts.")
     for extractor in extractors:
-        if reference is not None and any(m in OF_REFERENCE for m in metrics_of(metrics, extractor)):
-            features = reference.of(extractor)
-            if "fid" in metrics_of(metrics, extractor):
-                statistics[extractor.name] = statistics_of(features)
+        if "fid" in metrics_of(metrics, extractor):
+            statistics[extractor.name] = statistics_of(reference.of(extractor))
         if any(metric in OF_CAPTIONS for metric in metrics_of(metrics, extractor)):
             distinct, row = np.unique(np.asarray(captions), return_inverse=True)
             texts[extractor.name] = np.asarray(extractor.texts([str(x) for x in distinct]))
@@ -141,9 +152,10 @@ def _alignment(metric: str, images: np.ndarray, texts: np.ndarray) -> dict[str, 
         each = cosines(images, texts)
         error = float(each.std(ddof=1) / np.sqrt(len(each))) if len(each) > 1 else None
         return {"value": float(each.mean()), "standard_error": error, "scale": "cosine, -1 to 1"}
-    if len(images) < 2:
-        raise ValueError("r_precision needs 2 pictures or more: other captions to compare with.")
-    negatives = min(NEGATIVES, len(images) - 1)
+    captions = len(distinct_captions(texts)[0])
+    if captions < 2:
+        raise ValueError("r_precision needs 2 captions or more: others to compare with.")
+    negatives = min(NEGATIVES, captions - 1)
     ranks = caption_ranks(images, texts, negatives=negatives, seed=NEGATIVES_SEED)
     scores = retrieval.scores(ranks)
     return {

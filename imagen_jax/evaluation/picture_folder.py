@@ -161,11 +161,16 @@ def _has_more(picture: Image.Image) -> bool:
 
 
 def read_parts(
-    files: Sequence[Path], treatment: Treatment, part_size: int, skip_broken: bool = False
+    files: Sequence[Path],
+    treatment: Treatment,
+    part_size: int,
+    skip_broken: bool | None = False,
+    share: tuple[int, int] = (0, 1),
 ) -> Iterator[Part]:
-    """The pictures of the files, `part_size` files at a time.
+    """The pictures of the files, `part_size` files at a time; for share (i, n) parts i, i + n, ...
 
-    Raises ValueError, naming the file, where one is broken and `skip_broken` is false.
+    Raises ValueError, naming the file, where one is broken and `skip_broken` is false, or None, for
+    pictures of which none may be left out.
     """
 
     def read(row: int) -> tuple[np.ndarray, bytes]:
@@ -175,11 +180,15 @@ def read_parts(
         except (OSError, ValueError) as error:
             raise BrokenExample(str(files[row]), str(error)) from error
 
-    return _parts(read, len(files), treatment, part_size, skip_broken)
+    return _parts(read, len(files), treatment, part_size, skip_broken, share)
 
 
 def source_parts(
-    source: Source, treatment: Treatment, part_size: int, skip_broken: bool = False
+    source: Source,
+    treatment: Treatment,
+    part_size: int,
+    skip_broken: bool = False,
+    share: tuple[int, int] = (0, 1),
 ) -> Iterator[Part]:
     """The same of a data source: TFDS, or arrays in memory."""
 
@@ -187,7 +196,7 @@ def source_parts(
         image = source[row]["image"]
         return _to_square(image, None, treatment), np.ascontiguousarray(image).tobytes()
 
-    return _parts(read, len(source), treatment, part_size, skip_broken)
+    return _parts(read, len(source), treatment, part_size, skip_broken, share)
 
 
 def _parts(
@@ -195,19 +204,21 @@ def _parts(
     total: int,
     treatment: Treatment,
     part_size: int,
-    skip_broken: bool,
+    skip_broken: bool | None,
+    share: tuple[int, int],
 ) -> Iterator[Part]:
-    for start in range(0, total, part_size):
+    index, count = share
+    for start in range(index * part_size, total, count * part_size):
         images, rows, digest = [], [], hashlib.sha256(str(treatment.size).encode())
         for row in range(start, min(start + part_size, total)):
             try:
                 image, data = read(row)
             except BrokenExample as error:
                 if not skip_broken:
-                    raise ValueError(
-                        f"cannot read {error}; --skip_broken leaves such pictures out, and says so "
-                        "in the report"
-                    ) from None
+                    advice = "--skip_broken leaves such pictures out, and says so in the report"
+                    if skip_broken is None:
+                        advice = "psnr and ssim leave no picture out: mend it, or remove its pair"
+                    raise ValueError(f"cannot read {error}; {advice}") from None
                 treatment.broken.append(error.key)
                 continue
             digest.update(hashlib.sha256(data).digest())

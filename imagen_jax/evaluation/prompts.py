@@ -32,13 +32,15 @@ class PromptList:
     """Prompts in their order, which decides the noise of each.
 
     ids: of each prompt, distinct: COCO's caption ids, else its place. categories: DrawBench's, or
-    None. origin: how the list was made, as far as the file says.
+    None. image_ids: COCO's, of the true pictures, or None. origin: how the list was made, as far
+    as the file says.
     """
 
     name: str
     texts: tuple[str, ...]
     ids: tuple[str, ...]
     categories: tuple[str, ...] | None = None
+    image_ids: tuple[str, ...] | None = None
     origin: dict[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -56,8 +58,9 @@ class PromptList:
             return self
         if count < 1:
             raise ValueError(f"num must be at least 1: {count}.")
-        categories = None if self.categories is None else self.categories[:count]
-        return replace(self, texts=self.texts[:count], ids=self.ids[:count], categories=categories)
+        names = ("texts", "ids", "categories", "image_ids")
+        values = {name: getattr(self, name) for name in names}
+        return replace(self, **{k: v and v[:count] for k, v in values.items()})
 
 
 def plain_list(name: str, texts: Sequence[str]) -> PromptList:
@@ -69,8 +72,8 @@ def read_prompts(source: str, path: str | Path | None = None) -> PromptList:
     """The list "coco30k" or "drawbench" (their files from `path`), or the list in file `source`.
 
     A file ending in .json is one of scripts/make_prompts.py; .csv has a column prompts, prompt,
-    caption or text, perhaps id and category; .jsonl the same by keys; any other has one prompt a
-    line.
+    caption or text, perhaps id and category; .tsv the same by tabs (PartiPrompts, arXiv
+    2206.10789); .jsonl the same by keys; any other has one prompt a line.
 
     Raises:
         FileNotFoundError: there is no such file; the message tells where it comes from.
@@ -117,8 +120,10 @@ def _parse(text: str, suffix: str, name: str) -> PromptList:
         return replace(found, origin=dict(values.get("origin", {})))
     if suffix == ".jsonl":
         return _from_rows([json.loads(line) for line in text.splitlines() if line.strip()], name)
-    if suffix == ".csv":
-        return _from_rows(list(csv.DictReader(io.StringIO(text))), name)
+    if suffix in (".csv", ".tsv"):
+        # Quotes mean nothing in PartiPrompts' tsv, whose prompts hold them.
+        dialect = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if suffix == ".tsv" else {}
+        return _from_rows(list(csv.DictReader(io.StringIO(text), **dialect)), name)
     return plain_list(name, [line.strip() for line in text.splitlines() if line.strip()])
 
 
@@ -137,8 +142,11 @@ def _from_rows(rows: Sequence[dict[str, Any]], name: str) -> PromptList:
             raise ValueError(f"prompt {place + 1} is empty or no text: {row[column]!r}")
     texts = tuple(row[column].strip() for row in rows)
     ids = tuple(str(row["id"]) if "id" in columns else str(i) for i, row in enumerate(rows))
-    categories = tuple(str(row["category"]) for row in rows) if "category" in columns else None
-    return PromptList(name, texts, ids, categories)
+    categories, image_ids = (
+        tuple(str(row[column]) for row in rows) if column in columns else None
+        for column in ("category", "image_id")
+    )
+    return PromptList(name, texts, ids, categories, image_ids)
 
 
 def _checked(prompts: PromptList, path: Path) -> PromptList:

@@ -10,8 +10,16 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from imagen_jax.evaluation.extraction import Extractor, identity, streamed_features, write_tensors
+from imagen_jax.evaluation.extraction import (
+    Extractor,
+    features_of_part,
+    folder_name,
+    identity,
+    write_tensors,
+)
+from imagen_jax.evaluation.generation import ALL, Share
 from imagen_jax.evaluation.picture_folder import Part, Treatment
+from imagen_jax.evaluation.report import ProgressLine
 from imagen_jax.evaluation.statistics import Statistics
 
 NOTE = "imagen_jax_reference"
@@ -57,17 +65,31 @@ def make_reference(
     source: dict[str, Any],
     treatment: Treatment,
     total: int,
-) -> Reference:
-    """Features of all pictures by all networks.
+    directory: Path,
+    share: Share = ALL,
+) -> Reference | None:
+    """Features of all pictures by all networks; None for a share, whose parts are kept alone.
 
-    Raises ValueError where there are fewer than two pictures.
+    Each part's features are a file in `directory`, and are not computed again.
+
+    Args:
+        pictures: the parts of this share.
+
+    Raises:
+        ValueError: there are fewer than two pictures.
     """
+    line = ProgressLine("reference", -(-total // share.count))
     found: dict[str, list[np.ndarray]] = {extractor.name: [] for extractor in extractors}
     digest = hashlib.sha256()
-    for part, features in streamed_features(extractors, pictures, "reference", total):
+    for number, part in enumerate(pictures):
         digest.update(part.digest.encode())
-        for name, values in features.items():
-            found[name].append(values)
+        for extractor in extractors if part.rows else ():
+            place = share.index + number * share.count
+            path = directory / folder_name(extractor) / f"{place:06d}.safetensors"
+            found[extractor.name].append(features_of_part(extractor, part, path))
+        line.advance(len(part.rows))
+    if share != ALL:
+        return None
     count = treatment.counts["pictures"]
     if count < 2:
         raise ValueError(f"A reference needs 2 pictures or more, not {count}.")

@@ -16,11 +16,12 @@ import numpy as np
 from PIL import Image
 
 from imagen_jax import __version__
+from imagen_jax.data.preprocess import resize
 from imagen_jax.grid import enlarge, image_grid, to_pil
 from imagen_jax.typing import Params
 
 LIBRARIES = ("jax", "jaxlib", "flax", "numpy", "pillow")
-SHEET_PICTURES = 64
+SHEET_PICTURES, SHEET_SIDE = 64, 256  # on a sheet: how many pictures, and their pixels at most
 EVERY = 15.0  # seconds between progress lines where the output is no terminal
 
 
@@ -70,9 +71,13 @@ def side_by_side(pictures: Sequence[np.ndarray], gap: int = 2) -> Image.Image:
 def contact_sheet(
     rows: Sequence[Sequence[np.ndarray]], captions: Sequence[str], columns: int = 8
 ) -> Image.Image:
-    """The first pictures of an evaluation, each beside the true one."""
-    shown = [side_by_side(row) for row in rows[:SHEET_PICTURES]]
+    """The first pictures of an evaluation, each beside the true one; large ones shrunk."""
+    shown = [side_by_side([_shrink(picture) for picture in row]) for row in rows[:SHEET_PICTURES]]
     return image_grid(shown, list(captions[:SHEET_PICTURES]), columns=columns, min_cell=128)
+
+
+def _shrink(picture: np.ndarray) -> np.ndarray:
+    return resize(picture, SHEET_SIDE) if min(picture.shape[:2]) > SHEET_SIDE else picture
 
 
 class ProgressLine:

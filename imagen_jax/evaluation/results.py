@@ -3,7 +3,7 @@
 import csv
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +89,11 @@ def write_point(result: Result, directory: Path) -> list[Path]:
         sheet.save(directory / name)
         paths.append(directory / name)
     return paths
+
+
+def keep_strip(result: Result) -> Result:
+    """The result without its sheets, but for the strip: what the page of a sweep shows."""
+    return replace(result, sheets={k: v for k, v in result.sheets.items() if k == STRIP})
 
 
 def write_results(

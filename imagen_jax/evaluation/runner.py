@@ -35,7 +35,7 @@ from imagen_jax.evaluation.picture_folder import (
 )
 from imagen_jax.evaluation.picture_set import PictureSet, Prompts, select
 from imagen_jax.evaluation.prompts import PromptList
-from imagen_jax.evaluation.report import SHEET_PICTURES, ProgressLine, contact_sheet
+from imagen_jax.evaluation.report import SHEET_PICTURES, SHEET_SIDE, ProgressLine, contact_sheet
 from imagen_jax.grid import image_grid
 from imagen_jax.sampling_settings import SamplingSettings
 from imagen_jax.typing import Params
@@ -134,6 +134,17 @@ def check_quality(metrics: Sequence[str], subject: Subject, pictures: PictureSet
             )
 
 
+def check_files(job: Job) -> None:
+    """ValueError where the number of given pictures is not that of the prompts."""
+    if job.files is None or job.prompts is None or set(job.metrics) <= set(QUALITY):
+        return
+    if len(job.files) != len(job.texts):
+        raise ValueError(
+            f"There are {len(job.files)} pictures for {len(job.texts)} prompts: give one each, "
+            "named after the prompts' ids, or in the order of the sorted names."
+        )
+
+
 def evaluate(
     job: Job,
     subject: Subject | None,
@@ -180,15 +191,8 @@ def evaluate(
 
 
 def measure_files(job: Job, files: Sequence[Path], directory: Path) -> Result:
-    """The figures of pictures in files, each with its departures from the metric's protocol.
-
-    Raises ValueError where their number is not that of the prompts.
-    """
-    if job.prompts is not None and len(files) != len(job.texts):
-        raise ValueError(
-            f"There are {len(files)} pictures for {len(job.texts)} prompts: give one each, named "
-            "after the prompts' ids, or in the order of the sorted names."
-        )
+    """The figures of pictures in files, each with its departures from the metric's protocol."""
+    check_files(job)
     treatment = Treatment(job.size or common_size(files))
     features, rows = cached_features(
         job.extractors,
@@ -243,8 +247,9 @@ def figures(
 def _sheets(
     job: Job, files: Sequence[Path], rows: Sequence[int], size: int
 ) -> dict[str, Image.Image]:
-    """The first pictures, as they were measured, with their prompts; and a strip of a few."""
-    shown = [read_picture(file, Treatment(size)) for file in files[:SHEET_PICTURES]]
+    """The first pictures with their prompts, large ones shrunk; and a strip of a few."""
+    treatment = Treatment(min(size, SHEET_SIDE))
+    shown = [read_picture(file, treatment) for file in files[:SHEET_PICTURES]]
     captions = None
     if job.prompts is not None:
         captions = [str(job.texts[row]) for row in rows[:SHEET_PICTURES]]
@@ -296,7 +301,7 @@ def evaluate_pairs(
     found: dict[str, list[np.ndarray]] = {name: [] for name in measures}
     treatments = Treatment(size), Treatment(size)
     pairs = (
-        read_parts(paths, treatment, LEAST_PART)
+        read_parts(paths, treatment, LEAST_PART, skip_broken=None)
         for paths, treatment in zip((files, true_files), treatments, strict=True)
     )
     for made, true in zip(*pairs, strict=True):

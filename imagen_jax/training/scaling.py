@@ -96,7 +96,8 @@ def derived_memory(figures: Figures, growth: float) -> float:
     shares = figures["mesh"]["fsdp"] * figures["mesh"]["tensor"]
     gathered = memory["parameters"] * shares / 2 if shares > 1 else 0.0  # bfloat16 of float32
     gathered = min(gathered, memory["temporaries"])
-    state = memory["arguments"] * (growth if shares == chips else 1.0)
+    # Fewer chips than shares hold several each; more hold less only where the mesh grows with them.
+    state = memory["arguments"] * (growth if shares == chips else max(1.0, shares * growth / chips))
     return state + memory["program"] + gathered + (memory["temporaries"] - gathered) * growth
 
 

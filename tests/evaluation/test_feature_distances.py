@@ -85,12 +85,22 @@ def test_caption_ranks(rng):
     assert chance.min() == 1
     assert chance.max() == 10
     assert abs((chance == 1).mean() - 0.1) < 0.03
-    # Equal captions do not count against each other.
-    np.testing.assert_array_equal(caption_ranks(texts, texts[:1].repeat(30, 0), negatives=5), 1)
     np.testing.assert_array_equal(
         caption_ranks(texts, many[:30, :32], negatives=5, seed=3),
         caption_ranks(texts, many[:30, :32], negatives=5, seed=3),
     )
+
+
+def test_a_caption_is_no_negative_of_its_own_pictures(rng):
+    """8 pictures a caption: the others are the other captions, each once, and all count."""
+    texts, copies = features(rng, 10), 8
+    images = -texts.repeat(copies, 0)  # so that nearly all others are nearer
+    ranks = caption_ranks(images, texts.repeat(copies, 0), negatives=9)
+    np.testing.assert_array_equal(ranks, caption_ranks(-texts, texts, negatives=9).repeat(copies))
+    chance = caption_ranks(features(rng, 4000), texts.repeat(400, 0), negatives=4)
+    assert abs((chance == 1).mean() - 0.2) < 0.05
+    with pytest.raises(ValueError, match="10 distinct captions have from 1 to 9 others, not 10"):
+        caption_ranks(images, texts.repeat(copies, 0), negatives=10)
 
 
 def test_bad_values_are_named(rng):

@@ -18,6 +18,7 @@ from imagen_jax.evaluation import generation, html_report, sweep
 from imagen_jax.evaluation.clip_score import clip_score
 from imagen_jax.evaluation.kernel_distance import cmmd
 from imagen_jax.evaluation.reference import read_reference, statistics_of
+from imagen_jax.evaluation.report import contact_sheet
 from imagen_jax.evaluation.statistics import frechet_distance
 from imagen_jax.pipeline import Pipeline
 from imagen_jax.sampling_settings import SamplingSettings
@@ -240,7 +241,7 @@ def test_several_pictures_a_prompt(run, tmp_path):
     assert "2 pictures a caption, not one" in report["fid"]["random-inception"]["off_protocol"]
 
 
-def test_pairs_of_pictures(tmp_path, rng):
+def test_pairs_of_pictures(tmp_path, rng, capsys):
     """PSNR of one grey level more is 20 log10(255); equal pictures are left out."""
     for folder in ("made", "true"):
         (tmp_path / folder).mkdir()
@@ -255,8 +256,26 @@ def test_pairs_of_pictures(tmp_path, rng):
     assert report["psnr"]["pairs"]["model"] == pytest.approx(20 * np.log10(255))
     assert (report["psnr"]["pairs"]["n"], report["psnr"]["pairs"]["left_out_as_exact"]) == (2, 1)
     assert report["ssim"]["pairs"]["n"] == 3
+    (tmp_path / "true" / "2.bmp").write_bytes(b"broken")
+    assert evaluate.main(f"{folders} --metrics psnr --skip_broken --out {out}".split()) == 2
+    assert "leave no picture out" in capsys.readouterr().err
     (tmp_path / "true" / "2.bmp").unlink()
     assert evaluate.main(f"{folders} --metrics psnr --out {out}".split()) == 2
+
+
+def test_the_page_of_large_pictures_is_small(tmp_path):
+    (tmp_path / "large").mkdir()
+    for i in range(9):
+        Image.new("RGB", (1200, 1000), (20 * i, 0, 0)).save(tmp_path / "large" / f"{i}.png")
+    out = tmp_path / "out"
+    command = f"--images {tmp_path / 'large'} --metrics pictures --out {out}"
+    assert evaluate.main(command.split()) == 0
+    report = json.loads((out / "report.json").read_text())
+    assert report["pictures"]["size"] == 1000
+    with Image.open(out / "pictures.png") as sheet:
+        assert 8 * 256 < sheet.width < 8 * 270
+    wide = np.zeros((900, 900, 3), np.uint8)
+    assert contact_sheet([(wide, wide)], ["two"]).width < 2 * 270
 
 
 def test_a_model_of_classes(tmp_path, networks, reference):
@@ -283,7 +302,7 @@ def test_what_it_refuses(run, tmp_path, capsys, networks, model, prompts, refere
         return capsys.readouterr().err
 
     ours = f"--model {model} --prompts {prompts}"
-    assert "needs an inception network" in refused(f"{ours} --metrics fid")
+    assert "needs a network of kind inception" in refused(f"{ours} --metrics fid")
     assert "needs --reference" in refused(f"{ours} --metrics fid --features inception")
     assert "reads the features of tiny-clip" in refused(
         f"{ours} --metrics fid --features inception,clip --reference {reference}"
@@ -297,7 +316,7 @@ def test_what_it_refuses(run, tmp_path, capsys, networks, model, prompts, refere
     )
     clip = "--metrics clip --features clip"
     assert "several --guidance" in refused(
-        f"--images {tmp_path / 'true'} --prompts {prompts} {clip} --guidance 1,2"
+        f"--images {tmp_path / 'true'} --metrics pictures --guidance 1,2"
     )
     assert "two equal points" in refused(f"{ours} {clip} --guidance 1,1.0")
     assert "--aug_level changes nothing" in refused(f"{ours} {clip} --size 4 --aug_level 0,0.1")
@@ -311,6 +330,55 @@ def test_what_it_refuses(run, tmp_path, capsys, networks, model, prompts, refere
     assert "make it again" in refused(
         f"{ours} --metrics fid --features inception --reference {reference}"
     )
+
+
+def test_mistakes_are_told_before_the_work(tmp_path, capsys, networks, model, prompts, reference):
+    for stand in networks.values():
+        stand.seen.clear()
+
+    def refused(command):
+        assert evaluate.main(f"{command} --out {tmp_path / 'no'}".split()) == 2
+        assert not any(stand.seen for stand in networks.values())
+        return capsys.readouterr().err
+
+    new = tmp_path / "new"
+    making = f"--features inception --make_reference {tmp_path / 'true'} --reference {new}"
+    ours = f"--model {model} --prompts {prompts}"
+    assert "known are fid" in refused(f"{ours} {making} --metrics fidd")
+    assert "There is no file" in refused(f"--model {model} --prompts no.txt {making} --metrics fid")
+    assert "nobody" in refused(f"--model nobody --prompts {prompts} {making} --metrics fid")
+    assert "is a folder" in refused(f"{ours} {making[: -len(str(new))]}{tmp_path} --metrics fid")
+    assert "is a folder" in refused(
+        f"{ours} --features inception --reference {tmp_path} --metrics fid"
+    )
+    assert not new.exists()
+
+
+def test_a_reference_is_shared_and_goes_on(tmp_path, networks, reference):
+    """Of two shares, one was killed and one part is damaged; the batch size changes nothing."""
+    path, seen = tmp_path / "again.safetensors", networks["clip"].seen
+    seen.clear()
+    command = f"--make_reference {tmp_path / 'true'} --features inception,clip --reference {path}"
+    assert evaluate.main(f"{command} --share 2/2".split()) == 0
+    assert not path.exists()
+    assert seen == [4]  # the middle one of three parts
+    (part,) = (tmp_path / "again.safetensors.parts").glob("tiny-clip*/*")
+    assert evaluate.main(f"{command} --batch_size 2".split()) == 0
+    assert seen == [4, 4, 4]
+    assert read_reference(path).fingerprint == read_reference(reference).fingerprint
+    part.write_bytes(b"damaged")
+    assert evaluate.main(command.split()) == 0
+    assert seen == [4, 4, 4, 4]
+    for name, features in read_reference(reference).features.items():
+        np.testing.assert_array_equal(read_reference(path).features[name], features)
+
+
+def test_a_share_needs_no_captions_features(run, tmp_path, networks, monkeypatch):
+    def unwanted(self, texts):
+        raise ValueError("texts are read")
+
+    monkeypatch.setattr(stand_in.StandIn, "texts", unwanted)
+    assert run(tmp_path / "out", "--share", "1/2") is None
 
 
 def test_the_front_is_what_no_point_beats(rng):

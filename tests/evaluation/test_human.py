@@ -2,14 +2,19 @@
 
 import http.client
 import json
+import shutil
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from imagen_jax.data import coco
 from imagen_jax.evaluation import human
 from imagen_jax.evaluation.human_server import AnswerFile, make_server
+from imagen_jax.evaluation.human_sheets import read_set
+from imagen_jax.evaluation.prompts import plain_list, read_prompts, write_coco
 from scripts.human_eval import main
 
 PROMPTS, COPIES = 20, 2
@@ -17,8 +22,12 @@ PROMPTS, COPIES = 20, 2
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    """Two models' folders: a's pictures have the prompt's number in red, b's in green."""
+    """Two models' runs: a's pictures have the prompt's number in red, b's in green."""
     root = tmp_path_factory.mktemp("models")
+    rows = "".join(f"prompt {i},{'even' if i % 2 == 0 else 'odd'}\n" for i in range(PROMPTS))
+    (root / "prompts.csv").write_text("Prompts,Category\n" + rows)
+    prompts = read_prompts(str(root / "prompts.csv"))
+    settings = json.dumps({"prompts": prompts.fingerprint, "num_images": COPIES})
     for channel, name in enumerate("ab"):
         folder = root / name / "images"
         folder.mkdir(parents=True)
@@ -26,8 +35,7 @@ def pictures(tmp_path_factory):
             pixels = np.zeros((8, 8, 3), np.uint8)
             pixels[..., channel] = 100 + i // COPIES
             Image.fromarray(pixels).save(folder / f"{i:06d}.png")
-    rows = "".join(f"prompt {i},{'even' if i % 2 == 0 else 'odd'}\n" for i in range(PROMPTS))
-    (root / "prompts.csv").write_text("Prompts,Category\n" + rows)
+        (folder / "settings.json").write_text(settings)
     return root
 
 
@@ -67,6 +75,57 @@ def test_sheets_show_what_the_key_says(study):
             assert secret.control == {"alignment": ["left", "right"][fitting.index(True)]}
             assert fitting.count(True) == 1
     assert 4 <= sides.count(("a", "b")) <= 16
+
+
+def shades(chosen):
+    """Of each prompt's first picture."""
+    return [int(np.asarray(chosen.of(row)[0]).max()) for row in range(len(chosen.files))]
+
+
+def test_a_runs_pictures_belong_to_its_prompts(pictures, tmp_path):
+    """One picture a prompt, of the first prompts, out of a run of more; none of other lists."""
+    prompts = read_prompts(str(pictures / "prompts.csv"))
+    assert shades(read_set(pictures / "a", prompts, 5, 1)) == [100, 101, 102, 103, 104]
+    assert shades(read_set(pictures / "a", prompts, PROMPTS, COPIES))[-1] == 100 + PROMPTS - 1
+    others = plain_list("others", prompts.texts)
+    with pytest.raises(ValueError, match="not the first 20 of others"):
+        read_set(pictures / "a", others, 5, 1)
+    shutil.copytree(pictures / "a", tmp_path / "a")
+    (tmp_path / "a" / "images" / "000003.png").unlink()
+    with pytest.raises(ValueError, match="has not ended"):
+        read_set(tmp_path / "a", prompts, 5, 1)
+    for text in ("{", "[]", "{}"):
+        (tmp_path / "a" / "images" / "settings.json").write_text(text)
+        with pytest.raises(ValueError, match="no file of scripts/evaluate"):
+            read_set(tmp_path / "a", prompts, 5, 1)
+
+
+def test_a_folders_pictures_must_be_as_many_as_the_prompts(tmp_path):
+    for i in range(12):
+        Image.new("RGB", (8, 8), (100 + i, 0, 0)).save(tmp_path / f"img_{i + 1}.png")
+    prompts = plain_list("some", [f"prompt {i}" for i in range(12)])
+    assert shades(read_set(tmp_path, prompts, 12, 1)) == list(range(100, 112))
+    assert shades(read_set(tmp_path, prompts, 3, 1)) == [100, 101, 102]
+    assert shades(read_set(tmp_path, prompts.first(6), 6, 2)) == list(range(100, 112, 2))
+    assert not read_set(tmp_path, prompts, 12, 1).named
+    for num, each in ((4, 1), (6, 1), (6, 3)):
+        with pytest.raises(ValueError, match=f"12 pictures; {num} prompts with {each} each"):
+            read_set(tmp_path, prompts.first(num), num, each)
+
+
+def test_true_pictures_of_coco_are_found_by_their_image_ids(tmp_path):
+    for i in range(12):
+        picture = Image.new("RGB", (8, 8), (100 + i, 0, 0))
+        picture.save(tmp_path / f"COCO_val2014_{7 * i + 1:012d}.png")
+    captions = [coco.Caption(50 + row, 7 * i + 1, f"a {i}") for row, i in enumerate((11, 2, 5, 2))]
+    write_coco(tmp_path / "coco30k.json", captions, {})
+    prompts = read_prompts("coco30k", tmp_path / "coco30k.json")
+    found = read_set(tmp_path, prompts, 4, 1)
+    assert (shades(found), found.named) == ([111, 102, 105, 102], True)
+    assert shades(read_set(tmp_path, prompts, 2, 1)) == [111, 102]
+    (tmp_path / "COCO_val2014_000000000036.png").unlink()  # of the third
+    with pytest.raises(ValueError, match="11 pictures; 4 prompts"):
+        read_set(tmp_path, prompts, 4, 1)
 
 
 def test_nothing_that_raters_see_tells_the_models(study, pictures):
@@ -162,7 +221,13 @@ def test_what_the_server_refuses(server, study):
     assert request(server, "POST", "/answers", body, **{"Content-Type": "text/plain"})[0] == 415
     assert request(server, "POST", "/answers", body, Origin="http://evil.example")[0] == 403
     assert request(server, "GET", "/", Host="evil.example")[0] == 403
-    for path_ in ("/key.json", "/sheets/../key.json", "/sheets/%2e%2e/key.json", "/trials?rater=<"):
+    for path_ in (
+        "/key.json",
+        "/sheets/../key.json",
+        "/sheets/%2e%2e/key.json",
+        "/trials?rater=<",
+        "//[x",
+    ):
         assert request(server, "GET", path_)[0] in (400, 404)
     assert path.read_text() == ""
 
@@ -201,7 +266,7 @@ def test_preferences_and_dropped_raters(study):
     quality = result["questions"]["quality"]
     assert quality["all"]["a"]["share"] == pytest.approx(2 / 3)
     assert quality["all"]["b"]["share"] == pytest.approx(1 / 3)
-    assert quality["even"]["answers"] == 3 * PROMPTS // 2
+    assert quality["categories"]["even"]["answers"] == 3 * PROMPTS // 2
     low, high = quality["all"]["a"]["wilson"]
     assert low < 2 / 3 < high
     # Every prompt has the same answers: drawing prompts anew changes nothing.
@@ -210,6 +275,29 @@ def test_preferences_and_dropped_raters(study):
     assert "left out: dan, eve" in human.text_table(result)
     with pytest.raises(ValueError, match="No answer is left"):
         human.analyse(study, answer(study, "dan", right_controls=0.5))
+
+
+def test_categories_of_any_name(study):
+    """Those named as the analysis's own entries stay apart from them."""
+    secrets = {
+        name: replace(secret, category={"even": "all", "odd": "text"}[secret.category])
+        for name, secret in study[1].key.items()
+    }
+    renamed = replace(study[1], key=secrets)
+    quality = human.analyse(renamed, answer(renamed, "ann"))["questions"]["quality"]
+    assert quality["all"]["answers"] == PROMPTS
+    counts = {name: found["answers"] for name, found in quality["categories"].items()}
+    assert counts == {"all": PROMPTS // 2, "text": PROMPTS // 2}
+
+
+@pytest.mark.parametrize("name", ["../key.json", "/etc/passwd", "x.png", ""])
+def test_sheets_of_other_names_are_refused(study, tmp_path, name):
+    values = json.loads((study[0] / human.TRIALS_FILE).read_text())
+    values["trials"][0]["sheets"][0] = name
+    (tmp_path / human.TRIALS_FILE).write_text(json.dumps(values))
+    shutil.copy(study[0] / human.KEY_FILE, tmp_path)
+    with pytest.raises(ValueError, match="is no name of a sheet"):
+        human.read_study(tmp_path)
 
 
 def test_wilson_is_the_root_of_its_equation():
@@ -274,12 +362,21 @@ def test_answers_that_were_edited_are_refused(study, tmp_path):
 
 
 def test_what_cannot_be_a_study_is_refused(pictures, study, tmp_path):
-    with pytest.raises(SystemExit, match="40 pictures; 20 prompts with 8 each need 160"):
+    with pytest.raises(SystemExit, match="num_images = 2; 8 pictures a prompt are needed"):
         make(pictures, tmp_path / "x")
     with pytest.raises(SystemExit, match="is not empty"):
         make(pictures, study[0], "--num_images", COPIES)
     with pytest.raises(SystemExit, match="shows one picture"):
         make(pictures, tmp_path / "x", "--study", "captions", "--num_images", 2)
+    with pytest.raises(SystemExit, match="0 controls of 20 prompts cannot be made"):
+        make(pictures, tmp_path / "x", "--num_images", COPIES, "--controls", 0)
+    with pytest.raises(SystemExit, match=r"no file .*answers\.jsonl of answers"):
+        main(["analyse", str(study[0])])
+    with pytest.raises(ValueError, match="no answers yet"):
+        human.analyse(study[1], [])
+    plain = {name: replace(secret, control=None) for name, secret in study[1].key.items()}
+    with pytest.raises(ValueError, match="has no controls"):
+        human.analyse(replace(study[1], key=plain), answer(study[1], "ann"))
     with pytest.raises(SystemExit, match=r"human_eval\.py sheets makes"):
         main(["analyse", str(tmp_path)])
     (tmp_path / human.TRIALS_FILE).write_text('{"kind": "drawbench", "trials": []}')

@@ -76,6 +76,18 @@ def test_other_lists(tmp_path):
     assert (prompts.texts, prompts.ids) == (("红苹果",), ("7",))
 
 
+def test_partiprompts_is_read_by_its_columns(tmp_path):
+    path = tmp_path / "PartiPrompts.tsv"
+    path.write_text(
+        "Prompt\tCategory\tChallenge\tNote\n"
+        'a sign that says "Deep\tWorld Knowledge\tWriting\t\n'
+        "bond\tAbstract\tBasic\tone word\n"
+    )
+    prompts = read_prompts(str(path))
+    assert prompts.texts == ('a sign that says "Deep', "bond")
+    assert prompts.categories == ("World Knowledge", "Abstract")
+
+
 def test_a_missing_file_says_where_it_comes_from(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"scripts/make_prompts\.py --annotations"):
         read_prompts("coco30k", tmp_path / "no.json")
@@ -99,6 +111,7 @@ def test_a_missing_file_says_where_it_comes_from(tmp_path):
         ("a.jsonl", '{"id": 1, "text": "x"}\n{"id": 1, "text": "y"}', "same id"),
         ("a.jsonl", '{"id": 1, ', "cannot be read"),
         ("a.jsonl", "[1]", "cannot be read"),
+        ("a.tsv", "a cat\na dog\n", "needs a column prompts"),
         ("a.csv", "id,prompt\n1,a\n1", "is empty"),
     ],
 )
