@@ -13,7 +13,7 @@ __all__ = ["Pipeline", "load_model"]
 def __getattr__(name: str) -> Any:
     # Looked up when first used: `import imagen_jax` itself brings neither JAX nor Flax.
     if name in __all__:
-        from imagen_jax import loading
+        from imagen_jax.pipeline import loading
 
         return getattr(loading, name)
     raise AttributeError(f"module 'imagen_jax' has no attribute {name!r}")

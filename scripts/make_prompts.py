@@ -1,73 +1,10 @@
-"""The caption list of COCO-30K, drawn with a seed, as a file of ids and captions.
+"""The command `make_prompts`: see imagen_jax/commands/make_prompts.py."""
 
-python scripts/make_prompts.py --annotations captions_val2014.json --out data/coco/coco30k.json
-python scripts/make_prompts.py --tfds --out data/coco/coco30k.json
-
-The 30,000 are the captions whose id and seed have the smallest hash: the same everywhere. TFDS's
-coco_captions (its splits restval, val and test together are val2014) is downloaded if need be.
-"""
-
-import argparse
-import hashlib
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # to run in a clone, uninstalled
 
-from scripts.command_line import one_line_errors
+from imagen_jax.commands.make_prompts import main
 
-
-def parser() -> argparse.ArgumentParser:
-    parse = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    source = parse.add_mutually_exclusive_group(required=True)
-    source.add_argument("--annotations", type=Path, metavar="FILE", help="captions_val2014.json")
-    source.add_argument("--tfds", action="store_true", help="TensorFlow Datasets' coco_captions")
-    parse.add_argument("--data_dir", type=Path, help="where TFDS keeps its data")
-    parse.add_argument("--num", type=int, default=30_000)
-    parse.add_argument("--seed", type=int, default=0)
-    parse.add_argument("--out", type=Path, required=True, metavar="FILE")
-    return parse
-
-
-def make(options: argparse.Namespace) -> str:
-    """Writes the file, and tells what it holds."""
-    from imagen_jax.data import coco
-    from imagen_jax.evaluation.prompts import read_prompts, write_coco
-
-    if options.tfds:
-        captions = coco.read_tfds_captions(options.data_dir)
-        source = {"tfds": f"{coco.TFDS_NAME}:{coco.TFDS_SPLITS}"}
-    else:
-        captions = coco.read_annotations(options.annotations)
-        digest = hashlib.sha256(options.annotations.read_bytes()).hexdigest()
-        source = {"file": options.annotations.name, "sha256": digest}
-    drawn = coco.draw(captions, options.num, options.seed)
-    pictures = len({caption.image_id for caption in captions})
-    origin = {
-        **source,
-        "seed": options.seed,
-        "captions": len(captions),
-        "pictures": pictures,
-    }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    write_coco(options.out, drawn, origin)
-    made = read_prompts("coco30k", options.out)
-    if pictures != coco.VAL2014_PICTURES:
-        print(
-            f"Warning: the captions are of {pictures} pictures, not of the "
-            f"{coco.VAL2014_PICTURES} of val2014.",
-            file=sys.stderr,
-        )
-    return f"{options.out}: {len(made)} of {len(captions)} captions, list {made.fingerprint}"
-
-
-def main(arguments: list[str] | None = None) -> None:
-    options = parser().parse_args(arguments)
-    with one_line_errors(ValueError):
-        print(make(options))
-
-
-if __name__ == "__main__":
-    main()
+sys.exit(main())

@@ -1,71 +1,10 @@
-"""Plans a run on TPUs that are not here: compiles its train step for them, and says what it takes.
+"""The command `plan`: see imagen_jax/commands/plan.py."""
 
-    python scripts/plan.py --config configs/imagen_base64.py --topology v5p:4x4x4
-    python scripts/plan.py --config configs/imagen_base64.py --topology v5e:16x16 \
-        --config.mesh.fsdp=16 --config.mesh.data=16 --json plan.json
-    python scripts/plan.py --config configs/imagen_sr256.py --topology v5e:2x4 --sample
-
-Needs the TPU compiler (pip install -e '.[tpu]') and no TPU; the paper's models take it about ten
-minutes and 15 GB of memory. docs/scaling.md explains the figures.
-"""
-
-import json
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # to run in a clone, uninstalled
 
-from absl import flags, logging
+from imagen_jax.commands.plan import main
 
-from scripts.command_line import one_line_errors, run_configured
-
-CONFIG = flags.DEFINE_string("config", None, "Python file with get_config().", required=True)
-TOPOLOGY = flags.DEFINE_string("topology", None, "TPU and its shape: v5p:4x4x4.", required=True)
-SAMPLE = flags.DEFINE_bool("sample", False, "Plan sampling in place of training.")
-IMAGES = flags.DEFINE_integer(
-    "images", None, "Pictures sampled at a time; default: one a chip.", lower_bound=1
-)
-JSON = flags.DEFINE_string("json", None, "File for all figures.")
-
-
-def main(argv: list[str], overrides: dict[str, str]) -> None:
-    with one_line_errors():
-        import jax
-
-        # The compiler is the TPU's; what runs besides, such as shapes, runs here.
-        jax.config.update("jax_platforms", "cpu")
-        from imagen_jax.training import build, inherit
-        from imagen_jax.training import config as config_room
-        from imagen_jax.training.plan import plan, summary
-
-    logging.set_verbosity(logging.WARNING)
-    with one_line_errors(ValueError):
-        if len(argv) > 1:
-            raise ValueError(f"unknown argument {argv[1]!r}")
-        if IMAGES.value is not None and not SAMPLE.value:
-            raise ValueError("--images is for --sample; training plans --config.batch_size")
-        if JSON.value is not None and Path(JSON.value).is_dir():
-            raise ValueError(f"--json {JSON.value} is a folder; give a file")
-        if JSON.value is not None and not Path(JSON.value).absolute().parent.is_dir():
-            raise ValueError(f"--json {JSON.value}: there is no such folder")
-        raw = config_room.load_config(CONFIG.value)
-        config_room.apply_overrides(raw, overrides)
-        if inherit.is_open(raw):
-            raise ValueError(
-                f"{CONFIG.value} leaves the network to the model that it tunes; a plan needs a "
-                "config that names its levels"
-            )
-        figures = plan(
-            build.read_config(raw),
-            TOPOLOGY.value,
-            sample=SAMPLE.value,
-            images=IMAGES.value,
-        )
-        print(summary(figures))
-        if JSON.value is not None:
-            content = {"config": CONFIG.value, "overrides": overrides, **figures}
-            Path(JSON.value).write_text(json.dumps(content, indent=1) + "\n")
-
-
-if __name__ == "__main__":
-    run_configured(main, sys.argv)
+sys.exit(main())

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from imagen_jax.training import build
 from imagen_jax.training.config import apply_overrides, load_config, split_overrides
+from imagen_jax.training.run_config import read_config
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *ROOT.glob("imagen_jax/**/*.md")]
@@ -60,7 +60,7 @@ def test_settings_of_pictures_can_be_read():
         raw = load_config(ROOT / "configs/imagen_base64.py")
         rest, overrides = split_overrides(shlex.split(block.replace("\\\n", " ")))
         apply_overrides(raw, overrides)
-        sources.append(build.read_config(raw).data.source)
+        sources.append(read_config(raw).data.source)
         assert not rest
     assert sources == ["tfrecord", "tar", "mixture"]
 

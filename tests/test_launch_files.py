@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from absl import flags
 
-import scripts.train  # noqa: F401  (defines the flags)
+import imagen_jax.commands.train  # noqa: F401  (defines the flags)
 
 LAUNCH = Path(__file__).resolve().parents[1] / "launch"
 FILES = sorted(LAUNCH.iterdir())

@@ -1,48 +1,38 @@
-"""Who may import whom: imports run downward, and each outside library has its rooms."""
+"""Who may import whom: imports run downward between files, and each outside library has its rooms.
+
+Every import counts, also those inside functions and under TYPE_CHECKING.
+"""
 
 import ast
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-LAYERS = [
-    {"typing", "grid", "captions", "picture_files", "compilation_cache"},
+# From the ground up; rooms of one floor never import each other.
+FLOORS = [
+    {"typing"},
+    {"devices"},
+    {"storage"},
+    {"images"},
     {"diffusion", "models", "data"},
-    {"text", "sampling_settings", "lora", "stage", "stage_sampling", "cascade", "pictures"},
-    {"training", "evaluation", "convert", "compress", "export"},
-    {
-        "model_directory",
-        "adapters",
-        "arguments",
-        "progress_bar",
-        "drawing",
-        "pipeline",
-        "joining",
-        "encoder_files",
-        "feature_files",
-        "scores",
-        "loading",
-        "__init__",
-    },
+    {"text"},
+    {"cascade"},
+    {"convert", "compress"},
+    {"pipeline"},
+    {"evaluation"},
+    {"human_study", "training"},
+    {"planning", "export", "app"},
+    {"commands"},
+    {"__init__"},
     {"configs", "scripts"},
+    {"tests"},
 ]
-# Inside one layer a room may import these of its neighbours, and no others.
-NEIGHBOURS = {
-    "stage": {"text", "sampling_settings"},
-    "stage_sampling": {"sampling_settings", "stage"},
-    "cascade": {"text", "sampling_settings", "stage", "stage_sampling"},
-    "export": {"compress"},
-    "adapters": {"model_directory"},
-    "drawing": {"model_directory", "arguments", "progress_bar"},
-    "pipeline": {"model_directory", "adapters", "arguments", "drawing"},
-    "joining": {"model_directory", "pipeline"},
-    "loading": {"encoder_files", "model_directory", "joining", "pipeline"},
-    "scores": {"feature_files"},
-    "__init__": {"pipeline", "loading"},
-    "scripts": {"configs"},
-}
-LAYER = {room: depth for depth, rooms in enumerate(LAYERS) for room in rooms}
+FLOOR = {room: depth for depth, rooms in enumerate(FLOORS) for room in rooms}
+LOOSE = {"__init__", "typing"}  # the only files that stand in no room of the package
+# {(file, what it imports): why that may run upward}
+EXCEPTIONS: dict[tuple[str, str], str] = {}
 # An outside library, and the only rooms that may import it (tests may import anything).
 HOMES = {
     "flax.linen": {"models"},
@@ -54,18 +44,30 @@ HOMES = {
     "msgpack": {"convert"},
     "tensorstore": {"convert"},
     "tokenizers": {"evaluation"},
-    "torch": {"scripts"},
+    "torch": {"commands"},
     "transformers": set(),
     "diffusers": set(),
 }
 # Runs by itself in an environment of its own, beside PyTorch.
-EXEMPT = {ROOT / "scripts" / "benchmark_imagen_pytorch.py"}
-FILES = sorted(p for d in ("imagen_jax", "configs", "scripts") for p in (ROOT / d).rglob("*.py"))
+EXEMPT = {"imagen_jax.commands.benchmark_imagen_pytorch"}
 
 
-def room_of(path: Path) -> str:
+def name_of(path: Path) -> str:
+    """imagen_jax/data/order.py -> imagen_jax.data.order; a package's __init__.py is the package."""
     parts = path.relative_to(ROOT).with_suffix("").parts
-    return parts[1] if parts[0] == "imagen_jax" else parts[0]
+    return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 2 else parts)
+
+
+FILES = {
+    name_of(path): path
+    for folder in ("imagen_jax", "configs", "scripts", "tests")
+    for path in sorted((ROOT / folder).rglob("*.py"))
+}
+
+
+def room_of(name: str) -> str:
+    first, *rest = name.split(".")
+    return rest[0] if first == "imagen_jax" and rest else first
 
 
 def imported_names(path: Path) -> set[str]:
@@ -82,34 +84,77 @@ def imported_names(path: Path) -> set[str]:
     return names
 
 
-def faults(path: Path) -> list[str]:
-    room, found = room_of(path), []
-    if room not in LAYER:
-        return [f"'{room}' is in no layer of tests/test_layering.py"]
-    for name in imported_names(path):
-        parts = name.split(".")
-        if name == "imagen_jax.__version__":
-            continue  # a string: no layer
-        if parts[0] == "imagen_jax":
-            target = parts[1] if len(parts) > 1 and parts[1] in LAYER else "__init__"
-        else:
-            target = parts[0] if parts[0] in ("configs", "scripts") else room
-        allowed = LAYER[target] < LAYER[room] or target in {room, *NEIGHBOURS.get(room, ())}
-        if not allowed:
-            found.append(f"layer {LAYER[room]} ({room}) imports {name}, layer {LAYER[target]}")
+def target_of(name: str, files: Iterable[str]) -> str | None:
+    """The file of ours that an imported name comes from; None for an outside library's."""
+    if name.split(".")[0] not in ("imagen_jax", "configs", "scripts"):
+        return None
+    while name not in files:
+        if "." not in name:
+            return "imagen_jax.__init__" if name == "imagen_jax" else name
+        name = name.rpartition(".")[0]
+    return name
+
+
+def faults(name: str, path: Path, files: Iterable[str]) -> list[str]:
+    room, found = room_of(name), []
+    if room not in FLOOR:
+        return [f"{name} is in no room of tests/test_layering.py"]
+    for imported in sorted(imported_names(path)):
+        target = target_of(imported, files)
+        if target is not None and imported != "imagen_jax.__version__":  # a string: no floor
+            other = room_of(target)
+            downward = FLOOR[other] < FLOOR[room] or other == room
+            if room == "tests" and other == "scripts":
+                found.append(f"{name} imports a script, {target}")
+            elif not downward and (name, target) not in EXCEPTIONS:
+                found.append(f"{name} (floor {FLOOR[room]}) imports {target}, {FLOOR[other]}")
         for library, homes in HOMES.items():
-            if (name == library or name.startswith(library + ".")) and room not in homes:
-                found.append(f"{room} imports {name}; only {sorted(homes) or 'tests'} may")
+            outside = imported == library or imported.startswith(library + ".")
+            if outside and room not in homes | {"tests"}:
+                found.append(f"{name} imports {imported}; only {sorted(homes) or 'tests'} may")
     return found
 
 
-@pytest.mark.parametrize("path", FILES, ids=[str(p.relative_to(ROOT)) for p in FILES])
-def test_imports_run_downward(path: Path):
-    assert path in EXEMPT or not faults(path)
+def circles(arrows: dict[str, set[str]]) -> list[str]:
+    """Files that can be reached from themselves."""
+
+    def reached(name: str) -> set[str]:
+        seen, waiting = set(), [name]
+        while waiting:
+            new = arrows.get(waiting.pop(), set()) - seen
+            seen |= new
+            waiting += new
+        return seen
+
+    return [name for name in arrows if name in reached(name)]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_imports_run_downward(name: str):
+    assert name in EXEMPT or not faults(name, FILES[name], FILES)
+
+
+def test_no_circle_of_files():
+    arrows = {
+        name: {target_of(imported, FILES) for imported in imported_names(path)} - {None, name}
+        for name, path in FILES.items()
+        if not name.startswith("tests")
+    }
+    # Naming the package for its version reads a string.
+    assert not circles({k: v - {"imagen_jax.__init__"} for k, v in arrows.items()})
+
+
+def test_no_loose_file():
+    assert {path.stem for path in (ROOT / "imagen_jax").glob("*.py")} == LOOSE
 
 
 def test_files_are_named_after_a_noun():
-    assert not [p for p in [*FILES, *(ROOT / "tests").rglob("*.py")] if p.name == "utils.py"]
+    assert not [path for path in FILES.values() if path.name == "utils.py"]
+
+
+def test_exceptions_are_still_needed():
+    for name, target in EXCEPTIONS:
+        assert target in {target_of(imported, FILES) for imported in imported_names(FILES[name])}
 
 
 def test_a_fault_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -117,6 +162,10 @@ def test_a_fault_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     bad = tmp_path / "imagen_jax" / "diffusion" / "bad.py"
     bad.parent.mkdir(parents=True)
     bad.write_text(
-        "from flax import linen\nfrom ..training import loop\nfrom ..typing import Mask\n"
+        "from typing import TYPE_CHECKING\n"
+        "from ..typing import Mask\n"
+        "def f():\n    from ..training import loop\n"
+        "if TYPE_CHECKING:\n    from flax import linen\n    from ..models import t5\n"
     )
-    assert len(faults(bad)) == 2
+    assert len(faults("imagen_jax.diffusion.bad", bad, FILES)) == 3
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c"]

@@ -18,8 +18,8 @@ from PIL import Image
 
 from imagen_jax import load_model
 from imagen_jax.convert.t5 import save_huggingface
-from imagen_jax.loading import PRETRAINED
 from imagen_jax.models import t5
+from imagen_jax.pipeline.loading import PRETRAINED
 from tests.data.shard_files import add
 
 ROOT = Path(__file__).resolve().parents[1]

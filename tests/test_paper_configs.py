@@ -6,12 +6,12 @@ from pathlib import Path
 import jax
 import pytest
 
-from imagen_jax.cascade import Cascade, SamplingSettings
+from imagen_jax.cascade.cascade import Cascade, SamplingSettings
+from imagen_jax.cascade.stage import init_params
 from imagen_jax.diffusion.schedules import Cosine, LinearBeta
 from imagen_jax.models.t5 import T5_V1_1
-from imagen_jax.stage import init_params
-from imagen_jax.training import build
 from imagen_jax.training.config import load_config
+from imagen_jax.training.run_config import read_config
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 # Parameters that the paper states, and those of the printed configuration: section 1 of F.
@@ -19,7 +19,7 @@ SIZES = {"base64": (2.0e9, 2.6e9), "sr256": (0.55e9, 0.7e9), "sr1024": (0.4e9, 0
 
 
 def read(name: str):
-    return build.read_config(load_config(CONFIGS / f"imagen_{name}.py"))
+    return read_config(load_config(CONFIGS / f"imagen_{name}.py"))
 
 
 @pytest.fixture(scope="module")

@@ -3,13 +3,13 @@
 import jax
 import numpy as np
 
-from imagen_jax.cascade import TEXT_ENCODER, Cascade, part_shapes
+from imagen_jax.cascade.cascade import TEXT_ENCODER, Cascade, part_shapes
+from imagen_jax.cascade.stage import Stage
+from imagen_jax.diffusion.sampling import SamplingSettings
 from imagen_jax.models import EfficientLevel, EfficientUNetConfig
 from imagen_jax.models.t5 import T5Config
-from imagen_jax.pipeline import Pipeline
-from imagen_jax.sampling_settings import SamplingSettings
-from imagen_jax.stage import Stage
-from imagen_jax.text import ByteTokenizer, TextEncoder
+from imagen_jax.pipeline.pipeline import Pipeline
+from imagen_jax.text.encoder import ByteTokenizer, TextEncoder
 
 WIDTH = 8
 ENCODER = TextEncoder(

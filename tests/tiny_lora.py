@@ -3,9 +3,9 @@
 import jax
 import numpy as np
 
-from imagen_jax.lora import init_lora
+from imagen_jax.cascade.stage import Stage, init_params
 from imagen_jax.models import UNetConfig, UNetLevel
-from imagen_jax.stage import Stage, init_params
+from imagen_jax.models.lora import init_lora
 
 UNET = UNetConfig((UNetLevel(8, 1), UNetLevel(16, 1, "self")), head_channels=8, pooling_heads=2)
 UNET_STAGE = Stage("unet", 4, UNET, text_width=8)

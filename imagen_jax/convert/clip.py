@@ -8,11 +8,11 @@ from typing import Any
 import jax
 
 from imagen_jax.convert.fields import Fields
-from imagen_jax.convert.json_file import read_object
-from imagen_jax.convert.layout import CONVOLUTION, LINEAR, Layout, Tensors
-from imagen_jax.convert.reading import read_layout
-from imagen_jax.convert.safetensors import open_model
 from imagen_jax.models import clip
+from imagen_jax.storage.json_file import read_object
+from imagen_jax.storage.layout import CONVOLUTION, LINEAR, Layout, Tensors
+from imagen_jax.storage.reading import read_layout
+from imagen_jax.storage.safetensors import open_model
 from imagen_jax.typing import Params
 
 MODEL_TYPE = "clip"

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from imagen_jax.convert.json_file import read_object
-from imagen_jax.convert.safetensors import check_inside, lone_variant, weight_files
+from imagen_jax.storage.json_file import read_object
+from imagen_jax.storage.safetensors import check_inside, lone_variant, weight_files
 
 INDEX = "model_index.json"
 UNET_WEIGHTS = "diffusion_pytorch_model"

@@ -9,18 +9,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from imagen_jax import text
+from imagen_jax.cascade.stage import Stage
 from imagen_jax.convert.diffusers_directory import INDEX, TOKENIZER_FILE, UNET_WEIGHTS
 from imagen_jax.convert.diffusers_unet import CLASS_NAME, config_to_diffusers, unet_layout
-from imagen_jax.convert.json_file import write_object
 from imagen_jax.convert.t5 import config_to_huggingface, save_huggingface
-from imagen_jax.convert.writing import SHARD_BYTES, save_layout
+from imagen_jax.diffusion.sampling import SamplingSettings
 from imagen_jax.diffusion.schedules import BETAS, DiscreteBeta, Schedule, network_time
 from imagen_jax.diffusion.time_steps import fixed_steps
 from imagen_jax.models import EfficientUNetConfig
-from imagen_jax.sampling_settings import SamplingSettings
-from imagen_jax.stage import Stage
-from imagen_jax.text import SentencePieceTokenizer, TextEncoder
+from imagen_jax.storage.json_file import write_object
+from imagen_jax.storage.writing import SHARD_BYTES, save_layout
+from imagen_jax.text import encoder as text
+from imagen_jax.text.encoder import SentencePieceTokenizer, TextEncoder
 from imagen_jax.typing import Params
 
 # Class names of the pipelines that draw and that enlarge.

@@ -6,7 +6,8 @@ What its files leave open is as diffusers' pipelines have it.
 import jax
 import numpy as np
 
-from imagen_jax.cascade import Cascade
+from imagen_jax.cascade.cascade import Cascade
+from imagen_jax.cascade.stage import Stage, init_params
 from imagen_jax.convert import t5
 from imagen_jax.convert.diffusers_directory import DiffusersDirectory, Weights
 from imagen_jax.convert.diffusers_scheduler import (
@@ -22,11 +23,10 @@ from imagen_jax.convert.diffusers_unet import (
     unet_layout,
 )
 from imagen_jax.convert.fields import Fields
-from imagen_jax.convert.reading import ShardingOf, read_layout
-from imagen_jax.convert.safetensors import TensorFiles
-from imagen_jax.sampling_settings import SamplingSettings
-from imagen_jax.stage import Stage, init_params
-from imagen_jax.text import SentencePieceTokenizer, TextEncoder, check_vocabulary
+from imagen_jax.diffusion.sampling import SamplingSettings
+from imagen_jax.storage.reading import ShardingOf, read_layout
+from imagen_jax.storage.safetensors import TensorFiles
+from imagen_jax.text.encoder import SentencePieceTokenizer, TextEncoder, check_vocabulary
 from imagen_jax.typing import Params
 
 TEXT_LENGTH = 77

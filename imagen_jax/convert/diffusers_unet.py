@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from imagen_jax.convert.fields import Fields
-from imagen_jax.convert.layout import CONVOLUTION, LINEAR, Layout, Tensors
 from imagen_jax.models import UNetConfig, UNetLevel
+from imagen_jax.storage.layout import CONVOLUTION, LINEAR, Layout, Tensors
 
 CLASS_NAME = "UNet2DConditionModel"
 OWNER = "The diffusers U-Net"

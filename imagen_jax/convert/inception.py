@@ -13,10 +13,10 @@ import jax
 import numpy as np
 
 from imagen_jax.convert.frozen_graph import read_constants
-from imagen_jax.convert.layout import CONVOLUTION, LINEAR, Layout, Tensors
-from imagen_jax.convert.reading import HostTensors, read_layout
-from imagen_jax.convert.safetensors import flatten, unflatten
 from imagen_jax.models import inception
+from imagen_jax.storage.layout import CONVOLUTION, LINEAR, Layout, Tensors
+from imagen_jax.storage.reading import HostTensors, read_layout
+from imagen_jax.storage.safetensors import flatten, unflatten
 from imagen_jax.typing import Params
 
 # Ours -> PyTorch's, TensorFlow's.

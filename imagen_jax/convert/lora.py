@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
+from imagen_jax.cascade.stage import Stage
 from imagen_jax.convert.diffusers_unet import unet_layout
-from imagen_jax.convert.json_file import parse_object
-from imagen_jax.convert.layout import LINEAR, Layout
-from imagen_jax.convert.safetensors import flatten, name_some, unflatten
-from imagen_jax.convert.tensor_file import TensorFile
-from imagen_jax.lora import DOWN, UP, LoraConfig
 from imagen_jax.models import UNetConfig
-from imagen_jax.stage import Stage
+from imagen_jax.models.lora import DOWN, UP, LoraConfig
+from imagen_jax.storage.json_file import parse_object
+from imagen_jax.storage.layout import LINEAR, Layout
+from imagen_jax.storage.safetensors import flatten, name_some, unflatten
+from imagen_jax.storage.tensor_file import TensorFile
 from imagen_jax.typing import Params
 
 METADATA_KEY = "lora_adapter_metadata"
@@ -196,7 +196,7 @@ def _kernels(stage: Stage, params: Params) -> dict[str, tuple[str, tuple[int, in
 
 
 def read_lora(file: LoraFile, stage: Stage, params: Params) -> Params:
-    """The adapter as `imagen_jax.lora.merge_lora` takes it, with a scale of 1.
+    """The adapter as `imagen_jax.models.lora.merge_lora` takes it, with a scale of 1.
 
     Raises:
         ValueError: it does not fit the stage's network; the message lists where.

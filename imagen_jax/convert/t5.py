@@ -8,12 +8,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from imagen_jax.convert.json_file import read_object, write_object
-from imagen_jax.convert.layout import LINEAR, Layout, Tensors
-from imagen_jax.convert.reading import HostTensors, ShardingOf, TensorSource, read_layout
-from imagen_jax.convert.safetensors import open_model
-from imagen_jax.convert.writing import save_layout
 from imagen_jax.models import t5
+from imagen_jax.storage.json_file import read_object, write_object
+from imagen_jax.storage.layout import LINEAR, Layout, Tensors
+from imagen_jax.storage.reading import HostTensors, ShardingOf, TensorSource, read_layout
+from imagen_jax.storage.safetensors import open_model
+from imagen_jax.storage.writing import save_layout
 from imagen_jax.typing import Params
 
 MODEL_TYPES = ("t5", "mt5", "umt5")  # ByT5 calls itself t5

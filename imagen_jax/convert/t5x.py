@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from imagen_jax.convert.layout import Layout, Tensors
-from imagen_jax.convert.reading import ShardingOf, TensorSource, read_layout
 from imagen_jax.convert.t5 import MAX_LAYERS, MAX_SIZE, encoder_shapes
 from imagen_jax.convert.t5x_checkpoint import CHECKPOINT, T5XTensors
-from imagen_jax.convert.tensor_file import Index
 from imagen_jax.models import t5
+from imagen_jax.storage.layout import Layout, Tensors
+from imagen_jax.storage.reading import ShardingOf, TensorSource, read_layout
+from imagen_jax.storage.tensor_file import Index
 from imagen_jax.typing import Params
 
 EMBEDDING = "token_embedder/embedding"

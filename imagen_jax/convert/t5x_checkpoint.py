@@ -14,9 +14,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from imagen_jax.convert.json_file import read_object
-from imagen_jax.convert.safetensors import check_inside
-from imagen_jax.convert.tensor_file import Index
+from imagen_jax.storage.json_file import read_object
+from imagen_jax.storage.safetensors import check_inside
+from imagen_jax.storage.tensor_file import Index
 
 CHECKPOINT = "checkpoint"
 # The file holds names and small arrays where it is partitioned; without that, all arrays and the

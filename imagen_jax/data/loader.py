@@ -15,13 +15,13 @@ from typing import Any
 import grain
 import numpy as np
 
-from imagen_jax.data import preprocess
 from imagen_jax.data.captions import Captions
 from imagen_jax.data.embeddings import EmbeddedSource, Embedding
 from imagen_jax.data.mixture import MixtureSource
 from imagen_jax.data.order import BucketOrder, Order, Size, epochs, mixed, nearest_bucket
 from imagen_jax.data.shard_sources import ShardSource
 from imagen_jax.data.sources import CONDITIONINGS, ArraySource, BrokenExample, Source, check_choice
+from imagen_jax.images import pixels as preprocess
 
 CROPS = ("centre", "random")
 Caption = str | Embedding

@@ -11,15 +11,7 @@ from typing import Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
 
-from imagen_jax.data.index import (
-    Index,
-    Row,
-    from_rows,
-    numbers,
-    size_of,
-    stripped,
-    to_captions,
-)
+from imagen_jax.data.index import Index, Row, from_rows, numbers, size_of, stripped, to_captions
 from imagen_jax.data.shards import Shard, check_uncompressed
 
 LENGTH = 12  # bytes: the length and its checksum

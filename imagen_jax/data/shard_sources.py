@@ -9,18 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from imagen_jax import picture_files
 from imagen_jax.data import records, tar_index
 from imagen_jax.data.filters import make_filters
 from imagen_jax.data.index import Index, index_folder, read_index
 from imagen_jax.data.shards import Shard, find_shards, is_remote, local_folder
-from imagen_jax.data.sources import (
-    CONDITIONINGS,
-    SPLITS,
-    BrokenExample,
-    check_choice,
-    is_heldout,
-)
+from imagen_jax.data.sources import CONDITIONINGS, SPLITS, BrokenExample, check_choice, is_heldout
+from imagen_jax.images import decoding as picture_files
 
 NEARBY = 2**16  # bytes between two members that are cheaper to read than to ask for twice
 NEEDED = ("image", "json")  # what must be sound in every example, whatever is read of it

@@ -16,15 +16,9 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from imagen_jax import picture_files
-from imagen_jax.data import preprocess
-from imagen_jax.data.captions import (
-    CAPTION_FILES,
-    Captions,
-    normalized,
-    read_captions,
-    read_text,
-)
+from imagen_jax.data.captions import CAPTION_FILES, Captions, normalized, read_captions, read_text
+from imagen_jax.images import decoding as picture_files
+from imagen_jax.images import pixels as preprocess
 
 SPLITS = ("train", "heldout", "all")
 CONDITIONINGS = ("text", "label", None)

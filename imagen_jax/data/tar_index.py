@@ -10,10 +10,10 @@ import tarfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from imagen_jax import picture_files
 from imagen_jax.data.index import Index, Row, from_rows, numbers, size_of, stripped, to_captions
 from imagen_jax.data.shards import Shard, check_uncompressed
 from imagen_jax.data.sources import PICTURE_SUFFIXES
+from imagen_jax.images import decoding as picture_files
 
 BLOCK = 512
 LONGEST_NAME = 4096

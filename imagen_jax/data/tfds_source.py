@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from imagen_jax import picture_files
 from imagen_jax.data.index import stripped, to_captions
 from imagen_jax.data.sources import CONDITIONINGS, BrokenExample, check_choice
+from imagen_jax.images import decoding as picture_files
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

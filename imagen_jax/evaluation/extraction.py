@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from imagen_jax.evaluation.generation import ALL, Share, parts
-from imagen_jax.evaluation.picture_folder import Part, Treatment, read_parts
+from imagen_jax.evaluation.image_folder import Part, Treatment, read_parts
 from imagen_jax.evaluation.report import ProgressLine
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from imagen_jax.evaluation.report import ProgressLine, write_report
-from imagen_jax.pictures import save_png
+from imagen_jax.images.image_list import save_png
 
 # (prompts or labels, global index of the first) -> a picture each.
 Generate = Callable[[Sequence[str | int], int], Sequence[Image.Image]]

@@ -11,12 +11,7 @@ from typing import Any
 
 from imagen_jax.data.coco import TFDS_NAME, TFDS_SPLITS, VAL2014_PICTURES
 from imagen_jax.evaluation.extraction import Extractor
-from imagen_jax.evaluation.measures import (
-    KID_SUBSET_SIZE,
-    NEGATIVES,
-    OF_CAPTIONS,
-    OF_REFERENCE,
-)
+from imagen_jax.evaluation.measures import KID_SUBSET_SIZE, NEGATIVES, OF_CAPTIONS, OF_REFERENCE
 from imagen_jax.evaluation.prompts import COCO_30K, PromptList
 from imagen_jax.evaluation.reference import Reference
 

@@ -18,7 +18,7 @@ from imagen_jax.evaluation.extraction import (
     write_tensors,
 )
 from imagen_jax.evaluation.generation import ALL, Share
-from imagen_jax.evaluation.picture_folder import Part, Treatment
+from imagen_jax.evaluation.image_folder import Part, Treatment
 from imagen_jax.evaluation.report import ProgressLine
 from imagen_jax.evaluation.statistics import Statistics
 

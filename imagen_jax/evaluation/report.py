@@ -16,8 +16,8 @@ import numpy as np
 from PIL import Image
 
 from imagen_jax import __version__
-from imagen_jax.data.preprocess import resize
-from imagen_jax.grid import enlarge, image_grid, to_pil
+from imagen_jax.images.grid import enlarge, image_grid, to_pil
+from imagen_jax.images.pixels import resize
 from imagen_jax.typing import Params
 
 LIBRARIES = ("jax", "jaxlib", "flax", "numpy", "pillow")

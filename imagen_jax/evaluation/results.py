@@ -11,7 +11,7 @@ from imagen_jax.evaluation import prompts as prompts_room
 from imagen_jax.evaluation import report as report_room
 from imagen_jax.evaluation import sweep
 from imagen_jax.evaluation.html_report import make_page, notes_of, rows_of
-from imagen_jax.evaluation.picture_set import PictureSet
+from imagen_jax.evaluation.image_set import PictureSet
 from imagen_jax.evaluation.runner import STRIP, Job, Result, Subject
 from imagen_jax.evaluation.sweep import Point
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from imagen_jax.data.preprocess import resize
+from imagen_jax.images.pixels import resize
 
 SIZE = 32
 TOP = (1, 5)

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from imagen_jax.cascade import Cascade
-from imagen_jax.data.preprocess import resize
+from imagen_jax.cascade.cascade import Cascade
+from imagen_jax.diffusion.sampling import SamplingSettings
 from imagen_jax.evaluation import protocol, retrieval, super_resolution
 from imagen_jax.evaluation.extraction import Extractor, cached_features
 from imagen_jax.evaluation.generation import (
@@ -25,19 +25,14 @@ from imagen_jax.evaluation.generation import (
     open_directory,
     picture_files,
 )
+from imagen_jax.evaluation.image_folder import Treatment, common_size, read_parts, read_picture
 from imagen_jax.evaluation.image_quality import WINDOW, psnr, ssim
+from imagen_jax.evaluation.image_set import PictureSet, Prompts, select
 from imagen_jax.evaluation.measures import KINDS, Truth, measure
-from imagen_jax.evaluation.picture_folder import (
-    Treatment,
-    common_size,
-    read_parts,
-    read_picture,
-)
-from imagen_jax.evaluation.picture_set import PictureSet, Prompts, select
 from imagen_jax.evaluation.prompts import PromptList
 from imagen_jax.evaluation.report import SHEET_PICTURES, SHEET_SIDE, ProgressLine, contact_sheet
-from imagen_jax.grid import image_grid
-from imagen_jax.sampling_settings import SamplingSettings
+from imagen_jax.images.grid import image_grid
+from imagen_jax.images.pixels import resize
 from imagen_jax.typing import Params
 
 STRIP, STRIP_PICTURES = "strip.png", 8  # of each point, in the page of a sweep

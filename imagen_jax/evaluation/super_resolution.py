@@ -7,12 +7,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from imagen_jax import text as text_room
-from imagen_jax.cascade import TEXT_ENCODER, Cascade, Conditions, sample_cascade, sample_keys
+from imagen_jax.cascade.cascade import (
+    TEXT_ENCODER,
+    Cascade,
+    Conditions,
+    sample_cascade,
+    sample_keys,
+)
+from imagen_jax.cascade.stage import Stage
 from imagen_jax.diffusion.augmentation import downsample
-from imagen_jax.grid import to_uint8
-from imagen_jax.sampling_settings import SamplingSettings
-from imagen_jax.stage import Stage
+from imagen_jax.diffusion.sampling import SamplingSettings
+from imagen_jax.images.grid import to_uint8
+from imagen_jax.text import encoder as text_room
 from imagen_jax.typing import Images, Params
 
 Measure = Callable[[np.ndarray, np.ndarray], np.ndarray]

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from imagen_jax.diffusion.sampling import SamplingSettings, with_overrides
 from imagen_jax.evaluation.measures import OF_REFERENCE
-from imagen_jax.sampling_settings import SamplingSettings, with_overrides
 
 # What counts as alignment: the first of these that was measured. Higher is better.
 ALIGNMENTS = ("clip", "r_precision", "retrieval")

@@ -1,162 +1,32 @@
 """The pictures of a run: the config's section `data`, and the batches that it stands for."""
 
-import dataclasses
 import importlib
 import logging
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from imagen_jax import data, models, text
+from imagen_jax import data
 from imagen_jax.data.embeddings import read_embedded
-from imagen_jax.stage import Stage
-from imagen_jax.text import TextEncoder
-from imagen_jax.training.config import keywords, nearest
+from imagen_jax.devices.sharding import host_groups, host_rows
+from imagen_jax.text import encoder as text
+from imagen_jax.text.encoder import TextEncoder
 from imagen_jax.training.feed import Batch, Batches
-from imagen_jax.training.sharding import host_groups, host_rows
+from imagen_jax.training.run_config import (
+    MEMORY,
+    MIXTURE,
+    STREAM,
+    DataConfig,
+    MixedConfig,
+    PriorConfig,
+    RunConfig,
+)
 
-if TYPE_CHECKING:
-    from imagen_jax.training.build import RunConfig
-
-STREAM = "seqio"
-MEMORY = "memory"
-MIXTURE = "mixture"
 LARGEST_SEED = 2**32 - 1
-
-
-@dataclasses.dataclass(frozen=True)
-class PriorConfig:
-    """A second picture set that a fine-tuned model shall not forget (DreamBooth, arXiv 2208.12242).
-
-    source, path, split, prompt, options: as in DataConfig. share: of each batch's rows. weight: of
-    these rows' mean loss beside the others' (eq. 2: lambda).
-    """
-
-    source: str
-    path: str | None = None
-    split: str = "train"
-    prompt: str | None = None
-    share: float = 0.5
-    weight: float = 1.0
-    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-    def __post_init__(self):
-        if not 0 < self.share < 1:
-            raise ValueError(f"share must be between 0 and 1, not {self.share}")
-        if not self.weight > 0:
-            raise ValueError(f"weight must be positive, not {self.weight}")
-
-    def rows(self, batch_size: int) -> int:
-        """How many of a batch's rows, its last, are of this set."""
-        rows = round(self.share * batch_size)
-        if not 0 < rows < batch_size:
-            raise ValueError(
-                f"data.prior.share {self.share} of batch_size {batch_size} is {rows} pictures; "
-                "both sets need at least one"
-            )
-        return rows
-
-
-@dataclasses.dataclass(frozen=True)
-class MixedConfig:
-    """A set of a mixture; rate: how often it is drawn beside the others. The rest: DataConfig."""
-
-    source: str
-    path: str | None = None
-    split: str = "train"
-    rate: float = 1.0
-    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-
-@dataclasses.dataclass(frozen=True)
-class DataConfig:
-    """Pictures: `source` npz, folder, tar, array_record, tfrecord, tfds, seqio, mixture or memory;
-    `path` a file, folder, name, or pattern of shards.
-
-    prompt: the caption of every picture, for a set that has none. prior: a second set, whose
-    pictures fill the last rows of each batch. sets: those of a mixture, by names of your own.
-    embeddings: a directory of scripts/embed_text.py with the set's captions, embedded. module:
-    imported first, where a Task of `path` is registered (seqio). crop: "centre" or "random"; None
-    is random for a stage that trains on crops. buckets: [width, height] of batches of other shapes
-    than squares. num_threads, prefetch: of sets with random access. `options` are the reader's own
-    arguments (filters, text, label, index_dir of tar; data_dir of tfds).
-    """
-
-    source: str
-    path: str | None = None
-    split: str = "train"
-    prompt: str | None = None
-    prior: PriorConfig | None = None
-    sets: tuple[MixedConfig, ...] = ()
-    embeddings: str | None = None
-    module: str | None = None
-    shuffle: bool = True
-    flip: bool = False
-    crop: str | None = None
-    buckets: tuple[tuple[int, int], ...] = ()
-    max_broken_share: float = 0.01
-    num_threads: int = 4
-    prefetch: int = 8
-    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-    def __post_init__(self):
-        if self.source == STREAM and (self.prompt is not None or self.prior is not None):
-            raise ValueError(
-                f"source {STREAM!r} is a stream: it has captions of its own and no prior"
-            )
-        one_set = self.source not in (STREAM, MIXTURE) and self.prior is None
-        own_captions = one_set and self.prompt is None
-        if self.embeddings is not None and not own_captions:
-            raise ValueError(
-                "embeddings are for one set with random access and captions of its own"
-            )
-        if self.source == STREAM and self.flip:
-            raise ValueError(f"flip is not for source {STREAM!r}: let the Task mirror its pictures")
-        if self.source != STREAM and self.module is not None:
-            raise ValueError(f"module is for source {STREAM!r}: it registers Tasks")
-        if bool(self.sets) != (self.source == MIXTURE):
-            raise ValueError(f"sets are what source {MIXTURE!r} mixes, and it needs them")
-        if self.buckets and (self.prior is not None or self.source in (STREAM, MIXTURE)):
-            raise ValueError("buckets are of one set with random access, without a prior")
-
-
-def data_section(section: Mapping[str, Any]) -> dict[str, Any]:
-    """Moves the keys that only a source's reader knows into `options`, in its parts too."""
-    known = [*data.SOURCES, STREAM, MIXTURE, MEMORY]
-    sorted_out = _with_options(section, "data", DataConfig, known)
-    sets = sorted_out.get("sets")
-    if isinstance(sets, Mapping):
-        sorted_out["sets"] = [
-            _with_options(part, f"data.sets.{name}", MixedConfig, [*data.SOURCES])
-            for name, part in sorted(sets.items())  # a ConfigDict has no order
-        ]
-    prior = sorted_out.get("prior")
-    if isinstance(prior, Mapping):
-        known = [*data.SOURCES, MEMORY]
-        sorted_out["prior"] = _with_options(prior, "data.prior", PriorConfig, known)
-    return sorted_out
-
-
-def _with_options(
-    section: Mapping[str, Any], path: str, cls: type, known_sources: list[str]
-) -> dict[str, Any]:
-    source = section.get("source")
-    if source not in known_sources:
-        hint = nearest(str(source), known_sources)
-        raise ValueError(f"config key '{path}.source' is {source!r}{hint}")
-    own = [field.name for field in dataclasses.fields(cls) if field.name != "options"]
-    reader = data.SOURCES.get(source)
-    options = keywords(reader, ("path", "split", "conditioning")) if reader else []
-    for name in section:
-        if name not in own and name not in options:
-            hint = nearest(name, [*own, *options])
-            raise ValueError(f"unknown config key '{path}.{name}' for source {source!r}{hint}")
-    chosen = {name: value for name, value in section.items() if name in own}
-    return chosen | {"options": {k: v for k, v in section.items() if k in options}}
 
 
 def read_set(
@@ -178,23 +48,13 @@ def read_set(
     return read(section.path, split=section.split, conditioning=conditioning, **section.options)
 
 
-def check_buckets(section: DataConfig, stage: Stage) -> None:
-    """ValueError where a stage cannot train on pictures of these shapes."""
-    if section.buckets and (stage.low_resolution is not None or stage.crop is not None):
-        raise ValueError(f"data.buckets are for base models on whole pictures, not {stage.name!r}")
-    step = models.reduction(stage.network)
-    for size in section.buckets:
-        if min(size) < 1 or any(side % step for side in size):
-            raise ValueError(f"data.buckets has {list(size)}; sides must be multiples of {step}")
-
-
-def crop_kind(config: "RunConfig") -> str:
+def crop_kind(config: RunConfig) -> str:
     """What is kept of a picture: "centre", or "random" by default where a stage trains on crops."""
     default = "centre" if config.stage.crop is None else "random"
     return config.data.crop or default
 
 
-def make_source(config: "RunConfig") -> data.Source:
+def make_source(config: RunConfig) -> data.Source:
     """The run's picture set, but for that of the prior; with the embeddings where it has some."""
     source = read_set(config.data, config.stage.conditioning)
     directory = config.data.embeddings
@@ -202,7 +62,7 @@ def make_source(config: "RunConfig") -> data.Source:
 
 
 def make_loader(
-    config: "RunConfig",
+    config: RunConfig,
     encoder: TextEncoder | None,
     source: data.Source | None = None,
     prior_source: data.Source | None = None,
@@ -252,7 +112,7 @@ def make_loader(
     )
 
 
-def make_stream(config: "RunConfig", mesh: Mesh | None = None) -> Any:
+def make_stream(config: RunConfig, mesh: Mesh | None = None) -> Any:
     """The loader of a seqio Task or Mixture: hosts that hold the same rows read the same part.
 
     Raises:
@@ -286,7 +146,7 @@ def make_stream(config: "RunConfig", mesh: Mesh | None = None) -> Any:
     )
 
 
-def check_labels(config: "RunConfig", source: data.Source) -> None:
+def check_labels(config: RunConfig, source: data.Source) -> None:
     """ValueError where the set has labels that the network has no class for."""
     labels = getattr(source, "labels", None)
     if config.stage.conditioning != "label" or labels is None:
@@ -326,7 +186,7 @@ class Tokenizer:
 
 
 def make_batches(
-    config: "RunConfig",
+    config: RunConfig,
     encoder: TextEncoder | None,
     source: data.Source | None = None,
     prior_source: data.Source | None = None,
@@ -346,7 +206,7 @@ def make_batches(
     return batches
 
 
-def abstract_batch(config: "RunConfig") -> dict[str, jax.ShapeDtypeStruct]:
+def abstract_batch(config: RunConfig) -> dict[str, jax.ShapeDtypeStruct]:
     """The shapes of a whole batch, without data."""
     size, side = config.batch_size, config.stage.training_side
     batch = {"image": jax.ShapeDtypeStruct((size, side, side, 3), np.uint8)}

@@ -1,192 +1,27 @@
 """From a ConfigDict to the objects of a run. Past this file nothing knows a ConfigDict."""
 
-import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
-from imagen_jax import text
-from imagen_jax.cascade import Cascade, SamplingSettings
-from imagen_jax.cascade import to_dict as cascade_to_dict
-from imagen_jax.diffusion.schedules import SCHEDULES
-from imagen_jax.lora import LoraConfig, init_lora, target_kernels
-from imagen_jax.models import NETWORKS, t5
-from imagen_jax.models.t5 import T5Config
-from imagen_jax.stage import Stage, init_params
-from imagen_jax.text import TextEncoder
-from imagen_jax.training.batches import DataConfig, check_buckets, data_section
-from imagen_jax.training.config import Section, as_dict, nearest, typed
+from imagen_jax.cascade.cascade import Cascade, SamplingSettings
+from imagen_jax.cascade.cascade import to_dict as cascade_to_dict
+from imagen_jax.cascade.stage import init_params
+from imagen_jax.devices.sharding import check_batch
+from imagen_jax.models import t5
+from imagen_jax.models.lora import init_lora, target_kernels
+from imagen_jax.storage.codec import Section, as_dict
+from imagen_jax.text import encoder as text
+from imagen_jax.text.encoder import TextEncoder
 from imagen_jax.training.loop import LoopConfig
-from imagen_jax.training.optimizer import OptimizerConfig, make_optimizer
-from imagen_jax.training.sharding import MeshConfig, check_batch
+from imagen_jax.training.optimizer import make_optimizer
+from imagen_jax.training.run_config import RunConfig, read_ranges
 from imagen_jax.training.state import LORA, Frozen, init_state
 from imagen_jax.training.step import Prior, make_train_step
-
-KINDS = {"network": NETWORKS, "schedule": SCHEDULES, "aug_schedule": SCHEDULES}
-
-
-@dataclasses.dataclass(frozen=True)
-class TextConfig:
-    """The text encoder. `tokenizer`: "bytes", or the path of a SentencePiece model.
-
-    trainable: whether it is trained with the stage. dropout: the share of captions replaced by the
-    null text. init_from: where the weights of the encoder are: a model, a workdir, or an encoder
-    of Hugging Face or T5X by itself; None: where the run's own `init_from` has them.
-    null, padding, caption: as of TextEncoder.
-    """
-
-    encoder: T5Config
-    tokenizer: str = "bytes"
-    max_length: int = 128
-    trainable: bool = False
-    dropout: float = 0.1
-    init_from: str | None = None
-    null: str = "zeros"
-    padding: str = "zeros"
-    caption: str | None = None
-
-    def __post_init__(self):
-        if not 0 <= self.dropout <= 1:
-            raise ValueError(f"text.dropout must be in [0, 1], not {self.dropout}")
-
-
-@dataclasses.dataclass(frozen=True)
-class CheckpointConfig:
-    """One every `every` steps; the last `keep` stay, and the `keep_best` of lowest loss."""
-
-    every: int = 1000
-    keep: int = 3
-    keep_best: int = 1
-
-    def __post_init__(self):
-        for name, lowest in (("every", 1), ("keep", 1), ("keep_best", 0)):
-            if getattr(self, name) < lowest:
-                raise ValueError(f"{name} must be {lowest} or more, not {getattr(self, name)}")
-
-
-@dataclasses.dataclass(frozen=True)
-class SampleConfig:
-    """Pictures drawn during training, every `every` steps and at the end. None: only at the end.
-
-    prompts: for a model of text; labels: for one of classes; count: for one of neither.
-    """
-
-    every: int | None = None
-    prompts: tuple[str, ...] = ()
-    labels: tuple[int, ...] = ()
-    count: int = 8
-    seed: int = 0
-    sampling: SamplingSettings = dataclasses.field(default_factory=SamplingSettings)
-
-
-@dataclasses.dataclass(frozen=True)
-class EvaluateConfig:
-    """Figures of a fixed list of prompts, every `every` steps and at the end, for a base model.
-
-    prompts: a file, as for scripts/evaluate.py; its first `num`. features: directories of networks
-    (scripts/convert.py): Inception gives FID, CLIP the CLIP score and, with a reference, CMMD.
-    reference: a file of scripts/evaluate.py --make_reference. Pictures are sampled as the section
-    `sample` says.
-    """
-
-    prompts: str
-    features: tuple[str, ...]
-    reference: str | None = None
-    every: int | None = None
-    num: int | None = None
-    seed: int = 0
-    batch_size: int = 16
-
-
-@dataclasses.dataclass(frozen=True)
-class RunConfig:
-    """All of a run. `init_from`: a model or workdir whose weights to start from.
-
-    lora: train an adapter alone, and leave the weights of `init_from` as they are. frozen_dtype: of
-    the parameters that are read and not trained. label_dropout: share of the class labels that are
-    dropped, for guidance (of texts: text.dropout). skip_batches: numbers of batches to leave out,
-    "1200:1210" or several of these with commas.
-    """
-
-    stage: Stage
-    data: DataConfig
-    batch_size: int
-    num_steps: int
-    seed: int = 0
-    text: TextConfig | None = None
-    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
-    ema_decay: float | None = 0.9999
-    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
-    log_every: int = 100
-    checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
-    sample: SampleConfig | None = None
-    evaluate: EvaluateConfig | None = None
-    init_from: str | None = None
-    lora: LoraConfig | None = None
-    frozen_dtype: Literal["float32", "bfloat16"] = "float32"
-    label_dropout: float = 0.1
-    skip_batches: str | None = None
-
-    def __post_init__(self):
-        if self.data.prior is not None:
-            self.data.prior.rows(self.batch_size)
-        check_buckets(self.data, self.stage)
-        if self.lora is not None and self.init_from is None:
-            raise ValueError("lora adapts a model that is trained: init_from must say which")
-        if self.lora is not None and self.text is not None and self.text.trainable:
-            raise ValueError("lora trains an adapter alone: text.trainable must be False")
-        if self.stage.conditioning == "text" and self.text is None:
-            raise ValueError("the stage is conditioned on text, but there is no section 'text'")
-        if self.data.embeddings is not None and (
-            self.text is None or self.text.trainable or self.text.null != "zeros"
-        ):
-            raise ValueError(
-                "data.embeddings is for text of a frozen encoder: text.trainable must be False and "
-                "text.null 'zeros'"
-            )
-        if not 0 <= self.label_dropout <= 1:
-            raise ValueError(f"label_dropout must be in [0, 1], not {self.label_dropout}")
-        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
-            raise ValueError(f"ema_decay must be in [0, 1) or None, not {self.ema_decay}")
-        decay_steps = self.optimizer.decay_steps
-        if decay_steps is not None and self.num_steps > decay_steps:
-            raise ValueError(
-                f"num_steps {self.num_steps} goes past optimizer.decay_steps {decay_steps}, where "
-                "the learning rate is 0: raise it, too, or set it to None for a constant rate"
-            )
-        read_ranges(self.skip_batches)
-
-
-def read_ranges(text: str | None) -> tuple[tuple[int, int], ...]:
-    """ "12:15,20:20" -> ((12, 15), (20, 20))."""
-    parts = [part.strip().partition(":") for part in (text or "").split(",") if part.strip()]
-    if not all(first.isdigit() and last.isdigit() for first, _, last in parts):
-        raise ValueError(f"skip_batches is {text!r}; it must be FIRST:LAST, for example 1200:1210")
-    return tuple((int(first), int(last)) for first, _, last in parts)
-
-
-def read_config(config: Section) -> RunConfig:
-    """A ConfigDict (or dict) as a RunConfig. ValueError names an unknown, missing or bad key."""
-    config = as_dict(config)
-    config["data"] = data_section(config.get("data") or {})
-    if isinstance(config.get("sample"), dict):
-        config["sample"] = _sample_section(config["sample"])
-    return typed(RunConfig, config, "", KINDS)
-
-
-def _sample_section(section: Mapping[str, Any]) -> dict[str, Any]:
-    """Moves the sampler's keys (steps, guidance, ...) into `sampling`."""
-    sampler = [field.name for field in dataclasses.fields(SamplingSettings)]
-    own = [field.name for field in dataclasses.fields(SampleConfig) if field.name != "sampling"]
-    for name in section:
-        if name not in own and name not in sampler:
-            raise ValueError(f"unknown config key 'sample.{name}'{nearest(name, own + sampler)}")
-    chosen = {name: value for name, value in section.items() if name in own}
-    return chosen | {"sampling": {k: v for k, v in section.items() if k in sampler}}
 
 
 def loop_config(config: RunConfig, profile: tuple[int, int] | None = None) -> LoopConfig:

@@ -7,8 +7,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from imagen_jax.training.hosts import gather_json
-from imagen_jax.training.sharding import shard_batch
+from imagen_jax.devices.hosts import gather_json
+from imagen_jax.devices.sharding import shard_batch
 
 Batch = dict[str, np.ndarray]
 # (batch to start at, iterator state out of a checkpoint or None) -> this host's rows of that batch,

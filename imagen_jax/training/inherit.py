@@ -4,10 +4,10 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from imagen_jax import text
-from imagen_jax.cascade import Cascade, stage_index
-from imagen_jax.text import SentencePieceTokenizer, TextEncoder
-from imagen_jax.training.config import Section, as_dict
+from imagen_jax.cascade.cascade import Cascade, stage_index
+from imagen_jax.storage.codec import Section, as_dict
+from imagen_jax.text import encoder as text
+from imagen_jax.text.encoder import SentencePieceTokenizer, TextEncoder
 
 
 def is_open(config: Section) -> bool:

@@ -14,13 +14,13 @@ import numpy as np
 from jax.sharding import Mesh
 from PIL import Image
 
+from imagen_jax.devices.hosts import StopRequest, place, say_on_first_host
+from imagen_jax.devices.sharding import batch_sharding, replicated, state_shardings
+from imagen_jax.storage.checkpoint import Checkpoints, check_weights
 from imagen_jax.training import flops
 from imagen_jax.training import metrics as metrics_lib
-from imagen_jax.training.checkpoint import Checkpoints, check_weights
 from imagen_jax.training.feed import Batches, Feed, batches_taken
-from imagen_jax.training.hosts import StopRequest, place, say_on_first_host
 from imagen_jax.training.metrics import MetricLog, Progress, progress_line
-from imagen_jax.training.sharding import batch_sharding, replicated, state_shardings
 from imagen_jax.training.state import Frozen
 from imagen_jax.typing import Params
 

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from imagen_jax.training.chips import find_chip
+from imagen_jax.devices.chips import find_chip
 from imagen_jax.training.tensorboard import EventFile
 
 METRICS_FILE = "metrics.jsonl"

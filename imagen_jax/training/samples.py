@@ -5,17 +5,17 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from imagen_jax import text
-from imagen_jax.cascade import Conditions, sample_keys, sample_stage
+from imagen_jax.cascade.cascade import Conditions, sample_keys, sample_stage
 from imagen_jax.data import Source
-from imagen_jax.data.preprocess import resize
 from imagen_jax.data.sources import BrokenExample
+from imagen_jax.devices.hosts import whole
 from imagen_jax.diffusion.augmentation import downsample, upsample
-from imagen_jax.grid import image_grid
-from imagen_jax.text import TextEncoder
-from imagen_jax.training.build import RunConfig
-from imagen_jax.training.hosts import whole
+from imagen_jax.images.grid import image_grid
+from imagen_jax.images.pixels import resize
+from imagen_jax.text import encoder as text
+from imagen_jax.text.encoder import TextEncoder
 from imagen_jax.training.loop import SampleFn
+from imagen_jax.training.run_config import RunConfig
 from imagen_jax.training.state import Frozen, encoder_params, network_params
 from imagen_jax.typing import Params
 

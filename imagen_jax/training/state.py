@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from imagen_jax.lora import LoraConfig, merge_lora
+from imagen_jax.cascade.stage import Stage, init_params
 from imagen_jax.models import t5
-from imagen_jax.stage import Stage, init_params
-from imagen_jax.text import TextEncoder
+from imagen_jax.models.lora import LoraConfig, merge_lora
+from imagen_jax.text.encoder import TextEncoder
 from imagen_jax.typing import Keys, Params
 
 NETWORK, TEXT_ENCODER, LORA = "network", "text_encoder", "lora"
@@ -30,7 +30,7 @@ class TrainState(NamedTuple):
 class Frozen(NamedTuple):
     """Parameters that the step reads and does not train; None for a part that is trained or absent.
 
-    Beside a frozen network an adapter (`imagen_jax.lora`) is trained.
+    Beside a frozen network an adapter (`imagen_jax.models.lora`) is trained.
     """
 
     network: Params | None = None

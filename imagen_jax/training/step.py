@@ -14,16 +14,16 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float
 
 from imagen_jax import models
-from imagen_jax import text as text_room
+from imagen_jax.cascade.stage import Stage, apply_network, null_label
+from imagen_jax.devices.sharding import gather_shards, split_batch
 from imagen_jax.diffusion.augmentation import augment, downsample, sample_levels, upsample
 from imagen_jax.diffusion.losses import diffusion_loss
 from imagen_jax.diffusion.process import add_noise
 from imagen_jax.diffusion.schedules import training_time
-from imagen_jax.lora import LoraConfig
+from imagen_jax.models.lora import LoraConfig
 from imagen_jax.models.t5 import Gather
-from imagen_jax.stage import Stage, apply_network, null_label
-from imagen_jax.text import TextEncoder
-from imagen_jax.training.sharding import gather_shards, split_batch
+from imagen_jax.text import encoder as text_room
+from imagen_jax.text.encoder import TextEncoder
 from imagen_jax.training.state import (
     NETWORK,
     Frozen,

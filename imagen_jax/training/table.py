@@ -7,11 +7,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from imagen_jax.stage import apply_network
+from imagen_jax.cascade.stage import apply_network
+from imagen_jax.devices.sharding import path_of
 from imagen_jax.training import flops
 from imagen_jax.training.batches import abstract_batch
-from imagen_jax.training.build import RunConfig
-from imagen_jax.training.sharding import path_of
+from imagen_jax.training.run_config import RunConfig
 from imagen_jax.training.state import NETWORK, Frozen
 from imagen_jax.typing import Params, TextEmbeddings
 

@@ -9,8 +9,8 @@ from jax.sharding import NamedSharding
 from safetensors.numpy import save_file
 
 from imagen_jax.convert import t5 as convert
+from imagen_jax.devices.sharding import MeshConfig, make_mesh, partition_spec, state_shardings
 from imagen_jax.models import t5
-from imagen_jax.training.sharding import MeshConfig, make_mesh, partition_spec, state_shardings
 
 VALUES = {
     "model_type": "t5",

@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from imagen_jax.convert.diffusers_directory import PIPELINES, read_directory
-from imagen_jax.convert.safetensors import TensorFiles
+from imagen_jax.storage.safetensors import TensorFiles
 
 UNET = "diffusion_pytorch_model"
 SCHEDULER = {"_class_name": "DDPMScheduler", "num_train_timesteps": 1000}

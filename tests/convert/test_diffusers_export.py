@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from imagen_jax import load_model
+from imagen_jax.cascade.stage import Stage, apply_network, init_params
 from imagen_jax.convert import diffusers_export
 from imagen_jax.convert.diffusers_directory import PIPELINES, read_directory
 from imagen_jax.convert.diffusers_export import (
@@ -20,18 +21,18 @@ from imagen_jax.convert.diffusers_export import (
     scheduler_to_diffusers,
 )
 from imagen_jax.convert.diffusers_unet import config_from_diffusers, unet_layout
-from imagen_jax.convert.reading import read_layout
-from imagen_jax.convert.safetensors import TensorFiles
 from imagen_jax.convert.t5 import load_huggingface
 from imagen_jax.data import ArraySource
+from imagen_jax.devices.sharding import make_mesh
+from imagen_jax.diffusion.sampling import SamplingSettings
 from imagen_jax.diffusion.schedules import Cosine, DiscreteBeta, LinearBeta
 from imagen_jax.diffusion.time_steps import spaced_steps
 from imagen_jax.models import EfficientLevel, EfficientUNetConfig, UNetConfig, UNetLevel, t5
-from imagen_jax.sampling_settings import SamplingSettings
-from imagen_jax.stage import Stage, apply_network, init_params
-from imagen_jax.text import ByteTokenizer, SentencePieceTokenizer, TextEncoder, tokenize
+from imagen_jax.storage.reading import read_layout
+from imagen_jax.storage.safetensors import TensorFiles
+from imagen_jax.text.encoder import ByteTokenizer, SentencePieceTokenizer, TextEncoder, tokenize
 from imagen_jax.training import batches, build
-from imagen_jax.training.sharding import make_mesh
+from imagen_jax.training.run_config import read_config
 from imagen_jax.typing import TextEmbeddings
 
 REASON = "the reference implementation is in the extra 'parity'"
@@ -105,7 +106,7 @@ def trained(section: dict):
         "ema_decay": None,
         "mesh": {"data": 1},
     }
-    config = build.read_config(raw)
+    config = read_config(raw)
     encoder = build.make_text_encoder(config)
     mesh = make_mesh(config.mesh, jax.devices()[:1])
     train_step, init, _ = build.make_training(config, encoder, mesh)

@@ -19,8 +19,8 @@ from imagen_jax.convert.diffusers_unet import (
     text_width_from_diffusers,
     unet_layout,
 )
-from imagen_jax.convert.safetensors import flatten, unflatten
 from imagen_jax.models import UNetConfig
+from imagen_jax.storage.safetensors import flatten, unflatten
 from imagen_jax.typing import TextEmbeddings
 
 REASON = "the reference implementation is in the extra 'parity'"

@@ -8,11 +8,11 @@ import pytest
 from refusals import assert_refused
 from safetensors.numpy import save_file
 
+from imagen_jax.commands.benchmark_features import random_state
 from imagen_jax.convert import clip as convert_clip
 from imagen_jax.convert import inception as convert
 from imagen_jax.convert.frozen_graph import read_constants
 from imagen_jax.models import inception
-from scripts.benchmark_features import random_state
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +158,7 @@ VALUES = {
 
 def write_clip(place, values=VALUES, **changes):
     """A directory as transformers writes one, of random weights; a change of None leaves out."""
-    from imagen_jax.convert.writing import write_layout
+    from imagen_jax.storage.writing import write_layout
 
     config = convert_clip.config_from_huggingface(VALUES)
     shapes = convert_clip.clip_shapes(config)

@@ -14,8 +14,8 @@ import pytest
 
 from imagen_jax.convert import t5 as convert
 from imagen_jax.convert.t5x import load_t5x
-from imagen_jax.convert.writing import write_layout
 from imagen_jax.models import t5
+from imagen_jax.storage.writing import write_layout
 from tests.convert.refusals import assert_refused
 from tests.convert.t5x_writer import t5x_arrays, write_checkpoint, write_tree
 

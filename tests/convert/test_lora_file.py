@@ -12,14 +12,14 @@ from safetensors.numpy import load_file, save_file
 from tiny_cascade import CASCADE, random_params, tiny_pipeline
 from tiny_lora import UNET_STAGE, random_lora
 
-from imagen_jax.adapters import adapted_params
-from imagen_jax.cascade import part_shapes
+from imagen_jax.cascade.cascade import part_shapes
+from imagen_jax.cascade.stage import Stage, apply_network, init_params
 from imagen_jax.convert.diffusers_unet import config_to_diffusers
 from imagen_jax.convert.lora import METADATA_KEY, LoraFile, read_lora, save_lora
-from imagen_jax.convert.writing import write_layout
-from imagen_jax.lora import LoraConfig, merge_lora, paths
 from imagen_jax.models import UNetConfig, UNetLevel
-from imagen_jax.stage import Stage, apply_network, init_params
+from imagen_jax.models.lora import LoraConfig, merge_lora, paths
+from imagen_jax.pipeline.adapters import adapted_params
+from imagen_jax.storage.writing import write_layout
 from imagen_jax.typing import TextEmbeddings
 
 LORA = LoraConfig(rank=2, alpha=3.0)

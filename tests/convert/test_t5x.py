@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from imagen_jax.convert.t5x import load_t5x
 from imagen_jax.convert.t5x_checkpoint import T5XTensors
-from imagen_jax.text import encode_tokens
+from imagen_jax.text.encoder import encode_tokens
 from tests.convert.t5x_writer import t5x_arrays, write_checkpoint, write_tree
 
 LENGTH = 17

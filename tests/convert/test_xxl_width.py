@@ -9,9 +9,9 @@ import pytest
 
 from imagen_jax.convert.t5 import load_huggingface
 from imagen_jax.convert.t5x import load_t5x
-from imagen_jax.loading import sharding_over
-from imagen_jax.text import encode_tokens
-from imagen_jax.training.sharding import MeshConfig, make_mesh
+from imagen_jax.devices.sharding import MeshConfig, make_mesh
+from imagen_jax.pipeline.loading import sharding_over
+from imagen_jax.text.encoder import encode_tokens
 from tests.convert.t5x_writer import t5x_arrays, write_checkpoint
 from tests.convert.test_t5x import relative_error
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imagen_jax.data import ArraySource, Loader, MixtureSource, preprocess
+from imagen_jax.data import ArraySource, Loader, MixtureSource
 from imagen_jax.data.order import BucketOrder, nearest_bucket
+from imagen_jax.images import pixels as preprocess
 
 BUCKETS = ((12, 8), (8, 8), (8, 12))
 SHAPES = [(24, 16)] * 21 + [(20, 20)] * 9 + [(10, 16)] * 2  # (width, height)

@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imagen_jax import picture_files
 from imagen_jax.data import SOURCES, Loader, records, shards, tar_index
 from imagen_jax.data.loader import TooManyBroken
 from imagen_jax.data.shards import expand_braces, find_shards
 from imagen_jax.data.sources import BrokenExample, is_heldout
+from imagen_jax.images import decoding as picture_files
 from tests.data.shard_files import (
     add,
     example_record,

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imagen_jax import picture_files
-from imagen_jax.data import preprocess, sources
+from imagen_jax.data import sources
 from imagen_jax.data.captions import read_captions
 from imagen_jax.data.sources import ArraySource, BrokenExample, read_folder, read_npz
+from imagen_jax.images import decoding as picture_files
+from imagen_jax.images import pixels as preprocess
 
 
 def write_pictures(folder, names, size=(20, 12)):

@@ -6,9 +6,10 @@ import json
 import numpy as np
 import pytest
 
-from imagen_jax.data import Loader, emoji, preprocess, read_tfds
+from imagen_jax.data import Loader, emoji, read_tfds
 from imagen_jax.data.sources import BrokenExample
 from imagen_jax.data.tfds_source import TfdsSource
+from imagen_jax.images import pixels as preprocess
 
 tfds = pytest.importorskip(
     "tensorflow_datasets", reason="TensorFlow Datasets is not installed (extra tfds)"

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from tiny_cascade import tiny_pipeline
 
-from scripts import evaluate
+from imagen_jax.commands import evaluate
 
 COUNT, SIDE, LONELY = 12, 8, 3  # picture LONELY has no Chinese name
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from imagen_jax.data.preprocess import resize
+from imagen_jax.images.pixels import resize
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,12 @@ from feature_references import (
 )
 from jax.sharding import Mesh
 
+from imagen_jax.commands.benchmark_features import random_state
 from imagen_jax.convert.inception import params_from_pytorch
 from imagen_jax.evaluation.features import make_extractor
 from imagen_jax.evaluation.kernel_distance import kernel_distance
 from imagen_jax.evaluation.statistics import Statistics, frechet_distance
 from imagen_jax.models import clip
-from scripts.benchmark_features import random_state
 
 BATCH = 4
 CLIP = clip.ClipConfig(

@@ -13,19 +13,20 @@ import stand_in
 from PIL import Image
 from tiny_cascade import network, random_params
 
-from imagen_jax.cascade import Cascade
+from imagen_jax.cascade.cascade import Cascade
+from imagen_jax.cascade.sample import advance_stage, begin_stage
+from imagen_jax.cascade.stage import Stage
+from imagen_jax.commands import evaluate
+from imagen_jax.devices.sharding import MeshConfig, make_mesh
+from imagen_jax.diffusion.sampling import SamplingSettings
 from imagen_jax.evaluation import generation, html_report, sweep
+from imagen_jax.evaluation import inputs as evaluation_inputs
 from imagen_jax.evaluation.clip_score import clip_score
 from imagen_jax.evaluation.kernel_distance import cmmd
 from imagen_jax.evaluation.reference import read_reference, statistics_of
 from imagen_jax.evaluation.report import contact_sheet
 from imagen_jax.evaluation.statistics import frechet_distance
-from imagen_jax.pipeline import Pipeline
-from imagen_jax.sampling_settings import SamplingSettings
-from imagen_jax.stage import Stage
-from imagen_jax.stage_sampling import advance_stage, begin_stage
-from imagen_jax.training.sharding import MeshConfig, make_mesh
-from scripts import evaluate, evaluation_inputs
+from imagen_jax.pipeline.pipeline import Pipeline
 
 PROMPTS = [f"<b>ab</b>{i}" for i in range(10)]
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imagen_jax.feature_files import FeatureNetwork, write_network
+from imagen_jax.commands import evaluate
+from imagen_jax.evaluation.feature_files import FeatureNetwork, write_network
 from imagen_jax.models import clip
-from scripts import evaluate
 
 ROOT = Path(__file__).parents[2]
 CLIP = clip.ClipConfig(

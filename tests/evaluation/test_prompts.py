@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
+from imagen_jax.commands.make_prompts import main
 from imagen_jax.data import coco
 from imagen_jax.evaluation.prompts import read_prompts
-from scripts.make_prompts import main
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,10 @@ from feature_references import (
     save_pth,
 )
 
+from imagen_jax.commands.benchmark_features import random_state
 from imagen_jax.convert.inception import params_from_pytorch
 from imagen_jax.evaluation.resizing import legacy_tensorflow
 from imagen_jax.models import inception
-from scripts.benchmark_features import random_state
 
 
 @pytest.fixture(scope="module")

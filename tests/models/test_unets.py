@@ -20,7 +20,7 @@ from imagen_jax.models.layers import (
     space_to_depth,
 )
 from imagen_jax.models.unet import UNetConfig, UNetLevel
-from imagen_jax.text import null_text
+from imagen_jax.text.encoder import null_text
 from imagen_jax.typing import TextEmbeddings
 
 SIDE, BATCH, LENGTH, WIDTH, CLASSES = 8, 2, 4, 8, 3

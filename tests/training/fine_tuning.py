@@ -4,14 +4,15 @@ import jax
 import numpy as np
 from tiny_cascade import random_params
 
-from imagen_jax.cascade import TEXT_ENCODER
+from imagen_jax.cascade.cascade import TEXT_ENCODER
 from imagen_jax.data import ArraySource
-from imagen_jax.model_directory import write_model
-from imagen_jax.pipeline import Pipeline
+from imagen_jax.devices.sharding import MeshConfig, make_mesh
+from imagen_jax.pipeline.model_directory import write_model
+from imagen_jax.pipeline.pipeline import Pipeline
+from imagen_jax.storage.checkpoint import Checkpoints
 from imagen_jax.training import batches, build
-from imagen_jax.training.checkpoint import Checkpoints
 from imagen_jax.training.loop import train
-from imagen_jax.training.sharding import MeshConfig, make_mesh
+from imagen_jax.training.run_config import read_config
 from imagen_jax.training.state import NETWORK, Frozen
 from tests.training.test_config import tiny
 
@@ -20,7 +21,7 @@ LORA = {"rank": 2, "alpha": 4.0}
 
 def tiny_model(seed: int = 0) -> Pipeline:
     """The model of tiny_config.py, no parameter of it zero."""
-    config = build.read_config(tiny())
+    config = read_config(tiny())
     cascade = build.make_cascade(config, build.make_text_encoder(config))
     params = jax.tree.map(lambda leaf: leaf / 2, random_params(cascade, seed))
     return Pipeline(cascade, params, name="tiny")
@@ -52,7 +53,7 @@ def lora_config(base: str, **overrides):
 
 def run(raw, model: Pipeline, workdir, mesh: MeshConfig = MeshConfig(1), devices: int = 1):
     """The state after training by `raw`, from the parameters of `model`."""
-    config = build.read_config(raw)
+    config = read_config(raw)
     encoder = build.make_text_encoder(config)
     mesh = make_mesh(mesh, jax.devices()[:devices])
     train_step, init, shapes = build.make_training(config, encoder, mesh)

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from imagen_jax.data import MixtureSource
+from imagen_jax.devices.sharding import MeshConfig, make_mesh
 from imagen_jax.training import batches, build
-from imagen_jax.training.sharding import MeshConfig, make_mesh
+from imagen_jax.training.run_config import read_config
 from tests.data.shard_files import write_tar
 from tests.training import toy
 from tests.training.test_config import tiny
@@ -29,7 +30,7 @@ def settings(shards, **more):
 
 
 def loader_of(raw):
-    config = build.read_config(raw)
+    config = read_config(raw)
     return config, batches.make_loader(config, build.make_text_encoder(config))
 
 
@@ -47,7 +48,7 @@ def test_options_of_a_sharded_source_go_to_its_reader(shards, tmp_path):
     with pytest.raises(
         ValueError, match=r"'data\.filter' for source 'tar'; did you mean 'filters'"
     ):
-        build.read_config(settings(shards, filter={}))
+        read_config(settings(shards, filter={}))
 
 
 def test_a_mixture_is_made_of_named_sets(shards):
@@ -73,7 +74,7 @@ def test_a_mixture_is_made_of_named_sets(shards):
         ),
     ]:
         with pytest.raises(ValueError, match=match):
-            build.read_config(tiny(data=repr(wrong)))
+            read_config(tiny(data=repr(wrong)))
 
 
 def test_a_stage_that_trains_on_crops_gets_random_ones(shards):
@@ -96,7 +97,7 @@ def test_a_stage_that_trains_on_crops_gets_random_ones(shards):
 )
 def test_bad_buckets_are_named(shards, buckets, match):
     with pytest.raises(ValueError, match=match):
-        build.read_config(settings(shards, buckets=buckets))
+        read_config(settings(shards, buckets=buckets))
 
 
 def test_a_base_stage_trains_on_pictures_that_are_not_square(shards):
@@ -133,7 +134,7 @@ def test_the_loop_runs_a_program_for_each_shape(tmp_path, monkeypatch):
 
 
 def test_batches_of_a_config_are_the_same_from_any_step(shards):
-    config = build.read_config(settings(shards))
+    config = read_config(settings(shards))
     start = batches.make_batches(config, build.make_text_encoder(config))
     whole = list(itertools.islice(start(0, None), 6))
     for batch, again in zip(whole[4:], start(4, None), strict=False):

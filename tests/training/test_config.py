@@ -7,13 +7,15 @@ import numpy as np
 import pytest
 from tiny_cascade import BASE_SETTINGS, ENCODER
 
-from imagen_jax.cascade import Cascade
+from imagen_jax.cascade.cascade import Cascade
+from imagen_jax.cascade.stage import Stage
+from imagen_jax.devices.sharding import make_mesh
 from imagen_jax.diffusion.schedules import DiscreteBeta, LinearBeta
 from imagen_jax.models import UNetConfig, UNetLevel
-from imagen_jax.stage import Stage
+from imagen_jax.storage.codec import as_dict
 from imagen_jax.training import batches, build, inherit
-from imagen_jax.training.config import apply_overrides, as_dict, load_config, split_overrides
-from imagen_jax.training.sharding import make_mesh
+from imagen_jax.training.config import apply_overrides, load_config, split_overrides
+from imagen_jax.training.run_config import read_config
 
 IF_LIKE = Stage(
     "if",
@@ -33,12 +35,12 @@ def tiny(**overrides):
 
 
 def test_a_config_becomes_typed():
-    config = build.read_config(tiny())
+    config = read_config(tiny())
     assert config.stage.network.levels[1].channels == 16
     assert config.stage.network.levels[0].attention is None
     assert config.text.encoder.d_model == 8
     assert config.mesh.data is None
-    assert hash(config.stage) == hash(build.read_config(tiny()).stage)
+    assert hash(config.stage) == hash(read_config(tiny()).stage)
 
 
 @pytest.mark.parametrize(
@@ -57,7 +59,7 @@ def test_a_config_becomes_typed():
     ],
 )
 def test_any_key_can_be_set_from_the_command_line(key, value, got):
-    assert got(build.read_config(tiny(**{key: value})))
+    assert got(read_config(tiny(**{key: value})))
 
 
 def _channels(config):
@@ -100,31 +102,31 @@ def _channels(config):
 )
 def test_a_wrong_key_or_value_is_named(key, value, message):
     with pytest.raises(ValueError, match=r"(?s).*") as caught:
-        build.read_config(tiny(**{key: value}))
+        read_config(tiny(**{key: value}))
     assert message in str(caught.value)
     assert "sampling'" not in str(caught.value)
     assert "''" not in str(caught.value)
 
 
 def test_a_number_quoted_twice_is_a_string():
-    assert build.read_config(tiny(data__path='"2024"')).data.path == "2024"
+    assert read_config(tiny(data__path='"2024"')).data.path == "2024"
 
 
 def test_a_missing_key_is_named():
     config = tiny()
     del config["num_steps"]
     with pytest.raises(ValueError, match="'num_steps', which is needed"):
-        build.read_config(config)
+        read_config(config)
 
 
 def test_options_of_a_source_go_to_its_reader():
-    config = build.read_config(tiny(data__source="folder", data__max_pixels="1000"))
+    config = read_config(tiny(data__source="folder", data__max_pixels="1000"))
     assert config.data.options == {"max_pixels": 1000}
 
 
 def test_a_config_goes_through_json():
     raw = as_dict(tiny())
-    assert build.read_config(json.loads(json.dumps(raw))) == build.read_config(tiny())
+    assert read_config(json.loads(json.dumps(raw))) == read_config(tiny())
 
 
 def test_overrides_are_split_from_the_command_line():
@@ -151,18 +153,18 @@ def test_every_config_of_the_repository_is_valid(repository):
         config = load_config(path)
         if inherit.is_open(config):
             config = inherit.filled(as_dict(config) | {"init_from": "somewhere"}, IF_CASCADE)
-        assert build.read_config(config).stage.name
+        assert read_config(config).stage.name
 
 
 def test_a_plain_unet_is_chosen_by_its_kind():
     levels = [{"channels": 8}, {"channels": 16}]
     network = {"kind": "unet", "levels": levels, "pooling_heads": 4}
-    config = build.read_config(tiny(stage__network=repr(network)))
+    config = read_config(tiny(stage__network=repr(network)))
     assert isinstance(config.stage.network, UNetConfig)
 
 
 def test_a_frozen_encoder_needs_weights():
-    config = build.read_config(tiny(text__trainable="False"))
+    config = read_config(tiny(text__trainable="False"))
     mesh = make_mesh(config.mesh)
     with pytest.raises(ValueError, match=r"text\.init_from"):
         build.make_training(config, build.make_text_encoder(config), mesh)
@@ -172,7 +174,7 @@ def test_the_loader_follows_the_config(tmp_path):
     path = tmp_path / "set.npz"
     images = np.zeros((20, 8, 8, 3), np.uint8)
     np.savez(path, image=images, captions=np.asarray([f"picture {i}" for i in range(20)]))
-    config = build.read_config(tiny(data__path=str(path)))
+    config = read_config(tiny(data__path=str(path)))
     loader = batches.make_loader(config, build.make_text_encoder(config))
     batch = next(loader.batches(5))
     shapes = batches.abstract_batch(config)
@@ -194,7 +196,7 @@ def test_labels_without_a_class_are_refused(tmp_path):
         data__path=repr(labelled(tmp_path / "set.npz", [0, 2, 3])),
         data__split="all",
     )
-    config = build.read_config(raw)
+    config = read_config(raw)
     with pytest.raises(ValueError, match=r"from 0 to 3, but stage.network.num_classes is 3"):
         batches.make_loader(config, None)
     assert build.loop_config(config).num_classes == 3  # of sets that do not know all their labels
@@ -212,7 +214,7 @@ def test_cut_captions_are_counted_once(caplog):
 
 
 def test_a_batch_must_split_into_its_parts():
-    config = build.read_config(tiny(optimizer__accumulation="3"))
+    config = read_config(tiny(optimizer__accumulation="3"))
     encoder = build.make_text_encoder(config)
     with pytest.raises(ValueError, match=r"does not divide by optimizer.accumulation 3"):
         build.make_training(config, encoder, make_mesh(config.mesh))

@@ -6,10 +6,10 @@ import numpy as np
 import optax
 import pytest
 
+from imagen_jax.cascade.stage import apply_network, init_params
 from imagen_jax.models import t5
-from imagen_jax.stage import apply_network, init_params
+from imagen_jax.planning.hlo import Program
 from imagen_jax.training import flops
-from imagen_jax.training.hlo import Program
 from imagen_jax.training.state import init_state
 from imagen_jax.training.step import make_train_step
 from imagen_jax.typing import TextEmbeddings

@@ -6,13 +6,13 @@ import numpy as np
 import optax
 import pytest
 
+from imagen_jax.cascade.stage import Stage, apply_network, init_params
 from imagen_jax.diffusion.losses import Loss, diffusion_loss
 from imagen_jax.diffusion.process import add_noise
 from imagen_jax.diffusion.schedules import DiscreteBeta, training_time
 from imagen_jax.diffusion.variational import variational_bound
-from imagen_jax.lora import LoraConfig, init_lora, merge_lora
 from imagen_jax.models import UNetConfig, UNetLevel
-from imagen_jax.stage import Stage, apply_network, init_params
+from imagen_jax.models.lora import LoraConfig, init_lora, merge_lora
 from imagen_jax.training.state import LORA, NETWORK, Frozen, init_state
 from imagen_jax.training.step import make_train_step, to_images
 from imagen_jax.typing import TextEmbeddings

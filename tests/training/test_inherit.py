@@ -13,11 +13,12 @@ from PIL import Image
 from tiny_cascade import BASE, CASCADE, ENCODER, SR, random_params, tiny_pipeline
 
 from imagen_jax import load_model
-from imagen_jax.cascade import Cascade
-from imagen_jax.lora import merge_lora
-from imagen_jax.sampling_settings import SamplingSettings
+from imagen_jax.cascade.cascade import Cascade
+from imagen_jax.diffusion.sampling import SamplingSettings
+from imagen_jax.models.lora import merge_lora
+from imagen_jax.storage.checkpoint import Checkpoints
 from imagen_jax.training import build, inherit
-from imagen_jax.training.checkpoint import Checkpoints
+from imagen_jax.training.run_config import read_config
 
 ROOT = Path(__file__).resolve().parents[2]
 OPEN = {
@@ -32,7 +33,7 @@ OPEN = {
 
 
 def test_what_is_left_out_is_the_models():
-    config = build.read_config(inherit.filled(OPEN, CASCADE))
+    config = read_config(inherit.filled(OPEN, CASCADE))
     wanted = replace(
         SR, loss=replace(SR.loss, weight="min_snr"), network=replace(SR.network, dtype="bfloat16")
     )
@@ -47,9 +48,9 @@ def test_what_is_left_out_is_the_models():
 def test_the_only_stage_needs_no_name():
     alone = Cascade((BASE,), (SamplingSettings("ddpm", steps=4),), ENCODER)
     for stage in (None, {}, {"name": None}):
-        config = build.read_config(inherit.filled(OPEN | {"stage": stage}, alone))
+        config = read_config(inherit.filled(OPEN | {"stage": stage}, alone))
         assert config.stage == BASE
-    renamed = build.read_config(inherit.filled(OPEN | {"stage": {"name": "mine"}}, alone))
+    renamed = read_config(inherit.filled(OPEN | {"stage": {"name": "mine"}}, alone))
     assert renamed.stage == replace(BASE, name="mine")
 
 

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imagen_jax.training.build import read_ranges
-from imagen_jax.training.checkpoint import CheckpointError, Checkpoints
+from imagen_jax.devices.sharding import MeshConfig, make_mesh
+from imagen_jax.storage.checkpoint import CheckpointError, Checkpoints
 from imagen_jax.training.feed import Feed, LabelError
 from imagen_jax.training.loop import LoopConfig, NonFiniteError, say_other_batches
 from imagen_jax.training.metrics import read_losses
-from imagen_jax.training.sharding import MeshConfig, make_mesh
+from imagen_jax.training.run_config import read_ranges
 from tests.training import toy
 
 

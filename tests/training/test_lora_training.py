@@ -9,13 +9,14 @@ import pytest
 from fine_tuning import LORA, lora_config, run, save, tiny_model
 
 from imagen_jax import load_model
-from imagen_jax.cascade import TEXT_ENCODER
-from imagen_jax.loading import export_lora
-from imagen_jax.lora import merge_lora, paths
+from imagen_jax.cascade.cascade import TEXT_ENCODER
+from imagen_jax.devices.sharding import MeshConfig, make_mesh
+from imagen_jax.models.lora import merge_lora, paths
+from imagen_jax.pipeline.loading import export_lora
+from imagen_jax.storage.checkpoint import Checkpoints
 from imagen_jax.training import build
-from imagen_jax.training.checkpoint import Checkpoints
 from imagen_jax.training.metrics import read_losses
-from imagen_jax.training.sharding import MeshConfig, make_mesh
+from imagen_jax.training.run_config import read_config
 from imagen_jax.training.table import model_table
 from tests.training.test_config import tiny
 
@@ -125,7 +126,7 @@ def test_the_written_adapter_changes_the_base_by_the_same(trained, base, tmp_pat
 
 
 def test_a_dry_run_counts_what_is_trained_and_what_is_not(base):
-    config = build.read_config(lora_config(base))
+    config = read_config(lora_config(base))
     encoder, mesh = build.make_text_encoder(config), make_mesh(MeshConfig(1), jax.devices()[:1])
     step, init, frozen = build.make_training(config, encoder, mesh)
     said = model_table(config, step, init, mesh, frozen)
@@ -153,13 +154,13 @@ def test_a_dry_run_counts_what_is_trained_and_what_is_not(base):
 def test_a_mistake_in_the_section_is_named(overrides, message):
     given = {"init_from": "'x'", "lora": "{}", "text__trainable": "False", **overrides}
     with pytest.raises(ValueError) as caught:  # noqa: PT011
-        build.read_config(tiny(**given))
+        read_config(tiny(**given))
     assert message in str(caught.value)
 
 
 def test_a_target_without_a_match_stops_before_anything_is_read():
     raw = lora_config("nowhere", lora__targets="['to_q']")
-    config = build.read_config(raw)
+    config = read_config(raw)
     mesh = make_mesh(MeshConfig(1), jax.devices()[:1])
     with pytest.raises(ValueError, match="'to_q' finds no parameter"):
         build.make_training(config, build.make_text_encoder(config), mesh)

@@ -4,13 +4,14 @@ import jax
 import numpy as np
 import pytest
 
-from imagen_jax.cascade import from_dict
+from imagen_jax.cascade.cascade import from_dict
 from imagen_jax.data import ArraySource
+from imagen_jax.devices.sharding import MeshConfig, make_mesh
+from imagen_jax.storage.checkpoint import Checkpoints
 from imagen_jax.training import batches, build
-from imagen_jax.training.checkpoint import Checkpoints
 from imagen_jax.training.loop import train
 from imagen_jax.training.metrics import read_losses
-from imagen_jax.training.sharding import MeshConfig, make_mesh
+from imagen_jax.training.run_config import read_config
 from tests.training.test_config import tiny
 
 MESHES = {"one": (1, 1, 1), "data": (8, 1, 1), "fsdp": (1, 8, 1), "all": (2, 2, 2)}
@@ -23,7 +24,7 @@ def source():
 
 def run(workdir, mesh, steps):
     overrides = {"data__source": "memory", "num_steps": str(steps), "checkpoint__every": "5"}
-    config = build.read_config(tiny(**overrides))
+    config = read_config(tiny(**overrides))
     encoder = build.make_text_encoder(config)
     count = int(np.prod(MESHES[mesh]))
     mesh = make_mesh(MeshConfig(*MESHES[mesh]), jax.devices()[:count])
@@ -73,4 +74,4 @@ def test_a_workdir_holds_what_a_pipeline_needs(one_device):
     assert step == 8
     jax.tree.map(np.testing.assert_array_equal, params, state.ema)
     cascade = from_dict(run_values["model"], str(workdir))
-    assert cascade.stages[0] == build.read_config(tiny()).stage
+    assert cascade.stages[0] == read_config(tiny()).stage

@@ -7,10 +7,11 @@ import pytest
 from PIL import Image
 from tiny_cascade import BASE, ENCODER, random_params
 
-from imagen_jax import text as text_room
-from imagen_jax.cascade import Cascade
-from imagen_jax.sampling_settings import SamplingSettings
+from imagen_jax.cascade.cascade import Cascade
+from imagen_jax.diffusion.sampling import SamplingSettings
+from imagen_jax.text import encoder as text_room
 from imagen_jax.training import batches, build
+from imagen_jax.training.run_config import read_config
 from imagen_jax.training.state import NETWORK, TEXT_ENCODER
 from imagen_jax.training.step import Prior, mean_losses, sample_batch_times
 from tests.training.test_config import tiny
@@ -76,9 +77,7 @@ def folder(path, count: int, value: int):
 
 def test_two_folders_without_captions_become_batches(tmp_path):
     mine, dogs = folder(tmp_path / "mine", 3, 10), folder(tmp_path / "dogs", 5, 200)
-    config = build.read_config(
-        tiny(**settings(path=dogs, share=0.25, weight=0.7), data__path=repr(mine))
-    )
+    config = read_config(tiny(**settings(path=dogs, share=0.25, weight=0.7), data__path=repr(mine)))
     assert config.data.prior.weight == 0.7
     encoder = build.make_text_encoder(config)
     batch = next(batches.make_batches(config, encoder)(0, None))
@@ -100,10 +99,10 @@ def test_two_folders_without_captions_become_batches(tmp_path):
 )
 def test_a_mistake_in_the_section_is_named(changes, message):
     with pytest.raises(ValueError) as caught:  # noqa: PT011
-        build.read_config(tiny(**settings(**changes)))
+        read_config(tiny(**settings(**changes)))
     assert message in str(caught.value)
 
 
 def test_a_stream_has_no_prior():
     with pytest.raises(ValueError, match="is a stream"):
-        build.read_config(tiny(**settings(), data__source="seqio"))
+        read_config(tiny(**settings(), data__source="seqio"))

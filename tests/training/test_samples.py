@@ -5,11 +5,10 @@ import pytest
 from PIL import Image
 from tiny_cascade import ENCODER, SR, random_params, tiny_pipeline
 
-from imagen_jax import text
 from imagen_jax.data.sources import ArraySource, read_folder
-from imagen_jax.sampling_settings import SamplingSettings
-from imagen_jax.training.batches import DataConfig
-from imagen_jax.training.build import RunConfig, SampleConfig, TextConfig
+from imagen_jax.diffusion.sampling import SamplingSettings
+from imagen_jax.text import encoder as text
+from imagen_jax.training.run_config import DataConfig, RunConfig, SampleConfig, TextConfig
 from imagen_jax.training.samples import make_sample_fn
 from imagen_jax.training.state import Frozen
 

@@ -9,17 +9,11 @@ import optax
 import pytest
 from tiny_cascade import BASE, ENCODER, SR, network
 
-from imagen_jax import text as text_room
+from imagen_jax.cascade.stage import Stage
 from imagen_jax.diffusion import DiscreteBeta, Loss
-from imagen_jax.stage import Stage
+from imagen_jax.text import encoder as text_room
 from imagen_jax.training.state import NETWORK, TEXT_ENCODER, Frozen, init_state, update_ema
-from imagen_jax.training.step import (
-    TIME_BINS,
-    drop_text,
-    make_train_step,
-    sample_times,
-    to_images,
-)
+from imagen_jax.training.step import TIME_BINS, drop_text, make_train_step, sample_times, to_images
 from imagen_jax.typing import TextEmbeddings
 from tests.training.whole_loss import make_loss
 

@@ -19,11 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from imagen_jax.training.checkpoint import Checkpoints
-from imagen_jax.training.hosts import Launch, join_hosts
+from imagen_jax.devices.hosts import Launch, join_hosts
+from imagen_jax.devices.sharding import MeshConfig, host_rows, make_mesh
+from imagen_jax.storage.checkpoint import Checkpoints
 from imagen_jax.training.loop import LoopConfig, train
 from imagen_jax.training.optimizer import OptimizerConfig, make_optimizer
-from imagen_jax.training.sharding import MeshConfig, host_rows, make_mesh
 
 BATCH, WIDTH = 16, 8
 OPTIMIZER = make_optimizer(

@@ -1,0 +1,152 @@
+"""Times Inception's features beside torch-fidelity's: the same weights, pictures and cores.
+
+    pip install -e '.[parity]'
+    pip install --no-deps torch-fidelity
+    python scripts/benchmark_features.py --batch_size 16 --rounds 7
+
+From uint8 pictures to features on both sides: TensorFlow's bilinear resize to 299x299, and the
+network in float32. torch-fidelity's network is pytorch-fid's with the resize of the original FID;
+it runs unchanged, without its package's __init__, which needs torchvision. The sides take turns in
+one process, and the median of the rounds counts. The weights are random: time does not depend on
+them. The features are compared first.
+"""
+
+import argparse
+import importlib
+import importlib.util
+import json
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+import types
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from imagen_jax.commands.command_line import one_line_errors
+
+TOLERANCE = 1e-4  # relative L2 between the features of both sides
+
+
+def parser() -> argparse.ArgumentParser:
+    parse = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parse.add_argument
+    add("--batch_size", type=int, default=16)
+    add("--side", type=int, default=256, help="of the pictures, in pixels")
+    add("--rounds", type=int, default=7, help="turns of each side")
+    add("--threads", type=int, help="of PyTorch (default: its own choice)")
+    add("--out", type=Path, metavar="FILE", help="write the figures as JSON")
+    return parse
+
+
+def random_state(seed: int = 0) -> dict[str, np.ndarray]:
+    """A state dict that keeps the activations near 1."""
+    from imagen_jax.convert import inception as convert
+    from imagen_jax.storage.safetensors import flatten
+
+    rng = np.random.default_rng(seed)
+    shapes = {path: leaf.shape for path, leaf in flatten(convert.unfolded_shapes()).items()}
+    state = {}
+    for path, tensors in convert.pytorch_layout().items():
+        shape, kind = shapes[path], path.rsplit("/", 1)[1]
+        if kind == "kernel":
+            values = rng.normal(0, (2 / np.prod(shape[:-1])) ** 0.5, shape)
+        elif kind in ("gamma", "variance"):
+            values = rng.uniform(0.5, 1.5, shape)
+        else:
+            values = rng.normal(0, 0.1, shape)
+        if tensors.axes is not None:
+            values = values.transpose(np.argsort(tensors.axes))
+        state[tensors.names[0]] = np.ascontiguousarray(values, np.float32)
+    return state
+
+
+def theirs(state: dict[str, np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
+    """torch-fidelity's extractor of uint8 pictures."""
+    import torch
+
+    spec = importlib.util.find_spec("torch_fidelity")
+    if spec is None:
+        raise ModuleNotFoundError(
+            "torch-fidelity is missing: pip install --no-deps torch-fidelity", name="torch_fidelity"
+        )
+    package = types.ModuleType("torch_fidelity")
+    package.__path__ = list(spec.submodule_search_locations)
+    sys.modules["torch_fidelity"] = package
+    module = importlib.import_module("torch_fidelity.feature_extractor_inceptionv3")
+    with tempfile.TemporaryDirectory() as place:
+        path = Path(place) / "weights.pth"
+        torch.save({name: torch.from_numpy(array) for name, array in state.items()}, path)
+        network = module.FeatureExtractorInceptionV3("theirs", ["2048"], str(path))
+
+    def extract(pictures: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            channels_first = torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous()
+            return network(channels_first)[0].numpy()
+
+    return extract
+
+
+def ours(state: dict[str, np.ndarray], batch_size: int) -> Callable[[np.ndarray], np.ndarray]:
+    from imagen_jax.convert.inception import params_from_pytorch
+    from imagen_jax.evaluation.features import make_extractor
+
+    params = params_from_pytorch(state)
+    return make_extractor("ours", "random", None, params, batch_size=batch_size).images
+
+
+def measure(options: argparse.Namespace) -> dict:
+    import jax
+    import torch
+
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    state = random_state()
+    sides = {"imagen_jax": ours(state, options.batch_size), "torch_fidelity": theirs(state)}
+    shape = (options.batch_size, options.side, options.side, 3)
+    pictures = np.random.default_rng(1).integers(0, 256, shape, np.uint8)
+    features = {name: extract(pictures) for name, extract in sides.items()}
+    a, b = features.values()
+    error = float(np.linalg.norm(a - b) / np.linalg.norm(b))
+    if error > TOLERANCE:
+        raise ValueError(f"the two sides differ by {error:.1e}, more than {TOLERANCE}")
+    rates: dict[str, list[float]] = {name: [] for name in sides}
+    for turn in range(options.rounds):
+        for name, extract in sides.items():
+            begin = time.perf_counter()
+            extract(pictures)
+            rates[name].append(len(pictures) / (time.perf_counter() - begin))
+        print(", ".join(f"{name} {each[turn]:.2f}/s" for name, each in rates.items()), flush=True)
+    return {
+        "features_per_second": {name: statistics.median(each) for name, each in rates.items()},
+        "rounds": rates,
+        "relative_error": error,
+        "batch_size": options.batch_size,
+        "side": options.side,
+        "torch_threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "load_average": os.getloadavg()[0],
+        "processor": platform.processor() or platform.machine(),
+        "versions": {"jax": jax.__version__, "torch": torch.__version__},
+    }
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parser().parse_args(arguments)
+    with one_line_errors(ValueError):
+        if min(options.batch_size, options.side, options.rounds) < 1:
+            raise ValueError("--batch_size, --side and --rounds must be at least 1")
+        figures = measure(options)
+    mine, other = figures["features_per_second"].values()
+    print(
+        f"features a second: imagen_jax {mine:.2f}, torch-fidelity {other:.2f} ({mine / other:.2f} "
+        f"times as many); relative error {figures['relative_error']:.1e}"
+    )
+    if options.out is not None:
+        options.out.write_text(json.dumps(figures, indent=1) + "\n")

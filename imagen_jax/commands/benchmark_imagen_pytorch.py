@@ -1,0 +1,350 @@
+"""Times training and sampling beside imagen-pytorch: equal parameters, resolution, batch and cores.
+
+    python3 -m venv /tmp/ipt
+    /tmp/ipt/bin/pip install torch==2.13.0
+    /tmp/ipt/bin/pip install einops beartype tqdm numpy
+    /tmp/ipt/bin/pip install --no-deps imagen-pytorch
+    python scripts/benchmark_imagen_pytorch.py --torch_python /tmp/ipt/bin/python --out speed.json
+
+Each side runs in a process of its own; the sides take turns, `--rounds` times, and the median
+counts. Timed on both sides: one training step (noise, forward, backward, Adam, average of the
+weights) on pictures and text embeddings in memory, and sampling by the ancestral DDPM sampler with
+guidance 3 and dynamic thresholding. The first call, which compiles here, is timed apart.
+
+imagen-pytorch's own `Unet` and `Imagen` run unchanged; its width, heads and feed-forward ratio are
+chosen so that the parameters agree within 5 %. What it imports but this never calls (torchvision,
+kornia, transformers, ...) is replaced by empty modules, so that nothing is downloaded.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+TEXT_LENGTH, TEXT_WIDTH, GUIDANCE = 32, 256, 3.0
+LEARNING_RATE, EMA_DECAY = 1e-4, 0.999
+TOLERANCE = 0.05
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A network of ours (a config's stage.network, or the config's name), and imagen-pytorch's."""
+
+    resolution: int
+    batch: int
+    ours: dict | str
+    theirs: dict
+    sample_batch: int = 4
+
+
+PAPER_LEVELS = [
+    {"channels": 96, "num_res_blocks": 2, "attention": None},
+    {"channels": 192, "num_res_blocks": 2, "attention": "self"},
+    {"channels": 288, "num_res_blocks": 2, "attention": "self"},
+]
+PAPER_UNET = {
+    "dim_mults": (1, 2, 3),
+    "num_resnet_blocks": 2,
+    "layer_attns": (False, True, True),
+    "layer_cross_attns": (False, True, True),
+}
+CASES = {
+    "tiny": Case(
+        16,
+        4,
+        {
+            "kind": "unet",
+            "levels": [{"channels": 64, "num_res_blocks": 1, "attention": "self"}] * 2,
+        },
+        {"dim_mults": (1, 1), "num_resnet_blocks": 1},
+        sample_batch=2,
+    ),
+    # The paper's base U-Net (F.1) at a size that two cores can train.
+    "unet_32": Case(32, 32, {"kind": "unet", "levels": PAPER_LEVELS}, PAPER_UNET),
+    # The shipped base model, beside imagen-pytorch's usual U-Net and its memory-efficient one.
+    "emoji_base32": Case(32, 32, "emoji_base32", PAPER_UNET),
+    "emoji_base32_efficient": Case(
+        32,
+        32,
+        "emoji_base32",
+        PAPER_UNET | {"layer_attns": (False, False, True), "memory_efficient": True},
+    ),
+}
+
+
+def seconds_of(step, repeats: int) -> tuple[float, float]:
+    """Seconds of the first call, and the median of `repeats` further ones."""
+    times = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        step()
+        times.append(time.perf_counter() - start)
+    return times[0], statistics.median(times[1:])
+
+
+def time_jax(case: Case, steps: int, sample_steps: int) -> dict:
+    """This code's side: the train step that scripts/train.py runs, and the sampler of a cascade."""
+    sys.path.insert(0, str(ROOT))
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from imagen_jax.cascade.cascade import Conditions, sample_keys, sample_stage
+    from imagen_jax.cascade.stage import Stage
+    from imagen_jax.diffusion.sampling import SamplingSettings
+    from imagen_jax.storage.codec import typed
+    from imagen_jax.text.encoder import null_text
+    from imagen_jax.training.config import load_config
+    from imagen_jax.training.optimizer import OptimizerConfig, make_optimizer
+    from imagen_jax.training.run_config import KINDS
+    from imagen_jax.training.state import NETWORK, init_state
+    from imagen_jax.training.step import make_train_step
+    from imagen_jax.typing import TextEmbeddings
+
+    section = {"name": "base", "resolution": case.resolution, "network": case.ours}
+    if isinstance(case.ours, str):
+        section = load_config(ROOT / "configs" / f"{case.ours}.py").stage.to_dict()
+    stage = typed(Stage, section | {"text_width": TEXT_WIDTH}, "stage", KINDS)
+    optimizer = make_optimizer(
+        OptimizerConfig(kind="adam", learning_rate=LEARNING_RATE, warmup_steps=0)
+    )
+    key = jax.random.key(0)
+    rng = np.random.default_rng(0)
+    shape = (case.batch, case.resolution, case.resolution, 3)
+    batch = {
+        "image": jnp.asarray(rng.integers(0, 256, shape, np.uint8)),
+        "text": jnp.asarray(rng.normal(size=(case.batch, TEXT_LENGTH, TEXT_WIDTH)), jnp.float32),
+        "mask": jnp.ones((case.batch, TEXT_LENGTH), bool),
+    }
+    state = init_state(stage, None, optimizer, key)
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    step = jax.jit(make_train_step(stage, None, optimizer, ema_decay=EMA_DECAY), donate_argnums=0)
+
+    def train_step():
+        nonlocal state
+        state, metrics = step(state, batch, key)
+        return float(metrics["loss"])
+
+    n = case.sample_batch
+    text = TextEmbeddings(batch["text"][:n], batch["mask"][:n])
+    conditions = Conditions(text, null_text(1, TEXT_LENGTH, TEXT_WIDTH))
+    settings = SamplingSettings(
+        sampler="ddpm", steps=sample_steps, guidance=GUIDANCE, threshold="dynamic", percentile=95.0
+    )
+
+    def sample():
+        keys = sample_keys(0, np.arange(n))
+        jax.block_until_ready(sample_stage(stage, state.ema[NETWORK], keys, conditions, settings))
+
+    times = (*seconds_of(train_step, steps), *seconds_of(sample, 1))
+    return {
+        "library": f"imagen_jax, jax {jax.__version__}",
+        "network": dataclasses.asdict(stage.network),
+        "parameters": parameters,
+        "threads": len(os.sched_getaffinity(0)),
+        **report(case, sample_steps, *times),
+    }
+
+
+def time_torch(case: Case, parameters: int, steps: int, sample_steps: int) -> dict:
+    """imagen-pytorch's side; runs in the environment that has it."""
+    import types
+    from unittest import mock
+
+    for name in (
+        *("torchvision", "torchvision.transforms", "kornia", "kornia.augmentation"),
+        *("transformers", "accelerate", "ema_pytorch", "pytorch_warmup", "datasets"),
+    ):
+        sys.modules[name] = mock.MagicMock(name=name)
+    sys.modules["transformers"].T5Config.from_pretrained.return_value.d_model = TEXT_WIDTH
+    import importlib.util
+
+    # The package without its __init__, which would import its trainer and command line too.
+    spec = importlib.util.find_spec("imagen_pytorch")
+    package = types.ModuleType("imagen_pytorch")
+    package.__path__ = list(spec.submodule_search_locations)
+    sys.modules["imagen_pytorch"] = package
+    import torch
+    from imagen_pytorch.imagen_pytorch import Imagen, Unet
+
+    torch.manual_seed(0)
+
+    def build(choice):
+        fixed = {"text_embed_dim": TEXT_WIDTH, "max_text_len": TEXT_LENGTH}
+        return Unet(**case.theirs, **fixed, **choice)
+
+    def distance(choice):
+        with torch.device("meta"):
+            count = sum(p.numel() for p in build(choice).parameters())
+        return abs(count / parameters - 1)
+
+    # The width first (its group norms want multiples of 8), then what fits closer.
+    widths = sorted([{"dim": dim} for dim in range(16, 384, 8)], key=distance)[:2]
+    heads, ratios = (8, 6, 10, 4, 12), (2.0, 1.0, 3.0, 4.0)
+    finer = [w | {"attn_heads": h, "ff_mult": r} for w in widths for h in heads for r in ratios]
+    close = [choice for choice in finer if distance(choice) < TOLERANCE / 2]
+    choice = close[0] if close else min(finer, key=distance)
+    imagen = Imagen(
+        build(choice),
+        image_sizes=case.resolution,
+        text_embed_dim=TEXT_WIDTH,
+        timesteps=sample_steps,
+    )
+    weights = [p for p in imagen.parameters() if p.requires_grad]
+    averages = [p.detach().clone() for p in weights]
+    optimizer = torch.optim.Adam(weights, lr=LEARNING_RATE)
+    images = torch.rand(case.batch, 3, case.resolution, case.resolution)
+    text = torch.randn(case.batch, TEXT_LENGTH, TEXT_WIDTH)
+    mask = torch.ones(case.batch, TEXT_LENGTH, dtype=torch.bool)
+
+    def train_step():
+        loss = imagen(images, text_embeds=text, text_masks=mask, unet_number=1)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        torch._foreach_lerp_(averages, [p.detach() for p in weights], 1 - EMA_DECAY)
+        return loss.item()
+
+    def sample():
+        n = case.sample_batch
+        imagen.sample(
+            text_embeds=text[:n], text_masks=mask[:n], cond_scale=GUIDANCE, use_tqdm=False
+        )
+
+    first, step = seconds_of(train_step, steps)
+    imagen.eval()
+    first_sample, sampling = seconds_of(sample, 1)
+    from importlib.metadata import version
+
+    return {
+        "library": f"imagen-pytorch {version('imagen-pytorch')}, torch {torch.__version__}",
+        "network": choice | case.theirs,
+        "parameters": sum(p.numel() for p in weights),
+        "threads": torch.get_num_threads(),
+        **report(case, sample_steps, first, step, first_sample, sampling),
+    }
+
+
+def report(case: Case, sample_steps, first, step, first_sample, sampling) -> dict:
+    return {
+        "train_images_per_second": case.batch / step,
+        "train_step_seconds": step,
+        "first_step_seconds": first,
+        "sample_seconds": sampling,
+        "sample_images": case.sample_batch,
+        "sample_steps": sample_steps,
+        "first_sample_seconds": first_sample,
+    }
+
+
+def run_worker(python: str, arguments: list[str]) -> dict:
+    """Runs this file as one side's process; its last line of output is the result."""
+    command = [python, __file__, *arguments]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"failed with {done.returncode}: {' '.join(command)}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def median_of(rounds: list[dict]) -> dict:
+    """One result, with the median of every time and speed, and each round's speed beside it."""
+    middle = dict(rounds[0])
+    for name, value in rounds[0].items():
+        if isinstance(value, float):
+            middle[name] = statistics.median(entry[name] for entry in rounds)
+    speeds = [entry["train_images_per_second"] for entry in rounds]
+    return middle | {"train_images_per_second_of_each_round": speeds}
+
+
+def compare(name: str, torch_python: str, rounds: int, steps: int, sample_steps: int) -> dict:
+    """Both sides of one case, taking turns."""
+    common = ["--case", name, "--steps", str(steps), "--sample_steps", str(sample_steps)]
+    ours, theirs = [], []
+    for _ in range(rounds):
+        ours.append(run_worker(sys.executable, [*common, "--worker", "jax"]))
+        target = str(ours[0]["parameters"])
+        theirs.append(
+            run_worker(torch_python, [*common, "--worker", "torch", "--parameters", target])
+        )
+    difference = theirs[0]["parameters"] / ours[0]["parameters"] - 1
+    if abs(difference) > TOLERANCE:
+        raise SystemExit(
+            f"{name}: parameters differ by {difference:.1%}, more than {TOLERANCE:.0%}"
+        )
+    return {"case": name, "ours": median_of(ours), "theirs": median_of(theirs)}
+
+
+def machine() -> dict:
+    """What the figures were measured on."""
+    model = platform.processor()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        lines = cpuinfo.read_text().splitlines()
+        model = next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), model)
+    return {"cpu": model, "cores": len(os.sched_getaffinity(0)), "python": sys.version.split()[0]}
+
+
+def table(results: list[dict]) -> str:
+    """The results in Markdown, as docs/measurements.md shows them."""
+    lines = [
+        "| case | library | parameters | training, pictures/s | sampling | first step, sample |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for result in results:
+        for side in ("ours", "theirs"):
+            entry = result[side]
+            sampling = (
+                f"{entry['sample_images']} pictures, {entry['sample_steps']} steps: "
+                f"{entry['sample_seconds']:.1f} s"
+            )
+            first = f"{entry['first_step_seconds']:.1f} s, {entry['first_sample_seconds']:.1f} s"
+            lines.append(
+                f"| {result['case']} | {entry['library']} | {entry['parameters'] / 1e6:.2f} M | "
+                f"{entry['train_images_per_second']:.1f} | {sampling} | {first} |"
+            )
+    return "\n".join(lines)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--torch_python", help="a Python that has torch and imagen-pytorch")
+    parser.add_argument("--case", action="append", choices=CASES, help="default: all but tiny")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=10, help="timed training steps a round")
+    parser.add_argument("--sample_steps", type=int, default=32)
+    parser.add_argument("--out", help="write the results as JSON here")
+    parser.add_argument("--worker", choices=("jax", "torch"), help=argparse.SUPPRESS)
+    parser.add_argument("--parameters", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        case = CASES[options.case[0]]
+        if options.worker == "jax":
+            result = time_jax(case, options.steps, options.sample_steps)
+        else:
+            result = time_torch(case, options.parameters, options.steps, options.sample_steps)
+        print(json.dumps(result))
+        return
+    if not options.torch_python:
+        parser.error("--torch_python is needed; the top of this file says how to make one")
+    names = options.case or [name for name in CASES if name != "tiny"]
+    results = []
+    for name in names:
+        results.append(
+            compare(name, options.torch_python, options.rounds, options.steps, options.sample_steps)
+        )
+        print(table(results[-1:]), flush=True)
+    report = {"machine": machine(), "rounds": options.rounds, "results": results}
+    if options.out:
+        Path(options.out).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    print(f"\n{report['machine']}\n\n{table(results)}")
+
+
+if __name__ == "__main__":
+    main()

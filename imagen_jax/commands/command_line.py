@@ -1,0 +1,124 @@
+"""What the scripts share: how a mistake is told, and the folder that they write into."""
+
+import contextlib
+import dataclasses
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+# Which extra of pyproject.toml brings a package that is imported only when it is needed.
+EXTRAS = {
+    "grain": "train",
+    "tensorboardX": "train",
+    "matplotlib": "train",
+    "google_crc32c": "train",
+    "google": "train",
+    "array_record": "train",
+    "fsspec": "remote",
+    "tensorflow": "tfds",
+    "tensorflow_datasets": "tfds",
+    "seqio": "seqio",
+    "tokenizers": "eval",
+    "torch": "parity",
+}
+OWN = ("imagen_jax", "scripts")
+
+
+@contextlib.contextmanager
+def one_line_errors(*expected: type[Exception]) -> Iterator[None]:
+    """Ends the program with `error: ...` and status 1, without a traceback.
+
+    For `expected`, for what the operating system refuses (no such file, a full disk) and for
+    packages that are not installed. Anything else is a bug, whose traceback is wanted.
+    """
+    try:
+        yield
+    except ImportError as error:
+        package = (error.name or "").split(".")[0]
+        if package in OWN:
+            raise
+        extra = EXTRAS.get(package)
+        hint = f". It comes with: pip install -e '.[{extra}]'" if extra else ""
+        sys.exit(f"error: {error}{hint}")
+    except (OSError, *expected) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def run_configured(main: Callable[[list[str], dict[str, str]], None], arguments: list[str]) -> None:
+    """main(other arguments, {key: value of each --config.key=value}), with absl's flags read."""
+    with one_line_errors(ValueError):
+        from absl import app
+
+        from imagen_jax.training.config import split_overrides
+
+        rest, overrides = split_overrides(arguments)
+    app.run(lambda argv: main(argv, overrides), argv=rest)
+
+
+def define_host_flags() -> Callable[[], None]:
+    """Defines the flags of a run on several hosts; returns what joins them, to be called first."""
+    from absl import flags
+
+    from imagen_jax.devices.hosts import HEARTBEAT_SECONDS, JOIN_SECONDS, Launch, join_hosts
+
+    flags.DEFINE_bool(
+        "distributed", False, "Join the other hosts of a TPU pod or cluster, found by JAX."
+    )
+    flags.DEFINE_string("coordinator_address", None, "HOST:PORT of process 0.")
+    flags.DEFINE_integer("num_processes", None, "Processes of this run, one a host.")
+    flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
+    seconds = "Seconds without a sign of life of one process after which the others end."
+    flags.DEFINE_integer("heartbeat_seconds", HEARTBEAT_SECONDS, seconds)
+    flags.DEFINE_integer("join_seconds", JOIN_SECONDS, "Seconds to wait for all processes.")
+
+    def join() -> None:
+        names = [field.name for field in dataclasses.fields(Launch)]
+        given = {name: getattr(flags.FLAGS, name) for name in names}
+        join_hosts(Launch(**given), flags.FLAGS.distributed)
+
+    return join
+
+
+def check_local(path: str | Path, option: str) -> None:
+    """ValueError for a bucket's address, which would become a folder of that name here."""
+    scheme = next((part for part in Path(path).parts if re.fullmatch(r"[a-z][a-z0-9]+:", part)), "")
+    if scheme:
+        raise ValueError(
+            f"{option} {path}: {scheme}// is no folder; mount the bucket and give the path of that"
+        )
+
+
+def make_folder(path: Path, option: str) -> list[Path]:
+    """Makes a folder and its parents, writes into it to see that one can, and returns the new ones.
+
+    Raises:
+        ValueError: it is a file, a bucket's address, or cannot be written; the message names the
+            command's `option`.
+    """
+    check_local(path, option)
+    new = [folder for folder in (path, *path.parents) if not folder.exists()]
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()
+    except FileExistsError:
+        raise ValueError(f"{option} {path} is a file; give a directory.") from None
+    except OSError as error:
+        raise ValueError(f"{option} {path} cannot be written: {error}.") from error
+    return new
+
+
+@contextlib.contextmanager
+def output_folder(path: Path, option: str = "--out") -> Iterator[None]:
+    """`make_folder`, undone where what follows fails before it has written anything."""
+    new = make_folder(path, option)
+    try:
+        yield
+    except BaseException:
+        for folder in new:
+            with contextlib.suppress(OSError):  # no longer empty
+                folder.rmdir()
+        raise

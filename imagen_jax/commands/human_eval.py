@@ -1,0 +1,110 @@
+"""Asks people which of two models' pictures they prefer: sheets, a local web page, the analysis.
+
+python scripts/evaluate.py --model A --prompts drawbench --num_images 8 --metrics pictures \\
+    --out results/a
+python scripts/evaluate.py --model B --prompts drawbench --num_images 8 --metrics pictures \\
+    --out results/b
+python scripts/human_eval.py sheets --a results/a --b results/b --prompts drawbench --out study
+python scripts/human_eval.py serve study          # http://127.0.0.1:8000, answers.jsonl in study
+python scripts/human_eval.py analyse study
+
+Studies: drawbench (two sets of 8, which is better and which fits), photorealism (a model's picture
+beside the true one, --b), captions (does the caption describe the picture; yes, somewhat, no).
+"""
+
+import argparse
+from pathlib import Path
+
+from imagen_jax.commands.command_line import make_folder, one_line_errors
+
+PER_PROMPT = {"drawbench": 8, "photorealism": 1, "captions": 1}
+
+
+def parser() -> argparse.ArgumentParser:
+    parse = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parse.add_subparsers(dest="command", required=True)
+    add = commands.add_parser("sheets", help="make the trials").add_argument
+    add("--study", choices=tuple(PER_PROMPT), default="drawbench")
+    add("--a", type=Path, required=True, metavar="DIR", help="of scripts/evaluate.py, or a folder")
+    add("--b", type=Path, required=True, metavar="DIR", help="the other model's, or true pictures")
+    add("--name_a", help="of the models, for the analysis (default: their folders')")
+    add("--name_b")
+    add("--prompts", required=True, help="drawbench, coco30k or a file, as for scripts/evaluate.py")
+    add("--data", type=Path, help="file of drawbench or coco30k")
+    add("--num", type=int, help="the first N prompts")
+    add("--num_images", type=int, help="pictures a prompt (default: drawbench 8, else 1)")
+    add("--size", type=int, help="of the pictures, where those of a folder differ")
+    add("--controls", type=int, help="trials with a known answer (default: a tenth)")
+    add("--seed", type=int, default=0, help="of sides, order and controls")
+    add("--out", type=Path, required=True, metavar="DIR")
+    add = commands.add_parser("serve", help="the web page, on this machine alone").add_argument
+    add("study", type=Path, metavar="DIR")
+    add("--port", type=int, default=8000)
+    add("--answers", type=Path, metavar="FILE", help="default: answers.jsonl in DIR")
+    add = commands.add_parser("analyse", help="preferences with 95 % intervals").add_argument
+    add("study", type=Path, metavar="DIR")
+    add("--answers", type=Path, metavar="FILE", help="default: answers.jsonl in DIR")
+    add("--out", type=Path, metavar="FILE", help="also write the analysis as JSON")
+    return parse
+
+
+def make_sheets(options: argparse.Namespace) -> None:
+    from imagen_jax.evaluation.prompts import read_prompts
+    from imagen_jax.human_study.sheets import make_study, read_set
+    from imagen_jax.human_study.study import write_study
+
+    known = read_prompts(options.prompts, options.data)
+    prompts = known.first(options.num)
+    per_prompt = options.num_images or PER_PROMPT[options.study]
+    if options.study != "drawbench" and per_prompt != 1:
+        raise ValueError(f"--study {options.study} shows one picture a prompt, not {per_prompt}.")
+    sets = [
+        read_set(folder, known, len(prompts), per_prompt, options.size)
+        for folder in (options.a, options.b)
+    ]
+    controls = -(-len(prompts) // 10) if options.controls is None else options.controls
+    names = (options.name_a or options.a.resolve().name, options.name_b or options.b.resolve().name)
+    make_folder(options.out, "--out")
+    if any(options.out.iterdir()):
+        raise ValueError(f"--out {options.out} is not empty: a study stays as it was made.")
+    study = make_study(
+        options.study, prompts, *sets, names, options.out, controls=controls, seed=options.seed
+    )
+    write_study(study, options.out)
+    print(f"{options.out}: {len(study.trials)} trials, {controls} of them controls")
+    for folder, pictures in zip((options.a, options.b), sets, strict=True):
+        if not pictures.named:
+            print(f"{folder}: paired with the prompts by the order of the names, 2 before 10")
+
+
+def serve(options: argparse.Namespace) -> None:
+    from imagen_jax.human_study.server import ADDRESS, AnswerFile, make_server
+    from imagen_jax.human_study.study import read_study
+
+    study = read_study(options.study)
+    answers = AnswerFile(options.answers or options.study / "answers.jsonl", study)
+    with make_server(options.study, study, answers, options.port) as server:
+        print(
+            f"http://{ADDRESS}:{server.server_address[1]}  (answers in {answers.path})", flush=True
+        )
+        server.serve_forever()
+
+
+def analyse(options: argparse.Namespace) -> None:
+    from imagen_jax.evaluation.report import write_report
+    from imagen_jax.human_study import study as human
+
+    study = human.read_study(options.study)
+    answers = human.read_answers(options.answers or options.study / "answers.jsonl", study)
+    result = human.analyse(study, answers)
+    print(human.text_table(result))
+    if options.out is not None:
+        write_report(options.out, result)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parser().parse_args(arguments)
+    with one_line_errors(ValueError):
+        {"sheets": make_sheets, "serve": serve, "analyse": analyse}[options.command](options)

@@ -1,0 +1,174 @@
+"""Feature networks on disk: Inception and CLIP, others' files and ours.
+
+Ours is features.json, what it is, beside features.safetensors (or shards and an index) and, of
+CLIP, the tokenizer's files.
+"""
+
+import dataclasses
+import functools
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from jax.sharding import Mesh
+
+from imagen_jax.convert.clip import MODEL_TYPE, clip_shapes, read_clip
+from imagen_jax.convert.inception import inception_shapes, params_from_graph
+from imagen_jax.evaluation.clip_tokenizer import tokenize, tokenizer_files
+from imagen_jax.evaluation.features import FeatureExtractor, make_extractor
+from imagen_jax.evaluation.report import fingerprint
+from imagen_jax.models.clip import ClipConfig, TowerConfig
+from imagen_jax.storage.json_file import read_object, write_object
+from imagen_jax.storage.layout import Tensors
+from imagen_jax.storage.reading import read_layout
+from imagen_jax.storage.safetensors import TensorFiles, flatten, save_params
+from imagen_jax.typing import Params
+
+FEATURES = "features"
+CONFIG_FILE = f"{FEATURES}.json"
+GRAPH_SUFFIX, PICKLE_SUFFIX = ".pb", ".pth"
+KINDS = ("inception", "clip")
+SHARD_BYTES = 5 * 10**9
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FeatureNetwork:
+    """A network and its weights, before it is on any device."""
+
+    name: str
+    config: ClipConfig | None  # None for Inception
+    params: Params
+    directory: Path | None = None  # that has the tokenizer, if there is one
+
+
+def is_feature_network(source: str | os.PathLike) -> bool:
+    """Whether a path is that of a feature network in one of the forms, a .pth file among them."""
+    path = Path(source)
+    if path.is_file():
+        return path.suffix in (GRAPH_SUFFIX, PICKLE_SUFFIX)
+    if (path / CONFIG_FILE).is_file():
+        return True
+    config = path / "config.json"
+    if not config.is_file():
+        return False
+    return read_object(config, "the config of a model").get("model_type") == MODEL_TYPE
+
+
+def read_network(source: str | os.PathLike) -> FeatureNetwork:
+    """A network from a directory of ours, one of Hugging Face's CLIP, or Inception's graph file.
+
+    Raises:
+        FileNotFoundError, ValueError: files are missing, damaged or of something else.
+    """
+    path = Path(source)
+    name = path.resolve().name
+    if path.suffix == PICKLE_SUFFIX:
+        raise ValueError(
+            f"{path} is a pickle, which only scripts/convert.py reads: python scripts/convert.py "
+            f"--model {path} --to imagen_jax --out {path.with_suffix('')}"
+        )
+    if path.suffix == GRAPH_SUFFIX:
+        return FeatureNetwork(path.stem, None, params_from_graph(path))
+    if (path / CONFIG_FILE).is_file():
+        return _read_own(path)
+    if not is_feature_network(path):
+        raise FileNotFoundError(
+            f"{path} holds no feature network: neither {CONFIG_FILE}, as scripts/convert.py writes "
+            "it, nor the config.json of a CLIP model."
+        )
+    return FeatureNetwork(name, *read_clip(path), path)
+
+
+def _read_own(path: Path) -> FeatureNetwork:
+    file = path / CONFIG_FILE
+    values = read_object(file, "the config of a feature network")
+    kind, name = values.get("kind"), values.get("name")
+    if kind not in KINDS or not isinstance(name, str):
+        raise ValueError(
+            f"{file} has the kind {kind!r}; known are {', '.join(KINDS)}, with a name."
+        )
+    config = None
+    if kind == "clip":
+        try:
+            config = _config_from_dict(values.get("config"))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{file} does not describe a CLIP model: {error}") from None
+    shapes = inception_shapes() if config is None else clip_shapes(config)
+    layout = {path: Tensors((path,)) for path in flatten(shapes)}
+    where = os.fspath(path / f"{FEATURES}.safetensors")
+    params = read_layout(layout, TensorFiles(path, FEATURES), shapes, where=where)
+    return FeatureNetwork(name, config, params, path)
+
+
+def _config_from_dict(values: Any) -> ClipConfig:
+    if not isinstance(values, dict):
+        raise ValueError("it has no object 'config'")
+    towers = {name: TowerConfig(**values[name]) for name in ("vision", "text") if name in values}
+    return ClipConfig(**{**values, **towers})
+
+
+def write_network(
+    directory: str | os.PathLike, network: FeatureNetwork, dtype: str | None = None
+) -> None:
+    """Writes a network in our form; a CLIP model's with its tokenizer.
+
+    Args:
+        dtype: of the weights on disk; None leaves them float32.
+    """
+    directory = Path(directory)
+    save_params(directory, FEATURES, network.params, dtype, SHARD_BYTES)
+    for file in tokenizer_files(network.directory) if network.directory is not None else ():
+        target = directory / file.name
+        if not (target.exists() and target.samefile(file)):
+            shutil.copyfile(file, target)
+    kind = "inception" if network.config is None else "clip"
+    config = None if network.config is None else dataclasses.asdict(network.config)
+    # Last: a directory without it is none of ours.
+    write_object(
+        directory / CONFIG_FILE,
+        {
+            "kind": kind,
+            "name": network.name,
+            "fingerprint": fingerprint({kind: network.params}),
+            "config": config,
+        },
+    )
+
+
+def load_extractor(
+    source: str | os.PathLike,
+    *,
+    resize: str | None = None,
+    mesh: Mesh | None = None,
+    batch_size: int = 32,
+) -> FeatureExtractor:
+    """The extractor of a network that `read_network` reads.
+
+    Its fingerprint changes with any of the weights, not with the form that they were read from.
+
+    Args:
+        resize: of Inception: "legacy_tensorflow" (None), "pytorch_fid" or "clean".
+        mesh: whose devices on this host share each batch; None takes all of this host's.
+        batch_size: pictures that go through the network at once.
+
+    Raises:
+        FileNotFoundError, ValueError: files are missing, damaged or of something else.
+    """
+    network = read_network(source)
+    config, kind = network.config, "inception" if network.config is None else "clip"
+    reads_text = config is not None and network.directory is not None
+    return make_extractor(
+        network.name,
+        fingerprint({kind: network.params}),
+        config,
+        network.params,
+        resize=resize,
+        tokenize=functools.partial(
+            tokenize, network.directory, config.vocab_size, config.max_length
+        )
+        if reads_text
+        else None,
+        mesh=mesh,
+        batch_size=batch_size,
+    )

@@ -1,0 +1,1 @@
+"""Asking people which of two models' images they prefer: sheets, a local page, the analysis."""

@@ -1,0 +1,155 @@
+"""A web page on this machine alone that shows trials and keeps the answers, a line of JSON each."""
+
+import json
+import os
+import random
+import threading
+from dataclasses import asdict
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+from imagen_jax.human_study.study import (
+    RATER,
+    STUDIES,
+    DuplicateAnswer,
+    Study,
+    check_answer,
+    read_answers,
+)
+
+ADDRESS = "127.0.0.1"
+MAX_BODY = 10_000  # bytes of an answer
+PAGE, SCRIPT = (Path(__file__).with_name(name) for name in ("page.html", "page.js"))
+
+
+class AnswerFile:
+    """The answers so far, and the file that each new one is added to."""
+
+    def __init__(self, path: Path, study: Study):
+        self.path, self.study = path, study
+        self.lock = threading.Lock()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        self.before = {(answer.rater, answer.trial) for answer in read_answers(path, study)}
+
+    def add(self, values: object) -> None:
+        """Checks an answer and writes it, safely on disk when this returns.
+
+        Raises ValueError, or DuplicateAnswer.
+        """
+        with self.lock:
+            answer = check_answer(self.study, values, self.before)
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(values, ensure_ascii=False, sort_keys=True) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            self.before.add((answer.rater, answer.trial))
+
+    def answered(self, rater: str) -> set[str]:
+        """The trials that this rater has answered."""
+        with self.lock:
+            return {trial for name, trial in self.before if name == rater}
+
+
+def open_trials(study: Study, rater: str, answered: set[str]) -> list[dict]:
+    """What is left for a rater, in an order of the rater's own, as the page reads it."""
+    trials = list(study.trials.values())
+    random.Random(f"{study.seed} {rater}").shuffle(trials)
+    return [asdict(trial) for trial in trials if trial.id not in answered]
+
+
+def make_server(directory: Path, study: Study, answers: AnswerFile, port: int):
+    """A server bound to 127.0.0.1; port 0 takes a free one. Call `serve_forever`."""
+    sheets = {name for trial in study.trials.values() for name in trial.sheets}
+    questions = {
+        name: {"text": question.text, "choices": question.choices}
+        for name, question in STUDIES[study.kind].items()
+    }
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            if not self.is_local():
+                return
+            try:
+                parts = urlsplit(self.path)
+            except ValueError:  # "//[x"
+                self.refuse(HTTPStatus.BAD_REQUEST, "This is no address.")
+                return
+            if parts.path == "/":
+                self.reply(PAGE.read_bytes(), "text/html; charset=utf-8")
+            elif parts.path == "/page.js":
+                self.reply(SCRIPT.read_bytes(), "text/javascript; charset=utf-8")
+            elif parts.path == "/trials":
+                rater = parse_qs(parts.query).get("rater", [""])[0]
+                if not RATER.fullmatch(rater):
+                    self.refuse(HTTPStatus.BAD_REQUEST, "Give a name of 1 to 40 letters or digits.")
+                    return
+                left = open_trials(study, rater, answers.answered(rater))
+                self.reply_json({"questions": questions, "trials": left})
+            elif parts.path.removeprefix("/sheets/") in sheets:
+                file = directory / "sheets" / parts.path.removeprefix("/sheets/")
+                self.reply(file.read_bytes(), "image/png")
+            else:
+                self.refuse(HTTPStatus.NOT_FOUND, "There is nothing here.")
+
+        def do_POST(self):
+            length = self.headers.get("Content-Length", "")
+            if not self.is_local():
+                return
+            if self.path != "/answers":
+                self.refuse(HTTPStatus.NOT_FOUND, "There is nothing here.")
+            elif self.headers.get_content_type() != "application/json":
+                self.refuse(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "Send application/json.")
+            elif not length.isdigit() or int(length) > MAX_BODY:
+                self.refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"Send at most {MAX_BODY} bytes.")
+            else:
+                self.take(self.rfile.read(int(length)))
+
+        def take(self, body: bytes) -> None:
+            try:
+                answers.add(json.loads(body))
+            except DuplicateAnswer as error:
+                self.refuse(HTTPStatus.CONFLICT, str(error))
+            except (ValueError, RecursionError) as error:
+                self.refuse(HTTPStatus.BAD_REQUEST, str(error))
+            else:
+                self.reply_json({"ok": True})
+
+        def is_local(self) -> bool:
+            """Whether the request is for this address by name: other sites' pages cannot say so."""
+            port = self.server.server_address[1]
+            hosts = {f"{ADDRESS}:{port}", f"localhost:{port}"}
+            origin = self.headers.get("Origin")
+            if self.headers.get("Host") in hosts and (
+                origin is None or origin.removeprefix("http://") in hosts
+            ):
+                return True
+            self.refuse(HTTPStatus.FORBIDDEN, "This page is for this machine alone.")
+            return False
+
+        def reply_json(self, values: object) -> None:
+            self.reply(json.dumps(values).encode(), "application/json")
+
+        def refuse(self, status: HTTPStatus, message: str) -> None:
+            self.close_connection = True  # what was sent along is not read
+            self.reply(json.dumps({"error": message}).encode(), "application/json", status)
+
+        def reply(self, body: bytes, kind: str, status: HTTPStatus = HTTPStatus.OK) -> None:
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(body)))
+            self.send_header("Cache-Control", "no-store")
+            self.send_header("X-Content-Type-Options", "nosniff")
+            self.send_header(
+                "Content-Security-Policy",
+                "default-src 'self'; style-src 'self' 'unsafe-inline'; frame-ancestors 'none'",
+            )
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *arguments: object) -> None:
+            pass  # the terminal is for errors
+
+    return ThreadingHTTPServer((ADDRESS, port), Handler)

@@ -1,0 +1,230 @@
+"""The pictures of a study: sheets of two models side by side, in an order that nobody can guess."""
+
+import json
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from imagen_jax.evaluation.generation import SETTINGS_FILE, picture_files
+from imagen_jax.evaluation.image_folder import (
+    Treatment,
+    common_size,
+    list_pictures,
+    order_by_ids,
+    read_picture,
+)
+from imagen_jax.evaluation.prompts import PromptList
+from imagen_jax.human_study.study import STUDIES, Secret, Study, Trial
+from imagen_jax.images.grid import image_grid
+
+COLUMNS = 4  # of a sheet
+NOISE = 60.0  # of the spoilt picture in a control of photorealism, of 255
+
+
+@dataclass(frozen=True)
+class Set:
+    """The pictures of one model or of the truth: as many for each prompt, in their order.
+
+    files: of each prompt. named: whether something besides the order of the names pairs them with
+    the prompts.
+    """
+
+    files: tuple[tuple[Path, ...], ...]
+    size: int
+    named: bool
+
+    def of(self, prompt: int) -> list[Image.Image]:
+        """Without anything that their files say besides the pixels."""
+        treatment = Treatment(self.size)
+        return [Image.fromarray(read_picture(file, treatment)) for file in self.files[prompt]]
+
+
+def read_set(
+    directory: Path, prompts: PromptList, num: int, per_prompt: int, size: int | None = None
+) -> Set:
+    """The pictures of the first `num` prompts: of a run of scripts/evaluate.py, or of any folder.
+
+    A run may be of more of these prompts, with more pictures each. A folder holds `per_prompt`
+    pictures of each of the first `num` prompts, or of all; or COCO's val2014, whose pictures are
+    found by the prompts' image ids.
+
+    Raises ValueError where the pictures are of other prompts, or not as many.
+    """
+    images = directory / "images"
+    folder = images if images.is_dir() else directory
+    if (folder / SETTINGS_FILE).is_file():
+        (files, stride), named = _of_run(folder, prompts, num, per_prompt), True
+    else:
+        files, named = _of_folder(folder, prompts, num, per_prompt)
+        stride = per_prompt
+    each = [tuple(files[row * stride : row * stride + per_prompt]) for row in range(num)]
+    return Set(tuple(each), size or common_size([file for row in each for file in row]), named)
+
+
+def _of_run(folder: Path, prompts: PromptList, num: int, per_prompt: int) -> tuple[list[Path], int]:
+    """(the files in the order of the prompts, how many are of each)."""
+    path = folder / SETTINGS_FILE
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        made_of, stride = settings["prompts"], settings["num_images"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no file of scripts/evaluate.py: {error!r}.") from None
+    if type(stride) is not int or stride < per_prompt:
+        raise ValueError(
+            f"{folder} has num_images = {stride!r}; {per_prompt} pictures a prompt are needed: "
+            "--num_images of scripts/evaluate.py makes several."
+        )
+    made = len(list_pictures(folder)) // stride
+    if made < num or prompts.first(made).fingerprint != made_of:
+        raise ValueError(
+            f"{folder} holds pictures of {made} prompts, {stride} each, which are not the first "
+            f"{made} of {prompts.name}, or not the {num} that are needed: its run had other "
+            "prompts, or has not ended."
+        )
+    return picture_files(folder, made * stride), stride
+
+
+def _of_folder(
+    folder: Path, prompts: PromptList, num: int, per_prompt: int
+) -> tuple[list[Path], bool]:
+    """(the files in the order of the prompts, whether they are named after ids of theirs)."""
+    files = list_pictures(folder)
+    if prompts.image_ids is not None and per_prompt == 1:
+        true = {file.stem: file for file in files}
+        names = [f"COCO_val2014_{number:0>12}" for number in prompts.image_ids[:num]]
+        if true.keys() >= set(names):
+            return [true[name] for name in names], True
+    for some in (prompts.first(num), prompts):
+        if len(files) == len(some) * per_prompt:
+            return order_by_ids(files, some.ids)
+    raise ValueError(
+        f"{folder} has {len(files)} pictures; {num} prompts with {per_prompt} each need "
+        f"{num * per_prompt}, no more and no fewer."
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Shown:
+    """What a trial shows before it gets an id: sheets in the order shown."""
+
+    caption: str
+    sheets: tuple[Image.Image, ...]
+    secret: Secret
+
+
+def make_study(
+    kind: str,
+    prompts: PromptList,
+    a: Set,
+    b: Set,
+    names: tuple[str, str],
+    directory: Path,
+    *,
+    controls: int,
+    seed: int,
+) -> Study:
+    """Writes the sheets and gives the study. Ids and sides are drawn from the seed.
+
+    Args:
+        a: the model under study. b: the other model, or the true pictures.
+        controls: trials whose right answer is known, among the others.
+
+    Raises ValueError where the study is unknown or cannot have controls.
+    """
+    if kind not in STUDIES:
+        raise ValueError(f"Unknown study {kind!r}; known are {', '.join(STUDIES)}.")
+    if controls < 1 or len(prompts) < 2:
+        raise ValueError(
+            f"{controls} controls of {len(prompts)} prompts cannot be made: without a control no "
+            "rater's answers are kept, and one needs 2 prompts."
+        )
+    draw = random.Random(seed)
+    makers: dict[str, tuple[Callable, Callable]] = {
+        "drawbench": (_pair, _other_prompt),
+        "photorealism": (_pair, _spoilt),
+        "captions": (_single, _wrong_caption),
+    }
+    trial, control = makers[kind]
+    shown = [entry for row in range(len(prompts)) for entry in trial(draw, prompts, a, b, row)]
+    rows = [draw.randrange(len(prompts)) for _ in range(controls)]
+    shown += [control(draw, prompts, a, b, row) for row in rows]
+    draw.shuffle(shown)
+    (directory / "sheets").mkdir(parents=True, exist_ok=True)
+    trials, key = {}, {}
+    for entry in shown:
+        name = f"{draw.getrandbits(48):012x}"
+        files = tuple(f"{name}-{side}.png" for side in range(len(entry.sheets)))
+        for file, sheet in zip(files, entry.sheets, strict=True):
+            sheet.save(directory / "sheets" / file)
+        trials[name], key[name] = Trial(name, entry.caption, files), entry.secret
+    return Study(kind, dict(zip("ab", names, strict=True)), seed, trials, key)
+
+
+def _secret(
+    prompts: PromptList, row: int, models: Sequence[str], control: dict[str, str] | None = None
+) -> Secret:
+    category = "uncategorized" if prompts.categories is None else prompts.categories[row]
+    return Secret(prompts.ids[row], category, tuple(models), control)
+
+
+def _sheet(pictures: Sequence[Image.Image]) -> Image.Image:
+    return image_grid(pictures, columns=min(COLUMNS, len(pictures)))
+
+
+def _pair(draw: random.Random, prompts: PromptList, a: Set, b: Set, row: int) -> list[_Shown]:
+    """The sheets of both at one prompt, sides drawn."""
+    sheets = {"a": _sheet(a.of(row)), "b": _sheet(b.of(row))}
+    order = draw.sample("ab", 2)
+    secret = _secret(prompts, row, order)
+    return [_Shown(prompts.texts[row], tuple(sheets[name] for name in order), secret)]
+
+
+def _other_prompt(draw: random.Random, prompts: PromptList, a: Set, b: Set, row: int) -> _Shown:
+    """One model's pictures of the prompt beside its pictures of another: it is plain which fit."""
+    name = draw.choice("ab")
+    chosen = {"a": a, "b": b}[name]
+    sheets = [_sheet(chosen.of(row)), _sheet(chosen.of(_another(draw, prompts, row)))]
+    side = draw.choice(("left", "right"))
+    secret = _secret(prompts, row, (name, name), {"alignment": side})
+    return _Shown(prompts.texts[row], tuple(sheets if side == "left" else sheets[::-1]), secret)
+
+
+def _spoilt(draw: random.Random, prompts: PromptList, a: Set, b: Set, row: int) -> _Shown:
+    """A true picture beside itself with noise: it is plain which is real."""
+    (picture,) = b.of(row)
+    generator = np.random.default_rng(draw.getrandbits(32))
+    noisy = np.asarray(picture, float) + generator.normal(0, NOISE, (*picture.size[::-1], 3))
+    spoilt = Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8))
+    sheets, side = [_sheet([picture]), _sheet([spoilt])], draw.choice(("left", "right"))
+    secret = _secret(prompts, row, ("b", "b"), {"photorealism": side})
+    return _Shown(prompts.texts[row], tuple(sheets if side == "left" else sheets[::-1]), secret)
+
+
+def _single(draw: random.Random, prompts: PromptList, a: Set, b: Set, row: int) -> list[_Shown]:
+    """The picture of each, by itself."""
+    return [
+        _Shown(prompts.texts[row], (_sheet(chosen.of(row)),), _secret(prompts, row, (name,)))
+        for name, chosen in (("a", a), ("b", b))
+    ]
+
+
+def _wrong_caption(draw: random.Random, prompts: PromptList, a: Set, b: Set, row: int) -> _Shown:
+    """A true picture with the caption of another."""
+    caption = prompts.texts[_another(draw, prompts, row)]
+    secret = _secret(prompts, row, ("b",), {"caption": "no"})
+    return _Shown(caption, (_sheet(b.of(row)),), secret)
+
+
+def _another(draw: random.Random, prompts: PromptList, row: int) -> int:
+    """A prompt with other words, of another category where there is one."""
+    others = [i for i, text in enumerate(prompts.texts) if text != prompts.texts[row]]
+    if not others:
+        raise ValueError("All prompts are the same: no control can be made.")
+    if prompts.categories is not None:
+        apart = [i for i in others if prompts.categories[i] != prompts.categories[row]]
+        others = apart or others
+    return draw.choice(others)

@@ -1,0 +1,346 @@
+"""`load_model`: a Pipeline from a shipped model, a model directory, a training workdir, or
+DeepFloyd IF in diffusers' layout.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+
+from imagen_jax.cascade import cascade as cascade_room
+from imagen_jax.cascade.cascade import TEXT_ENCODER, Cascade
+from imagen_jax.convert import diffusers_directory, diffusers_pipeline
+from imagen_jax.convert.hub import NAME, resolve
+from imagen_jax.convert.lora import save_lora
+from imagen_jax.devices.compilation_cache import use_compilation_cache
+from imagen_jax.models.lora import DEFAULT_TARGETS, LoraConfig, merge_lora
+from imagen_jax.models.t5 import T5Config
+from imagen_jax.pipeline import encoder_files, model_directory
+from imagen_jax.pipeline.joining import join_pipelines, marks_of
+from imagen_jax.pipeline.model_directory import ENCODER_MARKS, MODEL_FILE, Parts
+from imagen_jax.pipeline.pipeline import Pipeline
+from imagen_jax.storage.reading import ShardingOf
+from imagen_jax.storage.safetensors import flatten, unflatten
+from imagen_jax.typing import Params
+
+ENCODER_WEIGHTS = (f"{TEXT_ENCODER}/*.safetensors",)
+PRETRAINED = Path(__file__).parents[1] / "pretrained"
+
+
+def shipped_models() -> list[str]:
+    """The names that `load_model` knows without a directory."""
+    return sorted(path.parent.name for path in PRETRAINED.glob(f"*/{MODEL_FILE}"))
+
+
+def load_model(
+    source: str | os.PathLike | Sequence[str | os.PathLike],
+    *,
+    dtype: str = "float32",
+    mesh: jax.sharding.Mesh | None = None,
+    variant: str | None = None,
+    revision: str | None = None,
+) -> Pipeline:
+    """A pipeline from the name of a shipped model, a model directory, or a training workdir; or
+    DeepFloyd IF in diffusers' layout, from a directory or by its name on the Hugging Face hub.
+
+    Several sources are put in a row: `load_model(["workdirs/base", "workdirs/sr"])` is the cascade
+    of the stages of both, with the text encoder of the first that has one.
+
+    Args:
+        dtype: of the parameters in memory and of the networks' arithmetic, "float32" or "bfloat16",
+            whatever the model was trained or saved in.
+        mesh: devices over which to spread the parameters, by the rules of training
+            (`training.sharding.make_mesh` makes one). None: the default device.
+        variant: of the weights of IF, such as "fp16".
+        revision: a branch, tag or commit on the hub.
+
+    Raises:
+        FileNotFoundError: files are missing, or the hub knows no such name.
+        ValueError: an unknown name (the message lists the known ones), or files that are damaged.
+    """
+    use_compilation_cache()
+    dtypes = ("float32", "bfloat16")
+    if dtype not in dtypes:
+        raise ValueError(f"dtype is {dtype!r}; it can be {' or '.join(map(repr, dtypes))}.")
+    single = isinstance(source, str | os.PathLike)
+    sources = [source] if single else source
+    if not isinstance(sources, Sequence) or not all(
+        isinstance(entry, str | os.PathLike) for entry in sources
+    ):
+        raise ValueError(f"load_model takes a name, a directory or a list of them, not {source!r}.")
+    options = {"dtype": dtype, "mesh": mesh, "variant": variant, "revision": revision}
+    if single:
+        pipeline = load_one(source, **options)
+    else:
+        pipelines = []
+        for entry in source:
+            read = any(each.cascade.encoder is not None for each in pipelines)
+            pipelines.append(load_one(entry, **options, encoder_known=read))
+        pipeline = join_pipelines(pipelines)
+    pipeline.cascade = computing_in(pipeline.cascade, dtype)
+    pipeline.mesh = mesh
+    return pipeline
+
+
+def computing_in(cascade: Cascade, dtype: str) -> Cascade:
+    """The cascade with networks that compute in `dtype`; remat, for gradients alone, is left."""
+    run = {"dtype": dtype, "remat": False}
+    stages = tuple(
+        replace(stage, network=replace(stage.network, **run)) for stage in cascade.stages
+    )
+    encoder = cascade.encoder
+    if encoder is not None:
+        encoder = replace(encoder, config=replace(encoder.config, **run))
+    return replace(cascade, stages=stages, encoder=encoder)
+
+
+def load_one(
+    source: str | os.PathLike,
+    dtype: str,
+    mesh: jax.sharding.Mesh | None,
+    variant: str | None,
+    revision: str | None,
+    encoder_known: bool = False,
+) -> Pipeline:
+    """`load_model` of one source. `encoder_known`: the weights of a text encoder of the same config
+    are there already, and are not fetched from the hub.
+    """
+    without_encoder = False
+    shipped = source in shipped_models()
+    directory = PRETRAINED / source if shipped else Path(source)
+    name = source if shipped else directory.resolve().name
+    if not directory.is_dir() and NAME.fullmatch(os.fspath(source)):
+        left_out = ENCODER_WEIGHTS if encoder_known else ()
+        directory = resolve(source, revision=revision, variant=variant, ignore_patterns=left_out)
+        name, without_encoder = source, encoder_known
+    elif revision is not None:
+        raise ValueError(f"revision {revision!r} is for names on the hub, not for {source}.")
+    if directory.is_dir() and is_diffusers(directory):
+        name = os.fspath(name)
+        return load_diffusers(directory, name, dtype, mesh, variant, not without_encoder)
+    if variant is not None:
+        raise ValueError(f"variant {variant!r} is for DeepFloyd IF, which {source} is not.")
+    if (directory / MODEL_FILE).is_file():
+        cascade, values = model_directory.read_model(directory)
+        return Pipeline(
+            cascade,
+            model_directory.read_parts(
+                directory, cascade, dtype=dtype, sharding=sharding_over(mesh)
+            ),
+            name=name if shipped else values.get("name", name),
+            fingerprint=values.get("fingerprint"),
+            notes=values.get("notes"),
+        )
+    if not directory.is_dir():
+        known = ", ".join(shipped_models()) or "none"
+        raise ValueError(
+            f"Unknown model {os.fspath(source)!r}: neither a directory nor a shipped model "
+            f"(shipped: {known})."
+        )
+    return load_workdir(directory, dtype=dtype, mesh=mesh)
+
+
+def sharding_over(mesh: jax.sharding.Mesh | None) -> ShardingOf:
+    """Where a parameter lies on a mesh, or on the default device.
+
+    Raises:
+        ValueError: the mesh has other axes than training's.
+    """
+    if mesh is None:
+        device = jax.sharding.SingleDeviceSharding(jnp.zeros(()).device)
+        return lambda path, shape: device
+    # Imported here: without a mesh nothing of training is needed.
+    from imagen_jax.devices.sharding import AXES, partition_spec
+
+    if set(mesh.axis_names) != set(AXES):
+        raise ValueError(f"The mesh has the axes {mesh.axis_names}; it needs {AXES}.")
+    return lambda path, shape: NamedSharding(mesh, partition_spec(path, shape, mesh))
+
+
+def on_mesh(params: Params, mesh: jax.sharding.Mesh | None) -> Params:
+    """Parameters in memory, spread over the mesh, or on the default device."""
+    sharding = sharding_over(mesh)
+    flat = flatten(params)
+    return unflatten(
+        {path: jax.device_put(leaf, sharding(path, leaf.shape)) for path, leaf in flat.items()}
+    )
+
+
+def is_diffusers(directory: Path) -> bool:
+    """Whether it is neither ours nor a training run's, and has what IF's directories have."""
+    ours = (directory / MODEL_FILE).is_file() or (directory / "checkpoints").is_dir()
+    pickles = any(any(directory.glob(name)) for name in diffusers_directory.PICKLES)
+    original = (directory / "config.yml").is_file() or (
+        pickles and not any(directory.glob("*.safetensors"))
+    )
+    return not ours and (original or (directory / diffusers_directory.INDEX).is_file())
+
+
+def load_diffusers(
+    directory: Path,
+    name: str,
+    dtype: str = "float32",
+    mesh: jax.sharding.Mesh | None = None,
+    variant: str | None = None,
+    encoder_weights: bool = True,
+) -> Pipeline:
+    """DeepFloyd IF in diffusers' layout; the parameters are read when first used.
+
+    encoder_weights: False where those of a text encoder may be missing, as another model has them.
+
+    Raises:
+        FileNotFoundError: files are missing.
+        ValueError: they are damaged, or hold a value that is not supported, which is named.
+    """
+    found = diffusers_directory.read_directory(directory, variant, encoder_weights)
+    cascade = diffusers_pipeline.cascade_from_diffusers(found, dtype)
+    (stage,), encoder, sharding = cascade.stages, cascade.encoder, sharding_over(mesh)
+    readers = {stage.name: partial(diffusers_pipeline.read_unet, found, stage, dtype, sharding)}
+    marks = {}
+    if found.text_encoder is not None:
+        readers[TEXT_ENCODER] = partial(
+            diffusers_pipeline.read_encoder, found, encoder, dtype, sharding
+        )
+        marks[TEXT_ENCODER] = partial(
+            diffusers_pipeline.read_encoder_marks, found, encoder, ENCODER_MARKS
+        )
+    # Not of the text encoder: of several models in a row, only one need have it.
+    files = diffusers_pipeline.unet_files(found)
+    digest = encoder_files.fingerprint(found.unet.directory, files)
+    return Pipeline(cascade, Parts(readers, marks), name=name, fingerprint=f"{digest}-{dtype}")
+
+
+def load_workdir(
+    directory: Path, *, dtype: str = "float32", mesh: jax.sharding.Mesh | None = None
+) -> Pipeline:
+    """The newest checkpoint of a training run; the average of its parameters where it keeps one.
+
+    A frozen encoder is read from the workdir, and the network to which the run trained an adapter,
+    which is merged in, where the run found it.
+    """
+    step, params, run = read_run(directory)
+    cascade = cascade_room.from_dict(run["model"], os.fspath(directory))
+    params = on_mesh(jax.tree.map(lambda leaf: as_dtype(leaf, dtype), params), mesh)
+    stage, marks = cascade.stages[0], {}
+    readers = {stage.name: lambda: params["network"]}
+    if "lora" in params:
+        source = run["config"]["init_from"]
+        check_present(source, directory)
+        base = load_model(source, dtype=dtype, mesh=mesh)
+        name = base.cascade.stages[cascade_room.stage_index(base.cascade, stage.name)].name
+        scale = run_lora(run).scale
+        readers[stage.name] = lambda: merge_lora(base.params[name], params["lora"], scale)
+    if TEXT_ENCODER in params:
+        readers[TEXT_ENCODER] = lambda: params[TEXT_ENCODER]
+        marks[TEXT_ENCODER] = lambda: marks_of(params[TEXT_ENCODER])
+    elif cascade.encoder is not None:
+        found = partial(frozen_encoder, directory, run, cascade, dtype, mesh)
+        readers[TEXT_ENCODER] = found
+        marks[TEXT_ENCODER] = lambda: marks_of(found())
+    return Pipeline(cascade, Parts(readers, marks), name=directory.name, notes={"step": step})
+
+
+def frozen_encoder(
+    directory: Path,
+    run: Mapping[str, Any],
+    cascade: Cascade,
+    dtype: str = "float32",
+    mesh: jax.sharding.Mesh | None = None,
+) -> Params:
+    """The text encoder that a run did not train: the one that its workdir keeps, or its source's.
+
+    Raises:
+        ValueError: there is neither.
+    """
+    if encoder_files.is_kept(directory):
+        wanted = cascade.encoder.config
+        return encoder_files.read_kept(directory, wanted, dtype, sharding_over(mesh))
+    config = run["config"]
+    source = config["text"].get("init_from") or config.get("init_from")
+    if source is None:
+        raise ValueError(f"{directory} has no text encoder: text.init_from is None.")
+    check_present(source, directory)
+    return load_encoder(source, dtype=dtype, mesh=mesh)[1]
+
+
+def check_present(source: str, workdir: Path) -> None:
+    """ValueError where a run's workdir refers to a directory that is gone (they are absolute)."""
+    if os.path.isabs(source) and not Path(source).is_dir():
+        raise ValueError(f"{workdir} was trained from {source}: it is gone.")
+
+
+def load_encoder(
+    source: str | os.PathLike, *, dtype: str = "float32", mesh: jax.sharding.Mesh | None = None
+) -> tuple[T5Config, Params]:
+    """A text encoder's config and parameters.
+
+    Args:
+        source: an encoder of Hugging Face, of T5X or of ours; or whatever `load_model` reads.
+        dtype: of the parameters.
+        mesh: devices over which to spread them, by the rules of training.
+
+    Raises:
+        ValueError: the model reads no text, or its files are damaged.
+    """
+    if encoder_files.is_encoder(source):
+        return encoder_files.read_encoder(source, dtype, sharding_over(mesh))
+    pipeline = load_model(source, dtype=dtype, mesh=mesh)
+    if pipeline.cascade.encoder is None:
+        raise ValueError(f"{source} holds no text encoder.")
+    return pipeline.cascade.encoder.config, pipeline.params[TEXT_ENCODER]
+
+
+def export_lora(workdir: str | os.PathLike, path: str | os.PathLike) -> Path:
+    """Writes the adapter of a training run, its newest checkpoint's, as safetensors.
+
+    Raises:
+        ValueError: the run trained no adapter.
+    """
+    workdir, path = Path(workdir), Path(path)
+    _, params, run = read_run(workdir)
+    if "lora" not in params:
+        raise ValueError(f"{workdir} trained the parameters themselves, no adapter to them.")
+    if jax.process_index() == 0:
+        stage = cascade_room.from_dict(run["model"], os.fspath(workdir)).stages[0]
+        save_lora(path, stage, params["lora"], run_lora(run))
+    return path
+
+
+def run_lora(run: Mapping[str, Any]) -> LoraConfig:
+    """The config's section `lora` of a run that trained an adapter."""
+    section = dict(run["config"]["lora"])
+    return LoraConfig(**section | {"targets": tuple(section.get("targets", DEFAULT_TARGETS))})
+
+
+def read_run(directory: Path) -> tuple[int, Params, dict[str, Any]]:
+    """(step, parameters, description) of a run's newest checkpoint.
+
+    Raises:
+        ValueError: the directory holds no checkpoint.
+    """
+    place = directory / "checkpoints"
+    if not any(path.name.isdigit() for path in place.glob("*")):
+        raise ValueError(
+            f"{directory} is neither a model directory (no {MODEL_FILE}) nor DeepFloyd IF in "
+            f"diffusers' layout (no {diffusers_directory.INDEX}) nor the workdir of a training run "
+            "(no checkpoint in checkpoints/)."
+        )
+    # Imported here: Orbax is slow to import, and nothing but a workdir needs it.
+    from imagen_jax.storage.checkpoint import Checkpoints
+
+    checkpoints = Checkpoints(place, read_only=True)
+    stored = checkpoints.read_parameters()
+    checkpoints.close()
+    return stored
+
+
+def as_dtype(leaf: np.ndarray, dtype: str) -> np.ndarray:
+    """Floating-point numbers as `dtype`, others as they are."""
+    return leaf.astype(jnp.dtype(dtype)) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf

@@ -1,0 +1,1 @@
+"""What a run takes on accelerators that are not here: compiled for them, and read."""

@@ -1,0 +1,1 @@
+"""Files, each written whole or not at all: parameters, checkpoints, JSON. Knows no model."""

@@ -1,0 +1,1 @@
+"""Prompts to TextEmbeddings: caption cleaning, tokenizers, the frozen encoder."""

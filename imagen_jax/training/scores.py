@@ -1,0 +1,72 @@
+"""FID, CLIP score and CMMD of a base model's pictures while it is trained."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from imagen_jax.cascade.cascade import Conditions, sample_keys, sample_stage
+from imagen_jax.devices.hosts import whole
+from imagen_jax.diffusion.sampling import SamplingSettings
+from imagen_jax.evaluation.feature_files import load_extractor
+from imagen_jax.evaluation.measures import KINDS, OF_REFERENCE, measure, prepare_truth
+from imagen_jax.evaluation.prompts import read_prompts
+from imagen_jax.evaluation.reference import read_reference
+from imagen_jax.images.grid import to_uint8
+from imagen_jax.text import encoder as text
+from imagen_jax.text.encoder import TextEncoder
+from imagen_jax.training.loop import ScoreFn
+from imagen_jax.training.run_config import RunConfig
+from imagen_jax.training.state import Frozen, encoder_params, network_params
+from imagen_jax.typing import Params
+
+METRICS = ("fid", "cmmd", "clip")
+
+
+def make_score_fn(config: RunConfig, encoder: TextEncoder | None, frozen: Frozen | None) -> ScoreFn:
+    """parameters -> {"scores/fid/NETWORK": value, ...} by the config's section `evaluate`.
+
+    Raises:
+        FileNotFoundError: the prompts, a network or the reference are missing.
+        ValueError: the stage does not paint prompts, or nothing can be measured.
+    """
+    section, stage = config.evaluate, config.stage
+    if stage.conditioning != "text" or stage.low_resolution is not None or encoder is None:
+        raise ValueError(f"section 'evaluate' is for a base model of text; {stage.name!r} is none")
+    prompts = read_prompts(section.prompts).first(section.num)
+    extractors = [load_extractor(directory) for directory in section.features]
+    reference = None if section.reference is None else read_reference(Path(section.reference))
+    kinds = {extractor.kind for extractor in extractors}
+    metrics = [m for m in METRICS if KINDS[m] in kinds and (reference or m not in OF_REFERENCE)]
+    if not metrics:
+        raise ValueError("section 'evaluate' measures nothing: FID needs a reference, CLIP a model")
+    truth = prepare_truth(metrics, extractors, reference, prompts.texts)
+    # The keys of a cascade's first stage: the pictures are those of scripts/evaluate.py.
+    keys = sample_keys(section.seed, range(len(prompts)))
+    keys = jax.vmap(lambda key: jax.random.fold_in(key, 0))(keys)
+    sampling = config.sample.sampling if config.sample else SamplingSettings()
+
+    def draw(params: Params, rows: np.ndarray) -> np.ndarray:
+        weights = encoder_params(params, frozen)
+        embeddings = text.encode(encoder, weights, [prompts.texts[row] for row in rows])
+        conditions = Conditions(embeddings, text.unconditional(encoder, weights))
+        network = network_params(params, frozen, config.lora)
+        return to_uint8(whole(sample_stage(stage, network, keys[rows], conditions, sampling)))
+
+    def score(params: Params) -> dict[str, float]:
+        found: dict[str, list[np.ndarray]] = {extractor.name: [] for extractor in extractors}
+        for start in range(0, len(prompts), section.batch_size):
+            # The last batch is filled up with the last prompt: one program for all.
+            rows = np.minimum(np.arange(start, start + section.batch_size), len(prompts) - 1)
+            images = draw(params, rows)[: len(prompts) - start]
+            for extractor in extractors:
+                found[extractor.name].append(extractor.images(images))
+        features = {name: np.concatenate(parts) for name, parts in found.items()}
+        values = measure(metrics, extractors, features, truth, np.arange(len(prompts)))
+        return {
+            f"scores/{metric}/{name}": entry["value"]
+            for metric, entries in values.items()
+            for name, entry in entries.items()
+        }
+
+    return score

@@ -1,0 +1,77 @@
+"""scripts/command_line.py: one line for each error that is no bug, and folders to write into."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from imagen_jax.commands.command_line import make_folder, one_line_errors, output_folder
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ValueError("size is 3"), "error: size is 3"),
+        (FileNotFoundError(2, "No such file", "x"), "error: [Errno 2] No such file: 'x'"),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_an_expected_error_is_one_line(error, said):
+    with pytest.raises(SystemExit) as caught, one_line_errors(ValueError):
+        raise error
+    assert caught.value.code == said
+
+
+@pytest.mark.parametrize(
+    ("package", "hint"),
+    [("grain", r"pip install -e '.[train]'"), ("seqio", r"pip install -e '.[seqio]'")],
+)
+def test_a_missing_package_tells_how_to_get_it(monkeypatch, package, hint):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(SystemExit) as caught, one_line_errors():
+        __import__(package)
+    assert package in caught.value.code
+    assert hint in caught.value.code
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("a bug"), KeyError("a bug"), ImportError("a bug", name="imagen_jax.data")]
+)
+def test_a_bug_keeps_its_traceback(error):
+    with pytest.raises(type(error), match="a bug"), one_line_errors():
+        raise error
+
+
+@pytest.mark.parametrize("path", ["gs://bucket/run", "/home/me/s3:/bucket"])
+def test_a_bucket_is_no_folder(path):
+    with pytest.raises(ValueError, match=r"--workdir .*bucket.*: (gs|s3):// is no folder"):
+        make_folder(Path(path), "--workdir")
+
+
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ValueError, match=r"--out \S+file is a file"):
+        make_folder(tmp_path / "file", "--out")
+    with pytest.raises(ValueError, match=r"--out \S+below cannot be written"):
+        make_folder(tmp_path / "file" / "below", "--out")
+    with pytest.raises(ValueError, match="--workdir /proc/none cannot be written"):
+        make_folder(Path("/proc/none"), "--workdir")
+    with pytest.raises(ValueError, match="/proc cannot be written"):
+        make_folder(Path("/proc"), "--workdir")
+
+
+def write_and_fail(path):
+    path.touch()
+    (path / "below a file").read_text()
+
+
+def test_an_output_folder_goes_again_when_nothing_came_of_it(tmp_path):
+    with pytest.raises(KeyError), output_folder(tmp_path / "a" / "b"):
+        raise KeyError
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(NotADirectoryError), output_folder(tmp_path / "a" / "b"):
+        write_and_fail(tmp_path / "a" / "picture")
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["picture"]
+    with output_folder(tmp_path / "c"):
+        pass
+    assert (tmp_path / "c").is_dir()

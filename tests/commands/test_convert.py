@@ -1,0 +1,210 @@
+"""scripts/convert.py from the outside, and training with a text encoder of its making."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from tiny_cascade import tiny_pipeline
+
+from imagen_jax.cascade.cascade import TEXT_ENCODER, Cascade
+from imagen_jax.cascade.stage import Stage, init_params
+from imagen_jax.convert.t5 import load_huggingface
+from imagen_jax.diffusion import DiscreteBeta
+from imagen_jax.diffusion.sampling import SamplingSettings
+from imagen_jax.models import UNetConfig, UNetLevel, t5
+from imagen_jax.pipeline.encoder_files import read_encoder
+from imagen_jax.pipeline.loading import load_model
+from imagen_jax.pipeline.pipeline import Pipeline
+from imagen_jax.text.encoder import SentencePieceTokenizer, TextEncoder
+
+ROOT = Path(__file__).resolve().parents[2]
+SPIECE = ROOT / "imagen_jax" / "pretrained" / "emoji" / "spiece.model"
+SIZES = {"vocab_size": 6000, "d_model": 8, "num_heads": 2, "head_dim": 4, "d_ff": 16}
+ENCODER = TextEncoder(
+    t5.T5Config(**SIZES, num_layers=1), SentencePieceTokenizer(str(SPIECE)), max_length=8
+)
+NETWORK = UNetConfig(
+    (UNetLevel(8, 1, "cross"),), out_channels=6, head_channels=4, norm_groups=4,
+    text_projection=32, text_norm="group", pooling_heads=2, mask_text=False,
+)  # fmt: skip
+STAGE = Stage("mine", 8, NETWORK, text_width=8, schedule=DiscreteBeta())
+SETTINGS = SamplingSettings(steps=20, spacing="leading", guidance=5.0)
+
+
+def script(name: str, *arguments, cwd: Path = ROOT) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(ROOT / "scripts" / name), *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment)
+
+
+def convert(*arguments) -> str:
+    done = script("convert.py", *arguments)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    place = tmp_path_factory.mktemp("models") / "model"
+    params = {
+        "mine": init_params(STAGE, jax.random.key(0)),
+        TEXT_ENCODER: t5.init(ENCODER.config, jax.random.key(1)),
+    }
+    pipeline = Pipeline(Cascade((STAGE,), (SETTINGS,), ENCODER), params, name="mine")
+    pipeline.save_pretrained(place, dtype="float32")
+    return place
+
+
+def test_there_and_back(model, tmp_path):
+    said = convert("--model", model, "--to", "diffusers", "--out", tmp_path / "theirs")
+    assert "num_inference_steps=20, guidance_scale=5.0" in said
+    assert "note: the null text is zeros here" in said
+    index = json.loads((tmp_path / "theirs" / "model_index.json").read_text())
+    assert index["_class_name"] == "IFPipeline"
+    back = ("--to", "imagen_jax", "--out", tmp_path / "back", "--dtype", "float32")
+    convert("--model", tmp_path / "theirs", *back)
+    first, second = load_model(model), load_model(tmp_path / "back")
+    (stage,) = second.cascade.stages
+    assert stage.network == STAGE.network
+    assert stage.schedule == STAGE.schedule
+    equal = np.testing.assert_array_equal
+    jax.tree.map(equal, second.params[stage.name], first.params["mine"])
+    jax.tree.map(equal, second.params[TEXT_ENCODER], first.params[TEXT_ENCODER])
+
+
+def test_one_part_alone(model, tmp_path):
+    convert(
+        "--model", model, "--to", "diffusers", "--part", "unet", "--out", tmp_path / "unet",
+        "--dtype", "float16", "--variant", "fp16",
+    )  # fmt: skip
+    files = {path.name for path in (tmp_path / "unet").iterdir()}
+    assert files == {"config.json", "diffusion_pytorch_model.fp16.safetensors"}
+    convert(
+        "--model", model, "--to", "diffusers", "--part", "text_encoder", "--out", tmp_path / "t5"
+    )
+    config, words = load_huggingface(tmp_path / "t5")
+    assert config == ENCODER.config
+    expected = load_model(model).params[TEXT_ENCODER]
+    jax.tree.map(np.testing.assert_array_equal, words, expected)
+    convert("--model", tmp_path / "t5", "--to", "imagen_jax", "--out", tmp_path / "ours")
+    convert(
+        "--model",
+        model,
+        "--to",
+        "imagen_jax",
+        "--part",
+        "text_encoder",
+        "--out",
+        tmp_path / "alone",
+    )
+    written = {path.name for path in (tmp_path / "alone").iterdir()}
+    assert written == {"text_encoder.json", "text_encoder.safetensors", "spiece.model"}
+    for place in ("ours", "alone"):
+        _, halved = read_encoder(tmp_path / place, dtype=None)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_array_equal(a, np.asarray(b, a.dtype)), halved, expected
+        )
+
+
+def test_a_mistake_is_one_line(model, tmp_path):
+    tiny_pipeline().save_pretrained(tmp_path / "tiny")
+    out = ("--out", tmp_path / "out")
+    for arguments, said in (
+        (("--model", tmp_path / "none", "--to", "diffusers"), "none"),
+        (
+            ("--model", tmp_path / "tiny", "--to", "diffusers"),
+            "has the stages base, sr: `stage` must",
+        ),
+        (("--model", tmp_path / "tiny", "--stage", "sr", "--to", "diffusers"), "'efficient_unet'"),
+        (("--model", model, "--part", "unet", "--to", "imagen_jax"), "--part unet is for"),
+        (("--model", model, "--stage", "mine", "--to", "imagen_jax"), "--stage is for"),
+    ):
+        done = script("convert.py", *arguments, *out)
+        assert done.returncode == 1
+        assert done.stderr.startswith("error: "), done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1
+        assert said in done.stderr
+        assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "set.npz"
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (8, 32, 32, 3), np.uint8)
+    np.savez(path, image=images, captions=np.asarray([f"no {i}" for i in range(8)]))
+    return path
+
+
+def pictures_of(workdir: Path, prompt: str, elsewhere: Path) -> None:
+    """A workdir needs nothing beside it, wherever it is read from."""
+    out = elsewhere / "out"
+    done = script(
+        "generate.py", prompt, "--model", workdir, "--num_images", 1, "--steps", 1, "--no_grid",
+        "--quiet", "--out", out, cwd=elsewhere,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert len(list(out.glob("*.png"))) == 1
+
+
+def test_training_on_an_encoder_of_hugging_face(dataset, tmp_path):
+    """Named by a relative path, left out of the config, and gone when the run is over."""
+    place = tmp_path / "here"
+    place.mkdir()
+    from imagen_jax.convert.t5 import save_huggingface
+
+    words = t5.init(ENCODER.config, jax.random.key(1))
+    save_huggingface(place / "t5", ENCODER.config, words)
+    (place / "t5" / "spiece.model").write_bytes(SPIECE.read_bytes())
+    config = f"""
+from ml_collections import ConfigDict
+def get_config():
+    spec = __import__("importlib.util").util.spec_from_file_location(
+        "tiny", {str(ROOT / "tests/training/tiny_config.py")!r})
+    module = __import__("importlib.util").util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config()
+    config.text = {{"max_length": 8, "trainable": False, "init_from": "t5"}}
+    config.frozen_dtype = "bfloat16"
+    return config
+"""
+    (place / "config.py").write_text(config)
+    command = ("train.py", "--config=config.py", "--workdir=run", f"--config.data.path={dataset}")
+    done = script(*command, "--config.num_steps=1", cwd=place)
+    assert done.returncode == 0, done.stderr
+    (place / "t5").rename(place / "moved")
+    pipeline = load_model(place / "run")
+    assert pipeline.cascade.encoder.config == ENCODER.config
+    jax.tree.map(
+        lambda kept, leaf: np.testing.assert_array_equal(kept, leaf.astype("bfloat16")),
+        pipeline.params[TEXT_ENCODER],
+        words,
+    )
+    pictures_of(place / "run", "no 1", tmp_path)
+    wrong = script(*command, "--config.text.init_from=moved", "--workdir=other",
+                   "--config.text.encoder={'d_model': 8, 'd_ff': 99}", cwd=place)  # fmt: skip
+    assert wrong.returncode == 1
+    assert "d_ff 99 (there 16)" in wrong.stderr
+    assert "Traceback" not in wrong.stderr
+
+
+def test_going_on_from_the_shipped_model_in_a_fresh_clone(dataset, tmp_path):
+    done = script(
+        "train.py", f"--config={ROOT / 'configs' / 'emoji_base32.py'}", "--workdir=run",
+        "--config.init_from=emoji", f"--config.data.path={dataset}", "--config.batch_size=2",
+        "--config.num_steps=2", "--config.sample=None", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "text_encoder.safetensors").is_file()
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    pictures_of(tmp_path / "run", "red heart", elsewhere)
+    kept, shipped = load_model(tmp_path / "run"), load_model("emoji")
+    jax.tree.map(
+        np.testing.assert_array_equal, kept.params[TEXT_ENCODER], shipped.params[TEXT_ENCODER]
+    )

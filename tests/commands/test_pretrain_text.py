@@ -1,0 +1,103 @@
+"""scripts/pretrain_text.py: what it learns, and that train.py goes on from it."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from imagen_jax.storage.checkpoint import Checkpoints
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = ROOT / "tests" / "training" / "tiny_config.py"
+
+
+def script(name: str, *arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(ROOT / "scripts" / name), f"--config={CONFIG}", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+
+
+def parameters(workdir: Path) -> dict:
+    return Checkpoints(workdir / "checkpoints", read_only=True).read_parameters("params")[1]
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory) -> tuple[Path, str, str]:
+    folder = tmp_path_factory.mktemp("pretrain")
+    colours = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "white": (255,) * 3}
+    images = np.stack([np.full((8, 8, 3), colour, np.uint8) for colour in colours.values()])
+    np.savez(folder / "set.npz", image=images, captions=np.asarray(list(colours)))
+    data = f"--config.data.path={folder / 'set.npz'}"
+    workdir = folder / "text"
+    done = script(
+        "pretrain_text.py",
+        data,
+        f"--workdir={workdir}",
+        "--config.stage.network.draft=True",
+        "--steps=1000",
+        "--batch_size=4",
+        "--learning_rate=1e-2",
+    )
+    assert done.returncode == 0, done.stderr
+    return workdir, data, done.stdout
+
+
+def test_it_learns_which_word_has_which_colour(pretrained):
+    errors = [float(value) for value in re.findall(r"error ([\d.]+)", pretrained[2])]
+    assert len(errors) == 2
+    assert errors[-1] < 0.05, errors  # a mean picture has about 0.8
+
+
+def test_training_starts_from_the_draft_and_keeps_the_encoder(pretrained, tmp_path):
+    workdir, data, _ = pretrained
+    done = script(
+        "train.py",
+        data,
+        f"--workdir={tmp_path / 'run'}",
+        "--config.stage.network.draft=True",
+        f"--config.init_from={workdir}",
+        "--config.text.trainable=False",
+        f"--config.text.init_from={workdir}",
+        "--config.batch_size=4",
+        "--config.num_steps=1",
+        "--config.optimizer.learning_rate=1e-9",
+    )
+    assert done.returncode == 0, done.stderr
+    before, after = parameters(workdir), parameters(tmp_path / "run")
+    assert set(after) == {"network"}
+    kernel = before["network"]["draft"]["out"]["kernel"]
+    np.testing.assert_allclose(after["network"]["draft"]["out"]["kernel"], kernel, atol=1e-6)
+
+
+def check_one_line(done: subprocess.CompletedProcess, said: str) -> None:
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert done.stderr.strip().splitlines()[-1].startswith("error: ")
+    assert said in done.stderr
+
+
+def test_a_workdir_with_a_checkpoint_is_refused_before_training(pretrained):
+    workdir, data, _ = pretrained
+    draft = "--config.stage.network.draft=True"
+    for more in ([], [f"--init_from={workdir}"]):
+        done = script("pretrain_text.py", data, draft, f"--workdir={workdir}", *more)
+        check_one_line(done, "has a checkpoint already (step 1000)")
+        assert "step 1" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "stage.network.draft is not True"),
+        (["--config.stage.network.draft=True"], "there is no file none.npz"),
+        (["21000"], "unknown argument '21000'"),
+        (["--config.batchsize=3"], "did you mean 'batch_size'"),
+    ],
+)
+def test_a_mistake_is_one_line(tmp_path, arguments, said):
+    workdir = f"--workdir={tmp_path / 'run'}"
+    done = script("pretrain_text.py", workdir, "--config.data.path=none.npz", *arguments)
+    check_one_line(done, said)
+    assert not (tmp_path / "run").exists()

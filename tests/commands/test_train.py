@@ -1,0 +1,246 @@
+"""scripts/train.py from the outside: what it prints, imports and survives."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_cascade import BASE, ENCODER, random_params
+
+from imagen_jax.cascade.cascade import Cascade
+from imagen_jax.commands.train import reference_curve
+from imagen_jax.diffusion.sampling import SamplingSettings
+from imagen_jax.pipeline.model_directory import write_model
+from imagen_jax.storage.checkpoint import Checkpoints
+from imagen_jax.training.metrics import Curve, read_losses
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = ROOT / "tests" / "training" / "tiny_config.py"
+
+# Runs the script as a program and then says which of the heavy modules came in.
+WRAPPED = """
+import runpy, sys
+sys.argv = sys.argv[1:]
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+finally:
+    heavy = ("tensorflow", "seqio", "tensorflow_datasets", "tensorflow_text")
+    print("IMPORTED", [name for name in heavy if name in sys.modules])
+"""
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "set.npz"
+    images = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), np.uint8)
+    np.savez(path, image=images, captions=np.asarray([f"no {i}" for i in range(40)]))
+    return path
+
+
+def arguments(workdir: Path, dataset: Path, **overrides) -> list[str]:
+    keys = {"data.path": str(dataset), **{k.replace("__", "."): v for k, v in overrides.items()}}
+    return [
+        str(ROOT / "scripts" / "train.py"),
+        f"--config={CONFIG}",
+        f"--workdir={workdir}",
+        *(f"--config.{key}={value}" for key, value in keys.items()),
+    ]
+
+
+def run(command: list[str], check: bool = True) -> subprocess.CompletedProcess:
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, cwd=ROOT)
+    assert not check or done.returncode == 0, done.stderr
+    return done
+
+
+def losses_in_full(workdir: Path) -> list[tuple[int, float]]:
+    """Every (step, loss) that was written, repeated steps too."""
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines if line.endswith("}")]
+    return [(record["step"], record["loss"]) for record in records if "loss" in record]
+
+
+def kill_at(command: list[str], workdir: Path, step: int, delay: float) -> None:
+    """Starts a run and kills it some seconds after it has written `step`."""
+    process = subprocess.Popen(
+        [sys.executable, *command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=ROOT
+    )
+    try:
+        while process.poll() is None:
+            if (workdir / "metrics.jsonl").exists() and max(
+                read_losses(workdir), default=0
+            ) >= step:
+                time.sleep(delay)
+                break
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+    finally:
+        process.kill()
+        _, errors = process.communicate()
+    assert process.returncode in (0, -signal.SIGKILL), errors.decode()
+
+
+def check_kills(tmp_path: Path, dataset: Path, whole: Path, steps: int, kills: int) -> None:
+    rng = random.Random(kills)
+    command = arguments(tmp_path, dataset, num_steps=steps)
+    for step in sorted(rng.sample(range(1, steps - 1), kills)):
+        kill_at(command, tmp_path, step, rng.uniform(0.0, 0.3))
+    run(command)
+    expected = read_losses(whole)
+    assert list(expected) == list(range(1, steps + 1))
+    assert read_losses(tmp_path) == expected
+    assert all(expected[step] == loss for step, loss in losses_in_full(tmp_path))
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory, dataset) -> tuple[Path, str]:
+    """An uninterrupted run with samples: (workdir, what it printed)."""
+    workdir = tmp_path_factory.mktemp("whole")
+    sample = "{'prompts': ['no 1', 'no 2'], 'steps': 2, 'every': 10}"
+    command = arguments(workdir, dataset, sample=sample)
+    return workdir, run(["-c", WRAPPED, *command]).stdout
+
+
+def test_a_run_reports_and_leaves_a_whole_workdir(whole_run):
+    workdir, said = whole_run
+    assert "step 12/12 | loss " in said
+    assert " images/s | " in said
+    assert " left" in said
+    assert Checkpoints(workdir / "checkpoints", read_only=True).steps()[-1] == 12
+    assert json.loads((workdir / "config.json").read_text())["stage"]["name"] == "tiny"
+    assert list(workdir.glob("events.out.tfevents.*"))
+    for step in (10, 12):
+        with Image.open(workdir / "samples" / f"samples_{step:07d}.png") as picture:
+            assert picture.width > picture.height
+
+
+def test_npz_needs_no_tensorflow(whole_run):
+    assert "IMPORTED []" in whole_run[1]
+
+
+def test_a_folder_needs_no_tensorflow(tmp_path):
+    rng = np.random.default_rng(0)
+    for i in range(8):
+        pixels = rng.integers(0, 256, (9, 12, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+        (tmp_path / f"{i}.txt").write_text(f"picture {i}")
+    options = {"data__source": "folder", "data__split": "all", "num_steps": 1}
+    command = arguments(tmp_path / "run", tmp_path, **options)
+    assert "IMPORTED []" in run(["-c", WRAPPED, *command]).stdout
+
+
+def test_killed_runs_go_on_bit_for_bit(tmp_path, dataset, whole_run):
+    check_kills(tmp_path, dataset, whole_run[0], steps=12, kills=3)
+
+
+@pytest.mark.slow
+def test_ten_kills_of_a_long_run(tmp_path, dataset):
+    run(arguments(tmp_path / "whole", dataset, num_steps=200))
+    check_kills(tmp_path / "killed", dataset, tmp_path / "whole", steps=200, kills=10)
+
+
+def test_a_dry_run_prints_the_model_and_writes_nothing(tmp_path, dataset):
+    said = run([*arguments(tmp_path / "run", dataset), "--dry_run"]).stdout
+    assert "trained parameters" in said
+    assert "GFLOP an image" in said
+    assert "3x3x" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_mistake_is_one_line(tmp_path, dataset):
+    done = run(arguments(tmp_path, dataset, batchsize=3), check=False)
+    assert done.returncode == 1
+    assert done.stderr.strip() == (
+        "error: unknown config key 'batchsize'; did you mean 'batch_size'?"
+    )
+    assert not list(tmp_path.iterdir())
+
+
+def check_one_line(done: subprocess.CompletedProcess, *said: str) -> None:
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert all(part in line for part in said), line
+
+
+def test_files_and_folders_that_will_not_do_are_one_line(tmp_path, dataset):
+    file = tmp_path / "file"
+    file.write_text("mine")
+    check_one_line(run(arguments(file, dataset), check=False), "--workdir", "is a file")
+    check_one_line(run(arguments("/proc/none", dataset), check=False), "/proc/none cannot be")
+    none = tmp_path / "none.npz"
+    check_one_line(run(arguments(tmp_path / "run", none), check=False), "there is no file", "none")
+    np.savez(none, image=np.uint8(3), captions=np.asarray(["a"]))
+    check_one_line(run(arguments(tmp_path / "run", none), check=False), "uint8 [N, H, W, 3]")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("package", "source"), [("grain", "npz"), ("seqio", "seqio")])
+def test_a_missing_package_is_one_line(tmp_path, dataset, package, source):
+    without = WRAPPED.replace(
+        "import runpy, sys", f"import runpy, sys\nsys.modules[{package!r}]=None"
+    )
+    command = arguments(tmp_path / "run", dataset, data__source=source)
+    check_one_line(run(["-c", without, *command], check=False), package, "pip install -e '.[")
+
+
+def test_a_full_disk_while_training_is_one_line(tmp_path, dataset):
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    check_one_line(run(arguments(tmp_path, dataset), check=False), "No space left on device")
+
+
+def shipped(tmp_path: Path, stage) -> Path:
+    """A folder of models, one of them of this stage, with its loss curve."""
+    cascade = Cascade((stage,), (SamplingSettings(),), ENCODER)
+    write_model(tmp_path / "model", cascade, random_params(cascade), name="model")
+    Curve((1.0, 9.0), (2.0, 1.0), ((1.0,), (1.0,))).write(tmp_path / "model/base_curve.json")
+    return tmp_path
+
+
+def test_a_loss_is_held_against_a_stage_of_the_same_configuration_alone(tmp_path):
+    models = shipped(tmp_path, BASE)
+    assert reference_curve(BASE, models).loss == (2.0, 1.0)
+    in_bfloat16 = replace(BASE, network=replace(BASE.network, dtype="bfloat16", remat=True))
+    assert reference_curve(in_bfloat16, models).loss == (2.0, 1.0)
+    for change in (
+        {"prediction": "v"},
+        {"loss": replace(BASE.loss, weight="v")},
+        {"schedule": replace(BASE.schedule, shift=1.0)},
+        {"network": replace(BASE.network, embedding_width=16)},
+        {"name": "another"},
+    ):
+        assert reference_curve(replace(BASE, **change), models) is None
+
+
+def test_another_config_in_the_same_workdir_is_refused(whole_run, dataset):
+    options = {"stage__network__levels__0__channels": 24, "num_steps": 20}
+    done = run(arguments(whole_run[0], dataset, **options), check=False)
+    assert done.returncode == 1
+    assert "does not fit the config" in done.stderr
+    assert "params/network/" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_sigterm_saves(tmp_path, dataset):
+    command = arguments(tmp_path, dataset, num_steps=100_000, checkpoint__every=100_000)
+    process = subprocess.Popen(
+        [sys.executable, *command], stdout=subprocess.PIPE, text=True, cwd=ROOT, env=os.environ
+    )
+    while process.poll() is None and not (
+        (tmp_path / "metrics.jsonl").exists() and read_losses(tmp_path)
+    ):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == os.EX_TEMPFAIL  # there is more to do
+    assert "stopped by a signal" in said
+    steps = Checkpoints(tmp_path / "checkpoints", read_only=True).steps()
+    assert steps == [max(read_losses(tmp_path))]

@@ -1,0 +1,451 @@
+"""What a user holds: loading, generating, saving, and one clear error for each wrong wish."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_cascade import BASE, BASE_SETTINGS, CASCADE, SR, network, random_params, tiny_pipeline
+
+import imagen_jax
+from imagen_jax.cascade import cascade as cascade_room
+from imagen_jax.cascade.cascade import TEXT_ENCODER, Cascade
+from imagen_jax.devices import compilation_cache
+from imagen_jax.images.grid import image_grid, to_uint8
+from imagen_jax.images.image_list import Pictures, read_settings, save_png
+from imagen_jax.models import EfficientLevel
+from imagen_jax.pipeline import generation as drawing
+from imagen_jax.pipeline import loading
+from imagen_jax.pipeline.loading import load_model
+from imagen_jax.pipeline.model_directory import MODEL_FILE
+from imagen_jax.pipeline.pipeline import Pipeline
+
+HEAVY = ["tensorflow", "torch", "orbax", "transformers", "matplotlib", "tensorstore", "seqio"]
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("models") / "tiny"
+    tiny_pipeline().save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(directory) -> Pipeline:
+    return load_model(directory)
+
+
+def pixels(pictures) -> np.ndarray:
+    return np.stack([np.asarray(picture, np.int32) for picture in pictures])
+
+
+def draw(model: Pipeline, *args, **kwargs) -> Pictures:
+    return model.generate_images(*args, **{"batch_size": 2, "progress": False, **kwargs})
+
+
+def test_pictures_of_prompts(model):
+    pictures = draw(model, ["a cat", "红苹果"], 2, seed=1)
+    assert len(pictures) == 4
+    assert all(isinstance(p, Image.Image) and p.size == (8, 8) for p in pictures)
+    assert pictures.captions == ["a cat", "a cat", "红苹果", "红苹果"]
+    assert draw(model, "a cat", 1, size=4)[0].size == (4, 4)
+    assert model.sizes == (4, 8)
+
+
+def test_a_picture_is_its_prompt_seed_and_index(model):
+    pictures = pixels(draw(model, ["a cat", "红苹果"], 2, seed=1))
+    assert (pixels(draw(model, ["a cat", "红苹果"], 2, seed=1)) == pictures).all()
+    alone = draw(model, "红苹果", 1, seed=1, first_index=3)
+    assert np.abs(pixels(alone)[0] - pictures[3]).max() <= 1
+    for seed, index in ((2, 3), (1, 0)):
+        other = draw(model, "红苹果", 1, seed=seed, first_index=index)
+        assert np.abs(pixels(other)[0] - pictures[3]).max() > 5
+
+
+def test_without_a_seed_each_call_differs_and_tells_its_seed(model):
+    first, second = draw(model, "a cat", 1), draw(model, "a cat", 1)
+    assert np.abs(pixels(first) - pixels(second)).max() > 5
+    seed = first[0].info["imagen_jax"]["seed"]
+    assert (pixels(draw(model, "a cat", 1, seed=seed)) == pixels(first)).all()
+
+
+def test_a_picture_is_made_again_from_its_png(model, tmp_path):
+    pictures = draw(
+        model, ["a cat", "红苹果"], 2, seed=5, guidance=2.0, steps=(3, 2), negative_prompt="blue"
+    )
+    save_png(pictures[2], tmp_path / "picture.png")
+    settings = read_settings(tmp_path / "picture.png")
+    assert settings["prompt"] == "红苹果"
+    assert [entry["steps"] for entry in settings["sampling"]] == [3, 2]
+    again = model.generate_again(settings, progress=False)
+    assert np.abs(pixels(again)[0] - pixels(pictures)[2]).max() <= 1
+    assert read_settings(tmp_path / "picture.png") == json.loads(
+        json.dumps(again[0].info["imagen_jax"])
+    )
+    with pytest.raises(ValueError, match="not whole: KeyError"):
+        model.generate_again({"prompt": "a cat"})
+
+
+def test_a_negative_prompt_leads_away(model):
+    plain = draw(model, "a cat", 1, seed=0)
+    away = draw(model, "a cat", 1, seed=0, negative_prompt="a dog", guidance=9.0)
+    unlike = draw(model, "a cat", 1, seed=0, guidance=9.0)
+    assert np.abs(pixels(unlike) - pixels(away)).max() > 2
+    assert (pixels(draw(model, "a cat", 1, seed=0, negative_prompt=" ")) == pixels(plain)).all()
+
+
+def test_callback_and_bar(model, capsys):
+    seen = []
+    draw(model, "a cat", 3, progress=True, callback=seen.append, every=2)
+    assert [(p.stage.name, p.first, p.step) for p in seen][:3] == [
+        ("base", 0, 2),
+        ("base", 0, 4),
+        ("base", 2, 2),
+    ]
+    assert seen[0].x0.shape == (2, 4, 4, 3)
+    assert "14/14" in capsys.readouterr().err
+
+
+def test_a_long_prompt_is_cut_with_a_warning(model):
+    with pytest.warns(UserWarning, match="'a very long prompt' has 18 tokens"):
+        pictures = draw(model, "a very long prompt", 1)
+    assert len(pictures) == 1
+
+
+@pytest.mark.parametrize(
+    ("wish", "message"),
+    [
+        ({"prompt": ""}, "prompt is empty"),
+        ({"prompt": ["a cat", "  "]}, "prompt is empty"),
+        ({"prompt": []}, "list of prompts is empty"),
+        ({"prompt": None}, "give one"),
+        ({"size": 64}, "size 64; sizes: 4, 8"),
+        ({"sampler": "euler"}, "'euler'; choose one of ddpm, ddim, dpmpp_2m, heun"),
+        ({"steps": 0}, "steps"),
+        ({"steps": (1, 2, 3)}, "3 entries; the model has 2 stages"),
+        ({"guidance": float("inf")}, "guidance"),
+        ({"num_images": 0}, "num_images"),
+        ({"batch_size": -1}, "batch_size"),
+        ({"seed": -1}, "seed"),
+        ({"seed": 2**32}, "seed"),
+        ({"label": 3}, "knows no classes"),
+        ({"first_index": -1}, "first_index"),
+        ({"every": -1}, "every must be a whole number, at least 1: -1"),
+        ({"spacing": "fast"}, "spacing 'fast'; choose one of"),
+        ({"spacing": "fast27"}, "counts time steps, and Cosine has none"),
+        ({"spacing": "fast27", "steps": 9}, "steps is 9, but spacing 'fast27' has 27 steps"),
+        (
+            {"aug_level": 250.0},
+            r"is 250.0; it lies in \[0, 1\]; diffusers' noise_level 250 is 0.251",
+        ),
+        ({"aug_level": -1.0}, r"aug_level is -1.0; it lies in \[0, 1\]\.$"),
+        ({"settings": [BASE_SETTINGS]}, "1 entries; the model has 2"),
+    ],
+)
+def test_a_wrong_wish_is_refused_before_anything_is_computed(
+    model, monkeypatch, wish: dict, message: str
+):
+    def never(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("expensive work began")
+
+    monkeypatch.setattr(drawing, "sample_cascade", never)
+    monkeypatch.setattr(drawing, "encode_prompts", never)
+    with pytest.raises(ValueError, match=message) as caught:
+        model.generate_images(**{"prompt": "a cat", "progress": False, **wish})
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_model_lists_the_known_ones(tmp_path, monkeypatch, directory):
+    monkeypatch.setattr(loading, "PRETRAINED", directory.parent)
+    with pytest.raises(ValueError, match=r"Unknown model 'emojy'.*shipped: tiny\)"):
+        load_model("emojy")
+    assert load_model("tiny").name == "tiny"
+    with pytest.raises(
+        ValueError, match=r"neither a model .* \(no model_index.json\) nor the work"
+    ):
+        load_model(tmp_path)
+    (tmp_path / "IF-I-XL.ckpt").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"has pickles alone \(IF-I-XL.ckpt\)"):
+        load_model(tmp_path)
+    with pytest.raises(ValueError, match="empty list"):
+        load_model([])
+
+
+def test_damaged_model_directories_are_refused(directory, tmp_path):
+    def copy(name: str) -> Path:
+        target = tmp_path / name
+        target.mkdir()
+        for file in directory.iterdir():
+            (target / file.name).write_bytes(file.read_bytes())
+        return target
+
+    place = copy("json")
+    (place / MODEL_FILE).write_text("{")
+    with pytest.raises(ValueError, match="not the description of a model: it is not JSON"):
+        load_model(place)
+    (place / MODEL_FILE).write_text("[" * 10**5)
+    with pytest.raises(ValueError, match="nested too deeply"):
+        load_model(place)
+
+    place = copy("newer")
+    values = json.loads((place / MODEL_FILE).read_text())
+    (place / MODEL_FILE).write_text(json.dumps({**values, "format": 99}))
+    with pytest.raises(ValueError, match="format 99"):
+        load_model(place)
+    values["stages"][0]["stage"]["colour"] = "red"
+    (place / MODEL_FILE).write_text(json.dumps(values))
+    with pytest.raises(ValueError, match="colour"):
+        load_model(place)
+
+    place = copy("cut")
+    weights = place / "sr.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-10])
+    with pytest.raises(ValueError, match=r"sr\.safetensors is not a whole"):
+        draw(load_model(place), "a cat", 1)
+
+    place = copy("missing")
+    (place / "base.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"base\.safetensors"):
+        draw(load_model(place), "a cat", 1)
+
+    place = copy("other")
+    (place / "base.safetensors").write_bytes((place / "sr.safetensors").read_bytes())
+    with pytest.raises(ValueError, match=r"does not fit the model.*unused"):
+        draw(load_model(place), "a cat", 1)
+
+
+def test_pictures_that_are_no_numbers_are_an_error():
+    model = tiny_pipeline()
+    model.params["base"]["conv_in"]["bias"][0] = np.nan
+    with pytest.raises(ValueError, match="2 of 2 pictures of 'tiny' are no finite numbers"):
+        draw(model, "a cat", 2, size=4)
+
+
+def test_saving_and_loading_go_round(model, directory, tmp_path):
+    again = tmp_path / "again"
+    model.save_pretrained(again)
+    loaded = load_model(again)
+    assert loaded.cascade == model.cascade
+    assert loaded.notes == {"steps": 0}
+    assert loaded.fingerprint == model.fingerprint
+    assert loaded.name == "tiny"
+    jax.tree.map(np.testing.assert_array_equal, dict(loaded.params), dict(model.params))
+    # bfloat16 on disk keeps eight bits of the mantissa.
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=2**-8),
+        dict(model.params),
+        random_params(CASCADE),
+    )
+    with pytest.raises(ValueError, match="is a file"):
+        model.save_pretrained(again / MODEL_FILE)
+
+
+def test_a_failed_save_changes_nothing(directory, tmp_path):
+    class Broken(dict):
+        def __getitem__(self, name):
+            if name == TEXT_ENCODER:
+                raise OSError(28, "No space left on device")
+            return super().__getitem__(name)
+
+    broken = Pipeline(CASCADE, Broken(random_params(CASCADE, seed=1)))
+    with pytest.raises(OSError, match="No space"):
+        broken.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="neither a model directory"):
+        load_model(tmp_path)
+
+    def contents() -> dict[str, bytes]:
+        return {file.name: file.read_bytes() for file in directory.iterdir()}
+
+    before = contents()
+    with pytest.raises(OSError, match="No space"):
+        broken.save_pretrained(directory)
+    assert contents() == before
+
+
+def test_a_save_over_another_leaves_no_stale_file(tmp_path):
+    model = tiny_pipeline()
+    model.save_pretrained(tmp_path)
+    wanted = {file.name for file in tmp_path.iterdir()}
+    (tmp_path / "base-00001-of-00002.safetensors").write_bytes(b"old")
+    (tmp_path / "base.safetensors.index.json").write_text('{"weight_map": {}}')
+    (tmp_path / "README.md").write_text("the user's own")
+    model.save_pretrained(tmp_path)
+    assert {file.name for file in tmp_path.iterdir()} == wanted | {"README.md"}
+
+
+class State(NamedTuple):
+    step: Any
+    params: Any
+    ema: Any
+
+
+def write_workdir(workdir: Path, cascade: Cascade, params: dict, text: dict | None) -> None:
+    """A checkpoint as training leaves it: one stage, the average of its parameters beside them."""
+    from imagen_jax.storage.checkpoint import Checkpoints
+
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    state = State(np.int32(3), jax.tree.map(np.zeros_like, params), params)
+    run = {"model": cascade_room.to_dict(cascade), "config": {"text": text}}
+    checkpoints.save(3, jax.tree.map(jax.numpy.asarray, state), run=run, loss=1.0)
+    checkpoints.close()
+
+
+def test_workdirs_of_training_are_put_in_a_row(model, tmp_path):
+    params = dict(model.params)
+    settings, encoder = CASCADE.sampling, CASCADE.encoder
+    base, sr = tmp_path / "base", tmp_path / "sr"
+    trained = {"network": params["base"], TEXT_ENCODER: params[TEXT_ENCODER]}
+    write_workdir(base, Cascade((BASE,), settings[:1], encoder), trained, {"init_from": None})
+    write_workdir(
+        sr,
+        Cascade((SR,), settings[1:], encoder),
+        {"network": params["sr"]},
+        {"init_from": str(base)},
+    )
+    both = load_model([base, sr])
+    assert both.sizes == (4, 8)
+    wanted = draw(model, "a cat", 2, seed=3)
+    assert (pixels(draw(both, "a cat", 2, seed=3)) == pixels(wanted)).all()
+    assert (
+        pixels(draw(load_model(str(base)), "a cat", 2, seed=3))
+        == pixels(draw(model, "a cat", 2, seed=3, size=4))
+    ).all()
+    alone = load_model(sr)
+    jax.tree.map(np.testing.assert_array_equal, alone.params[TEXT_ENCODER], params[TEXT_ENCODER])
+    with pytest.raises(ValueError, match="enlarges pictures of 4 pixels"):
+        draw(alone, "a cat", 1)
+    both.save_pretrained(tmp_path / "joined")
+    joined = load_model(tmp_path / "joined")
+    assert (pixels(draw(joined, "a cat", 2, seed=3)) == pixels(wanted)).all()
+    assert joined.notes == {"base": {"step": 3}, "sr": {"step": 3}}
+
+
+@pytest.mark.parametrize("kind", ["label", None])
+def test_models_of_classes_and_of_nothing(kind: str | None):
+    classes = 5 if kind == "label" else None
+    stage = replace(
+        BASE,
+        conditioning=kind,
+        text_width=None,
+        network=replace(network(num_classes=classes), levels=(EfficientLevel(8, 1),)),
+    )
+    cascade = Cascade((stage,), (BASE_SETTINGS,))
+    model = Pipeline(cascade, random_params(cascade))
+    if kind is None:
+        assert len(draw(model, num_images=2)) == 2
+    else:
+        pictures = draw(model, label=[0, 4], num_images=1, seed=0)
+        assert pictures.captions == ["0", "4"]
+        other = draw(model, label=[0, 3], num_images=1, seed=0)
+        assert (pixels(pictures)[0] == pixels(other)[0]).all()
+        assert np.abs(pixels(pictures)[1] - pixels(other)[1]).max() > 2
+        with pytest.raises(ValueError, match=r"0 \.\.\. 4: 5"):
+            draw(model, label=5)
+    with pytest.raises(ValueError, match="reads no text"):
+        draw(model, "a cat", label=1)
+
+
+def test_a_notebook_shows_a_grid(model):
+    pictures = draw(model, "a cat", 3)
+    assert pictures._repr_png_().startswith(b"\x89PNG")
+    assert Pictures([])._repr_png_() is None
+    assert pictures.grid(columns=3).width > pictures.grid(columns=1).width
+
+
+def test_a_grid_holds_every_picture_and_caption():
+    red, blue = Image.new("RGB", (8, 8), "red"), Image.new("RGB", (8, 8), "blue")
+    plain = np.asarray(image_grid([red, blue, red], columns=2, gap=1))
+    assert plain.shape == (20, 20, 3)
+    assert (plain[1:9, 1:9] == [255, 0, 0]).all()
+    assert (plain[1:9, 11:19] == [0, 0, 255]).all()
+    assert (plain[11:19, 11:19] == 255).all()
+    captioned = np.asarray(image_grid([red, blue], ["a cat", "红苹果"]))
+    below = captioned[4 + 96 + 2 :]
+    assert (below[:, : below.shape[1] // 2] < 128).any()
+    assert (below[:, below.shape[1] // 2 :] < 128).any()
+    with pytest.raises(ValueError, match="2 captions for 1"):
+        image_grid([red], ["a", "b"])
+
+
+def test_pixels_are_rounded_and_clipped():
+    every = np.arange(256)
+    assert (to_uint8(every / 127.5 - 1) == every).all()
+    floats = np.array([-2, -1, -1 + 1.5 / 255, 0, 1, 2], np.float32)
+    assert to_uint8(floats).tolist() == [0, 0, 1, 128, 255, 255]
+
+
+def test_settings_of_other_files_are_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no file .*none\.png"):
+        read_settings(tmp_path / "none.png")
+    Image.new("RGB", (4, 4)).save(tmp_path / "plain.png")
+    with pytest.raises(ValueError, match="holds no imagen_jax settings"):
+        read_settings(tmp_path / "plain.png")
+    (tmp_path / "text.png").write_text("not a picture")
+    with pytest.raises(ValueError, match="not a picture"):
+        read_settings(tmp_path / "text.png")
+
+
+def test_the_users_own_compilation_cache_stays(monkeypatch, tmp_path):
+    before = jax.config.jax_compilation_cache_dir
+    compilation_cache.use_compilation_cache()
+    assert jax.config.jax_compilation_cache_dir == before
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    try:
+        jax.config.update("jax_compilation_cache_dir", None)
+        compilation_cache.use_compilation_cache()
+        wanted = tmp_path / "imagen_jax" / "compiled"
+        assert jax.config.jax_compilation_cache_dir == str(wanted)
+        assert wanted.is_dir()
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+
+
+def run_python(program: str, *arguments: str) -> str:
+    result = subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(imagen_jax.__file__).parents[1])},
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    program = "import sys, imagen_jax; print([m for m in sys.argv[1:] if m in sys.modules])"
+    assert run_python(program, *HEAVY, "jax", "flax", "numpy").strip() == "[]"
+
+
+def test_generating_imports_nothing_it_does_not_need_and_stays_small(directory):
+    program = """
+import sys, imagen_jax
+model = imagen_jax.load_model(sys.argv[1])
+pictures = model.generate_images("a cat", num_images=2, batch_size=2, progress=False)
+assert len(pictures) == 2
+print([m for m in sys.argv[2:] if m in sys.modules])
+# Not getrusage: that starts from the size of the process which started this one.
+peak = [line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM:")]
+print(int(peak[0]) // 1024)
+"""
+    printed = run_python(program, str(directory), *HEAVY, "optax", "grain")
+    modules, megabytes = printed.split("\n")[:2]
+    assert modules == "[]"
+    assert int(megabytes) < 2048
+
+
+def test_the_version_is_the_packages(repository):
+    import tomllib
+
+    values = tomllib.loads((repository / "pyproject.toml").read_text())
+    assert values["project"]["version"] == imagen_jax.__version__
+    with pytest.raises(AttributeError, match="no_such_name"):
+        _ = imagen_jax.no_such_name
+    assert "load_model" in dir(imagen_jax)

@@ -1,0 +1,294 @@
+"""Checkpoints are whole or not there, come back exactly on any mesh, and say what does not fit."""
+
+import shutil
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from imagen_jax.devices.sharding import MeshConfig, make_mesh
+from imagen_jax.storage import checkpoint
+from imagen_jax.storage.checkpoint import CheckpointError, Checkpoints
+from imagen_jax.storage.digest import checked
+from imagen_jax.training.loop import abstract, init_sharded
+from tests.training import toy
+
+
+def make_state(seed=0, mesh=None, hidden=16):
+    mesh = mesh or make_mesh(MeshConfig(), jax.devices()[:1])
+    return init_sharded(lambda key: toy.init(key, hidden), jax.random.key(seed), mesh)
+
+
+def assert_equal(left, right):
+    assert jax.tree.structure(left) == jax.tree.structure(right)
+    jax.tree.map(np.testing.assert_array_equal, left, right)
+
+
+def open_in(folder, **options):
+    return Checkpoints(folder / "checkpoints", **options)
+
+
+def truncate_largest(folder: Path):
+    largest = max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    with open(largest, "r+b") as file:
+        file.truncate(largest.stat().st_size // 2)
+
+
+def test_what_is_saved_comes_back(tmp_path):
+    state = make_state()
+    checkpoints = open_in(tmp_path)
+    checkpoints.save(3, state, run={"step": 3, "x": [0.1]}, loss=1.0)
+    checkpoints.close()
+    again = open_in(tmp_path)
+    restored, run = again.restore(abstract(make_state(seed=1)))
+    assert_equal(restored, state)
+    assert (run["step"], run["x"]) == (3, [0.1])
+    again.close()
+
+
+def test_saving_does_not_see_what_later_steps_write(tmp_path):
+    state = make_state(hidden=4096)
+    expected = jax.device_get(jax.tree.map(jnp.copy, state))
+    add = jax.jit(lambda state: jax.tree.map(lambda x: x + 1, state), donate_argnums=0)
+    checkpoints = open_in(tmp_path)
+    checkpoints.save(1, state, run={}, loss=1.0)
+    for _ in range(5):
+        state = add(state)
+    jax.block_until_ready(state)
+    checkpoints.wait()
+    restored, _ = checkpoints.restore(abstract(state))
+    assert_equal(jax.device_get(restored), expected)
+    checkpoints.close()
+
+
+def test_the_last_and_the_best_are_kept(tmp_path):
+    checkpoints = open_in(tmp_path, keep=2, keep_best=1)
+    state = make_state()
+    for step, loss in enumerate([9.0, 1.0, 5.0, 4.0, 3.0], start=1):
+        checkpoints.save(step, state, run={}, loss=loss)
+    checkpoints.wait()
+    assert checkpoints.steps() == [2, 4, 5]
+    checkpoints.close()
+
+
+def test_the_best_is_known_after_a_restart(tmp_path):
+    state = make_state()
+    for step, loss in enumerate([1.0, 5.0, 4.0], start=1):
+        checkpoints = open_in(tmp_path, keep=1, keep_best=1)
+        checkpoints.save(step, state, run={}, loss=loss)
+        checkpoints.close()
+    assert open_in(tmp_path).steps() == [1, 3]
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 1), (2, 2, 2), (8, 1, 1)])
+def test_another_mesh_restores_it(tmp_path, shape):
+    state = make_state(mesh=make_mesh(MeshConfig(1, 4, 2)))
+    checkpoints = open_in(tmp_path)
+    checkpoints.save(1, state, run={}, loss=1.0)
+    checkpoints.wait()
+    other = make_state(seed=1, mesh=make_mesh(MeshConfig(*shape)))
+    restored, _ = checkpoints.restore(abstract(other))
+    assert_equal(jax.device_get(restored), jax.device_get(state))
+    places = [[leaf.sharding for leaf in jax.tree.leaves(tree)] for tree in (restored, other)]
+    assert places[0] == places[1]
+    step, params, _ = checkpoints.read_parameters("ema")
+    assert step == 1
+    assert_equal(params, jax.device_get(state.ema))
+    checkpoints.close()
+
+
+def test_a_checkpoint_of_another_config_names_what_differs(tmp_path):
+    checkpoints = open_in(tmp_path)
+    checkpoints.save(7, make_state(hidden=16), run={}, loss=1.0)
+    checkpoints.wait()
+    with pytest.raises(ValueError, match="does not fit the config") as caught:
+        checkpoints.restore(make_state(hidden=32))
+    message = str(caught.value)
+    assert "checkpoint 7" in message
+    assert (
+        "params/network/first/kernel: (8, 32) in the config, (8, 16) in the checkpoint" in message
+    )
+    assert checkpoints.steps() == [7]
+    checkpoints.close()
+
+
+@pytest.mark.parametrize("damage", ["truncate", "item", "metadata", "json"])
+def test_a_damaged_newest_falls_back_to_the_one_before(tmp_path, damage):
+    first, second = make_state(0), make_state(1)
+    checkpoints = open_in(tmp_path)
+    checkpoints.save(1, first, run={"step": 1}, loss=1.0)
+    checkpoints.save(2, second, run={"step": 2}, loss=1.0)
+    checkpoints.close()
+    newest = tmp_path / "checkpoints" / "2"
+    if damage == "truncate":
+        truncate_largest(newest)
+    elif damage == "item":
+        shutil.rmtree(newest / "ema")
+    elif damage == "metadata":
+        (newest / "params" / "_METADATA").write_text("{")
+    else:
+        shutil.rmtree(newest / "run")
+    again = open_in(tmp_path)
+    with pytest.warns(UserWarning, match="checkpoint 2 .* is damaged"):
+        restored, run = again.restore(abstract(first))
+    assert run["step"] == 1
+    assert_equal(restored, first)
+    # Its step can be written again, and what was damaged is still there to look at.
+    again.save(2, second, run={"step": 2}, loss=1.0)
+    again.wait()
+    assert again.steps() == [1, 2]
+    assert (tmp_path / "checkpoints" / "damaged-2").is_dir()
+    again.close()
+
+
+def flip(path: Path, place: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[place] ^= 0xFF
+    path.write_bytes(content)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_flipped_byte_in_any_file_never_gives_another_state(tmp_path, rng):
+    """What was saved, or the checkpoint before: nothing in between, and never an end."""
+    states = make_state(0), make_state(1)
+    checkpoints = open_in(tmp_path / "whole")
+    for step, state in enumerate(states, 1):
+        checkpoints.save(step, state, run={"step": step}, loss=1.0)
+    checkpoints.close()
+    newest = tmp_path / "whole" / "checkpoints" / "2"
+    files = [p.relative_to(newest) for p in sorted(newest.rglob("*")) if p.stat().st_size]
+    seen = set()
+    for number, name in enumerate(path for path in files if (newest / path).is_file()):
+        place = tmp_path / str(number)
+        shutil.copytree(tmp_path / "whole", place)
+        size = (newest / name).stat().st_size
+        flip(place / "checkpoints" / "2" / name, int(rng.integers(size)))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            again = open_in(place)
+            restored, run = again.restore(abstract(states[0]))
+            again.close()
+        assert_equal(restored, states[run["step"] - 1])
+        seen.add(run["step"])
+    assert 1 in seen
+
+
+@pytest.mark.parametrize("where", ["first", "last"])
+def test_a_changed_array_is_named(tmp_path, where):
+    """Damage that no file format notices: another value in the place of one."""
+    state, other = make_state(0), make_state(0)
+    kernel = np.array(state.params["network"]["out"]["kernel"])
+    kernel[(0, 0) if where == "first" else (-1, -1)] += 1e-6
+    other.params["network"]["out"]["kernel"] = jnp.asarray(kernel)
+    for name, kept in (("one", state), ("other", other)):
+        checkpoints = open_in(tmp_path / name)
+        checkpoints.save(1, kept, run={}, loss=1.0)
+        checkpoints.close()
+    stored = tmp_path / "one" / "checkpoints" / "1" / "params"
+    shutil.rmtree(stored)
+    shutil.copytree(tmp_path / "other" / "checkpoints" / "1" / "params", stored)
+    again = open_in(tmp_path / "one")
+    with pytest.raises(CheckpointError, match="params/network/out/kernel is not what was saved"):
+        again.restore(abstract(state))
+    with pytest.raises(CheckpointError, match="params/network/out/kernel is not what was saved"):
+        again.read_parameters("params")
+
+
+def test_nothing_readable_is_an_error_and_not_a_fresh_start(tmp_path):
+    checkpoints = open_in(tmp_path)
+    checkpoints.save(1, make_state(), run={}, loss=1.0)
+    checkpoints.close()
+    truncate_largest(tmp_path / "checkpoints" / "1")
+    again = open_in(tmp_path)
+    with pytest.raises(CheckpointError, match=r"no checkpoint in .* can be read"):
+        again.restore(abstract(make_state()))
+    assert again.steps() == [1]
+
+
+def test_no_checkpoint_is_none(tmp_path):
+    checkpoints = open_in(tmp_path)
+    assert checkpoints.restore(abstract(make_state())) is None
+    with pytest.raises(ValueError, match="holds no checkpoint"):
+        checkpoints.read_parameters()
+
+
+def test_a_disk_without_room_is_named_before_training(tmp_path, monkeypatch):
+    checkpoints = open_in(tmp_path)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=100))
+    with pytest.raises(CheckpointError, match=r"needs .* MB .* free"):
+        checkpoints.check_space(make_state())
+
+
+FULL_DISK = """
+import resource, signal, sys
+from pathlib import Path
+from tests.storage.test_checkpoint import make_state, open_in
+from imagen_jax.storage.checkpoint import CheckpointError
+folder = Path(sys.argv[1])
+checkpoints = open_in(folder)
+checkpoints.save(1, make_state(0, hidden=4096), run={"step": 1}, loss=1.0)
+checkpoints.wait()
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
+try:
+    checkpoints.save(2, make_state(1, hidden=4096), run={"step": 2}, loss=1.0)
+    checkpoints.wait()
+except CheckpointError as error:
+    print("CheckpointError:", error)
+    sys.exit(7)
+"""
+
+
+def test_a_full_disk_leaves_the_previous_checkpoint_whole(tmp_path, repository):
+    """A limit on file sizes fails writes as a full disk does, and needs no rights to set."""
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(tmp_path)],
+        cwd=repository,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 7, done.stderr
+    assert "could not be written" in done.stdout
+    assert "steps [1] are whole" in done.stdout
+    again = open_in(tmp_path)
+    assert again.steps() == [1]
+    restored, run = again.restore(abstract(make_state(hidden=4096)))
+    assert run["step"] == 1
+    # The other process may have compiled the random numbers for another count of devices, which
+    # changes their last digit.
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7),
+        jax.device_get(restored),
+        jax.device_get(make_state(0, hidden=4096)),
+    )
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["1"]
+
+
+def test_a_checkpoint_from_before_the_digests_is_read(tmp_path, monkeypatch):
+    state = make_state()
+    with monkeypatch.context() as earlier:
+        earlier.setattr(checkpoint, "signed", lambda run: {"step": run["step"]})
+        checkpoints = open_in(tmp_path)
+        checkpoints.save(1, state, run={"step": 1}, loss=1.0)
+        checkpoints.close()
+    again = open_in(tmp_path)
+    restored, run = again.restore(abstract(state))
+    assert_equal(restored, state)
+    assert run == {"step": 1}
+    assert_equal(again.read_parameters("params")[1], state.params)
+    again.close()
+
+
+def test_a_changed_description_is_named_with_its_place(tmp_path, monkeypatch):
+    checkpoints = open_in(tmp_path)
+    checkpoints.save(1, make_state(), run={"step": 1}, loss=1.0)
+    checkpoints.close()
+    monkeypatch.setattr(checkpoint, "checked", lambda run: checked(run | {"step": 2}))
+    with pytest.raises(CheckpointError, match=r"checkpoint 1 in .* \(its description is not what"):
+        open_in(tmp_path).read_parameters()
