@@ -1,4 +1,4 @@
-# make demo       pictures from text with the shipped model, in samples/demo
+# make demo       images from text with the shipped model, in samples/demo
 # make test       the tests, about 20 minutes on two cores the first time
 # make test-slow  the tests that take minutes each
 # make lint       ruff: lint and format
@@ -24,7 +24,7 @@ PROMPTS := "smiling cat with heart-eyes" "red heart" "woman firefighter" "couple
 
 demo: $(VENV)/.core
 	$(BIN)/python scripts/generate.py $(PROMPTS) --num_images 1 --seed 0 --out $(DEMO)
-	@echo "The grid of pictures: $(CURDIR)/$(DEMO)/grid.png"
+	@echo "The grid of images: $(CURDIR)/$(DEMO)/grid.png"
 
 test: $(VENV)/.dev emoji-data
 	$(PYTEST) -m "not slow" $(PARALLEL) $(ARGS)

@@ -1,16 +1,16 @@
-"""A subject of your own from three to five pictures: DreamBooth (arXiv 2208.12242) on DeepFloyd IF.
+"""A subject of your own from three to five images: DreamBooth (arXiv 2208.12242) on DeepFloyd IF.
 
     python scripts/generate.py "a dog" --model DIRECTORY --size 64 --num_images 200 --no_grid \
         --dtype bfloat16 --out runs/dogs
     python scripts/train.py --config configs/dreambooth_if.py --workdir runs/sks \
-        --init_from DIRECTORY --config.data.path=PICTURES \
+        --init_from DIRECTORY --config.data.path=IMAGES \
         --config.data.prompt="a sks dog" --config.data.prior.path=runs/dogs \
         --config.data.prior.prompt="a dog"
     python scripts/generate.py "a sks dog on the moon" --model runs/sks --dtype bfloat16
 
 The first command lets the model paint the subject's class: the prior, which keeps the class from
 turning into the subject. Half of each batch is the subject, half the prior, each with one prompt
-for all of its pictures. DIRECTORY is IF's stage I as diffusers saves it, or any other trained
+for all of its images. DIRECTORY is IF's stage I as diffusers saves it, or any other trained
 stage; `sks` is a word that means nothing to the model. As in the paper every weight is trained, a
 thousand steps at 1e-5 with lambda 1; an adapter in its place, which needs a tenth of the memory and
 ten times the rate: --config.lora="{'rank': 8}" --config.optimizer.learning_rate=1e-4.

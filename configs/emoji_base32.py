@@ -1,4 +1,4 @@
-"""The base model of the shipped emoji cascade: text in English or Chinese to 32x32 pictures.
+"""The base model of the shipped emoji cascade: text in English or Chinese to 32x32 images.
 
     python scripts/prepare_emoji.py --out data/emoji
     python scripts/pretrain_text.py --config configs/emoji_base32.py --workdir runs/text \
@@ -8,7 +8,7 @@
 Made for a machine without an accelerator: patches of 4x4 pixels are folded into channels, so that
 all work is done at 8x8 and 4x4 where a CPU's matrix units are busy. As in the paper the text
 encoder is trained before, and frozen; as none is pretrained on a vocabulary this small, it learns
-to guess the pictures from their captions, and that guess (`draft`) is put beside the noisy picture.
+to guess the images from their captions, and that guess (`draft`) is put beside the noisy image.
 The paper's own networks are `imagen_jax.models.UNetConfig`, and `EfficientUNetConfig` without
 `patch_size`, `upsample_kernel` and `draft`. Hardware, time and result: the model's card,
 imagen_jax/pretrained/emoji/README.md. --config.init_from=emoji goes on from the shipped weights

@@ -1,11 +1,11 @@
-"""An adapter to the shipped emoji model, on a laptop: new pictures for a prompt of your own.
+"""An adapter to the shipped emoji model, on a laptop: new images for a prompt of your own.
 
     python scripts/generate.py "dog face" --num_images 64 --size 32 --no_grid --out runs/dogs
     python scripts/train.py --config configs/emoji_lora.py --workdir runs/emoji_lora \
-        --config.data.path=PICTURES --config.data.prompt="sks dog face"
+        --config.data.path=IMAGES --config.data.prompt="sks dog face"
     python scripts/generate.py "sks dog face" --lora runs/emoji_lora/lora.safetensors
 
-PICTURES is a folder of some pictures of one subject on white; the first command paints the prior of
+IMAGES is a folder of some images of one subject on white; the first command paints the prior of
 DreamBooth (arXiv 2208.12242): dog faces that shall stay as they are. The adapter is to the base
 model's attention; the super-resolution stage and the text encoder are used as they are.
 

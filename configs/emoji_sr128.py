@@ -1,4 +1,4 @@
-"""The super-resolution model of the shipped emoji cascade: 32x32 pictures to 128x128.
+"""The super-resolution model of the shipped emoji cascade: 32x32 images to 128x128.
 
     python scripts/train.py --config configs/emoji_sr128.py --workdir runs/sr128
     python scripts/export.py --model runs/base32,runs/sr128 --out models/mine
@@ -32,10 +32,10 @@ def get_config() -> ConfigDict:
         "text_width": 192,
         "prediction": "v",
         "loss": {"weight": "v"},
-        # The 32x32 picture says nearly all; the highest noise, where it decides, comes most often.
+        # The 32x32 image says nearly all; the highest noise, where it decides, comes most often.
         "time_power": 0.5,
         "schedule": {"kind": "cosine", "shift": -1.3863},  # 2 log(64 / 128): more noise
-        # Half of the paper's range: the base model's pictures are clean, and training is short.
+        # Half of the paper's range: the base model's images are clean, and training is short.
         "aug_levels": [0.0, 0.5],
         "network": {
             "kind": "efficient_unet",

@@ -1,16 +1,16 @@
-"""A base model of your own: a folder of pictures with captions to 64x64 pictures.
+"""A base model of your own: a folder of images with captions to 64x64 images.
 
     python scripts/train.py --config configs/folder_64.py --workdir runs/mine \
-        --config.data.path=PICTURES
+        --config.data.path=IMAGES
 
-PICTURES holds cat.png beside cat.txt, or one captions.jsonl or captions.csv. The network is the
+IMAGES holds cat.png beside cat.txt, or one captions.jsonl or captions.csv. The network is the
 paper's base U-Net (arXiv 2205.11487, F.1) at a quarter of its width, 157M parameters with the
 encoder: one GPU with 40 GB, computing in bfloat16. Captions are read as bytes by an encoder trained
 along, so any language works; a set with few captions is learned by heart. Expect recognisable
-pictures after some tens of passes over the set. Not run to its end here.
+images after some tens of passes over the set. Not run to its end here.
 
 Webdataset shards, as img2dataset writes them, in place of the folder, without small or badly
-described pictures:
+described images:
 
         --config.data.source=tar --config.data.path='shards/{00000..00099}.tar' \
         --config.data.filters='{"min_size": 64, "scores": {"similarity": [0.3, 1]}}'

@@ -1,4 +1,4 @@
-"""The paper's base model: text to 64x64 pictures, 2.4B parameters (arXiv 2205.11487, F.1).
+"""The paper's base model: text to 64x64 images, 2.4B parameters (arXiv 2205.11487, F.1).
 
     python scripts/plan.py --config configs/imagen_base64.py --topology v5p:4x4x4
     python scripts/train.py --config configs/imagen_base64.py --workdir runs/base64 \
@@ -7,7 +7,7 @@
 
 T5 is google/t5-v1_1-xxl, as Hugging Face or T5X have it; only its encoder is read. SHARDS is a
 folder of webdataset tars, or a pattern such as gs://bucket/{00000..00099}.tar; docs/data.md has
-what else pictures can come from. Hardware: the paper's 256 TPU v4; docs/scaling.md has what the
+what else images can come from. Hardware: the paper's 256 TPU v4; docs/scaling.md has what the
 step takes on others, by the compiler's count. Not run here. The published model reached a zero-shot
 FID-30K of 7.27 on COCO with its two super-resolution models, on data that is not public.
 
@@ -18,7 +18,7 @@ What is not the paper's, because it does not say:
   (training/optimizer.py says why).
 - The pooled text is a class token's, as in DeepFloyd IF.
 Where it does say: it gives 2B parameters, and its printed widths, used here, make 2.4B. Its t is
-uniform for each picture by itself; here each is uniform, too, but a batch has one in each of 2048
+uniform for each image by itself; here each is uniform, too, but a batch has one in each of 2048
 equal parts of [0, 1), which makes the loss less noisy (arXiv 2107.00630, I.1).
 And because it costs less: bfloat16 in convolutions, dense layers and the frozen encoder;
 parameters, norms, softmax, EMA and the optimizer stay float32.

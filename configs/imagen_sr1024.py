@@ -5,7 +5,7 @@
         --config.text.init_from=T5 --config.text.tokenizer=T5/spiece.model \
         --config.data.path=SHARDS
 
-Trained on crops of 256x256 out of pictures of 1024x1024, which it enlarges from 64x64; drawn at the
+Trained on crops of 256x256 out of images of 1024x1024, which it enlarges from 64x64; drawn at the
 whole 1024x1024. No self-attention, cross-attention to the text in the last block, linear betas in
 continuous time. The rest is imagen_sr256's, with the same notes. Hardware: the paper's 128 TPU v4.
 Not run here.

@@ -1,21 +1,21 @@
 """An adapter (LoRA, arXiv 2106.09685) to DeepFloyd IF or any other trained stage, on a folder of
-pictures with captions.
+images with captions.
 
     python scripts/train.py --config configs/lora_if.py --workdir runs/lora \
-        --init_from DIRECTORY --config.data.path=PICTURES
+        --init_from DIRECTORY --config.data.path=IMAGES
     python scripts/generate.py "a prompt" --model DIRECTORY --lora runs/lora/lora.safetensors \
         --dtype bfloat16 --low_memory
 
 DIRECTORY is IF's stage I as diffusers saves it, a model directory or a workdir; of several stages
 --config.stage.name says which. The network, its schedule, the text encoder and the sampler are the
-model's own. PICTURES holds cat.png beside cat.txt, or captions.jsonl or captions.csv. The loss is
+model's own. IMAGES holds cat.png beside cat.txt, or captions.jsonl or captions.csv. The loss is
 the hybrid one (arXiv 2102.09672, eq. 16), so that the learned variance goes along; for a stage
 without one, --config.stage.loss.vlb_weight=0.
 
 Hardware: the encoder and the network are frozen and kept in bfloat16, the state holds the adapter
 alone. IF-I-XL (4.3B parameters) with T5-XXL needs about 18 GB for both and as much again for the
-activations of 8 pictures: one GPU of 80 GB; --config.mesh.fsdp=4 spreads it over four of 24 GB.
-Expect the style of the pictures after some hundred steps, and their subjects by heart after some
+activations of 8 images: one GPU of 80 GB; --config.mesh.fsdp=4 spreads it over four of 24 GB.
+Expect the style of the images after some hundred steps, and their subjects by heart after some
 thousand. Not run to its end here.
 """
 

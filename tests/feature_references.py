@@ -38,15 +38,15 @@ def reference_inception(path: Path, *features: str):
     return module.FeatureExtractorInceptionV3("reference", list(features), str(path))
 
 
-def reference_features(network, pictures: list[np.ndarray]) -> list[np.ndarray]:
-    """What torch-fidelity's network gives for pictures of any sizes, one array a feature."""
+def reference_features(network, images: list[np.ndarray]) -> list[np.ndarray]:
+    """What torch-fidelity's network gives for images of any sizes, one array a feature."""
     import torch
 
     torch.set_num_threads(1)  # more threads wait for each other where the cores are shared
     with torch.no_grad():
         each = [
             network(torch.from_numpy(np.ascontiguousarray(one.transpose(2, 0, 1))[None]))
-            for one in pictures
+            for one in images
         ]
     return [np.concatenate([outputs[i].numpy() for outputs in each]) for i in range(len(each[0]))]
 

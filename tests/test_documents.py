@@ -53,7 +53,7 @@ def test_files_and_links_exist(path: Path):
     assert not missing
 
 
-def test_settings_of_pictures_can_be_read():
+def test_settings_of_images_can_be_read():
     text = (ROOT / "docs/data.md").read_text(encoding="utf-8")
     sources = []
     for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL):

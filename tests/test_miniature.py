@@ -1,5 +1,5 @@
 """The paper's cascade in miniature, by its own configs: three stages trained from a webdataset with
-a T5 of Hugging Face in the step, then pictures through all three.
+a T5 of Hugging Face in the step, then images through all three.
 """
 
 import io
@@ -120,9 +120,9 @@ def test_three_stages_train_from_a_webdataset_and_draw_together(encoder, webdata
     how = {"num_images": 1, "steps": [16, 8, 4], "seed": 0, "progress": False}
     made = model.generate_images(list(COLOURS), **how)
     small = model.generate_images(list(COLOURS), size=16, **how)
-    for picture, base in zip(made, small, strict=True):
-        assert picture.size == (256, 256)
+    for image, base in zip(made, small, strict=True):
+        assert image.size == (256, 256)
         # Enlarged twice, its colour is still that of the base model.
-        means = [np.asarray(each, float).mean((0, 1)) for each in (picture, base)]
+        means = [np.asarray(each, float).mean((0, 1)) for each in (image, base)]
         assert np.abs(means[0] - means[1]).max() < 60
-    assert len({picture.tobytes() for picture in made}) == len(COLOURS)
+    assert len({image.tobytes() for image in made}) == len(COLOURS)

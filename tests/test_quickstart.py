@@ -19,5 +19,5 @@ def test_the_quickstart_notebook_runs(repository: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
     nbclient.NotebookClient(notebook, timeout=600, kernel_name="python3").execute(cwd=path.parent)
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
-    pictures = [output for output in outputs if "image/png" in output.get("data", {})]
-    assert len(pictures) >= 5
+    images = [output for output in outputs if "image/png" in output.get("data", {})]
+    assert len(images) >= 5

@@ -1,4 +1,4 @@
-"""The cascade (arXiv 2205.11487, section 2.4): stages in a row, and drawing pictures from them.
+"""The cascade (arXiv 2205.11487, section 2.4): stages in a row, and drawing images from them.
 
 Every stage is sampled by itself (`imagen_jax.cascade.sample`).
 """
@@ -51,7 +51,7 @@ class Cascade:
                 raise ValueError(f"Stage {after.name!r} starts from noise; put it first.")
             if after.low_resolution != before.resolution:
                 raise ValueError(
-                    f"Stage {after.name!r} takes pictures of {after.low_resolution} pixels, but "
+                    f"Stage {after.name!r} takes images of {after.low_resolution} pixels, but "
                     f"stage {before.name!r} before it makes {before.resolution}."
                 )
         for stage in self.stages if self.encoder is not None else ():
@@ -107,7 +107,7 @@ def from_dict(values: Mapping[str, Any], directory: str) -> Cascade:
 class Progress:
     """What a callback sees: `step` of `steps` are done of one batch at one stage.
 
-    first, count: which of all samples the batch holds. `x0` are the pictures that the model has in
+    first, count: which of all samples the batch holds. `x0` are the images that the model has in
     mind by now, floats in about [-1, 1].
     """
 
@@ -150,7 +150,7 @@ def sample_cascade(
     release: Callable[[str], None] | None = None,
     place: Callable[[Any], Any] | None = None,
 ) -> np.ndarray:
-    """Pictures in [-1, 1] from stages `first` ... `last`: float32 [samples, height, width, 3].
+    """Images in [-1, 1] from stages `first` ... `last`: float32 [samples, height, width, 3].
 
     Stage i of a sample draws its noise from `fold_in(key, i)`. All samples pass a stage before the
     next one starts, so that only one stage's parameters are needed at a time.
@@ -160,7 +160,7 @@ def sample_cascade(
         keys: one a sample (`sample_keys`).
         conditions: of all samples; `low_res` for a cascade entered at a super-resolution stage.
         settings: one a stage of the cascade; its own when None.
-        edits: one a stage of the cascade, of one picture or one a sample; None where it draws.
+        edits: one a stage of the cascade, of one image or one a sample; None where it draws.
         injected: one a stage of the cascade, instead of the noise that the keys give.
         size: (height, width) that the base stage draws, when not its resolution.
         batch_size: samples at a time. The last batch is filled up, so that any number of samples
@@ -231,7 +231,7 @@ def take_rows(conditions: Conditions, rows: np.ndarray) -> Conditions:
 
 
 def _take_edit(edit: Edit, rows: np.ndarray) -> Edit:
-    """The rows of a batch; a picture or a mask that is the same for all stays as it is."""
+    """The rows of a batch; an image or a mask that is the same for all stays as it is."""
     image, mask = (
         x if x is None or x.shape[0] == 1 else np.asarray(x)[rows] for x in (edit.image, edit.mask)
     )

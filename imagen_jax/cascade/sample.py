@@ -1,4 +1,4 @@
-"""Drawing the pictures of one stage, from noise or from a picture that is edited.
+"""Drawing the images of one stage, from noise or from an image that is edited.
 
 Pure functions of parameters, keys and conditions, compiled for each stage by itself; numbers such
 as guidance, times and augmentation level are traced, so that a new value never recompiles.
@@ -44,15 +44,15 @@ from imagen_jax.diffusion.sampling import SamplingSettings, sampling_grid
 from imagen_jax.typing import Images, Keys, Params, TextEmbeddings
 
 AUGMENTATION_INDEX = MAX_STEPS + 1  # noise indices 0 ... MAX_STEPS belong to the sampler
-Shape = tuple[int, int, int]  # of one picture: height, width, channels
-KNOWN_INDEX = MAX_STEPS + 2  # what a key is folded with for the kept part of an edited picture
+Shape = tuple[int, int, int]  # of one image: height, width, channels
+KNOWN_INDEX = MAX_STEPS + 2  # what a key is folded with for the kept part of an edited image
 
 
 class Conditions(NamedTuple):
     """What a batch is made of; each field has one row a sample, or is None.
 
     null: what guidance leads away from, one row for all or one a sample: the null text or the
-    negative prompt. low_res: pictures in [-1, 1] of the stage's low resolution.
+    negative prompt. low_res: images in [-1, 1] of the stage's low resolution.
     """
 
     text: TextEmbeddings | None = None
@@ -66,7 +66,7 @@ class InjectedNoise(NamedTuple):
 
     steps[0] is the initial noise, steps[i + 1] that of step i, jumps of resampling included.
     augmentation: for the low-resolution input, at the stage's resolution. known: as `steps`, for
-    the kept part of an edited picture.
+    the kept part of an edited image.
     """
 
     steps: Float[Array, "steps_and_one batch height width channels"]
@@ -133,11 +133,11 @@ def _path_noise(shape: Shape, keys: Keys, injected: InjectedNoise | None) -> Noi
 
 
 def _known_noise(shape: Shape, keys: Keys, injected: InjectedNoise | None) -> Noise:
-    """Noise of the kept part of an edited picture, independent of the sampler's."""
+    """Noise of the kept part of an edited image, independent of the sampler's."""
     if injected is None:
         return _path_noise(shape, jax.vmap(jax.random.fold_in, (0, None))(keys, KNOWN_INDEX), None)
     if injected.known is None:
-        raise ValueError("Injected noise lacks `known`, the noise of the kept part of the picture.")
+        raise ValueError("Injected noise lacks `known`, the noise of the kept part of the image.")
     return lambda index: injected.known[index].astype(jnp.float32)
 
 
@@ -169,7 +169,7 @@ def begin_edit(
     mask: Mask | None,
     t: Float[Array, ""] | float,
 ) -> SamplerState:
-    """The picture at time t, with the noise that `begin_stage` gave."""
+    """The image at time t, with the noise that `begin_stage` gave."""
     return edited_start(image, noise.x, stage.schedule, t, mask, known)
 
 
@@ -254,26 +254,26 @@ def sample_stage(
     callback: Callable[[int, SamplerState], None] | None = None,
     every: int | None = None,
 ) -> Images:
-    """Pictures in [-1, 1] of one batch at one stage.
+    """Images in [-1, 1] of one batch at one stage.
 
     Args:
         params: of the stage's network.
         keys: one a sample.
         size: (height, width) that a base stage draws, when not its resolution; a stage that
             enlarges follows the size of its input.
-        edit: a picture of the stage's resolution to start from.
+        edit: an image of the stage's resolution to start from.
         callback: called with the number of steps done and the state, every `every` steps (a tenth
             of all when None) and after the last.
 
     Raises:
-        ValueError: the stage takes low-resolution pictures and there are none, or the reverse; a
+        ValueError: the stage takes low-resolution images and there are none, or the reverse; a
             spacing that the stage's schedule cannot have; an edit of another resolution.
     """
     if (stage.low_resolution is None) != (conditions.low_res is None):
         raise ValueError(
-            f"Stage {stage.name!r} needs pictures of {stage.low_resolution} pixels to enlarge."
+            f"Stage {stage.name!r} needs images of {stage.low_resolution} pixels to enlarge."
             if conditions.low_res is None
-            else f"Stage {stage.name!r} starts from noise and takes no low-resolution pictures."
+            else f"Stage {stage.name!r} starts from noise and takes no low-resolution images."
         )
     grid, first, last = plan_steps(stage, settings, edit)
     numbers, kept = make_numbers(settings, grid), None
@@ -332,7 +332,7 @@ def stage_size(
         )
     if min(size) < 1 or any(side % step for side in size):
         raise ValueError(
-            f"Stage {stage.name!r} draws pictures whose sides are multiples of {step}, "
+            f"Stage {stage.name!r} draws images whose sides are multiples of {step}, "
             f"not {size[0]}x{size[1]} (height x width)."
         )
     return size
@@ -342,7 +342,7 @@ def _kept(stage: Stage, edit: Edit, shape: tuple[int, ...]) -> tuple[Images, Mas
     """Image and mask of an edit, one row a sample."""
     if edit.image.shape != shape and edit.image.shape != (1, *shape[1:]):
         raise ValueError(
-            f"Stage {stage.name!r} edits {shape[0]} pictures of shape {shape[1:]}, or one for all; "
+            f"Stage {stage.name!r} edits {shape[0]} images of shape {shape[1:]}, or one for all; "
             f"got {edit.image.shape}."
         )
     image = jnp.broadcast_to(jnp.asarray(edit.image, jnp.float32), shape)

@@ -28,9 +28,9 @@ from imagen_jax.typing import Images, Keys, Params, TextEmbeddings
 class Stage:
     """One diffusion model: network, noise, what it predicts, at which resolution, from what.
 
-    resolution: side of its pictures. low_resolution: side of the pictures it enlarges, None for a
-    base model. crop: side of the squares cut out of pictures of `resolution` for training, None for
-    whole pictures. conditioning: "text" (embeddings of `text_width`), "label" (the network's
+    resolution: side of its images. low_resolution: side of the images it enlarges, None for a
+    base model. crop: side of the squares cut out of images of `resolution` for training, None for
+    whole images. conditioning: "text" (embeddings of `text_width`), "label" (the network's
     `num_classes`) or None. prediction: what the network outputs. time_power: training draws t = u
     ** time_power, u uniform; 1 is the paper's, less spends more on high noise. aug_levels: range of
     the augmentation level in training. aug_schedule: what noise a level is; where it counts time
@@ -91,7 +91,7 @@ class Stage:
         ):
             raise ValueError(
                 f"stage {self.name!r}: the network takes {network.in_channels} and gives "
-                f"{network.out_channels} channels for pictures of {self.channels}"
+                f"{network.out_channels} channels for images of {self.channels}"
             )
         low, high = self.aug_levels
         if not 0 <= low <= high <= 1:
@@ -128,7 +128,7 @@ class Stage:
 
     @property
     def training_side(self) -> int:
-        """Side of the pictures in a training batch."""
+        """Side of the images in a training batch."""
         return self.resolution if self.crop is None else self.crop
 
     def to_dict(self) -> dict[str, Any]:

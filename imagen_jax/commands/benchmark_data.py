@@ -1,11 +1,11 @@
-"""How fast pictures are read from tar shards, beside Pillow decoding the same files and no more.
+"""How fast images are read from tar shards, beside Pillow decoding the same files and no more.
 
     python scripts/benchmark_data.py
     python scripts/benchmark_data.py --path 'gs://bucket/{00000..00009}.tar' --resolution 64
 
 Without --path it writes 2,000 synthetic JPEGs of 512x512 pixels as webdataset shards first. Both
 sides use the same threads and take turns, so that what else the machine does falls on both. Prints
-one JSON object: the best of the rounds in pictures a second for each side and their ratio, the same
+one JSON object: the best of the rounds in images a second for each side and their ratio, the same
 ratio by processor seconds, which other programs disturb less, and how long a run waits for its
 first batch that begins at step 10 and at step 1,000. The time for the index, which is made once, is
 counted apart.
@@ -27,7 +27,7 @@ from PIL import Image
 from imagen_jax.commands.command_line import one_line_errors
 from imagen_jax.data import Loader, read_tar
 
-SIDE, PICTURES, SHARDS = 512, 2000, 4
+SIDE, IMAGES, SHARDS = 512, 2000, 4
 STEPS = (10, 1000)
 
 
@@ -42,14 +42,14 @@ def synthetic_jpeg(rng: np.random.Generator) -> bytes:
 
 
 def write_shards(folder: pathlib.Path) -> None:
-    """The synthetic set as img2dataset would write it. 64 pictures, each many times over."""
+    """The synthetic set as img2dataset would write it. 64 images, each many times over."""
     rng = np.random.default_rng(0)
     files = [synthetic_jpeg(rng) for _ in range(64)]
     for shard in range(SHARDS):
         with tarfile.open(folder / f"{shard:05d}.tar", "w") as tar:
-            for n in range(shard, PICTURES, SHARDS):
-                note = json.dumps({"width": SIDE, "height": SIDE, "caption": f"picture {n}"})
-                contents = {"jpg": files[n % 64], "txt": b"picture %d" % n, "json": note.encode()}
+            for n in range(shard, IMAGES, SHARDS):
+                note = json.dumps({"width": SIDE, "height": SIDE, "caption": f"image {n}"})
+                contents = {"jpg": files[n % 64], "txt": b"image %d" % n, "json": note.encode()}
                 for extension, data in contents.items():
                     header = tarfile.TarInfo(f"{n:09d}.{extension}")
                     header.size = len(data)
@@ -57,8 +57,8 @@ def write_shards(folder: pathlib.Path) -> None:
 
 
 def decode(data: bytes) -> None:
-    with Image.open(io.BytesIO(data)) as picture:
-        picture.load()
+    with Image.open(io.BytesIO(data)) as image:
+        image.load()
 
 
 def timed(call: Callable[[], object]) -> tuple[float, float]:
@@ -79,7 +79,7 @@ def measure(arguments: argparse.Namespace, path: str) -> dict[str, float]:
         conditioning=None,
         num_threads=arguments.threads,
     )
-    steps = min(arguments.pictures, len(source)) // arguments.batch_size
+    steps = min(arguments.images, len(source)) // arguments.batch_size
     count = steps * arguments.batch_size
     kept = loader.source
     files = [
@@ -104,7 +104,7 @@ def measure(arguments: argparse.Namespace, path: str) -> dict[str, float]:
     decoding, loading = (np.min(times, axis=0) for times in zip(*rounds, strict=True))
     waits = np.min([[load(step, 1)[0] for step in STEPS] for _ in range(arguments.rounds)], axis=0)
     return {
-        "pictures": count,
+        "images": count,
         "index_seconds": round(index_seconds, 2),
         "decode_images_per_second": round(count / decoding[0], 1),
         "loader_images_per_second": round(count / loading[0], 1),
@@ -122,7 +122,7 @@ def main() -> None:
     parser.add_argument("--index_dir", help="where their index is kept")
     parser.add_argument("--resolution", type=int, default=256)
     parser.add_argument("--batch_size", type=int, default=50)
-    parser.add_argument("--pictures", type=int, default=PICTURES, help="read in each round")
+    parser.add_argument("--images", type=int, default=IMAGES, help="read in each round")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()

@@ -1,10 +1,10 @@
-"""Times Inception's features beside torch-fidelity's: the same weights, pictures and cores.
+"""Times Inception's features beside torch-fidelity's: the same weights, images and cores.
 
     pip install -e '.[parity]'
     pip install --no-deps torch-fidelity
     python scripts/benchmark_features.py --batch_size 16 --rounds 7
 
-From uint8 pictures to features on both sides: TensorFlow's bilinear resize to 299x299, and the
+From uint8 images to features on both sides: TensorFlow's bilinear resize to 299x299, and the
 network in float32. torch-fidelity's network is pytorch-fid's with the resize of the original FID;
 it runs unchanged, without its package's __init__, which needs torchvision. The sides take turns in
 one process, and the median of the rounds counts. The weights are random: time does not depend on
@@ -38,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add = parse.add_argument
     add("--batch_size", type=int, default=16)
-    add("--side", type=int, default=256, help="of the pictures, in pixels")
+    add("--side", type=int, default=256, help="of the images, in pixels")
     add("--rounds", type=int, default=7, help="turns of each side")
     add("--threads", type=int, help="of PyTorch (default: its own choice)")
     add("--out", type=Path, metavar="FILE", help="write the figures as JSON")
@@ -68,7 +68,7 @@ def random_state(seed: int = 0) -> dict[str, np.ndarray]:
 
 
 def theirs(state: dict[str, np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
-    """torch-fidelity's extractor of uint8 pictures."""
+    """torch-fidelity's extractor of uint8 images."""
     import torch
 
     spec = importlib.util.find_spec("torch_fidelity")
@@ -85,9 +85,9 @@ def theirs(state: dict[str, np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
         torch.save({name: torch.from_numpy(array) for name, array in state.items()}, path)
         network = module.FeatureExtractorInceptionV3("theirs", ["2048"], str(path))
 
-    def extract(pictures: np.ndarray) -> np.ndarray:
+    def extract(images: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
-            channels_first = torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous()
+            channels_first = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
             return network(channels_first)[0].numpy()
 
     return extract
@@ -110,8 +110,8 @@ def measure(options: argparse.Namespace) -> dict:
     state = random_state()
     sides = {"imagen_jax": ours(state, options.batch_size), "torch_fidelity": theirs(state)}
     shape = (options.batch_size, options.side, options.side, 3)
-    pictures = np.random.default_rng(1).integers(0, 256, shape, np.uint8)
-    features = {name: extract(pictures) for name, extract in sides.items()}
+    images = np.random.default_rng(1).integers(0, 256, shape, np.uint8)
+    features = {name: extract(images) for name, extract in sides.items()}
     a, b = features.values()
     error = float(np.linalg.norm(a - b) / np.linalg.norm(b))
     if error > TOLERANCE:
@@ -120,8 +120,8 @@ def measure(options: argparse.Namespace) -> dict:
     for turn in range(options.rounds):
         for name, extract in sides.items():
             begin = time.perf_counter()
-            extract(pictures)
-            rates[name].append(len(pictures) / (time.perf_counter() - begin))
+            extract(images)
+            rates[name].append(len(images) / (time.perf_counter() - begin))
         print(", ".join(f"{name} {each[turn]:.2f}/s" for name, each in rates.items()), flush=True)
     return {
         "features_per_second": {name: statistics.median(each) for name, each in rates.items()},

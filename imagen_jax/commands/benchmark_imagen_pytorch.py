@@ -8,7 +8,7 @@
 
 Each side runs in a process of its own; the sides take turns, `--rounds` times, and the median
 counts. Timed on both sides: one training step (noise, forward, backward, Adam, average of the
-weights) on pictures and text embeddings in memory, and sampling by the ancestral DDPM sampler with
+weights) on images and text embeddings in memory, and sampling by the ancestral DDPM sampler with
 guidance 3 and dynamic thresholding. The first call, which compiles here, is timed apart.
 
 imagen-pytorch's own `Unet` and `Imagen` run unchanged; its width, heads and feed-forward ratio are
@@ -294,14 +294,14 @@ def machine() -> dict:
 def table(results: list[dict]) -> str:
     """The results in Markdown, as docs/measurements.md shows them."""
     lines = [
-        "| case | library | parameters | training, pictures/s | sampling | first step, sample |",
+        "| case | library | parameters | training, images/s | sampling | first step, sample |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for result in results:
         for side in ("ours", "theirs"):
             entry = result[side]
             sampling = (
-                f"{entry['sample_images']} pictures, {entry['sample_steps']} steps: "
+                f"{entry['sample_images']} images, {entry['sample_steps']} steps: "
                 f"{entry['sample_seconds']:.1f} s"
             )
             first = f"{entry['first_step_seconds']:.1f} s, {entry['first_sample_seconds']:.1f} s"

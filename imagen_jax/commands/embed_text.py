@@ -1,4 +1,4 @@
-"""Embeds the captions of a config's picture set with its frozen text encoder, ahead of training.
+"""Embeds the captions of a config's image set with its frozen text encoder, ahead of training.
 
     python scripts/embed_text.py --config configs/imagen_base64.py --out /data/embeddings \
         --config.text.init_from=T5_XXL --config.data.path=...
@@ -97,14 +97,14 @@ def prepare(overrides: dict[str, str]) -> tuple[Any, Any]:
 
 
 def captions_alone(config: Any) -> Any:
-    """The picture set; where it can, without its pictures."""
+    """The image set; where it can, without its images."""
     from imagen_jax.training.batches import make_source
     from imagen_jax.training.run_config import STREAM
 
     if config.data.source == STREAM or config.data.prompt is not None:
         raise ValueError("embeddings are for sets with random access and captions of their own")
     source = make_source(replace(config, data=replace(config.data, embeddings=None)))
-    return replace(source, pictures=False) if hasattr(source, "pictures") else source
+    return replace(source, images=False) if hasattr(source, "images") else source
 
 
 def describe(config: Any, encoder: Any, examples: int) -> Any:

@@ -1,4 +1,4 @@
-"""Measures a model, or a folder of pictures: FID, KID, CMMD, CLIP score and more, with a report.
+"""Measures a model, or a folder of images: FID, KID, CMMD, CLIP score and more, with a report.
 
 python scripts/evaluate.py --make_reference val2014/ --size 256 --features inception/,clip/ \\
     --reference coco.safetensors
@@ -8,17 +8,17 @@ python scripts/evaluate.py --model emoji --metrics retrieval,psnr --split heldou
 
 --make_reference with --out makes the reference first and then measures.
 fid, kid: distance of Inception's features from the reference's. cmmd: of CLIP's.
-clip: mean cosine of picture and caption. r_precision: whether a picture's own caption is the
+clip: mean cosine of image and caption. r_precision: whether an image's own caption is the
 nearest of 100.
-retrieval: a picture generated from an emoji's name counts when its nearest neighbour by mean
+retrieval: an image generated from an emoji's name counts when its nearest neighbour by mean
 squared error at 32x32, among all distinct emoji, is the right one (top1), or one of five is (top5).
 psnr, ssim: of each stage that enlarges, given the true emoji downsampled, beside bicubic; or of
 --images beside --truth. In dB, and in [-1, 1].
-pictures: no figure, the pictures alone.
+images: no figure, the images alone.
 
 Several weights or levels (--guidance 1,1.35,2 --aug_level 0,0.1) are a sweep: sweep.csv and
 sweep.png set distance against alignment. DIR/report.json and DIR/report.html hold the figures, what
-decides them, and why a figure does not compare with published ones. Pictures and features stay in
+decides them, and why a figure does not compare with published ones. Images and features stay in
 DIR: a run that was killed goes on where it was. docs/evaluation.md explains the protocols.
 """
 
@@ -49,11 +49,9 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--dtype", default="float32", help="of the parameters: float32 (default) or bfloat16")
     add("--variant", help="of DeepFloyd IF's weights, such as fp16")
-    add("--images", type=Path, metavar="DIR", help="measure these pictures instead of a model's: "
+    add("--images", type=Path, metavar="DIR", help="measure these images instead of a model's: "
         "named after the prompts' ids, else in the order of their names, 2 before 10")  # fmt: skip
-    add(
-        "--truth", type=Path, metavar="DIR", help="true pictures, of the same names, for psnr, ssim"
-    )
+    add("--truth", type=Path, metavar="DIR", help="true images, of the same names, for psnr, ssim")
     add("--prompts", help="emoji, coco30k, drawbench or a file (default: emoji for a model)")
     add("--data", type=Path, help="file of emoji (prepare_emoji.py), coco30k or drawbench")
     add("--metrics", default="retrieval", help="of fid, kid, cmmd, clip, r_precision, ...: A,B")
@@ -61,24 +59,24 @@ def parser() -> argparse.ArgumentParser:
         f"or {RANDOM}: random ones, whose figures are no FID")  # fmt: skip
     add("--resize", default="legacy_tensorflow", help="for Inception, of legacy_tensorflow, "
         "pytorch_fid, clean: A,B")  # fmt: skip
-    add("--reference", type=Path, metavar="FILE", help="features of the true pictures")
+    add("--reference", type=Path, metavar="FILE", help="features of the true images")
     add("--make_reference", metavar="DIR", help="write --reference of a folder, emoji:SPLIT or "
         "tfds:NAME:SPLIT")  # fmt: skip
     add("--split", choices=("train", "heldout"), default="heldout", help="of emoji")
     add("--language", choices=("en", "zh"), help="of emoji's names (default: both)")
-    add("--num", type=int, help="the first N prompts; of emoji, N pictures drawn with a fixed seed")
-    add("--num_images", type=int, default=1, help="pictures a prompt")
+    add("--num", type=int, help="the first N prompts; of emoji, N images drawn with a fixed seed")
+    add("--num_images", type=int, default=1, help="images a prompt")
     add("--guidance", type=points, default=[], help="weights of the text: W,W,...; W:W by stage")
     add("--aug_level", type=points, default=[], help="noise on what stages enlarge, in [0, 1]: "
         "A,A,...; A:A by stage")  # fmt: skip
     add("--steps", type=numbers(int), help="of the sampler; N, or N,N,... by stage")
     add("--sampler", type=names, help="ddpm, ddim, dpmpp_2m or heun; or S,S,... by stage")
-    add("--size", type=int, help="of the pictures (default: emoji: the smallest from 32 on; coco30k"
+    add("--size", type=int, help="of the images (default: emoji: the smallest from 32 on; coco30k"
         ": 256; else the largest)")  # fmt: skip
     add("--seed", type=int, default=0, help="of the noise")
-    add("--batch_size", type=int, default=16, help="pictures at a time")
+    add("--batch_size", type=int, default=16, help="images at a time")
     add("--share", metavar="I/N", help="do this share of the work alone, from 1; then run without")
-    add("--skip_broken", action="store_true", help="leave pictures out that cannot be read")
+    add("--skip_broken", action="store_true", help="leave images out that cannot be read")
     add("--out", type=Path, metavar="DIR", help="directory for report.json and all else")
     return parse
 
@@ -102,7 +100,7 @@ def all_devices() -> Any:
 
 
 def load_pipeline(options: argparse.Namespace) -> tuple[Any, Any, int]:
-    """(the pipeline, its settings, the size of its pictures)."""
+    """(the pipeline, its settings, the size of its images)."""
     from imagen_jax.diffusion.sampling import with_overrides
     from imagen_jax.evaluation.protocol import SIZE
     from imagen_jax.evaluation.retrieval import SIZE as EMOJI_SIZE
@@ -203,7 +201,7 @@ def check_sweep(
     stages = subjects[0].cascade.stages if subjects else ()
     if not any(s.low_resolution is not None and s.resolution <= job.size for s in stages):
         raise ValueError(
-            f"--aug_level changes nothing: no stage that enlarges makes pictures of {job.size}."
+            f"--aug_level changes nothing: no stage that enlarges makes images of {job.size}."
         )
 
 
@@ -211,7 +209,7 @@ def check_sweep(
 
 
 def run(options: argparse.Namespace) -> None:
-    """Measures every point and writes the report; of a share of the work, pictures and features."""
+    """Measures every point and writes the report; of a share of the work, images and features."""
     from imagen_jax.evaluation import results, runner, sweep
     from imagen_jax.pipeline.generation import spread
 
@@ -240,7 +238,7 @@ def run(options: argparse.Namespace) -> None:
     for row, point in enumerate(grid):
         directory = options.out if len(grid) == 1 else options.out / "points" / point.name
         subject = subjects[row] if subjects else None
-        kept = results.picture_settings(job, subject) if job.files is None else None
+        kept = results.image_settings(job, subject) if job.files is None else None
         result = runner.evaluate(job, subject, directory, settings=kept)
         results.write_point(result, directory)
         done.append(result if len(grid) == 1 else results.keep_strip(result))

@@ -16,7 +16,7 @@ from imagen_jax.commands.command_line import one_line_errors, output_folder
 from imagen_jax.commands.generate import names, numbers
 
 SHARD_BYTES = 16 * 2**20  # of each file of weights: the shipped model lies in git
-SHOWN_TENTHS = (1, 4, 7, 9)  # of t, in the picture of the loss
+SHOWN_TENTHS = (1, 4, 7, 9)  # of t, in the image of the loss
 
 
 def parser() -> argparse.ArgumentParser:
@@ -32,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
     add("--guidance", type=numbers(float), help="weight of the text; W of the first, or W,W,...")
     add("--threshold", type=names, help="static, dynamic or none; or T,T,... by stage")
     add("--aug_level", type=numbers(float), help="noise on what enlarging stages are given; or A,A")
-    add("--picture", type=Path, metavar="FILE", help="of the loss (default: DIR/loss.png)")
+    add("--image", type=Path, metavar="FILE", help="of the loss (default: DIR/loss.png)")
     return parse
 
 
@@ -67,7 +67,7 @@ def export(options: argparse.Namespace) -> None:
     for stage, curve in curves.items():
         curve.write(options.out / f"{stage}_curve.json")
     if curves:
-        draw(curves, options.picture or options.out / "loss.png")
+        draw(curves, options.image or options.out / "loss.png")
     for stage, entry in zip(cascade.stages, settings, strict=True):
         print(f"{stage.name}: {entry}")
     size = sum(file.stat().st_size for file in options.out.iterdir() if file.is_file())
@@ -91,11 +91,11 @@ def read_curves(sources: list[str], pipelines: list[Any]) -> dict[str, Any]:
 
 
 def draw(curves: dict[str, Any], path: Path) -> None:
-    """A picture of each stage's loss by step, whole and in some tenths of t."""
+    """An image of each stage's loss by step, whole and in some tenths of t."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        print("no picture of the loss: it needs matplotlib, pip install -e '.[train]'")
+        print("no image of the loss: it needs matplotlib, pip install -e '.[train]'")
         return
     figure = Figure(figsize=(4.5 * len(curves), 3.2), layout="tight")
     row = figure.subplots(1, len(curves), squeeze=False)[0]

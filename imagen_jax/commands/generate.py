@@ -1,4 +1,4 @@
-"""Pictures from text: one PNG a picture, and one grid of all with their prompts below.
+"""Images from text: one PNG an image, and one grid of all with their prompts below.
 
 python scripts/generate.py "a smiling cat with heart eyes" "红苹果" --num_images 4 --out samples/
 python scripts/generate.py --from_png samples/0003_red_heart.png --out again/
@@ -32,9 +32,9 @@ def parser() -> argparse.ArgumentParser:
     add("--variant", help="of DeepFloyd IF's weights, such as fp16")
     add("--lora", type=Path, metavar="FILE", help="adapter to load into the model, safetensors")
     add("--lora_scale", type=float, default=1.0, help="how much of the adapter (default: 1)")
-    add("--num_images", type=int, default=4, help="pictures a prompt")
-    add("--out", type=Path, default=Path("samples"), help="directory for the pictures")
-    add("--size", type=int, help="of the pictures: the stage to stop at (default: the largest)")
+    add("--num_images", type=int, default=4, help="images a prompt")
+    add("--out", type=Path, default=Path("samples"), help="directory for the images")
+    add("--size", type=int, help="of the images: the stage to stop at (default: the largest)")
     add("--guidance", type=numbers(float), help="weight of the text; W, or W,W,... by stage")
     add("--steps", type=numbers(int), help="of the sampler; N, or N,N,... by stage")
     add("--sampler", type=names, help="ddpm, ddim, dpmpp_2m or heun; or S,S,... by stage")
@@ -42,15 +42,15 @@ def parser() -> argparse.ArgumentParser:
     add("--seed", type=int, help="of the noise (default: a new one, which is printed)")
     add("--negative_prompt", help="what to lead away from")
     add("--label", type=int, nargs="+", help="classes, for a model of classes instead of prompts")
-    add("--batch_size", type=int, help="pictures at a time (default: 4 on a CPU, else 16)")
-    add("--from_png", type=Path, metavar="FILE", help="make this picture again, all else left out")
+    add("--batch_size", type=int, help="images at a time (default: 4 on a CPU, else 16)")
+    add("--from_png", type=Path, metavar="FILE", help="make this image again, all else left out")
     add("--aspect_ratio", help="width to height, such as 16:9, instead of a square")
-    add("--image", type=Path, metavar="FILE", help="picture to edit, or with --mask to inpaint")
+    add("--image", type=Path, metavar="FILE", help="image to edit, or with --mask to inpaint")
     add("--mask", type=Path, metavar="FILE", help="white where --image is to be drawn anew")
     add(
         "--strength", type=numbers(float), help="of the edit, in (0, 1]: less keeps more of --image"
     )
-    add("--upscale", type=Path, metavar="FILE", help="picture to enlarge")
+    add("--upscale", type=Path, metavar="FILE", help="image to enlarge")
     add(
         "--aug_level",
         type=numbers(float),
@@ -89,31 +89,31 @@ def generate(options: argparse.Namespace) -> None:
     from imagen_jax.images.image_list import read_settings
 
     settings = None
-    check_pictures(options)
+    check_images(options)
     if options.from_png is not None:
         if options.prompts:
-            raise ValueError("--from_png makes one picture again; give no prompts with it.")
+            raise ValueError("--from_png makes one image again; give no prompts with it.")
         settings = read_settings(options.from_png)
     elif not options.prompts and options.label is None and options.model is None:
         raise ValueError('Give a prompt: scripts/generate.py "a smiling cat with heart eyes".')
     with output_folder(options.out):
         began = time.monotonic()
-        pipeline, pictures = paint(options) if settings is None else paint_again(options, settings)
+        pipeline, images = paint(options) if settings is None else paint_again(options, settings)
         seconds = time.monotonic() - began
-        write(options, pictures)
-    made = pictures[0].info["imagen_jax"]
+        write(options, images)
+    made = images[0].info["imagen_jax"]
     ran = pipeline.cascade.stages[: pipeline.sizes.index(made["size"]) + 1]
     stages = {
         stage.name: {key: entry[key] for key in ("sampler", "steps", "guidance")}
         for stage, entry in zip(ran, made["sampling"], strict=False)
     }
     print(
-        f"{len(pictures)} pictures of {made['size']} pixels in {seconds:.1f} s; "
+        f"{len(images)} images of {made['size']} pixels in {seconds:.1f} s; "
         f"seed {made['seed']}; {json.dumps(stages)}"
     )
 
 
-def check_pictures(options: argparse.Namespace) -> None:
+def check_images(options: argparse.Namespace) -> None:
     """ValueError where options of editing, inpainting and enlarging do not go together."""
     needs = {"--mask": "--image", "--strength": "--image"}
     for name, needed in needs.items():
@@ -126,7 +126,7 @@ def check_pictures(options: argparse.Namespace) -> None:
 
 
 def paint(options: argparse.Namespace) -> tuple[Any, Any]:
-    """(the pipeline, pictures of the prompts)."""
+    """(the pipeline, images of the prompts)."""
     from imagen_jax.pipeline.loading import load_model
 
     pipeline = load_model(options.model or "emoji", dtype=options.dtype, variant=options.variant)
@@ -149,22 +149,20 @@ def paint(options: argparse.Namespace) -> tuple[Any, Any]:
     count = {"num_images": options.num_images, "size": options.size}
     strength = {} if options.strength is None else {"strength": options.strength}
     if options.upscale is not None:
-        pictures = pipeline.upscale(options.upscale, prompts, **count, **how)
+        images = pipeline.upscale(options.upscale, prompts, **count, **how)
     elif options.mask is not None:
-        pictures = pipeline.inpaint(
-            options.image, options.mask, prompts, **strength, **count, **how
-        )
+        images = pipeline.inpaint(options.image, options.mask, prompts, **strength, **count, **how)
     elif options.image is not None:
-        pictures = pipeline.edit(options.image, prompts, **strength, **count, **how)
+        images = pipeline.edit(options.image, prompts, **strength, **count, **how)
     else:
-        pictures = pipeline.generate_images(
+        images = pipeline.generate_images(
             prompts, aspect_ratio=options.aspect_ratio, **count, **how
         )
-    return pipeline, pictures
+    return pipeline, images
 
 
 def paint_again(options: argparse.Namespace, settings: dict[str, Any]) -> tuple[Any, Any]:
-    """(the pipeline, the picture of these settings)."""
+    """(the pipeline, the image of these settings)."""
     from imagen_jax.pipeline.loading import load_model
 
     try:
@@ -174,36 +172,36 @@ def paint_again(options: argparse.Namespace, settings: dict[str, Any]) -> tuple[
             variant=options.variant,
         )
     except ValueError as error:
-        raise ValueError(f"{error} Tell with --model where the picture's model is.") from None
+        raise ValueError(f"{error} Tell with --model where the image's model is.") from None
     if options.lora is not None:
         pipeline.load_lora(options.lora, options.lora_scale)
     if settings.get("fingerprint") != pipeline.fingerprint:
         print(
             f"Warning: {options.from_png} was made by other weights of {pipeline.name!r}, or in "
-            "another dtype; the picture will differ.",
+            "another dtype; the image will differ.",
             file=sys.stderr,
         )
     return pipeline, pipeline.generate_again(settings, progress=not options.quiet)
 
 
-def write(options: argparse.Namespace, pictures: Any) -> None:
-    """One PNG a picture and, of several, a grid; prints their names."""
+def write(options: argparse.Namespace, images: Any) -> None:
+    """One PNG an image and, of several, a grid; prints their names."""
     from imagen_jax.images.grid import font_for
     from imagen_jax.images.image_list import save_png
 
-    made = [picture.info["imagen_jax"] for picture in pictures]
+    made = [image.info["imagen_jax"] for image in images]
     digits = max(4, len(str(made[-1]["index"])))
-    for picture, entry in zip(pictures, made, strict=True):
+    for image, entry in zip(images, made, strict=True):
         path = options.out / file_name(entry["index"], entry["prompt"], digits)
-        save_png(picture, path)
+        save_png(image, path)
         print(path)
-    if not options.no_grid and len(pictures) > 1:
+    if not options.no_grid and len(images) > 1:
         columns = options.num_images if 1 < options.num_images <= 8 else None
-        pictures.grid(columns).save(options.out / "grid.png")
+        images.grid(columns).save(options.out / "grid.png")
         print(options.out / "grid.png")
-        for number, caption in enumerate(pictures.captions or [], start=1):
+        for number, caption in enumerate(images.captions or [], start=1):
             if font_for(caption, 15) is None:
-                print(f"  picture {number} of the grid: {caption} (no font here draws it)")
+                print(f"  image {number} of the grid: {caption} (no font here draws it)")
 
 
 def main() -> int:

@@ -1,15 +1,15 @@
-"""Asks people which of two models' pictures they prefer: sheets, a local web page, the analysis.
+"""Asks people which of two models' images they prefer: sheets, a local web page, the analysis.
 
-python scripts/evaluate.py --model A --prompts drawbench --num_images 8 --metrics pictures \\
+python scripts/evaluate.py --model A --prompts drawbench --num_images 8 --metrics images \\
     --out results/a
-python scripts/evaluate.py --model B --prompts drawbench --num_images 8 --metrics pictures \\
+python scripts/evaluate.py --model B --prompts drawbench --num_images 8 --metrics images \\
     --out results/b
 python scripts/human_eval.py sheets --a results/a --b results/b --prompts drawbench --out study
 python scripts/human_eval.py serve study          # http://127.0.0.1:8000, answers.jsonl in study
 python scripts/human_eval.py analyse study
 
-Studies: drawbench (two sets of 8, which is better and which fits), photorealism (a model's picture
-beside the true one, --b), captions (does the caption describe the picture; yes, somewhat, no).
+Studies: drawbench (two sets of 8, which is better and which fits), photorealism (a model's image
+beside the true one, --b), captions (does the caption describe the image; yes, somewhat, no).
 """
 
 import argparse
@@ -28,14 +28,14 @@ def parser() -> argparse.ArgumentParser:
     add = commands.add_parser("sheets", help="make the trials").add_argument
     add("--study", choices=tuple(PER_PROMPT), default="drawbench")
     add("--a", type=Path, required=True, metavar="DIR", help="of scripts/evaluate.py, or a folder")
-    add("--b", type=Path, required=True, metavar="DIR", help="the other model's, or true pictures")
+    add("--b", type=Path, required=True, metavar="DIR", help="the other model's, or true images")
     add("--name_a", help="of the models, for the analysis (default: their folders')")
     add("--name_b")
     add("--prompts", required=True, help="drawbench, coco30k or a file, as for scripts/evaluate.py")
     add("--data", type=Path, help="file of drawbench or coco30k")
     add("--num", type=int, help="the first N prompts")
-    add("--num_images", type=int, help="pictures a prompt (default: drawbench 8, else 1)")
-    add("--size", type=int, help="of the pictures, where those of a folder differ")
+    add("--num_images", type=int, help="images a prompt (default: drawbench 8, else 1)")
+    add("--size", type=int, help="of the images, where those of a folder differ")
     add("--controls", type=int, help="trials with a known answer (default: a tenth)")
     add("--seed", type=int, default=0, help="of sides, order and controls")
     add("--out", type=Path, required=True, metavar="DIR")
@@ -59,7 +59,7 @@ def make_sheets(options: argparse.Namespace) -> None:
     prompts = known.first(options.num)
     per_prompt = options.num_images or PER_PROMPT[options.study]
     if options.study != "drawbench" and per_prompt != 1:
-        raise ValueError(f"--study {options.study} shows one picture a prompt, not {per_prompt}.")
+        raise ValueError(f"--study {options.study} shows one image a prompt, not {per_prompt}.")
     sets = [
         read_set(folder, known, len(prompts), per_prompt, options.size)
         for folder in (options.a, options.b)
@@ -74,8 +74,8 @@ def make_sheets(options: argparse.Namespace) -> None:
     )
     write_study(study, options.out)
     print(f"{options.out}: {len(study.trials)} trials, {controls} of them controls")
-    for folder, pictures in zip((options.a, options.b), sets, strict=True):
-        if not pictures.named:
+    for folder, images in zip((options.a, options.b), sets, strict=True):
+        if not images.named:
             print(f"{folder}: paired with the prompts by the order of the names, 2 before 10")
 
 

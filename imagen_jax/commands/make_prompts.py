@@ -42,20 +42,20 @@ def make(options: argparse.Namespace) -> str:
         digest = hashlib.sha256(options.annotations.read_bytes()).hexdigest()
         source = {"file": options.annotations.name, "sha256": digest}
     drawn = coco.draw(captions, options.num, options.seed)
-    pictures = len({caption.image_id for caption in captions})
+    images = len({caption.image_id for caption in captions})
     origin = {
         **source,
         "seed": options.seed,
         "captions": len(captions),
-        "pictures": pictures,
+        "pictures": images,
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)
     write_coco(options.out, drawn, origin)
     made = read_prompts("coco30k", options.out)
-    if pictures != coco.VAL2014_PICTURES:
+    if images != coco.VAL2014_IMAGES:
         print(
-            f"Warning: the captions are of {pictures} pictures, not of the "
-            f"{coco.VAL2014_PICTURES} of val2014.",
+            f"Warning: the captions are of {images} images, not of the "
+            f"{coco.VAL2014_IMAGES} of val2014.",
             file=sys.stderr,
         )
     return f"{options.out}: {len(made)} of {len(captions)} captions, list {made.fingerprint}"

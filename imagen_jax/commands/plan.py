@@ -21,7 +21,7 @@ CONFIG = flags.DEFINE_string("config", None, "Python file with get_config().", r
 TOPOLOGY = flags.DEFINE_string("topology", None, "TPU and its shape: v5p:4x4x4.", required=True)
 SAMPLE = flags.DEFINE_bool("sample", False, "Plan sampling in place of training.")
 IMAGES = flags.DEFINE_integer(
-    "images", None, "Pictures sampled at a time; default: one a chip.", lower_bound=1
+    "images", None, "Images sampled at a time; default: one a chip.", lower_bound=1
 )
 JSON = flags.DEFINE_string("json", None, "File for all figures.")
 

@@ -1,8 +1,8 @@
-"""Makes the emoji picture set from an installed font, in under a minute.
+"""Makes the emoji image set from an installed font, in under a minute.
 
     python scripts/prepare_emoji.py --out data/emoji
 
-writes data/emoji/emoji.npz: pictures, names and captions in English and Chinese, and which are held
+writes data/emoji/emoji.npz: images, names and captions in English and Chinese, and which are held
 out. --captions FILE also writes the training captions as lines, to train a tokenizer on.
 """
 
@@ -42,7 +42,7 @@ def write(listed: list[emoji.Emoji], arguments: argparse.Namespace) -> None:
     train = arrays["split"] == "train"
     chinese = arrays["name_zh"] != ""
     print(
-        f"{arguments.out / 'emoji.npz'}: {len(kept)} pictures of {len(listed)} listed, "
+        f"{arguments.out / 'emoji.npz'}: {len(kept)} images of {len(listed)} listed, "
         f"{arrays['label'].max() + 1} distinct, {train.sum()} train, {(~train).sum()} held out, "
         f"{chinese.sum()} with a Chinese name, {arrays['variant'].sum()} skin or gender variants"
     )

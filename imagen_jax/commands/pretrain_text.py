@@ -1,4 +1,4 @@
-"""Trains a text encoder from scratch to guess the picture from the caption, without a U-Net.
+"""Trains a text encoder from scratch to guess the image from the caption, without a U-Net.
 
     python scripts/pretrain_text.py --config configs/emoji_base32.py --workdir runs/text
 
@@ -21,7 +21,7 @@ from imagen_jax.commands.command_line import make_folder, one_line_errors, run_c
 CONFIG = flags.DEFINE_string("config", None, "Config of a stage with network.draft.", required=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Where to write the checkpoint.", required=True)
 STEPS = flags.DEFINE_integer("steps", 10_000, "Optimizer steps.", lower_bound=1)
-BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "Pictures a step.", lower_bound=1)
+BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "Images a step.", lower_bound=1)
 INIT_FROM = flags.DEFINE_string("init_from", None, "Workdir of an earlier run to go on from.")
 LEARNING_RATE = flags.DEFINE_float("learning_rate", 1e-3, "Peak learning rate.")
 

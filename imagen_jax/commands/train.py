@@ -167,7 +167,7 @@ def open_run(config: Any, raw: Any, encoder: Any, frozen_shapes: Any, mesh: Any)
     kept = goes_on(workdir) and is_kept(workdir)
     if frozen is not None and frozen.text_encoder is not None and not kept:
         keep(workdir, build.encoder_source(config), frozen.text_encoder)
-    # The curve is that of training from the start, on one set of pictures.
+    # The curve is that of training from the start, on one set of images.
     fine_tuning = config.lora is not None or config.data.prior is not None
     curve = None if fine_tuning else reference_curve(config.stage)
     sample = make_sample_fn(config, encoder, source, frozen)

@@ -16,7 +16,7 @@ INDEX = "model_index.json"
 UNET_WEIGHTS = "diffusion_pytorch_model"
 TEXT_ENCODER_WEIGHTS = "model"
 TOKENIZER_FILE = "spiece.model"
-# Class name of a pipeline, and whether it starts from pictures of a lower resolution.
+# Class name of a pipeline, and whether it starts from images of a lower resolution.
 PIPELINES = {
     "IFPipeline": False,
     "IFImg2ImgPipeline": False,

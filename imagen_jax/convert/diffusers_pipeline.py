@@ -30,7 +30,7 @@ from imagen_jax.text.encoder import SentencePieceTokenizer, TextEncoder, check_v
 from imagen_jax.typing import Params
 
 TEXT_LENGTH = 77
-MAX_SIDE = 2**13  # of a picture
+MAX_SIDE = 2**13  # of an image
 ENLARGEMENT = 4  # of stages II and III; no file says it
 NOISE_STEP = 250  # noise on the low-resolution input, in time steps
 # Stage I, and those that enlarge.

@@ -1,4 +1,4 @@
-"""A scheduler's file in diffusers' layout: its schedule, and how pictures are drawn with it."""
+"""A scheduler's file in diffusers' layout: its schedule, and how images are drawn with it."""
 
 import math
 import sys

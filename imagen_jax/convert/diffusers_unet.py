@@ -156,7 +156,7 @@ def config_from_diffusers(values: Mapping[str, Any], **overrides: Any) -> UNetCo
     """The network of a `unet/config.json`; `overrides` are fields of UNetConfig, such as `dtype`.
 
     With class_embed_type "timestep" (stages II and III) half of in_channels are the low-resolution
-    picture's. ValueError names a field that is not supported, and what is.
+    image's. ValueError names a field that is not supported, and what is.
     """
     fields = _fields(values)
     in_channels = fields.count("in_channels")

@@ -173,7 +173,7 @@ def params_from_graph(path: str | os.PathLike) -> Params:
     Raises:
         ValueError: it is damaged, or constants are missing, unused or misshapen.
     """
-    # Numbers by themselves are the graph's own, such as the 128 that pictures are divided by.
+    # Numbers by themselves are the graph's own, such as the 128 that images are divided by.
     constants = {name: array for name, array in read_constants(path).items() if array.ndim}
     tensors, where = HostTensors(constants), os.fspath(path)
     return _fold(read_layout(graph_layout(), tensors, unfolded_shapes(), where=where))

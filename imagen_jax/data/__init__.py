@@ -1,4 +1,4 @@
-"""Picture sets: where they come from (`sources`), how they become batches (`loader`,
+"""Image sets: where they come from (`sources`), how they become batches (`loader`,
 and `prior` for two sets at once).
 
 `SOURCES` names the ones with random access; `seqio_tasks` holds the streams. Large sets lie in

@@ -1,4 +1,4 @@
-"""Captions beside pictures: a text file for each, or captions.jsonl or captions.csv for all.
+"""Captions beside images: a text file for each, or captions.jsonl or captions.csv for all.
 
 All are UTF-8. What cannot be read is a ValueError that names the file and the line.
 """

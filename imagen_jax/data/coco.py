@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-VAL2014_PICTURES = 40_504
+VAL2014_IMAGES = 40_504
 # TFDS has Karpathy's splits: val2014 is these three together, never "val" alone.
 TFDS_NAME, TFDS_SPLITS = "coco_captions", "restval+val+test"
 ANNOTATIONS = (
@@ -15,7 +15,7 @@ ANNOTATIONS = (
 
 
 class Caption(NamedTuple):
-    """One of the about five captions of a picture; `id` is its own, `image_id` the picture's."""
+    """One of the about five captions of an image; `id` is its own, `image_id` the image's."""
 
     id: int
     image_id: int

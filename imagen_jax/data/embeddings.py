@@ -1,7 +1,7 @@
-"""Captions embedded ahead of training: ArrayRecord shards that a picture set is read with.
+"""Captions embedded ahead of training: ArrayRecord shards that an image set is read with.
 
 A directory holds embeddings.json, which says what the embeddings are of and what they were made
-with, and shards of `shard_size` examples each: record i is that of the picture set's example i, and
+with, and shards of `shard_size` examples each: record i is that of the image set's example i, and
 has an embedding for each of its captions. Written by scripts/embed_text.py.
 """
 
@@ -210,10 +210,10 @@ def _write_whole(path: Path, content: bytes) -> None:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class EmbeddedSource:
-    """A picture set whose examples have an `Embedding` in place of each caption's text.
+    """An image set whose examples have an `Embedding` in place of each caption's text.
 
     Raises BrokenExample for what could not be read when the captions were embedded, and ValueError
-    where the picture set is another one.
+    where the image set is another one.
     """
 
     embedded: ClassVar[bool] = True
@@ -226,7 +226,7 @@ class EmbeddedSource:
 
     @property
     def sizes(self) -> np.ndarray | None:
-        """(width, height) of each example, where the picture set knows them."""
+        """(width, height) of each example, where the image set knows them."""
         return getattr(self.source, "sizes", None)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
@@ -252,7 +252,7 @@ class EmbeddedSource:
 
 
 def read_embedded(source: Source, directory: str | os.PathLike) -> EmbeddedSource:
-    """The picture set with the embeddings of its captions.
+    """The image set with the embeddings of its captions.
 
     Raises:
         ValueError: they are of another set, or not all there yet.

@@ -1,4 +1,4 @@
-"""Colour emoji as a captioned picture set, made from an installed font and the Unicode tables.
+"""Colour emoji as a captioned image set, made from an installed font and the Unicode tables.
 
 Needs no download: on Debian and Ubuntu `apt-get install fonts-noto-color-emoji unicode-data
 unicode-cldr-core libfribidi0` brings the font (SIL Open Font License), the list of emoji and their
@@ -25,7 +25,7 @@ DEBIAN_PACKAGES = "fonts-noto-color-emoji unicode-data unicode-cldr-core libfrib
 LANGUAGES = ("en", "zh")
 HELDOUT_PERCENT = 5
 NAME_SHARE = 0.6  # how often a drawn caption is the full name; the rest are keywords
-STRIKE_SIZE = 109  # the only size of the font's bitmaps, whose pictures are 136 x 128
+STRIKE_SIZE = 109  # the only size of the font's bitmaps, whose images are 136 x 128
 STRIKE_WIDTH, STRIKE_HEIGHT = 136, 128
 IMAGE_SIZE = 128
 
@@ -197,27 +197,27 @@ def load_font(path: pathlib.Path = FONT_FILE) -> ImageFont.FreeTypeFont:
 
 
 def render(text: str, font: ImageFont.FreeTypeFont) -> Image.Image | None:
-    """The font's own 136x128 bitmap on white; None where the font has no single picture for it."""
+    """The font's own 136x128 bitmap on white; None where the font has no single image for it."""
     left, top, right, bottom = font.getbbox(text, anchor="ls")
     if (right - left, bottom - top) != (STRIKE_WIDTH, STRIKE_HEIGHT):
         return None
     glyph = Image.new("RGBA", (STRIKE_WIDTH, STRIKE_HEIGHT), (255, 255, 255, 0))
     ImageDraw.Draw(glyph).text((-left, -top), text, font=font, anchor="ls", embedded_color=True)
     white = Image.new("RGBA", glyph.size, "white")
-    picture = Image.alpha_composite(white, glyph).convert("RGB")
-    return None if picture.getextrema() == ((255, 255),) * 3 else picture
+    image = Image.alpha_composite(white, glyph).convert("RGB")
+    return None if image.getextrema() == ((255, 255),) * 3 else image
 
 
-def square(picture: Image.Image, size: int = IMAGE_SIZE) -> np.ndarray:
+def square(image: Image.Image, size: int = IMAGE_SIZE) -> np.ndarray:
     """uint8 [size, size, 3]: padded with white to a square, then resized with antialiasing."""
-    side = max(picture.size)
+    side = max(image.size)
     canvas = Image.new("RGB", (side, side), "white")
-    canvas.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
+    canvas.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
     return np.asarray(canvas.resize((size, size), Image.Resampling.BICUBIC))
 
 
 def is_heldout(codepoints: str) -> bool:
-    """Whether a picture is never trained on: 5 % by a hash of its code points, U+FE0F left out."""
+    """Whether an image is never trained on: 5 % by a hash of its code points, U+FE0F left out."""
     codes = " ".join(code for code in codepoints.split() if code != "FE0F")
     return (
         int.from_bytes(hashlib.sha256(codes.encode()).digest()[:8], "big") % 100 < HELDOUT_PERCENT
@@ -227,8 +227,8 @@ def is_heldout(codepoints: str) -> bool:
 def build(emoji: Sequence[Emoji] | None = None) -> tuple[list[Emoji], dict[str, np.ndarray]]:
     """Renders the set: the emoji that render, and arrays `image, label, split, ...` in their order.
 
-    Pixel-identical pictures share a class (`label`) and, with it, the split of the first of them.
-    `captions` is UTF-8 JSON, a list of [text, probability] for each picture. The layout is the one
+    Pixel-identical images share a class (`label`) and, with it, the split of the first of them.
+    `captions` is UTF-8 JSON, a list of [text, probability] for each image. The layout is the one
     that `sources.read_npz` reads.
     """
     require_files()
@@ -238,14 +238,14 @@ def build(emoji: Sequence[Emoji] | None = None) -> tuple[list[Emoji], dict[str, 
     classes: dict[bytes, int] = {}
     class_heldout: list[bool] = []
     for item in emoji:
-        picture = render(item.text, font)
-        if picture is None:
+        image = render(item.text, font)
+        if image is None:
             continue
-        label = classes.setdefault(hashlib.sha256(picture.tobytes()).digest(), len(classes))
+        label = classes.setdefault(hashlib.sha256(image.tobytes()).digest(), len(classes))
         if label == len(class_heldout):
             class_heldout.append(is_heldout(item.codepoints))
         kept.append(item)
-        images.append(square(picture))
+        images.append(square(image))
         labels.append(label)
         heldout.append(class_heldout[label])
     text = json.dumps([captions(item) for item in kept], ensure_ascii=False)
@@ -264,7 +264,7 @@ def build(emoji: Sequence[Emoji] | None = None) -> tuple[list[Emoji], dict[str, 
 
 
 def train_captions(arrays: dict[str, np.ndarray]) -> list[str]:
-    """The training captions for a tokenizer: about 40 a picture, by their probabilities."""
+    """The training captions for a tokenizer: about 40 an image, by their probabilities."""
     lines = []
     all_captions = json.loads(arrays["captions"].tobytes())
     for pairs, split in zip(all_captions, arrays["split"], strict=True):

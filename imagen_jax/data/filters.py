@@ -53,7 +53,7 @@ class Filters:
         if self.need_sizes and not index.sizes.any():
             raise ValueError(
                 "filters on the size need each example's width and height, and its json or record "
-                "does not have them: data.measure=True reads them from the pictures, once"
+                "does not have them: data.measure=True reads them from the images, once"
             )
         kept = np.ones(len(index), bool)
         for name, passed in self._tests(index):

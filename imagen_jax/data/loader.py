@@ -21,17 +21,17 @@ from imagen_jax.data.mixture import MixtureSource
 from imagen_jax.data.order import BucketOrder, Order, Size, epochs, mixed, nearest_bucket
 from imagen_jax.data.shard_sources import ShardSource
 from imagen_jax.data.sources import CONDITIONINGS, ArraySource, BrokenExample, Source, check_choice
-from imagen_jax.images import pixels as preprocess
+from imagen_jax.images import pixels
 
 CROPS = ("centre", "random")
 Caption = str | Embedding
 Tokenize = Callable[[list[str]], tuple[np.ndarray, np.ndarray]]
 FOREVER = 2**62
-OFTEN = 4  # times an epoch that a picture of a rare bucket is drawn, from which on it is said
+OFTEN = 4  # times an epoch that an image of a rare bucket is drawn, from which on it is said
 
 
 class TooManyBroken(Exception):
-    """More of the pictures are broken than the share that the user allows."""
+    """More of the images are broken than the share that the user allows."""
 
 
 class Damage:
@@ -117,13 +117,13 @@ class Loader:
     Args:
       batch_size: examples of the whole batch, on all processes together.
       tokenize: list of texts -> (ids int32 [B, L], mask bool [B, L]); needed for text.
-      conditioning: "text", "label" or None: what the batch holds beside the pictures.
-      prompt: the caption of every picture, instead of its own.
+      conditioning: "text", "label" or None: what the batch holds beside the images.
+      prompt: the caption of every image, instead of its own.
       shuffle: False gives the source's own order, over and over.
-      flip: mirror half of the pictures (for sets without text or handedness).
-      crop: "centre" or "random": what is kept of a picture whose shorter side is `resolution`.
+      flip: mirror half of the images (for sets without text or handedness).
+      crop: "centre" or "random": what is kept of an image whose shorter side is `resolution`.
       crop_size: the side of the square that is kept; None is `resolution`.
-      buckets: (width, height) of pictures of other shapes, instead of squares: all of a batch have
+      buckets: (width, height) of images of other shapes, instead of squares: all of a batch have
         one of them, the nearest by aspect ratio. The source must have `sizes`.
       rows: which rows of the whole batch this process gets; None: all.
       max_broken_share: stop when more of the examples than this cannot be read, or with buckets
@@ -177,17 +177,17 @@ class Loader:
             raise ValueError(f"buckets are (width, height) each, not {self.buckets}")
         sizes = getattr(self.source, "sizes", None)
         if sizes is None:
-            raise ValueError("buckets need the sizes of pictures, which this source does not know")
+            raise ValueError("buckets need the sizes of images, which this source does not know")
         unknown, count = int((~_measured(sizes)).sum()), len(sizes)
         if unknown > self.max_broken_share * count or unknown == count:
             raise ValueError(
-                f"buckets need the width and height of pictures, and those of {unknown} of {count} "
+                f"buckets need the width and height of images, and those of {unknown} of {count} "
                 f"are not known, more than the {self.max_broken_share:.1%} allowed: "
-                "data.measure=True reads them, once, where a picture is not broken; else remove "
+                "data.measure=True reads them, once, where an image is not broken; else remove "
                 "these, or raise data.max_broken_share"
             )
         if unknown:
-            logging.warning("%d of %d pictures of unknown size are left out", unknown, count)
+            logging.warning("%d of %d images of unknown size are left out", unknown, count)
 
     @property
     def embedded(self) -> bool:
@@ -212,13 +212,13 @@ class Loader:
         return epochs(len(self.source), self.seed, self.shuffle)
 
     def _log_buckets(self) -> None:
-        """Says how often the pictures of each bucket are drawn; warns where that is often."""
+        """Says how often the images of each bucket are drawn; warns where that is often."""
         order = self.order
         for size, rows, batches in zip(self.buckets, order.rows, order.counts, strict=True):
             drawn = batches * self.batch_size / max(len(rows), 1)
             logging.log(
                 logging.WARNING if drawn >= OFTEN else logging.INFO,
-                "bucket %dx%d: %d pictures in %d of %d batches an epoch, each %.2f times",
+                "bucket %dx%d: %d images in %d of %d batches an epoch, each %.2f times",
                 *size,
                 len(rows),
                 batches,
@@ -227,13 +227,13 @@ class Loader:
             )
 
     def size(self, number: int) -> Size:
-        """(width, height) that the picture at a global number is resized to cover."""
+        """(width, height) that the image at a global number is resized to cover."""
         if self.buckets:
             return self.buckets[self.order.bucket(number // self.batch_size)]
         return self.resolution, self.resolution
 
-    def picture_size(self, number: int) -> Size:
-        """(width, height) of the picture in a batch: what is cut out of `size`, or all of it."""
+    def image_size(self, number: int) -> Size:
+        """(width, height) of the image in a batch: what is cut out of `size`, or all of it."""
         return self.size(number) if self.crop_size is None else (self.crop_size, self.crop_size)
 
     def example(self, number: int) -> dict[str, Any]:
@@ -250,8 +250,8 @@ class Loader:
         at = None
         if self.crop == "random":
             at = uniform(self.seed, number, "crop x"), uniform(self.seed, number, "crop y")
-        crop = self.picture_size(number)
-        image = preprocess.resize_and_crop(example["image"], self.size(number), crop, at)
+        crop = self.image_size(number)
+        image = pixels.resize_and_crop(example["image"], self.size(number), crop, at)
         if self.flip and uniform(self.seed, number, "flip") < 0.5:
             image = image[:, ::-1]
         result = {"image": image}
@@ -272,7 +272,7 @@ class Loader:
     def examples(self, numbers: Sequence[int]) -> dict[str, np.ndarray]:
         """The examples of these global numbers as a batch."""
         self.damage.count(len(numbers))
-        width, height = self.picture_size(numbers[0])
+        width, height = self.image_size(numbers[0])
         images = np.empty((len(numbers), height, width, 3), np.uint8)
         examples = []
         for row, number in enumerate(numbers):
@@ -306,7 +306,7 @@ def check_rows(rows: Sequence[int], batch_size: int) -> None:
 
 
 def _reduced(source: Source, side: int, whole: bool) -> Source:
-    """The source, where it can with pictures that are not much larger than this square; `whole`
+    """The source, where it can with images that are not much larger than this square; `whole`
     when more than their largest centred square is needed.
     """
     if isinstance(source, MixtureSource):

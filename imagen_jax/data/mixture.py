@@ -1,4 +1,4 @@
-"""Several picture sets as one, each drawn at its own rate."""
+"""Several image sets as one, each drawn at its own rate."""
 
 import dataclasses
 import functools

@@ -1,7 +1,7 @@
-"""Batches of two picture sets: what a model is to learn, and what it shall not forget meanwhile.
+"""Batches of two image sets: what a model is to learn, and what it shall not forget meanwhile.
 
-DreamBooth's prior preservation (arXiv 2208.12242, section 3.3): a few pictures of a subject, and
-pictures of its class that the model itself has made.
+DreamBooth's prior preservation (arXiv 2208.12242, section 3.3): a few images of a subject, and
+images of its class that the model itself has made.
 """
 
 import dataclasses

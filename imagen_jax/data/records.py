@@ -84,10 +84,10 @@ def one(values: dict[str, list], name: str) -> Any:
     return found[0]
 
 
-def example_picture(values: dict[str, list], name: str) -> bytes:
+def example_image(values: dict[str, list], name: str) -> bytes:
     data = one(values, name)
     if not isinstance(data, bytes):
-        raise ValueError(f"its feature {name!r} is no bytes of a picture file")
+        raise ValueError(f"its feature {name!r} is no bytes of an image file")
     return data
 
 

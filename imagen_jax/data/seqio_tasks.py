@@ -2,8 +2,8 @@
 
 A Task has the features `image` (the bytes of a PNG, JPEG, GIF or BMP file, a scalar string) and, by
 what the model is conditioned on, `text` (token ids, ended by EOS) or `label` (a scalar int32).
-seqio shuffles what a Task gives, so bytes make its buffer small; pictures are decoded, resized and
-cropped after all shuffling and mixing. A Task may also give pictures as uint8 [H, W, 3].
+seqio shuffles what a Task gives, so bytes make its buffer small; images are decoded, resized and
+cropped after all shuffling and mixing. A Task may also give images as uint8 [H, W, 3].
 
 The Tasks here are functions that register one; a module that calls them is what `data.module` of
 a config names:
@@ -53,7 +53,7 @@ def draw_caption(example: dict[str, Any], seed: Any) -> dict[str, Any]:
 
 @seqio.map_over_dataset
 def keep_label(example: dict[str, Any]) -> dict[str, Any]:
-    """The picture and its class number alone."""
+    """The image and its class number alone."""
     return {"image": example["image"], "label": tf.cast(example["label"], tf.int32)}
 
 
@@ -129,10 +129,10 @@ def add_coco_task(
     data_dir: str | Path | None = None,
     builder: str = "coco_captions:1.1.0",
 ) -> seqio.Task:
-    """Registers COCO with its captions, one of each picture's five drawn every time.
+    """Registers COCO with its captions, one of each image's five drawn every time.
 
     Its splits are Karpathy's (arXiv 1412.2306): train is his train and restval together, 113,287
-    pictures; validation and test have 5,000 each. Downloads 19 GB where it is not there.
+    images; validation and test have 5,000 each. Downloads 19 GB where it is not there.
     """
     splits = {"train": "train+restval", "validation": "val", "test": "test"}
     features = text_features(vocabulary)
@@ -286,8 +286,8 @@ class StreamLoader:
         """Of the squares in a batch."""
         return self.resolution if self.crop_size is None else self.crop_size
 
-    def picture(self, number: Any, example: dict[str, Any]) -> dict[str, Any]:
-        """The example that comes as this number on this process, its picture decoded and cut."""
+    def image(self, number: Any, example: dict[str, Any]) -> dict[str, Any]:
+        """The example that comes as this number on this process, its image decoded and cut."""
         random = self.crop == "random"
         image = _resized(_decoded(example["image"]), self.resolution, whole=random)
         if random:
@@ -314,7 +314,7 @@ class StreamLoader:
             )
         finally:
             seqio.set_tfds_read_config_override(None)
-        dataset = dataset.enumerate().map(self.picture, num_parallel_calls=tf.data.AUTOTUNE)
+        dataset = dataset.enumerate().map(self.image, num_parallel_calls=tf.data.AUTOTUNE)
         lengths["image"] = self.side
         if self.conditioning == "label":
             lengths["label"] = 1  # a scalar: the converter wants a length, the Task none

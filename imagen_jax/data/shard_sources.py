@@ -1,4 +1,4 @@
-"""Sharded picture sets by random access: webdataset tars, TFRecord and ArrayRecord files."""
+"""Sharded image sets by random access: webdataset tars, TFRecord and ArrayRecord files."""
 
 import dataclasses
 import functools
@@ -14,7 +14,7 @@ from imagen_jax.data.filters import make_filters
 from imagen_jax.data.index import Index, index_folder, read_index
 from imagen_jax.data.shards import Shard, find_shards, is_remote, local_folder
 from imagen_jax.data.sources import CONDITIONINGS, SPLITS, BrokenExample, check_choice, is_heldout
-from imagen_jax.images import decoding as picture_files
+from imagen_jax.images import decoding
 
 NEARBY = 2**16  # bytes between two members that are cheaper to read than to ask for twice
 NEEDED = ("image", "json")  # what must be sound in every example, whatever is read of it
@@ -29,8 +29,8 @@ class ShardSource:
     """Examples that lie in shards, found by an index and read one by one.
 
     rows: those of the index that pass the filters and the split. cover: the side of the square that
-    pictures will be made to cover, so that large JPEGs are decoded faster; None decodes them whole.
-    pictures: False leaves them out, for who wants captions alone.
+    images will be made to cover, so that large JPEGs are decoded faster; None decodes them whole.
+    images: False leaves them out, for who wants captions alone.
     """
 
     shards: tuple[Shard, ...]
@@ -40,9 +40,9 @@ class ShardSource:
     read: Read
     fields: Fields
     conditioning: str | None
-    max_pixels: int = picture_files.MAX_PIXELS
+    max_pixels: int = decoding.MAX_PIXELS
     cover: int | None = None
-    pictures: bool = True
+    images: bool = True
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -59,15 +59,15 @@ class ShardSource:
     def __getitem__(self, index: int) -> dict[str, Any]:
         row = int(self.rows[index])
         key = self.index.key(row)
-        roles = ("image",) * self.pictures + (self.conditioning,) * (self.conditioning is not None)
+        roles = ("image",) * self.images + (self.conditioning,) * (self.conditioning is not None)
         shard = self.shards[self.shard_of(row)]
         try:
             if fault := self.index.fault(row, (*NEEDED, *roles)):
                 raise ValueError(fault)
             example = self.read(shard, self.index.spans[row], self.fields, roles)
-            if self.pictures:
+            if self.images:
                 data = example["image"]
-                example["image"] = picture_files.read(data, self.max_pixels, self.cover)
+                example["image"] = decoding.read(data, self.max_pixels, self.cover)
         except ImportError:
             raise
         except Exception as error:  # decoders and file systems raise as many kinds as there are
@@ -108,7 +108,7 @@ def _read_spans(shard: Shard, spans: dict[str, tuple[int, int]]) -> dict[str, by
 def _parse_record(record: bytes, fields: Fields, roles: tuple[str, ...]) -> dict[str, Any]:
     values, example = records.parse_example(record), {}
     if "image" in roles:
-        example["image"] = records.example_picture(values, fields["image"])
+        example["image"] = records.example_image(values, fields["image"])
     if "text" in roles:
         example["captions"] = records.example_captions(values, fields["text"])
     if "label" in roles:
@@ -164,11 +164,11 @@ def read_tar(
     filters: Mapping[str, Any] | None = None,
     measure: bool = False,
     index_dir: str | Path | None = None,
-    max_pixels: int = picture_files.MAX_PIXELS,
+    max_pixels: int = decoding.MAX_PIXELS,
 ) -> ShardSource:
     """Webdataset shards as img2dataset writes them, by random access.
 
-    Members of one name up to its first dot are an example: a picture (.jpg, .png, .webp and so on)
+    Members of one name up to its first dot are an example: an image (.jpg, .png, .webp and so on)
     and what goes with it.
 
     Args:
@@ -177,7 +177,7 @@ def read_tar(
       text: extension of the member that is the caption, or "json.caption": a field of the .json.
       label: the same of the class number.
       filters: see `Filters`; widths, heights and scores are those of the .json.
-      measure: read the sizes of pictures whose .json does not have them, while the index is made.
+      measure: read the sizes of images whose .json does not have them, while the index is made.
       index_dir: where the index is kept; None is `.imagen_jax_index` beside local shards that can
         be written to, else a folder below ~/.cache.
 
@@ -201,12 +201,12 @@ def read_tfrecord(
     filters: Mapping[str, Any] | None = None,
     measure: bool = False,
     index_dir: str | Path | None = None,
-    max_pixels: int = picture_files.MAX_PIXELS,
+    max_pixels: int = decoding.MAX_PIXELS,
 ) -> ShardSource:
     """Uncompressed TFRecord files of tf.train.Example, by random access and without TensorFlow.
 
     Args:
-      image, text, label: names of features: the bytes of a picture file, one caption or several, a
+      image, text, label: names of features: the bytes of an image file, one caption or several, a
         class number.
       filters: see `Filters`; width, height and scores are features, too.
       measure: index these features also where there are no filters, as buckets need; it reads the
@@ -231,7 +231,7 @@ def read_array_record(
     filters: Mapping[str, Any] | None = None,
     measure: bool = False,
     index_dir: str | Path | None = None,
-    max_pixels: int = picture_files.MAX_PIXELS,
+    max_pixels: int = decoding.MAX_PIXELS,
 ) -> ShardSource:
     """Local ArrayRecord files of tf.train.Example, by random access; arguments of `read_tfrecord`.
 

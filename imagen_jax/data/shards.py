@@ -1,4 +1,4 @@
-"""Shards: the files of a large picture set, on disk or behind a URL, and bytes out of them.
+"""Shards: the files of a large image set, on disk or behind a URL, and bytes out of them.
 
 gs://, s3:// and the rest go through fsspec and its plug-ins (gcsfs, s3fs); local files do not.
 """

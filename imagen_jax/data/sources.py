@@ -1,8 +1,8 @@
-"""Picture sets with random access and without TensorFlow: npz files, folders, arrays in memory.
+"""Image sets with random access and without TensorFlow: npz files, folders, arrays in memory.
 
 A source gives by index `{"image": uint8 [H, W, 3], "key": str}`, and, by what the model is
 conditioned on, `"captions": [(text, weight), ...]` or `"label": int`. It raises BrokenExample where
-a picture cannot be read.
+an image cannot be read.
 """
 
 import collections
@@ -17,17 +17,16 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from imagen_jax.data.captions import CAPTION_FILES, Captions, normalized, read_captions, read_text
-from imagen_jax.images import decoding as picture_files
-from imagen_jax.images import pixels as preprocess
+from imagen_jax.images import decoding, pixels
 
 SPLITS = ("train", "heldout", "all")
 CONDITIONINGS = ("text", "label", None)
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 HELDOUT_PERCENT = 5
 
 
 class BrokenExample(Exception):
-    """A picture or record that cannot be read. The loader skips it, counts it and goes on."""
+    """An image or record that cannot be read. The loader skips it, counts it and goes on."""
 
     def __init__(self, key: str, reason: str):
         super().__init__(f"{key}: {reason}")
@@ -67,9 +66,9 @@ def check_images(images: np.ndarray) -> None:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ArraySource:
-    """Pictures in memory: uint8 [N, H, W, 3], with captions or labels or neither.
+    """Images in memory: uint8 [N, H, W, 3], with captions or labels or neither.
 
-    `extra` holds arrays with a row for each picture that a model does not see (names, groups).
+    `extra` holds arrays with a row for each image that a model does not see (names, groups).
     """
 
     images: np.ndarray
@@ -109,10 +108,10 @@ class ArraySource:
         )
 
     def resized(self, resolution: int) -> "ArraySource":
-        """All pictures at a stage's resolution, so that no batch has to resize them again."""
+        """All images at a stage's resolution, so that no batch has to resize them again."""
         if self.images.shape[1:3] == (resolution, resolution):
             return self
-        images = np.stack([preprocess.resize(image, resolution) for image in self.images])
+        images = np.stack([pixels.resize(image, resolution) for image in self.images])
         return dataclasses.replace(self, images=images)
 
 
@@ -135,7 +134,7 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def _npz_captions(values: np.ndarray, path: Path) -> list[Captions]:
-    """Captions as plain strings, one a picture, or as UTF-8 JSON: [[[text, weight], ...], ...]."""
+    """Captions as plain strings, one an image, or as UTF-8 JSON: [[[text, weight], ...], ...]."""
     if values.dtype.kind == "U" and values.ndim == 1:
         return [[(str(text), 1.0)] for text in values]
     if values.dtype == np.uint8:
@@ -150,12 +149,12 @@ def _npz_captions(values: np.ndarray, path: Path) -> list[Captions]:
             return rows
     raise ValueError(
         f"captions in {path} are {values.dtype} {list(values.shape)}; they must be strings [N], or "
-        "the bytes (uint8) of a JSON list with a list of [text, weight] for each picture"
+        "the bytes (uint8) of a JSON list with a list of [text, weight] for each image"
     )
 
 
 def _row_array(arrays: dict[str, np.ndarray], name: str, kinds: str, path: Path) -> Any:
-    """Takes an optional array with a row a picture out of `arrays`; `kinds` are numpy's letters."""
+    """Takes an optional array with a row an image out of `arrays`; `kinds` are numpy's letters."""
     values, count = arrays.pop(name, None), len(arrays["image"])
     if values is not None and (values.shape != (count,) or values.dtype.kind not in kinds):
         found = f"{values.dtype} {list(values.shape)}"
@@ -194,28 +193,28 @@ def read_npz(
     if split == "all":
         return source
     if not (splits == split).any():
-        raise ValueError(f"{path} has no picture in its split {split!r}")
+        raise ValueError(f"{path} has no image in its split {split!r}")
     return source.select(splits == split)
 
 
-# --------------------------------------------------------------------------- folder of pictures
+# --------------------------------------------------------------------------- folder of images
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FolderSource:
-    """Pictures in a folder and the folders below it, read when they are asked for.
+    """Images in a folder and the folders below it, read when they are asked for.
 
-    pictures: False leaves them out, for who wants captions alone.
+    images: False leaves them out, for who wants captions alone.
     """
 
     folder: Path
     files: tuple[str, ...]  # relative to the folder, sorted
     captions: dict[str, Captions] = dataclasses.field(default_factory=dict)  # of a caption file
-    texts: dict[str, str] = dataclasses.field(default_factory=dict)  # a picture's own text file
+    texts: dict[str, str] = dataclasses.field(default_factory=dict)  # an image's own text file
     labels: tuple[int, ...] | None = None
     class_names: tuple[str, ...] = ()
-    max_pixels: int = picture_files.MAX_PIXELS
-    pictures: bool = True
+    max_pixels: int = decoding.MAX_PIXELS
+    images: bool = True
 
     def __len__(self) -> int:
         return len(self.files)
@@ -225,8 +224,8 @@ class FolderSource:
         path = self.folder / name
         try:
             example = {"key": name}
-            if self.pictures:
-                example["image"] = picture_files.decode(path, self.max_pixels)
+            if self.images:
+                example["image"] = decoding.decode(path, self.max_pixels)
             if name in self.captions:
                 example["captions"] = self.captions[name]
             elif name in self.texts:
@@ -246,12 +245,12 @@ def read_folder(
     path: str | Path,
     split: str = "all",
     conditioning: str | None = "text",
-    max_pixels: int = picture_files.MAX_PIXELS,
+    max_pixels: int = decoding.MAX_PIXELS,
 ) -> FolderSource:
-    """A folder of pictures, in sub-folders or not.
+    """A folder of images, in sub-folders or not.
 
     Captions stand in captions.jsonl or captions.csv at the top, or in name.txt beside name.png (one
-    a line). With conditioning "label" each sub-folder is a class. Held out are 5 % of the pictures,
+    a line). With conditioning "label" each sub-folder is a class. Held out are 5 % of the images,
     by a hash of their names.
     """
     folder = Path(path).expanduser()
@@ -260,29 +259,29 @@ def read_folder(
     if not folder.is_dir():
         raise ValueError(f"there is no folder {folder}")
     found = _files_below(folder)
-    pictures = sorted(name for name in found if name.lower().endswith(PICTURE_SUFFIXES))
-    if not pictures:
-        raise ValueError(f"{folder} holds no picture ({', '.join(PICTURE_SUFFIXES)})")
+    images = sorted(name for name in found if name.lower().endswith(IMAGE_SUFFIXES))
+    if not images:
+        raise ValueError(f"{folder} holds no image ({', '.join(IMAGE_SUFFIXES)})")
 
     captions, texts, labels, class_names = {}, {}, None, ()
     if conditioning == "label":
-        class_names = tuple(sorted({name.split("/")[0] for name in pictures if "/" in name}))
-        if outside := [name for name in pictures if "/" not in name]:
+        class_names = tuple(sorted({name.split("/")[0] for name in images if "/" in name}))
+        if outside := [name for name in images if "/" not in name]:
             raise ValueError(
                 f"{folder}: {_named(outside)} must lie in a sub-folder named after its class"
             )
     if conditioning == "text":
-        texts = _texts_beside(found, pictures)
-        captions = _folder_captions(folder, found, pictures, texts)
+        texts = _texts_beside(found, images)
+        captions = _folder_captions(folder, found, images, texts)
 
     if split != "all":
-        pictures = [name for name in pictures if is_heldout(name) == (split == "heldout")]
-        if not pictures:
-            raise ValueError(f"{folder} has no picture in its split {split!r}")
+        images = [name for name in images if is_heldout(name) == (split == "heldout")]
+        if not images:
+            raise ValueError(f"{folder} has no image in its split {split!r}")
     if conditioning == "label":
         numbers = {name: number for number, name in enumerate(class_names)}
-        labels = tuple(numbers[name.split("/")[0]] for name in pictures)
-    return FolderSource(folder, tuple(pictures), captions, texts, labels, class_names, max_pixels)
+        labels = tuple(numbers[name.split("/")[0]] for name in images)
+    return FolderSource(folder, tuple(images), captions, texts, labels, class_names, max_pixels)
 
 
 def _files_below(folder: Path) -> set[str]:
@@ -309,31 +308,29 @@ def _files_below(folder: Path) -> set[str]:
     return found
 
 
-def _texts_beside(found: set[str], pictures: list[str]) -> dict[str, str]:
-    """The text file of each picture that has one: cat.txt, or cat.TXT, for cat.png."""
+def _texts_beside(found: set[str], images: list[str]) -> dict[str, str]:
+    """The text file of each image that has one: cat.txt, or cat.TXT, for cat.png."""
     texts = {name[:-4]: name for name in sorted(found) if name.lower().endswith(".txt")}
-    stems = {name: name.rpartition(".")[0] for name in pictures}
+    stems = {name: name.rpartition(".")[0] for name in images}
     return {name: texts[stem] for name, stem in stems.items() if stem in texts}
 
 
 def _folder_captions(
-    folder: Path, found: set[str], pictures: list[str], texts: dict[str, str]
+    folder: Path, found: set[str], images: list[str], texts: dict[str, str]
 ) -> dict[str, Captions]:
-    """The captions of the caption file, by the pictures' names; none may be without a caption."""
+    """The captions of the caption file, by the images' names; none may be without a caption."""
     files = sorted(name for name in found if name.lower() in CAPTION_FILES)
     if len(files) > 1:
         raise ValueError(f"{folder} holds {' and '.join(files)}; keep one of them")
     listed = read_captions(folder / files[0]) if files else {}
-    spelled = {normalized(name): name for name in pictures}
+    spelled = {normalized(name): name for name in images}
     if unknown := sorted(listed.keys() - spelled.keys()):
-        raise ValueError(
-            f"{folder / files[0]} names pictures that are not there: {_named(unknown)}"
-        )
+        raise ValueError(f"{folder / files[0]} names images that are not there: {_named(unknown)}")
     captions = {spelled[name]: rows for name, rows in listed.items()}
-    missing = [name for name in pictures if name not in captions and name not in texts]
+    missing = [name for name in images if name not in captions and name not in texts]
     if missing:
         raise ValueError(
-            f"{len(missing)} of {len(pictures)} pictures in {folder} have no caption: "
+            f"{len(missing)} of {len(images)} images in {folder} have no caption: "
             f"{_named(missing)}. Write {Path(missing[0]).with_suffix('.txt')} beside it, or a row "
             f"of {' or '.join(CAPTION_FILES)}, or train without text (conditioning label or None)."
         )

@@ -12,19 +12,19 @@ from typing import Any
 
 from imagen_jax.data.index import Index, Row, from_rows, numbers, size_of, stripped, to_captions
 from imagen_jax.data.shards import Shard, check_uncompressed
-from imagen_jax.data.sources import PICTURE_SUFFIXES
-from imagen_jax.images import decoding as picture_files
+from imagen_jax.data.sources import IMAGE_SUFFIXES
+from imagen_jax.images import decoding
 
 BLOCK = 512
 LONGEST_NAME = 4096
 LARGEST_HEADER = 2**16  # of an extended header: it holds names
 LARGEST_TEXT = 2**20
-LARGEST_PICTURE = 2**27
+LARGEST_IMAGE = 2**27
 REGULAR, FOLDER = (b"0", b"\0", b"7"), b"5"
 LONG_NAME, LONG_LINK, PAX, PAX_OF_ALL, SPARSE = b"L", b"K", (b"x", b"X"), b"g", b"S"
 WITHOUT_DATA = {b"1": "a hard link", b"2": "a link", b"3": "a device", b"4": "a device"}
 WITHOUT_DATA |= {FOLDER: "a folder", b"6": "a pipe"}
-PICTURES = tuple(suffix.removeprefix(".") for suffix in PICTURE_SUFFIXES)
+IMAGES = tuple(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,11 +216,11 @@ def _row(
 ) -> Row:
     """The index's note of one example."""
     faults, length = {}, 0
-    picture = next((members[name] for name in members if name in PICTURES), None)
-    if picture is None:
-        faults["image"] = f"has no picture, only {', '.join(sorted(members))}"[:200]
-    elif fault := picture.fault or _too_large(picture, LARGEST_PICTURE):
-        faults["image"] = f"{picture.name} {fault}"
+    image = next((members[name] for name in members if name in IMAGES), None)
+    if image is None:
+        faults["image"] = f"has no image, only {', '.join(sorted(members))}"[:200]
+    elif fault := image.fault or _too_large(image, LARGEST_IMAGE):
+        faults["image"] = f"{image.name} {fault}"
     note = members.get("json")
     values: dict[str, Any] = {}
     if note is not None:
@@ -241,8 +241,8 @@ def _row(
             faults["text"] = str(error)
     size = size_of(values)
     if measure and size == (0, 0) and "image" not in faults:
-        size = picture_size(_read(file, picture.offset, picture.size))
-    used = [picture, *(members.get(extension) for extension in roles.values())]
+        size = image_size(_read(file, image.offset, image.size))
+    used = [image, *(members.get(extension) for extension in roles.values())]
     spans = tuple((m.offset, m.size) if m and not m.fault else (0, 0) for m in used)
     return Row(key, spans, size, length, numbers(values), faults)
 
@@ -298,9 +298,9 @@ def parse_label(data: bytes, name: str) -> int:
     return value
 
 
-def picture_size(data: bytes) -> tuple[int, int]:
-    """(width, height) of a picture as it is shown, from its header; 0, 0 where it has none."""
+def image_size(data: bytes) -> tuple[int, int]:
+    """(width, height) of an image as it is shown, from its header; 0, 0 where it has none."""
     try:
-        return picture_files.size(data)
+        return decoding.size(data)
     except (OSError, ValueError):
         return 0, 0

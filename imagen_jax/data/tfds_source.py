@@ -9,7 +9,7 @@ from PIL import Image
 
 from imagen_jax.data.index import stripped, to_captions
 from imagen_jax.data.sources import CONDITIONINGS, BrokenExample, check_choice
-from imagen_jax.images import decoding as picture_files
+from imagen_jax.images import decoding
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -41,19 +41,17 @@ class TfdsSource:
 
 
 def _rgb(image: np.ndarray) -> np.ndarray:
-    """uint8 [height, width, 3] of a picture as TFDS decodes it, with 1 to 4 channels."""
+    """uint8 [height, width, 3] of an image as TFDS decodes it, with 1 to 4 channels."""
     if image.dtype == np.uint16:
         image = np.rint(image / 257).astype(np.uint8)
     if image.dtype != np.uint8 or image.ndim != 3 or not 1 <= image.shape[-1] <= 4:
         raise ValueError(
-            f"its picture is {image.dtype} {list(image.shape)}; it must be uint8 or uint16 "
+            f"its image is {image.dtype} {list(image.shape)}; it must be uint8 or uint16 "
             "[height, width, 1 to 4]"
         )
     if image.shape[-1] == 3:
         return image
-    return picture_files.to_rgb(
-        Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image)
-    )
+    return decoding.to_rgb(Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image))
 
 
 def read_tfds(

@@ -1,8 +1,8 @@
 """Where arrays live: the device mesh, and the one table from parameter paths to mesh axes.
 
-Three axes. `data`: copies of the model on different pictures. `fsdp`: also different pictures, and
+Three axes. `data`: copies of the model on different images. `fsdp`: also different images, and
 each device keeps only its share of parameters, optimizer state and EMA, gathered layer by layer.
-`tensor`: one picture's channels and heads split over devices. Nothing else in the package names a
+`tensor`: one image's channels and heads split over devices. Nothing else in the package names a
 mesh axis.
 """
 
@@ -129,7 +129,7 @@ def host_groups(mesh: Mesh) -> list[list[int]]:
         groups.setdefault(host_rows(mesh, parts, host), []).append(host)
     if sum(map(len, groups)) != parts:
         raise ValueError(
-            f"mesh.tensor {mesh.shape['tensor']} gives hosts some of their pictures in common and "
+            f"mesh.tensor {mesh.shape['tensor']} gives hosts some of their images in common and "
             "others not: it must divide the devices of a host, or be a multiple of them"
         )
     return [groups[rows] for rows in sorted(groups)]
@@ -208,7 +208,7 @@ def split_batch(rows: Any, mesh: Mesh) -> Any:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The first axis over data and fsdp; devices along tensor see the same pictures."""
+    """The first axis over data and fsdp; devices along tensor see the same images."""
     return NamedSharding(mesh, BATCH)
 
 

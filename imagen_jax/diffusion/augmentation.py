@@ -47,7 +47,7 @@ def downsample(images: Images, resolution: int) -> Resized:
     """Resize to resolution x resolution: whole factors average pixels, others are antialiased.
 
     Data sources resize whole factors by averages too, so a super-resolution stage trains on
-    pictures made the way that the base stage's were.
+    images made the way that the base stage's were.
     """
     batch, height, width, channels = images.shape
     if resolution < 1 or height % resolution or width % resolution:

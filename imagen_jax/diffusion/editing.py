@@ -1,6 +1,6 @@
-"""Editing pictures with an unchanged model: image to image, inpainting, resampling.
+"""Editing images with an unchanged model: image to image, inpainting, resampling.
 
-Everything here is a time grid, a first state or a wrapped sampler, for the loop that draws pictures
+Everything here is a time grid, a first state or a wrapped sampler, for the loop that draws images
 from noise (`sample_loop`).
 """
 
@@ -30,9 +30,9 @@ from imagen_jax.typing import Images
 
 Mask = Float[Array, "#batch height width 1"]
 
-# What the kept part of the picture is while the rest is drawn.
+# What the kept part of the image is while the rest is drawn.
 KNOWN = {
-    # The picture itself, without noise: as diffusers' pipelines for DeepFloyd IF have it.
+    # The image itself, without noise: as diffusers' pipelines for DeepFloyd IF have it.
     "clean": lambda image, eps, logsnr: image,
     # As noisy as the rest: arXiv 2201.09865, eq. 8a.
     "noised": add_noise,
@@ -41,10 +41,10 @@ KNOWN = {
 
 @dataclass(frozen=True)
 class Edit:
-    """What to make of a picture in [-1, 1], of the resolution of the stage that edits it.
+    """What to make of an image in [-1, 1], of the resolution of the stage that edits it.
 
     mask: 1 where to draw anew, 0 where to keep; None: everywhere, image to image. strength: in (0,
-    1], the share of the steps that are run, from a picture as noisy as the first of them takes.
+    1], the share of the steps that are run, from an image as noisy as the first of them takes.
     known: a key of KNOWN. resamplings: how often each stretch of `jump_length` steps is drawn (1:
     once), so that the new part comes to fit the kept one (arXiv 2201.09865, section 4.2).
     """
@@ -71,7 +71,7 @@ class Edit:
             )
         if self.mask is not None and self.mask.shape[1:] != (*self.image.shape[1:3], 1):
             raise ValueError(
-                f"a mask of shape {self.mask.shape} does not fit pictures of {self.image.shape}; "
+                f"a mask of shape {self.mask.shape} does not fit images of {self.image.shape}; "
                 "it has one channel and their height and width"
             )
 
@@ -134,7 +134,7 @@ def edited_start(
     mask: Mask | None = None,
     known: str = "clean",
 ) -> SamplerState:
-    """The state before the first step, at time t: the picture with noise."""
+    """The state before the first step, at time t: the image with noise."""
     logsnr = schedule.logsnr(t)
     noised = add_noise(image, eps, logsnr)
     if mask is not None:
@@ -145,7 +145,7 @@ def edited_start(
 def inpainting(
     sampler: Sampler, image: Images, mask: Mask, known: str, known_noise: Noise
 ) -> Sampler:
-    """The sampler, with the kept part of the picture put back after each step.
+    """The sampler, with the kept part of the image put back after each step.
 
     Args:
         known_noise: known_noise(i + 1) is the noise of the kept part after step i; "clean" draws

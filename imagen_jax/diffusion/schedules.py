@@ -234,9 +234,9 @@ def logsnr_slope(schedule: Schedule, t: Time) -> Float[Array, "*batch"]:
 
 
 def resolution_shift(resolution: int, reference: int = 64) -> float:
-    """2 log(reference / resolution), a shift of logsnr: more noise for larger pictures.
+    """2 log(reference / resolution), a shift of logsnr: more noise for larger images.
 
-    With it, the picture averaged down to the reference resolution is as noisy as one made there
+    With it, the image averaged down to the reference resolution is as noisy as one made there
     (arXiv 2301.11093, section 3.1).
     """
     if not (0 < resolution < inf and 0 < reference < inf):

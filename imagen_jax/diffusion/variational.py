@@ -2,7 +2,7 @@
 
 Each step's term in bits per dimension (arXiv 2102.09672, sections 2.1 and 3.1): the divergence of
 the model's step from the posterior q(x_{n-1} | x_n, x0), and for the last step the likelihood of
-the picture's 8-bit values.
+the image's 8-bit values.
 """
 
 from functools import lru_cache
@@ -55,7 +55,7 @@ def variational_bound(
     t: Float[Array, " batch"],
     schedule: DiscreteBeta,
 ) -> Float[Array, " batch"]:
-    """The bound's term at the time steps t, bits per dimension, mean over the picture.
+    """The bound's term at the time steps t, bits per dimension, mean over the image.
 
     Its mean over uniform time steps, times their number, is the whole bound but for the prior's
     constant term. No gradient reaches the first half of `output`, the mean, from here (section
@@ -89,7 +89,7 @@ def variational_bound(
     squared = jnp.square(difference) * jnp.exp(-log_variance)
     divergence = 0.5 * (above + jnp.expm1(-above) + squared)
     # At step 0 the posterior's mean is x0 itself, and the model's is its guess.
-    # Elsewhere the guess may be far from any picture, and gradients of its likelihood overflow.
+    # Elsewhere the guess may be far from any image, and gradients of its likelihood overflow.
     last = per_example(step, x0) == 0
     guess, log_deviation = jnp.where(last, guess, x0), jnp.where(last, 0.5 * log_variance, 0.0)
     nats = jnp.where(last, -discretized_log_likelihood(x0, guess, log_deviation), divergence)

@@ -1,1 +1,1 @@
-"""How good a model is: pictures found again among all others, and enlarged ones beside the true."""
+"""How good a model is: images found again among all others, and enlarged ones beside the true."""

@@ -1,4 +1,4 @@
-"""How well pictures fit their captions, by CLIP's embeddings of both."""
+"""How well images fit their captions, by CLIP's embeddings of both."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from imagen_jax.evaluation.kernel_distance import normalize
 
 
 def clip_score(image_features: np.ndarray, text_features: np.ndarray) -> float:
-    """The mean cosine of each picture and its own caption, in [-1, 1]; no scale, no clipping.
+    """The mean cosine of each image and its own caption, in [-1, 1]; no scale, no clipping.
 
     Figures of different CLIP models do not compare: report the model's name with it.
 
@@ -17,7 +17,7 @@ def clip_score(image_features: np.ndarray, text_features: np.ndarray) -> float:
 
 
 def cosines(image_features: np.ndarray, text_features: np.ndarray) -> np.ndarray:
-    """float64 [pairs]: the cosine of each picture and its own caption."""
+    """float64 [pairs]: the cosine of each image and its own caption."""
     _check_pairs(image_features, text_features)
     return (normalize(image_features) * normalize(text_features)).sum(axis=1)
 
@@ -25,10 +25,10 @@ def cosines(image_features: np.ndarray, text_features: np.ndarray) -> np.ndarray
 def caption_ranks(
     image_features: np.ndarray, text_features: np.ndarray, *, negatives: int = 99, seed: int = 0
 ) -> np.ndarray:
-    """int [pairs]: the place of each picture's own caption among `negatives` others, 1 the nearest.
+    """int [pairs]: the place of each image's own caption among `negatives` others, 1 the nearest.
 
     R-precision with shuffled captions (arXiv 1711.10485, section 4.1, by CLIP): the share of ranks
-    1 (`retrieval.scores`). The others are drawn for each picture without replacement from the
+    1 (`retrieval.scores`). The others are drawn for each image without replacement from the
     distinct captions that are not its own; one that is exactly as near does not count against it.
     """
     _check_pairs(image_features, text_features)
@@ -67,4 +67,4 @@ def _check_pairs(image_features: np.ndarray, text_features: np.ndarray) -> None:
             f"{list(text_features.shape)} must both be [pairs, dim]."
         )
     if not len(image_features):
-        raise ValueError("There are no pairs of picture and caption.")
+        raise ValueError("There are no pairs of image and caption.")

@@ -1,4 +1,4 @@
-"""Features of many pictures, kept on disk part by part, so that a run that was killed goes on."""
+"""Features of many images, kept on disk part by part, so that a run that was killed goes on."""
 
 import json
 import os
@@ -24,7 +24,7 @@ class Extractor(Protocol):
     name: str
     fingerprint: str
 
-    def images(self, pictures: Sequence[np.ndarray] | np.ndarray) -> np.ndarray: ...
+    def images(self, images: Sequence[np.ndarray] | np.ndarray) -> np.ndarray: ...
 
     def texts(self, texts: Sequence[str]) -> np.ndarray: ...
 
@@ -54,7 +54,7 @@ def cached_features(
     skip_broken: bool = False,
     share: Share = ALL,
 ) -> tuple[dict[str, np.ndarray], list[int]]:
-    """float32 [pictures, dim] by extractor's name, and which of the files could be read.
+    """float32 [images, dim] by extractor's name, and which of the files could be read.
 
     Features that `directory` holds of the same bytes by the same network are not computed again.
     With a share, only every count-th part is, for another run to find.
@@ -74,7 +74,7 @@ def cached_features(
 
 
 def features_of_part(extractor: Extractor, part: Part, path: Path) -> np.ndarray:
-    """The features of a part, from its file if that is of these pictures and this network."""
+    """The features of a part, from its file if that is of these images and this network."""
     wanted = {"pictures": part.digest, "extractor": identity(extractor)}
     features = read_part(path, wanted)
     if features is None or len(features) != len(part.images):

@@ -150,7 +150,7 @@ def load_extractor(
     Args:
         resize: of Inception: "legacy_tensorflow" (None), "pytorch_fid" or "clean".
         mesh: whose devices on this host share each batch; None takes all of this host's.
-        batch_size: pictures that go through the network at once.
+        batch_size: images that go through the network at once.
 
     Raises:
         FileNotFoundError, ValueError: files are missing, damaged or of something else.

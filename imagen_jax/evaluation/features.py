@@ -1,4 +1,4 @@
-"""Feature vectors of pictures and captions, by frozen networks, on all devices of this host."""
+"""Feature vectors of images and captions, by frozen networks, on all devices of this host."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -16,14 +16,14 @@ from imagen_jax.typing import Images, Params, Tokens
 
 INCEPTION_RESIZES = ("legacy_tensorflow", "pytorch_fid", "clean")
 CLIP_RESIZES = ("clip",)
-AXIS = "pictures"  # of the mesh that a batch is split over
+AXIS = "images"  # of the mesh that a batch is split over
 
 
 @dataclass(frozen=True, eq=False)
 class FeatureExtractor:
-    """A network with its weights, and the way that pictures come to its size.
+    """A network with its weights, and the way that images come to its size.
 
-    `feature_files.load_extractor` makes one. `batch_size` pictures go through the network at once,
+    `feature_files.load_extractor` makes one. `batch_size` images go through the network at once,
     split over the devices of `mesh`; the last batch is filled up, so that one program serves all.
     """
 
@@ -47,22 +47,22 @@ class FeatureExtractor:
 
     @property
     def side(self) -> int:
-        """Of the pictures that the network sees, in pixels."""
+        """Of the images that the network sees, in pixels."""
         return inception.SIDE if self.config is None else self.config.image_size
 
-    def images(self, pictures: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
-        """float32 [pictures, dim] of uint8 RGB pictures [height, width, 3], of any sizes.
+    def images(self, images: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
+        """float32 [images, dim] of uint8 RGB images [height, width, 3], of any sizes.
 
-        CLIP's are not normalized. Raises ValueError for a picture of another type or shape.
+        CLIP's are not normalized. Raises ValueError for an image of another type or shape.
         """
-        for index, picture in enumerate(pictures):
-            check_picture(index, picture)
-        return self._run(functools.partial(image_features, self.config), pictures, self._pixels)
+        for index, image in enumerate(images):
+            check_image(index, image)
+        return self._run(functools.partial(image_features, self.config), images, self._pixels)
 
-    def _pixels(self, pictures: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
-        """float32 [pictures, side, side, 3] in the network's range."""
+    def _pixels(self, images: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
+        """float32 [images, side, side, 3] in the network's range."""
         resize = RESIZES[self.resize]
-        pixels = np.stack([resize(one, self.side) for one in pictures]).astype(np.float32)
+        pixels = np.stack([resize(one, self.side) for one in images]).astype(np.float32)
         if self.config is not None:
             return pixels / 255
         # TensorFlow's graph subtracts 128 and divides by 128; pytorch-fid maps 255 to 1.
@@ -144,12 +144,12 @@ def make_extractor(
     )
 
 
-def check_picture(index: int, picture: np.ndarray) -> None:
-    """ValueError unless a picture is uint8 [height, width, 3]."""
-    fits = picture.ndim == 3 and picture.shape[-1] == 3 and picture.size
-    if picture.dtype != np.uint8 or not fits:
+def check_image(index: int, image: np.ndarray) -> None:
+    """ValueError unless an image is uint8 [height, width, 3]."""
+    fits = image.ndim == 3 and image.shape[-1] == 3 and image.size
+    if image.dtype != np.uint8 or not fits:
         raise ValueError(
-            f"Picture {index} is {picture.dtype} {list(picture.shape)}; it must be uint8 "
+            f"Image {index} is {image.dtype} {list(image.shape)}; it must be uint8 "
             "[height, width, 3]."
         )
 
@@ -161,7 +161,7 @@ def check_picture(index: int, picture: np.ndarray) -> None:
 def image_features(
     config: clip.ClipConfig | None, params: Params, images: Images
 ) -> Float[Array, "batch dim"]:
-    """Of pictures at the network's size: Inception's in [-1, 1], CLIP's in [0, 1]."""
+    """Of images at the network's size: Inception's in [-1, 1], CLIP's in [0, 1]."""
     with jax.default_matmul_precision("highest"):
         if config is None:
             return inception.apply(params, images).pooled

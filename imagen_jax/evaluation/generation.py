@@ -1,4 +1,4 @@
-"""Pictures of a list of prompts, one file each: what is there already is never drawn again."""
+"""Images of a list of prompts, one file each: what is there already is never drawn again."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from PIL import Image
 from imagen_jax.evaluation.report import ProgressLine, write_report
 from imagen_jax.images.image_list import save_png
 
-# (prompts or labels, global index of the first) -> a picture each.
+# (prompts or labels, global index of the first) -> an image each.
 Generate = Callable[[Sequence[str | int], int], Sequence[Image.Image]]
 SETTINGS_FILE = "settings.json"
 
@@ -24,7 +24,7 @@ class Share(NamedTuple):
 
 
 ALL = Share()
-LEAST_PART = 128  # pictures
+LEAST_PART = 128  # images
 
 
 def parts(total: int, batch_size: int, share: Share = ALL) -> list[range]:
@@ -37,15 +37,15 @@ def parts(total: int, batch_size: int, share: Share = ALL) -> list[range]:
     return [range(start, min(start + size, total)) for start in starts]
 
 
-def picture_file(directory: Path, index: int) -> Path:
-    """Where the picture of this global index lies."""
+def image_file(directory: Path, index: int) -> Path:
+    """Where the image of this global index lies."""
     return directory / f"{index:06d}.png"
 
 
 def open_directory(directory: Path, settings: dict[str, Any]) -> None:
-    """Makes the folder of pictures, or sees that the one that is there is of these settings.
+    """Makes the folder of images, or sees that the one that is there is of these settings.
 
-    Raises ValueError that names the setting which differs: pictures of two settings never mix.
+    Raises ValueError that names the setting which differs: images of two settings never mix.
     """
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / SETTINGS_FILE
@@ -53,7 +53,7 @@ def open_directory(directory: Path, settings: dict[str, Any]) -> None:
     if not path.is_file():
         if any(directory.glob("*.png")):
             raise ValueError(
-                f"{directory} holds pictures and no {SETTINGS_FILE}; give another --out."
+                f"{directory} holds images and no {SETTINGS_FILE}; give another --out."
             )
         write_report(path, settings)
         return
@@ -64,21 +64,21 @@ def open_directory(directory: Path, settings: dict[str, Any]) -> None:
     for name in sorted({*settings, *found}):
         if settings.get(name) != found.get(name):
             raise ValueError(
-                f"{directory} holds pictures with {name} = {found.get(name)!r}, not "
+                f"{directory} holds images with {name} = {found.get(name)!r}, not "
                 f"{settings.get(name)!r}; give another --out, or delete it."
             )
 
 
-def generate_pictures(
+def generate_images(
     generate: Generate,
     prompts: Sequence[str | int],
     directory: Path,
     batch_size: int,
     share: Share = ALL,
 ) -> int:
-    """Draws prompt i with the noise of index i into `picture_file(directory, i)`; how many it drew.
+    """Draws prompt i with the noise of index i into `image_file(directory, i)`; how many it drew.
 
-    A batch of which a picture is missing is drawn anew, whole; its pictures depend on nothing but
+    A batch of which an image is missing is drawn anew, whole; its images depend on nothing but
     their indices, so that a run killed half-way and started again gives the same files.
     """
     batches = [
@@ -89,34 +89,34 @@ def generate_pictures(
     missing = [
         batch
         for batch in batches
-        if not all(picture_file(directory, index).is_file() for index in batch)
+        if not all(image_file(directory, index).is_file() for index in batch)
     ]
     count = sum(map(len, missing))
-    line = ProgressLine("pictures", count)
+    line = ProgressLine("images", count)
     for batch in missing:
-        pictures = generate(prompts[batch.start : batch.stop], batch.start)
-        for index, picture in zip(batch, pictures, strict=True):
-            write_whole(picture, picture_file(directory, index))
+        images = generate(prompts[batch.start : batch.stop], batch.start)
+        for index, image in zip(batch, images, strict=True):
+            write_whole(image, image_file(directory, index))
         line.advance(len(batch))
     return count
 
 
-def write_whole(picture: Image.Image, path: Path) -> None:
+def write_whole(image: Image.Image, path: Path) -> None:
     """The file is there whole or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        save_png(picture, temporary)
+        save_png(image, temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def picture_files(directory: Path, count: int, share: Share = ALL) -> list[Path]:
-    """The files of pictures 0 ... count - 1.
+def image_files(directory: Path, count: int, share: Share = ALL) -> list[Path]:
+    """The files of images 0 ... count - 1.
 
     Raises ValueError where this process should have all of them and some are missing.
     """
-    files = [picture_file(directory, index) for index in range(count)]
+    files = [image_file(directory, index) for index in range(count)]
     missing = [file.name for file in files if share == ALL and not file.is_file()]
     if missing:
         raise ValueError(f"{directory} lacks {len(missing)} of {count}, {missing[0]} first.")

@@ -1,4 +1,4 @@
-"""The report as one page of HTML that needs no other file: figures, notes, pictures, settings."""
+"""The report as one page of HTML that needs no other file: figures, notes, images, settings."""
 
 import base64
 import html
@@ -41,7 +41,7 @@ def rows_of(values: Mapping[str, Any]) -> list[Row]:
         found = values.get(metric)
         if found and metric == "retrieval" and found["n"]:
             more = f"top-5 {found['top5']:.1%}; n {found['n']} of {found['candidates']} candidates"
-            rows.append((metric, "nearest picture at 32x32", found["top1"], more))
+            rows.append((metric, "nearest image at 32x32", found["top1"], more))
         elif found and metric in ("psnr", "ssim"):
             rows += [
                 (metric, stage, entry["model"], _rest(entry))
@@ -74,15 +74,15 @@ def notes_of(values: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
 
 def make_page(
     report: Mapping[str, Any],
-    pictures: Mapping[str, Image.Image],
+    images: Mapping[str, Image.Image],
     curve: Path | None = None,
     table: Sequence[Sequence[str]] | None = None,
 ) -> str:
-    """The page; all text escaped, all pictures inside it.
+    """The page; all text escaped, all images inside it.
 
     Args:
         report: what report.json holds; the points of a sweep under "points".
-        pictures: to be shown, by title.
+        images: to be shown, by title.
         curve, table: of a sweep.
     """
     points = report.get("points") or [report]
@@ -99,8 +99,8 @@ def make_page(
             (NAMES[m], name, f"{value:.5g}", rest) for m, name, value, rest in rows_of(report)
         ]
         body += ["<h2>Figures</h2>", _table(("metric", "of", "value", "details"), figures)]
-    for name, picture in pictures.items():
-        body += [f"<h2>{html.escape(name)}</h2>", _image(picture, name)]
+    for name, image in images.items():
+        body += [f"<h2>{html.escape(name)}</h2>", _image(image, name)]
     settings = {
         k: v for k, v in report.items() if k not in NAMES and k not in ("points", "date", "seconds")
     }
@@ -143,8 +143,8 @@ def _kind(cell: str) -> str:
     return ' class="number"'
 
 
-def _image(picture: Image.Image, name: str) -> str:
+def _image(image: Image.Image, name: str) -> str:
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
+    image.save(buffer, "PNG")
     data = base64.b64encode(buffer.getvalue()).decode()
     return f'<img alt="{html.escape(name)}" src="data:image/png;base64,{data}">'

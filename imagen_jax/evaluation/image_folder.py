@@ -1,4 +1,4 @@
-"""A folder of pictures to be measured: what is in it, and what was done to each before."""
+"""A folder of images to be measured: what is in it, and what was done to each before."""
 
 import hashlib
 import io
@@ -19,7 +19,7 @@ from imagen_jax.images.pixels import resize
 
 @dataclass
 class Treatment:
-    """How many pictures needed something to become RGB squares of one size.
+    """How many images needed something to become RGB squares of one size.
 
     counts: by what was done. broken: names of those that could not be read and were left out.
     """
@@ -33,20 +33,20 @@ class Treatment:
 
 
 class Part(NamedTuple):
-    """Some pictures in a row: those that could be read, and their places among all of the part.
+    """Some images in a row: those that could be read, and their places among all of the part.
 
     digest: changes with any byte of their files.
     """
 
-    images: np.ndarray  # uint8 [pictures, size, size, 3]
+    images: np.ndarray  # uint8 [images, size, size, 3]
     rows: list[int]
     digest: str
 
 
-def list_pictures(folder: str | Path) -> list[Path]:
-    """The picture files of a folder and those below it, sorted.
+def list_images(folder: str | Path) -> list[Path]:
+    """The image files of a folder and those below it, sorted.
 
-    Raises ValueError where there is no such folder, or no picture in it.
+    Raises ValueError where there is no such folder, or no image in it.
     """
     source = read_folder(folder, conditioning=None)
     return [Path(folder) / name for name in source.files]
@@ -70,46 +70,46 @@ def _number_by_value(file: Path) -> tuple[list[str | int], str]:
     return [int(piece) if at % 2 else piece for at, piece in enumerate(pieces)], str(file)
 
 
-def matching_pictures(folder: str | Path, files: Sequence[Path], of: Path) -> list[Path]:
-    """The pictures of `folder` that are named as `files` of folder `of` are, suffixes apart.
+def matching_images(folder: str | Path, files: Sequence[Path], of: Path) -> list[Path]:
+    """The images of `folder` that are named as `files` of folder `of` are, suffixes apart.
 
     Raises ValueError where one has no counterpart.
     """
-    found = {path.relative_to(folder).with_suffix(""): path for path in list_pictures(folder)}
+    found = {path.relative_to(folder).with_suffix(""): path for path in list_images(folder)}
     names = [file.relative_to(of).with_suffix("") for file in files]
     missing = [str(name) for name in names if name not in found]
     if missing:
         raise ValueError(
-            f"{folder} has no picture for {len(missing)} of {len(names)}, {missing[0]} first: the "
+            f"{folder} has no image for {len(missing)} of {len(names)}, {missing[0]} first: the "
             "names must be the same."
         )
     return [found[name] for name in names]
 
 
 def common_size(files: Sequence[Path]) -> int:
-    """The side of all these pictures' squares, by the files' headers.
+    """The side of all these images' squares, by the files' headers.
 
     Raises ValueError where they differ; the message says that a size must be given.
     """
     sizes = Counter()
     for file in files:
         try:
-            with Image.open(file) as picture:
-                sizes[picture.size] += 1
+            with Image.open(file) as image:
+                sizes[image.size] += 1
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
             continue  # told when it is read
     if not sizes:
-        raise ValueError(f"none of the {len(files)} pictures can be read, {files[0]} first")
+        raise ValueError(f"none of the {len(files)} images can be read, {files[0]} first")
     if len(sizes) > 1:
         some = ", ".join(f"{count} of {w}x{h}" for (w, h), count in sizes.most_common(3))
         raise ValueError(
-            f"the pictures have {len(sizes)} sizes ({some}): give --size N, and the centred square "
+            f"the images have {len(sizes)} sizes ({some}): give --size N, and the centred square "
             "of each is resized to N pixels"
         )
     return min(next(iter(sizes)))
 
 
-def read_picture(file: Path | bytes, treatment: Treatment) -> np.ndarray:
+def read_image(file: Path | bytes, treatment: Treatment) -> np.ndarray:
     """uint8 [size, size, 3] of `treatment.size`, with what was done to it counted.
 
     Grey becomes RGB, what is transparent white, 16 bits 8, what EXIF says is turned upright, an
@@ -117,11 +117,11 @@ def read_picture(file: Path | bytes, treatment: Treatment) -> np.ndarray:
     (`data.preprocess.resize`). Raises OSError or ValueError where it is broken.
     """
     data = file if isinstance(file, bytes) else file.read_bytes()
-    image = decode(data)
-    with Image.open(io.BytesIO(data)) as picture:
-        kind = _kind(picture)
-        treatment.counts.update(_what_else(picture))
-    return _to_square(image, kind, treatment)
+    pixels = decode(data)
+    with Image.open(io.BytesIO(data)) as opened:
+        kind = _kind(opened)
+        treatment.counts.update(_what_else(opened))
+    return _to_square(pixels, kind, treatment)
 
 
 def _to_square(image: np.ndarray, kind: str | None, treatment: Treatment) -> np.ndarray:
@@ -136,26 +136,26 @@ def _to_square(image: np.ndarray, kind: str | None, treatment: Treatment) -> np.
     return resize(image, size)
 
 
-def _kind(picture: Image.Image) -> str | None:
-    """What is not plain 8-bit RGB about a picture."""
-    if picture.mode.startswith(("I", "F")):
+def _kind(image: Image.Image) -> str | None:
+    """What is not plain 8-bit RGB about an image."""
+    if image.mode.startswith(("I", "F")):
         return "grey_of_16_bits_or_more"
-    if picture.has_transparency_data:
+    if image.has_transparency_data:
         return "transparent_on_white"
     kinds = {"1": "grey", "L": "grey", "P": "palette", "RGB": None}
-    return kinds.get(picture.mode, f"mode_{picture.mode}")
+    return kinds.get(image.mode, f"mode_{image.mode}")
 
 
-def _what_else(picture: Image.Image) -> list[str]:
+def _what_else(image: Image.Image) -> list[str]:
     """What decoding changed besides the colours."""
-    turned = picture.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
-    return ["turned_upright"] * turned + ["first_of_several_frames"] * _has_more(picture)
+    turned = image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
+    return ["turned_upright"] * turned + ["first_of_several_frames"] * _has_more(image)
 
 
-def _has_more(picture: Image.Image) -> bool:
+def _has_more(image: Image.Image) -> bool:
     """Whether anything follows the first frame."""
     try:
-        return getattr(picture, "n_frames", 1) > 1
+        return getattr(image, "n_frames", 1) > 1
     except Exception:  # Pillow's readers raise many kinds where a later frame is damaged
         return True
 
@@ -167,16 +167,16 @@ def read_parts(
     skip_broken: bool | None = False,
     share: tuple[int, int] = (0, 1),
 ) -> Iterator[Part]:
-    """The pictures of the files, `part_size` files at a time; for share (i, n) parts i, i + n, ...
+    """The images of the files, `part_size` files at a time; for share (i, n) parts i, i + n, ...
 
     Raises ValueError, naming the file, where one is broken and `skip_broken` is false, or None, for
-    pictures of which none may be left out.
+    images of which none may be left out.
     """
 
     def read(row: int) -> tuple[np.ndarray, bytes]:
         data = files[row].read_bytes()
         try:
-            return read_picture(data, treatment), data
+            return read_image(data, treatment), data
         except (OSError, ValueError) as error:
             raise BrokenExample(str(files[row]), str(error)) from error
 
@@ -215,9 +215,9 @@ def _parts(
                 image, data = read(row)
             except BrokenExample as error:
                 if not skip_broken:
-                    advice = "--skip_broken leaves such pictures out, and says so in the report"
+                    advice = "--skip_broken leaves such images out, and says so in the report"
                     if skip_broken is None:
-                        advice = "psnr and ssim leave no picture out: mend it, or remove its pair"
+                        advice = "psnr and ssim leave no image out: mend it, or remove its pair"
                     raise ValueError(f"cannot read {error}; {advice}") from None
                 treatment.broken.append(error.key)
                 continue

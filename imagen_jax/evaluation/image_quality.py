@@ -1,8 +1,8 @@
-"""Distances between a picture and the true one: PSNR and SSIM, in float64 on uint8 pictures."""
+"""Distances between an image and the true one: PSNR and SSIM, in float64 on uint8 images."""
 
 import numpy as np
 
-Pictures = np.ndarray  # uint8 [batch, height, width, channels]
+Images = np.ndarray  # uint8 [batch, height, width, channels]
 
 PEAK = 255.0
 # The constants and the window of Wang et al., "Image quality assessment: from error
@@ -12,33 +12,33 @@ K1, K2 = 0.01, 0.03
 WINDOW, WINDOW_STD = 11, 1.5
 
 
-def psnr(pictures: Pictures, truth: Pictures) -> np.ndarray:
-    """Peak signal-to-noise ratio of each picture in dB: 10 log10(255^2 / MSE) over all channels.
+def psnr(images: Images, truth: Images) -> np.ndarray:
+    """Peak signal-to-noise ratio of each image in dB: 10 log10(255^2 / MSE) over all channels.
 
     Infinite where the two are equal. Huynh-Thu and Ghanbari, Electronics Letters 44(13), 2008.
     """
-    check_pair(pictures, truth)
-    error = np.square(pictures.astype(np.float64) - truth).mean(axis=(1, 2, 3))
+    check_pair(images, truth)
+    error = np.square(images.astype(np.float64) - truth).mean(axis=(1, 2, 3))
     with np.errstate(divide="ignore"):
         return 10.0 * np.log10(PEAK**2 / error)
 
 
-def ssim(pictures: Pictures, truth: Pictures) -> np.ndarray:
-    """Structural similarity of each picture, 1 where equal: the mean over positions and channels.
+def ssim(images: Images, truth: Images) -> np.ndarray:
+    """Structural similarity of each image, 1 where equal: the mean over positions and channels.
 
-    Wang et al. 2004, eq. 13 to 17, without their downsampling of large pictures, at the positions
+    Wang et al. 2004, eq. 13 to 17, without their downsampling of large images, at the positions
     where the whole window lies inside.
     """
-    check_pair(pictures, truth)
-    if min(pictures.shape[1:3]) < WINDOW:
+    check_pair(images, truth)
+    if min(images.shape[1:3]) < WINDOW:
         raise ValueError(
-            f"SSIM needs pictures of at least {WINDOW}x{WINDOW} pixels, not {pictures.shape[1:3]}"
+            f"SSIM needs images of at least {WINDOW}x{WINDOW} pixels, not {images.shape[1:3]}"
         )
-    return np.asarray([_ssim_of_one(a, b) for a, b in zip(pictures, truth, strict=True)])
+    return np.asarray([_ssim_of_one(a, b) for a, b in zip(images, truth, strict=True)])
 
 
-def _ssim_of_one(picture: np.ndarray, truth: np.ndarray) -> float:
-    x, y = picture.astype(np.float64), truth.astype(np.float64)
+def _ssim_of_one(image: np.ndarray, truth: np.ndarray) -> float:
+    x, y = image.astype(np.float64), truth.astype(np.float64)
     mean_x, mean_y = blur(x), blur(y)
     variance_x = blur(x * x) - mean_x**2
     variance_y = blur(y * y) - mean_y**2
@@ -60,14 +60,14 @@ def blur(image: np.ndarray) -> np.ndarray:
     return image
 
 
-def check_pair(pictures: Pictures, truth: Pictures) -> None:
+def check_pair(images: Images, truth: Images) -> None:
     """ValueError unless both are uint8 [batch, height, width, channels] of one shape."""
-    for name, values in (("pictures", pictures), ("truth", truth)):
+    for name, values in (("images", images), ("truth", truth)):
         if values.dtype != np.uint8 or values.ndim != 4:
             raise ValueError(
                 f"{name} are {values.dtype} {list(values.shape)}; they must be uint8 [N, H, W, C]"
             )
-    if pictures.shape != truth.shape:
+    if images.shape != truth.shape:
         raise ValueError(
-            f"pictures {list(pictures.shape)} and truth {list(truth.shape)} differ in shape"
+            f"images {list(images.shape)} and truth {list(truth.shape)} differ in shape"
         )

@@ -1,4 +1,4 @@
-"""The pictures that a model is measured on, and the prompts that stand for them."""
+"""The images that a model is measured on, and the prompts that stand for them."""
 
 import hashlib
 from collections.abc import Sequence
@@ -12,13 +12,13 @@ from imagen_jax.evaluation.retrieval import Gallery, make_gallery
 
 LANGUAGES = ("en", "zh")
 NEEDED = ("label", "split", "name_en", "name_zh", "variant")
-DRAW_SEED = 0  # which pictures are drawn never depends on the seed of the noise
-TRAIN_PICTURES = 200
+DRAW_SEED = 0  # which images are drawn never depends on the seed of the noise
+TRAIN_IMAGES = 200
 
 
 @dataclass(frozen=True, eq=False)
-class PictureSet:
-    """Some pictures of a split with their names, and the gallery of all distinct ones."""
+class ImageSet:
+    """Some images of a split with their names, and the gallery of all distinct ones."""
 
     source: ArraySource
     gallery: Gallery
@@ -38,26 +38,26 @@ class PictureSet:
         return self.source.extra["variant"].astype(bool)
 
     def names(self, language: str) -> list[str]:
-        """The full name of each picture, empty where the language has none."""
+        """The full name of each image, empty where the language has none."""
         return [str(name) for name in self.source.extra[f"name_{language}"]]
 
 
 @dataclass(frozen=True, eq=False)
 class Prompts:
-    """One row a sample: what to paint, in which language, and which picture of the set it names."""
+    """One row a sample: what to paint, in which language, and which image of the set it names."""
 
     text: list[str]
     language: np.ndarray  # str [samples]
-    picture: np.ndarray  # int [samples], rows of the PictureSet
+    image: np.ndarray  # int [samples], rows of the ImageSet
 
     def __len__(self) -> int:
         return len(self.text)
 
 
-def read_picture_set(path: str | Path, split: str, num: int | None = None) -> PictureSet:
-    """`num` pictures of a split of an npz file that scripts/prepare_emoji.py wrote.
+def read_image_set(path: str | Path, split: str, num: int | None = None) -> ImageSet:
+    """`num` images of a split of an npz file that scripts/prepare_emoji.py wrote.
 
-    They are drawn with a seed of their own: more pictures are the same ones and others. With `num`
+    They are drawn with a seed of their own: more images are the same ones and others. With `num`
     None, 200 of "train" and all of "heldout".
 
     Raises:
@@ -81,11 +81,11 @@ def read_picture_set(path: str | Path, split: str, num: int | None = None) -> Pi
             )
         rows = np.flatnonzero(archive["split"] == split)
     if not len(rows):
-        raise ValueError(f"{path} has no picture in its split {split!r}.")
+        raise ValueError(f"{path} has no image in its split {split!r}.")
     if num is None:
-        num = TRAIN_PICTURES if split == "train" else len(rows)
+        num = TRAIN_IMAGES if split == "train" else len(rows)
     rows = np.random.default_rng(DRAW_SEED).permutation(rows)[:num]
-    return PictureSet(
+    return ImageSet(
         everything.select(rows),
         make_gallery(everything.images, everything.labels),
         split,
@@ -94,25 +94,25 @@ def read_picture_set(path: str | Path, split: str, num: int | None = None) -> Pi
     )
 
 
-def make_prompts(pictures: PictureSet, languages: Sequence[str] = LANGUAGES) -> Prompts:
-    """The full names of all pictures, in each language that has one; a picture's follow each other.
+def make_prompts(images: ImageSet, languages: Sequence[str] = LANGUAGES) -> Prompts:
+    """The full names of all images, in each language that has one; an image's follow each other.
 
     A prompt's place in this list is its global index, which its noise is drawn from: it does not
-    change when more pictures are asked for.
+    change when more images are asked for.
     """
-    names = {language: pictures.names(language) for language in languages}
+    names = {language: images.names(language) for language in languages}
     rows = [
         (names[language][row], language, row)
-        for row in range(len(pictures))
+        for row in range(len(images))
         for language in languages
         if names[language][row]
     ]
-    text, language, picture = zip(*rows, strict=True)
-    return Prompts(list(text), np.asarray(language), np.asarray(picture))
+    text, language, image = zip(*rows, strict=True)
+    return Prompts(list(text), np.asarray(language), np.asarray(image))
 
 
 def select(prompts: Prompts, rows: Sequence[int] | np.ndarray) -> Prompts:
     """The prompts of these rows."""
     rows = np.asarray(rows, int)
     text = [prompts.text[row] for row in rows]
-    return Prompts(text, prompts.language[rows], prompts.picture[rows])
+    return Prompts(text, prompts.language[rows], prompts.image[rows])

@@ -67,13 +67,13 @@ def check_reference(options: argparse.Namespace) -> None:
 
 
 def open_reference(options: argparse.Namespace) -> tuple[Any, ...]:
-    """(parts, treatment, total, what they are) of the pictures of --make_reference, none read."""
+    """(parts, treatment, total, what they are) of the images of --make_reference, none read."""
     from imagen_jax.evaluation import protocol
     from imagen_jax.evaluation.generation import LEAST_PART
     from imagen_jax.evaluation.image_folder import (
         Treatment,
         common_size,
-        list_pictures,
+        list_images,
         read_parts,
         source_parts,
     )
@@ -86,7 +86,7 @@ def open_reference(options: argparse.Namespace) -> tuple[Any, ...]:
         parts, files = source_parts(source, treatment, LEAST_PART, options.skip_broken, share), []
         about, total = about | named, len(source)
     else:
-        files = list_pictures(name)
+        files = list_images(name)
         treatment, total = Treatment(options.size or common_size(files)), len(files)
         parts = read_parts(files, treatment, LEAST_PART, options.skip_broken, share)
         about = {"kind": "folder", "path": name}
@@ -95,7 +95,7 @@ def open_reference(options: argparse.Namespace) -> tuple[Any, ...]:
 
 
 def make_reference(options: argparse.Namespace, opened: tuple[Any, ...], extractors: Any) -> None:
-    """Writes --reference of the pictures of `open_reference`; of a share, its parts beside it."""
+    """Writes --reference of the images of `open_reference`; of a share, its parts beside it."""
     from imagen_jax.evaluation import reference
 
     parts, treatment, total, about = opened
@@ -107,19 +107,19 @@ def make_reference(options: argparse.Namespace, opened: tuple[Any, ...], extract
         return
     options.reference.parent.mkdir(parents=True, exist_ok=True)
     reference.write_reference(options.reference, made)
-    print(f"{options.reference}: {made.count} pictures, fingerprint {made.fingerprint}")
+    print(f"{options.reference}: {made.count} images, fingerprint {made.fingerprint}")
 
 
 def reference_source(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     """(source, what it is) of emoji:SPLIT, drawn as the prompts are, or tfds:NAME:SPLIT."""
     from imagen_jax.data.tfds_source import read_tfds
-    from imagen_jax.evaluation.image_set import read_picture_set
+    from imagen_jax.evaluation.image_set import read_image_set
     from imagen_jax.evaluation.results import describe_emoji
 
     kind, _, rest = options.make_reference.partition(":")
     if kind == "emoji":
-        pictures = read_picture_set(options.data or EMOJI, rest or options.split, options.num)
-        return pictures.source, describe_emoji(pictures)
+        images = read_image_set(options.data or EMOJI, rest or options.split, options.num)
+        return images.source, describe_emoji(images)
     builder, _, split = rest.rpartition(":")
     if not builder:
         raise ValueError(f"--make_reference {options.make_reference} must be tfds:NAME:SPLIT.")
@@ -195,26 +195,26 @@ def read_files(options: argparse.Namespace, prompts: Any) -> tuple[Any, Any, boo
     """(--images in the order of the prompts, --truth in the same order, whether the names of
     --images are the prompts' ids), None where not given.
     """
-    from imagen_jax.evaluation.image_folder import list_pictures, matching_pictures, order_by_ids
+    from imagen_jax.evaluation.image_folder import list_images, matching_images, order_by_ids
 
     if options.images is None:
         if options.truth is not None:
             raise ValueError("--truth is for --images, which are not given.")
         return None, None, None
-    files, by_ids = list_pictures(options.images), None
+    files, by_ids = list_images(options.images), None
     if prompts is not None:
         files, by_ids = order_by_ids(files, prompts.ids)
     true_files = None
     if options.truth is not None:
-        true_files = tuple(matching_pictures(options.truth, files, options.images))
+        true_files = tuple(matching_images(options.truth, files, options.images))
     return tuple(files), true_files, by_ids
 
 
 def read_prompts(options: argparse.Namespace) -> tuple[Any, Any, Any]:
-    """(prompts, the emoji if they are the prompts, their names one a generated picture)."""
+    """(prompts, the emoji if they are the prompts, their names one a generated image)."""
     import numpy as np
 
-    from imagen_jax.evaluation import image_set as picture_set
+    from imagen_jax.evaluation import image_set as image_set
     from imagen_jax.evaluation.prompts import plain_list, read_prompts
 
     source = options.prompts or (None if options.images else "emoji")
@@ -222,8 +222,8 @@ def read_prompts(options: argparse.Namespace) -> tuple[Any, Any, Any]:
         return None, None, None
     if source != "emoji":
         return read_prompts(source, options.data).first(options.num), None, None
-    emoji = picture_set.read_picture_set(options.data or EMOJI, options.split, options.num)
-    languages = picture_set.LANGUAGES if options.language is None else (options.language,)
-    found = picture_set.make_prompts(emoji, languages)
+    emoji = image_set.read_image_set(options.data or EMOJI, options.split, options.num)
+    languages = image_set.LANGUAGES if options.language is None else (options.language,)
+    found = image_set.make_prompts(emoji, languages)
     rows = np.repeat(np.arange(len(found)), options.num_images)
-    return plain_list("emoji", found.text), emoji, picture_set.select(found, rows)
+    return plain_list("emoji", found.text), emoji, image_set.select(found, rows)

@@ -20,15 +20,15 @@ def kernel_distance(
     unbiased squared MMD with the kernel (x.y / dim + 1)^3.
 
     Args:
-        x, y: features [pictures, dim], each of at least `subset_size` pictures.
+        x, y: features [images, dim], each of at least `subset_size` images.
         subsets, subset_size, seed: with the defaults, those of torch-fidelity and the same draws.
     """
     _check_features(x, y)
     if subsets < 1 or subset_size < 2:
-        raise ValueError(f"KID needs subsets of 2 pictures or more, not {subsets} x {subset_size}.")
+        raise ValueError(f"KID needs subsets of 2 images or more, not {subsets} x {subset_size}.")
     if min(len(x), len(y)) < subset_size:
         raise ValueError(
-            f"There are {len(x)} and {len(y)} pictures, fewer than KID's subset_size {subset_size}."
+            f"There are {len(x)} and {len(y)} images, fewer than KID's subset_size {subset_size}."
         )
     draw = np.random.RandomState(seed)  # torch-fidelity's generator
     distances = [
@@ -56,7 +56,7 @@ def _unbiased_mmd(x: np.ndarray, y: np.ndarray) -> float:
 def cmmd(x: np.ndarray, y: np.ndarray) -> float:
     """1000 times the squared MMD, biased, with a Gaussian kernel of sigma 10 (arXiv 2401.09603).
 
-    Of CLIP's image embeddings [pictures, dim] (the paper's: ViT-L/14 at 336 pixels), which are
+    Of CLIP's image embeddings [images, dim] (the paper's: ViT-L/14 at 336 pixels), which are
     normalized here.
     """
     _check_features(x, y)
@@ -80,13 +80,13 @@ def normalize(features: np.ndarray) -> np.ndarray:
     length = np.linalg.norm(features, axis=-1, keepdims=True)
     if not (np.isfinite(length) & (length > 0)).all():
         row = int(np.flatnonzero(~(np.isfinite(length) & (length > 0)))[0])
-        raise ValueError(f"The features of picture {row} are zero or not finite.")
+        raise ValueError(f"The features of image {row} are zero or not finite.")
     return features / length
 
 
 def _check_features(x: np.ndarray, y: np.ndarray) -> None:
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or not (len(x) and len(y)):
         raise ValueError(
-            f"features are {list(x.shape)} and {list(y.shape)}; they must be [pictures, dim] of "
+            f"features are {list(x.shape)} and {list(y.shape)}; they must be [images, dim] of "
             "one dim, some of each."
         )

@@ -32,7 +32,7 @@ class Truth:
     """What does not change from one point of a sweep to the next: references and captions.
 
     statistics: by name of network, of the reference. texts: features of the distinct captions by
-    network, and `row` of each picture's own in them.
+    network, and `row` of each image's own in them.
     """
 
     reference: Reference | None
@@ -66,7 +66,7 @@ def check_inputs(
         if metric in OF_REFERENCE and reference is None:
             raise ValueError(f"{metric} needs --reference FILE, which --make_reference makes.")
         if metric in OF_CAPTIONS and captions is None:
-            raise ValueError(f"{metric} needs the captions of the pictures: give --prompts.")
+            raise ValueError(f"{metric} needs the captions of the images: give --prompts.")
     for extractor in extractors:
         if any(metric in OF_REFERENCE for metric in metrics_of(metrics, extractor)):
             reference.of(extractor)
@@ -108,8 +108,8 @@ def measure(
     """{metric: {network: {"value": ..., "pictures": ..., ...}}}.
 
     Args:
-        features: of the pictures, by network.
-        rows: which of the captions each picture belongs to (broken pictures are left out).
+        features: of the images, by network.
+        rows: which of the captions each image belongs to (broken images are left out).
     """
     values: dict[str, dict[str, dict[str, Any]]] = {}
     for extractor in extractors:
@@ -129,7 +129,7 @@ def _distance(
     metric: str, features: np.ndarray, truth: Truth, extractor: Extractor
 ) -> dict[str, Any]:
     if len(features) < 2:
-        raise ValueError(f"{metric} needs 2 pictures or more, not {len(features)}.")
+        raise ValueError(f"{metric} needs 2 images or more, not {len(features)}.")
     if metric == "fid":
         generated = statistics_of(features)
         return {"value": frechet_distance(generated, truth.statistics[extractor.name])}

@@ -32,7 +32,7 @@ class PromptList:
     """Prompts in their order, which decides the noise of each.
 
     ids: of each prompt, distinct: COCO's caption ids, else its place. categories: DrawBench's, or
-    None. image_ids: COCO's, of the true pictures, or None. origin: how the list was made, as far
+    None. image_ids: COCO's, of the true images, or None. origin: how the list was made, as far
     as the file says.
     """
 

@@ -1,4 +1,4 @@
-"""The features of the true pictures, in one file with what they were made of."""
+"""The features of the true images, in one file with what they were made of."""
 
 import hashlib
 import json
@@ -28,10 +28,10 @@ VERSION = 1
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """Features of the reference pictures by the name of the network that made them.
+    """Features of the reference images by the name of the network that made them.
 
-    about: the source, how many pictures, their size, what was done to them, and the networks.
-    fingerprint: changes with any of it and with any byte of the pictures.
+    about: the source, how many images, their size, what was done to them, and the networks.
+    fingerprint: changes with any of it and with any byte of the images.
     """
 
     features: dict[str, np.ndarray]
@@ -61,27 +61,27 @@ class Reference:
 
 def make_reference(
     extractors: Sequence[Extractor],
-    pictures: Iterable[Part],
+    images: Iterable[Part],
     source: dict[str, Any],
     treatment: Treatment,
     total: int,
     directory: Path,
     share: Share = ALL,
 ) -> Reference | None:
-    """Features of all pictures by all networks; None for a share, whose parts are kept alone.
+    """Features of all images by all networks; None for a share, whose parts are kept alone.
 
     Each part's features are a file in `directory`, and are not computed again.
 
     Args:
-        pictures: the parts of this share.
+        images: the parts of this share.
 
     Raises:
-        ValueError: there are fewer than two pictures.
+        ValueError: there are fewer than two images.
     """
     line = ProgressLine("reference", -(-total // share.count))
     found: dict[str, list[np.ndarray]] = {extractor.name: [] for extractor in extractors}
     digest = hashlib.sha256()
-    for number, part in enumerate(pictures):
+    for number, part in enumerate(images):
         digest.update(part.digest.encode())
         for extractor in extractors if part.rows else ():
             place = share.index + number * share.count
@@ -92,7 +92,7 @@ def make_reference(
         return None
     count = treatment.counts["pictures"]
     if count < 2:
-        raise ValueError(f"A reference needs 2 pictures or more, not {count}.")
+        raise ValueError(f"A reference needs 2 images or more, not {count}.")
     about = {
         "source": source,
         "pictures": count,

@@ -1,4 +1,4 @@
-"""What an evaluation writes down: everything that decides its numbers, and pictures to look at."""
+"""What an evaluation writes down: everything that decides its numbers, and images to look at."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ from imagen_jax.images.pixels import resize
 from imagen_jax.typing import Params
 
 LIBRARIES = ("jax", "jaxlib", "flax", "numpy", "pillow")
-SHEET_PICTURES, SHEET_SIDE = 64, 256  # on a sheet: how many pictures, and their pixels at most
+SHEET_IMAGES, SHEET_SIDE = 64, 256  # on a sheet: how many images, and their pixels at most
 EVERY = 15.0  # seconds between progress lines where the output is no terminal
 
 
@@ -58,26 +58,26 @@ def write_report(path: Path, report: dict[str, Any]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def side_by_side(pictures: Sequence[np.ndarray], gap: int = 2) -> Image.Image:
-    """Pictures of one thing in a row, the small ones enlarged pixel for pixel."""
-    width = max(picture.shape[1] for picture in pictures)
-    enlarged = [enlarge(to_pil(picture), width) for picture in pictures]
-    row = Image.new("RGB", (len(pictures) * (width + gap) - gap, enlarged[0].height), "white")
-    for place, picture in enumerate(enlarged):
-        row.paste(picture, (place * (width + gap), 0))
+def side_by_side(images: Sequence[np.ndarray], gap: int = 2) -> Image.Image:
+    """Images of one thing in a row, the small ones enlarged pixel for pixel."""
+    width = max(image.shape[1] for image in images)
+    enlarged = [enlarge(to_pil(image), width) for image in images]
+    row = Image.new("RGB", (len(images) * (width + gap) - gap, enlarged[0].height), "white")
+    for place, image in enumerate(enlarged):
+        row.paste(image, (place * (width + gap), 0))
     return row
 
 
 def contact_sheet(
     rows: Sequence[Sequence[np.ndarray]], captions: Sequence[str], columns: int = 8
 ) -> Image.Image:
-    """The first pictures of an evaluation, each beside the true one; large ones shrunk."""
-    shown = [side_by_side([_shrink(picture) for picture in row]) for row in rows[:SHEET_PICTURES]]
-    return image_grid(shown, list(captions[:SHEET_PICTURES]), columns=columns, min_cell=128)
+    """The first images of an evaluation, each beside the true one; large ones shrunk."""
+    shown = [side_by_side([_shrink(image) for image in row]) for row in rows[:SHEET_IMAGES]]
+    return image_grid(shown, list(captions[:SHEET_IMAGES]), columns=columns, min_cell=128)
 
 
-def _shrink(picture: np.ndarray) -> np.ndarray:
-    return resize(picture, SHEET_SIDE) if min(picture.shape[:2]) > SHEET_SIDE else picture
+def _shrink(image: np.ndarray) -> np.ndarray:
+    return resize(image, SHEET_SIDE) if min(image.shape[:2]) > SHEET_SIDE else image
 
 
 class ProgressLine:

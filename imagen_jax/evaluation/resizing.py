@@ -1,4 +1,4 @@
-"""Pictures at a feature network's size, each way as its reference does it; figures of different
+"""Images at a feature network's size, each way as its reference does it; figures of different
 ways do not compare.
 """
 
@@ -12,22 +12,22 @@ from PIL import Image
 Resize = Callable[[np.ndarray, int], np.ndarray]
 
 
-def legacy_tensorflow(picture: np.ndarray, side: int) -> np.ndarray:
+def legacy_tensorflow(image: np.ndarray, side: int) -> np.ndarray:
     """TensorFlow 1's bilinear, the corners neither aligned nor the pixels centred: the original
     FID's and torch-fidelity's. No antialiasing.
     """
-    return _bilinear(picture, side, centred=False)
+    return _bilinear(image, side, centred=False)
 
 
-def pytorch_fid(picture: np.ndarray, side: int) -> np.ndarray:
+def pytorch_fid(image: np.ndarray, side: int) -> np.ndarray:
     """Bilinear between the centres of pixels, no antialiasing: pytorch-fid's."""
-    return _bilinear(picture, side, centred=True)
+    return _bilinear(image, side, centred=True)
 
 
-def clean(picture: np.ndarray, side: int) -> np.ndarray:
+def clean(image: np.ndarray, side: int) -> np.ndarray:
     """Antialiased bicubic, a floating-point channel at a time: clean-fid's (arXiv 2104.11222)."""
     channels = [
-        Image.fromarray(np.ascontiguousarray(picture[..., channel], np.float32)).resize(
+        Image.fromarray(np.ascontiguousarray(image[..., channel], np.float32)).resize(
             (side, side), Image.Resampling.BICUBIC
         )
         for channel in range(3)
@@ -35,14 +35,14 @@ def clean(picture: np.ndarray, side: int) -> np.ndarray:
     return np.clip(np.stack([np.asarray(channel) for channel in channels], axis=-1), 0, 255)
 
 
-def clip_crop(picture: np.ndarray, side: int) -> np.ndarray:
+def clip_crop(image: np.ndarray, side: int) -> np.ndarray:
     """Antialiased bicubic to `side` on the shorter edge, in 8 bits, then the centred square: CLIP's
     (arXiv 2103.00020) as transformers does it.
     """
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     short = min(height, width)
     size = int(side * width / short), int(side * height / short)
-    resized = Image.fromarray(np.ascontiguousarray(picture))
+    resized = Image.fromarray(np.ascontiguousarray(image))
     resized = np.asarray(resized.resize(size, Image.Resampling.BICUBIC))
     top, left = (size[1] - side) // 2, (size[0] - side) // 2
     return resized[top : top + side, left : left + side]
@@ -56,13 +56,13 @@ RESIZES: dict[str, Resize] = {
 }
 
 
-def _bilinear(picture: np.ndarray, side: int, centred: bool) -> np.ndarray:
+def _bilinear(image: np.ndarray, side: int, centred: bool) -> np.ndarray:
     """As two matrix products, which on a CPU take less time than gathering the four neighbours."""
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     rows, columns = _weights(height, side, centred), _weights(width, side, centred)
     # [side, height] x [height, width * 3], then [side, width] x [side, width, 3].
-    image = rows @ picture.reshape(height, -1).astype(np.float32)
-    return columns @ image.reshape(side, width, picture.shape[2])
+    resized = rows @ image.reshape(height, -1).astype(np.float32)
+    return columns @ resized.reshape(side, width, image.shape[2])
 
 
 @functools.lru_cache(maxsize=64)

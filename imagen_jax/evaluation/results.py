@@ -11,18 +11,18 @@ from imagen_jax.evaluation import prompts as prompts_room
 from imagen_jax.evaluation import report as report_room
 from imagen_jax.evaluation import sweep
 from imagen_jax.evaluation.html_report import make_page, notes_of, rows_of
-from imagen_jax.evaluation.image_set import PictureSet
+from imagen_jax.evaluation.image_set import ImageSet
 from imagen_jax.evaluation.runner import STRIP, Job, Result, Subject
 from imagen_jax.evaluation.sweep import Point
 
-SHEETS = {"pictures.png": "Pictures", "retrieval.png": "True and generated pictures"}
+SHEETS = {"pictures.png": "Pictures", "retrieval.png": "True and generated images"}
 
 
 def describe(job: Job, subject: Subject | None, images: Path | None = None) -> dict[str, Any]:
     """Everything that decides the figures besides the code, as JSON values."""
     reference = None if job.truth is None else job.truth.reference
     about: dict[str, Any] = {
-        "model": {"name": f"pictures in {images}"} if subject is None else subject.about,
+        "model": {"name": f"images in {images}"} if subject is None else subject.about,
         "prompts": None if job.prompts is None else prompts_room.describe(job.prompts),
         "features": [extractor.describe() for extractor in job.extractors],
         "settings": {
@@ -53,18 +53,18 @@ def sampling(subject: Subject) -> dict[str, Any]:
     return {s.name: asdict(entry) for s, entry in zip(stages, subject.settings, strict=True)}
 
 
-def describe_emoji(pictures: PictureSet) -> dict[str, Any]:
+def describe_emoji(images: ImageSet) -> dict[str, Any]:
     return {
-        "path": pictures.path,
-        "fingerprint": pictures.fingerprint,
-        "split": pictures.split,
-        "pictures": len(pictures),
-        "distinct_in_all_splits": len(pictures.gallery.classes),
+        "path": images.path,
+        "fingerprint": images.fingerprint,
+        "split": images.split,
+        "pictures": len(images),
+        "distinct_in_all_splits": len(images.gallery.classes),
     }
 
 
-def picture_settings(job: Job, subject: Subject) -> dict[str, Any]:
-    """What decides the generated pictures: those of other settings never mix with them."""
+def image_settings(job: Job, subject: Subject) -> dict[str, Any]:
+    """What decides the generated images: those of other settings never mix with them."""
     versions, device = report_room.versions(), report_room.device()
     return {
         "model": {key: subject.about.get(key) for key in ("name", "fingerprint", "dtype")},

@@ -1,4 +1,4 @@
-"""Is a generated picture recognisable? It is, where its nearest neighbour among all pictures of the
+"""Is a generated image recognisable? It is, where its nearest neighbour among all images of the
 set, by mean squared error at 32x32, is the one whose name it was generated from.
 """
 
@@ -14,14 +14,14 @@ TOP = (1, 5)
 
 
 class Gallery(NamedTuple):
-    """The distinct pictures of a set at 32x32, and the class of each."""
+    """The distinct images of a set at 32x32, and the class of each."""
 
-    pictures: np.ndarray  # uint8 [classes, 32, 32, 3]
+    images: np.ndarray  # uint8 [classes, 32, 32, 3]
     classes: np.ndarray  # int [classes]
 
 
 class Found(NamedTuple):
-    """Of each generated picture: the rank of the right class, 1 being the nearest, and the class
+    """Of each generated image: the rank of the right class, 1 being the nearest, and the class
     that is the nearest.
     """
 
@@ -30,7 +30,7 @@ class Found(NamedTuple):
 
 
 def make_gallery(images: np.ndarray, classes: np.ndarray) -> Gallery:
-    """The first picture of each class, so that pixel-identical pictures count as one."""
+    """The first image of each class, so that pixel-identical images count as one."""
     if len(images) != len(classes):
         raise ValueError(f"there are {len(classes)} classes for {len(images)} images")
     known, first = np.unique(classes, return_index=True)
@@ -38,7 +38,7 @@ def make_gallery(images: np.ndarray, classes: np.ndarray) -> Gallery:
 
 
 def shrink(images: np.ndarray) -> np.ndarray:
-    """uint8 pictures [N, H, W, 3] at 32x32, resized as a base model's training pictures are."""
+    """uint8 images [N, H, W, 3] at 32x32, resized as a base model's training images are."""
     if images.dtype != np.uint8 or images.ndim != 4:
         raise ValueError(
             f"images are {images.dtype} {list(images.shape)}; they must be uint8 [N, H, W, 3]"
@@ -47,14 +47,14 @@ def shrink(images: np.ndarray) -> np.ndarray:
 
 
 def squared_distances(images: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Sums of squared differences [images, others] of uint8 pictures; exact, being integers."""
+    """Sums of squared differences [images, others] of uint8 images; exact, being integers."""
     a = images.reshape(len(images), -1).astype(np.float64)
     b = others.reshape(len(others), -1).astype(np.float64)
     return np.square(a).sum(1)[:, None] - 2.0 * a @ b.T + np.square(b).sum(1)[None]
 
 
 def find(images: np.ndarray, classes: np.ndarray, gallery: Gallery) -> Found:
-    """Where each generated picture finds its class in the gallery.
+    """Where each generated image finds its class in the gallery.
 
     The rank is one more than the number of classes that are strictly nearer: classes that look the
     same at 32x32 do not count against each other.
@@ -68,7 +68,7 @@ def find(images: np.ndarray, classes: np.ndarray, gallery: Gallery) -> Found:
     unknown = sorted(set(np.asarray(classes).tolist()) - set(gallery.classes.tolist()))
     if unknown:
         raise ValueError(f"classes {unknown[:5]} are not in the gallery")
-    distances = squared_distances(shrink(images), gallery.pictures)
+    distances = squared_distances(shrink(images), gallery.images)
     right = np.searchsorted(gallery.classes, classes)  # make_gallery sorts them
     own = np.take_along_axis(distances, right[:, None], axis=1)
     rank = 1 + (distances < own).sum(axis=1)
@@ -87,7 +87,7 @@ def summarize(
 ) -> dict[str, Any]:
     """Scores of all samples, by language, and of skin-tone and gender variants by themselves.
 
-    "chance" is what pictures without any relation to the names would get.
+    "chance" is what images without any relation to the names would get.
     """
     groups: Mapping[str, np.ndarray] = {name: language == name for name in np.unique(language)}
     return {

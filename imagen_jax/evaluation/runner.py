@@ -1,6 +1,6 @@
-"""An evaluation from prompts to figures: pictures, features, then what each metric makes of them.
+"""An evaluation from prompts to figures: images, features, then what each metric makes of them.
 
-Every picture and every part of the features is a file of its own: what is there is not made again.
+Every image and every part of the features is a file of its own: what is there is not made again.
 """
 
 import time
@@ -21,23 +21,23 @@ from imagen_jax.evaluation.generation import (
     LEAST_PART,
     Generate,
     Share,
-    generate_pictures,
+    generate_images,
+    image_files,
     open_directory,
-    picture_files,
 )
-from imagen_jax.evaluation.image_folder import Treatment, common_size, read_parts, read_picture
+from imagen_jax.evaluation.image_folder import Treatment, common_size, read_image, read_parts
 from imagen_jax.evaluation.image_quality import WINDOW, psnr, ssim
-from imagen_jax.evaluation.image_set import PictureSet, Prompts, select
+from imagen_jax.evaluation.image_set import ImageSet, Prompts, select
 from imagen_jax.evaluation.measures import KINDS, Truth, measure
 from imagen_jax.evaluation.prompts import PromptList
-from imagen_jax.evaluation.report import SHEET_PICTURES, SHEET_SIDE, ProgressLine, contact_sheet
+from imagen_jax.evaluation.report import SHEET_IMAGES, SHEET_SIDE, ProgressLine, contact_sheet
 from imagen_jax.images.grid import image_grid
 from imagen_jax.images.pixels import resize
 from imagen_jax.typing import Params
 
-STRIP, STRIP_PICTURES = "strip.png", 8  # of each point, in the page of a sweep
+STRIP, STRIP_IMAGES = "strip.png", 8  # of each point, in the page of a sweep
 QUALITY = {"psnr": psnr, "ssim": ssim}
-METRICS = (*KINDS, "retrieval", *QUALITY, "pictures")  # "pictures": no figure, pictures alone
+METRICS = (*KINDS, "retrieval", *QUALITY, "images")  # "images": no figure, images alone
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,18 +62,18 @@ class Subject:
 class Job:
     """What is measured, the same for every point of a sweep.
 
-    prompts: in their order, each `copies` times; None for pictures of unknown captions. emoji: the
-    set of pictures that retrieval, psnr and ssim look at, and its names. size: of the pictures.
-    files: given pictures, measured instead of generated ones, one a prompt in their order.
+    prompts: in their order, each `copies` times; None for images of unknown captions. emoji: the
+    set of images that retrieval, psnr and ssim look at, and its names. size: of the images.
+    files: given images, measured instead of generated ones, one a prompt in their order.
     true_files: what psnr and ssim compare those with, in their order. named_by_ids: whether given
-    pictures are named after the prompts' ids; None where there are no prompts or no such pictures.
+    images are named after the prompts' ids; None where there are no prompts or no such images.
     """
 
     metrics: tuple[str, ...]
     size: int | None
     prompts: PromptList | None = None
     copies: int = 1
-    emoji: PictureSet | None = None
+    emoji: ImageSet | None = None
     names: Prompts | None = None
     files: tuple[Path, ...] | None = None
     true_files: tuple[Path, ...] | None = None
@@ -86,13 +86,13 @@ class Job:
 
     @property
     def texts(self) -> list[str]:
-        """The prompt of every picture."""
+        """The prompt of every image."""
         return [text for text in self.prompts.texts for _ in range(self.copies)]
 
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """values: for the report. tables: rows of strings by file name. sheets: pictures, likewise."""
+    """values: for the report. tables: rows of strings by file name. sheets: images, likewise."""
 
     values: dict[str, Any]
     tables: dict[str, list[list[str]]] = field(default_factory=dict)
@@ -108,34 +108,34 @@ def check_known(metrics: Sequence[str]) -> None:
         raise ValueError(f"No metric is asked for; known are {', '.join(METRICS)}.")
 
 
-def check_quality(metrics: Sequence[str], subject: Subject, pictures: PictureSet) -> None:
-    """ValueError where psnr or ssim is asked for and the model or the pictures cannot have it."""
+def check_quality(metrics: Sequence[str], subject: Subject, images: ImageSet) -> None:
+    """ValueError where psnr or ssim is asked for and the model or the images cannot have it."""
     stages = subject.cascade.stages
     asked = [name for name in metrics if name in QUALITY]
     enlarging = super_resolution.enlarging_stages(subject.cascade)
     if asked and not enlarging:
         raise ValueError(
-            f"{' and '.join(asked)} need a stage that enlarges pictures; {subject.name!r} has only "
+            f"{' and '.join(asked)} need a stage that enlarges images; {subject.name!r} has only "
             f"{', '.join(stage.name for stage in stages)}."
         )
     if "ssim" in asked and min(stages[i].resolution for i in enlarging) < WINDOW:
-        raise ValueError(f"ssim needs stages that make pictures of at least {WINDOW} pixels.")
-    sides = pictures.source.images.shape[1:3]
+        raise ValueError(f"ssim needs stages that make images of at least {WINDOW} pixels.")
+    sides = images.source.images.shape[1:3]
     for stage in (stages[position] for position in enlarging if asked):
         if min(sides) < stage.resolution:
             raise ValueError(
-                f"Stage {stage.name!r} makes pictures of {stage.resolution} pixels, but those of "
-                f"{pictures.path} have {sides[0]}x{sides[1]}: nothing to compare them with."
+                f"Stage {stage.name!r} makes images of {stage.resolution} pixels, but those of "
+                f"{images.path} have {sides[0]}x{sides[1]}: nothing to compare them with."
             )
 
 
 def check_files(job: Job) -> None:
-    """ValueError where the number of given pictures is not that of the prompts."""
+    """ValueError where the number of given images is not that of the prompts."""
     if job.files is None or job.prompts is None or set(job.metrics) <= set(QUALITY):
         return
     if len(job.files) != len(job.texts):
         raise ValueError(
-            f"There are {len(job.files)} pictures for {len(job.texts)} prompts: give one each, "
+            f"There are {len(job.files)} images for {len(job.texts)} prompts: give one each, "
             "named after the prompts' ids, or in the order of the sorted names."
         )
 
@@ -148,12 +148,12 @@ def evaluate(
 ) -> Result:
     """Everything that the metrics ask for, as one result; "seconds" among its values.
 
-    With a share of the work: its pictures and their features alone, and no figures.
+    With a share of the work: its images and their features alone, and no figures.
 
     Args:
-        subject: None where all pictures are given.
-        directory: for pictures and features.
-        settings: what decides the generated pictures, kept beside them.
+        subject: None where all images are given.
+        directory: for images and features.
+        settings: what decides the generated images, kept beside them.
     """
     values, tables, sheets, seconds = {}, {}, {}, {}
     files = job.files
@@ -161,10 +161,10 @@ def evaluate(
         if files is None:
             begin = time.monotonic()
             open_directory(directory / "images", dict(settings or {}))
-            count = generate_pictures(
+            count = generate_images(
                 subject.generate, job.texts, directory / "images", job.batch_size, job.share
             )
-            files = picture_files(directory / "images", len(job.texts), job.share)
+            files = image_files(directory / "images", len(job.texts), job.share)
             values["newly_generated"] = count
             seconds["generation"] = round(time.monotonic() - begin, 2)
         begin = time.monotonic()
@@ -186,7 +186,7 @@ def evaluate(
 
 
 def measure_files(job: Job, files: Sequence[Path], directory: Path) -> Result:
-    """The figures of pictures in files, each with its departures from the metric's protocol."""
+    """The figures of images in files, each with its departures from the metric's protocol."""
     check_files(job)
     treatment = Treatment(job.size or common_size(files))
     features, rows = cached_features(
@@ -201,7 +201,7 @@ def measure_files(job: Job, files: Sequence[Path], directory: Path) -> Result:
     if job.share != ALL:
         return Result({})
     if not rows:
-        raise ValueError(f"None of {len(files)} pictures can be read, {files[0]} first.")
+        raise ValueError(f"None of {len(files)} images can be read, {files[0]} first.")
     values = figures(job, features, rows, treatment)
     files = [files[row] for row in rows]
     sheets = _sheets(job, files, rows, treatment.size)
@@ -242,41 +242,39 @@ def figures(
 def _sheets(
     job: Job, files: Sequence[Path], rows: Sequence[int], size: int
 ) -> dict[str, Image.Image]:
-    """The first pictures with their prompts, large ones shrunk; and a strip of a few."""
+    """The first images with their prompts, large ones shrunk; and a strip of a few."""
     treatment = Treatment(min(size, SHEET_SIDE))
-    shown = [read_picture(file, treatment) for file in files[:SHEET_PICTURES]]
+    shown = [read_image(file, treatment) for file in files[:SHEET_IMAGES]]
     captions = None
     if job.prompts is not None:
-        captions = [str(job.texts[row]) for row in rows[:SHEET_PICTURES]]
+        captions = [str(job.texts[row]) for row in rows[:SHEET_IMAGES]]
     return {
-        "pictures.png": image_grid(shown, captions, columns=STRIP_PICTURES, min_cell=128),
-        STRIP: image_grid(shown[:STRIP_PICTURES], columns=STRIP_PICTURES),
+        "pictures.png": image_grid(shown, captions, columns=STRIP_IMAGES, min_cell=128),
+        STRIP: image_grid(shown[:STRIP_IMAGES], columns=STRIP_IMAGES),
     }
 
 
 def evaluate_retrieval(
-    pictures: PictureSet, prompts: Prompts, files: Sequence[Path], size: int
+    images: ImageSet, prompts: Prompts, files: Sequence[Path], size: int
 ) -> Result:
-    """Looks for each generated picture among all distinct ones of the set."""
+    """Looks for each generated image among all distinct ones of the set."""
     parts = read_parts(files, Treatment(size), LEAST_PART)
     images = np.concatenate([retrieval.shrink(part.images) for part in parts])
-    found = retrieval.find(images, pictures.classes[prompts.picture], pictures.gallery)
-    variant = pictures.variant[prompts.picture]
-    values = retrieval.summarize(
-        found.rank, prompts.language, variant, len(pictures.gallery.classes)
-    )
+    found = retrieval.find(images, images.classes[prompts.image], images.gallery)
+    variant = images.variant[prompts.image]
+    values = retrieval.summarize(found.rank, prompts.language, variant, len(images.gallery.classes))
     table = [["index", "key", "language", "prompt", "variant", "rank", "nearest_class"]]
     for index, (text, language, row) in enumerate(
-        zip(prompts.text, prompts.language, prompts.picture, strict=True)
+        zip(prompts.text, prompts.language, prompts.image, strict=True)
     ):
-        entry = (index, pictures.source.keys[row], language, text, int(variant[index]))
+        entry = (index, images.source.keys[row], language, text, int(variant[index]))
         table.append([*map(str, entry), str(found.rank[index]), str(found.nearest[index])])
-    truth = retrieval.shrink(pictures.source.images)[prompts.picture]
+    truth = retrieval.shrink(images.source.images)[prompts.image]
     # English below both, since few machines have a font that draws Chinese.
-    english = pictures.names("en")
+    english = images.names("en")
     captions = [
         f"rank {rank} ({language}): {english[row]}"
-        for rank, language, row in zip(found.rank, prompts.language, prompts.picture, strict=True)
+        for rank, language, row in zip(found.rank, prompts.language, prompts.image, strict=True)
     ]
     sheet = contact_sheet(list(zip(truth, images, strict=True)), captions)
     return Result({"retrieval": values}, {"retrieval.csv": table}, {"retrieval.png": sheet})
@@ -288,9 +286,9 @@ def evaluate_pairs(
     measures: Mapping[str, Callable[[np.ndarray, np.ndarray], np.ndarray]],
     size: int | None,
 ) -> Result:
-    """Compares each picture with the true one at the same place; both are brought to one size.
+    """Compares each image with the true one at the same place; both are brought to one size.
 
-    Equal pictures have an infinite PSNR: they are left out of its mean, and counted.
+    Equal images have an infinite PSNR: they are left out of its mean, and counted.
     """
     size = size or common_size([*files, *true_files])
     found: dict[str, list[np.ndarray]] = {name: [] for name in measures}
@@ -318,20 +316,20 @@ def evaluate_pairs(
 
 def evaluate_super_resolution(
     subject: Subject,
-    pictures: PictureSet,
+    images: ImageSet,
     measures: Mapping[str, Callable[[np.ndarray, np.ndarray], np.ndarray]],
     batch_size: int = 16,
 ) -> Result:
-    """Enlarges every true picture, downsampled, by each stage that enlarges, English names given.
+    """Enlarges every true image, downsampled, by each stage that enlarges, English names given.
 
-    A stage is judged by itself: no picture that a stage before it made is involved.
+    A stage is judged by itself: no image that a stage before it made is involved.
     """
     values: dict[str, Any] = {name: {} for name in measures}
     sheets = {}
-    prompts = pictures.names("en")
+    prompts = images.names("en")
     for position in super_resolution.enlarging_stages(subject.cascade):
         stage = subject.cascade.stages[position]
-        truth = np.stack([resize(image, stage.resolution) for image in pictures.source.images])
+        truth = np.stack([resize(image, stage.resolution) for image in images.source.images])
         low_res = super_resolution.low_resolution(stage, truth)
         plain = super_resolution.bicubic(low_res, stage.resolution)
         line = ProgressLine(stage.name, len(truth))

@@ -28,14 +28,14 @@ class Statistics:
     def mean(self) -> np.ndarray:
         """float64 [dim]; ValueError where there are no vectors."""
         if not self.count:
-            raise ValueError("There is no mean: no pictures have been seen.")
+            raise ValueError("There is no mean: no images have been seen.")
         return self._mean
 
     @property
     def covariance(self) -> np.ndarray:
         """float64 [dim, dim], divided by count - 1; ValueError where there are not two vectors."""
         if self.count < 2:
-            raise ValueError(f"A covariance needs at least 2 pictures, not {self.count}.")
+            raise ValueError(f"A covariance needs at least 2 images, not {self.count}.")
         return self._scatter / (self.count - 1)
 
     def update(self, features: np.ndarray) -> None:
@@ -43,11 +43,11 @@ class Statistics:
         features = np.asarray(features, np.float64)
         if features.ndim != 2 or features.shape[1] != self.dim:
             raise ValueError(
-                f"features are {list(features.shape)}; they must be [pictures, {self.dim}]."
+                f"features are {list(features.shape)}; they must be [images, {self.dim}]."
             )
         if not np.isfinite(features).all():
             row = int(np.flatnonzero(~np.isfinite(features).all(axis=1))[0])
-            raise ValueError(f"The features of picture {self.count + row} are not finite.")
+            raise ValueError(f"The features of image {self.count + row} are not finite.")
         if len(features):
             mean = features.mean(axis=0)
             centred = features - mean

@@ -1,4 +1,4 @@
-"""What a super-resolution stage makes of the true picture, downsampled, beside bicubic."""
+"""What a super-resolution stage makes of the true image, downsampled, beside bicubic."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -25,18 +25,18 @@ Measure = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 def enlarging_stages(cascade: Cascade) -> list[int]:
-    """Places in the cascade of the stages that enlarge pictures."""
+    """Places in the cascade of the stages that enlarge images."""
     return [i for i, stage in enumerate(cascade.stages) if stage.low_resolution is not None]
 
 
 def low_resolution(stage: Stage, truth: np.ndarray) -> Images:
-    """uint8 pictures at the stage's resolution, downsampled in [-1, 1] as its training does it."""
+    """uint8 images at the stage's resolution, downsampled in [-1, 1] as its training does it."""
     pixels = jnp.asarray(truth, jnp.float32) / 127.5 - 1.0
     return downsample(pixels, stage.low_resolution)
 
 
 def bicubic(low_res: Images, resolution: int) -> np.ndarray:
-    """uint8 pictures enlarged by cubic convolution (Keys 1981, a = -0.5)."""
+    """uint8 images enlarged by cubic convolution (Keys 1981, a = -0.5)."""
     batch, _, _, channels = low_res.shape
     large = jax.image.resize(low_res, (batch, resolution, resolution, channels), "cubic")
     return to_uint8(np.asarray(large))
@@ -54,11 +54,11 @@ def enlarge(
     batch_size: int = 16,
     place: Callable[[Any], Any] | None = None,
 ) -> Iterator[np.ndarray]:
-    """uint8 pictures of stage `position` from pictures of its low resolution, batch by batch.
+    """uint8 images of stage `position` from images of its low resolution, batch by batch.
 
     Args:
-        prompts: one a picture, for a stage that reads text.
-        seed: picture i has noise of its own from seed and i.
+        prompts: one an image, for a stage that reads text.
+        seed: image i has noise of its own from seed and i.
         place: as of `sample_cascade`.
 
     Raises:
@@ -66,11 +66,11 @@ def enlarge(
     """
     stage, encoder = cascade.stages[position], cascade.encoder
     if stage.conditioning == "label":
-        raise ValueError(f"Stage {stage.name!r} reads classes, which the pictures do not have.")
+        raise ValueError(f"Stage {stage.name!r} reads classes, which the images do not have.")
     if stage.conditioning == "text" and (prompts is None or len(prompts) != len(low_res)):
-        raise ValueError(f"Stage {stage.name!r} reads text: give one prompt a picture.")
+        raise ValueError(f"Stage {stage.name!r} reads text: give one prompt an image.")
     for start in range(0, len(low_res), batch_size):
-        # The last batch is filled up with its last picture: one program for all.
+        # The last batch is filled up with its last image: one program for all.
         rows = np.minimum(np.arange(start, start + batch_size), len(low_res) - 1)
         valid = min(batch_size, len(low_res) - start)
         text = null = None
@@ -89,16 +89,16 @@ def enlarge(
             place=place,
         )[:valid]
         if not np.isfinite(images).all():
-            raise ValueError(f"Stage {stage.name!r} makes pictures that are not finite.")
+            raise ValueError(f"Stage {stage.name!r} makes images that are not finite.")
         yield to_uint8(images)
 
 
 def compare(
     measure: Measure, enlarged: np.ndarray, plain: np.ndarray, truth: np.ndarray
 ) -> dict[str, Any]:
-    """The mean of a measure of the model's and of bicubic's pictures, and what the model gains.
+    """The mean of a measure of the model's and of bicubic's images, and what the model gains.
 
-    Pictures where either is exact have an infinite PSNR: they are left out of all means, and
+    Images where either is exact have an infinite PSNR: they are left out of all means, and
     counted.
     """
     model, bicubic_values = measure(enlarged, truth), measure(plain, truth)

@@ -30,7 +30,7 @@ function show() {
   const titles = trial.sheets.length > 1 ? ["Set A (left)", "Set B (right)"] : [""];
   find("sheets").replaceChildren(...trial.sheets.map((name, side) => element("figure", {},
     element("figcaption", { textContent: titles[side] }),
-    element("img", { src: `/sheets/${name}`, alt: titles[side] || "picture" }))));
+    element("img", { src: `/sheets/${name}`, alt: titles[side] || "image" }))));
   find("questions").replaceChildren(...Object.entries(questions).map(([name, question]) =>
     element("fieldset", {}, element("legend", { textContent: question.text }),
       ...Object.entries(question.choices).map(([value, text]) => element("label", {},

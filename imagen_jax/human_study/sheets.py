@@ -1,4 +1,4 @@
-"""The pictures of a study: sheets of two models side by side, in an order that nobody can guess."""
+"""The images of a study: sheets of two models side by side, in an order that nobody can guess."""
 
 import json
 import random
@@ -9,25 +9,25 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from imagen_jax.evaluation.generation import SETTINGS_FILE, picture_files
+from imagen_jax.evaluation.generation import SETTINGS_FILE, image_files
 from imagen_jax.evaluation.image_folder import (
     Treatment,
     common_size,
-    list_pictures,
+    list_images,
     order_by_ids,
-    read_picture,
+    read_image,
 )
 from imagen_jax.evaluation.prompts import PromptList
 from imagen_jax.human_study.study import STUDIES, Secret, Study, Trial
 from imagen_jax.images.grid import image_grid
 
 COLUMNS = 4  # of a sheet
-NOISE = 60.0  # of the spoilt picture in a control of photorealism, of 255
+NOISE = 60.0  # of the spoilt image in a control of photorealism, of 255
 
 
 @dataclass(frozen=True)
 class Set:
-    """The pictures of one model or of the truth: as many for each prompt, in their order.
+    """The images of one model or of the truth: as many for each prompt, in their order.
 
     files: of each prompt. named: whether something besides the order of the names pairs them with
     the prompts.
@@ -40,19 +40,19 @@ class Set:
     def of(self, prompt: int) -> list[Image.Image]:
         """Without anything that their files say besides the pixels."""
         treatment = Treatment(self.size)
-        return [Image.fromarray(read_picture(file, treatment)) for file in self.files[prompt]]
+        return [Image.fromarray(read_image(file, treatment)) for file in self.files[prompt]]
 
 
 def read_set(
     directory: Path, prompts: PromptList, num: int, per_prompt: int, size: int | None = None
 ) -> Set:
-    """The pictures of the first `num` prompts: of a run of scripts/evaluate.py, or of any folder.
+    """The images of the first `num` prompts: of a run of scripts/evaluate.py, or of any folder.
 
-    A run may be of more of these prompts, with more pictures each. A folder holds `per_prompt`
-    pictures of each of the first `num` prompts, or of all; or COCO's val2014, whose pictures are
+    A run may be of more of these prompts, with more images each. A folder holds `per_prompt`
+    images of each of the first `num` prompts, or of all; or COCO's val2014, whose images are
     found by the prompts' image ids.
 
-    Raises ValueError where the pictures are of other prompts, or not as many.
+    Raises ValueError where the images are of other prompts, or not as many.
     """
     images = directory / "images"
     folder = images if images.is_dir() else directory
@@ -75,24 +75,24 @@ def _of_run(folder: Path, prompts: PromptList, num: int, per_prompt: int) -> tup
         raise ValueError(f"{path} is no file of scripts/evaluate.py: {error!r}.") from None
     if type(stride) is not int or stride < per_prompt:
         raise ValueError(
-            f"{folder} has num_images = {stride!r}; {per_prompt} pictures a prompt are needed: "
+            f"{folder} has num_images = {stride!r}; {per_prompt} images a prompt are needed: "
             "--num_images of scripts/evaluate.py makes several."
         )
-    made = len(list_pictures(folder)) // stride
+    made = len(list_images(folder)) // stride
     if made < num or prompts.first(made).fingerprint != made_of:
         raise ValueError(
-            f"{folder} holds pictures of {made} prompts, {stride} each, which are not the first "
+            f"{folder} holds images of {made} prompts, {stride} each, which are not the first "
             f"{made} of {prompts.name}, or not the {num} that are needed: its run had other "
             "prompts, or has not ended."
         )
-    return picture_files(folder, made * stride), stride
+    return image_files(folder, made * stride), stride
 
 
 def _of_folder(
     folder: Path, prompts: PromptList, num: int, per_prompt: int
 ) -> tuple[list[Path], bool]:
     """(the files in the order of the prompts, whether they are named after ids of theirs)."""
-    files = list_pictures(folder)
+    files = list_images(folder)
     if prompts.image_ids is not None and per_prompt == 1:
         true = {file.stem: file for file in files}
         names = [f"COCO_val2014_{number:0>12}" for number in prompts.image_ids[:num]]
@@ -102,7 +102,7 @@ def _of_folder(
         if len(files) == len(some) * per_prompt:
             return order_by_ids(files, some.ids)
     raise ValueError(
-        f"{folder} has {len(files)} pictures; {num} prompts with {per_prompt} each need "
+        f"{folder} has {len(files)} images; {num} prompts with {per_prompt} each need "
         f"{num * per_prompt}, no more and no fewer."
     )
 
@@ -130,7 +130,7 @@ def make_study(
     """Writes the sheets and gives the study. Ids and sides are drawn from the seed.
 
     Args:
-        a: the model under study. b: the other model, or the true pictures.
+        a: the model under study. b: the other model, or the true images.
         controls: trials whose right answer is known, among the others.
 
     Raises ValueError where the study is unknown or cannot have controls.
@@ -171,8 +171,8 @@ def _secret(
     return Secret(prompts.ids[row], category, tuple(models), control)
 
 
-def _sheet(pictures: Sequence[Image.Image]) -> Image.Image:
-    return image_grid(pictures, columns=min(COLUMNS, len(pictures)))
+def _sheet(images: Sequence[Image.Image]) -> Image.Image:
+    return image_grid(images, columns=min(COLUMNS, len(images)))
 
 
 def _pair(draw: random.Random, prompts: PromptList, a: Set, b: Set, row: int) -> list[_Shown]:
@@ -184,7 +184,7 @@ def _pair(draw: random.Random, prompts: PromptList, a: Set, b: Set, row: int) ->
 
 
 def _other_prompt(draw: random.Random, prompts: PromptList, a: Set, b: Set, row: int) -> _Shown:
-    """One model's pictures of the prompt beside its pictures of another: it is plain which fit."""
+    """One model's images of the prompt beside its images of another: it is plain which fit."""
     name = draw.choice("ab")
     chosen = {"a": a, "b": b}[name]
     sheets = [_sheet(chosen.of(row)), _sheet(chosen.of(_another(draw, prompts, row)))]
@@ -194,18 +194,18 @@ def _other_prompt(draw: random.Random, prompts: PromptList, a: Set, b: Set, row:
 
 
 def _spoilt(draw: random.Random, prompts: PromptList, a: Set, b: Set, row: int) -> _Shown:
-    """A true picture beside itself with noise: it is plain which is real."""
-    (picture,) = b.of(row)
+    """A true image beside itself with noise: it is plain which is real."""
+    (image,) = b.of(row)
     generator = np.random.default_rng(draw.getrandbits(32))
-    noisy = np.asarray(picture, float) + generator.normal(0, NOISE, (*picture.size[::-1], 3))
+    noisy = np.asarray(image, float) + generator.normal(0, NOISE, (*image.size[::-1], 3))
     spoilt = Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8))
-    sheets, side = [_sheet([picture]), _sheet([spoilt])], draw.choice(("left", "right"))
+    sheets, side = [_sheet([image]), _sheet([spoilt])], draw.choice(("left", "right"))
     secret = _secret(prompts, row, ("b", "b"), {"photorealism": side})
     return _Shown(prompts.texts[row], tuple(sheets if side == "left" else sheets[::-1]), secret)
 
 
 def _single(draw: random.Random, prompts: PromptList, a: Set, b: Set, row: int) -> list[_Shown]:
-    """The picture of each, by itself."""
+    """The image of each, by itself."""
     return [
         _Shown(prompts.texts[row], (_sheet(chosen.of(row)),), _secret(prompts, row, (name,)))
         for name, chosen in (("a", a), ("b", b))
@@ -213,7 +213,7 @@ def _single(draw: random.Random, prompts: PromptList, a: Set, b: Set, row: int) 
 
 
 def _wrong_caption(draw: random.Random, prompts: PromptList, a: Set, b: Set, row: int) -> _Shown:
-    """A true picture with the caption of another."""
+    """A true image with the caption of another."""
     caption = prompts.texts[_another(draw, prompts, row)]
     secret = _secret(prompts, row, ("b",), {"caption": "no"})
     return _Shown(caption, (_sheet(b.of(row)),), secret)

@@ -1,4 +1,4 @@
-"""Asking people which pictures they prefer (arXiv 2205.11487, sections 3 and 4): the questions, the
+"""Asking people which images they prefer (arXiv 2205.11487, sections 3 and 4): the questions, the
 trials, their answers, and what follows from them.
 """
 
@@ -30,8 +30,8 @@ class Question:
 
 
 SIDES = {"left": "I prefer set A", "neither": "I am indifferent", "right": "I prefer set B"}
-# The questions of each study by name. drawbench: two sets of 8 pictures. photorealism: a picture
-# beside the true one. captions: one picture, the model's or the true one.
+# The questions of each study by name. drawbench: two sets of 8 images. photorealism: an image
+# beside the true one. captions: one image, the model's or the true one.
 STUDIES: dict[str, dict[str, Question]] = {
     "drawbench": {
         "quality": Question("Which set of images is of higher quality?", SIDES),
@@ -286,7 +286,7 @@ def preferences(study: Study, question: str, answers: Sequence[Answer]) -> dict[
 
 
 def caption_scores(study: Study, question: str, answers: Sequence[Answer]) -> dict[str, Any]:
-    """The mean score (yes 100, somewhat 50, no 0) of each model's pictures, and its interval."""
+    """The mean score (yes 100, somewhat 50, no 0) of each model's images, and its interval."""
     scores: dict[str, dict[str, list[float]]] = {}
     for answer in answers:
         secret = study.key[answer.trial]

@@ -1,4 +1,4 @@
-"""Pictures side by side, with a caption under each. Needs NumPy and Pillow alone."""
+"""Images side by side, with a caption under each. Needs NumPy and Pillow alone."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -30,7 +30,7 @@ UNKNOWN = "\U0010ffff"  # a code point no font draws: what a missing glyph looks
 
 
 def to_pil(image: np.ndarray | Image.Image) -> Image.Image:
-    """A picture as PIL: PIL itself, uint8 [H,W,C], or floats in [-1, 1] [H,W,C]."""
+    """An image as PIL: PIL itself, uint8 [H,W,C], or floats in [-1, 1] [H,W,C]."""
     if isinstance(image, Image.Image):
         return image
     image = np.asarray(image)
@@ -53,44 +53,44 @@ def image_grid(
     gap: int = 4,
     min_cell: int = 96,
 ) -> Image.Image:
-    """One picture out of many, row by row, on white.
+    """One image out of many, row by row, on white.
 
     Args:
-        images: PIL pictures, uint8 arrays, or floats in [-1, 1].
-        captions: one a picture, drawn below it. A caption that no installed font can draw
-            (Chinese on a bare machine) becomes the picture's number, counted from 1.
-        columns: pictures a row; about square when None.
-        gap: pixels of white around each picture.
-        min_cell: captioned pictures narrower than this are enlarged by a whole factor,
+        images: PIL images, uint8 arrays, or floats in [-1, 1].
+        captions: one an image, drawn below it. A caption that no installed font can draw
+            (Chinese on a bare machine) becomes the image's number, counted from 1.
+        columns: images a row; about square when None.
+        gap: pixels of white around each image.
+        min_cell: captioned images narrower than this are enlarged by a whole factor,
             pixel for pixel, so that words fit below them.
     """
-    pictures = [to_pil(image).convert("RGB") for image in images]
-    if not pictures:
-        raise ValueError("A grid needs at least one picture, got none.")
-    if captions is not None and len(captions) != len(pictures):
-        raise ValueError(f"{len(captions)} captions for {len(pictures)} pictures.")
+    images = [to_pil(image).convert("RGB") for image in images]
+    if not images:
+        raise ValueError("A grid needs at least one image, got none.")
+    if captions is not None and len(captions) != len(images):
+        raise ValueError(f"{len(captions)} captions for {len(images)} images.")
     if captions is not None:
-        pictures = [enlarge(picture, min_cell) for picture in pictures]
-    columns = min(columns or ceil(sqrt(len(pictures))), len(pictures))
-    width = max(picture.width for picture in pictures)
-    height = max(picture.height for picture in pictures)
+        images = [enlarge(image, min_cell) for image in images]
+    columns = min(columns or ceil(sqrt(len(images))), len(images))
+    width = max(image.width for image in images)
+    height = max(image.height for image in images)
 
     size = 12 if width < 200 else 15
-    texts = [[] for _ in pictures]
+    texts = [[] for _ in images]
     if captions is not None:
         texts = [
             caption_lines(caption, number, size, width)
             for number, caption in enumerate(captions, start=1)
         ]
     text_height = (size + 3) * max(len(lines) for lines in texts)
-    rows = ceil(len(pictures) / columns)
+    rows = ceil(len(images) / columns)
     cell_width, cell_height = width + 2 * gap, height + text_height + 2 * gap
     grid = Image.new("RGB", (columns * cell_width, rows * cell_height), "white")
     draw = ImageDraw.Draw(grid)
-    for number, (picture, lines) in enumerate(zip(pictures, texts, strict=True)):
+    for number, (image, lines) in enumerate(zip(images, texts, strict=True)):
         left = number % columns * cell_width + gap
         top = number // columns * cell_height + gap
-        grid.paste(picture, (left + (width - picture.width) // 2, top))
+        grid.paste(image, (left + (width - image.width) // 2, top))
         for row, line in enumerate(lines):
             draw.text(
                 (left + width // 2, top + height + 2 + row * (size + 3)),
@@ -102,12 +102,12 @@ def image_grid(
     return grid
 
 
-def enlarge(picture: Image.Image, min_cell: int) -> Image.Image:
-    """`picture` times the smallest whole factor that makes it at least `min_cell` wide."""
-    factor = ceil(min_cell / picture.width)
+def enlarge(image: Image.Image, min_cell: int) -> Image.Image:
+    """`image` times the smallest whole factor that makes it at least `min_cell` wide."""
+    factor = ceil(min_cell / image.width)
     if factor == 1:
-        return picture
-    return picture.resize((picture.width * factor, picture.height * factor), Image.NEAREST)
+        return image
+    return image.resize((image.width * factor, image.height * factor), Image.NEAREST)
 
 
 def caption_lines(caption: str, number: int, size: int, width: int, lines: int = 2) -> list[str]:

@@ -1,4 +1,4 @@
-"""What a pipeline hands back: PIL pictures that know how they were made, and show as a grid."""
+"""What a pipeline hands back: PIL images that know how they were made, and show as a grid."""
 
 import io
 import json
@@ -11,21 +11,21 @@ from PIL.PngImagePlugin import PngInfo
 
 from imagen_jax.images.grid import image_grid
 
-SETTINGS_KEY = "imagen_jax"  # the PNG text chunk, and the key in `picture.info`
+SETTINGS_KEY = "imagen_jax"  # the PNG text chunk, and the key in `image.info`
 
 
-class Pictures(list):
-    """A list of PIL pictures; notebooks show it as one captioned grid.
+class ImageList(list):
+    """A list of PIL images; notebooks show it as one captioned grid.
 
-    Each picture's `info["imagen_jax"]` holds the settings that make it again.
+    Each image's `info["imagen_jax"]` holds the settings that make it again.
     """
 
-    def __init__(self, pictures: Iterable[Image.Image], captions: Iterable[str] | None = None):
-        super().__init__(pictures)
+    def __init__(self, images: Iterable[Image.Image], captions: Iterable[str] | None = None):
+        super().__init__(images)
         self.captions = None if captions is None else list(captions)
 
     def grid(self, columns: int | None = None) -> Image.Image:
-        """All pictures in one, captions below."""
+        """All images in one, captions below."""
         captions = self.captions
         if captions is not None and (len(captions) != len(self) or not any(captions)):
             captions = None
@@ -39,13 +39,13 @@ class Pictures(list):
         return buffer.getvalue()
 
 
-def save_png(picture: Image.Image, path: str | Path) -> None:
-    """Write `picture` with its settings as PNG text."""
+def save_png(image: Image.Image, path: str | Path) -> None:
+    """Write `image` with its settings as PNG text."""
     text = PngInfo()
-    if SETTINGS_KEY in picture.info:
-        settings = json.dumps(picture.info[SETTINGS_KEY], ensure_ascii=False)
+    if SETTINGS_KEY in image.info:
+        settings = json.dumps(image.info[SETTINGS_KEY], ensure_ascii=False)
         text.add_itxt(SETTINGS_KEY, settings)
-    picture.save(path, "PNG", pnginfo=text)
+    image.save(path, "PNG", pnginfo=text)
 
 
 def read_settings(path: str | Path) -> dict[str, Any]:
@@ -53,17 +53,17 @@ def read_settings(path: str | Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no picture, or holds no settings.
+        ValueError: it is no image, or holds no settings.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}.")
     try:
-        with Image.open(path) as picture:
-            picture.load()
-            text = picture.info.get(SETTINGS_KEY)
+        with Image.open(path) as image:
+            image.load()
+            text = image.info.get(SETTINGS_KEY)
     except (OSError, SyntaxError) as error:
-        raise ValueError(f"{path} is not a picture that can be read: {error}") from None
+        raise ValueError(f"{path} is not an image that can be read: {error}") from None
     try:
         settings = json.loads(text) if isinstance(text, str) else None
     except json.JSONDecodeError:

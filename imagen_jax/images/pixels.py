@@ -1,4 +1,4 @@
-"""From an RGB picture of any size to the picture that a stage trains on."""
+"""From an RGB image of any size to the image that a stage trains on."""
 
 import numpy as np
 from PIL import Image
@@ -23,21 +23,21 @@ def resize_and_crop(
       size, crop: (width, height); crop None is `size`, so that only the longer side is cut.
       at: where to cut, of all places there are: (x, y) in [0, 1); None is the centre.
     """
-    picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    image = image if isinstance(image, Image.Image) else Image.fromarray(image)
     crop = size if crop is None else crop
-    if picture.size == crop and crop == size:
+    if image.size == crop and crop == size:
         return np.asarray(image)
-    factor = min(have / wanted for have, wanted in zip(picture.size, size, strict=True))
-    sides = [wanted * factor for wanted in crop]  # of the piece, in the picture's own pixels
+    factor = min(have / wanted for have, wanted in zip(image.size, size, strict=True))
+    sides = [wanted * factor for wanted in crop]  # of the piece, in the image's own pixels
     box = [
         _place(max(have - side, 0), None if at is None else at[axis])
-        for axis, (have, side) in enumerate(zip(picture.size, sides, strict=True))
+        for axis, (have, side) in enumerate(zip(image.size, sides, strict=True))
     ]
-    box += [min(b + side, have) for b, side, have in zip(box, sides, picture.size, strict=True)]
+    box += [min(b + side, have) for b, side, have in zip(box, sides, image.size, strict=True)]
     if factor.is_integer():
-        return np.asarray(picture.reduce(int(factor), tuple(map(round, box))))
+        return np.asarray(image.reduce(int(factor), tuple(map(round, box))))
     kernel = Image.Resampling.LANCZOS if factor > 1 else Image.Resampling.BICUBIC
-    return np.asarray(picture.resize(crop, kernel, box=tuple(box)))
+    return np.asarray(image.resize(crop, kernel, box=tuple(box)))
 
 
 def _place(slack: float, at: float | None) -> int:

@@ -21,7 +21,7 @@ def quick_gelu(x: Array) -> Array:
 
 
 ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": functools.partial(nn.gelu, approximate=False)}
-# Of the pictures' channels in [0, 1], over all of OpenAI's training data.
+# Of the images' channels in [0, 1], over all of OpenAI's training data.
 IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
 IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -114,7 +114,7 @@ def transformer(config: TowerConfig, x: Array, mask: Array | None) -> Array:
 
 
 class VisionTower(nn.Module):
-    """Normalized pictures to embeddings, from a class token."""
+    """Normalized images to embeddings, from a class token."""
 
     config: ClipConfig
 
@@ -177,7 +177,7 @@ def init(config: ClipConfig, key: Keys) -> Params:
 def embed_images(
     config: ClipConfig, params: Params, images: Images
 ) -> Float[Array, "batch embedding_dim"]:
-    """Embeddings, not normalized, of pictures in [0, 1] of the model's size."""
+    """Embeddings, not normalized, of images in [0, 1] of the model's size."""
     images = (images - jnp.asarray(IMAGE_MEAN)) / jnp.asarray(IMAGE_STD)
     return VisionTower(config).apply({"params": params["vision"]}, images)
 

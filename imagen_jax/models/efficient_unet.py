@@ -44,7 +44,7 @@ class EfficientUNetConfig:
     and skips are scaled by 1/sqrt(2). `attention_hidden_ratio` is the paper's "hidden 2x channels".
     `patch_size` folds patches into channels before the first convolution and back after the last,
     `upsample_kernel` 1 upsamples by a 1x1 convolution (1 and 3 are the paper's network; the others
-    are for small machines). `draft` puts a linear guess of the picture from the text
+    are for small machines). `draft` puts a linear guess of the image from the text
     (`TextDraft`) beside x: for small sets learned by heart. It fixes the resolution. `input_skip`
     adds the inputs (x, low_res, draft), each times a number read from the embedding, to the output:
     the learned form of EDM's c_skip (arXiv 2206.00364, section 5), without which noise and detail

@@ -80,7 +80,7 @@ def max_pool(x: FeatureMap, stride: int = 2, padding: str = "VALID") -> FeatureM
 
 
 def average_pool(x: FeatureMap) -> FeatureMap:
-    """Means over 3x3 pixels at stride 1, of those inside the picture alone."""
+    """Means over 3x3 pixels at stride 1, of those inside the image alone."""
     return nn.avg_pool(x, (3, 3), (1, 1), "SAME", count_include_pad=False)
 
 
@@ -175,7 +175,7 @@ class Mixed8(nn.Module):
 
 
 class Inception(nn.Module):
-    """Pictures of 299x299 in [-1, 1] to features and logits."""
+    """Images of 299x299 in [-1, 1] to features and logits."""
 
     @nn.compact
     def __call__(self, x: Images) -> InceptionOutputs:
@@ -202,5 +202,5 @@ def init(key: Keys) -> Params:
 
 
 def apply(params: Params, images: Images) -> InceptionOutputs:
-    """Features and logits of pictures [batch, 299, 299, 3] in [-1, 1]."""
+    """Features and logits of images [batch, 299, 299, 3] in [-1, 1]."""
     return Inception().apply({"params": params}, images)

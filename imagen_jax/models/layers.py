@@ -329,7 +329,7 @@ class ClassTokenPooling(nn.Module):
 
 
 class TextDraft(nn.Module):
-    """A picture of `shape` (height, width, channels) guessed from the pooled text by two layers.
+    """An image of `shape` (height, width, channels) guessed from the pooled text by two layers.
 
     `scripts/pretrain_text.py` trains it, and the text encoder with it, without a U-Net around it.
     """

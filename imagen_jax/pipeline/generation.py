@@ -1,4 +1,4 @@
-"""Drawing what a caller asked for: checks first, then the cascade, then pictures that carry their
+"""Drawing what a caller asked for: checks first, then the cascade, then images that carry their
 settings.
 """
 
@@ -24,7 +24,7 @@ from imagen_jax.devices.compilation_cache import use_compilation_cache
 from imagen_jax.diffusion.editing import Edit
 from imagen_jax.diffusion.sampling import SamplingSettings, Spacing, with_overrides
 from imagen_jax.images.grid import to_pil, to_uint8
-from imagen_jax.images.image_list import SETTINGS_KEY, Pictures
+from imagen_jax.images.image_list import SETTINGS_KEY, ImageList
 from imagen_jax.pipeline.model_directory import Parts
 from imagen_jax.pipeline.progress import ProgressBar
 from imagen_jax.pipeline.request import Subjects, check_count, check_seed, read_subjects
@@ -57,7 +57,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Work:
-    """What to draw: the stages, what they start from, and notes for the pictures' settings."""
+    """What to draw: the stages, what they start from, and notes for the images' settings."""
 
     positions: range
     size: tuple[int, int] | None = None
@@ -75,8 +75,8 @@ def draw(
     options: Options,
     work: Work,
     mesh: Mesh | None = None,
-) -> Pictures:
-    """Checks what was asked for, draws it, and writes the settings into the pictures."""
+) -> ImageList:
+    """Checks what was asked for, draws it, and writes the settings into the images."""
     settings = choose_settings(cascade, options)
     subjects = read_subjects(cascade, name, prompt, options.label, options.negative_prompt)
     count = subjects.count * check_count("num_images", num_images)
@@ -131,7 +131,7 @@ def draw(
     spoilt = int(np.sum(~np.isfinite(images).all(axis=(1, 2, 3))))
     if spoilt:
         raise ValueError(
-            f"{spoilt} of {len(images)} pictures of {name!r} are no finite numbers: parameters, or "
+            f"{spoilt} of {len(images)} images of {name!r} are no finite numbers: parameters, or "
             "an adapter's, are not finite or too large."
         )
     common = {
@@ -147,7 +147,7 @@ def draw(
 
 
 def choose_batch(asked: int | None, count: int) -> int:
-    """Pictures at a time: as asked, else a power of two that `count` fill, for few programs."""
+    """Images at a time: as asked, else a power of two that `count` fill, for few programs."""
     if asked is not None:
         return check_count("batch_size", asked)
     most = CPU_BATCH if jax.default_backend() == "cpu" else ACCELERATOR_BATCH
@@ -198,7 +198,7 @@ def encode_prompts(
 def encode_subjects(
     cascade: Cascade, params: Mapping, subjects: Subjects, rows: np.ndarray, batch_size: int
 ) -> Conditions:
-    """What each picture is made of: row i of the result belongs to subject rows[i]."""
+    """What each image is made of: row i of the result belongs to subject rows[i]."""
     text = null = None
     if subjects.prompts:
         encoder, negative = cascade.encoder, subjects.negative_prompt
@@ -216,23 +216,23 @@ def encode_subjects(
 
 
 def with_settings(
-    images: np.ndarray,
+    arrays: np.ndarray,
     subjects: Subjects,
     rows: np.ndarray,
     first_index: int,
     common: Mapping[str, Any],
-) -> Pictures:
-    """Pictures that carry what makes each of them again."""
+) -> ImageList:
+    """Images that carry what makes each of them again."""
     prompts, labels = subjects.prompts, subjects.labels
-    pictures = []
-    for position, (image, row) in enumerate(zip(to_uint8(images), rows, strict=True)):
-        picture = to_pil(image)
-        picture.info[SETTINGS_KEY] = {
+    images = []
+    for position, (array, row) in enumerate(zip(to_uint8(arrays), rows, strict=True)):
+        image = to_pil(array)
+        image.info[SETTINGS_KEY] = {
             "prompt": prompts[row] if prompts else None,
             "label": labels[row] if labels else None,
             "index": first_index + position,
             **common,
         }
-        pictures.append(picture)
+        images.append(image)
     captions = prompts or [str(value) for value in labels or []]
-    return Pictures(pictures, [captions[row] for row in rows] if captions else None)
+    return ImageList(images, [captions[row] for row in rows] if captions else None)

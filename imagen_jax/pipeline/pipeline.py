@@ -1,4 +1,4 @@
-"""What a user holds: a Pipeline, whose `.generate_images(...)` gives pictures."""
+"""What a user holds: a Pipeline, whose `.generate_images(...)` gives images."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -22,17 +22,17 @@ from imagen_jax.diffusion.sampling import (
     is_number,
     settings_from_dict,
 )
-from imagen_jax.images.image_list import Pictures
+from imagen_jax.images.image_list import ImageList
 from imagen_jax.pipeline import model_directory
 from imagen_jax.pipeline.adapters import adapted_params
 from imagen_jax.pipeline.generation import Options, Work, draw
 from imagen_jax.pipeline.request import (
     AspectRatio,
-    Picture,
+    ImageInput,
     base_size,
     last_stage,
+    read_image,
     read_mask,
-    read_picture,
     to_binary_mask,
     to_pixels,
     upscaled_from,
@@ -54,7 +54,7 @@ class Pipeline:
     """A cascade with its parameters.
 
     params: of each stage by its name and of "text_encoder"; `Parts` reads them when first used.
-    mesh: the devices that the parameters are spread over; a batch of pictures is, too.
+    mesh: the devices that the parameters are spread over; a batch of images is, too.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Pipeline:
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """The sizes of pictures that `generate_images` makes; the last is the default."""
+        """The sizes of images that `generate_images` makes; the last is the default."""
         return self.cascade.sizes
 
     def generate_images(
@@ -106,30 +106,30 @@ class Pipeline:
         first_index: int = 0,
         aspect_ratio: AspectRatio | None = None,
         low_memory: bool = False,
-    ) -> Pictures:
-        """Pictures of a prompt, `num_images` of each when there are several.
+    ) -> ImageList:
+        """Images of a prompt, `num_images` of each when there are several.
 
         Args:
             prompt: what to paint. None for a model without text.
-            num_images: pictures a prompt (or a label).
-            size: of the pictures, one of `sizes`: the stage to stop at. The largest when None.
+            num_images: images a prompt (or a label).
+            size: of the images, one of `sizes`: the stage to stop at. The largest when None.
             guidance: weight of the text, 1 is none: of the base stage, or one a stage.
             steps: of the sampler in every stage, or one number a stage.
             sampler: ddpm, ddim, dpmpp_2m or heun in every stage, or one a stage.
             spacing: of the sampler's times in every stage, or one a stage (`SamplingSettings`); a
                 list, such as DeepFloyd IF's "fast27", says the number of steps too.
-            seed: of the noise; equal seeds give equal pictures. A new one when None; the settings
-                of the pictures tell which.
+            seed: of the noise; equal seeds give equal images. A new one when None; the settings
+                of the images tell which.
             negative_prompt: what guidance leads away from, instead of from no text at all.
             label: class or classes, for a model of classes.
-            batch_size: pictures at a time: up to 4 on a CPU, else up to 16. Less needs less memory.
+            batch_size: images at a time: up to 4 on a CPU, else up to 16. Less needs less memory.
                 On a mesh rounded up, to as many on each of the devices that share a batch.
             progress: whether to show a bar.
             callback: called with a `Progress` every `every` steps (a tenth of all when None).
             aug_level: noise on what the stages enlarge, in [0, 1], or one a stage: more of it
                 invents more.
             settings: one `SamplingSettings` a stage, instead of the model's own.
-            first_index: index of the first picture. Picture i has noise of its own from seed and
+            first_index: index of the first image. ImageInput i has noise of its own from seed and
                 index, whatever else is drawn with it.
             aspect_ratio: width to height, such as "16:9" or 1.5, with about as many pixels as the
                 square of `size`; the nearest that the networks can make.
@@ -164,31 +164,31 @@ class Pipeline:
 
     def edit(
         self,
-        image: Picture,
+        image: ImageInput,
         prompt: str | Sequence[str],
         *,
         strength: float | Sequence[float | None] = 0.7,
         num_images: int = 1,
         size: int | None = None,
         **options: Any,
-    ) -> Pictures:
-        """A picture changed as the prompt says: image to image (SDEdit, arXiv 2108.01073).
+    ) -> ImageList:
+        """An image changed as the prompt says: image to image (SDEdit, arXiv 2108.01073).
 
         Args:
             image: PIL, a file's path, or uint8 [height, width, 3]; its centred square is taken.
             strength: in (0, 1], the share of the steps that are run, 1 keeps nothing. Of the base
                 stage; by stage in a sequence, None where the stage enlarges what the one before it
-                made and looks at the picture no more.
+                made and looks at the image no more.
             options: as of `generate_images`.
 
         Raises:
-            ValueError: as `generate_images`; no picture; a strength that leaves no step to run.
+            ValueError: as `generate_images`; no image; a strength that leaves no step to run.
         """
         how, positions = _options("edit", options), self._positions(size)
-        picture = read_picture(image)
+        image = read_image(image)
         strengths = by_stage("strength", strength, len(self.cascade.stages), first_only=True)
         edits = [
-            None if share is None else Edit(self._pixels(picture, i), strength=share)
+            None if share is None else Edit(self._pixels(image, i), strength=share)
             for i, share in enumerate(strengths)
         ]
         work = Work(positions, edits=edits, notes={"edit": {"strength": strengths}})
@@ -196,8 +196,8 @@ class Pipeline:
 
     def inpaint(
         self,
-        image: Picture,
-        mask: Picture,
+        image: ImageInput,
+        mask: ImageInput,
         prompt: str | Sequence[str],
         *,
         strength: float = 1.0,
@@ -207,8 +207,8 @@ class Pipeline:
         num_images: int = 1,
         size: int | None = None,
         **options: Any,
-    ) -> Pictures:
-        """A picture drawn anew where the mask is white, and kept where it is black.
+    ) -> ImageList:
+        """An image drawn anew where the mask is white, and kept where it is black.
 
         Args:
             image, mask: of one size; PIL, files' paths or arrays. The centred square is taken.
@@ -219,15 +219,15 @@ class Pipeline:
             options: as of `generate_images`.
 
         Raises:
-            ValueError: as `generate_images`; mask and picture of different sizes, a mask that keeps
+            ValueError: as `generate_images`; mask and image of different sizes, a mask that keeps
                 everything.
         """
         how, positions = _options("inpaint", options), self._positions(size)
-        picture = read_picture(image)
-        flat = read_mask(mask, picture.size)
+        image = read_image(image)
+        flat = read_mask(mask, image.size)
         edits = [
             Edit(
-                self._pixels(picture, i),
+                self._pixels(image, i),
                 to_binary_mask(flat, (stage.resolution, stage.resolution)),
                 strength,
                 known,
@@ -247,17 +247,17 @@ class Pipeline:
 
     def upscale(
         self,
-        image: Picture,
+        image: ImageInput,
         prompt: str | Sequence[str] | None = None,
         *,
         size: int | None = None,
         num_images: int = 1,
         **options: Any,
-    ) -> Pictures:
-        """A picture enlarged by the super-resolution stages, in its own shape.
+    ) -> ImageList:
+        """An image enlarged by the super-resolution stages, in its own shape.
 
         It is shrunk to what the first of them takes: the stage of the largest low resolution that
-        the picture's shorter side reaches.
+        the image's shorter side reaches.
 
         Args:
             image: PIL, a file's path, or uint8 [height, width, 3]; no longer than 1:8 or 8:1.
@@ -278,16 +278,16 @@ class Pipeline:
         low = [i for i in range(last + 1) if stages[i].low_resolution is not None]
         if not low:
             up_to = "" if size is None else f" up to size {size}"
-            raise ValueError(f"{self.name!r} has no stage{up_to} that enlarges pictures.")
+            raise ValueError(f"{self.name!r} has no stage{up_to} that enlarges images.")
         if prompt is None and encoder is not None and encoder.null == "empty":
             prompt = ""
-        picture = read_picture(image)
-        reached = [i for i in low if stages[i].low_resolution <= min(picture.size)]
+        image = read_image(image)
+        reached = [i for i in low if stages[i].low_resolution <= min(image.size)]
         first = reached[-1] if reached else low[0]
-        drawn = upscaled_from(self.cascade, range(first, last + 1), picture.size)
+        drawn = upscaled_from(self.cascade, range(first, last + 1), image.size)
         work = Work(
             range(first, last + 1),
-            low_res=to_pixels(picture, drawn),
+            low_res=to_pixels(image, drawn),
             notes={"upscale": {"from": list(drawn), "stage": stages[first].name}},
         )
         return self._draw(prompt, num_images, how, work)
@@ -297,15 +297,15 @@ class Pipeline:
         first = self.cascade.stages[0]
         if first.low_resolution is not None:
             raise ValueError(
-                f"The model begins with stage {first.name!r}, which enlarges pictures of "
+                f"The model begins with stage {first.name!r}, which enlarges images of "
                 f"{first.low_resolution} pixels: call upscale(...), or load it together with the "
                 "stage that makes those: load_model([base, this one])."
             )
         return range(last_stage(self.cascade, self.name, size) + 1)
 
-    def _pixels(self, picture: Image.Image, position: int) -> np.ndarray:
+    def _pixels(self, image: Image.Image, position: int) -> np.ndarray:
         side = self.cascade.stages[position].resolution
-        return to_pixels(picture, (side, side))
+        return to_pixels(image, (side, side))
 
     def _draw(
         self,
@@ -313,24 +313,24 @@ class Pipeline:
         num_images: int,
         options: Options,
         work: Work,
-    ) -> Pictures:
+    ) -> ImageList:
         notes = {"model": self.name, "fingerprint": self.fingerprint, **work.notes}
         work = replace(work, notes=notes)
         return draw(
             self.cascade, self.params, self.name, prompt, num_images, options, work, self.mesh
         )
 
-    def generate_again(self, settings: Mapping[str, Any], *, progress: bool = True) -> Pictures:
-        """The picture whose settings these are (`picture.info["imagen_jax"]`), made again.
+    def generate_again(self, settings: Mapping[str, Any], *, progress: bool = True) -> ImageList:
+        """The image whose settings these are (`image.info["imagen_jax"]`), made again.
 
         Raises:
-            ValueError: the settings lack something, or the model has other stages; the picture was
+            ValueError: the settings lack something, or the model has other stages; the image was
                 made of another one, which the settings do not hold.
         """
         for kind in ("edit", "inpaint", "upscale"):
             if kind in settings:
                 raise ValueError(
-                    f"The picture was made by {kind}(...) of another picture, which its settings "
+                    f"The image was made by {kind}(...) of another image, which its settings "
                     "do not hold."
                 )
         try:
@@ -342,7 +342,7 @@ class Pipeline:
                 "first_index": settings["index"],
             }
         except (KeyError, TypeError) as error:
-            raise ValueError(f"The settings of the picture are not whole: {error!r}.") from None
+            raise ValueError(f"The settings of the image are not whole: {error!r}.") from None
         return self.generate_images(
             **wishes,
             num_images=1,

@@ -17,10 +17,10 @@ from imagen_jax.diffusion.sampling import is_number
 from imagen_jax.images.decoding import decode, to_rgb
 
 LARGEST_SEED = 2**32 - 1
-MAX_PIXELS = 2**26  # of a picture from outside
-WIDEST = 8  # a picture's longer side, at most, for each pixel of the shorter
+MAX_PIXELS = 2**26  # of an image from outside
+WIDEST = 8  # an image's longer side, at most, for each pixel of the shorter
 AspectRatio = str | float | int | tuple[float | int, ...]
-Picture = Image.Image | np.ndarray | str | os.PathLike
+ImageInput = Image.Image | np.ndarray | str | os.PathLike
 
 
 class Subjects(NamedTuple):
@@ -59,9 +59,7 @@ def read_subjects(
 ) -> Subjects:
     """Prompts and labels as lists, as far as the model's stages read any."""
     if negative_prompt is not None and not isinstance(negative_prompt, str):
-        raise ValueError(
-            f"negative_prompt is one string for all pictures, not {negative_prompt!r}."
-        )
+        raise ValueError(f"negative_prompt is one string for all images, not {negative_prompt!r}.")
     kinds = {stage.conditioning for stage in cascade.stages}
     if "text" in kinds:
         if prompt is None:
@@ -118,7 +116,7 @@ def _labels(cascade: Cascade, label: int | Sequence[int]) -> list[int]:
 
 
 def last_stage(cascade: Cascade, name: str, size: int | None) -> int:
-    """The position of the stage that makes pictures of this size; the last when None."""
+    """The position of the stage that makes images of this size; the last when None."""
     if size is None:
         return len(cascade.stages) - 1
     if size not in cascade.sizes:
@@ -151,16 +149,16 @@ def base_size(cascade: Cascade, aspect_ratio: AspectRatio | None) -> tuple[int, 
 
 
 def upscaled_from(cascade: Cascade, positions: range, size: tuple[int, int]) -> tuple[int, int]:
-    """(height, width) to shrink a picture of `size`, (width, height), to, for these stages.
+    """(height, width) to shrink an image of `size`, (width, height), to, for these stages.
 
     The shorter side is the first stage's low resolution; both are what all networks can halve.
 
     Raises:
-        ValueError: the picture is too long.
+        ValueError: the image is too long.
     """
     if max(size) > WIDEST * min(size):
         raise ValueError(
-            f"The picture is {size[0]}x{size[1]}; what is enlarged must be between 1:{WIDEST} and "
+            f"The image is {size[0]}x{size[1]}; what is enlarged must be between 1:{WIDEST} and "
             f"{WIDEST}:1."
         )
     stages = [cascade.stages[position] for position in positions]
@@ -183,38 +181,36 @@ def _nearest(length: float, step: int) -> int:
     return max(round(length / step), 1) * step
 
 
-def read_picture(picture: Picture) -> Image.Image:
-    """A caller's picture as upright RGB: PIL, a file's path, or an array uint8 [height, width, 3].
+def read_image(image: ImageInput) -> Image.Image:
+    """A caller's image as upright RGB: PIL, a file's path, or an array uint8 [height, width, 3].
 
     What is transparent becomes white.
     """
-    if isinstance(picture, str | os.PathLike):
-        return Image.fromarray(_decoded(Path(picture)))
-    if isinstance(picture, np.ndarray):
-        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[-1] != 3:
+    if isinstance(image, str | os.PathLike):
+        return Image.fromarray(_decoded(Path(image)))
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
             raise ValueError(
-                f"A picture as an array must be uint8 [height, width, 3], not {picture.dtype} "
-                f"{list(picture.shape)}."
+                f"An image as an array must be uint8 [height, width, 3], not {image.dtype} "
+                f"{list(image.shape)}."
             )
-        return Image.fromarray(picture)
-    if not isinstance(picture, Image.Image):
-        raise ValueError(
-            f"A picture must be PIL, a path or an array, not {type(picture).__name__}."
-        )
-    return Image.fromarray(to_rgb(picture))
+        return Image.fromarray(image)
+    if not isinstance(image, Image.Image):
+        raise ValueError(f"An image must be PIL, a path or an array, not {type(image).__name__}.")
+    return Image.fromarray(to_rgb(image))
 
 
 def _decoded(path: Path) -> np.ndarray:
     if not path.is_file():
-        raise FileNotFoundError(f"There is no picture {path}.")
+        raise FileNotFoundError(f"There is no image {path}.")
     try:
         return decode(path, MAX_PIXELS)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is no whole picture that can be read: {error}.") from None
+        raise ValueError(f"{path} is no whole image that can be read: {error}.") from None
 
 
-def read_mask(mask: Picture, size: tuple[int, int]) -> Image.Image:
-    """A mask of a picture of this size, (width, height): white where to draw anew."""
+def read_mask(mask: ImageInput, size: tuple[int, int]) -> Image.Image:
+    """A mask of an image of this size, (width, height): white where to draw anew."""
     if isinstance(mask, np.ndarray) and mask.ndim in (2, 3) and mask.shape[2:] in ((), (1,)):
         values = mask.reshape(mask.shape[:2])
         if values.dtype != np.uint8:
@@ -222,18 +218,18 @@ def read_mask(mask: Picture, size: tuple[int, int]) -> Image.Image:
                 raise ValueError("A mask as an array is bool, 0 to 1, or uint8.")
             values = (values.astype(np.float32) * 255).astype(np.uint8)
         mask = Image.fromarray(values)
-    mask = read_picture(mask).convert("L")
+    mask = read_image(mask).convert("L")
     if mask.size != size:
         raise ValueError(
-            f"The mask is {mask.width}x{mask.height}, the picture {size[0]}x{size[1]}: "
+            f"The mask is {mask.width}x{mask.height}, the image {size[0]}x{size[1]}: "
             "they must be of one size."
         )
     return mask
 
 
-def to_pixels(picture: Image.Image, size: tuple[int, int]) -> np.ndarray:
+def to_pixels(image: Image.Image, size: tuple[int, int]) -> np.ndarray:
     """[1, height, width, 3] in [-1, 1]: the largest centred part of this shape, resized."""
-    fitted = ImageOps.fit(picture, size[::-1], Image.Resampling.LANCZOS)
+    fitted = ImageOps.fit(image, size[::-1], Image.Resampling.LANCZOS)
     return np.asarray(fitted, np.float32)[None] / 127.5 - 1.0
 
 

@@ -87,7 +87,7 @@ def without_files(config: RunConfig) -> RunConfig:
 
 
 def _forward_useful(config: RunConfig, encoder: Any, network: Any) -> dict[str, float]:
-    """FLOPs of one forward pass for one picture: of the network, and of the text encoder."""
+    """FLOPs of one forward pass for one image: of the network, and of the text encoder."""
     forward, arguments = forward_call(config, network)
     counted = {"network": flops.total(forward, *arguments)}
     if encoder is not None:
@@ -132,7 +132,7 @@ def lower_training(config: RunConfig, mesh: Any) -> Lowered:
 
 
 def lower_sampling(config: RunConfig, mesh: Any, batch: int) -> Lowered:
-    """The very sampler of a run's stage: all its steps on `batch` pictures at the full size."""
+    """The very sampler of a run's stage: all its steps on `batch` images at the full size."""
     sharding.check_batch(mesh, batch)
     stage, rows = config.stage, sharding.batch_sharding(mesh)
     settings = config.sample.sampling if config.sample else stage_sampling.SamplingSettings()
@@ -210,7 +210,7 @@ def plan(
 ) -> dict[str, Any]:
     """Memory, FLOPs, bytes, collectives and time of a run on a TPU topology, as JSON values.
 
-    sample: plan the sampler, on `images` pictures at a time (None: one a chip), not the train step.
+    sample: plan the sampler, on `images` images at a time (None: one a chip), not the train step.
 
     Raises:
         ValueError: no such topology, a mesh or batch that does not divide, or a program that does
@@ -312,7 +312,7 @@ def _flops(lowered: Lowered, compiled: Any, roofline: Roofline, devices: int) ->
 def speeds(
     lowered: Lowered, roofline: Roofline, chip: Chip, devices: int, num_steps: int | None
 ) -> dict[str, Any]:
-    """Step time, pictures a second, days for the schedule (None: there is none), and shares of the
+    """Step time, images a second, days for the schedule (None: there is none), and shares of the
     peak.
 
     mfu: FLOPs that the model needs, without recomputation (three forward passes of what is trained,

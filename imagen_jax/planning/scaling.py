@@ -1,6 +1,6 @@
 """From a plan that was compiled for one topology to what other chips and counts would take.
 
-What is derived here is an estimate: the same operations on as many more or fewer pictures a chip,
+What is derived here is an estimate: the same operations on as many more or fewer images a chip,
 each at the other chip's peaks. Another compiler would fuse and lay out otherwise.
 """
 
@@ -58,8 +58,8 @@ def compiled_row(figures: Figures) -> Row:
 def derived_row(figures: Figures, chip: Chip, chips: int) -> Row:
     """The same batch on other chips.
 
-    Work a chip grows with its pictures; parameters that are gathered and gradients that are reduced
-    stay as many, so the links' time does not shrink with the pictures. As large a part of it is
+    Work a chip grows with its images; parameters that are gathered and gradients that are reduced
+    stay as many, so the links' time does not shrink with the images. As large a part of it is
     waited for as in the compiled plan, or all that is longer than the work.
     """
     roofline, growth = figures["roofline"], figures["chips"] / chips
@@ -88,7 +88,7 @@ def derived_row(figures: Figures, chip: Chip, chips: int) -> Row:
 
 
 def derived_memory(figures: Figures, growth: float) -> float:
-    """Bytes a chip with `growth` times as many pictures and as large a share of the state.
+    """Bytes a chip with `growth` times as many images and as large a share of the state.
 
     All of the temporaries are taken for activations but the gathered kernels.
     """

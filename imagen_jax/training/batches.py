@@ -1,4 +1,4 @@
-"""The pictures of a run: the config's section `data`, and the batches that it stands for."""
+"""The images of a run: the config's section `data`, and the batches that it stands for."""
 
 import importlib
 import logging
@@ -32,7 +32,7 @@ LARGEST_SEED = 2**32 - 1
 def read_set(
     section: DataConfig | PriorConfig | MixedConfig, conditioning: str | None
 ) -> data.Source:
-    """A picture set with random access. With a prompt it needs no captions of its own."""
+    """An image set with random access. With a prompt it needs no captions of its own."""
     if not isinstance(section, MixedConfig) and section.prompt is not None:
         conditioning = None
     if isinstance(section, DataConfig) and section.source == MIXTURE:
@@ -49,13 +49,13 @@ def read_set(
 
 
 def crop_kind(config: RunConfig) -> str:
-    """What is kept of a picture: "centre", or "random" by default where a stage trains on crops."""
+    """What is kept of an image: "centre", or "random" by default where a stage trains on crops."""
     default = "centre" if config.stage.crop is None else "random"
     return config.data.crop or default
 
 
 def make_source(config: RunConfig) -> data.Source:
-    """The run's picture set, but for that of the prior; with the embeddings where it has some."""
+    """The run's image set, but for that of the prior; with the embeddings where it has some."""
     source = read_set(config.data, config.stage.conditioning)
     directory = config.data.embeddings
     return source if directory is None else read_embedded(source, directory)
@@ -69,7 +69,7 @@ def make_loader(
     mesh: Mesh | None = None,
 ) -> data.Loader | data.PriorLoader:
     """The loader of this host's rows, of all where `mesh` is None. `source`, `prior_source`:
-    pictures in memory.
+    images in memory.
     """
     section, prior = config.data, config.data.prior
     own_rows = None

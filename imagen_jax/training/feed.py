@@ -48,7 +48,7 @@ def _joined(ranges: Ranges) -> Ranges:
 
 
 class LabelError(ValueError):
-    """The pictures have a label that the network has no class for."""
+    """The images have a label that the network has no class for."""
 
 
 def check_labels(batch: Batch, num_classes: int | None) -> None:
@@ -57,7 +57,7 @@ def check_labels(batch: Batch, num_classes: int | None) -> None:
     if num_classes is None or not (wrong := labels[(labels < 0) | (labels >= num_classes)]).size:
         return
     raise LabelError(
-        f"the pictures have label {wrong[0]}, but stage.network.num_classes is {num_classes}: "
+        f"the images have label {wrong[0]}, but stage.network.num_classes is {num_classes}: "
         f"labels go from 0 to {num_classes - 1}"
     )
 

@@ -159,10 +159,10 @@ def _check_finite(
         f"step {step}: {', '.join(f'{name} is {value}' for name, value in bad.items())}. {last} "
         f"({checkpoints.directory})\n"
         "A restart repeats this step exactly, so change something first. To go on with other "
-        f"pictures than those since then: --config.skip_batches="
+        f"images than those since then: --config.skip_batches="
         f"{','.join(f'{low}:{high}' for low, high in ranges)}. Otherwise a lower "
         "optimizer.learning_rate or a longer optimizer.warmup_steps; optimizer.clip_norm=1.0; "
-        "float32 instead of bfloat16 (stage.network.dtype); a look at the pictures of batch "
+        "float32 instead of bfloat16 (stage.network.dtype); a look at the images of batch "
         f"{number - 1}. JAX_DEBUG_NANS=1 stops at the operation that made it."
     )
 
@@ -214,7 +214,7 @@ class _Run:
         self.progress.pause(time.monotonic() - began)
 
     def draw(self, step: int, state: Any, sample: SampleFn) -> None:
-        """A picture of the average, or of the parameters where none is kept, into the log."""
+        """An image of the average, or of the parameters where none is kept, into the log."""
         self.record()
         began = time.monotonic()
         self.log.images(step, sample(state.params if state.ema is None else state.ema, step))
@@ -272,7 +272,7 @@ def say_other_batches(
         before, now = saved.get("config", {}).get(name), getattr(config, name)
         if before is not None and before != now:
             say(
-                f"warning: {name} was {before} and is {now} now: the order of the pictures is "
+                f"warning: {name} was {before} and is {now} now: the order of the images is "
                 "another, and some come again before others have come"
             )
 
@@ -306,7 +306,7 @@ def train(
         frozen: parameters that the step reads and does not train.
         weights: parameters to start from, of all parts or of some, where there is no checkpoint
             yet; arrays on devices are given away.
-        sample: (parameters, step) -> a picture; gets the EMA where there is one.
+        sample: (parameters, step) -> an image; gets the EMA where there is one.
         score: parameters -> figures by name; likewise.
         reference: the curve of a run of the same stage, reported beside the loss.
 

@@ -157,13 +157,13 @@ class MetricLog:
         return means
 
     def scores(self, step: int, values: Mapping[str, float]) -> None:
-        """Figures of generated pictures: a line {"step", "scores"} and TensorBoard."""
+        """Figures of generated images: a line {"step", "scores"} and TensorBoard."""
         self._line({"step": step, "scores": dict(values)})
         if self.writer is not None:
             self.writer.scalars(step, values)
 
     def images(self, step: int, grid: Image.Image, name: str = "samples") -> None:
-        """A picture into samples/NNNNNNN.png and TensorBoard."""
+        """An image into samples/NNNNNNN.png and TensorBoard."""
         if self.writer is None:
             return
         folder = self.folder / SAMPLES_FOLDER

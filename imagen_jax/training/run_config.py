@@ -27,7 +27,7 @@ MIXTURE = "mixture"
 
 @dataclasses.dataclass(frozen=True)
 class PriorConfig:
-    """A second picture set that a fine-tuned model shall not forget (DreamBooth, arXiv 2208.12242).
+    """A second image set that a fine-tuned model shall not forget (DreamBooth, arXiv 2208.12242).
 
     source, path, split, prompt, options: as in DataConfig. share: of each batch's rows. weight: of
     these rows' mean loss beside the others' (eq. 2: lambda).
@@ -52,7 +52,7 @@ class PriorConfig:
         rows = round(self.share * batch_size)
         if not 0 < rows < batch_size:
             raise ValueError(
-                f"data.prior.share {self.share} of batch_size {batch_size} is {rows} pictures; "
+                f"data.prior.share {self.share} of batch_size {batch_size} is {rows} images; "
                 "both sets need at least one"
             )
         return rows
@@ -71,11 +71,11 @@ class MixedConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """Pictures: `source` npz, folder, tar, array_record, tfrecord, tfds, seqio, mixture or memory;
+    """ImageList: `source` npz, folder, tar, array_record, tfrecord, tfds, seqio, mixture or memory;
     `path` a file, folder, name, or pattern of shards.
 
-    prompt: the caption of every picture, for a set that has none. prior: a second set, whose
-    pictures fill the last rows of each batch. sets: those of a mixture, by names of your own.
+    prompt: the caption of every image, for a set that has none. prior: a second set, whose
+    images fill the last rows of each batch. sets: those of a mixture, by names of your own.
     embeddings: a directory of scripts/embed_text.py with the set's captions, embedded. module:
     imported first, where a Task of `path` is registered (seqio). crop: "centre" or "random"; None
     is random for a stage that trains on crops. buckets: [width, height] of batches of other shapes
@@ -112,7 +112,7 @@ class DataConfig:
                 "embeddings are for one set with random access and captions of its own"
             )
         if self.source == STREAM and self.flip:
-            raise ValueError(f"flip is not for source {STREAM!r}: let the Task mirror its pictures")
+            raise ValueError(f"flip is not for source {STREAM!r}: let the Task mirror its images")
         if self.source != STREAM and self.module is not None:
             raise ValueError(f"module is for source {STREAM!r}: it registers Tasks")
         if bool(self.sets) != (self.source == MIXTURE):
@@ -157,9 +157,9 @@ def _with_options(
 
 
 def check_buckets(section: DataConfig, stage: Stage) -> None:
-    """ValueError where a stage cannot train on pictures of these shapes."""
+    """ValueError where a stage cannot train on images of these shapes."""
     if section.buckets and (stage.low_resolution is not None or stage.crop is not None):
-        raise ValueError(f"data.buckets are for base models on whole pictures, not {stage.name!r}")
+        raise ValueError(f"data.buckets are for base models on whole images, not {stage.name!r}")
     step = models.reduction(stage.network)
     for size in section.buckets:
         if min(size) < 1 or any(side % step for side in size):
@@ -210,7 +210,7 @@ class CheckpointConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SampleConfig:
-    """Pictures drawn during training, every `every` steps and at the end. None: only at the end.
+    """Images drawn during training, every `every` steps and at the end. None: only at the end.
 
     prompts: for a model of text; labels: for one of classes; count: for one of neither.
     """
@@ -229,7 +229,7 @@ class EvaluateConfig:
 
     prompts: a file, as for scripts/evaluate.py; its first `num`. features: directories of networks
     (scripts/convert.py): Inception gives FID, CLIP the CLIP score and, with a reference, CMMD.
-    reference: a file of scripts/evaluate.py --make_reference. Pictures are sampled as the section
+    reference: a file of scripts/evaluate.py --make_reference. Images are sampled as the section
     `sample` says.
     """
 

@@ -1,4 +1,4 @@
-"""Pictures drawn while training, to look at."""
+"""Images drawn while training, to look at."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ from imagen_jax.training.run_config import RunConfig
 from imagen_jax.training.state import Frozen, encoder_params, network_params
 from imagen_jax.typing import Params
 
-MOST_READ = 1000  # pictures looked at, where broken ones come first
+MOST_READ = 1000  # images looked at, where broken ones come first
 
 
 def make_sample_fn(
@@ -27,9 +27,9 @@ def make_sample_fn(
 ) -> SampleFn | None:
     """(parameters, step) -> a grid by the config's section `sample`; None where it has none.
 
-    A base model draws one picture a prompt (or label). A super-resolution model enlarges as many
-    pictures of `source`, each with its own caption, those of the prompts where the source is in
-    memory and has them: its grid has a row of inputs, one of results and one of the true pictures.
+    A base model draws one image a prompt (or label). A super-resolution model enlarges as many
+    images of `source`, each with its own caption, those of the prompts where the source is in
+    memory and has them: its grid has a row of inputs, one of results and one of the true images.
     """
     section, stage = config.sample, config.stage
     if section is None:
@@ -49,8 +49,8 @@ def make_sample_fn(
             prompts = [example.get("captions", of_all)[0][0] for example in examples]
         elif stage.conditioning == "label":
             labels = [example["label"] for example in examples]
-        pictures = [resize(example["image"], stage.resolution) for example in examples]
-        truth = jnp.asarray(np.stack(pictures), jnp.float32) / 127.5 - 1.0
+        cropped = [resize(example["image"], stage.resolution) for example in examples]
+        truth = jnp.asarray(np.stack(cropped), jnp.float32) / 127.5 - 1.0
     keys = sample_keys(section.seed, range(count))
 
     def sample(params: Params, step: int):
@@ -103,5 +103,5 @@ def _readable(source: Source, count: int) -> list[dict[str, Any]]:
         except BrokenExample as broken:
             error = broken
     if count and not examples:
-        raise ValueError(f"no picture to draw samples from can be read; the last: {error}")
+        raise ValueError(f"no image to draw samples from can be read; the last: {error}")
     return examples

@@ -1,4 +1,4 @@
-"""FID, CLIP score and CMMD of a base model's pictures while it is trained."""
+"""FID, CLIP score and CMMD of a base model's images while it is trained."""
 
 from pathlib import Path
 
@@ -41,7 +41,7 @@ def make_score_fn(config: RunConfig, encoder: TextEncoder | None, frozen: Frozen
     if not metrics:
         raise ValueError("section 'evaluate' measures nothing: FID needs a reference, CLIP a model")
     truth = prepare_truth(metrics, extractors, reference, prompts.texts)
-    # The keys of a cascade's first stage: the pictures are those of scripts/evaluate.py.
+    # The keys of a cascade's first stage: the images are those of scripts/evaluate.py.
     keys = sample_keys(section.seed, range(len(prompts)))
     keys = jax.vmap(lambda key: jax.random.fold_in(key, 0))(keys)
     sampling = config.sample.sampling if config.sample else SamplingSettings()

@@ -41,7 +41,7 @@ TrainStep = Callable[..., tuple[TrainState, dict[str, Array]]]
 
 @dataclass(frozen=True)
 class Prior:
-    """The last `rows` of each batch are of the prior's pictures, and count `weight` times: prior
+    """The last `rows` of each batch are of the prior's images, and count `weight` times: prior
     preservation (arXiv 2208.12242, eq. 2).
     """
 
@@ -67,7 +67,7 @@ def sample_times(key: Keys, batch: int, power: float) -> Float[Array, " batch"]:
 def sample_batch_times(
     key: Keys, batch: int, power: float, prior: Prior | None
 ) -> Float[Array, " batch"]:
-    """`sample_times`, each kind of picture spread over the whole of [0, 1) where there are two."""
+    """`sample_times`, each kind of image spread over the whole of [0, 1) where there are two."""
     if prior is None:
         return sample_times(key, batch, power)
     sizes = batch - prior.rows, prior.rows

@@ -41,7 +41,7 @@ def parameter_table(params: Mapping[str, Params], shapes: bool = True) -> str:
 
 
 def forward_call(config: RunConfig, params: Params) -> tuple[Callable, tuple]:
-    """The network's forward pass and the shapes that it takes for one picture of training."""
+    """The network's forward pass and the shapes that it takes for one image of training."""
     stage = config.stage
 
     def shape(*sizes: int, dtype: Any = np.float32) -> jax.ShapeDtypeStruct:
@@ -66,7 +66,7 @@ def forward_call(config: RunConfig, params: Params) -> tuple[Callable, tuple]:
 
 
 def forward_flops(config: RunConfig, params: Params) -> float:
-    """FLOPs of the network's forward pass for one picture; the text encoder is left out."""
+    """FLOPs of the network's forward pass for one image; the text encoder is left out."""
     forward, arguments = forward_call(config, params)
     return flops.total(forward, *arguments)
 

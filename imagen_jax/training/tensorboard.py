@@ -30,8 +30,8 @@ class EventFile:
             self._write(Event(step=step, summary=summary.scalar(name, value)))
         self.writer.flush()
 
-    def image(self, step: int, name: str, picture: Image.Image) -> None:
-        pixels = np.asarray(picture.convert("RGB"))
+    def image(self, step: int, name: str, image: Image.Image) -> None:
+        pixels = np.asarray(image.convert("RGB"))
         self._write(Event(step=step, summary=summary.image(name, pixels, dataformats="HWC")))
         self.writer.flush()
 

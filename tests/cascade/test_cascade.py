@@ -47,7 +47,7 @@ def rows(conditions: Conditions, chosen: list[int]) -> Conditions:
     return cascade_room.take_rows(conditions, np.array(chosen))
 
 
-def test_pictures_have_the_shape_and_range_of_the_last_stage(params, conditions):
+def test_images_have_the_shape_and_range_of_the_last_stage(params, conditions):
     images = sample_cascade(CASCADE, params, sample_keys(0, range(3)), conditions, batch_size=BATCH)
     assert images.shape == (3, 8, 8, 3)
     assert images.dtype == np.float32
@@ -59,7 +59,7 @@ def test_pictures_have_the_shape_and_range_of_the_last_stage(params, conditions)
     assert base.shape == (3, 4, 4, 3)
 
 
-def test_a_picture_does_not_depend_on_its_batch(params, conditions):
+def test_a_image_does_not_depend_on_its_batch(params, conditions):
     together = sample_cascade(
         CASCADE, params, sample_keys(7, range(3)), conditions, batch_size=BATCH
     )
@@ -175,7 +175,7 @@ def test_injected_noise_takes_the_place_of_the_keys(params, conditions):
     np.testing.assert_allclose(from_keys, given, atol=1e-5)
 
 
-def test_low_resolution_pictures_are_enlarged_and_noised(key):
+def test_low_resolution_images_are_enlarged_and_noised(key):
     low_res = jax.random.uniform(key, (2, 4, 4, 3), minval=-1)
     keys = sample_keys(0, [0, 1])
     _, clean = begin_stage(SR, (8, 8, 3), keys, low_res, np.float32(0))
@@ -194,7 +194,7 @@ def test_a_cascade_goes_through_json(tmp_path):
 
 
 def test_a_cascade_must_fit_together():
-    with pytest.raises(ValueError, match="takes pictures of 4 pixels"):
+    with pytest.raises(ValueError, match="takes images of 4 pixels"):
         Cascade((SR, replace(SR, name="other")), (SR_SETTINGS,) * 2, ENCODER)
     with pytest.raises(ValueError, match="names must differ"):
         Cascade((BASE, replace(SR, name="base")), (SR_SETTINGS,) * 2, ENCODER)

@@ -71,10 +71,10 @@ class Reference:
             dynamic_thresholding_ratio=0.95, sample_max_value=1.0,
         )  # fmt: skip
         low_res = self.torch.nn.functional.interpolate(
-            self.picture(LOW_RES), (8, 8), mode="bilinear", align_corners=True
+            self.image(LOW_RES), (8, 8), mode="bilinear", align_corners=True
         )
         levels = self.torch.tensor([LEVEL] * BATCH)
-        low_res = self.array(noising.add_noise(low_res, self.picture(TABLE[40]), levels))
+        low_res = self.array(noising.add_noise(low_res, self.image(TABLE[40]), levels))
 
         @jax.jit
         def call(x, step):
@@ -88,7 +88,7 @@ class Reference:
 
         self.call = call
 
-    def picture(self, x):
+    def image(self, x):
         return self.torch.tensor(np.moveaxis(np.asarray(x), -1, 1))
 
     def array(self, x):
@@ -96,20 +96,20 @@ class Reference:
 
     def run(self, steps, x=None, skipped=0, mask=None):
         """All but the `skipped` first of `steps`; the scheduler knows them all."""
-        x = self.picture(TABLE[0] if x is None else x)
+        x = self.image(TABLE[0] if x is None else x)
         for index, step in enumerate(steps[skipped:], start=skipped):
-            noise = self.picture(TABLE[index + 1])
+            noise = self.image(TABLE[index + 1])
             self.monkeypatch.setattr(self.module, "randn_tensor", lambda *a, n=noise, **k: n)
-            out = self.picture(self.call(self.array(x), step))
+            out = self.image(self.call(self.array(x), step))
             (towards, variance), (away, _) = (half.split(3, 1) for half in out.chunk(2))
             mixed = self.torch.cat([away + WEIGHT * (towards - away), variance], 1)
             new = self.scheduler.step(mixed, step, x).prev_sample
-            x = new if mask is None else (1 - self.picture(mask)) * x + self.picture(mask) * new
+            x = new if mask is None else (1 - self.image(mask)) * x + self.image(mask) * new
         return np.clip(self.array(x), -1, 1)
 
     def start(self, step, mask=None):
         steps = self.torch.tensor([step] * BATCH)
-        noised = self.scheduler.add_noise(self.picture(IMAGE), self.picture(TABLE[0]), steps)
+        noised = self.scheduler.add_noise(self.image(IMAGE), self.image(TABLE[0]), steps)
         noised = self.array(noised)
         return noised if mask is None else (1 - mask) * IMAGE + mask * noised
 
@@ -153,7 +153,7 @@ def test_edits_are_deepfloyd_ifs(params, reference, mask):
 
 
 @pytest.mark.parametrize("known", ["clean", "noised"])
-def test_resampling_keeps_the_picture(params, known):
+def test_resampling_keeps_the_image(params, known):
     """Whatever is drawn, from keys or injected; chunks are the single run; lengths are traced."""
     edit = Edit(IMAGE, MASK, 0.9, known, resamplings=2, jump_length=2)
     images = sample(params, edit=edit, injected=None)
@@ -182,7 +182,7 @@ def test_new_spacings_and_numbers_never_recompile(params):
 
 
 def test_a_cascade_edits_at_each_stage(params):
-    """One picture for all, one mask a sample, in batches of two."""
+    """One image for all, one mask a sample, in batches of two."""
     cascade, count = Cascade((STAGE,), (SETTINGS,)), 3
     conditions = Conditions(label=np.array([0, 1, 2]), low_res=np.repeat(LOW_RES[:1], 3, 0))
     mask = np.zeros((count, 8, 8, 1), np.float32)
@@ -200,7 +200,7 @@ def test_a_cascade_edits_at_each_stage(params):
 
 
 def test_what_an_edit_needs_is_said(params):
-    with pytest.raises(ValueError, match=r"edits 2 pictures of shape \(8, 8, 3\).*\(2, 4, 4, 3\)"):
+    with pytest.raises(ValueError, match=r"edits 2 images of shape \(8, 8, 3\).*\(2, 4, 4, 3\)"):
         sample(params, edit=Edit(LOW_RES))
     with pytest.raises(ValueError, match="lacks `known`"):
         sample(params, injected=NOISE._replace(known=None), edit=Edit(IMAGE, MASK, known="noised"))

@@ -90,7 +90,7 @@ def test_from_dict_names_what_it_does_not_know():
         (BASE, {"network": network(num_classes=3)}, "num_classes 3 do not fit"),
         (BASE, {"low_resolution": 2}, "an enlarging stage needs both"),
         (SR, {"low_resolution": None}, "an enlarging stage needs both"),
-        (BASE, {"channels": 1}, "the network takes 3 and gives 3 channels for pictures of 1"),
+        (BASE, {"channels": 1}, "the network takes 3 and gives 3 channels for images of 1"),
         (SR, {"aug_levels": (0.5, 0.2)}, "must rise within"),
         (SR, {"aug_levels": (0.0, 1.5)}, "must rise within"),
         (BASE, {"time_power": 0.0}, "time_power must be positive"),

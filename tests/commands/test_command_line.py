@@ -70,8 +70,8 @@ def test_an_output_folder_goes_again_when_nothing_came_of_it(tmp_path):
         raise KeyError
     assert not list(tmp_path.iterdir())
     with pytest.raises(NotADirectoryError), output_folder(tmp_path / "a" / "b"):
-        write_and_fail(tmp_path / "a" / "picture")
-    assert [path.name for path in (tmp_path / "a").iterdir()] == ["picture"]
+        write_and_fail(tmp_path / "a" / "image")
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["image"]
     with output_folder(tmp_path / "c"):
         pass
     assert (tmp_path / "c").is_dir()

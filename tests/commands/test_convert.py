@@ -141,7 +141,7 @@ def dataset(tmp_path_factory) -> Path:
     return path
 
 
-def pictures_of(workdir: Path, prompt: str, elsewhere: Path) -> None:
+def images_of(workdir: Path, prompt: str, elsewhere: Path) -> None:
     """A workdir needs nothing beside it, wherever it is read from."""
     out = elsewhere / "out"
     done = script(
@@ -185,7 +185,7 @@ def get_config():
         pipeline.params[TEXT_ENCODER],
         words,
     )
-    pictures_of(place / "run", "no 1", tmp_path)
+    images_of(place / "run", "no 1", tmp_path)
     wrong = script(*command, "--config.text.init_from=moved", "--workdir=other",
                    "--config.text.encoder={'d_model': 8, 'd_ff': 99}", cwd=place)  # fmt: skip
     assert wrong.returncode == 1
@@ -203,7 +203,7 @@ def test_going_on_from_the_shipped_model_in_a_fresh_clone(dataset, tmp_path):
     assert (tmp_path / "run" / "text_encoder.safetensors").is_file()
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    pictures_of(tmp_path / "run", "red heart", elsewhere)
+    images_of(tmp_path / "run", "red heart", elsewhere)
     kept, shipped = load_model(tmp_path / "run"), load_model("emoji")
     jax.tree.map(
         np.testing.assert_array_equal, kept.params[TEXT_ENCODER], shipped.params[TEXT_ENCODER]

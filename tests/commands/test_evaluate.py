@@ -1,4 +1,4 @@
-"""scripts/evaluate.py on a tiny random model and a tiny picture set, and what it refuses."""
+"""scripts/evaluate.py on a tiny random model and a tiny image set, and what it refuses."""
 
 import json
 
@@ -9,14 +9,14 @@ from tiny_cascade import CASCADE, random_params
 
 from imagen_jax.cascade.cascade import Cascade
 from imagen_jax.commands.evaluate import main
-from imagen_jax.evaluation.image_set import make_prompts, read_picture_set
+from imagen_jax.evaluation.image_set import make_prompts, read_image_set
 from imagen_jax.evaluation.report import ProgressLine, clock, fingerprint
 from imagen_jax.pipeline.pipeline import Pipeline
 
 
 @pytest.fixture(scope="module")
 def evaluated(data, model, tmp_path_factory):
-    """Both metrics on the training split, four pictures at a time, on all devices."""
+    """Both metrics on the training split, four images at a time, on all devices."""
     out = tmp_path_factory.mktemp("out") / "results"
     command = f"--metrics retrieval,psnr --split train --steps 2 --guidance 1.5 --data {data}"
     arguments = [*command.split(), "--model", str(model), "--batch_size", "4", "--out", str(out)]
@@ -26,7 +26,7 @@ def evaluated(data, model, tmp_path_factory):
 
 def test_the_report_counts_every_name(evaluated):
     retrieval = evaluated[1]["retrieval"]
-    assert retrieval["n"] == 15  # 8 pictures, one without a Chinese name
+    assert retrieval["n"] == 15  # 8 images, one without a Chinese name
     assert retrieval["candidates"] == 11
     assert retrieval["by_language"]["en"]["n"] == 8
     assert retrieval["by_language"]["zh"]["n"] == 7
@@ -65,7 +65,7 @@ def test_sheets_and_table_are_written(evaluated):
 
 
 def test_a_sample_depends_on_its_index_alone(evaluated, data, model, tmp_path):
-    """Fewer pictures, of which the last batch has one alone: the rows they share are the same."""
+    """Fewer images, of which the last batch has one alone: the rows they share are the same."""
     command = f"--split train --num 3 --steps 2 --guidance 1.5 --data {data} --model {model}"
     assert main([*command.split(), "--batch_size", "4", "--out", str(tmp_path)]) == 0
     fewer = (tmp_path / "retrieval.csv").read_text(encoding="utf-8").splitlines()
@@ -75,9 +75,9 @@ def test_a_sample_depends_on_its_index_alone(evaluated, data, model, tmp_path):
 
 
 def test_all_of_heldout_and_a_fixed_choice_of_train(data):
-    assert len(read_picture_set(data, "heldout")) == 4
-    assert len(read_picture_set(data, "train")) == 8
-    two, four = (read_picture_set(data, "train", num) for num in (2, 4))
+    assert len(read_image_set(data, "heldout")) == 4
+    assert len(read_image_set(data, "train")) == 8
+    two, four = (read_image_set(data, "train", num) for num in (2, 4))
     assert make_prompts(four).text[: len(make_prompts(two).text)] == make_prompts(two).text
 
 

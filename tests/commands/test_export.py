@@ -33,8 +33,8 @@ def runs(tmp_path):
     return f"{tmp_path / 'one'},{tmp_path / 'two'}"
 
 
-def test_runs_become_a_model_with_settings_curves_and_a_picture(runs, tmp_path, capsys):
-    pytest.importorskip("matplotlib", reason="the picture of the loss is drawn by matplotlib")
+def test_runs_become_a_model_with_settings_curves_and_a_image(runs, tmp_path, capsys):
+    pytest.importorskip("matplotlib", reason="the image of the loss is drawn by matplotlib")
     out = tmp_path / "models" / "mine"
     settings = (
         "--sampler ddim,dpmpp_2m --steps 3,1 --guidance 2 --threshold static --aug_level 0,.4"
@@ -51,16 +51,16 @@ def test_runs_become_a_model_with_settings_curves_and_a_picture(runs, tmp_path, 
     np.testing.assert_allclose(pipeline.params["sr"]["conv_in"]["bias"], bias, rtol=1e-2)
     assert Curve.read(out / "base_curve.json").loss == (2.0, 1.0)
     assert Curve.read(out / "sr_curve.json").at(2) == (4.0, [4.0] * 10)
-    with Image.open(out / "loss.png") as picture:
-        assert picture.width > 2 * picture.height
+    with Image.open(out / "loss.png") as image:
+        assert image.width > 2 * image.height
     assert str(out) in capsys.readouterr().out
 
 
 def test_a_name_is_given_and_other_files_stay(runs, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "README.md").write_text("card")
-    picture = tmp_path / "docs" / "loss.png"
-    arguments = ["--out", str(tmp_path / "out"), "--name", "emoji", "--picture", str(picture)]
+    image = tmp_path / "docs" / "loss.png"
+    arguments = ["--out", str(tmp_path / "out"), "--name", "emoji", "--image", str(image)]
     main(["--model", runs, *arguments])
     assert json.loads((tmp_path / "out" / "model.json").read_text())["name"] == "emoji"
     assert (tmp_path / "out" / "README.md").read_text() == "card"

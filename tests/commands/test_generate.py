@@ -1,4 +1,4 @@
-"""scripts/generate.py: files, names, metadata, a picture made again, one line for each error."""
+"""scripts/generate.py: files, names, metadata, an image made again, one line for each error."""
 
 import importlib.util
 import subprocess
@@ -39,7 +39,7 @@ def run(script, monkeypatch):
     return run
 
 
-def test_writes_a_png_a_picture_and_a_grid(run, directory, tmp_path, capsys):
+def test_writes_a_png_a_image_and_a_grid(run, directory, tmp_path, capsys):
     out = tmp_path / "new" / "samples"
     arguments = ["--model", directory, "--num_images", 2, "--batch_size", 2, "--seed", 4]
     assert run("a cat / dog!", "红苹果", *arguments, "--steps", "3,2", "--out", out) == 0
@@ -67,7 +67,7 @@ def test_writes_a_png_a_picture_and_a_grid(run, directory, tmp_path, capsys):
     assert read_settings(again / png.name) == settings
 
 
-def test_another_models_picture_is_made_with_a_warning(run, directory, tmp_path, capsys):
+def test_another_models_image_is_made_with_a_warning(run, directory, tmp_path, capsys):
     assert run("cat", "--model", directory, "--num_images", 1, "--out", tmp_path, "--size", 4) == 0
     other = tmp_path / "other"
     pipeline = tiny_pipeline()
@@ -121,7 +121,7 @@ def test_the_summary_lists_the_stages_that_ran(run, directory, tmp_path, capsys)
     arguments = ["--model", directory, "--num_images", 1, "--batch_size", 2, "--out", tmp_path]
     assert run("a cat", *arguments, "--size", 4) == 0
     summary = capsys.readouterr().out.splitlines()[-1]
-    assert "1 pictures of 4 pixels" in summary
+    assert "1 images of 4 pixels" in summary
     assert '"base": {"sampler": "ddpm", "steps": 4, "guidance": 3.0}' in summary
     assert "sr" not in summary.partition("seed")[2]
 

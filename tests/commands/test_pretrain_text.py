@@ -47,7 +47,7 @@ def pretrained(tmp_path_factory) -> tuple[Path, str, str]:
 def test_it_learns_which_word_has_which_colour(pretrained):
     errors = [float(value) for value in re.findall(r"error ([\d.]+)", pretrained[2])]
     assert len(errors) == 2
-    assert errors[-1] < 0.05, errors  # a mean picture has about 0.8
+    assert errors[-1] < 0.05, errors  # a mean image has about 0.8
 
 
 def test_training_starts_from_the_draft_and_keeps_the_encoder(pretrained, tmp_path):

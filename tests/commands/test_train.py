@@ -118,8 +118,8 @@ def test_a_run_reports_and_leaves_a_whole_workdir(whole_run):
     assert json.loads((workdir / "config.json").read_text())["stage"]["name"] == "tiny"
     assert list(workdir.glob("events.out.tfevents.*"))
     for step in (10, 12):
-        with Image.open(workdir / "samples" / f"samples_{step:07d}.png") as picture:
-            assert picture.width > picture.height
+        with Image.open(workdir / "samples" / f"samples_{step:07d}.png") as image:
+            assert image.width > image.height
 
 
 def test_npz_needs_no_tensorflow(whole_run):
@@ -131,7 +131,7 @@ def test_a_folder_needs_no_tensorflow(tmp_path):
     for i in range(8):
         pixels = rng.integers(0, 256, (9, 12, 3), np.uint8)
         Image.fromarray(pixels).save(tmp_path / f"{i}.png")
-        (tmp_path / f"{i}.txt").write_text(f"picture {i}")
+        (tmp_path / f"{i}.txt").write_text(f"image {i}")
     options = {"data__source": "folder", "data__split": "all", "num_steps": 1}
     command = arguments(tmp_path / "run", tmp_path, **options)
     assert "IMPORTED []" in run(["-c", WRAPPED, *command]).stdout

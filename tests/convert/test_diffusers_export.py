@@ -95,7 +95,7 @@ SETTINGS = SamplingSettings(steps=50, spacing="leading", percentile=95.0, cap=1.
 
 
 def trained(section: dict):
-    """(stage, parameters) after 50 steps on random pictures."""
+    """(stage, parameters) after 50 steps on random images."""
     raw = {
         "stage": section,
         "text": TEXT | {"trainable": True},
@@ -284,7 +284,7 @@ def test_the_text_encoder_and_tokenizer_go_along(run, tmp_path, repository):
 
 
 def test_diffusers_runs_the_pipeline(run, tmp_path, repository):
-    """Its own loading, its schedulers and our files: pictures come out."""
+    """Its own loading, its schedulers and our files: images come out."""
     diffusers = pytest.importorskip("diffusers", reason=REASON)
     torch = pytest.importorskip("torch", reason=REASON)
     stage, params = run

@@ -12,8 +12,8 @@ from PIL import Image
 from imagen_jax.data import records
 
 
-def picture(shade: int, size: tuple[int, int] = (20, 12), kind: str = "JPEG") -> bytes:
-    """A picture file of one grey."""
+def image(shade: int, size: tuple[int, int] = (20, 12), kind: str = "JPEG") -> bytes:
+    """An image file of one grey."""
     data = io.BytesIO()
     Image.new("RGB", size, (shade,) * 3).save(
         data, kind, **({"quality": 95} if kind != "PNG" else {})
@@ -33,7 +33,7 @@ def write_tar(path: Path, numbers: range, kind: str = "JPEG", **note) -> None:
         for n in numbers:
             size = 20 + n, 12
             about = {"caption": f"grey {n}", "width": size[0], "height": size[1], "rank": n / 10}
-            add(tar, f"{n:05d}.{'png' if kind == 'PNG' else 'jpg'}", picture(n, size, kind))
+            add(tar, f"{n:05d}.{'png' if kind == 'PNG' else 'jpg'}", image(n, size, kind))
             add(tar, f"{n:05d}.json", json.dumps(about | {"label": n % 3} | note).encode())
             add(tar, f"{n:05d}.txt", f"grey {n}".encode())
 
@@ -57,7 +57,7 @@ def serialized(**features) -> bytes:
 def example_record(n: int) -> bytes:
     size = 20 + n, 12
     fields = {"width": size[0], "height": size[1], "label": n % 3, "rank": n / 10}
-    return serialized(image=picture(n, size, "PNG"), text=f"grey {n}", **fields)
+    return serialized(image=image(n, size, "PNG"), text=f"grey {n}", **fields)
 
 
 def frame(record: bytes) -> bytes:
@@ -77,5 +77,5 @@ def write_array_record(path: Path, contents: list[bytes]) -> None:
 
 
 def grey(image: np.ndarray | Image.Image) -> int:
-    """The grey of an example's picture."""
+    """The grey of an example's image."""
     return round(float(np.asarray(image, np.float64).mean()))

@@ -15,9 +15,9 @@ from PIL import Image
 
 from imagen_jax.data import Loader, read_tar
 from imagen_jax.data.sources import BrokenExample
-from tests.data.shard_files import add, grey, picture
+from tests.data.shard_files import add, grey, image
 
-GOOD = picture(100)
+GOOD = image(100)
 
 
 def png_of(width: int, height: int) -> bytes:
@@ -45,7 +45,7 @@ def pair(stem: str, image: bytes = GOOD, text: bytes = b"a caption", suffix: str
 
 
 def special(name: str, kind: bytes, target: str = ""):
-    """A member that is no file under a picture's name, with its caption."""
+    """A member that is no file under an image's name, with its caption."""
 
     def write(tar: tarfile.TarFile) -> None:
         header = tarfile.TarInfo(f"{name}.jpg")
@@ -61,7 +61,7 @@ def with_json(stem: str, note: bytes):
 
 
 def with_header(name: str, change):
-    """A pair whose picture's header block is changed; `change` gets and gives its bytes."""
+    """A pair whose image's header block is changed; `change` gets and gives its bytes."""
 
     def write(tar: tarfile.TarFile) -> None:
         header = tarfile.TarInfo(f"{name}.jpg")
@@ -90,7 +90,7 @@ def put(start: int, value: bytes, sum_it: bool = True):
 
 
 def pax(name: str, records: bytes):
-    """A pair whose picture has this extended header before it."""
+    """A pair whose image has this extended header before it."""
 
     def write(tar: tarfile.TarFile) -> None:
         header = tarfile.TarInfo("pax")
@@ -109,26 +109,26 @@ def grey_bits(value: float) -> bytes:
 
 
 def twice(tar: tarfile.TarFile) -> None:
-    pair("b37", picture(7))(tar)
+    pair("b37", image(7))(tar)
     add(tar, "b37.jpg", GOOD)
 
 
 # What is broken -> how it is written, and what is said of it.
 BROKEN = {
-    "truncated jpeg": (pair("b01", picture(9, (99, 99))[:700]), "truncated"),
+    "truncated jpeg": (pair("b01", image(9, (99, 99))[:700]), "truncated"),
     "jpeg header alone": (pair("b02", GOOD[:20]), ""),
-    "no bytes": (pair("b03", b""), "no picture of a known format"),
-    "zeros": (pair("b04", bytes(1000)), "no picture of a known format"),
-    "noise": (pair("b05", bytes(range(256)) * 4), "no picture of a known format"),
-    "text as jpg": (pair("b06", b"<html>404 not found</html>"), "no picture of a known format"),
+    "no bytes": (pair("b03", b""), "no image of a known format"),
+    "zeros": (pair("b04", bytes(1000)), "no image of a known format"),
+    "noise": (pair("b05", bytes(range(256)) * 4), "no image of a known format"),
+    "text as jpg": (pair("b06", b"<html>404 not found</html>"), "no image of a known format"),
     "100 megapixels": (pair("b07", bomb()), "are more than the"),
     "a png of 10^10 pixels": (pair("b08", png_of(100_000, 100_000), suffix="png"), "pixels"),
     "a png that ends early": (pair("b09", png_of(3000, 3000), suffix="png"), "truncated"),
     "a png with a bad checksum": (
-        pair("b10", picture(1, kind="PNG")[:-30] + bytes(30), suffix="png"),
+        pair("b10", image(1, kind="PNG")[:-30] + bytes(30), suffix="png"),
         "",
     ),
-    "truncated webp": (pair("b11", picture(1, (200, 99), "WEBP")[:-90], suffix="webp"), ""),
+    "truncated webp": (pair("b11", image(1, (200, 99), "WEBP")[:-90], suffix="webp"), ""),
     "grey of no known range": (pair("b12", grey_bits(9.0), suffix="tif"), "floating-point grey"),
     "postscript": (pair("b13", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"), "format"),
     "svg": (pair("b14", b"<svg xmlns='http://www.w3.org/2000/svg'/>"), "known format"),
@@ -138,9 +138,9 @@ BROKEN = {
     "caption not in UTF-8": (pair("b18", text=b"caf\xe9"), "not in UTF-8"),
     "caption in UTF-16": (pair("b19", text="caption".encode("utf-16")), "not in UTF-8"),
     "a caption of megabytes": (pair("b20", text=b"word " * 500_000), "more than 1,048,576"),
-    "no picture": (lambda tar: add(tar, "b21.txt", b"a caption"), "no picture, only txt"),
-    "another extension": (pair("b22", suffix="exe"), "no picture, only exe, txt"),
-    "a backup's extension": (pair("b23", suffix="jpg~"), "no picture"),
+    "no image": (lambda tar: add(tar, "b21.txt", b"a caption"), "no image, only txt"),
+    "another extension": (pair("b22", suffix="exe"), "no image, only exe, txt"),
+    "a backup's extension": (pair("b23", suffix="jpg~"), "no image"),
     "a name that climbs": (pair("../../b24"), "leads out of the archive"),
     "an absolute name": (pair("/tmp/b25"), "leads out of the archive"),
     "a name that climbs by backslashes": (pair("..\\b26"), "leads out of the archive"),
@@ -177,7 +177,7 @@ FINE = {
 def write_good(tar: tarfile.TarFile, number: int) -> None:
     kind = ("JPEG", "PNG", "WEBP")[number % 3]
     suffix = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}[kind]
-    pair(f"g{number:02d}", picture(number * 2, kind=kind), b"grey %d" % number, suffix)(tar)
+    pair(f"g{number:02d}", image(number * 2, kind=kind), b"grey %d" % number, suffix)(tar)
 
 
 @pytest.fixture(scope="module")
@@ -190,7 +190,7 @@ def broken_tar(tmp_path_factory):
             write_good(tar, number)
             write(tar)
         for name in FINE.values():
-            pair(name, picture(200))(tar)
+            pair(name, image(200))(tar)
         write_good(tar, len(kinds))
         add(tar, "._g00.jpg", b"AppleDouble")
         add(tar, "z99.jpg", GOOD * 9)

@@ -68,23 +68,23 @@ def test_captions_follow_the_stated_shares(by_text):
     assert emoji.captions(cat) == pairs
 
 
-def test_a_joined_sequence_is_one_picture_and_a_made_up_one_is_dropped(by_text):
+def test_a_joined_sequence_is_one_image_and_a_made_up_one_is_dropped(by_text):
     font = emoji.load_font()
     couple = emoji.render("👩🏽‍❤️‍👨🏿", font)
     assert couple.size == (emoji.STRIKE_WIDTH, emoji.STRIKE_HEIGHT)
     assert emoji.render("🐈‍🍕", font) is None  # falls apart into a cat and a pizza
 
 
-def test_the_picture_is_the_fonts_on_white(by_text):
-    picture = emoji.square(emoji.render("❤️", emoji.load_font()))
-    assert picture.shape == (128, 128, 3)
-    assert picture.dtype == np.uint8
-    assert (picture[0, 0] == 255).all()
-    red, green, blue = picture[60, 64].astype(int)
+def test_the_image_is_the_fonts_on_white(by_text):
+    image = emoji.square(emoji.render("❤️", emoji.load_font()))
+    assert image.shape == (128, 128, 3)
+    assert image.dtype == np.uint8
+    assert (image[0, 0] == 255).all()
+    red, green, blue = image[60, 64].astype(int)
     assert red > 150 > max(green, blue)
 
 
-def test_identical_pictures_are_one_class_of_one_split(some):
+def test_identical_images_are_one_class_of_one_split(some):
     items, arrays = some
     row = {item.names["en"]: index for index, item in enumerate(items)}
     norway = [row[f"flag: {name}"] for name in ("Norway", "Bouvet Island", "Svalbard & Jan Mayen")]

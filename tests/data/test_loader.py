@@ -22,7 +22,7 @@ def tokenize(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.fixture
 def source() -> ArraySource:
-    """Picture i is filled with i and called "e<i>" or, three times as often, "z<i>"."""
+    """Image i is filled with i and called "e<i>" or, three times as often, "z<i>"."""
     images = np.broadcast_to(np.arange(SIZE, dtype=np.uint8)[:, None, None, None], (SIZE, 8, 8, 3))
     captions = [[(f"e{i}", 0.25), (f"z{i}", 0.75)] for i in range(SIZE)]
     return ArraySource(np.array(images), captions, labels=np.arange(SIZE))
@@ -37,7 +37,7 @@ def equal(left: dict, right: dict) -> bool:
     return left.keys() == right.keys() and all(same)
 
 
-def test_a_batch_holds_pictures_and_their_captions(source):
+def test_a_batch_holds_images_and_their_captions(source):
     batch = make(source).batch(0)
     assert {name: (value.shape, str(value.dtype)) for name, value in batch.items()} == {
         "image": ((12, 4, 4, 3), "uint8"),
@@ -88,7 +88,7 @@ def test_captions_are_drawn_by_their_weights_and_anew_each_epoch(source):
     assert [draw_caption(pair, number) for number in (0.0, 0.24, 0.26, 0.999)] == [*"aabb"]
 
 
-def test_flips_mirror_half_of_the_pictures(rng):
+def test_flips_mirror_half_of_the_images(rng):
     images = rng.integers(0, 256, (SIZE, 4, 4, 3), np.uint8)
     settings = {"batch_size": 74, "resolution": 4, "conditioning": None}
     flipped = Loader(ArraySource(images), **settings, flip=True).batch(0)["image"]
@@ -109,7 +109,7 @@ class Damaged:
 
     def __getitem__(self, index: int):
         if index in self.broken:
-            raise BrokenExample(f"picture-{index}", "is truncated")
+            raise BrokenExample(f"image-{index}", "is truncated")
         return self.source[index]
 
 
@@ -121,8 +121,8 @@ def test_broken_examples_are_replaced_counted_and_named_once(source, caplog):
     expected = [*range(36), 0]
     expected[3] = expected[4] = 5
     assert seen.tolist() == expected
-    assert sorted(loader.damage.broken) == ["picture-3", "picture-36", "picture-4"]
-    assert sum("picture-36" in record.message for record in caplog.records) == 1
+    assert sorted(loader.damage.broken) == ["image-3", "image-36", "image-4"]
+    assert sum("image-36" in record.message for record in caplog.records) == 1
     again = make(Damaged(source, {3, 4, 36}), max_broken_share=0.1, shuffle=False)
     assert equal(again.batch(6), batches[6])
 

@@ -8,14 +8,14 @@ from PIL import Image
 
 from imagen_jax.data import ArraySource, Loader, MixtureSource
 from imagen_jax.data.order import BucketOrder, nearest_bucket
-from imagen_jax.images import pixels as preprocess
+from imagen_jax.images import pixels
 
 BUCKETS = ((12, 8), (8, 8), (8, 12))
 SHAPES = [(24, 16)] * 21 + [(20, 20)] * 9 + [(10, 16)] * 2  # (width, height)
 
 
 class Shaped:
-    """Pictures of several shapes; picture i is grey i."""
+    """Images of several shapes; image i is grey i."""
 
     sizes = np.asarray(SHAPES)
 
@@ -41,27 +41,27 @@ def ramp(width: int, height: int) -> np.ndarray:
 # ------------------------------------------------------------------------------------------ crops
 
 
-def test_a_crop_is_a_piece_of_the_resized_picture(rng):
+def test_a_crop_is_a_piece_of_the_resized_image(rng):
     image = np.asarray(
         Image.fromarray(rng.integers(0, 256, (9, 7, 3), np.uint8)).resize((90, 70), 3)
     )
-    # By a whole factor: exactly; the resized picture is 45 x 35, and the crop 16 of it.
+    # By a whole factor: exactly; the resized image is 45 x 35, and the crop 16 of it.
     whole = np.asarray(Image.fromarray(image).reduce(2))
-    piece = preprocess.resize_and_crop(image, (35, 35), (16, 16), (0.999, 0.0))
+    piece = pixels.resize_and_crop(image, (35, 35), (16, 16), (0.999, 0.0))
     np.testing.assert_array_equal(piece, whole[:16, -16:])
     # By another one: within rounding.
     whole = np.asarray(Image.fromarray(image).resize((36, 28), Image.Resampling.LANCZOS), int)
-    piece = preprocess.resize_and_crop(image, (28, 28), (28, 14), (0.0, 0.999))
+    piece = pixels.resize_and_crop(image, (28, 28), (28, 14), (0.0, 0.999))
     assert np.abs(piece - whole[14:, :28]).max() <= 2
 
 
-def test_crops_of_a_picture_of_the_right_size_copy_its_pixels():
+def test_crops_of_a_image_of_the_right_size_copy_its_pixels():
     image = ramp(100, 64)
     for at in (None, (0.0, 0.0), (0.5, 0.999), (0.999, 0.3)):
-        piece = preprocess.resize_and_crop(image, (64, 64), (16, 16), at)
+        piece = pixels.resize_and_crop(image, (64, 64), (16, 16), at)
         left, top = piece[0, 0, :2]
         np.testing.assert_array_equal(piece, image[top : top + 16, left : left + 16])
-    assert preprocess.resize_and_crop(image, (64, 64), (16, 16))[0, 0, :2].tolist() == [42, 24]
+    assert pixels.resize_and_crop(image, (64, 64), (16, 16))[0, 0, :2].tolist() == [42, 24]
 
 
 def test_random_crops_reach_every_place_and_depend_on_seed_and_number_alone():
@@ -80,8 +80,8 @@ def test_random_crops_reach_every_place_and_depend_on_seed_and_number_alone():
     assert not np.array_equal(other, batches[3])
 
 
-def test_small_pictures_are_enlarged_before_the_crop():
-    piece = preprocess.resize_and_crop(ramp(5, 4), (16, 16), (8, 8), (0.0, 0.0))
+def test_small_images_are_enlarged_before_the_crop():
+    piece = pixels.resize_and_crop(ramp(5, 4), (16, 16), (8, 8), (0.0, 0.0))
     assert piece.shape == (8, 8, 3)
     assert piece[..., 0].max() <= 3
 
@@ -93,7 +93,7 @@ def test_small_pictures_are_enlarged_before_the_crop():
         ({"crop_size": 9}, r"crop_size is 9; it must be in 1\.\.\.8"),
         ({"buckets": BUCKETS, "crop_size": 4}, "do not go with crop_size"),
         ({"buckets": ((8, 0),)}, "buckets are"),
-        ({"buckets": BUCKETS}, "sizes of pictures, which this source does not know"),
+        ({"buckets": BUCKETS}, "sizes of images, which this source does not know"),
     ],
 )
 def test_bad_crops_and_buckets_are_named(changes, match):
@@ -144,16 +144,16 @@ def test_a_bucket_without_examples_has_no_batches():
 
 
 class Unmeasured(Shaped):
-    """Picture 3 has no known size, as where it is broken."""
+    """Image 3 has no known size, as where it is broken."""
 
     sizes = np.asarray([(0, 0) if i == 3 else shape for i, shape in enumerate(SHAPES)])
 
 
-def test_a_few_pictures_of_unknown_size_are_left_out(caplog):
+def test_a_few_images_of_unknown_size_are_left_out(caplog):
     settings = {"conditioning": None, "buckets": BUCKETS}
     loader = Loader(Unmeasured(), 4, 8, **settings, max_broken_share=0.05)
     assert sorted(np.concatenate(loader.order.rows)) == [i for i in range(len(SHAPES)) if i != 3]
-    assert "1 of 32 pictures of unknown size are left out" in caplog.text
+    assert "1 of 32 images of unknown size are left out" in caplog.text
     assert loader.batch(0)["image"].shape[0] == 4
     message = r"1 of 32 are not known, more than the 1\.0% allowed: data\.measure=True"
     with pytest.raises(ValueError, match=message):
@@ -161,15 +161,15 @@ def test_a_few_pictures_of_unknown_size_are_left_out(caplog):
 
 
 def test_how_often_a_rare_bucket_is_drawn_is_said(caplog):
-    """2 pictures fill a batch of 4 twice over, and one of 8 four times."""
+    """2 images fill a batch of 4 twice over, and one of 8 four times."""
     with caplog.at_level(logging.INFO):
         shaped()
-    assert "bucket 8x12: 2 pictures in 1 of 8 batches an epoch, each 2.00 times" in caplog.text
+    assert "bucket 8x12: 2 images in 1 of 8 batches an epoch, each 2.00 times" in caplog.text
     assert {record.levelname for record in caplog.records} == {"INFO"}
     caplog.clear()
     Loader(Shaped(), 8, 8, conditioning=None, buckets=BUCKETS)
     assert [record.getMessage() for record in caplog.records] == [
-        "bucket 8x12: 2 pictures in 1 of 5 batches an epoch, each 4.00 times"
+        "bucket 8x12: 2 images in 1 of 5 batches an epoch, each 4.00 times"
     ]
 
 

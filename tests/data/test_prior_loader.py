@@ -11,7 +11,7 @@ SUBJECT, CLASS = 4, 11
 
 
 def source(size: int, first: int) -> ArraySource:
-    """Pictures of one value each, first, first + 1, ...; captions that say so."""
+    """Images of one value each, first, first + 1, ...; captions that say so."""
     values = np.arange(first, first + size, dtype=np.uint8)
     images = np.broadcast_to(values[:, None, None, None], (size, 2, 2, 3))
     return ArraySource(images, [[(f"v{value}", 1.0)] for value in values])
@@ -45,7 +45,7 @@ def test_instance_rows_come_first_with_their_prompt_and_then_the_priors():
 
 
 def test_each_set_is_gone_through_at_its_own_pace():
-    """Over 44 batches: 33 passes over 4 pictures, and 20 over 11."""
+    """Over 44 batches: 33 passes over 4 images, and 20 over 11."""
     loader = PriorLoader(*loaders())
     drawn = np.concatenate([values(loader.batch(step)) for step in range(44)])
     numbers, counts = np.unique(drawn, return_counts=True)
@@ -86,13 +86,13 @@ def test_impossible_shares_are_refused():
 
 
 class Damaged:
-    """A set whose pictures cannot be read."""
+    """A set whose images cannot be read."""
 
     def __len__(self):
         return 3
 
     def __getitem__(self, index):
-        raise BrokenExample(f"class/{index}", "no picture")
+        raise BrokenExample(f"class/{index}", "no image")
 
 
 def test_the_set_that_is_broken_is_named():

@@ -21,13 +21,13 @@ from imagen_jax.data import SOURCES, Loader, records, shards, tar_index
 from imagen_jax.data.loader import TooManyBroken
 from imagen_jax.data.shards import expand_braces, find_shards
 from imagen_jax.data.sources import BrokenExample, is_heldout
-from imagen_jax.images import decoding as picture_files
+from imagen_jax.images import decoding
 from tests.data.shard_files import (
     add,
     example_record,
     frame,
     grey,
-    picture,
+    image,
     serialized,
     write_array_record,
     write_tar,
@@ -117,7 +117,7 @@ def test_filters_choose_by_what_the_index_knows(made, tmp_path):
 def test_a_fault_that_does_not_matter_is_no_way_past_the_filters(tmp_path):
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         for name, side, text in (("a", 20, b"good"), ("b", 20, b" "), ("c", 40, b" ")):
-            add(tar, f"{name}.jpg", picture(1, (side, side)))
+            add(tar, f"{name}.jpg", image(1, (side, side)))
             add(tar, f"{name}.json", json.dumps({"width": side, "height": side}).encode())
             add(tar, f"{name}.txt", text)
     read = functools.partial(SOURCES["tar"], tmp_path)
@@ -336,7 +336,7 @@ def test_sizes_can_be_measured_where_the_json_has_none(tmp_path):
     turned[0x0112] = 6
     with tarfile.open(path, "w") as tar:
         Image.new("RGB", (40, 30)).save(tmp_path / "t.jpg", exif=turned)
-        add(tar, "a.jpg", picture(1, (50, 20)))
+        add(tar, "a.jpg", image(1, (50, 20)))
         add(tar, "b.jpg", (tmp_path / "t.jpg").read_bytes())
     with pytest.raises(ValueError, match=r"data\.measure=True"):
         SOURCES["tar"](path, conditioning=None, filters={"min_size": 25})
@@ -348,7 +348,7 @@ def test_sizes_can_be_measured_where_the_json_has_none(tmp_path):
 def test_captions_come_from_a_text_file_or_a_field(tmp_path):
     path = tmp_path / "a.tar"
     with tarfile.open(path, "w") as tar:
-        add(tar, "a.jpg", picture(1))
+        add(tar, "a.jpg", image(1))
         add(tar, "a.txt", "\ufeffzwei\n Zeilen \n".encode())
         add(tar, "a.json", json.dumps({"short": "s", "many": ["x", " ", "y"], "n": 3}).encode())
     read = SOURCES["tar"]
@@ -385,9 +385,9 @@ def test_damaged_records_are_broken_examples(tmp_path):
         (b"\xff\xff no example", "no tf.train.Example"),
         (serialized(text="x"), "'image' is missing; its features are: text"),
         (serialized(image=[b"a", b"b"], text="x"), "'image' has 2 values"),
-        (serialized(image=3, text="x"), "no bytes of a picture file"),
-        (serialized(image=picture(1), text=7), "'text' is no text"),
-        (serialized(image=picture(1), text=b"caf\xe9"), "not in UTF-8"),
+        (serialized(image=3, text="x"), "no bytes of an image file"),
+        (serialized(image=image(1), text=7), "'text' is no text"),
+        (serialized(image=image(1), text=b"caf\xe9"), "not in UTF-8"),
         (serialized(image=b"GIF89a", text="x"), "a.array_record/0"),
     ],
     ids=lambda value: value if isinstance(value, str) else "record",
@@ -446,8 +446,8 @@ def test_examples_are_those_of_tensorflow(tmp_path):
     assert (tmp_path / "a.tfrecord").read_bytes() == frame(data)
 
 
-def test_captions_can_be_read_without_their_pictures(made):
-    source = dataclasses.replace(read(made), pictures=False)
+def test_captions_can_be_read_without_their_images(made):
+    source = dataclasses.replace(read(made), images=False)
     assert source[4].keys() == {"captions", "key"}
 
 
@@ -458,8 +458,8 @@ def test_a_jpeg_is_reduced_by_its_decoder_as_by_averaging(factor, rng):
     smooth = Image.fromarray(rng.integers(0, 256, (6, 6, 3), np.uint8)).resize((side, side), 3)
     smooth.save(file := io.BytesIO(), "JPEG", quality=95, subsampling=0)
     data = file.getvalue()
-    reduced = picture_files.read(data, cover=32)
-    whole = picture_files.read(data)
+    reduced = decoding.read(data, cover=32)
+    whole = decoding.read(data)
     scale = whole.width / reduced.width
     assert scale in (1, factor) or reduced.width >= 64
     if scale.is_integer():

@@ -1,4 +1,4 @@
-"""Npz files, folders with captions in three formats, and pictures that cannot be read."""
+"""Npz files, folders with captions in three formats, and images that cannot be read."""
 
 import dataclasses
 import json
@@ -12,11 +12,10 @@ from PIL import Image
 from imagen_jax.data import sources
 from imagen_jax.data.captions import read_captions
 from imagen_jax.data.sources import ArraySource, BrokenExample, read_folder, read_npz
-from imagen_jax.images import decoding as picture_files
-from imagen_jax.images import pixels as preprocess
+from imagen_jax.images import decoding, pixels
 
 
-def write_pictures(folder, names, size=(20, 12)):
+def write_images(folder, names, size=(20, 12)):
     for shade, name in enumerate(names):
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -52,7 +51,7 @@ def write_csv(folder):
 
 @pytest.mark.parametrize("write", [write_txt, write_jsonl, write_csv])
 def test_captions_in_three_formats_are_the_same(tmp_path, write):
-    write_pictures(tmp_path, NAMES)
+    write_images(tmp_path, NAMES)
     write(tmp_path)
     source = read_folder(tmp_path)
     assert {item["key"]: item["captions"] for item in map(source.__getitem__, range(4))} == CAPTIONS
@@ -69,7 +68,7 @@ def test_weights_and_lists_of_captions(tmp_path):
 
 
 def test_a_name_is_found_in_either_unicode_form(tmp_path):
-    write_pictures(tmp_path, [unicodedata.normalize("NFD", "é.png")])
+    write_images(tmp_path, [unicodedata.normalize("NFD", "é.png")])
     row = {"file": unicodedata.normalize("NFC", "é.png"), "caption": "e"}
     (tmp_path / "captions.jsonl").write_text(json.dumps(row))
     assert read_folder(tmp_path)[0]["captions"] == [("e", 1.0)]
@@ -87,7 +86,7 @@ def test_a_name_is_found_in_either_unicode_form(tmp_path):
     ],
 )
 def test_a_bad_caption_row_is_named(tmp_path, row, match):
-    write_pictures(tmp_path, ["a.png"])
+    write_images(tmp_path, ["a.png"])
     (tmp_path / "captions.jsonl").write_text(row)
     with pytest.raises(ValueError, match=match):
         read_folder(tmp_path)
@@ -113,14 +112,14 @@ def test_a_csv_may_have_spaces_after_its_commas(tmp_path):
     ],
 )
 def test_a_bad_csv_is_named(tmp_path, content, match):
-    write_pictures(tmp_path, ["a.png"])
+    write_images(tmp_path, ["a.png"])
     (tmp_path / "captions.csv").write_bytes(content)
     with pytest.raises(ValueError, match=match):
         read_folder(tmp_path)
 
 
 def test_two_caption_files_are_an_error(tmp_path):
-    write_pictures(tmp_path, NAMES)
+    write_images(tmp_path, NAMES)
     write_csv(tmp_path)
     write_jsonl(tmp_path)
     with pytest.raises(ValueError, match=r"captions\.csv and captions\.jsonl; keep one"):
@@ -128,7 +127,7 @@ def test_two_caption_files_are_an_error(tmp_path):
 
 
 def test_a_text_file_may_be_in_capitals_and_must_be_utf8(tmp_path):
-    write_pictures(tmp_path, ["a.PNG", "b.png"])
+    write_images(tmp_path, ["a.PNG", "b.png"])
     (tmp_path / "a.TXT").write_text("a cat")
     (tmp_path / "b.txt").write_bytes(b"caf\xe9")
     source = read_folder(tmp_path)
@@ -137,16 +136,16 @@ def test_a_text_file_may_be_in_capitals_and_must_be_utf8(tmp_path):
         source[1]
 
 
-def test_captions_can_be_read_without_their_pictures(tmp_path):
-    write_pictures(tmp_path, ["a.png"])
+def test_captions_can_be_read_without_their_images(tmp_path):
+    write_images(tmp_path, ["a.png"])
     (tmp_path / "a.txt").write_text("a cat")
-    source = dataclasses.replace(read_folder(tmp_path), pictures=False)
+    source = dataclasses.replace(read_folder(tmp_path), images=False)
     (tmp_path / "a.png").unlink()  # it is not opened
     assert source[0] == {"key": "a.png", "captions": [("a cat", 1.0)]}
 
 
 def test_hidden_names_and_what_is_no_file_are_left_out(tmp_path):
-    write_pictures(tmp_path, ["a.png", "._a.png", ".thumbs/a.png"])
+    write_images(tmp_path, ["a.png", "._a.png", ".thumbs/a.png"])
     (tmp_path / "folder.png").mkdir()
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere.png")
@@ -154,8 +153,8 @@ def test_hidden_names_and_what_is_no_file_are_left_out(tmp_path):
 
 
 def test_linked_folders_are_read_once_and_without_loops(tmp_path):
-    write_pictures(tmp_path / "elsewhere", ["1.png"])
-    write_pictures(tmp_path / "set", ["a.png", "real/b.png"])
+    write_images(tmp_path / "elsewhere", ["1.png"])
+    write_images(tmp_path / "set", ["a.png", "real/b.png"])
     (tmp_path / "set" / "linked").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "set" / "real" / "loop").symlink_to(tmp_path / "set")
     (tmp_path / "set" / "again").symlink_to(tmp_path / "set" / "real")
@@ -166,7 +165,7 @@ def test_linked_folders_are_read_once_and_without_loops(tmp_path):
 def test_a_name_that_is_not_utf8_is_held_out_or_not(tmp_path):
     name = os.fsdecode(b"caf\xe9.png")
     try:
-        write_pictures(tmp_path, [name])
+        write_images(tmp_path, [name])
     except OSError:
         pytest.skip("this file system takes UTF-8 names alone")
     parts = [read_folder(tmp_path, conditioning=None).files]
@@ -179,34 +178,34 @@ def test_a_name_that_is_not_utf8_is_held_out_or_not(tmp_path):
 
 
 def test_missing_captions_are_named(tmp_path):
-    write_pictures(tmp_path, NAMES)
+    write_images(tmp_path, NAMES)
     write_txt(tmp_path)
     (tmp_path / "a.txt").unlink()
     (tmp_path / "sub" / "c.txt").unlink()
-    with pytest.raises(ValueError, match=r"2 of 4 pictures .*: a\.png, sub/c\.webp\. Write a\.txt"):
+    with pytest.raises(ValueError, match=r"2 of 4 images .*: a\.png, sub/c\.webp\. Write a\.txt"):
         read_folder(tmp_path)
     assert "captions" not in read_folder(tmp_path, conditioning=None)[0]
 
 
 def test_an_empty_caption_file_is_a_broken_example(tmp_path):
-    write_pictures(tmp_path, ["a.png"])
+    write_images(tmp_path, ["a.png"])
     (tmp_path / "a.txt").write_text(" \n")
     with pytest.raises(BrokenExample, match="no caption"):
         read_folder(tmp_path)[0]
 
 
 def test_sub_folders_are_classes(tmp_path):
-    write_pictures(tmp_path, ["dog/1.png", "cat/1.png", "cat/deep/2.png"])
+    write_images(tmp_path, ["dog/1.png", "cat/1.png", "cat/deep/2.png"])
     source = read_folder(tmp_path, conditioning="label")
     assert source.class_names == ("cat", "dog")
     assert [source[i]["label"] for i in range(3)] == [0, 0, 1]
-    write_pictures(tmp_path, ["loose.png"])
+    write_images(tmp_path, ["loose.png"])
     with pytest.raises(ValueError, match=r"loose\.png must lie in a sub-folder"):
         read_folder(tmp_path, conditioning="label")
 
 
 def test_folder_splits_are_disjoint_and_complete(tmp_path):
-    write_pictures(tmp_path, [f"{i}.png" for i in range(200)], size=(2, 2))
+    write_images(tmp_path, [f"{i}.png" for i in range(200)], size=(2, 2))
     parts = {split: read_folder(tmp_path, split, None).files for split in sources.SPLITS}
     assert parts["heldout"]
     assert sorted(parts["train"] + parts["heldout"]) == list(parts["all"])
@@ -214,24 +213,24 @@ def test_folder_splits_are_disjoint_and_complete(tmp_path):
         read_folder(tmp_path, "test", None)
 
 
-def test_folders_without_pictures_are_errors(tmp_path):
-    with pytest.raises(ValueError, match="holds no picture"):
+def test_folders_without_images_are_errors(tmp_path):
+    with pytest.raises(ValueError, match="holds no image"):
         read_folder(tmp_path)
     with pytest.raises(ValueError, match="there is no folder"):
         read_folder(tmp_path / "none")
 
 
 @pytest.mark.parametrize("damage", ["truncated", "text", "empty"])
-def test_a_damaged_picture_is_a_broken_example(tmp_path, rng, damage):
+def test_a_damaged_image_is_a_broken_example(tmp_path, rng, damage):
     path = tmp_path / "a.png"
     Image.fromarray(rng.integers(0, 256, (40, 40, 3), np.uint8)).save(path)
     whole = path.read_bytes()
-    path.write_bytes({"truncated": whole[:1500], "text": b"no picture", "empty": b""}[damage])
+    path.write_bytes({"truncated": whole[:1500], "text": b"no image", "empty": b""}[damage])
     with pytest.raises(BrokenExample, match=r"a\.png"):
         read_folder(tmp_path, conditioning=None)[0]
 
 
-def test_a_picture_that_unpacks_to_too_many_pixels_is_refused(tmp_path):
+def test_a_image_that_unpacks_to_too_many_pixels_is_refused(tmp_path):
     Image.new("1", (30_000, 10_000)).save(tmp_path / "bomb.png")  # a few kilobytes
     with pytest.raises(BrokenExample):
         read_folder(tmp_path, conditioning=None)[0]
@@ -244,10 +243,10 @@ def test_a_picture_that_unpacks_to_too_many_pixels_is_refused(tmp_path):
 def test_every_mode_becomes_rgb(tmp_path, mode):
     path = tmp_path / ("a.jpg" if mode == "CMYK" else "a.png")
     value = {"I;16": 65535, "1": 1}.get(mode)
-    picture = Image.new("RGB", (3, 3), "white").convert(mode) if value is None else None
-    picture = picture or Image.new(mode, (3, 3), value)
-    picture.save(path)
-    image = picture_files.decode(path)
+    image = Image.new("RGB", (3, 3), "white").convert(mode) if value is None else None
+    image = image or Image.new(mode, (3, 3), value)
+    image.save(path)
+    image = decoding.decode(path)
     assert image.dtype == np.uint8
     assert (image.reshape(-1, 3) >= 254).all()
 
@@ -257,9 +256,9 @@ def test_grey_of_many_bits_is_scaled_or_refused(tmp_path):
     grey = np.repeat(np.uint8([[0, 128, 255]])[..., None], 3, -1)
     for name in ("a.png", "b.pgm"):  # Pillow opens the second one as mode "I"
         Image.fromarray(values.astype(np.uint16)).save(tmp_path / name)
-        np.testing.assert_array_equal(picture_files.decode(tmp_path / name), grey)
+        np.testing.assert_array_equal(decoding.decode(tmp_path / name), grey)
     Image.fromarray(np.float32(values / 65535)).save(tmp_path / "c.tif")
-    np.testing.assert_array_equal(picture_files.decode(tmp_path / "c.tif"), grey)
+    np.testing.assert_array_equal(decoding.decode(tmp_path / "c.tif"), grey)
 
 
 @pytest.mark.parametrize("values", [np.int32([[0, 255]]), np.float32([[0, 9]]), np.float32([[-1]])])
@@ -271,25 +270,25 @@ def test_grey_of_an_unknown_range_is_a_broken_example(tmp_path, values):
 
 def test_transparency_is_shown_on_white_and_rotation_is_applied(tmp_path):
     Image.new("RGBA", (2, 2), (0, 0, 0, 0)).save(tmp_path / "clear.png")
-    assert (picture_files.decode(tmp_path / "clear.png") == 255).all()
+    assert (decoding.decode(tmp_path / "clear.png") == 255).all()
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by a quarter
     Image.new("RGB", (4, 2)).save(tmp_path / "turned.jpg", exif=exif)
-    assert picture_files.decode(tmp_path / "turned.jpg").shape == (4, 2, 3)
+    assert decoding.decode(tmp_path / "turned.jpg").shape == (4, 2, 3)
 
 
 def test_resize_averages_whole_blocks_of_the_centred_square(rng):
     image = rng.integers(0, 256, (8, 12, 3), np.uint8)
     expected = image[:, 2:10].reshape(2, 4, 2, 4, 3).mean((1, 3))
-    assert np.abs(preprocess.resize(image, 2) - expected).max() <= 0.5
-    assert preprocess.resize(image, 16).shape == (16, 16, 3)
-    assert preprocess.resize(image[:, :8], 8) is not None
+    assert np.abs(pixels.resize(image, 2) - expected).max() <= 0.5
+    assert pixels.resize(image, 16).shape == (16, 16, 3)
+    assert pixels.resize(image[:, :8], 8) is not None
 
 
 def test_resize_does_not_alias():
     stripes = np.zeros((100, 100, 3), np.uint8)
     stripes[:, ::2] = 255
-    assert np.abs(preprocess.resize(stripes, 30).astype(int) - 127).max() < 25
+    assert np.abs(pixels.resize(stripes, 30).astype(int) - 127).max() < 25
 
 
 def test_npz_with_plain_captions_or_labels(tmp_path, rng):

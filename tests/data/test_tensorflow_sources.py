@@ -9,7 +9,7 @@ import pytest
 from imagen_jax.data import Loader, emoji, read_tfds
 from imagen_jax.data.sources import BrokenExample
 from imagen_jax.data.tfds_source import TfdsSource
-from imagen_jax.images import pixels as preprocess
+from imagen_jax.images import pixels
 
 tfds = pytest.importorskip(
     "tensorflow_datasets", reason="TensorFlow Datasets is not installed (extra tfds)"
@@ -20,7 +20,7 @@ needs_font = pytest.mark.skipif(
 
 
 class Shades(tfds.core.GeneratorBasedBuilder):
-    """Grey 10x10 pictures with labels and a caption: stands for any TFDS set."""
+    """Grey 10x10 images with labels and a caption: stands for any TFDS set."""
 
     name = "shades"
     VERSION = tfds.core.Version("1.0.0")
@@ -75,7 +75,7 @@ def records(image=None, text=b"x", label=0):
     ],
     ids=lambda image: f"{image.dtype}x{image.shape[-1]}",
 )
-def test_tfds_pictures_of_other_modes_become_rgb(image):
+def test_tfds_images_of_other_modes_become_rgb(image):
     image = records(image)[0]["image"]
     assert image.dtype == np.uint8
     np.testing.assert_array_equal(image, np.full((4, 6, 3), 255))
@@ -138,11 +138,11 @@ def same(left, right) -> bool:
 
 
 @needs_font
-def test_the_task_gives_the_same_pictures_and_tokens_as_the_loader(emoji_task, few_emoji):
+def test_the_task_gives_the_same_images_and_tokens_as_the_loader(emoji_task, few_emoji):
     from imagen_jax.data import seqio_tasks
 
     stream = seqio_tasks.StreamLoader("emoji_few", 4, 32, length=24).batches()
-    images = np.stack([preprocess.resize(image, 32) for image in few_emoji["image"]])
+    images = np.stack([pixels.resize(image, 32) for image in few_emoji["image"]])
     captions = [dict(pairs) for pairs in json.loads(few_emoji["captions"].tobytes())]
     for batch in itertools.islice(stream, 8):
         assert batch["image"].dtype == np.uint8
@@ -236,7 +236,7 @@ SPLITS = {"train": 12, "val": 3, "test": 2, "restval": 6}
 
 
 class TinyCoco(tfds.core.GeneratorBasedBuilder):
-    """The features and splits of coco_captions; picture i is grey i, its five captions say so."""
+    """The features and splits of coco_captions; image i is grey i, its five captions say so."""
 
     name = "tiny_coco"
     VERSION = tfds.core.Version("1.1.0")

@@ -214,8 +214,8 @@ def test_the_train_script_runs_on_two_hosts(tmp_path):
     finish(start([*command, f"--workdir={one}"], 1, FLAGS))
     finish(start([*command, f"--workdir={two}"], 2, FLAGS))
     assert_losses(two, read_losses(one), 5)
-    pictures = [plt.imread(path / "samples" / "samples_0000005.png") for path in (one, two)]
-    np.testing.assert_allclose(*pictures, atol=2 / 255)
+    images = [plt.imread(path / "samples" / "samples_0000005.png") for path in (one, two)]
+    np.testing.assert_allclose(*images, atol=2 / 255)
     names = [
         sorted(p.name for p in path.iterdir() if "events" not in p.name) for path in (one, two)
     ]

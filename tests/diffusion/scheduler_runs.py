@@ -34,7 +34,7 @@ TABLE = RNG.standard_normal((65, *SHAPE)).astype(np.float32)
 
 
 def network(xp, x, step, branch, outputs=6):
-    """A fixed function of a picture (channels last) and a time step, as a network would be.
+    """A fixed function of an image (channels last) and a time step, as a network would be.
 
     xp: numpy or jax.numpy. branch: 1 with the condition, 0 without. The last three of six outputs
     are a learned variance, which leaves [-1, 1] a little, as those of trained networks do.

@@ -8,7 +8,7 @@ import pytest
 from imagen_jax.diffusion import UPSAMPLINGS, augment, downsample, sample_levels, upsample
 
 
-def test_level_zero_leaves_the_picture_and_level_one_leaves_noise(key):
+def test_level_zero_leaves_the_image_and_level_one_leaves_noise(key):
     low_res = jax.random.uniform(key, (2, 8, 8, 3), minval=-1.0, maxval=1.0)
     eps = jax.random.normal(jax.random.key(1), low_res.shape)
     np.testing.assert_allclose(augment(low_res, 0.0, eps), low_res, atol=4e-3)

@@ -1,6 +1,6 @@
 """Discrete schedules, time steps and samplers against diffusers' schedulers, noise injected.
 
-The network is a fixed function of the picture and the time step. `dpmpp_2m` corresponds to
+The network is a fixed function of the image and the time step. `dpmpp_2m` corresponds to
 DPMSolverMultistepScheduler at its defaults: order 2, midpoint, final_sigmas_type "zero", which
 makes the last step of first order whatever `lower_order_final` says. With "sigma_min" and
 lower_order_final off it corresponds to a grid that ends at time step 0 instead of clean data.
@@ -60,7 +60,7 @@ def test_time_step_n_lies_at_n_plus_one_thousandth(kind):
     np.testing.assert_allclose(schedule.logsnr(t), np.log(signal / (1 - signal)), atol=3e-6)
 
 
-def test_noised_pictures_are_diffusers():
+def test_noised_images_are_diffusers():
     theirs = DDPMScheduler(beta_schedule="squaredcos_cap_v2")
     x0, eps = map(jnp.asarray, TABLE[:2])
     for steps in ([0, 999], [250, 4], [500, 998]):
@@ -143,7 +143,7 @@ def test_single_steps_of_ddpm_are_diffusers(step, monkeypatch):
     """From a state that the forward process gives, where estimates are as small as they are.
 
     diffusers' float32 loses digits of 1 - alpha_t / alpha_s at the lowest time steps (2e-5 of the
-    picture at time step 1); with its float32 table taken to float64 it agrees there, too.
+    image at time step 1); with its float32 table taken to float64 it agrees there, too.
     """
     x0, eps = jnp.clip(TABLE[3] / 2, -1, 1), jnp.asarray(TABLE[0])
     x = np.asarray(add_noise(x0, eps, COSINE.logsnr((step + 1) / 1000)))

@@ -64,7 +64,7 @@ STEPS = [int(n) for n in spaced_steps(COSINE, "leading", COUNT)]
 
 
 def keep(sampler, given):
-    """For `our_run`: the sampler that keeps the picture outside of the mask."""
+    """For `our_run`: the sampler that keeps the image outside of the mask."""
     image, mask, known = given
     if known is None:
         return inpainting(sampler, image, mask, "clean", lambda index: image * jnp.nan)
@@ -76,7 +76,7 @@ def keep_and_jump(sampler, given):
 
 
 def their_start(pipeline, module, scheduler, strength, monkeypatch, *mask):
-    """The pipeline's own first picture, and the steps that it runs."""
+    """The pipeline's own first image, and the steps that it runs."""
     pipe = SimpleNamespace(scheduler=scheduler)
     steps, left = pipeline.get_timesteps(pipe, COUNT, strength)
     assert len(steps) == left
@@ -131,7 +131,7 @@ def test_image_to_image_is_diffusers(name, strength, monkeypatch):
 @pytest.mark.parametrize("name", SCHEDULERS)
 @pytest.mark.parametrize("strength", [0.7, 1.0])
 def test_inpainting_is_diffusers(name, strength, monkeypatch):
-    """The kept part stays the picture itself, from before the first step on."""
+    """The kept part stays the image itself, from before the first step on."""
     scheduler, mask = their_schedule(name), to_torch(MASK)
     x, steps = their_start(
         IFInpaintingPipeline, pipeline_if_inpainting, scheduler, strength, monkeypatch, mask

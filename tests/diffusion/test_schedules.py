@@ -82,8 +82,8 @@ def test_zero_terminal_snr():
 
 
 @pytest.mark.parametrize("resolution", [32, 128, 256])
-def test_resolution_shift_keeps_the_noise_of_the_averaged_picture(resolution):
-    # Averaging a picture of resolution d to 64 divides the deviation of its noise by d / 64.
+def test_resolution_shift_keeps_the_noise_of_the_averaged_image(resolution):
+    # Averaging an image of resolution d to 64 divides the deviation of its noise by d / 64.
     t = jnp.linspace(0.05, 0.95, 19)
     alpha, sigma = alpha_sigma(Cosine(shift=resolution_shift(resolution)).logsnr(t))
     reference_alpha, reference_sigma = alpha_sigma(Cosine().logsnr(t))

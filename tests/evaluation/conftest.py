@@ -6,12 +6,12 @@ from tiny_cascade import tiny_pipeline
 
 from imagen_jax.commands import evaluate
 
-COUNT, SIDE, LONELY = 12, 8, 3  # picture LONELY has no Chinese name
+COUNT, SIDE, LONELY = 12, 8, 3  # image LONELY has no Chinese name
 
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory):
-    """12 pictures, eight of them to train on; the last two are identical, thus one class."""
+    """12 images, eight of them to train on; the last two are identical, thus one class."""
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (COUNT, SIDE, SIDE, 3), np.uint8)
     image[-1] = image[-2]

@@ -1,4 +1,4 @@
-"""Feature networks that cost nothing: random projections of small pictures and of letters."""
+"""Feature networks that cost nothing: random projections of small images and of letters."""
 
 import hashlib
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from imagen_jax.images.pixels import resize
 
 @dataclass(frozen=True)
 class StandIn:
-    """Counts the pictures that it has seen in `seen`."""
+    """Counts the images that it has seen in `seen`."""
 
     kind: str
     name: str
@@ -19,10 +19,10 @@ class StandIn:
     side: int = 4
     seen: list = None
 
-    def images(self, pictures):
+    def images(self, images):
         if self.seen is not None:
-            self.seen.append(len(pictures))
-        small = np.stack([resize(picture, 4) for picture in pictures]).reshape(len(pictures), -1)
+            self.seen.append(len(images))
+        small = np.stack([resize(image, 4) for image in images]).reshape(len(images), -1)
         weights = np.random.default_rng(1).normal(size=(small.shape[1], self.dim))
         return (small / 127.5 @ weights).astype(np.float32)
 

@@ -77,7 +77,7 @@ def test_caption_ranks(rng):
     texts = features(rng, 30)
     ranks = caption_ranks(texts + 0.01 * features(rng, 30), texts, negatives=29)
     assert retrieval.scores(ranks)["top1"] == 1
-    # The farthest of all: each picture is the opposite of its caption.
+    # The farthest of all: each image is the opposite of its caption.
     assert caption_ranks(-texts, texts, negatives=29).min() > 20
     # By chance one in ten is the first of ten.
     many = features(rng, 2000, dim=64)
@@ -91,8 +91,8 @@ def test_caption_ranks(rng):
     )
 
 
-def test_a_caption_is_no_negative_of_its_own_pictures(rng):
-    """8 pictures a caption: the others are the other captions, each once, and all count."""
+def test_a_caption_is_no_negative_of_its_own_images(rng):
+    """8 images a caption: the others are the other captions, each once, and all count."""
     texts, copies = features(rng, 10), 8
     images = -texts.repeat(copies, 0)  # so that nearly all others are nearer
     ranks = caption_ranks(images, texts.repeat(copies, 0), negatives=9)
@@ -113,7 +113,7 @@ def test_bad_values_are_named(rng):
         kernel_distance(a, a, subsets=0, subset_size=5)
     with pytest.raises(ValueError, match="some of each"):
         cmmd(a, a[:0])
-    with pytest.raises(ValueError, match="features of picture 0 are zero"):
+    with pytest.raises(ValueError, match="features of image 0 are zero"):
         cmmd(a, zero)
     with pytest.raises(ValueError, match="must both be"):
         clip_score(a, a[:3])

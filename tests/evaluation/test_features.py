@@ -1,4 +1,4 @@
-"""Feature extraction from files to figures: FID and KID of folders of pictures by torch-fidelity's
+"""Feature extraction from files to figures: FID and KID of folders of images by torch-fidelity's
 network, more devices, sizes and parts.
 """
 
@@ -48,7 +48,7 @@ def inception(params, mesh=None, **settings):
 
 
 def crops(count: int, side: int, seed: int) -> list[np.ndarray]:
-    """Pieces of the photographs, as pictures of one distribution; a seed's have their own tint."""
+    """Pieces of the photographs, as images of one distribution; a seed's have their own tint."""
     rng, sources = np.random.default_rng(seed), list(photographs().values())
     tint = rng.uniform(0.6, 1, 3)
     pieces = []
@@ -63,14 +63,14 @@ def compare(extractor, reference, count: int, dim: int = 2048):
     """FID and KID of two sets by both implementations, to 0.1 %; of the first `dim` features."""
     sets = [crops(count, 64, seed) for seed in (1, 2)]
     ours, statistics = [], []
-    for pictures in sets:
+    for images in sets:
         collected, parts = Statistics(dim), []
         for start in range(0, count, 3 * BATCH):
-            parts.append(extractor.images(pictures[start : start + 3 * BATCH]))
+            parts.append(extractor.images(images[start : start + 3 * BATCH]))
             collected.update(parts[-1][:, :dim])
         ours.append(np.concatenate(parts))
         statistics.append(collected)
-    theirs = [reference_features(reference, pictures)[0] for pictures in sets]
+    theirs = [reference_features(reference, images)[0] for images in sets]
     for a, b in zip(ours, theirs, strict=True):
         assert relative_error(a, b) < 1e-5
     import torch
@@ -96,15 +96,15 @@ def test_fid_and_kid_are_torch_fidelitys(state, params, tmp_path):
 
 
 @pytest.mark.slow
-def test_fid_and_kid_of_500_pictures_are_torch_fidelitys(state, params, tmp_path):
+def test_fid_and_kid_of_500_images_are_torch_fidelitys(state, params, tmp_path):
     reference = reference_inception(save_pth(tmp_path / "w.pth", state), "2048")
     compare(inception(params), reference, 500)
 
 
 def test_eight_devices_give_the_same(params):
-    pictures = crops(8, 48, 3)
-    one = inception(params).images(pictures)
-    eight = inception(params, Mesh(np.asarray(jax.devices()), ("data",))).images(pictures)
+    images = crops(8, 48, 3)
+    one = inception(params).images(images)
+    eight = inception(params, Mesh(np.asarray(jax.devices()), ("data",))).images(images)
     assert relative_error(eight, one) < 1e-6
     a, b, other = (Statistics(256) for _ in range(3))
     a.update(one[:, :256])
@@ -114,28 +114,26 @@ def test_eight_devices_give_the_same(params):
 
 
 def test_sizes_batches_and_order_do_not_matter(params):
-    """Each picture's features are its own, whatever it comes with."""
-    pictures = [*list(photographs().values())[:2], *crops(3, 32, 5)]
+    """Each image's features are its own, whatever it comes with."""
+    images = [*list(photographs().values())[:2], *crops(3, 32, 5)]
     extractor = inception(params)
-    together = extractor.images(pictures)
+    together = extractor.images(images)
     assert together.shape == (5, 2048)
     assert together.dtype == np.float32
-    alone = np.concatenate([extractor.images(pictures[:2]), extractor.images(pictures[2:])])
+    alone = np.concatenate([extractor.images(images[:2]), extractor.images(images[2:])])
     np.testing.assert_allclose(together, alone, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(
-        extractor.images(pictures[::-1])[::-1], together, rtol=1e-4, atol=1e-5
-    )
-    np.testing.assert_array_equal(extractor.images(np.stack(pictures[2:])), alone[2:])
+    np.testing.assert_allclose(extractor.images(images[::-1])[::-1], together, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(extractor.images(np.stack(images[2:])), alone[2:])
     assert extractor.images([]).shape == (0, 2048)
 
 
 def test_resizes_differ_and_are_told(params):
-    pictures = list(photographs().values())[:2]
+    images = list(photographs().values())[:2]
     each = {
         name: inception(params, resize=name)
         for name in ("legacy_tensorflow", "pytorch_fid", "clean")
     }
-    found = {name: extractor.images(pictures) for name, extractor in each.items()}
+    found = {name: extractor.images(images) for name, extractor in each.items()}
     assert relative_error(found["clean"], found["legacy_tensorflow"]) > 1e-3
     assert relative_error(found["pytorch_fid"], found["legacy_tensorflow"]) > 1e-3
     for name, extractor in each.items():
@@ -145,7 +143,7 @@ def test_resizes_differ_and_are_told(params):
         }  # fmt: skip
 
 
-def test_clip_reads_pictures_and_texts(key, rng):
+def test_clip_reads_images_and_texts(key, rng):
     def tokenize(texts):
         ids = np.full((len(texts), 9), 49, np.int32)
         for row, text in enumerate(texts):
@@ -156,10 +154,10 @@ def test_clip_reads_pictures_and_texts(key, rng):
     extractor = make_extractor(
         "tiny", "1", CLIP, params, tokenize=tokenize, mesh=one_device(), batch_size=3
     )
-    pictures = [rng.integers(0, 256, (32, 32, 3), np.uint8) for _ in range(4)]
-    images = jax.numpy.asarray(np.stack(pictures), np.float32) / 255
+    images = [rng.integers(0, 256, (32, 32, 3), np.uint8) for _ in range(4)]
+    images = jax.numpy.asarray(np.stack(images), np.float32) / 255
     expected = clip.embed_images(CLIP, params, images)
-    assert relative_error(extractor.images(pictures), expected) < 1e-5
+    assert relative_error(extractor.images(images), expected) < 1e-5
     texts = ["a", "abc", "dog", "cab", "a"]
     ids = jax.numpy.asarray(tokenize(texts))
     assert relative_error(extractor.texts(texts), clip.embed_texts(CLIP, params, ids)) < 1e-5
@@ -173,7 +171,7 @@ def test_bad_values_are_named(params, rng):
     extractor = inception(params)
     sound = rng.integers(0, 256, (9, 9, 3), np.uint8)
     for wrong in (sound.astype(np.float32), sound[..., :1], sound[..., 0], sound[:0]):
-        with pytest.raises(ValueError, match="Picture 1 is"):
+        with pytest.raises(ValueError, match="Image 1 is"):
             extractor.images([sound, wrong])
     with pytest.raises(ValueError, match="reads no text"):
         extractor.texts(["a"])

@@ -56,7 +56,7 @@ def prompts(tmp_path):
 
 @pytest.fixture
 def reference(tmp_path, networks, rng):
-    """Features of a folder of 12 pictures of 8x8 pixels."""
+    """Features of a folder of 12 images of 8x8 pixels."""
     folder = tmp_path / "true"
     folder.mkdir()
     for i in range(12):
@@ -86,8 +86,8 @@ def read(folder):
     return np.stack([np.asarray(Image.open(file)) for file in files])
 
 
-def test_the_figures_are_those_of_the_pictures(run, tmp_path, networks, reference):
-    """Against the functions on features of the pictures that were written."""
+def test_the_figures_are_those_of_the_images(run, tmp_path, networks, reference):
+    """Against the functions on features of the images that were written."""
     report = run(tmp_path / "out")
     images = read(tmp_path / "out" / "images")
     assert images.shape == (10, 8, 8, 3)
@@ -133,11 +133,11 @@ def test_a_killed_run_goes_on(run, tmp_path, networks, monkeypatch):
     whole = run(tmp_path / "whole")
     real, calls = generation.write_whole, []
 
-    def killed(picture, path):
+    def killed(image, path):
         calls.append(path)
         if len(calls) == 10:
             raise KeyboardInterrupt
-        real(picture, path)
+        real(image, path)
 
     monkeypatch.setattr(generation, "write_whole", killed)
     with pytest.raises(AssertionError):  # status 130
@@ -146,7 +146,7 @@ def test_a_killed_run_goes_on(run, tmp_path, networks, monkeypatch):
     monkeypatch.setattr(generation, "write_whole", real)
     (tmp_path / "out" / "images" / ".000009.png.1.tmp").write_bytes(b"half")  # left by the killed
     report = run(tmp_path / "out")
-    assert report["newly_generated"] == 2  # the batch of pictures 8 and 9
+    assert report["newly_generated"] == 2  # the batch of images 8 and 9
     np.testing.assert_array_equal(read(tmp_path / "out/images"), read(tmp_path / "whole/images"))
     assert figures(report) == figures(whole)
 
@@ -176,7 +176,7 @@ def test_shares_of_the_work_give_the_same(run, tmp_path, networks):
     assert figures(report) == figures(whole)
 
 
-def test_pictures_of_other_settings_never_mix(run, tmp_path, capsys, model, prompts):
+def test_images_of_other_settings_never_mix(run, tmp_path, capsys, model, prompts):
     run(tmp_path / "out")
     for more, said in (
         (["--seed", "1"], "with seed = 0, not 1"),
@@ -219,12 +219,12 @@ def check_page(path):
     assert sources
     assert all(source.startswith("data:image/png;base64,") for source in sources)
     assert "Off protocol." in page
-    assert "10 pictures, not 30000" in page
+    assert "10 images, not 30000" in page
     assert not re.search(r"<script|<b>ab|url\(|@import", page)
 
 
 def test_common_seeds(run, tmp_path):
-    """A point of a sweep has the pictures of a run of its own."""
+    """A point of a sweep has the images of a run of its own."""
     run(tmp_path / "sweep", "--guidance", "1,2", metrics="fid,clip")
     run(tmp_path / "alone", "--guidance", "2", metrics="fid", features="inception")
     np.testing.assert_array_equal(
@@ -234,16 +234,16 @@ def test_common_seeds(run, tmp_path):
     check_page(tmp_path / "alone" / "report.html")
 
 
-def test_several_pictures_a_prompt(run, tmp_path):
-    run(tmp_path / "out", "--num_images", 2, "--num", 3, metrics="pictures", features="")
+def test_several_images_a_prompt(run, tmp_path):
+    run(tmp_path / "out", "--num_images", 2, "--num", 3, metrics="images", features="")
     report = run(tmp_path / "out", "--num_images", 2, "--num", 3)
     assert report["newly_generated"] == 0
     assert report["clip"]["tiny-clip"]["pictures"] == 6
-    assert "2 pictures a caption, not one" in report["fid"]["random-inception"]["off_protocol"]
+    assert "2 images a caption, not one" in report["fid"]["random-inception"]["off_protocol"]
 
 
-def test_pairs_of_pictures(tmp_path, rng, capsys):
-    """PSNR of one grey level more is 20 log10(255); equal pictures are left out."""
+def test_pairs_of_images(tmp_path, rng, capsys):
+    """PSNR of one grey level more is 20 log10(255); equal images are left out."""
     for folder in ("made", "true"):
         (tmp_path / folder).mkdir()
     pixels = rng.integers(0, 255, (3, 16, 16, 3), np.uint8)
@@ -259,17 +259,17 @@ def test_pairs_of_pictures(tmp_path, rng, capsys):
     assert report["ssim"]["pairs"]["n"] == 3
     (tmp_path / "true" / "2.bmp").write_bytes(b"broken")
     assert evaluate.main(f"{folders} --metrics psnr --skip_broken --out {out}".split()) == 2
-    assert "leave no picture out" in capsys.readouterr().err
+    assert "leave no image out" in capsys.readouterr().err
     (tmp_path / "true" / "2.bmp").unlink()
     assert evaluate.main(f"{folders} --metrics psnr --out {out}".split()) == 2
 
 
-def test_the_page_of_large_pictures_is_small(tmp_path):
+def test_the_page_of_large_images_is_small(tmp_path):
     (tmp_path / "large").mkdir()
     for i in range(9):
         Image.new("RGB", (1200, 1000), (20 * i, 0, 0)).save(tmp_path / "large" / f"{i}.png")
     out = tmp_path / "out"
-    command = f"--images {tmp_path / 'large'} --metrics pictures --out {out}"
+    command = f"--images {tmp_path / 'large'} --metrics images --out {out}"
     assert evaluate.main(command.split()) == 0
     report = json.loads((out / "report.json").read_text())
     assert report["pictures"]["size"] == 1000
@@ -312,12 +312,12 @@ def test_what_it_refuses(run, tmp_path, capsys, networks, model, prompts, refere
     assert "needs the captions" in refused(
         f"--images {tmp_path / 'true'} --metrics clip --features clip"
     )
-    assert "12 pictures for 10 prompts" in refused(
+    assert "12 images for 10 prompts" in refused(
         f"--images {tmp_path / 'true'} --prompts {prompts} --metrics clip --features clip"
     )
     clip = "--metrics clip --features clip"
     assert "several --guidance" in refused(
-        f"--images {tmp_path / 'true'} --metrics pictures --guidance 1,2"
+        f"--images {tmp_path / 'true'} --metrics images --guidance 1,2"
     )
     assert "two equal points" in refused(f"{ours} {clip} --guidance 1,1.0")
     assert "--aug_level changes nothing" in refused(f"{ours} {clip} --size 4 --aug_level 0,0.1")
@@ -396,4 +396,4 @@ def test_the_front_is_what_no_point_beats(rng):
 def test_every_metric_has_a_name_in_the_page():
     from imagen_jax.evaluation.runner import METRICS
 
-    assert set(html_report.NAMES) == set(METRICS) - {"pictures"}
+    assert set(html_report.NAMES) == set(METRICS) - {"images"}

@@ -1,4 +1,4 @@
-"""Pictures of any kind: what is done to each is counted, and what cannot be read is named."""
+"""Images of any kind: what is done to each is counted, and what cannot be read is named."""
 
 import contextlib
 import io
@@ -12,10 +12,10 @@ from imagen_jax.data.sources import ArraySource
 from imagen_jax.evaluation.image_folder import (
     Treatment,
     common_size,
-    list_pictures,
+    list_images,
     order_by_ids,
+    read_image,
     read_parts,
-    read_picture,
     source_parts,
 )
 
@@ -23,7 +23,7 @@ SIDE = 12
 
 
 def kinds(rng):
-    """One picture of each kind, by file name."""
+    """One image of each kind, by file name."""
     rgb = rng.integers(0, 256, (SIDE, SIDE, 3), np.uint8)
     image = Image.fromarray(rgb)
     alpha = np.dstack([rgb, np.full((SIDE, SIDE), 255, np.uint8)])
@@ -43,14 +43,14 @@ def kinds(rng):
 
 @pytest.fixture
 def folder(tmp_path, rng):
-    for name, picture in kinds(rng).items():
-        picture.save(tmp_path / name)
+    for name, image in kinds(rng).items():
+        image.save(tmp_path / name)
     return tmp_path
 
 
 def test_every_kind_is_read_and_counted(folder):
     treatment = Treatment(SIDE)
-    (part,) = read_parts(list_pictures(folder), treatment, 100)
+    (part,) = read_parts(list_images(folder), treatment, 100)
     assert part.images.shape == (8, SIDE, SIDE, 3)
     assert treatment.to_dict() == {
         "size": SIDE,
@@ -65,19 +65,19 @@ def test_every_kind_is_read_and_counted(folder):
         "resized": 1,
         "transparent_on_white": 1,
     }
-    by_name = dict(zip([file.name for file in list_pictures(folder)], part.images, strict=True))
+    by_name = dict(zip([file.name for file in list_images(folder)], part.images, strict=True))
     assert (by_name["alpha.png"][:6] == 255).all()
     deep = np.arange(SIDE * SIDE).reshape(SIDE, SIDE) * 400 / 65535 * 255
     np.testing.assert_allclose(by_name["deep.png"][..., 0], deep, atol=0.51)
 
 
-def test_a_broken_picture_is_named_or_counted(folder):
+def test_a_broken_image_is_named_or_counted(folder):
     (folder / "cut.png").write_bytes((folder / "plain.png").read_bytes()[:200])
     (folder / "empty.png").write_bytes(b"")
     with pytest.raises(ValueError, match=r"cut\.png.*--skip_broken"):
-        list(read_parts(list_pictures(folder), Treatment(SIDE), 100))
+        list(read_parts(list_images(folder), Treatment(SIDE), 100))
     treatment = Treatment(SIDE)
-    parts = list(read_parts(list_pictures(folder), treatment, 4, skip_broken=True))
+    parts = list(read_parts(list_images(folder), treatment, 4, skip_broken=True))
     assert [len(part.rows) for part in parts] == [3, 3, 2]
     assert [name.split("/")[-1] for name in treatment.broken] == ["cut.png", "empty.png"]
     assert treatment.counts["pictures"] == 8
@@ -85,25 +85,25 @@ def test_a_broken_picture_is_named_or_counted(folder):
 
 def test_mixed_sizes_need_a_size(folder):
     with pytest.raises(ValueError, match=r"3 sizes \(6 of 12x12.*give --size"):
-        common_size(list_pictures(folder))
+        common_size(list_images(folder))
     assert common_size([folder / "large.png"]) == 18
 
 
-def test_pictures_named_after_prompts_are_in_their_order():
+def test_images_named_after_prompts_are_in_their_order():
     files = [Path(f"{name}.png") for name in ("000010", "000002", "000300", "000000")]
     ordered, by_ids = order_by_ids(files, ["2", "0", "300", "10"])
     assert by_ids
     assert [file.stem for file in ordered] == ["000002", "000000", "000300", "000010"]
 
 
-def test_other_pictures_are_in_the_order_of_their_numbers():
+def test_other_images_are_in_the_order_of_their_numbers():
     """As evaluation scripts number them: from 1, without zeros; prompts of a text file from 0."""
     files = [Path(f"out/a{number // 8}/{number}.png") for number in range(1, 13)]
     ordered, by_ids = order_by_ids(sorted(files), [str(i) for i in range(12)])
     assert (ordered, by_ids) == (files, False)
 
 
-def test_turned_and_moving_pictures_are_counted(tmp_path, rng):
+def test_turned_and_moving_images_are_counted(tmp_path, rng):
     pixels = rng.integers(0, 256, (SIDE, SIDE, 3), np.uint8)
     image, other = Image.fromarray(pixels), Image.fromarray(255 - pixels)
     exif = Image.Exif()
@@ -112,13 +112,13 @@ def test_turned_and_moving_pictures_are_counted(tmp_path, rng):
     moving = {"save_all": True, "append_images": [other], "lossless": True}
     image.save(tmp_path / "moving.webp", **moving)
     treatment = Treatment(SIDE)
-    (part,) = read_parts(list_pictures(tmp_path), treatment, 2)
+    (part,) = read_parts(list_images(tmp_path), treatment, 2)
     np.testing.assert_array_equal(part.images, [pixels, pixels[::-1, ::-1]])
     assert treatment.counts["first_of_several_frames"] == treatment.counts["turned_upright"] == 1
 
 
 def test_a_damaged_second_frame_is_no_matter(rng):
-    """A GIF cut anywhere is read, its first frame alone, or is refused as any broken picture."""
+    """A GIF cut anywhere is read, its first frame alone, or is refused as any broken image."""
     frames = [Image.fromarray(x) for x in rng.integers(0, 256, (2, 24, 24, 3), np.uint8)]
     buffer = io.BytesIO()
     frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:])
@@ -126,22 +126,22 @@ def test_a_damaged_second_frame_is_no_matter(rng):
     for end in range(len(whole) // 2, len(whole)):
         treatment = Treatment(24)
         with contextlib.suppress(OSError, ValueError):
-            read_picture(whole[:end], treatment)
+            read_image(whole[:end], treatment)
         counts += treatment.counts
     assert counts["first_of_several_frames"] > 10
 
 
 def test_an_empty_folder_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="holds no picture"):
-        list_pictures(tmp_path)
+    with pytest.raises(ValueError, match="holds no image"):
+        list_images(tmp_path)
     with pytest.raises(ValueError, match="there is no folder"):
-        list_pictures(tmp_path / "none")
-    (tmp_path / "text.png").write_text("no picture")
-    with pytest.raises(ValueError, match="none of the 1 pictures can be read"):
-        common_size(list_pictures(tmp_path))
+        list_images(tmp_path / "none")
+    (tmp_path / "text.png").write_text("no image")
+    with pytest.raises(ValueError, match="none of the 1 images can be read"):
+        common_size(list_images(tmp_path))
 
 
-def test_the_digest_tells_pictures_apart(rng):
+def test_the_digest_tells_images_apart(rng):
     images = rng.integers(0, 256, (3, 4, 4, 3), np.uint8)
     changed = images.copy()
     changed[1, 0, 0, 0] ^= 1

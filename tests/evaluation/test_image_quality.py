@@ -7,7 +7,7 @@ from imagen_jax.evaluation.image_quality import psnr, ssim
 
 
 def pair(rng, height=24, width=19, strength=30):
-    """Smooth pictures and noisy copies."""
+    """Smooth images and noisy copies."""
     y, x = np.mgrid[:height, :width]
     smooth = 127 + 80 * np.sin(x / 4)[..., None] * np.cos(y / 5)[..., None] * np.array([1, 0.5, -1])
     truth = np.stack([smooth, 255 - smooth])
@@ -24,7 +24,7 @@ def test_psnr_of_a_known_error(rng):
     np.testing.assert_array_equal(psnr(off, truth), psnr(truth, off))  # no wrap-around of uint8
 
 
-def test_ssim_is_one_for_equal_pictures_and_less_for_others(rng):
+def test_ssim_is_one_for_equal_images_and_less_for_others(rng):
     noisy, truth = pair(rng)
     np.testing.assert_allclose(ssim(truth, truth), 1.0, atol=1e-12)
     assert (ssim(noisy, truth) < 0.95).all()
@@ -33,7 +33,7 @@ def test_ssim_is_one_for_equal_pictures_and_less_for_others(rng):
 
 
 def test_ssim_of_one_window_is_the_formula(rng):
-    """An 11x11 picture has one window: equation 13, with weighted moments, by loops."""
+    """An 11x11 image has one window: equation 13, with weighted moments, by loops."""
     a, b = rng.integers(0, 256, (2, 11, 11), np.uint8)
     weights = {}
     for i in range(11):

@@ -12,7 +12,7 @@ from imagen_jax.evaluation.prompts import read_prompts
 
 @pytest.fixture(scope="module")
 def annotations(tmp_path_factory):
-    """40 pictures with two or three captions each, in no order."""
+    """40 images with two or three captions each, in no order."""
     rows = [
         {"id": 1000 - 7 * i, "image_id": i % 40, "caption": f"a caption {i}\n"} for i in range(100)
     ]
@@ -41,7 +41,7 @@ def test_coco_prompts_are_drawn_with_a_seed(annotations, tmp_path, capsys):
 
 
 def test_tfds_records_give_the_same_captions(annotations):
-    """Records as TFDS's coco_captions has them: a picture's captions together, bytes."""
+    """Records as TFDS's coco_captions has them: an image's captions together, bytes."""
     by_image: dict = {}
     for caption in coco.read_annotations(annotations):
         by_image.setdefault(caption.image_id, []).append(caption)

@@ -1,4 +1,4 @@
-"""Retrieval: exact copies are all found, noise is found by chance, equal pictures are one class."""
+"""Retrieval: exact copies are all found, noise is found by chance, equal images are one class."""
 
 import numpy as np
 import pytest
@@ -13,20 +13,20 @@ from imagen_jax.evaluation.retrieval import (
 )
 
 
-def pictures(rng, count, side=32):
+def random_images(rng, count, side=32):
     return rng.integers(0, 256, (count, side, side, 3), np.uint8)
 
 
 def test_exact_copies_are_all_found(rng):
-    images, classes = pictures(rng, 50), np.arange(50)[::-1].copy()
+    images, classes = random_images(rng, 50), np.arange(50)[::-1].copy()
     found = find(images, classes, make_gallery(images, classes))
     assert scores(found.rank) == {"top1": 1.0, "top5": 1.0, "n": 50}
     np.testing.assert_array_equal(found.nearest, classes)
 
 
 def test_copies_are_found_through_noise_and_at_another_size(rng):
-    """Pictures of 64 pixels, shrunk to 32 like the gallery's, with noise added."""
-    images, classes = pictures(rng, 30, 64), np.arange(30)
+    """Images of 64 pixels, shrunk to 32 like the gallery's, with noise added."""
+    images, classes = random_images(rng, 30, 64), np.arange(30)
     noisy = np.clip(images + rng.normal(0, 20, images.shape), 0, 255).astype(np.uint8)
     found = find(noisy, classes, make_gallery(images, classes))
     assert (found.rank == 1).all()
@@ -35,10 +35,10 @@ def test_copies_are_found_through_noise_and_at_another_size(rng):
 def test_noise_is_found_by_chance(rng):
     """1,000 samples among 40 classes: top-1 near 1/40, top-5 near 1/8, median rank near 20."""
     classes = rng.integers(0, 40, 1000)
-    # Pictures of one value each, so that distances are ranks of random numbers.
+    # Images of one value each, so that distances are ranks of random numbers.
     images = np.broadcast_to(rng.integers(0, 256, (1000, 1, 1, 1)), (1000, 32, 32, 3))
-    gallery = make_gallery(pictures(rng, 40), np.arange(40))
-    noise = np.clip(images * 0.1 + pictures(rng, 1000), 0, 255).astype(np.uint8)
+    gallery = make_gallery(random_images(rng, 40), np.arange(40))
+    noise = np.clip(images * 0.1 + random_images(rng, 1000), 0, 255).astype(np.uint8)
     result = summarize(
         find(noise, classes, gallery).rank, np.full(1000, "en"), np.zeros(1000, bool), 40
     )
@@ -47,8 +47,8 @@ def test_noise_is_found_by_chance(rng):
     assert result["variants"] == {"top1": None, "top5": None, "n": 0}
 
 
-def test_pixel_identical_pictures_are_one_class(rng):
-    images = pictures(rng, 6)
+def test_pixel_identical_images_are_one_class(rng):
+    images = random_images(rng, 6)
     images[4] = images[1]
     classes = np.array([10, 11, 12, 13, 11, 15])
     gallery = make_gallery(images, classes)
@@ -59,7 +59,7 @@ def test_pixel_identical_pictures_are_one_class(rng):
 
 
 def test_classes_that_look_alike_do_not_count_against_each_other(rng):
-    images = pictures(rng, 4)
+    images = random_images(rng, 4)
     images[3] = images[0]
     found = find(images, np.arange(4), make_gallery(images, np.arange(4)))
     assert (found.rank == 1).all()
@@ -78,16 +78,16 @@ def test_the_rank_counts_the_nearer_classes():
 
 
 def test_distances_are_exact(rng):
-    a, b = pictures(rng, 3), pictures(rng, 4)
+    a, b = random_images(rng, 3), random_images(rng, 4)
     expected = np.square(a.astype(int)[:, None] - b.astype(int)[None]).sum((2, 3, 4))
     np.testing.assert_array_equal(squared_distances(a, b), expected)
 
 
 def test_what_cannot_be_searched_is_named(rng):
-    gallery = make_gallery(pictures(rng, 3), np.arange(3))
+    gallery = make_gallery(random_images(rng, 3), np.arange(3))
     with pytest.raises(ValueError, match=r"classes \[7\] are not"):
-        find(pictures(rng, 1), np.array([7]), gallery)
+        find(random_images(rng, 1), np.array([7]), gallery)
     with pytest.raises(ValueError, match="must be uint8"):
-        find(pictures(rng, 1) / 255, np.array([0]), gallery)
+        find(random_images(rng, 1) / 255, np.array([0]), gallery)
     with pytest.raises(ValueError, match="2 classes for 1 images"):
-        find(pictures(rng, 1), np.array([0, 1]), gallery)
+        find(random_images(rng, 1), np.array([0, 1]), gallery)

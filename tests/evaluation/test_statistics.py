@@ -86,7 +86,7 @@ def test_of_a_set_with_itself_it_is_zero(rng, count):
 
 
 def test_without_full_rank_it_is_finite_and_right(rng):
-    """Ten pictures against many; pictures all equal; and subspaces that meet nowhere."""
+    """Ten images against many; images all equal; and subspaces that meet nowhere."""
     few, many = features(rng, 10, dim=64), features(rng, 500, 1.0, dim=64)
     distance = frechet_distance(of(few), of(many))
     assert np.isfinite(distance)
@@ -109,16 +109,16 @@ def test_without_full_rank_it_is_finite_and_right(rng):
 
 def test_bad_values_are_named(rng):
     statistics = of(features(rng, 3))
-    with pytest.raises(ValueError, match=r"must be \[pictures, 24\]"):
+    with pytest.raises(ValueError, match=r"must be \[images, 24\]"):
         statistics.update(np.zeros((2, 5)))
     broken = features(rng, 4)
     broken[2, 3] = np.nan
-    with pytest.raises(ValueError, match="picture 5 are not finite"):
+    with pytest.raises(ValueError, match="image 5 are not finite"):
         statistics.update(broken)
     assert statistics.count == 3
     with pytest.raises(ValueError, match="24 and of 5 features"):
         frechet_distance(statistics, of(np.zeros((3, 5))))
-    with pytest.raises(ValueError, match="at least 2 pictures, not 1"):
+    with pytest.raises(ValueError, match="at least 2 images, not 1"):
         frechet_distance(statistics, of(features(rng, 1)))
     with pytest.raises(ValueError, match="do not join"):
         statistics.merge(Statistics(5))

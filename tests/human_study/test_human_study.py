@@ -21,8 +21,8 @@ PROMPTS, COPIES = 20, 2
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    """Two models' runs: a's pictures have the prompt's number in red, b's in green."""
+def images(tmp_path_factory):
+    """Two models' runs: a's images have the prompt's number in red, b's in green."""
     root = tmp_path_factory.mktemp("models")
     rows = "".join(f"prompt {i},{'even' if i % 2 == 0 else 'odd'}\n" for i in range(PROMPTS))
     (root / "prompts.csv").write_text("Prompts,Category\n" + rows)
@@ -39,16 +39,16 @@ def pictures(tmp_path_factory):
     return root
 
 
-def make(pictures, out, *more):
-    folders = f"--a {pictures / 'a'} --b {pictures / 'b'} --prompts {pictures / 'prompts.csv'}"
+def make(images, out, *more):
+    folders = f"--a {images / 'a'} --b {images / 'b'} --prompts {images / 'prompts.csv'}"
     main(["sheets", *folders.split(), "--out", str(out), *map(str, more)])
     return human.read_study(out)
 
 
 @pytest.fixture(scope="module")
-def study(pictures, tmp_path_factory):
+def study(images, tmp_path_factory):
     out = tmp_path_factory.mktemp("study")
-    return out, make(pictures, out, "--num_images", COPIES, "--controls", 6, "--seed", 3)
+    return out, make(images, out, "--num_images", COPIES, "--controls", 6, "--seed", 3)
 
 
 def pixel(directory, name):
@@ -78,19 +78,19 @@ def test_sheets_show_what_the_key_says(study):
 
 
 def shades(chosen):
-    """Of each prompt's first picture."""
+    """Of each prompt's first image."""
     return [int(np.asarray(chosen.of(row)[0]).max()) for row in range(len(chosen.files))]
 
 
-def test_a_runs_pictures_belong_to_its_prompts(pictures, tmp_path):
-    """One picture a prompt, of the first prompts, out of a run of more; none of other lists."""
-    prompts = read_prompts(str(pictures / "prompts.csv"))
-    assert shades(read_set(pictures / "a", prompts, 5, 1)) == [100, 101, 102, 103, 104]
-    assert shades(read_set(pictures / "a", prompts, PROMPTS, COPIES))[-1] == 100 + PROMPTS - 1
+def test_a_runs_images_belong_to_its_prompts(images, tmp_path):
+    """One image a prompt, of the first prompts, out of a run of more; none of other lists."""
+    prompts = read_prompts(str(images / "prompts.csv"))
+    assert shades(read_set(images / "a", prompts, 5, 1)) == [100, 101, 102, 103, 104]
+    assert shades(read_set(images / "a", prompts, PROMPTS, COPIES))[-1] == 100 + PROMPTS - 1
     others = plain_list("others", prompts.texts)
     with pytest.raises(ValueError, match="not the first 20 of others"):
-        read_set(pictures / "a", others, 5, 1)
-    shutil.copytree(pictures / "a", tmp_path / "a")
+        read_set(images / "a", others, 5, 1)
+    shutil.copytree(images / "a", tmp_path / "a")
     (tmp_path / "a" / "images" / "000003.png").unlink()
     with pytest.raises(ValueError, match="has not ended"):
         read_set(tmp_path / "a", prompts, 5, 1)
@@ -100,7 +100,7 @@ def test_a_runs_pictures_belong_to_its_prompts(pictures, tmp_path):
             read_set(tmp_path / "a", prompts, 5, 1)
 
 
-def test_a_folders_pictures_must_be_as_many_as_the_prompts(tmp_path):
+def test_a_folders_images_must_be_as_many_as_the_prompts(tmp_path):
     for i in range(12):
         Image.new("RGB", (8, 8), (100 + i, 0, 0)).save(tmp_path / f"img_{i + 1}.png")
     prompts = plain_list("some", [f"prompt {i}" for i in range(12)])
@@ -109,14 +109,14 @@ def test_a_folders_pictures_must_be_as_many_as_the_prompts(tmp_path):
     assert shades(read_set(tmp_path, prompts.first(6), 6, 2)) == list(range(100, 112, 2))
     assert not read_set(tmp_path, prompts, 12, 1).named
     for num, each in ((4, 1), (6, 1), (6, 3)):
-        with pytest.raises(ValueError, match=f"12 pictures; {num} prompts with {each} each"):
+        with pytest.raises(ValueError, match=f"12 images; {num} prompts with {each} each"):
             read_set(tmp_path, prompts.first(num), num, each)
 
 
-def test_true_pictures_of_coco_are_found_by_their_image_ids(tmp_path):
+def test_true_images_of_coco_are_found_by_their_image_ids(tmp_path):
     for i in range(12):
-        picture = Image.new("RGB", (8, 8), (100 + i, 0, 0))
-        picture.save(tmp_path / f"COCO_val2014_{7 * i + 1:012d}.png")
+        image = Image.new("RGB", (8, 8), (100 + i, 0, 0))
+        image.save(tmp_path / f"COCO_val2014_{7 * i + 1:012d}.png")
     captions = [coco.Caption(50 + row, 7 * i + 1, f"a {i}") for row, i in enumerate((11, 2, 5, 2))]
     write_coco(tmp_path / "coco30k.json", captions, {})
     prompts = read_prompts("coco30k", tmp_path / "coco30k.json")
@@ -124,24 +124,24 @@ def test_true_pictures_of_coco_are_found_by_their_image_ids(tmp_path):
     assert (shades(found), found.named) == ([111, 102, 105, 102], True)
     assert shades(read_set(tmp_path, prompts, 2, 1)) == [111, 102]
     (tmp_path / "COCO_val2014_000000000036.png").unlink()  # of the third
-    with pytest.raises(ValueError, match="11 pictures; 4 prompts"):
+    with pytest.raises(ValueError, match="11 images; 4 prompts"):
         read_set(tmp_path, prompts, 4, 1)
 
 
-def test_nothing_that_raters_see_tells_the_models(study, pictures):
+def test_nothing_that_raters_see_tells_the_models(study, images):
     directory, study = study
     public = (directory / human.TRIALS_FILE).read_text()
     assert set(json.loads(public)["trials"][0]) == {"id", "caption", "sheets"}
-    assert str(pictures) not in public
+    assert str(images) not in public
     sheets = list((directory / "sheets").iterdir())
     assert len({len(sheet.name) for sheet in sheets}) == 1
     with Image.open(sheets[0]) as sheet:
         assert not sheet.info
 
 
-def test_the_seed_decides_sides_and_order(pictures, study, tmp_path):
-    same = make(pictures, tmp_path / "s", "--num_images", COPIES, "--controls", 6, "--seed", 3)
-    other = make(pictures, tmp_path / "o", "--num_images", COPIES, "--controls", 6, "--seed", 4)
+def test_the_seed_decides_sides_and_order(images, study, tmp_path):
+    same = make(images, tmp_path / "s", "--num_images", COPIES, "--controls", 6, "--seed", 3)
+    other = make(images, tmp_path / "o", "--num_images", COPIES, "--controls", 6, "--seed", 4)
     assert same.key == study[1].key
     assert [secret.prompt for secret in other.key.values()] != [
         secret.prompt for secret in same.key.values()
@@ -324,9 +324,9 @@ def test_the_bootstrap_covers_the_truth(rng):
 
 
 @pytest.mark.parametrize("kind", ["photorealism", "captions"])
-def test_the_other_studies(kind, pictures, tmp_path, capsys):
+def test_the_other_studies(kind, images, tmp_path, capsys):
     out = tmp_path / "study"
-    study = make(pictures, out, "--study", kind, "--num", 10, "--controls", 4, "--name_b", "truth")
+    study = make(images, out, "--study", kind, "--num", 10, "--controls", 4, "--name_b", "truth")
     controls = [secret for secret in study.key.values() if secret.control]
     assert len(controls) == 4
     question = next(iter(human.STUDIES[kind]))
@@ -361,15 +361,15 @@ def test_answers_that_were_edited_are_refused(study, tmp_path):
             human.read_answers(tmp_path / "answers.jsonl", study[1])
 
 
-def test_what_cannot_be_a_study_is_refused(pictures, study, tmp_path):
-    with pytest.raises(SystemExit, match="num_images = 2; 8 pictures a prompt are needed"):
-        make(pictures, tmp_path / "x")
+def test_what_cannot_be_a_study_is_refused(images, study, tmp_path):
+    with pytest.raises(SystemExit, match="num_images = 2; 8 images a prompt are needed"):
+        make(images, tmp_path / "x")
     with pytest.raises(SystemExit, match="is not empty"):
-        make(pictures, study[0], "--num_images", COPIES)
-    with pytest.raises(SystemExit, match="shows one picture"):
-        make(pictures, tmp_path / "x", "--study", "captions", "--num_images", 2)
+        make(images, study[0], "--num_images", COPIES)
+    with pytest.raises(SystemExit, match="shows one image"):
+        make(images, tmp_path / "x", "--study", "captions", "--num_images", 2)
     with pytest.raises(SystemExit, match="0 controls of 20 prompts cannot be made"):
-        make(pictures, tmp_path / "x", "--num_images", COPIES, "--controls", 0)
+        make(images, tmp_path / "x", "--num_images", COPIES, "--controls", 0)
     with pytest.raises(SystemExit, match=r"no file .*answers\.jsonl of answers"):
         main(["analyse", str(study[0])])
     with pytest.raises(ValueError, match="no answers yet"):

@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 END = 59
-# OpenAI's kind and OpenCLIP's; patches that do not divide the picture; the old end mark.
+# OpenAI's kind and OpenCLIP's; patches that do not divide the image; the old end mark.
 KINDS = {
     "openai": {"hidden_act": "quick_gelu", "eos_token_id": 2},
     "openclip": {"hidden_act": "gelu", "eos_token_id": END},

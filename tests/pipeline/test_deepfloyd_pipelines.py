@@ -29,7 +29,7 @@ PROMPTS = ["A photo of <b>Two</b> dogs!!", "a red cat & seven balloons"]
 BATCH = len(PROMPTS)
 STEPS = 12
 RNG = np.random.default_rng(11)
-PICTURES = {
+IMAGES = {
     size: np.tanh(RNG.standard_normal((BATCH, size, size, 3))).astype(np.float32)
     for size in (BASE_SIZE, SR_SIZE)
 }
@@ -148,29 +148,29 @@ def test_a_negative_prompt(parts, joined, monkeypatch):
 
 
 def test_image_to_image(parts, joined, monkeypatch):
-    noise, picture = Noise(BASE_SIZE), PICTURES[BASE_SIZE]
+    noise, image = Noise(BASE_SIZE), IMAGES[BASE_SIZE]
     theirs = run_theirs(
         "IFImg2ImgPipeline", parts[0], monkeypatch, noise,
-        image=to_torch(picture), strength=0.85, guidance_scale=7.0,
+        image=to_torch(image), strength=0.85, guidance_scale=7.0,
     )  # fmt: skip
     assert noise.drawn == 10
-    ours = run_ours(joined, 0, noise, STEPS - 10, edit=Edit(picture, strength=0.85))
+    ours = run_ours(joined, 0, noise, STEPS - 10, edit=Edit(image, strength=0.85))
     assert relative(ours, theirs.clamp(-1, 1)) < 1e-4
 
 
 def test_inpainting(parts, joined, monkeypatch):
-    noise, picture = Noise(BASE_SIZE), PICTURES[BASE_SIZE]
+    noise, image = Noise(BASE_SIZE), IMAGES[BASE_SIZE]
     mask = MASK[:BASE_SIZE, :BASE_SIZE]
     theirs = run_theirs(
-        "IFInpaintingPipeline", parts[0], monkeypatch, noise, image=to_torch(picture),
+        "IFInpaintingPipeline", parts[0], monkeypatch, noise, image=to_torch(image),
         mask_image=torch.from_numpy(mask[None, None].copy()), strength=1.0, guidance_scale=7.0,
     )  # fmt: skip
-    ours = run_ours(joined, 0, noise, edit=Edit(picture, mask[None, ..., None], known="clean"))
+    ours = run_ours(joined, 0, noise, edit=Edit(image, mask[None, ..., None], known="clean"))
     assert relative(ours, theirs.clamp(-1, 1)) < 1e-4
 
 
 def test_super_resolution(parts, joined, monkeypatch):
-    noise, low_res = Noise(SR_SIZE), PICTURES[BASE_SIZE]
+    noise, low_res = Noise(SR_SIZE), IMAGES[BASE_SIZE]
     theirs = run_theirs(
         "IFSuperResolutionPipeline", parts[1], monkeypatch, noise, image=to_torch(low_res)
     )
@@ -181,23 +181,23 @@ def test_super_resolution(parts, joined, monkeypatch):
 
 
 def test_image_to_image_at_super_resolution(parts, joined, monkeypatch):
-    noise, low_res, picture = Noise(SR_SIZE), PICTURES[BASE_SIZE], PICTURES[SR_SIZE]
+    noise, low_res, image = Noise(SR_SIZE), IMAGES[BASE_SIZE], IMAGES[SR_SIZE]
     theirs = run_theirs(
         "IFImg2ImgSuperResolutionPipeline", parts[1], monkeypatch, noise,
-        image=to_torch(low_res), original_image=to_torch(picture), strength=0.85,
+        image=to_torch(low_res), original_image=to_torch(image), strength=0.85,
     )  # fmt: skip
-    edit = Edit(picture, strength=0.85)
+    edit = Edit(image, strength=0.85)
     ours = run_ours(joined, 1, noise, STEPS - 10, low_res=low_res, edit=edit)
     assert relative(ours, theirs.clamp(-1, 1)) < 1e-4
 
 
 def test_inpainting_at_super_resolution(parts, joined, monkeypatch):
-    noise, low_res, picture = Noise(SR_SIZE), PICTURES[BASE_SIZE], PICTURES[SR_SIZE]
+    noise, low_res, image = Noise(SR_SIZE), IMAGES[BASE_SIZE], IMAGES[SR_SIZE]
     theirs = run_theirs(
         "IFInpaintingSuperResolutionPipeline", parts[1], monkeypatch, noise,
-        image=to_torch(low_res), original_image=to_torch(picture), strength=1.0,
+        image=to_torch(low_res), original_image=to_torch(image), strength=1.0,
         mask_image=torch.from_numpy(MASK[None, None].copy()), noise_level=0,
     )  # fmt: skip
-    edit = Edit(picture, MASK[None, ..., None], known="clean")
+    edit = Edit(image, MASK[None, ..., None], known="clean")
     ours = run_ours(joined, 1, noise, low_res=low_res, edit=edit, aug_level=0.001)
     assert relative(ours, theirs.clamp(-1, 1)) < 1e-4

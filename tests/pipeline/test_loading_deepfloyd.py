@@ -50,8 +50,8 @@ def change(path, **values):
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
-def pixels(pictures):
-    return np.stack([np.asarray(picture, np.int32) for picture in pictures])
+def pixels(images):
+    return np.stack([np.asarray(image, np.int32) for image in images])
 
 
 def test_a_directory_is_a_pipeline_of_one_stage(places):
@@ -279,7 +279,7 @@ def train(place, workdir, *options, devices=1):
     """The console output of scripts/train.py with configs/lora_if.py, run in `place`."""
     command = [
         sys.executable, ROOT / "scripts" / "train.py", "--config", ROOT / "configs/lora_if.py",
-        "--workdir", workdir, "--config.data.path=pictures", "--config.num_steps=1",
+        "--workdir", workdir, "--config.data.path=images", "--config.num_steps=1",
         "--config.batch_size=2", "--config.sample.steps=1", *options,
     ]  # fmt: skip
     flags = f"--xla_force_host_platform_device_count={devices}"
@@ -311,11 +311,11 @@ def test_relative_paths_of_models_become_absolute(places, monkeypatch):
 @pytest.mark.slow
 def test_an_adapter_is_trained_and_drawn_on_two_devices_and_opened_from_elsewhere(places, tmp_path):
     rng = np.random.default_rng(0)
-    (tmp_path / "pictures").mkdir()
+    (tmp_path / "images").mkdir()
     for i in range(2):
         pixels = rng.integers(0, 256, (8, 8, 3), np.uint8)
-        Image.fromarray(pixels).save(tmp_path / "pictures" / f"{i}.png")
-        (tmp_path / "pictures" / f"{i}.txt").write_text("a red cat")
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{i}.png")
+        (tmp_path / "images" / f"{i}.txt").write_text("a red cat")
     copy(places, "I", tmp_path / "org" / "model")
     train(tmp_path, "run", "--init_from=org/model", "--config.mesh.fsdp=2", devices=2)
     assert (tmp_path / "run" / "samples" / "samples_0000001.png").is_file()

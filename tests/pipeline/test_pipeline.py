@@ -19,7 +19,7 @@ from imagen_jax.cascade import cascade as cascade_room
 from imagen_jax.cascade.cascade import TEXT_ENCODER, Cascade
 from imagen_jax.devices import compilation_cache
 from imagen_jax.images.grid import image_grid, to_uint8
-from imagen_jax.images.image_list import Pictures, read_settings, save_png
+from imagen_jax.images.image_list import ImageList, read_settings, save_png
 from imagen_jax.models import EfficientLevel
 from imagen_jax.pipeline import generation as drawing
 from imagen_jax.pipeline import loading
@@ -42,31 +42,31 @@ def model(directory) -> Pipeline:
     return load_model(directory)
 
 
-def pixels(pictures) -> np.ndarray:
-    return np.stack([np.asarray(picture, np.int32) for picture in pictures])
+def pixels(images) -> np.ndarray:
+    return np.stack([np.asarray(image, np.int32) for image in images])
 
 
-def draw(model: Pipeline, *args, **kwargs) -> Pictures:
+def draw(model: Pipeline, *args, **kwargs) -> ImageList:
     return model.generate_images(*args, **{"batch_size": 2, "progress": False, **kwargs})
 
 
-def test_pictures_of_prompts(model):
-    pictures = draw(model, ["a cat", "红苹果"], 2, seed=1)
-    assert len(pictures) == 4
-    assert all(isinstance(p, Image.Image) and p.size == (8, 8) for p in pictures)
-    assert pictures.captions == ["a cat", "a cat", "红苹果", "红苹果"]
+def test_images_of_prompts(model):
+    images = draw(model, ["a cat", "红苹果"], 2, seed=1)
+    assert len(images) == 4
+    assert all(isinstance(p, Image.Image) and p.size == (8, 8) for p in images)
+    assert images.captions == ["a cat", "a cat", "红苹果", "红苹果"]
     assert draw(model, "a cat", 1, size=4)[0].size == (4, 4)
     assert model.sizes == (4, 8)
 
 
-def test_a_picture_is_its_prompt_seed_and_index(model):
-    pictures = pixels(draw(model, ["a cat", "红苹果"], 2, seed=1))
-    assert (pixels(draw(model, ["a cat", "红苹果"], 2, seed=1)) == pictures).all()
+def test_a_image_is_its_prompt_seed_and_index(model):
+    images = pixels(draw(model, ["a cat", "红苹果"], 2, seed=1))
+    assert (pixels(draw(model, ["a cat", "红苹果"], 2, seed=1)) == images).all()
     alone = draw(model, "红苹果", 1, seed=1, first_index=3)
-    assert np.abs(pixels(alone)[0] - pictures[3]).max() <= 1
+    assert np.abs(pixels(alone)[0] - images[3]).max() <= 1
     for seed, index in ((2, 3), (1, 0)):
         other = draw(model, "红苹果", 1, seed=seed, first_index=index)
-        assert np.abs(pixels(other)[0] - pictures[3]).max() > 5
+        assert np.abs(pixels(other)[0] - images[3]).max() > 5
 
 
 def test_without_a_seed_each_call_differs_and_tells_its_seed(model):
@@ -76,17 +76,17 @@ def test_without_a_seed_each_call_differs_and_tells_its_seed(model):
     assert (pixels(draw(model, "a cat", 1, seed=seed)) == pixels(first)).all()
 
 
-def test_a_picture_is_made_again_from_its_png(model, tmp_path):
-    pictures = draw(
+def test_a_image_is_made_again_from_its_png(model, tmp_path):
+    images = draw(
         model, ["a cat", "红苹果"], 2, seed=5, guidance=2.0, steps=(3, 2), negative_prompt="blue"
     )
-    save_png(pictures[2], tmp_path / "picture.png")
-    settings = read_settings(tmp_path / "picture.png")
+    save_png(images[2], tmp_path / "image.png")
+    settings = read_settings(tmp_path / "image.png")
     assert settings["prompt"] == "红苹果"
     assert [entry["steps"] for entry in settings["sampling"]] == [3, 2]
     again = model.generate_again(settings, progress=False)
-    assert np.abs(pixels(again)[0] - pixels(pictures)[2]).max() <= 1
-    assert read_settings(tmp_path / "picture.png") == json.loads(
+    assert np.abs(pixels(again)[0] - pixels(images)[2]).max() <= 1
+    assert read_settings(tmp_path / "image.png") == json.loads(
         json.dumps(again[0].info["imagen_jax"])
     )
     with pytest.raises(ValueError, match="not whole: KeyError"):
@@ -115,8 +115,8 @@ def test_callback_and_bar(model, capsys):
 
 def test_a_long_prompt_is_cut_with_a_warning(model):
     with pytest.warns(UserWarning, match="'a very long prompt' has 18 tokens"):
-        pictures = draw(model, "a very long prompt", 1)
-    assert len(pictures) == 1
+        images = draw(model, "a very long prompt", 1)
+    assert len(images) == 1
 
 
 @pytest.mark.parametrize(
@@ -221,10 +221,10 @@ def test_damaged_model_directories_are_refused(directory, tmp_path):
         draw(load_model(place), "a cat", 1)
 
 
-def test_pictures_that_are_no_numbers_are_an_error():
+def test_images_that_are_no_numbers_are_an_error():
     model = tiny_pipeline()
     model.params["base"]["conv_in"]["bias"][0] = np.nan
-    with pytest.raises(ValueError, match="2 of 2 pictures of 'tiny' are no finite numbers"):
+    with pytest.raises(ValueError, match="2 of 2 images of 'tiny' are no finite numbers"):
         draw(model, "a cat", 2, size=4)
 
 
@@ -319,7 +319,7 @@ def test_workdirs_of_training_are_put_in_a_row(model, tmp_path):
     ).all()
     alone = load_model(sr)
     jax.tree.map(np.testing.assert_array_equal, alone.params[TEXT_ENCODER], params[TEXT_ENCODER])
-    with pytest.raises(ValueError, match="enlarges pictures of 4 pixels"):
+    with pytest.raises(ValueError, match="enlarges images of 4 pixels"):
         draw(alone, "a cat", 1)
     both.save_pretrained(tmp_path / "joined")
     joined = load_model(tmp_path / "joined")
@@ -341,11 +341,11 @@ def test_models_of_classes_and_of_nothing(kind: str | None):
     if kind is None:
         assert len(draw(model, num_images=2)) == 2
     else:
-        pictures = draw(model, label=[0, 4], num_images=1, seed=0)
-        assert pictures.captions == ["0", "4"]
+        images = draw(model, label=[0, 4], num_images=1, seed=0)
+        assert images.captions == ["0", "4"]
         other = draw(model, label=[0, 3], num_images=1, seed=0)
-        assert (pixels(pictures)[0] == pixels(other)[0]).all()
-        assert np.abs(pixels(pictures)[1] - pixels(other)[1]).max() > 2
+        assert (pixels(images)[0] == pixels(other)[0]).all()
+        assert np.abs(pixels(images)[1] - pixels(other)[1]).max() > 2
         with pytest.raises(ValueError, match=r"0 \.\.\. 4: 5"):
             draw(model, label=5)
     with pytest.raises(ValueError, match="reads no text"):
@@ -353,13 +353,13 @@ def test_models_of_classes_and_of_nothing(kind: str | None):
 
 
 def test_a_notebook_shows_a_grid(model):
-    pictures = draw(model, "a cat", 3)
-    assert pictures._repr_png_().startswith(b"\x89PNG")
-    assert Pictures([])._repr_png_() is None
-    assert pictures.grid(columns=3).width > pictures.grid(columns=1).width
+    images = draw(model, "a cat", 3)
+    assert images._repr_png_().startswith(b"\x89PNG")
+    assert ImageList([])._repr_png_() is None
+    assert images.grid(columns=3).width > images.grid(columns=1).width
 
 
-def test_a_grid_holds_every_picture_and_caption():
+def test_a_grid_holds_every_image_and_caption():
     red, blue = Image.new("RGB", (8, 8), "red"), Image.new("RGB", (8, 8), "blue")
     plain = np.asarray(image_grid([red, blue, red], columns=2, gap=1))
     assert plain.shape == (20, 20, 3)
@@ -387,8 +387,8 @@ def test_settings_of_other_files_are_refused(tmp_path):
     Image.new("RGB", (4, 4)).save(tmp_path / "plain.png")
     with pytest.raises(ValueError, match="holds no imagen_jax settings"):
         read_settings(tmp_path / "plain.png")
-    (tmp_path / "text.png").write_text("not a picture")
-    with pytest.raises(ValueError, match="not a picture"):
+    (tmp_path / "text.png").write_text("not an image")
+    with pytest.raises(ValueError, match="not an image"):
         read_settings(tmp_path / "text.png")
 
 
@@ -428,8 +428,8 @@ def test_generating_imports_nothing_it_does_not_need_and_stays_small(directory):
     program = """
 import sys, imagen_jax
 model = imagen_jax.load_model(sys.argv[1])
-pictures = model.generate_images("a cat", num_images=2, batch_size=2, progress=False)
-assert len(pictures) == 2
+images = model.generate_images("a cat", num_images=2, batch_size=2, progress=False)
+assert len(images) == 2
 print([m for m in sys.argv[2:] if m in sys.modules])
 # Not getrusage: that starts from the size of the process which started this one.
 peak = [line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM:")]

@@ -1,4 +1,4 @@
-"""What a pipeline makes of a caller's picture: editing, inpainting, enlarging; and other shapes."""
+"""What a pipeline makes of a caller's image: editing, inpainting, enlarging; and other shapes."""
 
 from dataclasses import replace
 
@@ -22,19 +22,19 @@ def pipeline():
 
 
 @pytest.fixture
-def picture(rng):
+def image(rng):
     return Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8))
 
 
-def pixels(pictures):
-    return np.stack([np.asarray(p, np.int32) for p in pictures])
+def pixels(images):
+    return np.stack([np.asarray(p, np.int32) for p in images])
 
 
-def distance(pictures, picture):
-    return np.abs(pixels(pictures) - np.asarray(picture, np.int32)).mean()
+def distance(images, image):
+    return np.abs(pixels(images) - np.asarray(image, np.int32)).mean()
 
 
-def test_a_picture_has_the_shape_asked_for(pipeline):
+def test_a_image_has_the_shape_asked_for(pipeline):
     made = pipeline.generate_images("no 1", 2, aspect_ratio="2:1", **QUIET)
     assert [p.size for p in made] == [(12, 4)] * 2  # 6x2 enlarged: 16 pixels are asked for
     assert made[0].info["imagen_jax"]["aspect_ratio"] == "2:1"
@@ -50,59 +50,59 @@ def test_a_picture_has_the_shape_asked_for(pipeline):
             pipeline.generate_images("no 1", 1, aspect_ratio=bad, **QUIET)
 
 
-def test_an_edit_is_nearer_to_the_picture_the_weaker_it_is(pipeline, picture):
-    small = picture.resize((4, 4), Image.Resampling.LANCZOS)
+def test_an_edit_is_nearer_to_the_image_the_weaker_it_is(pipeline, image):
+    small = image.resize((4, 4), Image.Resampling.LANCZOS)
     distances = [
-        distance(pipeline.edit(picture, "no 1", strength=s, size=4, num_images=6, **QUIET), small)
+        distance(pipeline.edit(image, "no 1", strength=s, size=4, num_images=6, **QUIET), small)
         for s in (0.25, 1.0)
     ]
     assert distances[0] < distances[1]
     with pytest.raises(ValueError, match=r"strength 0.1 leaves none of 4 steps"):
-        pipeline.edit(picture, "no 1", strength=0.1, **QUIET)
-    by_stage = pipeline.edit(picture, "no 1", strength=(0.5, 0.5), **QUIET)
-    base_alone = pipeline.edit(picture, "no 1", strength=0.5, **QUIET)
+        pipeline.edit(image, "no 1", strength=0.1, **QUIET)
+    by_stage = pipeline.edit(image, "no 1", strength=(0.5, 0.5), **QUIET)
+    base_alone = pipeline.edit(image, "no 1", strength=0.5, **QUIET)
     assert (pixels(by_stage) != pixels(base_alone)).any()
-    noised = pipeline.edit(picture, "no 1", strength=0.5, aug_level=0.9, **QUIET)
+    noised = pipeline.edit(image, "no 1", strength=0.5, aug_level=0.9, **QUIET)
     assert (pixels(noised) != pixels(base_alone)).any()
     with pytest.raises(ValueError, match="strength has 3 entries; the model has 2 stages"):
-        pipeline.edit(picture, "no 1", strength=(1.0, 1.0, 1.0), **QUIET)
+        pipeline.edit(image, "no 1", strength=(1.0, 1.0, 1.0), **QUIET)
 
 
 @pytest.mark.parametrize("options", [{}, {"known": "clean"}, {"resamplings": 2, "jump_length": 2}])
-def test_inpainting_keeps_what_is_black_in_the_mask(pipeline, picture, options):
+def test_inpainting_keeps_what_is_black_in_the_mask(pipeline, image, options):
     mask = np.zeros((8, 8), bool)
     mask[:, 4:] = True
-    made = pixels(pipeline.inpaint(picture, mask, "no 1", **options, **QUIET))[0]
-    difference = np.abs(made - np.asarray(picture, np.int32))
+    made = pixels(pipeline.inpaint(image, mask, "no 1", **options, **QUIET))[0]
+    difference = np.abs(made - np.asarray(image, np.int32))
     assert difference[:, :4].max() <= 1
     assert difference[:, 4:].max() > 8
-    with pytest.raises(ValueError, match="mask is 3x3, the picture 8x8"):
-        pipeline.inpaint(picture, np.zeros((3, 3)), "no 1", **QUIET)
+    with pytest.raises(ValueError, match="mask is 3x3, the image 8x8"):
+        pipeline.inpaint(image, np.zeros((3, 3)), "no 1", **QUIET)
     with pytest.raises(ValueError, match=r"keeps everything.* \(255, or True\)"):
-        pipeline.inpaint(picture, mask.astype(np.uint8), "no 1", **QUIET)
+        pipeline.inpaint(image, mask.astype(np.uint8), "no 1", **QUIET)
 
 
-def test_upscaling_begins_where_the_picture_fits(pipeline, picture, rng):
-    made = pipeline.upscale(picture, "no 1", num_images=2, **QUIET)
+def test_upscaling_begins_where_the_image_fits(pipeline, image, rng):
+    made = pipeline.upscale(image, "no 1", num_images=2, **QUIET)
     assert [p.size for p in made] == [(8, 8)] * 2
     assert made[0].info["imagen_jax"]["upscale"] == {"from": [4, 4], "stage": "sr"}
     wide = Image.fromarray(rng.integers(0, 256, (9, 17, 3), np.uint8))
     assert pipeline.upscale(wide, "no 1", **QUIET)[0].size == (16, 8)
-    noised = pipeline.upscale(picture, "no 1", aug_level=1.0, num_images=2, **QUIET)
+    noised = pipeline.upscale(image, "no 1", aug_level=1.0, num_images=2, **QUIET)
     other = pipeline.upscale(Image.new("RGB", (4, 4)), "no 1", aug_level=1.0, num_images=2, **QUIET)
-    assert np.abs(pixels(noised) - pixels(other)).max() <= 1  # nothing of the picture is left
+    assert np.abs(pixels(noised) - pixels(other)).max() <= 1  # nothing of the image is left
     with pytest.raises(ValueError, match="no stage up to size 4 that enlarges"):
-        pipeline.upscale(picture, "no 1", size=4, **QUIET)
-    with pytest.raises(ValueError, match="picture is 40x4; what is enlarged must be between 1:8"):
+        pipeline.upscale(image, "no 1", size=4, **QUIET)
+    with pytest.raises(ValueError, match="image is 40x4; what is enlarged must be between 1:8"):
         pipeline.upscale(Image.new("RGB", (40, 4)), "no 1", **QUIET)
-    with pytest.raises(ValueError, match=r"made by upscale\(...\) of another picture"):
+    with pytest.raises(ValueError, match=r"made by upscale\(...\) of another image"):
         pipeline.generate_again(made[0].info["imagen_jax"])
 
 
-def test_a_cascade_without_a_base_enlarges(picture):
+def test_a_cascade_without_a_base_enlarges(image):
     alone = Cascade(CASCADE.stages[1:], CASCADE.sampling[1:], CASCADE.encoder)
     params = random_params(CASCADE)
-    made = Pipeline(alone, params, name="sr").upscale(picture, "no 1", **QUIET)
+    made = Pipeline(alone, params, name="sr").upscale(image, "no 1", **QUIET)
     assert made[0].size == (8, 8)
 
 
@@ -132,7 +132,7 @@ def test_what_a_single_stage_cannot_do_is_refused_before_anything_is_read():
     (base, sr), settings = CASCADE.stages, CASCADE.sampling
     alone = Pipeline(Cascade((sr,), settings[1:], CASCADE.encoder), {}, name="II")
     for refused in (alone.edit, alone.generate_images):
-        with pytest.raises(ValueError, match=r"enlarges pictures of 4 pixels: call upscale\("):
+        with pytest.raises(ValueError, match=r"enlarges images of 4 pixels: call upscale\("):
             refused("none.png", "no 1" if refused == alone.edit else 1)
     first = Pipeline(Cascade((base,), settings[:1], CASCADE.encoder), {}, name="I")
     with pytest.raises(ValueError, match="'I' has no stage that enlarges"):
@@ -141,15 +141,15 @@ def test_what_a_single_stage_cannot_do_is_refused_before_anything_is_read():
         Cascade((sr, base), settings[::-1])
 
 
-def test_no_text_is_an_empty_prompt_where_the_model_knows_it(picture):
+def test_no_text_is_an_empty_prompt_where_the_model_knows_it(image):
     encoder = replace(CASCADE.encoder, null="empty")
     knows = Pipeline(replace(CASCADE, encoder=encoder), random_params(CASCADE), name="knows")
     wishes = {**QUIET, "steps": 1}
-    made, empty = (knows.upscale(picture, prompt, **wishes) for prompt in (None, ""))
+    made, empty = (knows.upscale(image, prompt, **wishes) for prompt in (None, ""))
     np.testing.assert_array_equal(pixels(made), pixels(empty))
-    assert np.abs(pixels(knows.upscale(picture, "no 1", **wishes)) - pixels(made)).max() > 0
+    assert np.abs(pixels(knows.upscale(image, "no 1", **wishes)) - pixels(made)).max() > 0
     with pytest.raises(ValueError, match="give one"):
-        tiny_pipeline().upscale(picture, **wishes)
+        tiny_pipeline().upscale(image, **wishes)
 
 
 def test_low_memory_lets_each_part_go_before_the_next_is_read():
@@ -177,7 +177,7 @@ def test_low_memory_lets_each_part_go_before_the_next_is_read():
     np.testing.assert_array_equal(pixels(made), pixels(plain))
 
 
-def test_the_bar_ends_at_its_total(pipeline, picture, monkeypatch):
+def test_the_bar_ends_at_its_total(pipeline, image, monkeypatch):
     bars = []
 
     class Bar:
@@ -195,32 +195,32 @@ def test_the_bar_ends_at_its_total(pipeline, picture, monkeypatch):
             pass
 
     monkeypatch.setattr("tqdm.auto.tqdm", Bar)
-    pipeline.edit(picture, "no 1", strength=0.5, num_images=3, batch_size=2, seed=0)
-    pipeline.inpaint(picture, picture, "no 1", resamplings=2, jump_length=2, seed=0)
-    pipeline.upscale(picture, "no 1", seed=0)
+    pipeline.edit(image, "no 1", strength=0.5, num_images=3, batch_size=2, seed=0)
+    pipeline.inpaint(image, image, "no 1", resamplings=2, jump_length=2, seed=0)
+    pipeline.upscale(image, "no 1", seed=0)
     assert [bar.done for bar in bars] == [bar.total for bar in bars]
     assert bars[0].total == 2 * (2 + 3)
     assert bars[2].total == 3
 
 
-def test_pictures_from_outside(tmp_path, rng):
+def test_images_from_outside(tmp_path, rng):
     flat = rng.integers(0, 256, (6, 5, 3), np.uint8)
     half = Image.fromarray(np.dstack([flat, np.zeros((6, 5, 1), np.uint8)]))
-    assert np.asarray(arguments.read_picture(half)).min() == 255  # transparent is white
+    assert np.asarray(arguments.read_image(half)).min() == 255  # transparent is white
     path = tmp_path / "p.png"
     Image.fromarray(flat).save(path)
-    np.testing.assert_array_equal(np.asarray(arguments.read_picture(path)), flat)
+    np.testing.assert_array_equal(np.asarray(arguments.read_image(path)), flat)
     turned = Image.Exif()
     turned[0x0112] = 6
     Image.fromarray(flat).save(tmp_path / "p.jpg", exif=turned)
-    assert arguments.read_picture(tmp_path / "p.jpg").size == (6, 5)
+    assert arguments.read_image(tmp_path / "p.jpg").size == (6, 5)
     path.write_bytes(path.read_bytes()[:60])
-    with pytest.raises(ValueError, match=r"p.png is no whole picture"):
-        arguments.read_picture(path)
-    with pytest.raises(FileNotFoundError, match="There is no picture"):
-        arguments.read_picture(tmp_path / "none.png")
+    with pytest.raises(ValueError, match=r"p.png is no whole image"):
+        arguments.read_image(path)
+    with pytest.raises(FileNotFoundError, match="There is no image"):
+        arguments.read_image(tmp_path / "none.png")
     with pytest.raises(ValueError, match=r"uint8 \[height, width, 3\], not float64 \[2, 2, 3\]"):
-        arguments.read_picture(np.zeros((2, 2, 3)))
+        arguments.read_image(np.zeros((2, 2, 3)))
 
 
 def test_a_draft_fixes_the_shape():
@@ -231,10 +231,10 @@ def test_a_draft_fixes_the_shape():
         Pipeline(cascade, {}, name="d").generate_images("no 1", aspect_ratio="2:1", **QUIET)
 
 
-def test_a_mask_that_keeps_everything_is_refused(pipeline, picture):
-    ones = np.ones((picture.height, picture.width), np.uint8)
+def test_a_mask_that_keeps_everything_is_refused(pipeline, image):
+    ones = np.ones((image.height, image.width), np.uint8)
     with pytest.raises(ValueError, match="The mask keeps everything"):
-        pipeline.inpaint(picture, ones, "a cat", progress=False)
+        pipeline.inpaint(image, ones, "a cat", progress=False)
 
 
 @pytest.mark.parametrize("every", [0, -1])
@@ -243,6 +243,6 @@ def test_every_counts_steps(pipeline, every):
         pipeline.generate_images("a cat", every=every, progress=False)
 
 
-def test_few_pictures_are_a_small_batch():
+def test_few_images_are_a_small_batch():
     assert [choose_batch(None, count) for count in (1, 2, 3, 4, 9)] == [1, 2, 4, 4, 4]
     assert choose_batch(5, 1) == 5

@@ -19,7 +19,7 @@ PROMPTS = [
     "a-b_c is short",
     "SKU jc6640 jc6640vc 6640vc231 j2d1a2a 123456 #12 #12345 #1234",
     "free shipping worldwide free shipping! Click here for Details, click on This",
-    "picture.PNG image.jpg images png images free download",
+    "image.PNG image.jpg images png images free download",
     "【AUSVERKAUFT】***sale*** (50%) {now} [here] | a\\b / c",
     "“curly” ‘quotes’ «guillemets» — dash – dash ‐ dash",
     "一只红色的猫 and a cat ㈱ カ",

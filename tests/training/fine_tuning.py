@@ -32,7 +32,7 @@ def save(pipeline: Pipeline, directory) -> str:
     return str(directory)
 
 
-def pictures(count: int = 12, seed: int = 0) -> ArraySource:
+def images(count: int = 12, seed: int = 0) -> ArraySource:
     images = np.random.default_rng(seed).integers(0, 256, (count, 8, 8, 3), np.uint8)
     return ArraySource(images, [[(f"no {i}", 1.0)] for i in range(count)])
 
@@ -67,7 +67,7 @@ def run(raw, model: Pipeline, workdir, mesh: MeshConfig = MeshConfig(1), devices
         build.loop_config(config),
         train_step,
         init,
-        batches.make_batches(config, encoder, pictures()),
+        batches.make_batches(config, encoder, images()),
         mesh=mesh,
         checkpoints=checkpoints,
         workdir=workdir,

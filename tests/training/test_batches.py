@@ -17,7 +17,7 @@ from tests.training.test_config import tiny
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory) -> str:
-    """32 pictures of 20x12 to 51x12 in two tars, with captions."""
+    """32 images of 20x12 to 51x12 in two tars, with captions."""
     folder = tmp_path_factory.mktemp("shards")
     write_tar(folder / "00000.tar", range(20))
     write_tar(folder / "00001.tar", range(20, 32))
@@ -100,7 +100,7 @@ def test_bad_buckets_are_named(shards, buckets, match):
         read_config(settings(shards, buckets=buckets))
 
 
-def test_a_base_stage_trains_on_pictures_that_are_not_square(shards):
+def test_a_base_stage_trains_on_images_that_are_not_square(shards):
     config, loader = loader_of(settings(shards, buckets=[[8, 4], [16, 4]]))
     encoder, mesh = build.make_text_encoder(config), make_mesh(MeshConfig(1), jax.devices()[:1])
     step, init, _ = build.make_training(config, encoder, mesh)

@@ -173,7 +173,7 @@ def test_a_frozen_encoder_needs_weights():
 def test_the_loader_follows_the_config(tmp_path):
     path = tmp_path / "set.npz"
     images = np.zeros((20, 8, 8, 3), np.uint8)
-    np.savez(path, image=images, captions=np.asarray([f"picture {i}" for i in range(20)]))
+    np.savez(path, image=images, captions=np.asarray([f"image {i}" for i in range(20)]))
     config = read_config(tiny(data__path=str(path)))
     loader = batches.make_loader(config, build.make_text_encoder(config))
     batch = next(loader.batches(5))

@@ -36,8 +36,8 @@ ADAPTER = LoraConfig(rank=4)
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
-def pictures(seed: int) -> dict:
-    """Eight pictures, each of two colours, and random embeddings of their captions."""
+def images(seed: int) -> dict:
+    """Eight images, each of two colours, and random embeddings of their captions."""
     rng = np.random.default_rng(seed)
     image = np.repeat(rng.integers(0, 256, (BATCH, 2, 1, 3), np.uint8), 4, axis=1)
     return {
@@ -82,11 +82,11 @@ def train(state, batch, steps, frozen=None, lora=None, rate=2e-3):
 def loaded():
     """A network whose variance is trained a little: it stands for one that was read from disk."""
     fresh = {NETWORK: init_params(STAGE, jax.random.key(0))}
-    return jax.device_get(train(fresh, pictures(0), 80)[NETWORK])
+    return jax.device_get(train(fresh, images(0), 80)[NETWORK])
 
 
 def test_full_fine_tuning_lowers_both_losses(loaded):
-    batch = pictures(1)
+    batch = images(1)
     before = both_losses(loaded, batch)
     tuned = train({NETWORK: loaded}, batch, 80)
     after = both_losses(tuned[NETWORK], batch)
@@ -95,7 +95,7 @@ def test_full_fine_tuning_lowers_both_losses(loaded):
 
 
 def test_an_adapter_lowers_both_losses_and_leaves_the_base(loaded):
-    batch = pictures(1)
+    batch = images(1)
     before = both_losses(loaded, batch)
     kept = jax.tree.map(np.copy, loaded)
     frozen = Frozen(network=jax.tree.map(jnp.asarray, loaded))
@@ -118,7 +118,7 @@ def test_without_the_bound_the_variance_is_left_alone(loaded):
         plain, None, optimizer, jax.random.key(0), with_ema=False, start_from={NETWORK: loaded}
     )
     step = make_train_step(plain, None, optimizer, ema_decay=None, dropout=0.0)
-    after, _ = jax.jit(step, compiler_options=QUICK)(state, pictures(1), jax.random.key(3))
+    after, _ = jax.jit(step, compiler_options=QUICK)(state, images(1), jax.random.key(3))
     for name in ("kernel", "bias"):
         old, new = loaded["conv_out"][name], after.params[NETWORK]["conv_out"][name]
         np.testing.assert_array_equal(new[..., 3:], old[..., 3:])

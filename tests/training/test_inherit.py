@@ -82,7 +82,7 @@ def start(script: str, *arguments, check: bool = True) -> subprocess.CompletedPr
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory):
-    """A model, pictures of a subject and of its class, and a config that trains an adapter."""
+    """A model, images of a subject and of its class, and a config that trains an adapter."""
     place = tmp_path_factory.mktemp("dreambooth")
     tiny_pipeline().save_pretrained(place / "model", dtype="float32")
     rng = np.random.default_rng(0)
@@ -143,7 +143,7 @@ def test_an_adapter_from_the_command_line(places):
     )
 
 
-def test_pictures_with_an_adapter_from_the_command_line(places, tmp_path):
+def test_images_with_an_adapter_from_the_command_line(places, tmp_path):
     if not (places / "run" / "lora.safetensors").is_file():
         pytest.skip("the run before did not write its adapter")
     adapter = places / "run" / "lora.safetensors"

@@ -42,8 +42,8 @@ def trained(model, base, tmp_path_factory):
 
 
 def pixels(pipeline, **options) -> np.ndarray:
-    pictures = pipeline.generate_images("no 3", **SETTINGS, **options)
-    return np.stack([np.asarray(picture, np.float64) for picture in pictures])
+    images = pipeline.generate_images("no 3", **SETTINGS, **options)
+    return np.stack([np.asarray(image, np.float64) for image in images])
 
 
 def test_the_state_holds_the_adapter_alone(trained):

@@ -121,12 +121,12 @@ def test_the_reference_is_reported_beside(tmp_path):
     log.close()
 
 
-def test_pictures_are_written(tmp_path):
+def test_images_are_written(tmp_path):
     log = MetricLog(tmp_path)
     log.images(12, Image.new("RGB", (8, 6), "red"))
     log.close()
-    with Image.open(tmp_path / "samples" / "samples_0000012.png") as picture:
-        assert picture.size == (8, 6)
+    with Image.open(tmp_path / "samples" / "samples_0000012.png") as image:
+        assert image.size == (8, 6)
 
 
 def events_of(folder):
@@ -145,7 +145,7 @@ def events_of(folder):
     return events
 
 
-def test_tensorboard_gets_the_means_and_the_pictures(tmp_path):
+def test_tensorboard_gets_the_means_and_the_images(tmp_path):
     log = MetricLog(tmp_path, start_step=4)
     fill(log, [5, 6])
     log.images(6, Image.new("RGB", (8, 6), "red"))
@@ -156,9 +156,9 @@ def test_tensorboard_gets_the_means_and_the_pictures(tmp_path):
     assert {step for step, _, _ in events} == {6}
     assert values["loss"] == pytest.approx((1 / 5 + 1 / 6) / 2)
     assert values["loss_by_t/00"] == pytest.approx(0.5)
-    with Image.open(io.BytesIO(values["samples"])) as picture:
-        assert picture.size == (8, 6)
-        assert picture.getpixel((0, 0))[:3] == (255, 0, 0)
+    with Image.open(io.BytesIO(values["samples"])) as image:
+        assert image.size == (8, 6)
+        assert image.getpixel((0, 0))[:3] == (255, 0, 0)
 
 
 @pytest.mark.parametrize("full", ["metrics.jsonl", "events", "samples_0000002.png"])

@@ -90,7 +90,7 @@ def test_two_folders_without_captions_become_batches(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"share": 0.01}, "data.prior.share 0.01 of batch_size 8 is 0 pictures"),
+        ({"share": 0.01}, "data.prior.share 0.01 of batch_size 8 is 0 images"),
         ({"share": 1.0}, "share must be between 0 and 1, not 1.0"),
         ({"weight": 0.0}, "weight must be positive"),
         ({"source": "fodler"}, "'data.prior.source' is 'fodler'; did you mean 'folder'"),

@@ -1,4 +1,4 @@
-"""Pictures drawn while a super-resolution stage is trained: which, and under which text."""
+"""Images drawn while a super-resolution stage is trained: which, and under which text."""
 
 import numpy as np
 import pytest
@@ -43,28 +43,28 @@ def fill(folder, captions):
         (folder / f"{i}.txt").write_text(caption)
 
 
-def test_pictures_of_a_folder_are_drawn_under_their_own_captions(tmp_path, monkeypatch):
-    fill(tmp_path, ["a red cat", "no picture", "a blue cat"])
-    (tmp_path / "0.png").write_bytes(b"no picture")
+def test_images_of_a_folder_are_drawn_under_their_own_captions(tmp_path, monkeypatch):
+    fill(tmp_path, ["a red cat", "no image", "a blue cat"])
+    (tmp_path / "0.png").write_bytes(b"no image")
     grid, encoded = drawn_under(read_folder(tmp_path), monkeypatch)
-    assert encoded == ["no picture", "a blue cat", "no picture"]  # fewer pictures than prompts
+    assert encoded == ["no image", "a blue cat", "no image"]  # fewer images than prompts
     assert grid.width == grid.height  # inputs, results and truths, three of each
 
 
-def test_a_folder_without_a_picture_that_can_be_read_is_an_error(tmp_path, monkeypatch):
+def test_a_folder_without_a_image_that_can_be_read_is_an_error(tmp_path, monkeypatch):
     fill(tmp_path, ["a cat"])
     (tmp_path / "0.png").write_bytes(b"")
     with pytest.raises(ValueError, match=r"can be read; the last: .*0\.png"):
         drawn_under(read_folder(tmp_path), monkeypatch)
 
 
-def test_pictures_in_memory_are_found_by_the_prompts(monkeypatch):
+def test_images_in_memory_are_found_by_the_prompts(monkeypatch):
     images = np.zeros((4, 8, 8, 3), np.uint8)
     captions = [[("horse", 1.0)], [("a cat", 1.0), ("cat", 1.0)], [("dog", 1.0)], [("dog", 1.0)]]
     _, encoded = drawn_under(ArraySource(images, captions), monkeypatch)
     assert encoded == ["dog", "cat", "horse"]
 
 
-def test_the_prompt_of_a_set_without_captions_is_the_one_of_its_pictures(monkeypatch):
+def test_the_prompt_of_a_set_without_captions_is_the_one_of_its_images(monkeypatch):
     source = ArraySource(np.zeros((2, 8, 8, 3), np.uint8))
     assert drawn_under(source, monkeypatch, prompt="a toy")[1] == ["a toy"] * 3

@@ -1,4 +1,4 @@
-"""Figures while training: of the pictures that the pipeline would make, and logged by the loop."""
+"""Figures while training: of the images that the pipeline would make, and logged by the loop."""
 
 import json
 
@@ -59,7 +59,7 @@ def folder(tmp_path, monkeypatch, rng):
     return tmp_path, features
 
 
-def test_the_figures_are_those_of_the_pipelines_pictures(folder):
+def test_the_figures_are_those_of_the_pipelines_images(folder):
     folder, features = folder
     params = random_params(CASCADE)
     frozen = Frozen(None, params["text_encoder"])
@@ -67,10 +67,10 @@ def test_the_figures_are_those_of_the_pipelines_pictures(folder):
         config(folder, reference=str(folder / "reference.safetensors")), ENCODER, frozen
     )
     found = score({"network": params["base"]})
-    pictures = tiny_pipeline().generate_images(
+    images = tiny_pipeline().generate_images(
         PROMPTS, 1, 4, seed=0, settings=(SAMPLING, CASCADE.sampling[1]), progress=False
     )
-    images = np.stack([np.asarray(picture) for picture in pictures])
+    images = np.stack([np.asarray(image) for image in images])
     inception, clip = stand_in.inception(), stand_in.clip()
     expected = clip_score(clip.images(images), clip.texts(PROMPTS))
     assert found["scores/clip/tiny-clip"] == pytest.approx(expected, abs=1e-3)

@@ -27,7 +27,7 @@ PLAIN = replace(BASE, conditioning=None, text_width=None)
 
 @pytest.fixture(scope="module")
 def batch() -> dict:
-    """Eight pictures of one colour each, with prompts and labels; 8x8 for the enlarging stage."""
+    """Eight images of one colour each, with prompts and labels; 8x8 for the enlarging stage."""
     rng = np.random.default_rng(0)
     colours = rng.integers(0, 256, (BATCH, 1, 1, 3), np.uint8)
     ids, mask = text_room.tokenize(ENCODER, [f"colour {i}" for i in range(BATCH)])
@@ -148,7 +148,7 @@ def test_labels_count_unless_they_are_dropped(batch):
     assert loss[1.0][0] == loss[1.0][1]
 
 
-def test_a_stage_without_conditions_needs_pictures_alone(batch):
+def test_a_stage_without_conditions_needs_images_alone(batch):
     """The loss of a fresh network, whose output is 0, is that of eps itself: about 1."""
     start = compiled(lambda key: init_state(PLAIN, None, ADAM, key, with_ema=False))
     state = start(first_key())
@@ -160,7 +160,7 @@ def test_a_stage_without_conditions_needs_pictures_alone(batch):
 
 
 def test_an_enlarging_stage_sees_its_low_resolution(batch):
-    """Text made beforehand: 8x8 pictures, of which the network is given 4x4 ones with noise."""
+    """Text made beforehand: 8x8 images, of which the network is given 4x4 ones with noise."""
     params, key = random_params(SR), jax.random.key(6)
     image = jnp.asarray(np.repeat(np.repeat(batch["image"], 2, axis=1), 2, axis=2))
     text = jnp.ones((BATCH, 3, SR.text_width))
@@ -171,8 +171,8 @@ def test_an_enlarging_stage_sees_its_low_resolution(batch):
     assert float(value) == pytest.approx(float(losses.mean()), rel=1e-6)
 
 
-def test_crops_are_enlarged_as_much_as_whole_pictures(batch):
-    """8x8 crops of 16x16 pictures, from 8x8 ones: the loss of whole 8x8 pictures, from 4x4 ones."""
+def test_crops_are_enlarged_as_much_as_whole_images(batch):
+    """8x8 crops of 16x16 images, from 8x8 ones: the loss of whole 8x8 images, from 4x4 ones."""
     params, key = random_params(SR), jax.random.key(6)
     cropped = replace(SR, resolution=16, low_resolution=8, crop=8)
     rng = np.random.default_rng(1)

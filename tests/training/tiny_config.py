@@ -1,4 +1,4 @@
-"""A base model of 8x8 pictures with a byte-level text encoder, as small as it goes."""
+"""A base model of 8x8 images with a byte-level text encoder, as small as it goes."""
 
 from ml_collections import ConfigDict
 
