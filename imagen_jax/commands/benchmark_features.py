@@ -48,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
 def random_state(seed: int = 0) -> dict[str, np.ndarray]:
     """A state dict that keeps the activations near 1."""
     from imagen_jax.convert import inception as convert
-    from imagen_jax.storage.safetensors import flatten
+    from imagen_jax.storage.trees import flatten
 
     rng = np.random.default_rng(seed)
     shapes = {path: leaf.shape for path, leaf in flatten(convert.unfolded_shapes()).items()}

@@ -2,11 +2,8 @@
 
 import contextlib
 import dataclasses
-import re
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 # Which extra of pyproject.toml brings a package that is imported only when it is needed.
 EXTRAS = {
@@ -81,44 +78,3 @@ def define_host_flags() -> Callable[[], None]:
         join_hosts(Launch(**given), flags.FLAGS.distributed)
 
     return join
-
-
-def check_local(path: str | Path, option: str) -> None:
-    """ValueError for a bucket's address, which would become a folder of that name here."""
-    scheme = next((part for part in Path(path).parts if re.fullmatch(r"[a-z][a-z0-9]+:", part)), "")
-    if scheme:
-        raise ValueError(
-            f"{option} {path}: {scheme}// is no folder; mount the bucket and give the path of that"
-        )
-
-
-def make_folder(path: Path, option: str) -> list[Path]:
-    """Makes a folder and its parents, writes into it to see that one can, and returns the new ones.
-
-    Raises:
-        ValueError: it is a file, a bucket's address, or cannot be written; the message names the
-            command's `option`.
-    """
-    check_local(path, option)
-    new = [folder for folder in (path, *path.parents) if not folder.exists()]
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=path).close()
-    except FileExistsError:
-        raise ValueError(f"{option} {path} is a file; give a directory.") from None
-    except OSError as error:
-        raise ValueError(f"{option} {path} cannot be written: {error}.") from error
-    return new
-
-
-@contextlib.contextmanager
-def output_folder(path: Path, option: str = "--out") -> Iterator[None]:
-    """`make_folder`, undone where what follows fails before it has written anything."""
-    new = make_folder(path, option)
-    try:
-        yield
-    except BaseException:
-        for folder in new:
-            with contextlib.suppress(OSError):  # no longer empty
-                folder.rmdir()
-        raise

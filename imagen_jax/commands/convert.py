@@ -26,7 +26,8 @@ import pickle
 from pathlib import Path
 from typing import Any
 
-from imagen_jax.commands.command_line import one_line_errors, output_folder
+from imagen_jax.commands.command_line import one_line_errors
+from imagen_jax.storage.folders import output_folder
 
 DTYPES = ("float32", "float16", "bfloat16")
 

@@ -19,12 +19,8 @@ from typing import Any
 
 from absl import flags, logging
 
-from imagen_jax.commands.command_line import (
-    define_host_flags,
-    make_folder,
-    one_line_errors,
-    run_configured,
-)
+from imagen_jax.commands.command_line import define_host_flags, one_line_errors, run_configured
+from imagen_jax.storage.folders import make_folder
 
 CONFIG = flags.DEFINE_string("config", None, "Python file with get_config().", required=True)
 OUT = flags.DEFINE_string("out", None, "Folder for the shards.", required=True)

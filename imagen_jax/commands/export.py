@@ -12,8 +12,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from imagen_jax.commands.command_line import one_line_errors, output_folder
+from imagen_jax.commands.command_line import one_line_errors
 from imagen_jax.commands.generate import names, numbers
+from imagen_jax.storage.folders import output_folder
 
 SHARD_BYTES = 16 * 2**20  # of each file of weights: the shipped model lies in git
 SHOWN_TENTHS = (1, 4, 7, 9)  # of t, in the image of the loss

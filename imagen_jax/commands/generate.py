@@ -13,7 +13,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from imagen_jax.commands.command_line import output_folder
+from imagen_jax.storage.folders import output_folder
 
 
 def parser() -> argparse.ArgumentParser:

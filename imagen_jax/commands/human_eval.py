@@ -15,7 +15,8 @@ beside the true one, --b), captions (does the caption describe the image; yes, s
 import argparse
 from pathlib import Path
 
-from imagen_jax.commands.command_line import make_folder, one_line_errors
+from imagen_jax.commands.command_line import one_line_errors
+from imagen_jax.storage.folders import make_folder
 
 PER_PROMPT = {"drawbench": 8, "photorealism": 1, "captions": 1}
 

@@ -11,8 +11,9 @@ import pathlib
 
 import numpy as np
 
-from imagen_jax.commands.command_line import make_folder, one_line_errors
+from imagen_jax.commands.command_line import one_line_errors
 from imagen_jax.data import emoji
+from imagen_jax.storage.folders import make_folder
 
 
 def main() -> None:

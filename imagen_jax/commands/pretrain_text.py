@@ -16,7 +16,8 @@ from typing import Any
 
 from absl import flags, logging
 
-from imagen_jax.commands.command_line import make_folder, one_line_errors, run_configured
+from imagen_jax.commands.command_line import one_line_errors, run_configured
+from imagen_jax.storage.folders import make_folder
 
 CONFIG = flags.DEFINE_string("config", None, "Config of a stage with network.draft.", required=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Where to write the checkpoint.", required=True)
@@ -117,9 +118,9 @@ def make_step(config: Any, encoder: Any, optimizer: Any) -> Any:
     import optax
 
     from imagen_jax import models
+    from imagen_jax.images.pixels import to_float
     from imagen_jax.text import encoder as text
     from imagen_jax.training.state import TEXT_ENCODER
-    from imagen_jax.training.step import to_images
 
     @jax.jit
     def step(trained, opt_state, batch):
@@ -128,7 +129,7 @@ def make_step(config: Any, encoder: Any, optimizer: Any) -> Any:
                 encoder.config, trained[TEXT_ENCODER], batch["ids"], batch["mask"]
             )
             guess = models.draft(config.stage.network, trained, embeddings, config.stage.resolution)
-            return jnp.mean(jnp.square(guess - to_images(batch["image"])))
+            return jnp.mean(jnp.square(guess - to_float(batch["image"])))
 
         value, grads = jax.value_and_grad(loss)(trained)
         updates, opt_state = optimizer.update(grads, opt_state, trained)

@@ -22,13 +22,8 @@ from typing import Any
 
 from absl import flags, logging
 
-from imagen_jax.commands.command_line import (
-    check_local,
-    define_host_flags,
-    make_folder,
-    one_line_errors,
-    run_configured,
-)
+from imagen_jax.commands.command_line import define_host_flags, one_line_errors, run_configured
+from imagen_jax.storage.folders import check_local, make_folder
 
 CONFIG = flags.DEFINE_string("config", None, "Python file with get_config().", required=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, metrics and samples.")

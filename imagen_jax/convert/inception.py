@@ -16,7 +16,7 @@ from imagen_jax.convert.frozen_graph import read_constants
 from imagen_jax.models import inception
 from imagen_jax.storage.layout import CONVOLUTION, LINEAR, Layout, Tensors
 from imagen_jax.storage.reading import HostTensors, read_layout
-from imagen_jax.storage.safetensors import flatten, unflatten
+from imagen_jax.storage.trees import flatten, unflatten
 from imagen_jax.typing import Params
 
 # Ours -> PyTorch's, TensorFlow's.

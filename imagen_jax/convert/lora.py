@@ -19,10 +19,11 @@ from imagen_jax.cascade.stage import Stage
 from imagen_jax.convert.diffusers_unet import unet_layout
 from imagen_jax.models import UNetConfig
 from imagen_jax.models.lora import DOWN, UP, LoraConfig
+from imagen_jax.storage.atomic import written_whole
 from imagen_jax.storage.json_file import parse_object
 from imagen_jax.storage.layout import LINEAR, Layout
-from imagen_jax.storage.safetensors import flatten, name_some, unflatten
 from imagen_jax.storage.tensor_file import TensorFile
+from imagen_jax.storage.trees import flatten, name_some, unflatten
 from imagen_jax.typing import Params
 
 METADATA_KEY = "lora_adapter_metadata"
@@ -67,16 +68,8 @@ def save_lora(path: str | os.PathLike, stage: Stage, lora: Params, config: LoraC
         METADATA_KEY: json.dumps({f"{PREFIX}{k}": v for k, v in values.items()}, indent=1),
         STAGE_KEY: stage.name,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.touch()
-        mode = temporary.stat().st_mode  # the user's own; safetensors makes its files private
-        save_file(tensors, temporary, metadata=metadata)
-        temporary.chmod(mode)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with written_whole(path) as file:
+        save_file(tensors, file, metadata=metadata)
 
 
 class LoraFile:

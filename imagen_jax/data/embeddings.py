@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import struct
-import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, ClassVar, NamedTuple
@@ -22,6 +21,7 @@ import numpy as np
 from imagen_jax.data.captions import Captions
 from imagen_jax.data.records import array_records
 from imagen_jax.data.sources import BrokenExample, Source
+from imagen_jax.storage.atomic import written_whole
 
 MANIFEST = "embeddings.json"
 # One record a group: each is read by itself. Embeddings hardly compress.
@@ -93,7 +93,8 @@ def write_manifest(directory: Path, manifest: Manifest) -> None:
     if path.exists():
         check_same(directory, dataclasses.asdict(read_manifest(directory)), _values(manifest))
         return
-    _write_whole(path, json.dumps(_values(manifest), indent=1).encode())
+    with written_whole(path) as file:
+        file.write_bytes(json.dumps(_values(manifest), indent=1).encode())
 
 
 def _values(manifest: Manifest) -> dict[str, Any]:
@@ -197,12 +198,6 @@ def _locked(file: IO[bytes], path: Path) -> bool:
         return False
     except OSError:  # a file system without locks
         return True
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    half = path.with_name(f".{path.name}.{uuid.uuid4().hex}.half")  # every host writes it
-    half.write_bytes(content)
-    half.rename(path)
 
 
 # -------------------------------------------------------------------------------------- source

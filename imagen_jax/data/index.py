@@ -13,7 +13,6 @@ import json
 import logging
 import os
 import random
-import tempfile
 import zipfile
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ import numpy as np
 
 from imagen_jax.data.captions import Captions
 from imagen_jax.data.shards import Shard, is_remote
+from imagen_jax.storage.atomic import written_whole
 
 VERSION = 1
 THREADS = 16  # a shard behind a URL is waited for, not computed
@@ -253,10 +253,8 @@ def _save(index: Index, path: Path) -> None:
     arrays["values"] = np.stack(list(index.fields.values()) or [np.zeros(len(index), np.float32)])
     notes = {"fields": list(index.fields), "faults": index.faults}
     arrays["notes"] = np.frombuffer(json.dumps(notes).encode(), np.uint8)
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
+    with written_whole(path) as temporary, temporary.open("wb") as file:
         np.savez(file, **arrays)
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, path)
 
 
 def _load(path: Path, wanted: Collection[str]) -> Index:

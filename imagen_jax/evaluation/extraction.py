@@ -1,7 +1,6 @@
 """Features of many images, kept on disk part by part, so that a run that was killed goes on."""
 
 import json
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from safetensors.numpy import save_file
 from imagen_jax.evaluation.generation import ALL, Share, parts
 from imagen_jax.evaluation.image_folder import Part, Treatment, read_parts
 from imagen_jax.evaluation.report import ProgressLine
+from imagen_jax.storage.atomic import written_whole
 
 
 @runtime_checkable
@@ -102,10 +102,5 @@ def read_part(path: Path, wanted: dict[str, str]) -> np.ndarray | None:
 
 def write_tensors(path: Path, tensors: dict[str, np.ndarray], notes: dict[str, str]) -> None:
     """A safetensors file, there whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        save_file(tensors, temporary, notes)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with written_whole(path) as file:
+        save_file(tensors, file, notes)

@@ -22,7 +22,8 @@ from imagen_jax.models.clip import ClipConfig, TowerConfig
 from imagen_jax.storage.json_file import read_object, write_object
 from imagen_jax.storage.layout import Tensors
 from imagen_jax.storage.reading import read_layout
-from imagen_jax.storage.safetensors import TensorFiles, flatten, save_params
+from imagen_jax.storage.safetensors import TensorFiles, save_params
+from imagen_jax.storage.trees import flatten
 from imagen_jax.typing import Params
 
 FEATURES = "features"

@@ -1,7 +1,6 @@
 """Images of a list of prompts, one file each: what is there already is never drawn again."""
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,6 +9,7 @@ from PIL import Image
 
 from imagen_jax.evaluation.report import ProgressLine, write_report
 from imagen_jax.images.image_list import save_png
+from imagen_jax.storage.atomic import written_whole
 
 # (prompts or labels, global index of the first) -> an image each.
 Generate = Callable[[Sequence[str | int], int], Sequence[Image.Image]]
@@ -96,19 +96,10 @@ def generate_images(
     for batch in missing:
         images = generate(prompts[batch.start : batch.stop], batch.start)
         for index, image in zip(batch, images, strict=True):
-            write_whole(image, image_file(directory, index))
+            with written_whole(image_file(directory, index)) as file:
+                save_png(image, file)
         line.advance(len(batch))
     return count
-
-
-def write_whole(image: Image.Image, path: Path) -> None:
-    """The file is there whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        save_png(image, temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def image_files(directory: Path, count: int, share: Share = ALL) -> list[Path]:

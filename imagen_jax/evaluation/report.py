@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import platform
 import sys
 import time
@@ -16,8 +15,9 @@ import numpy as np
 from PIL import Image
 
 from imagen_jax import __version__
-from imagen_jax.images.grid import enlarge, image_grid, to_pil
-from imagen_jax.images.pixels import resize
+from imagen_jax.images.grid import enlarge, image_grid
+from imagen_jax.images.pixels import resize, to_pil
+from imagen_jax.storage.atomic import written_whole
 from imagen_jax.typing import Params
 
 LIBRARIES = ("jax", "jaxlib", "flax", "numpy", "pillow")
@@ -50,12 +50,8 @@ def fingerprint(params: Mapping[str, Params]) -> str:
 def write_report(path: Path, report: dict[str, Any]) -> None:
     """JSON, written whole or not at all."""
     text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with written_whole(path) as file:
+        file.write_text(text, encoding="utf-8")
 
 
 def side_by_side(images: Sequence[np.ndarray], gap: int = 2) -> Image.Image:

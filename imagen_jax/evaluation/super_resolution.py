@@ -17,7 +17,7 @@ from imagen_jax.cascade.cascade import (
 from imagen_jax.cascade.stage import Stage
 from imagen_jax.diffusion.augmentation import downsample
 from imagen_jax.diffusion.sampling import SamplingSettings
-from imagen_jax.images.grid import to_uint8
+from imagen_jax.images.pixels import to_float, to_uint8
 from imagen_jax.text import encoder as text_room
 from imagen_jax.typing import Images, Params
 
@@ -31,7 +31,7 @@ def enlarging_stages(cascade: Cascade) -> list[int]:
 
 def low_resolution(stage: Stage, truth: np.ndarray) -> Images:
     """uint8 images at the stage's resolution, downsampled in [-1, 1] as its training does it."""
-    pixels = jnp.asarray(truth, jnp.float32) / 127.5 - 1.0
+    pixels = to_float(jnp.asarray(truth))
     return downsample(pixels, stage.low_resolution)
 
 

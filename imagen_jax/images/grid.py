@@ -9,6 +9,8 @@ from textwrap import wrap
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from imagen_jax.images.pixels import to_pil
+
 WIDE_FONTS = (  # fonts that hold Chinese, as the common systems name them
     "NotoSansCJK-Regular.ttc",
     "NotoSansSC-Regular.otf",
@@ -27,22 +29,6 @@ WIDE_FONTS = (  # fonts that hold Chinese, as the common systems name them
     "uming.ttc",
 )
 UNKNOWN = "\U0010ffff"  # a code point no font draws: what a missing glyph looks like
-
-
-def to_pil(image: np.ndarray | Image.Image) -> Image.Image:
-    """An image as PIL: PIL itself, uint8 [H,W,C], or floats in [-1, 1] [H,W,C]."""
-    if isinstance(image, Image.Image):
-        return image
-    image = np.asarray(image)
-    if image.dtype != np.uint8:
-        image = to_uint8(image)
-    return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-
-
-def to_uint8(images: np.ndarray) -> np.ndarray:
-    """Floats in [-1, 1] -> uint8 in [0, 255], rounded; what lies outside is clipped."""
-    images = np.asarray(images, np.float32)
-    return np.clip(np.round((images + 1) * 127.5), 0, 255).astype(np.uint8)
 
 
 def image_grid(

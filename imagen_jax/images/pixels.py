@@ -1,5 +1,7 @@
 """From an RGB image of any size to the image that a stage trains on."""
 
+from typing import Any
+
 import numpy as np
 from PIL import Image
 
@@ -43,3 +45,24 @@ def resize_and_crop(
 def _place(slack: float, at: float | None) -> int:
     """Where a piece begins, in whole pixels, that may be moved by `slack`."""
     return int(slack / 2) if at is None else min(int(at * (slack + 1)), int(slack))
+
+
+def to_float(pixels: Any) -> Any:
+    """uint8 0..255, of NumPy or jax -> float32 in [-1, 1]."""
+    return pixels.astype(np.float32) / 127.5 - 1.0
+
+
+def to_pil(image: np.ndarray | Image.Image) -> Image.Image:
+    """An image as PIL: PIL itself, uint8 [H,W,C], or floats in [-1, 1] [H,W,C]."""
+    if isinstance(image, Image.Image):
+        return image
+    image = np.asarray(image)
+    if image.dtype != np.uint8:
+        image = to_uint8(image)
+    return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+
+
+def to_uint8(images: np.ndarray) -> np.ndarray:
+    """Floats in [-1, 1] -> uint8 in [0, 255], rounded; what lies outside is clipped."""
+    images = np.asarray(images, np.float32)
+    return np.clip(np.round((images + 1) * 127.5), 0, 255).astype(np.uint8)

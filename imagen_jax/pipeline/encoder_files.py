@@ -26,14 +26,8 @@ from imagen_jax.storage.codec import Section, as_dict
 from imagen_jax.storage.json_file import read_object, write_object
 from imagen_jax.storage.layout import Tensors
 from imagen_jax.storage.reading import ShardingOf, read_layout
-from imagen_jax.storage.safetensors import (
-    TensorFiles,
-    flatten,
-    open_model,
-    save_params,
-    unflatten,
-    weight_files,
-)
+from imagen_jax.storage.safetensors import TensorFiles, open_model, save_params, weight_files
+from imagen_jax.storage.trees import flatten, unflatten
 from imagen_jax.storage.writing import SHARD_BYTES
 from imagen_jax.text.encoder import OPTIONAL, SENTENCEPIECE_FILE, TextEncoder, tokenizer_digest
 from imagen_jax.typing import Params

@@ -7,7 +7,7 @@ import numpy as np
 from imagen_jax.cascade.cascade import TEXT_ENCODER, Cascade
 from imagen_jax.pipeline.model_directory import ENCODER_MARKS, Parts
 from imagen_jax.pipeline.pipeline import Pipeline
-from imagen_jax.storage.safetensors import flatten
+from imagen_jax.storage.trees import flatten
 from imagen_jax.text import encoder as text
 from imagen_jax.typing import Params
 

@@ -27,7 +27,7 @@ from imagen_jax.pipeline.joining import join_pipelines, marks_of
 from imagen_jax.pipeline.model_directory import ENCODER_MARKS, MODEL_FILE, Parts
 from imagen_jax.pipeline.pipeline import Pipeline
 from imagen_jax.storage.reading import ShardingOf
-from imagen_jax.storage.safetensors import flatten, unflatten
+from imagen_jax.storage.trees import flatten, unflatten
 from imagen_jax.typing import Params
 
 ENCODER_WEIGHTS = (f"{TEXT_ENCODER}/*.safetensors",)

@@ -18,7 +18,8 @@ from imagen_jax.cascade.cascade import TEXT_ENCODER, Cascade
 from imagen_jax.storage.json_file import parse_object, read_object
 from imagen_jax.storage.layout import Tensors
 from imagen_jax.storage.reading import ShardingOf, read_layout
-from imagen_jax.storage.safetensors import TensorFiles, flatten, save_params
+from imagen_jax.storage.safetensors import TensorFiles, save_params
+from imagen_jax.storage.trees import flatten
 from imagen_jax.storage.writing import SHARD_BYTES
 from imagen_jax.text import encoder as text_room
 from imagen_jax.typing import Params

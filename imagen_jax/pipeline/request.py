@@ -15,6 +15,7 @@ from imagen_jax.cascade.cascade import Cascade
 from imagen_jax.cascade.stage import Stage
 from imagen_jax.diffusion.sampling import is_number
 from imagen_jax.images.decoding import decode, to_rgb
+from imagen_jax.images.pixels import to_float
 
 LARGEST_SEED = 2**32 - 1
 MAX_PIXELS = 2**26  # of an image from outside
@@ -230,7 +231,7 @@ def read_mask(mask: ImageInput, size: tuple[int, int]) -> Image.Image:
 def to_pixels(image: Image.Image, size: tuple[int, int]) -> np.ndarray:
     """[1, height, width, 3] in [-1, 1]: the largest centred part of this shape, resized."""
     fitted = ImageOps.fit(image, size[::-1], Image.Resampling.LANCZOS)
-    return np.asarray(fitted, np.float32)[None] / 127.5 - 1.0
+    return to_float(np.asarray(fitted))[None]
 
 
 def to_binary_mask(mask: Image.Image, size: tuple[int, int]) -> np.ndarray:

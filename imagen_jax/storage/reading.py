@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from imagen_jax.storage.layout import Layout, Tensors, joined_shape, kept_axes, part_shape
-from imagen_jax.storage.safetensors import flatten, is_float, name_some, unflatten
+from imagen_jax.storage.safetensors import is_float
 from imagen_jax.storage.tensor_file import Index
+from imagen_jax.storage.trees import flatten, name_some, unflatten
 from imagen_jax.typing import Params
 
 # Path of a parameter and its shape to where it shall lie.

@@ -19,44 +19,12 @@ from safetensors.numpy import save_file
 
 from imagen_jax.storage.json_file import read_object
 from imagen_jax.storage.tensor_file import Index, TensorFile
+from imagen_jax.storage.trees import flatten, name_some, unflatten
 from imagen_jax.typing import Params
 
 SHARD_BYTES = 16 * 2**20
 # Of a shard, for its header: JSON of about 100 bytes and the name for each tensor.
 HEADER_BYTES = 1024
-SHOWN_NAMES = 8
-
-
-def flatten(params: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": leaf}} to {"a/b": leaf}, sorted by name."""
-    flat = {}
-    for key in sorted(params):
-        if not isinstance(key, str) or not key or "/" in key:
-            raise ValueError(
-                f"A tree of parameters has the key {key!r}: keys are names without '/'."
-            )
-        value = params[key]
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}/")
-        else:
-            flat[prefix + key] = value
-    return flat
-
-
-def unflatten(flat: Mapping[str, Any]) -> Params:
-    """The inverse of `flatten`."""
-    tree = {}
-    for name, value in flat.items():
-        *parents, last = name.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-            if not isinstance(node, dict):
-                raise ValueError(f"Parameter {name!r} lies below another parameter.")
-        if last in node:
-            raise ValueError(f"Parameter {name!r} is also the parent of others.")
-        node[last] = value
-    return tree
 
 
 def is_float(dtype: Any) -> bool:
@@ -315,12 +283,6 @@ def open_model(directory: str | os.PathLike, variant: str | None = None) -> Tens
             f"{directory} has its weights in pickles ({pickles[0]}), which are not read: save the "
             "model as safetensors, for example by save_pretrained in transformers."
         ) from error
-
-
-def name_some(names: list[str]) -> str:
-    """The first few of many names, for an error message."""
-    rest = len(names) - SHOWN_NAMES
-    return ", ".join(names[:SHOWN_NAMES]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def check_shapes(

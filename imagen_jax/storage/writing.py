@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from imagen_jax.storage.layout import Layout, Tensors, joined_shape, part_shape
-from imagen_jax.storage.safetensors import flatten, name_some, save_params
+from imagen_jax.storage.safetensors import save_params
+from imagen_jax.storage.trees import flatten, name_some
 from imagen_jax.typing import Params
 
 # Near what the Hugging Face libraries split at; a shard is held in memory while it is written.

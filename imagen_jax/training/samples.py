@@ -11,7 +11,7 @@ from imagen_jax.data.sources import BrokenExample
 from imagen_jax.devices.hosts import whole
 from imagen_jax.diffusion.augmentation import downsample, upsample
 from imagen_jax.images.grid import image_grid
-from imagen_jax.images.pixels import resize
+from imagen_jax.images.pixels import resize, to_float
 from imagen_jax.text import encoder as text
 from imagen_jax.text.encoder import TextEncoder
 from imagen_jax.training.loop import SampleFn
@@ -50,7 +50,7 @@ def make_sample_fn(
         elif stage.conditioning == "label":
             labels = [example["label"] for example in examples]
         cropped = [resize(example["image"], stage.resolution) for example in examples]
-        truth = jnp.asarray(np.stack(cropped), jnp.float32) / 127.5 - 1.0
+        truth = to_float(jnp.asarray(np.stack(cropped)))
     keys = sample_keys(section.seed, range(count))
 
     def sample(params: Params, step: int):

@@ -12,7 +12,7 @@ from imagen_jax.evaluation.feature_files import load_extractor
 from imagen_jax.evaluation.measures import KINDS, OF_REFERENCE, measure, prepare_truth
 from imagen_jax.evaluation.prompts import read_prompts
 from imagen_jax.evaluation.reference import read_reference
-from imagen_jax.images.grid import to_uint8
+from imagen_jax.images.pixels import to_uint8
 from imagen_jax.text import encoder as text
 from imagen_jax.text.encoder import TextEncoder
 from imagen_jax.training.loop import ScoreFn

@@ -20,6 +20,7 @@ from imagen_jax.diffusion.augmentation import augment, downsample, sample_levels
 from imagen_jax.diffusion.losses import diffusion_loss
 from imagen_jax.diffusion.process import add_noise
 from imagen_jax.diffusion.schedules import training_time
+from imagen_jax.images.pixels import to_float
 from imagen_jax.models.lora import LoraConfig
 from imagen_jax.models.t5 import Gather
 from imagen_jax.text import encoder as text_room
@@ -47,11 +48,6 @@ class Prior:
 
     rows: int
     weight: float = 1.0
-
-
-def to_images(pixels: Array) -> Images:
-    """uint8 0..255 to float32 in [-1, 1]."""
-    return pixels.astype(jnp.float32) / 127.5 - 1.0
 
 
 def sample_times(key: Keys, batch: int, power: float) -> Float[Array, " batch"]:
@@ -169,7 +165,7 @@ def make_losses(
             network = gather(network)
             # Random numbers have no place of their own: XLA would spread a batch over its pixels.
             batch, draws = split_batch((batch, draws), mesh)
-        x0 = to_images(batch["image"])
+        x0 = to_float(batch["image"])
         conditions = {}
         if stage.low_resolution is not None:
             side = x0.shape[1]

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from imagen_jax.commands.command_line import make_folder, one_line_errors, output_folder
+from imagen_jax.commands.command_line import one_line_errors
+from imagen_jax.storage.folders import make_folder, output_folder
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from imagen_jax.convert.diffusers_unet import (
     unet_layout,
 )
 from imagen_jax.models import UNetConfig
-from imagen_jax.storage.safetensors import flatten, unflatten
+from imagen_jax.storage.trees import flatten, unflatten
 from imagen_jax.typing import TextEmbeddings
 
 REASON = "the reference implementation is in the extra 'parity'"

@@ -155,8 +155,8 @@ def test_clip_reads_images_and_texts(key, rng):
         "tiny", "1", CLIP, params, tokenize=tokenize, mesh=one_device(), batch_size=3
     )
     images = [rng.integers(0, 256, (32, 32, 3), np.uint8) for _ in range(4)]
-    images = jax.numpy.asarray(np.stack(images), np.float32) / 255
-    expected = clip.embed_images(CLIP, params, images)
+    shares = jax.numpy.asarray(np.stack(images), np.float32) / 255
+    expected = clip.embed_images(CLIP, params, shares)
     assert relative_error(extractor.images(images), expected) < 1e-5
     texts = ["a", "abc", "dog", "cab", "a"]
     ids = jax.numpy.asarray(tokenize(texts))

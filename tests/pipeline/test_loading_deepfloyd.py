@@ -21,7 +21,7 @@ from imagen_jax.diffusion.schedules import DiscreteBeta
 from imagen_jax.pipeline import encoder_files, loading
 from imagen_jax.pipeline.loading import load_model
 from imagen_jax.pipeline.model_directory import write_model
-from imagen_jax.storage.safetensors import flatten
+from imagen_jax.storage.trees import flatten
 from imagen_jax.text import encoder as text
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -18,8 +18,9 @@ import imagen_jax
 from imagen_jax.cascade import cascade as cascade_room
 from imagen_jax.cascade.cascade import TEXT_ENCODER, Cascade
 from imagen_jax.devices import compilation_cache
-from imagen_jax.images.grid import image_grid, to_uint8
+from imagen_jax.images.grid import image_grid
 from imagen_jax.images.image_list import ImageList, read_settings, save_png
+from imagen_jax.images.pixels import to_uint8
 from imagen_jax.models import EfficientLevel
 from imagen_jax.pipeline import generation as drawing
 from imagen_jax.pipeline import loading

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from imagen_jax.storage.layout import Layout, part_shape
-from imagen_jax.storage.safetensors import flatten
+from imagen_jax.storage.trees import flatten
 
 BLOCK = 2**22  # random numbers that are written over and over
 SHARD_BYTES = 2 * 10**9
@@ -27,7 +27,7 @@ SHARD_BYTES = 2 * 10**9
 REPORT = """
 import json, time
 import jax, numpy as np
-from imagen_jax.storage.safetensors import flatten
+from imagen_jax.storage.trees import flatten
 took = time.monotonic() - start
 peak = [line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM:")]
 flat = flatten(params)

@@ -12,7 +12,8 @@ from safetensors.numpy import load_file, save_file
 
 from imagen_jax.storage.layout import CONVOLUTION, LINEAR, Tensors
 from imagen_jax.storage.reading import HostTensors, read_layout
-from imagen_jax.storage.safetensors import TensorFiles, flatten
+from imagen_jax.storage.safetensors import TensorFiles
+from imagen_jax.storage.trees import flatten
 from imagen_jax.storage.writing import save_layout, write_layout
 
 LAYOUT = {

@@ -11,10 +11,11 @@ from imagen_jax.diffusion.losses import Loss, diffusion_loss
 from imagen_jax.diffusion.process import add_noise
 from imagen_jax.diffusion.schedules import DiscreteBeta, training_time
 from imagen_jax.diffusion.variational import variational_bound
+from imagen_jax.images.pixels import to_float
 from imagen_jax.models import UNetConfig, UNetLevel
 from imagen_jax.models.lora import LoraConfig, init_lora, merge_lora
 from imagen_jax.training.state import LORA, NETWORK, Frozen, init_state
-from imagen_jax.training.step import make_train_step, to_images
+from imagen_jax.training.step import make_train_step
 from imagen_jax.typing import TextEmbeddings
 
 WIDTH, BATCH, DRAWS = 8, 8, 64
@@ -52,7 +53,7 @@ def both_losses(params, batch):
     """Mean squared error of eps, and the bound in bits, over times and noise that are fixed."""
     repeat = DRAWS // BATCH
     batch = jax.tree.map(lambda x: jnp.repeat(x, repeat, axis=0), batch)
-    x0 = to_images(batch["image"])
+    x0 = to_float(batch["image"])
     t = training_time(
         STAGE.schedule, jax.random.permutation(jax.random.key(7), (jnp.arange(DRAWS) + 0.5) / DRAWS)
     )

@@ -11,9 +11,10 @@ from tiny_cascade import BASE, ENCODER, SR, network
 
 from imagen_jax.cascade.stage import Stage
 from imagen_jax.diffusion import DiscreteBeta, Loss
+from imagen_jax.images.pixels import to_float
 from imagen_jax.text import encoder as text_room
 from imagen_jax.training.state import NETWORK, TEXT_ENCODER, Frozen, init_state, update_ema
-from imagen_jax.training.step import TIME_BINS, drop_text, make_train_step, sample_times, to_images
+from imagen_jax.training.step import TIME_BINS, drop_text, make_train_step, sample_times
 from imagen_jax.typing import TextEmbeddings
 from tests.training.whole_loss import make_loss
 
@@ -249,4 +250,4 @@ def test_dropped_text_is_the_null_text(rng):
 
 def test_bytes_become_the_whole_range():
     pixels = jnp.array([[[[0, 255, 51]]]], jnp.uint8)
-    np.testing.assert_allclose(to_images(pixels)[0, 0, 0], [-1, 1, -0.6], atol=1e-6)
+    np.testing.assert_allclose(to_float(pixels)[0, 0, 0], [-1, 1, -0.6], atol=1e-6)
