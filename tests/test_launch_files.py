@@ -7,10 +7,19 @@ from pathlib import Path
 import pytest
 from absl import flags
 
-import imagen_jax.commands.train  # noqa: F401  (defines the flags)
+from imagen_jax.commands.train import define_flags
 
 LAUNCH = Path(__file__).resolve().parents[1] / "launch"
 FILES = sorted(LAUNCH.iterdir())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def defined_flags():
+    before = set(flags.FLAGS)
+    define_flags()
+    yield
+    for name in set(flags.FLAGS) - before:
+        delattr(flags.FLAGS, name)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)

@@ -97,13 +97,14 @@ def time_jax(case: Case, steps: int, sample_steps: int) -> dict:
     import numpy as np
 
     from imagen_jax.cascade.cascade import Conditions, sample_keys, sample_stage
-    from imagen_jax.cascade.stage import Stage
+    from imagen_jax.cascade.stage import Stage, init_params
     from imagen_jax.diffusion.sampling import SamplingSettings
+    from imagen_jax.models.t5 import T5Config
     from imagen_jax.storage.codec import typed
     from imagen_jax.text.encoder import null_text
     from imagen_jax.training.config import load_config
     from imagen_jax.training.optimizer import OptimizerConfig, make_optimizer
-    from imagen_jax.training.run_config import KINDS
+    from imagen_jax.training.run_config import KINDS, DataConfig, RunConfig, TextConfig
     from imagen_jax.training.state import NETWORK, init_state
     from imagen_jax.training.step import make_train_step
     from imagen_jax.typing import TextEmbeddings
@@ -112,8 +113,14 @@ def time_jax(case: Case, steps: int, sample_steps: int) -> dict:
     if isinstance(case.ours, str):
         section = load_config(ROOT / "configs" / f"{case.ours}.py").stage.to_dict()
     stage = typed(Stage, section | {"text_width": TEXT_WIDTH}, "stage", KINDS)
-    optimizer = make_optimizer(
-        OptimizerConfig(kind="adam", learning_rate=LEARNING_RATE, warmup_steps=0)
+    config = RunConfig(
+        stage,
+        DataConfig("memory"),
+        case.batch,
+        num_steps=1,
+        text=TextConfig(T5Config()),  # not run: the texts are embedded
+        optimizer=OptimizerConfig("adam", LEARNING_RATE, warmup_steps=0),
+        ema_decay=EMA_DECAY,
     )
     key = jax.random.key(0)
     rng = np.random.default_rng(0)
@@ -123,9 +130,10 @@ def time_jax(case: Case, steps: int, sample_steps: int) -> dict:
         "text": jnp.asarray(rng.normal(size=(case.batch, TEXT_LENGTH, TEXT_WIDTH)), jnp.float32),
         "mask": jnp.ones((case.batch, TEXT_LENGTH), bool),
     }
-    state = init_state(stage, None, optimizer, key)
+    params = {NETWORK: init_params(stage, jax.random.fold_in(key, 0))}
+    state = init_state(params, make_optimizer(config.optimizer))
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    step = jax.jit(make_train_step(stage, None, optimizer, ema_decay=EMA_DECAY), donate_argnums=0)
+    step = jax.jit(make_train_step(config, None), donate_argnums=0)
 
     def train_step():
         nonlocal state

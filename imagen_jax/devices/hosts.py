@@ -1,8 +1,9 @@
-"""The processes of a run on several hosts: how they find and what they tell each other.
+"""The processes of a run on several hosts: how they find each other, and what they exchange.
 
-One process drives the devices of one host. A single process needs nothing of this.
+One process drives the devices of one host. A single process needs none of this.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -12,7 +13,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,11 +34,11 @@ JOIN_SECONDS = 300
 
 @dataclass(frozen=True)
 class Launch:
-    """What is told of a run's processes. None: as the environment says.
+    """What is given about a run's processes. None: as the environment says.
 
-    coordinator_address: HOST:PORT of process 0, where the others find it. heartbeat_seconds: after
-    so long without a sign of life of one process the others end, too. join_seconds: how long to
-    wait for all of them at the start.
+    coordinator_address: HOST:PORT of process 0, where the others find it. heartbeat_seconds: when
+    one process has been silent for this long, the others end too. join_seconds: how long to wait
+    for all of them at the start.
     """
 
     coordinator_address: str | None = None
@@ -60,10 +61,9 @@ class Launch:
                 raise ValueError(f"{name} must be 1 or more, not {getattr(self, name)}")
 
     @property
-    def is_told(self) -> bool:
-        """Whether anything was told of the processes themselves."""
-        told = (self.coordinator_address, self.num_processes, self.process_id)
-        return any(value is not None for value in told)
+    def is_given(self) -> bool:
+        """Whether anything is given about the processes themselves."""
+        return (self.coordinator_address, self.num_processes, self.process_id) != (None,) * 3
 
 
 def launched(environment: Mapping[str, str]) -> tuple[str, int, int | None] | None:
@@ -77,19 +77,19 @@ def launched(environment: Mapping[str, str]) -> tuple[str, int, int | None] | No
 
 
 def join_hosts(launch: Launch, distributed: bool = False) -> None:
-    """Joins the other processes of the run; to be called before JAX sees a device.
+    """Joins the other processes of the run; must be called before JAX sees a device.
 
-    What `launch` leaves open comes from the environment: of SLURM, Open MPI, a TPU pod or
-    Kubernetes (`jax.distributed.initialize`). One process alone, where neither `launch` nor a
-    launcher says otherwise, joins nobody unless `distributed`; on a TPU pod that must be said, for
-    only its metadata server knows of the others.
+    What `launch` leaves open comes from the environment: SLURM, Open MPI, a TPU pod or Kubernetes
+    (`jax.distributed.initialize`). A process that neither `launch` nor a launcher says otherwise of
+    is alone and joins nobody, unless `distributed`: a TPU pod needs that, because only its metadata
+    server knows the other hosts.
 
     Raises:
-        ValueError: what is told contradicts itself, or the others cannot be found or reached.
+        ValueError: what is given contradicts itself, or the others cannot be found or reached.
     """
     found = launched(os.environ)
-    if not (launch.is_told or distributed or found):
-        # A pod's TPUs know of each other even so, but no host would hear of another's SIGTERM.
+    if not (launch.is_given or distributed or found):
+        # A pod's TPUs find each other anyway, but no host would hear of another's SIGTERM.
         if jax.process_count() > 1:
             raise ValueError(
                 f"this is one of {jax.process_count()} hosts of a TPU pod: give --distributed"
@@ -120,13 +120,13 @@ def join_hosts(launch: Launch, distributed: bool = False) -> None:
 
 
 def _meet(launch: Launch, count: int | None, index: int | None) -> None:
-    """Says who is waited for, and waits for process 0: where JAX waits in vain it ends without a
-    word about addresses.
-    """
+    """Waits for process 0, and says so: JAX would wait in vain without naming the address."""
     address, end = launch.coordinator_address, time.monotonic() + launch.join_seconds
     who = f"process {index} of {count}"
     print(
-        f"{who}: joins at {address}, at most {launch.join_seconds} s", file=sys.stderr, flush=True
+        f"{who}: joining at {address}, for at most {launch.join_seconds} s",
+        file=sys.stderr,
+        flush=True,
     )
     host, _, port = address.rpartition(":")
     while index:  # not process 0 itself
@@ -143,13 +143,14 @@ def _meet(launch: Launch, count: int | None, index: int | None) -> None:
 
 
 def say_on_first_host(text: str) -> None:
-    """Prints, on the first host alone."""
+    """Prints, on the first host only."""
     if jax.process_index() == 0:
         print(text, flush=True)
 
 
 def place(leaf: Any, sharding: jax.sharding.Sharding) -> jax.Array:
-    """An array that every host holds whole, where `sharding` says; each host places its own part.
+    """Puts an array that every host holds in full where `sharding` says; each host places its own
+    part.
 
     Unlike `jax.device_put` it does not send the array around to compare it.
     """
@@ -160,14 +161,14 @@ def place(leaf: Any, sharding: jax.sharding.Sharding) -> jax.Array:
 
 
 def whole(leaf: Any) -> np.ndarray:
-    """An array in full, whichever hosts hold its parts; all of them must ask."""
+    """An array in full, whichever hosts hold its parts; all hosts must call it."""
     if getattr(leaf, "is_fully_addressable", True) or leaf.is_fully_replicated:
         return np.asarray(leaf)
     return multihost_utils.process_allgather(leaf, tiled=True)
 
 
 def gather_json(value: Any) -> list[Any]:
-    """What each host gives, by their numbers; all of them must call. JSON-able values."""
+    """What each host passes (JSON-able values), in the order of the hosts; all must call it."""
     if jax.process_count() == 1:
         return [value]
     content = np.frombuffer(json.dumps(value).encode(), np.uint8)
@@ -185,7 +186,7 @@ def check_shared(folder: Path, option: str) -> None:
     token = folder / f".shared-{gather_json(uuid.uuid4().hex)[0]}"
     if jax.process_index() == 0:
         token.touch()
-    gather_json(None)  # it is there now
+    gather_json(None)  # now it is there
     seen = gather_json(token.exists())
     if jax.process_index() == 0:
         token.unlink()
@@ -196,37 +197,30 @@ def check_shared(folder: Path, option: str) -> None:
         )
 
 
-class StopRequest:
-    """Turns the first SIGTERM or SIGINT into `requested`; a second one acts at once. Use with
-    `with`.
+@contextlib.contextmanager
+def stop_on_signal() -> Iterator[Callable[[int], bool]]:
+    """Yields a function of the step: whether to stop after it, the same answer on every host.
 
-    Across hosts jax agrees on the step (the coordination service passes on any host's SIGTERM).
+    The first SIGTERM or SIGINT asks for the stop; a second one acts at once. Several hosts agree on
+    the step through JAX (its coordination service passes on any host's SIGTERM).
     """
+    if jax.process_count() > 1:
+        yield multihost_utils.reached_preemption_sync_point
+        return
+    requested, previous = threading.Event(), {}
 
-    def __init__(self):
-        self.requested = False
-        self.previous: dict[int, Any] = {}
-
-    def __enter__(self) -> "StopRequest":
-        if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self.previous[number] = signal.signal(number, self._handle)
-        return self
-
-    def _handle(self, number: int, frame: Any) -> None:
-        self.requested = True
-        self._restore()
-
-    def _restore(self) -> None:
-        for number, handler in self.previous.items():
+    def restore() -> None:
+        for number, handler in previous.items():
             signal.signal(number, handler)
-        self.previous = {}
 
-    def __exit__(self, *exception: Any) -> None:
-        self._restore()
+    def handle(number: int, frame: Any) -> None:
+        requested.set()
+        restore()
 
-    def at(self, step: int) -> bool:
-        """Whether to stop after `step`; the same answer on every host."""
-        if jax.process_count() > 1:
-            return multihost_utils.reached_preemption_sync_point(step)
-        return self.requested
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGINT):
+            previous[number] = signal.signal(number, handle)
+    try:
+        yield lambda step: requested.is_set()
+    finally:
+        restore()

@@ -8,7 +8,7 @@ mesh axis.
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,7 +33,7 @@ TENSOR_RULES: tuple[tuple[str, int | None], ...] = (
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each mesh axis; one of them may be None: it takes the devices that are left."""
+    """Devices along each mesh axis; one axis may be None: it takes the remaining devices."""
 
     data: int | None = None
     fsdp: int | None = 1
@@ -44,28 +44,28 @@ def mesh_shape(config: MeshConfig, num_devices: int) -> tuple[int, int, int]:
     """The mesh's shape (data, fsdp, tensor) on `num_devices`; ValueError where it does not fit them
     exactly.
     """
-    sizes = {name: getattr(config, name) for name in AXES}
-    for name, size in sizes.items():
-        if size is not None and size < 1:
+    given = {name: size for name, size in vars(config).items() if size is not None}
+    for name, size in given.items():
+        if size < 1:
             raise ValueError(
-                f"mesh.{name} must be 1 or more, or None for the devices left, not {size}"
+                f"mesh.{name} must be 1 or more, or None for the remaining devices, not {size}"
             )
-    free = [name for name, size in sizes.items() if size is None]
-    fixed = math.prod(size for size in sizes.values() if size is not None)
+    free = [name for name in AXES if name not in given]
     if len(free) > 1:
         raise ValueError(f"only one mesh axis may be None, not {' and '.join(free)}")
-    if free:
-        if num_devices % fixed:
-            given = " x ".join(f"{name} {size}" for name, size in sizes.items() if size is not None)
-            raise ValueError(f"mesh {given} = {fixed} does not divide the {num_devices} devices")
-        sizes[free[0]] = num_devices // fixed
-    elif fixed != num_devices:
-        given = " x ".join(f"{name} {size}" for name, size in sizes.items())
+    fixed = math.prod(given.values())
+    named = f"mesh {_product(given)} = {fixed}"
+    if not free and fixed != num_devices:
         raise ValueError(
-            f"mesh {given} = {fixed} devices, but there are {num_devices}; "
-            "leave one axis None to take the rest"
+            f"{named} devices, but there are {num_devices}; set one axis to None to use the rest"
         )
-    return tuple(sizes[name] for name in AXES)
+    if num_devices % fixed:
+        raise ValueError(f"{named} does not divide the {num_devices} devices")
+    return tuple(given.get(name, num_devices // fixed) for name in AXES)
+
+
+def _product(sizes: Mapping[str, int]) -> str:
+    return " x ".join(f"{name} {size}" for name, size in sizes.items())
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -76,15 +76,15 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     try:
         return jax.make_mesh(shape, AXES, axis_types=types, devices=devices)
     except NotImplementedError as error:
-        given = " x ".join(f"{name} {size}" for name, size in zip(AXES, shape, strict=True))
+        given = dict(zip(AXES, shape, strict=True))
         raise ValueError(
-            f"mesh {given} does not follow the links of the {len(devices)} devices: each axis must "
-            "be a product of sides of their torus (of 4x4x4: 4, 16 or 64)"
+            f"mesh {_product(given)} does not follow the links of the {len(devices)} devices: each "
+            "axis must be a product of sides of their torus (of 4x4x4: 4, 16 or 64)"
         ) from error
 
 
 def batch_parts(mesh: Mesh) -> int:
-    """Into how many parts a batch is split."""
+    """The number of parts that a batch is split into."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
@@ -106,7 +106,7 @@ def check_batch(mesh: Mesh, batch_size: int) -> None:
 def host_rows(mesh: Mesh, batch_size: int, host: int) -> tuple[int, ...]:
     """The rows of a whole batch that lie on a host's devices, in their order.
 
-    A mesh follows the links of its devices, so these are seldom one piece of the batch.
+    A mesh follows the links of its devices, so these are seldom contiguous.
     """
     places = batch_sharding(mesh).devices_indices_map((batch_size,))
     parts = {
@@ -138,12 +138,8 @@ def host_groups(mesh: Mesh) -> list[list[int]]:
 def _tensor_axis(path: str, shape: tuple[int, ...], size: int) -> int | None:
     if size == 1 or len(shape) < 2:
         return None
-    for pattern, axis in TENSOR_RULES:
-        if re.search(pattern, path):
-            if axis is None or shape[axis] % size:
-                return None
-            return len(shape) + axis
-    return None
+    axis = next((axis for pattern, axis in TENSOR_RULES if re.search(pattern, path)), None)
+    return None if axis is None or shape[axis] % size else len(shape) + axis
 
 
 def partition_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
@@ -168,18 +164,14 @@ def partition_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSp
     return PartitionSpec(*axes)
 
 
-def path_of(key_path: tuple[Any, ...]) -> str:
-    """A pytree key path as text: "params/network/conv/kernel"."""
-    return jax.tree_util.keystr(key_path, simple=True, separator="/")
-
-
 def state_shardings(state: Any, mesh: Mesh) -> Any:
     """NamedShardings for a pytree of arrays (or shapes): parameters, EMA and optimizer state by the
     same rules.
     """
 
     def sharding(key_path, leaf):
-        return NamedSharding(mesh, partition_spec(path_of(key_path), tuple(leaf.shape), mesh))
+        path = jax.tree_util.keystr(key_path, simple=True, separator="/")
+        return NamedSharding(mesh, partition_spec(path, tuple(leaf.shape), mesh))
 
     return jax.tree_util.tree_map_with_path(sharding, state)
 
@@ -194,17 +186,12 @@ def gather_shards(params: Any, mesh: Mesh) -> Any:
     if mesh.shape["fsdp"] == 1:
         return params
 
-    def gather(key_path, leaf):
-        spec = partition_spec(path_of(key_path), tuple(leaf.shape), mesh)
-        whole = PartitionSpec(*(None if axis == "fsdp" else axis for axis in spec))
-        return jax.lax.with_sharding_constraint(leaf, NamedSharding(mesh, whole))
+    def gather(leaf, sharding):
+        spec = (None if axis == "fsdp" else axis for axis in sharding.spec)
+        whole = NamedSharding(mesh, PartitionSpec(*spec))
+        return jax.lax.with_sharding_constraint(leaf, whole)
 
-    return jax.tree_util.tree_map_with_path(gather, params)
-
-
-def split_batch(rows: Any, mesh: Mesh) -> Any:
-    """Inside a jitted function: each array's first axis over data and fsdp."""
-    return jax.lax.with_sharding_constraint(rows, batch_sharding(mesh))
+    return jax.tree.map(gather, params, state_shardings(params, mesh))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -218,8 +205,8 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def shard_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """This host's rows of a batch (`host_rows`) -> global arrays. Arrays may be used without a
-    copy: never write to them after.
+    """This host's rows of a batch (`host_rows`) -> global arrays. The arrays may be used without a
+    copy: do not write to them afterwards.
     """
     sharding = batch_sharding(mesh)
     return {

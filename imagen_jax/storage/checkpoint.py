@@ -1,9 +1,9 @@
 """Checkpoints of a run: written in the background, whole or not at all, readable on any mesh.
 
 Each step's directory holds the items `params`, `ema`, `optimizer` (step number and optimizer state)
-and `run` (JSON: the configuration, where the data and the metrics were, and a digest of every
-array, so that a byte that has changed on the disk is seen). Trees are stored as nested dicts by
-parameter name, so a reader needs none of our classes.
+and `run` (JSON: the config, the position in the data, the metrics since the last report, and a
+digest of every array, so that a byte that has changed on the disk is noticed). Trees are stored as
+nested dicts by parameter name, so a reader needs none of our classes.
 """
 
 import contextlib
@@ -22,11 +22,12 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
 from imagen_jax.devices.hosts import gather_json
-from imagen_jax.devices.sharding import path_of
-from imagen_jax.storage.digest import checked, described, first_fault, signed
+from imagen_jax.storage.digest import Arrays, checked, described, first_fault, signed
+from imagen_jax.storage.trees import flatten, unflatten
 from imagen_jax.typing import Params
 
-OWN_ITEMS = ("params", "ema")  # every other field of the state goes into the item "optimizer"
+OWN_ITEMS = ("params", "ema")
+OPTIMIZER = "optimizer"  # the item of all other fields of the state
 JSON_ITEM = "run"
 SHOWN_DIFFERENCES = 5
 
@@ -39,65 +40,41 @@ class MismatchError(ValueError):
     """Weights are not of the config's network; the message names the first that differ."""
 
 
-def _flatten(tree: Any) -> dict[str, Any]:
-    return {path_of(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+def _items(state: Any) -> Arrays:
+    """A state (a NamedTuple) by item; paths in `params` and `ema` do not repeat that name."""
+    fields = state._asdict()
+    items = {item: flatten(fields.pop(item)) for item in OWN_ITEMS}
+    items[OPTIMIZER] = flatten(fields)
+    return {item: arrays for item, arrays in items.items() if arrays}
 
 
-def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:
-    nested: dict[str, Any] = {}
-    for path, leaf in flat.items():
-        *parents, name = path.split("/")
-        node = nested
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[name] = leaf
-    return nested
-
-
-def _items(flat: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The flat state by item; paths in `params` and `ema` lose that prefix."""
-    items: dict[str, dict[str, Any]] = {}
-    for path, leaf in flat.items():
-        first, _, rest = path.partition("/")
-        item, name = (first, rest) if first in OWN_ITEMS else ("optimizer", path)
-        items.setdefault(item, {})[name] = leaf
-    return items
+def _shapes(arrays: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    return {path: tuple(leaf.shape) for path, leaf in arrays.items()}
 
 
 def differences(stored: Mapping[str, tuple], wanted: Mapping[str, tuple]) -> list[str]:
-    """What a checkpoint's {path: shape} and the config's have different, one line each, in the
-    config's order.
+    """Where a checkpoint's {path: shape} and the config's differ, one line each, in the config's
+    order.
     """
-    lines = []
-    for path, shape in wanted.items():
-        if path not in stored:
-            lines.append(f"{path} {shape}: in the config, not in the checkpoint")
-        elif stored[path] != shape:
-            lines.append(f"{path}: {shape} in the config, {stored[path]} in the checkpoint")
-    for path, shape in stored.items():
-        if path not in wanted:
-            lines.append(f"{path} {shape}: in the checkpoint, not in the config")
-    return lines
+    changed = [path for path in wanted if path in stored and stored[path] != wanted[path]]
+    missing = [f"{path} {wanted[path]}" for path in wanted if path not in stored]
+    unknown = [f"{path} {stored[path]}" for path in stored if path not in wanted]
+    return [
+        *(f"{p}: {wanted[p]} in the config, {stored[p]} in the checkpoint" for p in changed),
+        *(f"{name}: in the config, not in the checkpoint" for name in missing),
+        *(f"{name}: in the checkpoint, not in the config" for name in unknown),
+    ]
 
 
 def check_weights(wanted: Any, given: Any, source: str = "the given weights") -> None:
     """MismatchError names the first parameters by which two trees of arrays differ."""
-    shapes = [
-        {path: tuple(leaf.shape) for path, leaf in _flatten(tree).items()}
-        for tree in (given, wanted)
-    ]
-    lines = differences(*shapes)
-    if lines:
+    if lines := differences(_shapes(flatten(given)), _shapes(flatten(wanted))):
         raise MismatchError(f"{source} do not fit the config:\n  {_shown(lines)}")
 
 
 def _shown(lines: list[str]) -> str:
     more = len(lines) - SHOWN_DIFFERENCES
     return "\n  ".join(lines[:SHOWN_DIFFERENCES] + ([f"and {more} more"] if more > 0 else []))
-
-
-def _state_bytes(flat: Mapping[str, Any]) -> int:
-    return sum(math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in flat.values())
 
 
 class Checkpoints:
@@ -108,10 +85,6 @@ class Checkpoints:
     def __init__(
         self, directory: str | Path, *, keep: int = 3, keep_best: int = 1, read_only: bool = False
     ):
-        if keep < 1:
-            raise ValueError(f"checkpoint.keep must be 1 or more, not {keep}")
-        if keep_best < 0:
-            raise ValueError(f"checkpoint.keep_best must be 0 or more, not {keep_best}")
         self.local = "://" not in str(directory)
         self.directory = str(Path(directory).absolute()) if self.local else str(directory)
         kept: list[Any] = [policies.LatestN(keep)]
@@ -125,7 +98,7 @@ class Checkpoints:
             kept.append(best)
         if not read_only:
             self._drop_unreadable_losses()
-        with _errors_alone():  # Orbax warns of reading only what is to be read only
+        with _only_errors():  # Orbax warns that what is opened read-only is read-only
             self.manager = ocp.CheckpointManager(
                 self.directory,
                 options=ocp.CheckpointManagerOptions(
@@ -137,15 +110,13 @@ class Checkpoints:
                     preservation_policy=policies.AnyPreservationPolicy(kept),
                 ),
                 item_handlers={
-                    "params": ocp.StandardCheckpointHandler(),
-                    "ema": ocp.StandardCheckpointHandler(),
-                    "optimizer": ocp.StandardCheckpointHandler(),
+                    **{item: ocp.StandardCheckpointHandler() for item in (*OWN_ITEMS, OPTIMIZER)},
                     JSON_ITEM: ocp.JsonCheckpointHandler(),
                 },
             )
 
     def _drop_unreadable_losses(self) -> None:
-        """Removes the losses that rank the checkpoints where Orbax would stumble over them."""
+        """Removes those of the losses that rank the checkpoints which Orbax could not read."""
         if self.local and jax.process_index() == 0:
             for path in Path(self.directory).glob("*/metrics/metrics"):
                 try:
@@ -162,7 +133,8 @@ class Checkpoints:
         """CheckpointError where the disk has no room for one more checkpoint of this state."""
         if not self.local:
             return
-        needed = _state_bytes(_flatten(state))
+        leaves = jax.tree.leaves(state)
+        needed = sum(math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in leaves)
         free = shutil.disk_usage(self.directory).free
         if free < needed:
             raise CheckpointError(
@@ -177,38 +149,31 @@ class Checkpoints:
         """
         self.wait()
         self.check_space(state)
-        items = _items(_flatten(state))
+        items = _items(state)
         if jax.default_backend() == "cpu":
             # A CPU array and its host copy share memory, which the next (donating) step would
             # overwrite.
             items = jax.tree.map(_detached, items)
-        args = {name: ocp.args.StandardSave(_nest(flat)) for name, flat in items.items()}
+        args = {name: ocp.args.StandardSave(unflatten(arrays)) for name, arrays in items.items()}
         args[JSON_ITEM] = ocp.args.JsonSave(signed({**run, "arrays": described(items)}))
-        try:
+        known = contextlib.suppress(ocp.checkpoint_manager.StepAlreadyExistsError)
+        with self._writing(f"the checkpoint of step {step}"), known:
             self.manager.save(
                 step, args=ocp.args.Composite(**args), metrics={"loss": loss}, force=True
             )
-        except ocp.checkpoint_manager.StepAlreadyExistsError:
-            return
-        except (OSError, ValueError, RuntimeError) as error:
-            raise self._failed(step, error) from error
 
     def wait(self) -> None:
         """Blocks until the checkpoint being written is whole; CheckpointError if it could not be
         written.
         """
-        try:
+        with self._writing():
             self.manager.wait_until_finished()
             self.manager.check_for_errors()
-        except (OSError, ValueError, RuntimeError) as error:
-            raise self._failed(None, error) from error
 
     def check(self) -> None:
-        """Raises the background writer's error, if it has met one, without waiting."""
-        try:
+        """Raises the background writer's error, if there was one, without waiting."""
+        with self._writing():
             self.manager.check_for_errors()
-        except (OSError, ValueError, RuntimeError) as error:
-            raise self._failed(None, error) from error
 
     def restore(self, state: Any) -> tuple[Any, dict[str, Any]] | None:
         """The newest whole checkpoint in the structure, dtypes and shardings of `state` (arrays or
@@ -222,7 +187,7 @@ class Checkpoints:
                 differ.
             CheckpointError: there are checkpoints and none is readable.
         """
-        wanted = _items(_flatten(state))
+        wanted = _items(state)
         damaged: dict[int, str] = {}
         for step in sorted(self.steps(), reverse=True):
             restored, run, fault = self._restore_step(step, wanted)
@@ -231,12 +196,10 @@ class Checkpoints:
                 continue
             for number, reason in damaged.items():
                 self._set_aside(number, reason)
-            flat = {
-                (path if item == "optimizer" else f"{item}/{path}"): leaf
-                for item, tree in restored.items()
-                for path, leaf in _flatten(tree).items()
-            }
-            leaves = [flat[path] for path in _flatten(state)]
+            flat = dict(restored[OPTIMIZER])
+            for item in OWN_ITEMS:
+                flat |= {f"{item}/{path}": leaf for path, leaf in restored.get(item, {}).items()}
+            leaves = [flat[path] for path in flatten(state)]
             return jax.tree.unflatten(jax.tree.structure(state), leaves), run
         if damaged:
             reasons = "; ".join(f"{step}: {reason}" for step, reason in damaged.items())
@@ -246,7 +209,7 @@ class Checkpoints:
     def read_parameters(
         self, item: str | None = None, step: int | None = None
     ) -> tuple[int, Params, dict[str, Any]]:
-        """(step, parameters as numpy arrays, run) of one checkpoint, the newest unless told.
+        """(step, parameters as numpy arrays, run) of one checkpoint, by default the newest.
 
         item: "ema" or "params"; None for the average where the run kept one, else the parameters.
 
@@ -270,45 +233,40 @@ class Checkpoints:
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         wanted = {
             path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device)
-            for path, leaf in _flatten(stored[item]).items()
+            for path, leaf in stored[item].items()
         }
         restored, run = self._read(step, {item: wanted})
         try:
-            fault = _fault({item: _flatten(restored[item])}, checked(run))
+            fault = first_fault(restored, checked(run).get("arrays"))
         except ValueError as error:
             fault = str(error)
         if fault is not None:
             raise CheckpointError(f"checkpoint {step} in {self.directory} is damaged ({fault})")
-        return step, jax.tree.map(np.asarray, restored[item]), run
+        return step, jax.tree.map(np.asarray, unflatten(restored[item])), run
 
     def close(self) -> None:
         """Finishes writing and lets go of the directory."""
         self.wait()
         self.manager.close()
 
-    def _metadata(self, step: int) -> dict[str, Any]:
-        metadata = self.manager.item_metadata(step)
-        trees = {}
-        for name in (*OWN_ITEMS, "optimizer"):
-            if metadata is not None and metadata.get(name) is not None:
-                trees[name] = (
-                    metadata[name].tree if hasattr(metadata[name], "tree") else metadata[name]
-                )
-        if not trees:
+    def _metadata(self, step: int) -> Arrays:
+        metadata = self.manager.item_metadata(step) or {}
+        trees = {item: metadata.get(item) for item in (*OWN_ITEMS, OPTIMIZER)}
+        found = {  # some versions of Orbax wrap the tree
+            item: flatten(getattr(tree, "tree", tree))
+            for item, tree in trees.items()
+            if tree is not None
+        }
+        if not found:
             raise ValueError("no readable metadata")
-        return trees
+        return found
 
-    def _restore_step(
-        self, step: int, wanted: Mapping
-    ) -> tuple[dict[str, Any], dict[str, Any], str | None]:
+    def _restore_step(self, step: int, wanted: Arrays) -> tuple[Arrays, dict[str, Any], str | None]:
         """(items, run, None), or what is wrong with the checkpoint; the same on all hosts."""
         restored, run, fault = {}, {}, None
         try:
             run = checked(self._read(step, {})[1])
-            found = {
-                item: {path: tuple(leaf.shape) for path, leaf in _flatten(tree).items()}
-                for item, tree in self._metadata(step).items()
-            }
+            found = {item: _shapes(arrays) for item, arrays in self._metadata(step).items()}
             stored = found
             if "arrays" in run:
                 stored = {
@@ -322,33 +280,33 @@ class Checkpoints:
         except (MismatchError, MemoryError, jax.errors.JaxRuntimeError):
             raise  # nothing is wrong with the files
         except Exception as error:  # damage shows as many types
-            fault = _reason(error)
+            reason = f"{type(error).__name__}: {str(error).strip()[:200]}"
+            fault = reason.replace("\n", " ")
         # Damage may be in the share of one host alone.
         fault = next((found for found in gather_json(fault) if found is not None), None)
-        if fault is None:
-            fault = _fault({item: _flatten(tree) for item, tree in restored.items()}, run)
-        return restored, run, fault
+        return restored, run, fault or first_fault(restored, run.get("arrays"))
 
-    def _compare(self, step: int, stored: Mapping, wanted: Mapping) -> None:
-        lines = []
-        for item in sorted(wanted, key=("params", "ema", "optimizer").index):
-            shapes = {path: tuple(leaf.shape) for path, leaf in wanted[item].items()}
-            found = differences(stored.get(item, {}), shapes)
-            lines += [line if item == "optimizer" else f"{item}/{line}" for line in found]
-            if lines:  # the moments of parameters that differ would only repeat them
-                break
-        if lines:
+    def _compare(self, step: int, stored: Arrays, wanted: Arrays) -> None:
+        for item, arrays in wanted.items():
+            lines = differences(stored.get(item, {}), _shapes(arrays))
+            if not lines:
+                continue
+            if item != OPTIMIZER:
+                lines = [f"{item}/{line}" for line in lines]
+            # The moments of parameters that differ would only repeat them.
             raise MismatchError(
                 f"checkpoint {step} in {self.directory} does not fit the config:\n"
                 f"  {_shown(lines)}\n"
                 "Give the config it was trained with, or another --workdir."
             )
 
-    def _read(self, step: int, wanted: Mapping) -> tuple[dict[str, Any], dict[str, Any]]:
-        args = {name: ocp.args.StandardRestore(_nest(flat)) for name, flat in wanted.items()}
+    def _read(self, step: int, wanted: Arrays) -> tuple[Arrays, dict[str, Any]]:
+        args = {
+            item: ocp.args.StandardRestore(unflatten(arrays)) for item, arrays in wanted.items()
+        }
         args[JSON_ITEM] = ocp.args.JsonRestore()
         restored = self.manager.restore(step, args=ocp.args.Composite(**args))
-        return {name: restored[name] for name in wanted}, restored[JSON_ITEM]
+        return {item: flatten(restored[item]) for item in wanted}, restored[JSON_ITEM]
 
     def _set_aside(self, step: int, reason: str) -> None:
         """A damaged checkpoint is renamed, not deleted, and its step may be written again."""
@@ -362,37 +320,38 @@ class Checkpoints:
             target = place / f"damaged-{step}"
             shutil.rmtree(target, ignore_errors=True)
             (place / str(step)).rename(target)
-        gather_json(None)  # the others look when it is renamed
+        gather_json(None)  # the other hosts read on once it is renamed
         self.manager.reload()
 
-    def _failed(self, step: int | None, error: Exception) -> CheckpointError:
-        if self.local:
-            # A half-written checkpoint only fills the disk further. What a thread that is still
-            # writing leaves behind goes when the directory is opened next.
-            for half in Path(self.directory).glob("*.orbax-checkpoint-tmp*"):
-                shutil.rmtree(half, ignore_errors=True)
-        which = "the last checkpoint" if step is None else f"the checkpoint of step {step}"
-        reason = str(error).strip()[-300:]
-        return CheckpointError(
-            f"{which} could not be written to {self.directory}: {reason}\n"
-            f"{self._whole()} Free some space and start the same command again."
-        )
+    @contextlib.contextmanager
+    def _writing(self, which: str = "the last checkpoint") -> Iterator[None]:
+        """Turns the writer's errors into a CheckpointError; it says which checkpoints are whole."""
+        try:
+            yield
+        except (OSError, ValueError, RuntimeError) as error:
+            if self.local:
+                # A half-written checkpoint only fills the disk further. What a thread that is still
+                # writing leaves behind goes when the directory is opened next.
+                for half in Path(self.directory).glob("*.orbax-checkpoint-tmp*"):
+                    shutil.rmtree(half, ignore_errors=True)
+            raise CheckpointError(
+                f"{which} could not be written to {self.directory}: {str(error).strip()[-300:]}\n"
+                f"{self._whole()} Free some space and start the same command again."
+            ) from error
 
     def _whole(self) -> str:
-        """What is safely on disk, for error messages; looks at the directory itself."""
+        """What is safely on disk, for error messages."""
         if not self.local:
             return "Earlier checkpoints are untouched."
-        steps = sorted(int(p.name) for p in Path(self.directory).glob("[0-9]*") if p.name.isdigit())
-        return (
-            f"The checkpoints of steps {steps} are whole."
-            if steps
-            else "There is no earlier checkpoint."
-        )
+        steps = self.steps()
+        if not steps:
+            return "There is no earlier checkpoint."
+        return f"The checkpoints of steps {steps} are whole."
 
 
 @contextlib.contextmanager
-def _errors_alone() -> Iterator[None]:
-    """Keeps absl's logger, which is Orbax's, from saying less than errors."""
+def _only_errors() -> Iterator[None]:
+    """Silences absl's logger, which Orbax uses, except for errors."""
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -400,15 +359,6 @@ def _errors_alone() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
-
-
-def _fault(items: Mapping[str, Mapping[str, Any]], run: Mapping[str, Any]) -> str | None:
-    """`first_fault`; None for a checkpoint of a version before the digests."""
-    return first_fault(items, run["arrays"]) if "arrays" in run else None
-
-
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip()[:200]}".replace("\n", " ")
 
 
 def _loss(metrics: Mapping[str, float]) -> float:

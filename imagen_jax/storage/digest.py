@@ -1,6 +1,7 @@
-"""A number for each array that changes with any of its bits: what a file gives back is compared.
+"""A number for each array that changes with any of its bits, to compare what is read with what was
+written.
 
-Computed where the array lies, the same on any mesh: whole numbers are summed exactly, in any order.
+Computed where the array lies, and the same on any mesh: integers are summed exactly in any order.
 """
 
 import hashlib
@@ -10,6 +11,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+Arrays = Mapping[str, Mapping[str, Any]]  # {item: {path: array, or its shape}}
 
 
 def _digest(array: jax.Array) -> jax.Array:
@@ -28,12 +31,12 @@ def _digest(array: jax.Array) -> jax.Array:
 
 
 @jax.jit
-def _digests(items: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, jax.Array]]:
-    """One program for all: many with collectives, started at once, can wait for each other."""
+def _digests(items: Arrays) -> dict[str, dict[str, jax.Array]]:
+    """One program for all: several with collectives, started at once, could deadlock."""
     return jax.tree.map(_digest, items)
 
 
-def described(items: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, list]]:
+def described(items: Arrays) -> dict[str, dict[str, list]]:
     """{item: {path: [shape, digest]}} of {item: {path: array}}, JSON-able."""
     numbers = jax.device_get(_digests(items))
     return {
@@ -42,10 +45,12 @@ def described(items: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, lis
     }
 
 
-def first_fault(
-    items: Mapping[str, Mapping[str, Any]], saved: Mapping[str, Mapping[str, list]]
-) -> str | None:
-    """Names the first array that is not as `described` when it was saved; None where all are."""
+def first_fault(items: Arrays, saved: Mapping[str, Mapping[str, list]] | None) -> str | None:
+    """Names the first array that is not as `described` when it was saved; None where all are, or
+    where nothing was saved (by versions before the digests).
+    """
+    if saved is None:
+        return None
     for item, arrays in described(items).items():
         for path, found in arrays.items():
             if found != saved[item].get(path):

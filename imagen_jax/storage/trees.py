@@ -1,29 +1,33 @@
-"""Nested dicts of arrays as flat ones by "a/b/c", and back."""
+"""Trees of arrays as flat dicts by "a/b/c", and back to nested dicts."""
 
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+from jax.tree_util import DictKey
+
 from imagen_jax.typing import Params
 
 
-def flatten(params: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": leaf}} to {"a/b": leaf}, sorted by name."""
+def flatten(tree: Any) -> dict[str, Any]:
+    """{"a": {"b": leaf}} to {"a/b": leaf}, in the order of JAX (dicts by name); any pytree will do.
+
+    Raises:
+        ValueError: a dict has a key that is not a name, or has "/" in it.
+    """
     flat = {}
-    for key in sorted(params):
-        if not isinstance(key, str) or not key or "/" in key:
-            raise ValueError(
-                f"A tree of parameters has the key {key!r}: keys are names without '/'."
-            )
-        value = params[key]
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}/")
-        else:
-            flat[prefix + key] = value
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        for key in (entry.key for entry in path if isinstance(entry, DictKey)):
+            if not isinstance(key, str) or not key or "/" in key:
+                raise ValueError(
+                    f"A tree of parameters has the key {key!r}: keys are names without '/'."
+                )
+        flat[jax.tree_util.keystr(path, simple=True, separator="/")] = leaf
     return flat
 
 
 def unflatten(flat: Mapping[str, Any]) -> Params:
-    """The inverse of `flatten`."""
+    """The inverse of `flatten` for nested dicts."""
     tree = {}
     for name, value in flat.items():
         *parents, last = name.split("/")

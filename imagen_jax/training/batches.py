@@ -2,7 +2,6 @@
 
 import importlib
 import logging
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -15,7 +14,7 @@ from imagen_jax.data.embeddings import read_embedded
 from imagen_jax.devices.sharding import host_groups, host_rows
 from imagen_jax.text import encoder as text
 from imagen_jax.text.encoder import TextEncoder
-from imagen_jax.training.feed import Batch, Batches
+from imagen_jax.training.feed import Batches, check_labels
 from imagen_jax.training.run_config import (
     MEMORY,
     MIXTURE,
@@ -50,15 +49,15 @@ def read_set(
 
 def crop_kind(config: RunConfig) -> str:
     """What is kept of an image: "centre", or "random" by default where a stage trains on crops."""
-    default = "centre" if config.stage.crop is None else "random"
-    return config.data.crop or default
+    return config.data.crop or ("centre" if config.stage.crop is None else "random")
 
 
 def make_source(config: RunConfig) -> data.Source:
-    """The run's image set, but for that of the prior; with the embeddings where it has some."""
+    """The run's image set (not the prior's), with embedded captions where the config has them."""
     source = read_set(config.data, config.stage.conditioning)
-    directory = config.data.embeddings
-    return source if directory is None else read_embedded(source, directory)
+    if config.data.embeddings is None:
+        return source
+    return read_embedded(source, config.data.embeddings)
 
 
 def make_loader(
@@ -76,11 +75,8 @@ def make_loader(
     if mesh is not None:
         own_rows = host_rows(mesh, config.batch_size, jax.process_index())
 
-    def loader(own: DataConfig | PriorConfig, source, **options):
-        if source is None:
-            own_set = own is section
-            source = make_source(config) if own_set else read_set(own, config.stage.conditioning)
-        check_labels(config, source)
+    def loader(own: DataConfig | PriorConfig, source: data.Source, **options):
+        check_labels(getattr(source, "labels", None), config.stage.network.num_classes)
         return data.Loader(
             source=source,
             resolution=config.stage.resolution,
@@ -98,12 +94,16 @@ def make_loader(
             **options,
         )
 
+    if source is None:
+        source = make_source(config)
     if prior is None:
         return loader(
             section, source, batch_size=config.batch_size, seed=config.seed, rows=own_rows
         )
+    if prior_source is None:
+        prior_source = read_set(prior, config.stage.conditioning)
     rows = prior.rows(config.batch_size)
-    # Sets of one size would else be drawn in the same order, always in the same pairs.
+    # Otherwise sets of one size would come in the same order, always in the same pairs.
     prior_seed = (config.seed + LARGEST_SEED // 2) % LARGEST_SEED
     return data.PriorLoader(
         loader(section, source, batch_size=config.batch_size - rows, seed=config.seed),
@@ -146,20 +146,6 @@ def make_stream(config: RunConfig, mesh: Mesh | None = None) -> Any:
     )
 
 
-def check_labels(config: RunConfig, source: data.Source) -> None:
-    """ValueError where the set has labels that the network has no class for."""
-    labels = getattr(source, "labels", None)
-    if config.stage.conditioning != "label" or labels is None:
-        return
-    lowest, highest = int(np.min(labels)), int(np.max(labels))
-    classes = config.stage.network.num_classes
-    if lowest < 0 or highest >= classes:
-        raise ValueError(
-            f"the labels of {config.data.path} go from {lowest} to {highest}, but "
-            f"stage.network.num_classes is {classes}: it must be at least {highest + 1}"
-        )
-
-
 class Tokenizer:
     """Captions to ids and mask; says once what share of the captions is cut."""
 
@@ -171,10 +157,10 @@ class Tokenizer:
     def __call__(self, captions: list[str]) -> tuple[np.ndarray, np.ndarray]:
         if self.seen < self.COUNTED:
             limit = self.encoder.max_length - 1
-            lengths = [len(ids) for ids in text.token_ids(self.encoder.tokenizer, captions)]
-            before, self.seen = self.seen, self.seen + len(captions)
-            self.cut += sum(length > limit for length in lengths)
-            if self.cut and before < self.COUNTED <= self.seen:
+            ids = text.token_ids(self.encoder.tokenizer, captions)
+            self.seen += len(captions)
+            self.cut += sum(len(each) > limit for each in ids)
+            if self.cut and self.seen >= self.COUNTED:
                 logging.warning(
                     "%.1f %% of the first %d captions have more than text.max_length - 1 = %d "
                     "tokens and are cut",
@@ -196,14 +182,9 @@ def make_batches(
     it is None.
     """
     if config.data.source == STREAM and source is None:
-        stream = make_stream(config, mesh)
-        return stream.batches
+        return make_stream(config, mesh).batches
     loader = make_loader(config, encoder, source, prior_source, mesh)
-
-    def batches(start: int, state: Any) -> Iterator[Batch]:
-        yield from loader.batches(start)  # batch N needs no state
-
-    return batches
+    return lambda start, state: loader.batches(start)  # batch N needs no state
 
 
 def abstract_batch(config: RunConfig) -> dict[str, jax.ShapeDtypeStruct]:

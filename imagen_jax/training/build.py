@@ -1,4 +1,4 @@
-"""From a ConfigDict to the objects of a run. Past this file nothing knows a ConfigDict."""
+"""From a run's config to its text encoder, its train step, and the description of its model."""
 
 import json
 from collections.abc import Mapping
@@ -17,39 +17,24 @@ from imagen_jax.models.lora import init_lora, target_kernels
 from imagen_jax.storage.codec import Section, as_dict
 from imagen_jax.text import encoder as text
 from imagen_jax.text.encoder import TextEncoder
-from imagen_jax.training.loop import LoopConfig
 from imagen_jax.training.optimizer import make_optimizer
-from imagen_jax.training.run_config import RunConfig, read_ranges
-from imagen_jax.training.state import LORA, Frozen, init_state
-from imagen_jax.training.step import Prior, make_train_step
-
-
-def loop_config(config: RunConfig, profile: tuple[int, int] | None = None) -> LoopConfig:
-    """What the loop needs of a RunConfig."""
-    return LoopConfig(
-        num_steps=config.num_steps,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        log_every=config.log_every,
-        checkpoint_every=config.checkpoint.every,
-        sample_every=config.sample.every if config.sample else None,
-        score_every=config.evaluate.every if config.evaluate else None,
-        profile=profile,
-        skip_batches=read_ranges(config.skip_batches),
-        num_classes=config.stage.network.num_classes,
-    )
+from imagen_jax.training.run_config import RunConfig
+from imagen_jax.training.state import LORA, NETWORK, TEXT_ENCODER, Frozen, init_state
+from imagen_jax.training.step import make_train_step
+from imagen_jax.typing import Keys, Params
 
 
 def make_text_encoder(config: RunConfig) -> TextEncoder | None:
     """The encoder and its tokenizer, or None where the stage reads no text."""
-    if config.text is None or config.stage.conditioning != "text":
+    section = config.text
+    if section is None or config.stage.conditioning != "text":
         return None
-    if config.text.tokenizer == "bytes":
+    if section.tokenizer == "bytes":
         tokenizer = text.make_tokenizer("bytes")
     else:
-        tokenizer = text.make_tokenizer("sentencepiece", config.text.tokenizer)
-    choices = {name: getattr(config.text, name) for name in text.OPTIONAL}
-    encoder = TextEncoder(config.text.encoder, tokenizer, config.text.max_length, **choices)
+        tokenizer = text.make_tokenizer("sentencepiece", section.tokenizer)
+    optional = {name: getattr(section, name) for name in text.OPTIONAL}
+    encoder = TextEncoder(section.encoder, tokenizer, section.max_length, **optional)
     text.check_vocabulary(encoder)
     return encoder
 
@@ -66,13 +51,11 @@ def describe(config: RunConfig, encoder: TextEncoder | None, raw: Section) -> di
 
 
 def write_description(workdir: Path, description: Mapping[str, Any], encoder: TextEncoder | None):
-    """Puts config.json and the tokenizer's file into the workdir, which then needs nothing else.
-
-    The first host does, for all.
+    """Writes config.json and the tokenizer's file into the workdir, which then needs nothing else;
+    on the first host only.
     """
     if jax.process_index() != 0:
         return
-    workdir.mkdir(parents=True, exist_ok=True)
     content = json.dumps(description["config"], indent=1, ensure_ascii=False)
     (workdir / "config.json").write_text(content + "\n", encoding="utf-8")
     if encoder is not None:
@@ -86,48 +69,44 @@ def make_training(
 
     train_step: (state, batch, key, frozen) -> (state, metrics). init: key -> state. frozen: shapes
     of the parameters that the step reads and does not train, a `Frozen`; None where there are none.
+
+    Raises:
+        ValueError: the batch does not divide by the micro-batches or the mesh, an adapter's targets
+            find nothing, or a frozen encoder has no source.
     """
-    optimizer = make_optimizer(config.optimizer)
     frozen = frozen_shapes(config, encoder)
     if config.lora is not None:
         target_kernels(frozen.network, config.lora)
-    prior, parts = config.data.prior, config.optimizer.accumulation
-    if prior is not None:
-        prior = Prior(prior.rows(config.batch_size), prior.weight)
-    if config.batch_size % parts:
+    accumulation = config.optimizer.accumulation
+    if config.batch_size % accumulation:
         raise ValueError(
-            f"batch_size {config.batch_size} does not divide by optimizer.accumulation {parts}"
+            f"batch_size {config.batch_size} does not divide by optimizer.accumulation "
+            f"{accumulation}"
         )
-    if parts > 1:
-        check_batch(mesh, config.batch_size // parts)
-
-    train_step = make_train_step(
-        config.stage,
-        encoder,
-        optimizer,
-        ema_decay=config.ema_decay,
-        dropout=config.text.dropout if encoder is not None else config.label_dropout,
-        accumulation=parts,
-        mesh=mesh,
-        lora=config.lora,
-        prior=prior,
-    )
+    if accumulation > 1:
+        check_batch(mesh, config.batch_size // accumulation)
 
     def init(key):
-        trained = encoder if encoder is not None and config.text.trainable else None
-        adapter = None
         if config.lora is not None:
-            adapter = {LORA: init_lora(frozen.network, config.lora, key)}
-        with_ema = config.ema_decay is not None
-        return init_state(
-            config.stage, trained, optimizer, key, with_ema=with_ema, start_from=adapter
-        )
+            params = {LORA: init_lora(frozen.network, config.lora, key)}
+        else:
+            params = init_parameters(config, encoder, key)
+        optimizer = make_optimizer(config.optimizer)
+        return init_state(params, optimizer, with_ema=config.ema_decay is not None)
 
-    return train_step, init, frozen
+    return make_train_step(config, encoder, mesh), init, frozen
+
+
+def init_parameters(config: RunConfig, encoder: TextEncoder | None, key: Keys) -> Params:
+    """Random parameters of the network, and of the text encoder where it is trained too."""
+    params = {NETWORK: init_params(config.stage, jax.random.fold_in(key, 0))}
+    if encoder is not None and config.text.trainable:
+        params[TEXT_ENCODER] = t5.init(encoder.config, jax.random.fold_in(key, 1))
+    return params
 
 
 def encoder_source(config: RunConfig) -> str | None:
-    """Where a frozen text encoder is read: text.init_from, else init_from."""
+    """Where the text encoder is read from: text.init_from, else init_from."""
     return config.text.init_from or config.init_from
 
 

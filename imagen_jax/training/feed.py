@@ -1,4 +1,4 @@
-"""A run's batches as the loop takes them: on their devices, without those that are left out."""
+"""A run's batches as the loop takes them: on their devices, without those that are skipped."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -14,7 +14,7 @@ Batch = dict[str, np.ndarray]
 # (batch to start at, iterator state out of a checkpoint or None) -> this host's rows of that batch,
 # the one after it, ...
 Batches = Callable[[int, Any], Iterator[Batch]]
-Ranges = Sequence[tuple[int, int]]  # (first, last) numbers of batches, both among them
+Ranges = Sequence[tuple[int, int]]  # (first, last) numbers of batches, both included
 
 
 def after_skipped(number: int, skipped: Ranges) -> int:
@@ -29,44 +29,37 @@ def batches_taken(steps: int, skipped: Ranges) -> int:
     """The number after that of the last batch that `steps` steps have used."""
     if steps == 0:
         return 0
-    number = steps - 1
-    for first, last in _joined(skipped):
-        if first <= number:
-            number += last - first + 1
+    number, end = steps - 1, 0
+    for first, last in sorted(skipped):
+        first = max(first, end)  # ranges may overlap
+        if first <= number and first <= last:
+            number += last + 1 - first
+            end = last + 1
     return number + 1
-
-
-def _joined(ranges: Ranges) -> Ranges:
-    """The ranges in order, overlapping ones made one."""
-    joined: list[tuple[int, int]] = []
-    for first, last in sorted(ranges):
-        if joined and first <= joined[-1][1]:
-            joined[-1] = joined[-1][0], max(last, joined[-1][1])
-        else:
-            joined.append((first, last))
-    return joined
 
 
 class LabelError(ValueError):
     """The images have a label that the network has no class for."""
 
 
-def check_labels(batch: Batch, num_classes: int | None) -> None:
+def check_labels(labels: Any, num_classes: int | None) -> None:
     """LabelError where a label is out of range; `num_classes` itself is the model's null class."""
-    labels = np.asarray(batch.get("label", []))
-    if num_classes is None or not (wrong := labels[(labels < 0) | (labels >= num_classes)]).size:
+    if labels is None or num_classes is None:
         return
-    raise LabelError(
-        f"the images have label {wrong[0]}, but stage.network.num_classes is {num_classes}: "
-        f"labels go from 0 to {num_classes - 1}"
-    )
+    lowest, highest = np.min(labels), np.max(labels)
+    if lowest < 0 or highest >= num_classes:
+        raise LabelError(
+            f"the images have labels from {lowest} to {highest}, but stage.network.num_classes is "
+            f"{num_classes}: labels go from 0 to {num_classes - 1}"
+        )
 
 
 class Feed:
-    """The batches of a run on their devices, without those that are left out.
+    """The batches of a run on their devices, without those that are skipped; `batch` is the current
+    one.
 
-    Of a stream it takes the state of each host and gives each its own back. The labels of every
-    batch, whatever its source, are checked against `num_classes`.
+    Of a stream it collects the state of each host, and gives each host its own back. The labels of
+    every batch, whatever its source, are checked against the network's classes.
     """
 
     def __init__(
@@ -78,6 +71,7 @@ class Feed:
         mesh: Mesh,
         num_classes: int | None = None,
     ):
+        """`start`: how many steps were done; `saved`: what `state` gave after them."""
         self.batches, self.skipped, self.mesh = batches, skipped, mesh
         self.num_classes = num_classes
         self.number = batches_taken(start, self.skipped)
@@ -97,12 +91,12 @@ class Feed:
             self.stream = self.batches(wanted, None)
         self.number = wanted + 1
         batch = next(self.stream)
-        check_labels(batch, self.num_classes)
+        check_labels(batch.get("label"), self.num_classes)
         self.batch = shard_batch(batch, self.mesh)
         return self.batch
 
     def state(self) -> list[Any] | None:
-        """Where the stream is on each host; None where batches need no state."""
+        """The position of the stream on each host; None where batches need no state."""
         if not hasattr(self.stream, "get_state"):
             return None
         return gather_json(self.stream.get_state())

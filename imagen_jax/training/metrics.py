@@ -1,34 +1,28 @@
-"""What a run reports: metrics.jsonl, TensorBoard, a progress line; and is the loss normal?"""
+"""What a run reports: metrics.jsonl, TensorBoard, a progress line, and a curve to compare with."""
 
-import dataclasses
+import contextlib
 import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from PIL import Image
 
-from imagen_jax.devices.chips import find_chip
 from imagen_jax.training.tensorboard import EventFile
 
 METRICS_FILE = "metrics.jsonl"
 SAMPLES_FOLDER = "samples"
 
 
-def peak_flops(device: jax.Device) -> float | None:
-    """The device's peak bf16 FLOP/s, or None where we do not know it."""
-    chip = find_chip(device.device_kind)
-    return None if chip is None else chip.flops
-
-
 @dataclass(frozen=True)
 class Curve:
-    """A run's loss by step, whole and by tenths of t; to hold another run's loss against."""
+    """A run's loss by step, overall and by tenths of t, to compare another run's loss with."""
 
     step: tuple[float, ...]
     loss: tuple[float, ...]
@@ -44,10 +38,9 @@ class Curve:
         """(loss, loss by t) at a step, interpolated; None outside the curve."""
         if not self.step or not self.step[0] <= step <= self.step[-1]:
             return None
-        columns = [
-            np.interp(step, self.step, column) for column in zip(*self.loss_by_t, strict=True)
-        ]
-        return float(np.interp(step, self.step, self.loss)), [float(value) for value in columns]
+        columns = [self.loss, *zip(*self.loss_by_t, strict=True)]
+        loss, *by_t = (float(np.interp(step, self.step, column)) for column in columns)
+        return loss, by_t
 
     def write(self, path: str | Path) -> None:
         rounded = [[round(value, 5) for value in row] for row in self.loss_by_t]
@@ -57,8 +50,8 @@ class Curve:
 
 @dataclass
 class Window:
-    """Sums of the metrics since the last report. Kept in checkpoints, so that a resumed report is
-    the same.
+    """Sums of the metrics since the last report. Checkpoints keep them, so that a report is the
+    same when the run was resumed in between.
     """
 
     steps: int = 0
@@ -70,47 +63,33 @@ class Window:
         self.steps += 1
         for name, value in scalars.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
-        if len(t_sums):
-            self.t_sums = [
-                a + b for a, b in zip(self.t_sums or [0.0] * len(t_sums), t_sums, strict=True)
-            ]
-            self.t_counts = [
-                a + b for a, b in zip(self.t_counts or [0.0] * len(t_counts), t_counts, strict=True)
-            ]
-
-    def means(self) -> dict[str, float]:
-        return {name: value / self.steps for name, value in self.sums.items()}
+        self.t_sums = _added(self.t_sums, t_sums)
+        self.t_counts = _added(self.t_counts, t_counts)
 
     def loss_by_t(self) -> list[float | None]:
         """Mean loss in each bin of t; None where nothing fell."""
         return [s / n if n else None for s, n in zip(self.t_sums, self.t_counts, strict=True)]
 
-    def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+
+def _added(sums: Sequence[float], values: Sequence[float]) -> list[float]:
+    return [a + b for a, b in zip_longest(sums, values, fillvalue=0.0)]
 
 
 def split(metrics: Mapping[str, Any]) -> tuple[dict[str, float], list[float], list[float]]:
     """A step's metrics on the host: (scalars, loss summed by bin of t, examples by bin of t)."""
-    scalars, t_sums, t_counts = {}, [], []
-    for name, value in metrics.items():
-        value = np.asarray(value, np.float32)
-        if name == "loss_by_t":
-            t_sums = [float(x) for x in value]
-        elif name == "count_by_t":
-            t_counts = [float(x) for x in value]
-        else:
-            scalars[name] = float(value)
-    return scalars, t_sums, t_counts
+    values = {name: np.asarray(value, np.float32).tolist() for name, value in metrics.items()}
+    t_sums, t_counts = values.pop("loss_by_t", []), values.pop("count_by_t", [])
+    return values, t_sums, t_counts
 
 
 class MetricLog:
-    """Writes a run's metrics into its workdir. On hosts other than the first it only counts.
+    """Writes a run's metrics into its workdir; on hosts other than the first it only sums them.
 
     metrics.jsonl has a line {"step", "loss", ...} for every step (float32 values in full, so that
-    runs can be compared exactly), a line {"step", "window", "mean", "loss_by_t"} at every report,
-    and a line {"step", "scores"} at every evaluation. A run that was killed and resumed repeats the
-    steps after its checkpoint: the later line counts, and is equal. Writing raises OSError, of a
-    full disk for one.
+    runs can be compared exactly), a line {"step", "window", "mean", "loss_by_t"} for every report,
+    and a line {"step", "scores"} for every evaluation. A run that was killed and resumed repeats
+    the steps after its checkpoint: the later line counts, and is equal. Writing raises OSError, on
+    a full disk for example.
     """
 
     def __init__(
@@ -128,7 +107,7 @@ class MetricLog:
         self.lines, self.writer = None, None
         if write:
             self.folder.mkdir(parents=True, exist_ok=True)
-            # Line by line: what was reported survives a kill.
+            # Line by line, so that what was reported survives a kill.
             self.lines = open(self.folder / METRICS_FILE, "a", buffering=1)  # noqa: SIM115
             self.writer = EventFile(self.folder, start_step + 1 if start_step else None)
 
@@ -140,24 +119,24 @@ class MetricLog:
         self._line({"step": step, **scalars})
 
     def report(self, step: int, extra: Mapping[str, float]) -> dict[str, float]:
-        """Writes the means since the last report and starts anew. Returns them with reference/loss,
-        if there is one.
+        """Writes the means since the last report and starts new sums. Returns the means, with
+        reference/loss where there is a reference.
         """
-        means = self.window.means()
-        by_t = self.window.loss_by_t()
-        self._line({"step": step, "window": self.window.steps, "mean": means, "loss_by_t": by_t})
-        self.window = Window()
+        window, self.window = self.window, Window()
+        means = {name: value / window.steps for name, value in window.sums.items()}
+        by_t = window.loss_by_t()
+        self._line({"step": step, "window": window.steps, "mean": means, "loss_by_t": by_t})
         reference = self.reference.at(step) if self.reference else None
         bins = {f"loss_by_t/{i:02d}": value for i, value in enumerate(by_t) if value is not None}
         if reference is not None:
-            means["reference/loss"] = reference[0]
-            bins |= {f"reference/loss_by_t/{i:02d}": value for i, value in enumerate(reference[1])}
+            means["reference/loss"], curve = reference
+            bins |= {f"reference/loss_by_t/{i:02d}": value for i, value in enumerate(curve)}
         if self.writer is not None:
             self.writer.scalars(step, {**means, **bins, **extra})
         return means
 
     def scores(self, step: int, values: Mapping[str, float]) -> None:
-        """Figures of generated images: a line {"step", "scores"} and TensorBoard."""
+        """Scores of generated images: a line {"step", "scores"} and TensorBoard."""
         self._line({"step": step, "scores": dict(values)})
         if self.writer is not None:
             self.writer.scalars(step, values)
@@ -186,12 +165,12 @@ def _records(workdir: str | Path) -> Iterator[dict[str, Any]]:
         for line in lines:
             try:
                 yield json.loads(line)
-            except json.JSONDecodeError:  # the half line of a killed run
+            except json.JSONDecodeError:  # half a line, of a run that was killed
                 continue
 
 
 def read_losses(workdir: str | Path) -> dict[int, float]:
-    """{step: loss} of a run, from metrics.jsonl; of a repeated step the later."""
+    """{step: loss} of a run, from metrics.jsonl; of a repeated step the later one."""
     return {line["step"]: line["loss"] for line in _records(workdir) if "loss" in line}
 
 
@@ -200,30 +179,24 @@ def read_curve(workdir: str | Path, points: int = 200) -> Curve:
     reports = {line["step"]: line for line in _records(workdir) if "window" in line}
     reports = [reports[step] for step in sorted(reports) if None not in reports[step]["loss_by_t"]]
     size = max(1, math.ceil(len(reports) / points))
-    groups = [reports[i : i + size] for i in range(0, len(reports), size)]
-    return Curve(
-        step=tuple(float(np.mean([line["step"] for line in group])) for group in groups),
-        loss=tuple(float(np.mean([line["mean"]["loss"] for line in group])) for group in groups),
-        loss_by_t=tuple(
-            tuple(float(x) for x in np.mean([line["loss_by_t"] for line in group], axis=0))
-            for group in groups
-        ),
+    columns = [
+        [line["step"] for line in reports],
+        [line["mean"]["loss"] for line in reports],
+        [line["loss_by_t"] for line in reports],
+    ]
+    step, loss, by_t = (
+        [np.mean(column[i : i + size], axis=0).tolist() for i in range(0, len(reports), size)]
+        for column in columns
     )
-
-
-def duration(seconds: float) -> str:
-    """Seconds as 1:02:03 or 2:03."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+    return Curve(tuple(step), tuple(loss), tuple(map(tuple, by_t)))
 
 
 @dataclass
 class Progress:
-    """Speed since the last report, pauses left out.
+    """Speed since the last report, without pauses.
 
     flops_per_step: of the model, over all devices; None when unknown. peak: FLOP/s of all devices
-        together.
+    together; None when unknown.
     """
 
     num_steps: int
@@ -238,13 +211,16 @@ class Progress:
     def start(self, step: int) -> None:
         self.since, self.step, self.paused = self.clock(), step, 0.0
 
-    def pause(self, seconds: float) -> None:
-        """Takes sampling and saving out of the speed."""
-        self.paused += seconds
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """Leaves what runs inside, sampling and saving, out of the speed."""
+        began = self.clock()
+        yield
+        self.paused += self.clock() - began
 
     def report(self, step: int) -> dict[str, float]:
-        """images_per_second, gflops_per_second, mfu where the peak is known, and eta_seconds; then
-        counts anew.
+        """images_per_second, gflops_per_second, mfu where the peak is known, and eta_seconds, since
+        the last report.
         """
         seconds = max(self.clock() - self.since - self.paused, 1e-9)
         steps_per_second = (step - self.step) / seconds
@@ -275,5 +251,5 @@ def progress_line(
         parts.append(f"MFU {speed['mfu']:.1%}")
     elif "gflops_per_second" in speed:
         parts.append(f"{speed['gflops_per_second']:.0f} GFLOP/s")
-    parts.append(f"{duration(speed['eta_seconds'])} left")
+    parts.append(f"{timedelta(seconds=round(speed['eta_seconds']))} left")
     return " | ".join(parts)

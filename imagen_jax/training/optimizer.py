@@ -7,6 +7,7 @@ weight decay.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import optax
@@ -23,12 +24,12 @@ class OptimizerConfig:
 
     decay_steps: length of warm-up and cosine decay together; None keeps the peak rate after the
         warm-up.
-    b1, b2, eps, decay_rate: None is the kind's own value, and all that a kind without it may be
-        given (DEFAULTS). b1: decay of the momentum (adafactor: None has none); b2, decay_rate: of
-        the squared gradients' mean, Adam's and Adafactor's way.
+    b1, b2, eps, decay_rate: None is the kind's own value, and must be left where the kind has none
+        (DEFAULTS). b1: decay of the momentum (adafactor: None for no momentum); b2, decay_rate: of
+        the mean of squared gradients, as in Adam and in Adafactor.
     clip_norm: largest global gradient norm; None never clips.
-    accumulation: parts that each batch is worked off in, for want of memory: one update still, of
-        the whole batch (`make_train_step`).
+    accumulation: micro-batches that each batch is split into, to save memory; there is still one
+        update, of the whole batch (`make_train_step`).
     """
 
     kind: str = "adam"
@@ -52,7 +53,7 @@ class OptimizerConfig:
                     f"optimizer.{name} is {getattr(self, name)!r}, but {self.kind!r} has none: "
                     f"set it to None (it has {', '.join(DEFAULTS[self.kind])})"
                 )
-        if self.weight_decay and self.kind in ("adam", "sgd"):
+        if self.weight_decay and "weight_decay" not in DEFAULTS[self.kind]:
             raise ValueError(
                 f"optimizer.weight_decay needs kind 'adamw': {self.kind!r} has none; set it to 0"
             )
@@ -71,28 +72,16 @@ class OptimizerConfig:
         if self.accumulation < 1:
             raise ValueError(f"optimizer.accumulation must be 1 or more, not {self.accumulation}")
 
-    def value(self, name: str) -> float | None:
-        """b1, b2, eps or decay_rate as configured, else the kind's own."""
-        given = getattr(self, name)
-        return DEFAULTS[self.kind][name] if given is None else given
-
 
 def learning_rate_schedule(config: OptimizerConfig) -> Schedule:
     """Linear warm-up from 0, then a cosine down to 0 at `decay_steps` (or constant); argument:
     update number.
     """
+    start = 0.0 if config.warmup_steps else config.learning_rate
+    rates = (start, config.learning_rate, config.warmup_steps)
     if config.decay_steps is None:
-        return optax.schedules.warmup_constant_schedule(
-            0.0 if config.warmup_steps else config.learning_rate,
-            config.learning_rate,
-            config.warmup_steps,
-        )
-    return optax.schedules.warmup_cosine_decay_schedule(
-        init_value=0.0 if config.warmup_steps else config.learning_rate,
-        peak_value=config.learning_rate,
-        warmup_steps=config.warmup_steps,
-        decay_steps=config.decay_steps,
-    )
+        return optax.schedules.warmup_constant_schedule(*rates)
+    return optax.schedules.warmup_cosine_decay_schedule(*rates, config.decay_steps)
 
 
 def _matrices(params: Params) -> Params:
@@ -102,50 +91,26 @@ def _matrices(params: Params) -> Params:
     return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
 
 
-def _adafactor(config: OptimizerConfig, rate: Schedule) -> optax.GradientTransformation:
+def _adafactor(
+    rate: Schedule, b1: float | None, decay_rate: float, weight_decay: float
+) -> optax.GradientTransformation:
     """Adafactor (1804.04235) with an absolute learning rate; weights decay as AdamW's do.
 
     The paper says "Adafactor, learning rate 1e-4" and no more. optax's default multiplies that by
     the size of each parameter (at least 1e-3): kernels that begin at zero, as the U-Nets' last ones
     do, would then move 1e-7 a step. Our choice is the rate as it stands.
     """
-    momentum = config.value("b1")
     return optax.chain(
-        optax.scale_by_factored_rms(decay_rate=config.value("decay_rate")),
+        optax.scale_by_factored_rms(decay_rate=decay_rate),
         optax.clip_by_block_rms(1.0),
-        optax.identity() if momentum is None else optax.ema(momentum, debias=False),
-        optax.add_decayed_weights(config.weight_decay, mask=_matrices),
+        optax.identity() if b1 is None else optax.ema(b1, debias=False),
+        optax.add_decayed_weights(weight_decay, mask=_matrices),
         optax.scale_by_learning_rate(rate),
     )
 
 
-def _adam(config: OptimizerConfig, rate: Schedule) -> optax.GradientTransformation:
-    return optax.adam(rate, config.value("b1"), config.value("b2"), config.value("eps"))
-
-
-def _adamw(config: OptimizerConfig, rate: Schedule) -> optax.GradientTransformation:
-    return optax.adamw(
-        rate,
-        config.value("b1"),
-        config.value("b2"),
-        config.value("eps"),
-        weight_decay=config.weight_decay,
-        mask=_matrices,
-    )
-
-
-def _lion(config: OptimizerConfig, rate: Schedule) -> optax.GradientTransformation:
-    return optax.lion(
-        rate,
-        config.value("b1"),
-        config.value("b2"),
-        weight_decay=config.weight_decay,
-        mask=_matrices,
-    )
-
-
-def _sgd(config: OptimizerConfig, rate: Schedule) -> optax.GradientTransformation:
-    return optax.sgd(rate, momentum=config.value("b1"), nesterov=True)
+def _sgd(rate: Schedule, b1: float) -> optax.GradientTransformation:
+    return optax.sgd(rate, momentum=b1, nesterov=True)
 
 
 def _muon_axes(params: Params) -> Params:
@@ -155,56 +120,60 @@ def _muon_axes(params: Params) -> Params:
 
     def axes(path, leaf):
         names = jax.tree_util.keystr(path, simple=True, separator="/").lower()
-        if leaf.ndim < 2 or not names.endswith("kernel"):
-            return None
         first = 1 if "layers" in names.split("/") else 0  # scanned layers are stacked on axis 0
-        if leaf.ndim - first < 2:
+        if leaf.ndim - first < 2 or not names.endswith("kernel"):
             return None
         return contrib.MuonDimensionNumbers(tuple(range(first, leaf.ndim - 1)), leaf.ndim - 1)
 
     return jax.tree_util.tree_map_with_path(axes, params)
 
 
-def _muon(config: OptimizerConfig, rate: Schedule) -> optax.GradientTransformation:
+def _muon(
+    rate: Schedule, b1: float, b2: float, eps: float, weight_decay: float
+) -> optax.GradientTransformation:
     """Muon for kernels (convolutions as [kh*kw*in, out]), AdamW for the rest.
 
-    Updates are scaled to AdamW's usual size (2502.16982, eq. 4), so that AdamW's learning rate
-    serves.
+    Updates are scaled to AdamW's usual size (2502.16982, eq. 4), so that AdamW's learning rate can
+    be used.
     """
     return contrib.muon(
         rate,
-        weight_decay=config.weight_decay,
+        weight_decay=weight_decay,
         weight_decay_mask=_matrices,
-        adam_b1=config.value("b1"),
-        adam_b2=config.value("b2"),
-        eps=config.value("eps"),
+        adam_b1=b1,
+        adam_b2=b2,
+        eps=eps,
         muon_weight_dimension_numbers=_muon_axes,
         consistent_rms=0.2,
     )
 
 
+# Called with the rate, and with what DEFAULTS says by name.
 OPTIMIZERS = {
     "adafactor": _adafactor,
-    "adam": _adam,
-    "adamw": _adamw,
-    "lion": _lion,
+    "adam": optax.adam,
+    "adamw": partial(optax.adamw, mask=_matrices),
+    "lion": partial(optax.lion, mask=_matrices),
     "muon": _muon,
     "sgd": _sgd,
 }
 # What each kind can be given, and its value where the config has None.
 DEFAULTS = {
-    "adafactor": {"b1": None, "decay_rate": 0.8},
+    "adafactor": {"b1": None, "decay_rate": 0.8, "weight_decay": 0.0},
     "adam": {"b1": 0.9, "b2": 0.999, "eps": 1e-8},
-    "adamw": {"b1": 0.9, "b2": 0.999, "eps": 1e-8},
-    "lion": {"b1": 0.9, "b2": 0.99},
-    "muon": {"b1": 0.9, "b2": 0.999, "eps": 1e-8},
+    "adamw": {"b1": 0.9, "b2": 0.999, "eps": 1e-8, "weight_decay": 0.0},
+    "lion": {"b1": 0.9, "b2": 0.99, "weight_decay": 0.0},
+    "muon": {"b1": 0.9, "b2": 0.999, "eps": 1e-8, "weight_decay": 0.0},
     "sgd": {"b1": 0.9},
 }
 
 
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
     """Clip the global norm -> optimizer at the scheduled rate."""
-    optimizer = OPTIMIZERS[config.kind](config, learning_rate_schedule(config))
+    given = {name: getattr(config, name) for name in DEFAULTS[config.kind]}
+    chosen = {name: value for name, value in given.items() if value is not None}
+    values = DEFAULTS[config.kind] | chosen
+    optimizer = OPTIMIZERS[config.kind](learning_rate_schedule(config), **values)
     if config.clip_norm is not None:
         optimizer = optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
     return optimizer

@@ -272,6 +272,16 @@ class RunConfig:
     skip_batches: str | None = None
 
     def __post_init__(self):
+        counts = {
+            "batch_size": self.batch_size,
+            "num_steps": self.num_steps,
+            "log_every": self.log_every,
+            "sample.every": self.sample and self.sample.every,
+            "evaluate.every": self.evaluate and self.evaluate.every,
+        }
+        for name, value in counts.items():
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be 1 or more, not {value}")
         if self.data.prior is not None:
             self.data.prior.rows(self.batch_size)
         check_buckets(self.data, self.stage)
@@ -304,9 +314,14 @@ class RunConfig:
 def read_ranges(text: str | None) -> tuple[tuple[int, int], ...]:
     """ "12:15,20:20" -> ((12, 15), (20, 20))."""
     parts = [part.strip().partition(":") for part in (text or "").split(",") if part.strip()]
-    if not all(first.isdigit() and last.isdigit() for first, _, last in parts):
-        raise ValueError(f"skip_batches is {text!r}; it must be FIRST:LAST, for example 1200:1210")
-    return tuple((int(first), int(last)) for first, _, last in parts)
+    numbers = all(first.isdigit() and last.isdigit() for first, _, last in parts)
+    ranges = tuple((int(first), int(last)) for first, _, last in parts) if numbers else ()
+    if not numbers or any(first > last for first, last in ranges):
+        raise ValueError(
+            f"skip_batches is {text!r}; it must be FIRST:LAST with FIRST <= LAST, for example "
+            "1200:1210"
+        )
+    return ranges
 
 
 def read_config(config: Section) -> RunConfig:

@@ -1,4 +1,4 @@
-"""What training carries from step to step."""
+"""What training carries from step to step, and what it reads beside it."""
 
 from typing import Any, NamedTuple
 
@@ -7,18 +7,15 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from imagen_jax.cascade.stage import Stage, init_params
-from imagen_jax.models import t5
 from imagen_jax.models.lora import LoraConfig, merge_lora
-from imagen_jax.text.encoder import TextEncoder
-from imagen_jax.typing import Keys, Params
+from imagen_jax.typing import Params
 
 NETWORK, TEXT_ENCODER, LORA = "network", "text_encoder", "lora"
 
 
 class TrainState(NamedTuple):
-    """step: updates done. params: {"network": ..., "text_encoder": ... where it is trained}, or
-    {"lora": ...} alone. ema: their average.
+    """step: number of updates. params: {"network": ..., "text_encoder": ... where it is trained},
+    or only {"lora": ...}. ema: their average.
     """
 
     step: Int[Array, ""]
@@ -38,7 +35,9 @@ class Frozen(NamedTuple):
 
 
 def network_params(params: Params, frozen: Frozen | None, lora: LoraConfig | None) -> Params:
-    """What the network is to be run with: `params` (or their average), merged into a frozen one."""
+    """The network's parameters: those of `params` (or of their average), an adapter's merged into
+    the frozen ones.
+    """
     if lora is None:
         return params[NETWORK]
     return merge_lora(frozen.network, params[LORA], lora.scale, "float32")
@@ -52,22 +51,9 @@ def encoder_params(params: Params, frozen: Frozen | None) -> Params:
 
 
 def init_state(
-    stage: Stage,
-    encoder: TextEncoder | None,
-    optimizer: optax.GradientTransformation,
-    key: Keys,
-    *,
-    with_ema: bool = True,
-    start_from: Params | None = None,
+    params: Params, optimizer: optax.GradientTransformation, *, with_ema: bool = True
 ) -> TrainState:
-    """Step 0. `encoder` is one that is trained along, else None; `start_from` replaces the random
-    parameters.
-    """
-    params = start_from
-    if params is None:
-        params = {NETWORK: init_params(stage, jax.random.fold_in(key, 0))}
-        if encoder is not None:
-            params[TEXT_ENCODER] = t5.init(encoder.config, jax.random.fold_in(key, 1))
+    """Step 0 with these parameters; their average, where one is kept, starts as a copy."""
     ema = jax.tree.map(jnp.copy, params) if with_ema else None
     return TrainState(jnp.zeros((), jnp.int32), params, ema, optimizer.init(params))
 

@@ -3,7 +3,6 @@ planning.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,16 +14,23 @@ from jaxtyping import Array, Bool, Float
 
 from imagen_jax import models
 from imagen_jax.cascade.stage import Stage, apply_network, null_label
-from imagen_jax.devices.sharding import gather_shards, split_batch
-from imagen_jax.diffusion.augmentation import augment, downsample, sample_levels, upsample
-from imagen_jax.diffusion.losses import diffusion_loss
-from imagen_jax.diffusion.process import add_noise
-from imagen_jax.diffusion.schedules import training_time
+from imagen_jax.devices.sharding import batch_sharding, gather_shards
+from imagen_jax.diffusion import (
+    add_noise,
+    augment,
+    diffusion_loss,
+    downsample,
+    sample_levels,
+    training_time,
+    upsample,
+)
 from imagen_jax.images.pixels import to_float
 from imagen_jax.models.lora import LoraConfig
 from imagen_jax.models.t5 import Gather
 from imagen_jax.text import encoder as text_room
 from imagen_jax.text.encoder import TextEncoder
+from imagen_jax.training.optimizer import make_optimizer
+from imagen_jax.training.run_config import RunConfig
 from imagen_jax.training.state import (
     NETWORK,
     Frozen,
@@ -40,10 +46,9 @@ Batch = dict[str, Array]
 TrainStep = Callable[..., tuple[TrainState, dict[str, Array]]]
 
 
-@dataclass(frozen=True)
-class Prior:
-    """The last `rows` of each batch are of the prior's images, and count `weight` times: prior
-    preservation (arXiv 2208.12242, eq. 2).
+class Prior(NamedTuple):
+    """Prior preservation (arXiv 2208.12242, eq. 2): the last `rows` of each batch are the prior's
+    images, and their mean loss counts `weight` times.
     """
 
     rows: int
@@ -51,8 +56,8 @@ class Prior:
 
 
 def sample_times(key: Keys, batch: int, power: float) -> Float[Array, " batch"]:
-    """One t an example, one in each of `batch` equal parts of [0, 1) (arXiv 2107.00630, I.1), to
-    the `power`; which example gets which part is chance.
+    """One t for each example, one in each of `batch` equal parts of [0, 1) (arXiv 2107.00630, I.1),
+    to the `power`; which example gets which part is random.
     """
     offset_key, order_key = jax.random.split(key)
     offset = jax.random.uniform(offset_key, (), jnp.float32)
@@ -63,17 +68,16 @@ def sample_times(key: Keys, batch: int, power: float) -> Float[Array, " batch"]:
 def sample_batch_times(
     key: Keys, batch: int, power: float, prior: Prior | None
 ) -> Float[Array, " batch"]:
-    """`sample_times`, each kind of image spread over the whole of [0, 1) where there are two."""
+    """`sample_times`; with a prior, for each of the two image sets by itself."""
     if prior is None:
         return sample_times(key, batch, power)
-    sizes = batch - prior.rows, prior.rows
-    keys = jax.random.split(key)
-    parts = [sample_times(k, size, power) for k, size in zip(keys, sizes, strict=True)]
-    return jnp.concatenate(parts)
+    key, prior_key = jax.random.split(key)
+    times = sample_times(key, batch - prior.rows, power)
+    return jnp.concatenate([times, sample_times(prior_key, prior.rows, power)])
 
 
 def mean_losses(losses: Float[Array, " batch"], prior: Prior | None) -> dict[str, Array]:
-    """The loss to minimize; with a prior also its two parts."""
+    """The loss to minimize; with a prior also the mean of each image set."""
     if prior is None:
         return {"loss": losses.mean()}
     instance, kept = losses[: -prior.rows].mean(), losses[-prior.rows :].mean()
@@ -82,7 +86,7 @@ def mean_losses(losses: Float[Array, " batch"], prior: Prior | None) -> dict[str
 
 
 def loss_weights(batch: int, prior: Prior | None) -> Float[Array, " batch"]:
-    """What each example's loss counts in `mean_losses`."""
+    """The weight of each example's loss in that of `mean_losses`."""
     if prior is None:
         return jnp.full(batch, 1 / batch)
     instances = batch - prior.rows
@@ -113,17 +117,20 @@ def draw(
     stage: Stage, key: Keys, shape: tuple[int, ...], dropout: float, prior: Prior | None
 ) -> Draws:
     """What is random in a step on images of this shape."""
-    keys = iter(jax.random.split(key, 6))
-    times = sample_batch_times(next(keys), shape[0], stage.time_power, prior)
-    t = training_time(stage.schedule, times)
-    eps = jax.random.normal(next(keys), shape, jnp.float32)
-    drop = jax.random.uniform(next(keys), shape[:1]) < dropout
-    if stage.low_resolution is None:
-        return Draws(t, eps, drop)
-    level = training_time(
-        stage.aug_schedule, sample_levels(next(keys), shape[0], *stage.aug_levels)
+    time_key, eps_key, drop_key, level_key, noise_key, _ = jax.random.split(key, 6)
+    times = sample_batch_times(time_key, shape[0], stage.time_power, prior)
+    draws = Draws(
+        t=training_time(stage.schedule, times),
+        eps=jax.random.normal(eps_key, shape, jnp.float32),
+        drop=jax.random.uniform(drop_key, shape[:1]) < dropout,
     )
-    return Draws(t, eps, drop, level, jax.random.normal(next(keys), shape, jnp.float32))
+    if stage.low_resolution is None:
+        return draws
+    levels = sample_levels(level_key, shape[0], *stage.aug_levels)
+    return draws._replace(
+        level=training_time(stage.aug_schedule, levels),
+        noise=jax.random.normal(noise_key, shape, jnp.float32),
+    )
 
 
 def batch_text(
@@ -163,8 +170,8 @@ def make_losses(
         network = models.compute_params(stage.network, params[NETWORK])
         if mesh is not None:
             network = gather(network)
-            # Random numbers have no place of their own: XLA would spread a batch over its pixels.
-            batch, draws = split_batch((batch, draws), mesh)
+            # Random numbers have no sharding yet: XLA would split them along the pixels.
+            batch, draws = jax.lax.with_sharding_constraint((batch, draws), batch_sharding(mesh))
         x0 = to_float(batch["image"])
         conditions = {}
         if stage.low_resolution is not None:
@@ -187,58 +194,52 @@ def make_losses(
     return losses
 
 
-def split_rows(tree: Any, parts: int) -> Any:
-    """Each [batch, ...] as [parts, batch / parts, ...]: part i has every parts-th row from i on, so
-    that the rows of a device stay on it.
+def split_rows(tree: Any, count: int) -> Any:
+    """Each [batch, ...] as `count` micro-batches, [count, batch / count, ...]: micro-batch i has
+    every count-th row from i on, so that each row stays on its device.
     """
-
-    def split(rows: Array) -> Array:
-        return jnp.swapaxes(rows.reshape(-1, parts, *rows.shape[1:]), 0, 1)
-
-    return jax.tree.map(split, tree)
+    return jax.tree.map(
+        lambda rows: jnp.swapaxes(rows.reshape(-1, count, *rows.shape[1:]), 0, 1), tree
+    )
 
 
 def make_train_step(
-    stage: Stage,
-    encoder: TextEncoder | None,
-    optimizer: optax.GradientTransformation,
-    *,
-    ema_decay: float | None = 0.9999,
-    dropout: float = 0.1,
-    accumulation: int = 1,
-    mesh: Mesh | None = None,
-    lora: LoraConfig | None = None,
-    prior: Prior | None = None,
+    config: RunConfig, encoder: TextEncoder | None, mesh: Mesh | None = None
 ) -> TrainStep:
     """(state, batch, key, frozen=None) -> (state, metrics), to be jitted with the state donated.
 
     batch: "image" uint8 [B,H,W,3], and "ids" with "mask", or "text" with "mask", or "label".
-    frozen: what is read and not trained. metrics: loss (with a prior its parts, too), grad_norm,
-    and loss_by_t, count_by_t: sums of the loss and numbers of examples in ten equal parts of t.
-    dropout: share of texts or labels that are dropped. accumulation: parts that the batch is worked
-    off in, one after the other, for want of memory; the update is that of the whole batch.
-    `mesh`: where it runs, None on one device. `lora`: the state holds an adapter to a frozen
-    network.
+    frozen: what is read and not trained; beside an adapter, the network. metrics: loss (with a
+    prior that of each image set, too), grad_norm, and loss_by_t, count_by_t: sums of the loss and
+    numbers of examples in ten equal parts of t. With `optimizer.accumulation` the batch goes
+    through the network in that many micro-batches, one after the other, to save memory; the update
+    is that of the whole batch. `mesh`: where it runs, None on one device.
     """
-    example_losses = make_losses(stage, encoder, mesh, lora)
+    stage, accumulation = config.stage, config.optimizer.accumulation
+    optimizer = make_optimizer(config.optimizer)
+    dropout = config.label_dropout if encoder is None else config.text.dropout
+    prior = config.data.prior
+    if prior is not None:
+        prior = Prior(prior.rows(config.batch_size), prior.weight)
+    example_losses = make_losses(stage, encoder, mesh, config.lora)
 
-    def total(params: Params, part: tuple, frozen: Frozen | None):
-        batch, draws, weights = part
+    def weighted_loss(params: Params, rows: tuple, frozen: Frozen | None):
+        batch, draws, weights = rows
         losses = example_losses(params, batch, draws, frozen)
         return losses @ weights, losses
 
-    def gradient(params: Params, whole: tuple, frozen: Frozen | None):
-        """(gradient, the loss of each example) of a batch, worked off in parts."""
-        compute = jax.grad(total, has_aux=True)
+    def gradient(params: Params, rows: tuple, frozen: Frozen | None):
+        """(gradient, the loss of each example) of a batch, by way of its micro-batches."""
+        compute = jax.grad(weighted_loss, has_aux=True)
         if accumulation == 1:
-            return compute(params, whole, frozen)
+            return compute(params, rows, frozen)
 
-        def add(summed, part):
-            grads, losses = compute(params, part, frozen)
+        def add(summed, micro_batch):
+            grads, losses = compute(params, micro_batch, frozen)
             return jax.tree.map(jnp.add, summed, grads), losses
 
         zero = jax.tree.map(jnp.zeros_like, params)
-        grads, losses = jax.lax.scan(add, zero, split_rows(whole, accumulation))
+        grads, losses = jax.lax.scan(add, zero, split_rows(rows, accumulation))
         return grads, jnp.swapaxes(losses, 0, 1).reshape(-1)
 
     def train_step(
@@ -250,13 +251,13 @@ def make_train_step(
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         step = state.step + 1
-        ema = None if state.ema is None else update_ema(state.ema, params, step, ema_decay)
-        parts = jax.nn.one_hot((draws.t * TIME_BINS).astype(jnp.int32), TIME_BINS)
+        ema = None if state.ema is None else update_ema(state.ema, params, step, config.ema_decay)
+        bins = jax.nn.one_hot((draws.t * TIME_BINS).astype(jnp.int32), TIME_BINS)
         metrics = {
             **mean_losses(losses, prior),
             "grad_norm": optax.tree.norm(grads),
-            "loss_by_t": losses @ parts,
-            "count_by_t": parts.sum(0),
+            "loss_by_t": losses @ bins,
+            "count_by_t": bins.sum(0),
         }
         return TrainState(step, params, ema, opt_state), metrics
 

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from imagen_jax.cascade.stage import apply_network
-from imagen_jax.devices.sharding import path_of
+from imagen_jax.storage.trees import flatten
 from imagen_jax.training import flops
 from imagen_jax.training.batches import abstract_batch
 from imagen_jax.training.run_config import RunConfig
@@ -33,10 +33,9 @@ def parameter_table(params: Mapping[str, Params], shapes: bool = True) -> str:
         lines.append(f"{part:<44}{_size(modules):>14,}")
         for name, module in modules.items():
             lines.append(f"  {name:<42}{_size(module):>14,}")
-            leaves = jax.tree_util.tree_flatten_with_path(module)[0]
-            for path, leaf in leaves if shapes else ():
+            for path, leaf in flatten(module).items() if shapes else ():
                 shape = "x".join(map(str, leaf.shape)) or "scalar"
-                lines.append(f"    {path_of(path) or 'value':<48}{shape:>20}")
+                lines.append(f"    {path or 'value':<48}{shape:>20}")
     return "\n".join(lines)
 
 

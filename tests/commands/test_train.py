@@ -16,11 +16,12 @@ from PIL import Image
 from tiny_cascade import BASE, ENCODER, random_params
 
 from imagen_jax.cascade.cascade import Cascade
-from imagen_jax.commands.train import reference_curve
+from imagen_jax.commands.train import parse_profile
 from imagen_jax.diffusion.sampling import SamplingSettings
 from imagen_jax.pipeline.model_directory import write_model
 from imagen_jax.storage.checkpoint import Checkpoints
 from imagen_jax.training.metrics import Curve, read_losses
+from imagen_jax.training.start import reference_curve
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "tests" / "training" / "tiny_config.py"
@@ -244,3 +245,11 @@ def test_sigterm_saves(tmp_path, dataset):
     assert "stopped by a signal" in said
     steps = Checkpoints(tmp_path / "checkpoints", read_only=True).steps()
     assert steps == [max(read_losses(tmp_path))]
+
+
+def test_a_trace_has_a_first_and_a_last_step():
+    assert parse_profile("10:15") == (10, 15)
+    assert parse_profile(None) is None
+    for wrong in ("5:2", "0:3", "5", "a:b"):
+        with pytest.raises(ValueError, match=f"--profile is '{wrong}'"):
+            parse_profile(wrong)

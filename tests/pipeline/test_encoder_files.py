@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from tiny_cascade import BASE
 
-from imagen_jax.commands.train import read_start
 from imagen_jax.convert.t5 import save_huggingface
 from imagen_jax.convert.t5x import checkpoint_layout
 from imagen_jax.devices.sharding import MeshConfig, make_mesh, partition_spec
@@ -21,6 +20,7 @@ from imagen_jax.storage.writing import write_layout
 from imagen_jax.training.build import make_text_encoder
 from imagen_jax.training.loop import start_state
 from imagen_jax.training.run_config import DataConfig, RunConfig, TextConfig
+from imagen_jax.training.start import read_start
 from imagen_jax.training.state import TrainState
 from tests.convert.t5x_writer import write_checkpoint
 

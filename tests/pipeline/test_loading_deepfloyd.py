@@ -15,7 +15,6 @@ from PIL import Image
 from tiny_deepfloyd import SR_UNET, components, diffusers, save, text_components
 
 from imagen_jax.cascade.cascade import TEXT_ENCODER
-from imagen_jax.commands.train import read_weights, with_absolute_sources
 from imagen_jax.devices.sharding import MeshConfig, make_mesh, partition_spec, state_shardings
 from imagen_jax.diffusion.schedules import DiscreteBeta
 from imagen_jax.pipeline import encoder_files, loading
@@ -23,6 +22,7 @@ from imagen_jax.pipeline.loading import load_model
 from imagen_jax.pipeline.model_directory import write_model
 from imagen_jax.storage.trees import flatten
 from imagen_jax.text import encoder as text
+from imagen_jax.training.start import read_weights, with_absolute_sources
 
 ROOT = Path(__file__).resolve().parents[2]
 QUIET = {"seed": 1, "progress": False, "steps": 2, "num_images": 1}

@@ -15,7 +15,7 @@ from imagen_jax.devices.sharding import MeshConfig, make_mesh
 from imagen_jax.storage import checkpoint
 from imagen_jax.storage.checkpoint import CheckpointError, Checkpoints
 from imagen_jax.storage.digest import checked
-from imagen_jax.training.loop import abstract, init_sharded
+from imagen_jax.training.loop import init_sharded
 from tests.training import toy
 
 
@@ -45,7 +45,7 @@ def test_what_is_saved_comes_back(tmp_path):
     checkpoints.save(3, state, run={"step": 3, "x": [0.1]}, loss=1.0)
     checkpoints.close()
     again = open_in(tmp_path)
-    restored, run = again.restore(abstract(make_state(seed=1)))
+    restored, run = again.restore(make_state(seed=1))
     assert_equal(restored, state)
     assert (run["step"], run["x"]) == (3, [0.1])
     again.close()
@@ -61,7 +61,7 @@ def test_saving_does_not_see_what_later_steps_write(tmp_path):
         state = add(state)
     jax.block_until_ready(state)
     checkpoints.wait()
-    restored, _ = checkpoints.restore(abstract(state))
+    restored, _ = checkpoints.restore(state)
     assert_equal(jax.device_get(restored), expected)
     checkpoints.close()
 
@@ -92,7 +92,7 @@ def test_another_mesh_restores_it(tmp_path, shape):
     checkpoints.save(1, state, run={}, loss=1.0)
     checkpoints.wait()
     other = make_state(seed=1, mesh=make_mesh(MeshConfig(*shape)))
-    restored, _ = checkpoints.restore(abstract(other))
+    restored, _ = checkpoints.restore(other)
     assert_equal(jax.device_get(restored), jax.device_get(state))
     places = [[leaf.sharding for leaf in jax.tree.leaves(tree)] for tree in (restored, other)]
     assert places[0] == places[1]
@@ -135,7 +135,7 @@ def test_a_damaged_newest_falls_back_to_the_one_before(tmp_path, damage):
         shutil.rmtree(newest / "run")
     again = open_in(tmp_path)
     with pytest.warns(UserWarning, match="checkpoint 2 .* is damaged"):
-        restored, run = again.restore(abstract(first))
+        restored, run = again.restore(first)
     assert run["step"] == 1
     assert_equal(restored, first)
     # Its step can be written again, and what was damaged is still there to look at.
@@ -171,7 +171,7 @@ def test_a_flipped_byte_in_any_file_never_gives_another_state(tmp_path, rng):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             again = open_in(place)
-            restored, run = again.restore(abstract(states[0]))
+            restored, run = again.restore(states[0])
             again.close()
         assert_equal(restored, states[run["step"] - 1])
         seen.add(run["step"])
@@ -194,7 +194,7 @@ def test_a_changed_array_is_named(tmp_path, where):
     shutil.copytree(tmp_path / "other" / "checkpoints" / "1" / "params", stored)
     again = open_in(tmp_path / "one")
     with pytest.raises(CheckpointError, match="params/network/out/kernel is not what was saved"):
-        again.restore(abstract(state))
+        again.restore(state)
     with pytest.raises(CheckpointError, match="params/network/out/kernel is not what was saved"):
         again.read_parameters("params")
 
@@ -206,13 +206,13 @@ def test_nothing_readable_is_an_error_and_not_a_fresh_start(tmp_path):
     truncate_largest(tmp_path / "checkpoints" / "1")
     again = open_in(tmp_path)
     with pytest.raises(CheckpointError, match=r"no checkpoint in .* can be read"):
-        again.restore(abstract(make_state()))
+        again.restore(make_state())
     assert again.steps() == [1]
 
 
 def test_no_checkpoint_is_none(tmp_path):
     checkpoints = open_in(tmp_path)
-    assert checkpoints.restore(abstract(make_state())) is None
+    assert checkpoints.restore(make_state()) is None
     with pytest.raises(ValueError, match="holds no checkpoint"):
         checkpoints.read_parameters()
 
@@ -258,7 +258,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint_whole(tmp_path, repository):
     assert "steps [1] are whole" in done.stdout
     again = open_in(tmp_path)
     assert again.steps() == [1]
-    restored, run = again.restore(abstract(make_state(hidden=4096)))
+    restored, run = again.restore(make_state(hidden=4096))
     assert run["step"] == 1
     # The other process may have compiled the random numbers for another count of devices, which
     # changes their last digit.
@@ -278,7 +278,7 @@ def test_a_checkpoint_from_before_the_digests_is_read(tmp_path, monkeypatch):
         checkpoints.save(1, state, run={"step": 1}, loss=1.0)
         checkpoints.close()
     again = open_in(tmp_path)
-    restored, run = again.restore(abstract(state))
+    restored, run = again.restore(state)
     assert_equal(restored, state)
     assert run == {"step": 1}
     assert_equal(again.read_parameters("params")[1], state.params)

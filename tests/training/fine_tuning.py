@@ -6,12 +6,13 @@ from tiny_cascade import random_params
 
 from imagen_jax.cascade.cascade import TEXT_ENCODER
 from imagen_jax.data import ArraySource
-from imagen_jax.devices.sharding import MeshConfig, make_mesh
+from imagen_jax.devices.hosts import place
+from imagen_jax.devices.sharding import MeshConfig, make_mesh, state_shardings
 from imagen_jax.pipeline.model_directory import write_model
 from imagen_jax.pipeline.pipeline import Pipeline
 from imagen_jax.storage.checkpoint import Checkpoints
 from imagen_jax.training import batches, build
-from imagen_jax.training.loop import train
+from imagen_jax.training.loop import Run, train
 from imagen_jax.training.run_config import read_config
 from imagen_jax.training.state import NETWORK, Frozen
 from tests.training.test_config import tiny
@@ -64,16 +65,18 @@ def run(raw, model: Pipeline, workdir, mesh: MeshConfig = MeshConfig(1), devices
     weights = None if config.lora else {NETWORK: model.params[config.stage.name]}
     checkpoints = Checkpoints(workdir / "checkpoints")
     state = train(
-        build.loop_config(config),
-        train_step,
-        init,
-        batches.make_batches(config, encoder, images()),
-        mesh=mesh,
-        checkpoints=checkpoints,
-        workdir=workdir,
-        description=build.describe(config, encoder, raw),
-        frozen=frozen,
-        weights=weights,
+        config,
+        Run(
+            train_step,
+            init,
+            mesh,
+            batches.make_batches(config, encoder, images()),
+            checkpoints,
+            workdir,
+            build.describe(config, encoder, raw),
+            frozen=jax.tree.map(place, frozen, state_shardings(frozen, mesh)),
+            weights=weights,
+        ),
     )
     checkpoints.close()
     return state

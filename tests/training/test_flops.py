@@ -3,15 +3,15 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from imagen_jax.cascade.stage import apply_network, init_params
+from imagen_jax.devices.sharding import make_mesh
 from imagen_jax.models import t5
 from imagen_jax.planning.hlo import Program
-from imagen_jax.training import flops
-from imagen_jax.training.state import init_state
-from imagen_jax.training.step import make_train_step
+from imagen_jax.training import build, flops
+from imagen_jax.training.optimizer import OptimizerConfig
+from imagen_jax.training.run_config import DataConfig, RunConfig, TextConfig
 from imagen_jax.typing import TextEmbeddings
 from tests.tiny_cascade import BASE, ENCODER, SR
 
@@ -50,25 +50,24 @@ def test_a_scan_counts_each_time():
 
 def test_parts_of_a_batch_cost_what_the_batch_costs():
     """What a run's logged MFU rests on: accumulation is a scan."""
-    optimizer = optax.sgd(0.1)
-    state = jax.eval_shape(
-        lambda key: init_state(BASE, ENCODER, optimizer, key, with_ema=False), jax.random.key(0)
-    )
     length = ENCODER.max_length
     batch = {
         "image": Shape((8, BASE.resolution, BASE.resolution, 3), "u1"),
         "ids": Shape((8, length), "i4"),
         "mask": Shape((8, length), bool),
     }
-    whole, parts = (
-        flops.total(
-            make_train_step(BASE, ENCODER, optimizer, ema_decay=None, accumulation=number),
-            state,
-            batch,
-            jax.random.key(0),
-        )
-        for number in (1, 4)
-    )
+
+    def counted(accumulation: int) -> float:
+        optimizer = OptimizerConfig("sgd", 0.1, warmup_steps=0, accumulation=accumulation)
+        text = TextConfig(ENCODER.config, trainable=True)
+        data = DataConfig("memory")
+        config = RunConfig(BASE, data, 8, 1, text=text, optimizer=optimizer, ema_decay=None)
+        mesh = make_mesh(config.mesh, jax.devices()[:1])
+        train_step, init, _ = build.make_training(config, ENCODER, mesh)
+        state = jax.eval_shape(init, jax.random.key(0))
+        return flops.total(train_step, state, batch, jax.random.key(0))
+
+    whole, parts = counted(1), counted(4)
     assert parts == pytest.approx(whole, rel=0.01)
 
 

@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from imagen_jax.cascade.stage import Stage, apply_network, init_params
@@ -14,6 +13,9 @@ from imagen_jax.diffusion.variational import variational_bound
 from imagen_jax.images.pixels import to_float
 from imagen_jax.models import UNetConfig, UNetLevel
 from imagen_jax.models.lora import LoraConfig, init_lora, merge_lora
+from imagen_jax.models.t5 import T5Config
+from imagen_jax.training.optimizer import OptimizerConfig, make_optimizer
+from imagen_jax.training.run_config import DataConfig, RunConfig, TextConfig
 from imagen_jax.training.state import LORA, NETWORK, Frozen, init_state
 from imagen_jax.training.step import make_train_step
 from imagen_jax.typing import TextEmbeddings
@@ -66,13 +68,26 @@ def both_losses(params, batch):
     return simple.mean(), bound.mean() * STAGE.schedule.num_steps
 
 
-def train(state, batch, steps, frozen=None, lora=None, rate=2e-3):
-    optimizer = optax.adam(rate)
-    step = jax.jit(
-        make_train_step(STAGE, None, optimizer, ema_decay=None, dropout=0.0, lora=lora),
-        compiler_options=QUICK,
+def make_step(stage, optimizer, lora=None):
+    config = RunConfig(
+        stage,
+        DataConfig("memory"),
+        BATCH,
+        1,
+        text=TextConfig(T5Config(8, WIDTH, 1, 8, 1, 8)),  # not used: the captions are embedded
+        optimizer=optimizer,
+        ema_decay=None,
+        label_dropout=0.0,
+        lora=lora,
+        init_from=None if lora is None else "loaded",
     )
-    state = init_state(STAGE, None, optimizer, jax.random.key(0), with_ema=False, start_from=state)
+    return jax.jit(make_train_step(config, None), compiler_options=QUICK)
+
+
+def train(params, batch, steps, frozen=None, lora=None, rate=2e-3):
+    optimizer = OptimizerConfig("adam", rate, warmup_steps=0)
+    step = make_step(STAGE, optimizer, lora)
+    state = init_state(params, make_optimizer(optimizer), with_ema=False)
     for number in range(steps):
         state, metrics = step(state, batch, jax.random.fold_in(jax.random.key(3), number), frozen)
     assert np.isfinite(metrics["loss"])
@@ -114,12 +129,9 @@ def test_an_adapter_lowers_both_losses_and_leaves_the_base(loaded):
 def test_without_the_bound_the_variance_is_left_alone(loaded):
     """The other half of the hybrid loss: eps alone gives the variance's channels no gradient."""
     plain = Stage(**{**STAGE.__dict__, "loss": Loss()})
-    optimizer = optax.sgd(1.0)
-    state = init_state(
-        plain, None, optimizer, jax.random.key(0), with_ema=False, start_from={NETWORK: loaded}
-    )
-    step = make_train_step(plain, None, optimizer, ema_decay=None, dropout=0.0)
-    after, _ = jax.jit(step, compiler_options=QUICK)(state, images(1), jax.random.key(3))
+    optimizer = OptimizerConfig("sgd", 1.0, warmup_steps=0)
+    state = init_state({NETWORK: loaded}, make_optimizer(optimizer), with_ema=False)
+    after, _ = make_step(plain, optimizer)(state, images(1), jax.random.key(3))
     for name in ("kernel", "bias"):
         old, new = loaded["conv_out"][name], after.params[NETWORK]["conv_out"][name]
         np.testing.assert_array_equal(new[..., 3:], old[..., 3:])

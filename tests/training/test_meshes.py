@@ -9,7 +9,7 @@ from imagen_jax.data import ArraySource
 from imagen_jax.devices.sharding import MeshConfig, make_mesh
 from imagen_jax.storage.checkpoint import Checkpoints
 from imagen_jax.training import batches, build
-from imagen_jax.training.loop import train
+from imagen_jax.training.loop import Run, train
 from imagen_jax.training.metrics import read_losses
 from imagen_jax.training.run_config import read_config
 from tests.training.test_config import tiny
@@ -31,14 +31,16 @@ def run(workdir, mesh, steps):
     train_step, init, _ = build.make_training(config, encoder, mesh)
     checkpoints = Checkpoints(workdir / "checkpoints")
     state = train(
-        build.loop_config(config),
-        train_step,
-        init,
-        batches.make_batches(config, encoder, source()),
-        mesh=mesh,
-        checkpoints=checkpoints,
-        workdir=workdir,
-        description=build.describe(config, encoder, tiny()),
+        config,
+        Run(
+            train_step,
+            init,
+            mesh,
+            batches.make_batches(config, encoder, source()),
+            checkpoints,
+            workdir,
+            build.describe(config, encoder, tiny()),
+        ),
     )
     checkpoints.close()
     return state

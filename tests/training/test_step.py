@@ -5,14 +5,16 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from tiny_cascade import BASE, ENCODER, SR, network
 
-from imagen_jax.cascade.stage import Stage
+from imagen_jax.cascade.stage import Stage, init_params
 from imagen_jax.diffusion import DiscreteBeta, Loss
 from imagen_jax.images.pixels import to_float
+from imagen_jax.models import t5
 from imagen_jax.text import encoder as text_room
+from imagen_jax.training.optimizer import OptimizerConfig, make_optimizer
+from imagen_jax.training.run_config import DataConfig, RunConfig, TextConfig
 from imagen_jax.training.state import NETWORK, TEXT_ENCODER, Frozen, init_state, update_ema
 from imagen_jax.training.step import TIME_BINS, drop_text, make_train_step, sample_times
 from imagen_jax.typing import TextEmbeddings
@@ -21,9 +23,25 @@ from tests.training.whole_loss import make_loss
 BATCH = 8
 # Half the usual time to compile, and a key whose numbers take less of it, too.
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-ADAM = optax.adam(3e-3)
+ADAM = OptimizerConfig("adam", 3e-3, warmup_steps=0)
 LABELLED = Stage("labelled", 4, network(num_classes=3), conditioning="label", prediction="v")
 PLAIN = replace(BASE, conditioning=None, text_width=None)
+
+
+def step_of(stage, encoder=ENCODER, accumulation=1, **keys):
+    """The compiled train step of a stage."""
+    optimizer, text = replace(ADAM, accumulation=accumulation), TextConfig(ENCODER.config)
+    data = DataConfig("memory")
+    config = RunConfig(stage, data, BATCH, 1, text=text, optimizer=optimizer, **keys)
+    return compiled(make_train_step(config, encoder))
+
+
+def fresh_state(stage, key, encoder=None, with_ema=True):
+    """A state with random parameters; with an encoder, which is trained too."""
+    params = {NETWORK: init_params(stage, jax.random.fold_in(key, 0))}
+    if encoder is not None:
+        params[TEXT_ENCODER] = t5.init(encoder.config, jax.random.fold_in(key, 1))
+    return init_state(params, make_optimizer(ADAM), with_ema=with_ema)
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +73,8 @@ def pick(batch: dict, *names: str) -> dict:
 @pytest.fixture(scope="module")
 def trained(batch):
     """States and metrics of 40 steps that all draw the same t, eps and dropout."""
-    state = compiled(lambda key: init_state(BASE, ENCODER, ADAM, key))(first_key())
-    step = compiled(make_train_step(BASE, ENCODER, ADAM, ema_decay=0.9))
+    state = compiled(lambda key: fresh_state(BASE, key, ENCODER))(first_key())
+    step = step_of(BASE, ema_decay=0.9)
     states, metrics = [state], []
     for _ in range(40):
         state, values = step(state, pick(batch, "ids", "mask"), jax.random.key(2))
@@ -105,8 +123,8 @@ def test_the_text_encoder_is_trained_along(trained):
 def test_frozen_text_gets_no_gradient_and_stays(trained, batch):
     """The same network gradient as with a trained encoder, and nothing else to update."""
     params = trained[0][5].params
-    state = init_state(BASE, None, ADAM, jax.random.key(0), start_from={NETWORK: params[NETWORK]})
-    step = compiled(make_train_step(BASE, ENCODER, ADAM, ema_decay=0.9))
+    state = init_state({NETWORK: params[NETWORK]}, make_optimizer(ADAM))
+    step = step_of(BASE, ema_decay=0.9)
     frozen = Frozen(text_encoder=params[TEXT_ENCODER])
     after, values = step(state, pick(batch, "ids", "mask"), jax.random.key(2), frozen)
     assert set(after.params) == set(after.ema) == {NETWORK}
@@ -131,9 +149,7 @@ def test_embeddings_made_beforehand_are_the_encoders(trained, batch):
 
 def random_params(stage, seed=0):
     rng = np.random.default_rng(seed)
-    shapes = jax.eval_shape(
-        lambda key: init_state(stage, None, ADAM, key).params, jax.random.key(0)
-    )
+    shapes = jax.eval_shape(lambda key: fresh_state(stage, key).params, jax.random.key(0))
     return jax.tree.map(lambda s: jnp.asarray(rng.normal(0, 0.2, s.shape), jnp.float32), shapes)
 
 
@@ -151,10 +167,10 @@ def test_labels_count_unless_they_are_dropped(batch):
 
 def test_a_stage_without_conditions_needs_images_alone(batch):
     """The loss of a fresh network, whose output is 0, is that of eps itself: about 1."""
-    start = compiled(lambda key: init_state(PLAIN, None, ADAM, key, with_ema=False))
+    start = compiled(lambda key: fresh_state(PLAIN, key, with_ema=False))
     state = start(first_key())
     assert state.ema is None
-    step = compiled(make_train_step(PLAIN, None, ADAM, ema_decay=None))
+    step = step_of(PLAIN, None, ema_decay=None)
     after, values = step(state, pick(batch), jax.random.key(5))
     assert after.ema is None
     assert float(values["loss"]) == pytest.approx(1.0, abs=0.3)
@@ -221,12 +237,10 @@ def test_which_example_gets_which_time_is_chance(key):
     assert len(set(first)) == 8
 
 
-def test_a_batch_in_parts_is_updated_as_a_whole(trained, batch):
+def test_a_batch_in_micro_batches_is_updated_as_a_whole(trained, batch):
     state, given = trained[0][0], pick(batch, "ids", "mask")
     whole, parts = (
-        compiled(make_train_step(BASE, ENCODER, ADAM, ema_decay=0.9, accumulation=count))(
-            state, given, jax.random.key(8)
-        )
+        step_of(BASE, ema_decay=0.9, accumulation=count)(state, given, jax.random.key(8))
         for count in (1, 2)
     )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), whole[1], parts[1])

@@ -5,10 +5,12 @@ python -m tests.training.toy WORKDIR [--steps 40] [--every 5] [--delay 0]
 """
 
 import argparse
+import inspect
 import json
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 if __name__ == "__main__":
@@ -19,13 +21,23 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from imagen_jax.cascade.stage import Stage
 from imagen_jax.devices.hosts import Launch, join_hosts
 from imagen_jax.devices.sharding import MeshConfig, host_rows, make_mesh
+from imagen_jax.models import UNetConfig, UNetLevel
 from imagen_jax.storage.checkpoint import Checkpoints
-from imagen_jax.training.loop import LoopConfig, train
+from imagen_jax.training.loop import Run, train
 from imagen_jax.training.optimizer import OptimizerConfig, make_optimizer
+from imagen_jax.training.run_config import (
+    CheckpointConfig,
+    DataConfig,
+    EvaluateConfig,
+    RunConfig,
+    SampleConfig,
+)
 
 BATCH, WIDTH = 16, 8
+STAGE = Stage("toy", 8, UNetConfig((UNetLevel(8, 1),)), conditioning=None)  # nobody runs it
 OPTIMIZER = make_optimizer(
     OptimizerConfig("adamw", learning_rate=1e-2, warmup_steps=5, clip_norm=1.0)
 )
@@ -100,37 +112,51 @@ def batches(delay: float = 0.0, rows: Sequence[int] = range(BATCH)):
     return start_at
 
 
-def run(workdir, *, steps=20, every=5, keep=3, mesh=MeshConfig(), order=None, hidden=16, **options):
-    """`order`: of the devices, where it is not their own."""
+def make_config(
+    steps=20, every=5, log_every=10, sample_every=None, score_every=None, skip_batches=None
+) -> RunConfig:
+    return RunConfig(
+        STAGE,
+        DataConfig("memory"),
+        BATCH,
+        steps,
+        log_every=log_every,
+        checkpoint=CheckpointConfig(every),
+        sample=SampleConfig(every=sample_every),
+        evaluate=EvaluateConfig("prompts", (), every=score_every),
+        skip_batches=skip_batches,
+    )
+
+
+CONFIGURED = tuple(inspect.signature(make_config).parameters)
+BROKEN = tuple(inspect.signature(make_step).parameters)
+
+
+def run(workdir, *, mesh=MeshConfig(), order=None, hidden=16, delay=0.0, **options):
+    """`order`: of the devices, where it is not their own. `options`: those of `make_config`,
+    `make_step`, `Run` and `train`.
+    """
     devices = jax.devices()
     mesh = make_mesh(mesh, [devices[i] for i in order or range(len(devices))])
     rows = host_rows(mesh, BATCH, jax.process_index())
-    checkpoints = Checkpoints(f"{workdir}/checkpoints", keep=keep)
-    broken = {
-        name: options.pop(name) for name in ("nan_at", "nan_in", "nan_batch") & options.keys()
-    }
-    config = LoopConfig(
-        steps,
-        BATCH,
-        log_every=options.pop("log_every", 10),
-        checkpoint_every=every,
-        sample_every=options.pop("sample_every", None),
-        score_every=options.pop("score_every", None),
-        profile=options.pop("profile", None),
-        skip_batches=options.pop("skip_batches", ()),
+    checkpoints = Checkpoints(f"{workdir}/checkpoints")
+
+    def taken(names):
+        return {name: options.pop(name) for name in names if name in options}
+
+    config, how = make_config(**taken(CONFIGURED)), taken(("profile", "say"))
+    run = Run(
+        train_step=make_step(**taken(BROKEN)),
+        init=lambda key: init(key, hidden),
+        mesh=mesh,
+        batches=options.pop("batches", None) or batches(delay, rows),
+        checkpoints=checkpoints,
+        workdir=Path(workdir),
+        description={"name": "toy"},
+        **options,
     )
     try:
-        return train(
-            config,
-            make_step(**broken),
-            lambda key: init(key, hidden),
-            options.pop("batches", None) or batches(options.pop("delay", 0.0), rows),
-            mesh=mesh,
-            checkpoints=checkpoints,
-            workdir=workdir,
-            description={"name": "toy"},
-            **options,
-        )
+        return train(config, run, **how)
     finally:
         checkpoints.manager.close()
 

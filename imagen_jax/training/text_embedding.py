@@ -1,0 +1,132 @@
+"""Embedding the captions of a run's image set with its frozen text encoder, ahead of training."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from imagen_jax import data
+from imagen_jax.data import embeddings
+from imagen_jax.data.captions import Captions
+from imagen_jax.data.loader import captions_of
+from imagen_jax.devices.sharding import MeshConfig, batch_sharding, make_mesh
+from imagen_jax.pipeline.encoder_files import text_fingerprint, with_encoder
+from imagen_jax.pipeline.loading import load_encoder
+from imagen_jax.text import encoder as text
+from imagen_jax.text.encoder import TextEncoder
+from imagen_jax.training.batches import make_source
+from imagen_jax.training.build import encoder_source, make_text_encoder
+from imagen_jax.training.config import apply_overrides, load_config
+from imagen_jax.training.run_config import STREAM, RunConfig, read_config
+
+
+def read_embedding(path: str, overrides: dict[str, str]) -> tuple[RunConfig, TextEncoder]:
+    """(typed config, text encoder) of a run whose captions can be embedded.
+
+    Raises:
+        ValueError: a key is unknown or has a bad value, or the run's captions cannot be embedded.
+    """
+    raw = load_config(path)
+    apply_overrides(raw, overrides)
+    config = read_config(with_encoder(raw))
+    encoder = make_text_encoder(config)
+    if encoder is None:
+        raise ValueError("the config's stage reads no text")
+    if config.text.trainable or encoder_source(config) is None:
+        raise ValueError(
+            "only a frozen encoder can be run ahead of training: text.trainable must be False, and "
+            "text.init_from must say where it is"
+        )
+    if encoder.null != "zeros":
+        raise ValueError(f"text.null is {encoder.null!r}; embeddings are for 'zeros'")
+    if config.data.source == STREAM or config.data.prompt is not None:
+        raise ValueError("embeddings are for sets with random access and captions of their own")
+    return config, encoder
+
+
+def captions_source(config: RunConfig) -> data.Source:
+    """The image set; where it can, without its images."""
+    source = make_source(replace(config, data=replace(config.data, embeddings=None)))
+    return replace(source, images=False) if hasattr(source, "images") else source
+
+
+def embed_captions(
+    config: RunConfig,
+    encoder: TextEncoder,
+    source: data.Source,
+    out: Path,
+    *,
+    batch_size: int,
+    shard_size: int,
+    say: Callable[[str], None] = print,
+) -> None:
+    """Writes this host's share of the shards that are missing in `out`, and waits for the others.
+
+    Args:
+        batch_size: captions at a time on each host.
+        shard_size: examples in a shard.
+
+    Raises:
+        ValueError: what is in `out` was made differently, or the encoder cannot be read.
+        TooManyBroken: too many examples of a shard cannot be read.
+    """
+    manifest = embeddings.Manifest(
+        len(source),
+        shard_size,
+        encoder.max_length,
+        encoder.config.d_model,
+        config.frozen_dtype,
+        text_fingerprint(encoder, encoder_source(config)),
+    )
+    embeddings.write_manifest(out, manifest)
+    paths = [embeddings.shard_path(out, manifest, number) for number in range(manifest.shards)]
+    own = range(jax.process_index(), manifest.shards, jax.process_count())
+    missing = [number for number in own if not paths[number].exists()]
+    say(f"{len(own) - len(missing)} of {len(own)} shards are there")
+    embed = make_embed(config, encoder, batch_size) if missing else None
+    for number in missing:
+        first = number * shard_size
+        rows = range(first, min(first + shard_size, len(source)))
+        examples = captions_of(source, rows, config.data.max_broken_share)
+        embeddings.write_shard(paths[number], records(examples, embed))
+        say(f"wrote {paths[number]}")
+    # JAX ends the others when one process has been gone for long.
+    while jax.process_count() > 1 and not all(path.exists() for path in paths):
+        time.sleep(1)
+
+
+def make_embed(
+    config: RunConfig, encoder: TextEncoder, batch_size: int
+) -> Callable[[Sequence[str]], Iterator[np.ndarray]]:
+    """captions -> the embeddings of each one's tokens, on this host's devices.
+
+    Batches always have the same size, so that a shard does not depend on what was done before.
+    """
+    devices = jax.local_devices()
+    mesh = make_mesh(MeshConfig(data=1, fsdp=None), devices)
+    _, params = load_encoder(encoder_source(config), dtype=config.frozen_dtype, mesh=mesh)
+    size = -(-batch_size // len(devices)) * len(devices)
+
+    def embed(captions: Sequence[str]) -> Iterator[np.ndarray]:
+        for start in range(0, len(captions), size):
+            batch = list(captions[start : start + size])
+            ids, mask = text.tokenize(encoder, batch + [""] * (size - len(batch)), warn=False)
+            placed = jax.device_put((ids, mask), batch_sharding(mesh))
+            values = text.encode_tokens(encoder.config, params, *placed, encoder.padding).values
+            lengths = [encoder.max_length] * size if encoder.padding == "encoded" else mask.sum(1)
+            for row, length in zip(np.asarray(values)[: len(batch)], lengths, strict=False):
+                yield row[:length]
+
+    return embed
+
+
+def records(
+    examples: Sequence[tuple[str, Captions]], embed: Callable[[Sequence[str]], Iterator[np.ndarray]]
+) -> Iterator[bytes]:
+    """The record of each example's (key, captions)."""
+    tokens = embed([caption for _, captions in examples for caption, _ in captions])
+    for key, captions in examples:
+        yield embeddings.pack(key, captions, [next(tokens) for _ in captions])
