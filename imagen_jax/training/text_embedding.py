@@ -50,7 +50,7 @@ def read_embedding(path: str, overrides: dict[str, str]) -> tuple[RunConfig, Tex
 def captions_source(config: RunConfig) -> data.Source:
     """The image set; where it can, without its images."""
     source = make_source(replace(config, data=replace(config.data, embeddings=None)))
-    return replace(source, images=False) if hasattr(source, "images") else source
+    return replace(source, with_images=False) if hasattr(source, "with_images") else source
 
 
 def embed_captions(
