@@ -85,8 +85,7 @@ class Checkpoints:
     def __init__(
         self, directory: str | Path, *, keep: int = 3, keep_best: int = 1, read_only: bool = False
     ):
-        self.local = "://" not in str(directory)
-        self.directory = str(Path(directory).absolute()) if self.local else str(directory)
+        self.directory = Path(directory).absolute()
         kept: list[Any] = [policies.LatestN(keep)]
         if keep_best:
             best = policies.BestN(
@@ -117,8 +116,8 @@ class Checkpoints:
 
     def _drop_unreadable_losses(self) -> None:
         """Removes those of the losses that rank the checkpoints which Orbax could not read."""
-        if self.local and jax.process_index() == 0:
-            for path in Path(self.directory).glob("*/metrics/metrics"):
+        if jax.process_index() == 0:
+            for path in self.directory.glob("*/metrics/metrics"):
                 try:
                     _loss(json.loads(path.read_text()))
                 except (ValueError, TypeError, KeyError):
@@ -131,8 +130,6 @@ class Checkpoints:
 
     def check_space(self, state: Any) -> None:
         """CheckpointError where the disk has no room for one more checkpoint of this state."""
-        if not self.local:
-            return
         leaves = jax.tree.leaves(state)
         needed = sum(math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in leaves)
         free = shutil.disk_usage(self.directory).free
@@ -315,11 +312,10 @@ class Checkpoints:
             "and the one before is taken",
             stacklevel=3,
         )
-        if self.local and jax.process_index() == 0:
-            place = Path(self.directory)
-            target = place / f"damaged-{step}"
+        if jax.process_index() == 0:
+            target = self.directory / f"damaged-{step}"
             shutil.rmtree(target, ignore_errors=True)
-            (place / str(step)).rename(target)
+            (self.directory / str(step)).rename(target)
         gather_json(None)  # the other hosts read on once it is renamed
         self.manager.reload()
 
@@ -329,11 +325,10 @@ class Checkpoints:
         try:
             yield
         except (OSError, ValueError, RuntimeError) as error:
-            if self.local:
-                # A half-written checkpoint only fills the disk further. What a thread that is still
-                # writing leaves behind goes when the directory is opened next.
-                for half in Path(self.directory).glob("*.orbax-checkpoint-tmp*"):
-                    shutil.rmtree(half, ignore_errors=True)
+            # A half-written checkpoint only fills the disk further. What a thread that is still
+            # writing leaves behind goes when the directory is opened next.
+            for half in self.directory.glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(half, ignore_errors=True)
             raise CheckpointError(
                 f"{which} could not be written to {self.directory}: {str(error).strip()[-300:]}\n"
                 f"{self._whole()} Free some space and start the same command again."
@@ -341,8 +336,6 @@ class Checkpoints:
 
     def _whole(self) -> str:
         """What is safely on disk, for error messages."""
-        if not self.local:
-            return "Earlier checkpoints are untouched."
         steps = self.steps()
         if not steps:
             return "There is no earlier checkpoint."

@@ -3,9 +3,9 @@ a run may end.
 """
 
 import contextlib
-import dataclasses
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ class NonFiniteError(RuntimeError):
     """The loss or the gradient became NaN or infinite; the message says where and what to try."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Run:
     """What `train` is given besides the config.
 
@@ -43,8 +43,8 @@ class Run:
     frozen: parameters that the step reads and does not train, where they belong on the mesh.
     weights: parameters to start from, of all parts or of some, where there is no checkpoint yet;
         arrays on devices are given away.
-    sample: (parameters, step) -> an image; score: parameters -> figures by name. They get the
-        average of the parameters where there is one.
+    sample: parameters -> an image; score: parameters -> scores by name. They get the average of the
+        parameters where there is one.
     reference: the curve of a run of the same stage, reported beside the loss.
     """
 
@@ -57,7 +57,7 @@ class Run:
     description: Mapping[str, Any]
     frozen: Frozen | None = None
     weights: Params | None = None
-    sample: Callable[[Params, int], Image.Image] | None = None
+    sample: Callable[[Params], Image.Image] | None = None
     score: Callable[[Params], dict[str, float]] | None = None
     reference: metrics.Curve | None = None
 
@@ -132,10 +132,10 @@ def train(
         """Waits for the pending metrics, checks and writes them."""
         while pending:
             step, values = pending.pop()
-            scalars, t_sums, t_counts = metrics.split(jax.device_get(values))
-            log.step(step, scalars, t_sums, t_counts)
-            check_finite(step, scalars, skipped, checkpoints)
-            losses.append(scalars["loss"])
+            values = metrics.split(jax.device_get(values))
+            log.step(step, values)
+            check_finite(step, values["sums"], skipped, checkpoints)
+            losses.append(values["sums"]["loss"])
             if step % config.log_every == 0 or step == num_steps:
                 speed = progress.report(step)
                 means = log.report(step, {f"speed/{name}": speed[name] for name in speed})
@@ -144,7 +144,7 @@ def train(
 
     def save(step: int) -> None:
         """Starts to write a checkpoint."""
-        values = dict(run.description, step=step, window=dataclasses.asdict(log.window))
+        values = dict(run.description, step=step, window=log.window)
         if (position := feed.state()) is not None:
             values["batches"] = position
         loss = float(np.mean(losses)) if losses else float("inf")
@@ -188,7 +188,7 @@ def train(
                     return state
                 averaged = state.params if state.ema is None else state.ema
                 if sampling:
-                    log.images(step, run.sample(averaged, step))
+                    log.images(step, run.sample(averaged))
                 if scoring:
                     scores = run.score(averaged)
                     log.scores(step, scores)

@@ -3,14 +3,15 @@
 import contextlib
 import json
 import math
+import operator
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from PIL import Image
 
@@ -18,21 +19,20 @@ from imagen_jax.training.tensorboard import EventFile
 
 METRICS_FILE = "metrics.jsonl"
 SAMPLES_FOLDER = "samples"
+Sums = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Curve:
     """A run's loss by step, overall and by tenths of t, to compare another run's loss with."""
 
-    step: tuple[float, ...]
-    loss: tuple[float, ...]
-    loss_by_t: tuple[tuple[float, ...], ...]
+    step: Sequence[float]
+    loss: Sequence[float]
+    loss_by_t: Sequence[Sequence[float]]
 
     @classmethod
     def read(cls, path: str | Path) -> "Curve":
-        values = json.loads(Path(path).read_text())
-        rows = tuple(tuple(row) for row in values["loss_by_t"])
-        return cls(tuple(values["step"]), tuple(values["loss"]), rows)
+        return cls(**json.loads(Path(path).read_text()))
 
     def at(self, step: int) -> tuple[float, list[float]] | None:
         """(loss, loss by t) at a step, interpolated; None outside the curve."""
@@ -43,43 +43,17 @@ class Curve:
         return loss, by_t
 
     def write(self, path: str | Path) -> None:
-        rounded = [[round(value, 5) for value in row] for row in self.loss_by_t]
-        values = {"step": self.step, "loss": [round(x, 5) for x in self.loss], "loss_by_t": rounded}
-        Path(path).write_text(json.dumps(values) + "\n")
+        rounded = {name: np.round(values, 5).tolist() for name, values in vars(self).items()}
+        Path(path).write_text(json.dumps(rounded) + "\n")
 
 
-@dataclass
-class Window:
-    """Sums of the metrics since the last report. Checkpoints keep them, so that a report is the
-    same when the run was resumed in between.
+def split(metrics: Mapping[str, Any]) -> Sums:
+    """A step's metrics on the host: {"steps": 1, "sums": scalars, "t_sums": loss by bin of t,
+    "t_counts": examples by bin of t}, which are summed from step to step.
     """
-
-    steps: int = 0
-    sums: dict[str, float] = field(default_factory=dict)
-    t_sums: list[float] = field(default_factory=list)
-    t_counts: list[float] = field(default_factory=list)
-
-    def add(self, scalars: Mapping[str, float], t_sums: Sequence[float], t_counts: Sequence[float]):
-        self.steps += 1
-        for name, value in scalars.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
-        self.t_sums = _added(self.t_sums, t_sums)
-        self.t_counts = _added(self.t_counts, t_counts)
-
-    def loss_by_t(self) -> list[float | None]:
-        """Mean loss in each bin of t; None where nothing fell."""
-        return [s / n if n else None for s, n in zip(self.t_sums, self.t_counts, strict=True)]
-
-
-def _added(sums: Sequence[float], values: Sequence[float]) -> list[float]:
-    return [a + b for a, b in zip_longest(sums, values, fillvalue=0.0)]
-
-
-def split(metrics: Mapping[str, Any]) -> tuple[dict[str, float], list[float], list[float]]:
-    """A step's metrics on the host: (scalars, loss summed by bin of t, examples by bin of t)."""
-    values = {name: np.asarray(value, np.float32).tolist() for name, value in metrics.items()}
-    t_sums, t_counts = values.pop("loss_by_t", []), values.pop("count_by_t", [])
-    return values, t_sums, t_counts
+    sums = {name: np.asarray(value, np.float32).tolist() for name, value in metrics.items()}
+    t_sums, t_counts = sums.pop("loss_by_t", []), sums.pop("count_by_t", [])
+    return {"steps": 1, "sums": sums, "t_sums": t_sums, "t_counts": t_counts}
 
 
 class MetricLog:
@@ -97,12 +71,14 @@ class MetricLog:
         workdir: str | Path,
         *,
         start_step: int = 0,
-        window: Mapping[str, Any] | None = None,
+        window: Sums | None = None,
         reference: Curve | None = None,
         write: bool = True,
     ):
         self.folder = Path(workdir)
-        self.window = Window(**window) if window else Window()
+        # Sums since the last report. Checkpoints keep them, so that a report is the same when the
+        # run was resumed in between.
+        self.window = window
         self.reference = reference
         self.lines, self.writer = None, None
         if write:
@@ -111,28 +87,35 @@ class MetricLog:
             self.lines = open(self.folder / METRICS_FILE, "a", buffering=1)  # noqa: SIM115
             self.writer = EventFile(self.folder, start_step + 1 if start_step else None)
 
-    def step(
-        self, step: int, scalars: dict[str, float], t_sums: list[float], t_counts: list[float]
-    ) -> None:
+    def step(self, step: int, values: Sums) -> None:
         """Records one step's metrics (see `split`)."""
-        self.window.add(scalars, t_sums, t_counts)
-        self._line({"step": step, **scalars})
+        if jax.tree.structure(self.window) == jax.tree.structure(values):
+            self.window = jax.tree.map(operator.add, self.window, values)
+        else:
+            self.window = values
+        self._line({"step": step, **values["sums"]})
 
     def report(self, step: int, extra: Mapping[str, float]) -> dict[str, float]:
         """Writes the means since the last report and starts new sums. Returns the means, with
         reference/loss where there is a reference.
         """
-        window, self.window = self.window, Window()
-        means = {name: value / window.steps for name, value in window.sums.items()}
-        by_t = window.loss_by_t()
-        self._line({"step": step, "window": window.steps, "mean": means, "loss_by_t": by_t})
+        window, self.window = self.window, None
+        steps, bins = window["steps"], zip(window["t_sums"], window["t_counts"], strict=True)
+        means = {name: value / steps for name, value in window["sums"].items()}
+        by_t = [total / count if count else None for total, count in bins]
+        self._line({"step": step, "window": steps, "mean": means, "loss_by_t": by_t})
+        curves = {"loss_by_t": by_t}
         reference = self.reference.at(step) if self.reference else None
-        bins = {f"loss_by_t/{i:02d}": value for i, value in enumerate(by_t) if value is not None}
         if reference is not None:
-            means["reference/loss"], curve = reference
-            bins |= {f"reference/loss_by_t/{i:02d}": value for i, value in enumerate(curve)}
+            means["reference/loss"], curves["reference/loss_by_t"] = reference
+        tenths = {
+            f"{name}/{i:02d}": value
+            for name, curve in curves.items()
+            for i, value in enumerate(curve)
+            if value is not None
+        }
         if self.writer is not None:
-            self.writer.scalars(step, {**means, **bins, **extra})
+            self.writer.scalars(step, {**means, **tenths, **extra})
         return means
 
     def scores(self, step: int, values: Mapping[str, float]) -> None:
@@ -184,11 +167,11 @@ def read_curve(workdir: str | Path, points: int = 200) -> Curve:
         [line["mean"]["loss"] for line in reports],
         [line["loss_by_t"] for line in reports],
     ]
-    step, loss, by_t = (
+    means = (
         [np.mean(column[i : i + size], axis=0).tolist() for i in range(0, len(reports), size)]
         for column in columns
     )
-    return Curve(tuple(step), tuple(loss), tuple(map(tuple, by_t)))
+    return Curve(*means)
 
 
 @dataclass

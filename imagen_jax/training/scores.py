@@ -1,38 +1,43 @@
 """FID, CLIP score and CMMD of a base model's images while it is trained."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import numpy as np
 
-from imagen_jax.cascade.cascade import Conditions, sample_keys, sample_stage
-from imagen_jax.devices.hosts import whole
-from imagen_jax.diffusion.sampling import SamplingSettings
+from imagen_jax.cascade.cascade import sample_keys
 from imagen_jax.evaluation.feature_files import load_extractor
 from imagen_jax.evaluation.measures import KINDS, OF_REFERENCE, measure, prepare_truth
 from imagen_jax.evaluation.prompts import read_prompts
 from imagen_jax.evaluation.reference import read_reference
 from imagen_jax.images.pixels import to_uint8
-from imagen_jax.text import encoder as text
 from imagen_jax.text.encoder import TextEncoder
-from imagen_jax.training.loop import ScoreFn
 from imagen_jax.training.run_config import RunConfig
-from imagen_jax.training.state import Frozen, encoder_params, network_params
+from imagen_jax.training.samples import make_generate
+from imagen_jax.training.state import Frozen
 from imagen_jax.typing import Params
 
 METRICS = ("fid", "cmmd", "clip")
 
 
-def make_score_fn(config: RunConfig, encoder: TextEncoder | None, frozen: Frozen | None) -> ScoreFn:
-    """parameters -> {"scores/fid/NETWORK": value, ...} by the config's section `evaluate`.
+def make_score_fn(
+    config: RunConfig, encoder: TextEncoder | None, frozen: Frozen | None
+) -> Callable[[Params], dict[str, float]] | None:
+    """parameters -> {"scores/fid/NETWORK": value, ...} by the config's section `evaluate`; None
+    where it has none.
 
     Raises:
         FileNotFoundError: the prompts, a network or the reference are missing.
-        ValueError: the stage does not paint prompts, or nothing can be measured.
+        ValueError: the stage does not generate from prompts, or nothing can be measured.
     """
     section, stage = config.evaluate, config.stage
+    if section is None:
+        return None
     if stage.conditioning != "text" or stage.low_resolution is not None or encoder is None:
-        raise ValueError(f"section 'evaluate' is for a base model of text; {stage.name!r} is none")
+        raise ValueError(
+            f"section 'evaluate' is for a base model of text, which {stage.name!r} is not"
+        )
     prompts = read_prompts(section.prompts).first(section.num)
     extractors = [load_extractor(directory) for directory in section.features]
     reference = None if section.reference is None else read_reference(Path(section.reference))
@@ -44,24 +49,18 @@ def make_score_fn(config: RunConfig, encoder: TextEncoder | None, frozen: Frozen
     # The keys of a cascade's first stage: the images are those of scripts/evaluate.py.
     keys = sample_keys(section.seed, range(len(prompts)))
     keys = jax.vmap(lambda key: jax.random.fold_in(key, 0))(keys)
-    sampling = config.sample.sampling if config.sample else SamplingSettings()
-
-    def draw(params: Params, rows: np.ndarray) -> np.ndarray:
-        weights = encoder_params(params, frozen)
-        embeddings = text.encode(encoder, weights, [prompts.texts[row] for row in rows])
-        conditions = Conditions(embeddings, text.unconditional(encoder, weights))
-        network = network_params(params, frozen, config.lora)
-        return to_uint8(whole(sample_stage(stage, network, keys[rows], conditions, sampling)))
+    generate = make_generate(config, encoder, frozen)
 
     def score(params: Params) -> dict[str, float]:
         found: dict[str, list[np.ndarray]] = {extractor.name: [] for extractor in extractors}
         for start in range(0, len(prompts), section.batch_size):
-            # The last batch is filled up with the last prompt: one program for all.
+            # The last batch is filled up with the last prompt, so that one program does for all.
             rows = np.minimum(np.arange(start, start + section.batch_size), len(prompts) - 1)
-            images = draw(params, rows)[: len(prompts) - start]
+            images = generate(params, keys[rows], [prompts.texts[row] for row in rows])
+            images = to_uint8(images)[: len(prompts) - start]
             for extractor in extractors:
                 found[extractor.name].append(extractor.images(images))
-        features = {name: np.concatenate(parts) for name, parts in found.items()}
+        features = {name: np.concatenate(batches) for name, batches in found.items()}
         values = measure(metrics, extractors, features, truth, np.arange(len(prompts)))
         return {
             f"scores/{metric}/{name}": entry["value"]

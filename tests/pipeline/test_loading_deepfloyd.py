@@ -22,7 +22,8 @@ from imagen_jax.pipeline.loading import load_model
 from imagen_jax.pipeline.model_directory import write_model
 from imagen_jax.storage.trees import flatten
 from imagen_jax.text import encoder as text
-from imagen_jax.training.start import read_weights, with_absolute_sources
+from imagen_jax.training.run_config import DataConfig, RunConfig, TextConfig
+from imagen_jax.training.start import read_encoder, read_network, with_absolute_sources
 
 ROOT = Path(__file__).resolve().parents[2]
 QUIET = {"seed": 1, "progress": False, "steps": 2, "num_images": 1}
@@ -293,8 +294,14 @@ def train(place, workdir, *options, devices=1):
 
 def test_training_reads_onto_its_mesh(places):
     mesh = make_mesh(MeshConfig(data=4, fsdp=2))
-    read = read_weights(str(places / "I"), "base8", mesh, dtype="bfloat16")
-    assert set(read) == {"network", TEXT_ENCODER}
+    pipeline = load_model(places / "I")
+    (stage,), encoder = pipeline.cascade.stages, pipeline.cascade.encoder
+    text = TextConfig(encoder.config)
+    config = RunConfig(stage, DataConfig("memory"), 8, 1, text=text, init_from=str(places / "I"))
+    read = {
+        "network": read_network(config, "bfloat16", mesh),
+        TEXT_ENCODER: read_encoder(config, "bfloat16", mesh),
+    }
     for leaf, wanted in zip(
         *map(jax.tree.leaves, (read, state_shardings(read, mesh))), strict=True
     ):

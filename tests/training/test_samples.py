@@ -34,7 +34,7 @@ def drawn_under(source, monkeypatch, **data):
         return encode(encoder, weights, prompts)
 
     monkeypatch.setattr(text, "encode", spy)
-    return sample({"network": params["sr"]}, 1), encoded
+    return sample({"network": params["sr"]}), encoded
 
 
 def fill(folder, captions):

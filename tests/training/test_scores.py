@@ -85,7 +85,7 @@ def test_the_figures_are_those_of_the_pipelines_images(folder):
 
 def test_what_cannot_be_scored_is_refused(folder):
     folder, _ = folder
-    with pytest.raises(ValueError, match="'sr' is none"):
+    with pytest.raises(ValueError, match="which 'sr' is not"):
         scores.make_score_fn(config(folder, SR), ENCODER, None)
     with pytest.raises(ValueError, match="FID needs a reference"):
         scores.make_score_fn(config(folder, features=("inception",)), ENCODER, None)
