@@ -29,18 +29,14 @@ def define_flags() -> None:
 
 def run(argv: list[str], overrides: dict[str, str]) -> None:
     with one_line_errors():
-        from imagen_jax.data.loader import TooManyBroken
         from imagen_jax.devices.compilation_cache import use_compilation_cache
-        from imagen_jax.storage.checkpoint import CheckpointError
-        from imagen_jax.training import build
+        from imagen_jax.training import batches, build, loop
         from imagen_jax.training import text_pretraining as pretraining
-        from imagen_jax.training.batches import make_batches
-        from imagen_jax.training.loop import NonFiniteError
 
     logging.set_verbosity(logging.WARNING)
     options = flags.FLAGS
     workdir = Path(options.workdir).absolute()
-    with one_line_errors(ValueError, CheckpointError):
+    with one_line_errors(ValueError, *loop.RUN_ERRORS):
         if len(argv) > 1:
             raise ValueError(f"unknown argument {argv[1]!r}")
         raw, config = pretraining.read_pretraining(
@@ -48,17 +44,17 @@ def run(argv: list[str], overrides: dict[str, str]) -> None:
         )
         encoder = build.make_text_encoder(config)
         params = pretraining.start_parameters(config, encoder, options.init_from)
-        batches = make_batches(config, encoder)
+        stream = batches.make_batches(config, encoder)
         checkpoints = pretraining.open_workdir(workdir)
         description = build.describe(config, encoder, raw)
         build.write_description(workdir, description, encoder)
     use_compilation_cache()
-    with one_line_errors(CheckpointError, NonFiniteError, TooManyBroken):
+    with one_line_errors(*loop.RUN_ERRORS):
         params, loss = pretraining.pretrain(
             config,
             encoder,
             params,
-            batches,
+            stream,
             num_steps=options.steps,
             learning_rate=options.learning_rate,
         )

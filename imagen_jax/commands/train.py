@@ -35,21 +35,16 @@ def define_flags() -> Callable[[], None]:
     return define_host_flags()
 
 
-def run(join_hosts: Callable[[], None], argv: list[str], overrides: dict[str, str]) -> None:
+def train(join_hosts: Callable[[], None], argv: list[str], overrides: dict[str, str]) -> None:
     with one_line_errors():
-        from imagen_jax.data.loader import TooManyBroken
         from imagen_jax.devices.compilation_cache import use_compilation_cache
         from imagen_jax.devices.hosts import say_on_first_host
         from imagen_jax.pipeline.loading import export_lora
-        from imagen_jax.storage.checkpoint import CheckpointError, MismatchError
-        from imagen_jax.training.feed import LabelError
-        from imagen_jax.training.loop import NonFiniteError, train
-        from imagen_jax.training.start import open_run, read_plan
-        from imagen_jax.training.table import model_table
+        from imagen_jax.training import loop, start, table
 
     logging.set_verbosity(logging.WARNING)
     options = flags.FLAGS
-    with one_line_errors(ValueError, CheckpointError):
+    with one_line_errors(ValueError, *loop.RUN_ERRORS):
         if len(argv) > 1:
             raise ValueError(f"unknown argument {argv[1]!r}")
         join_hosts()
@@ -59,18 +54,19 @@ def run(join_hosts: Callable[[], None], argv: list[str], overrides: dict[str, st
         check_local(options.workdir or "", "--workdir")
         if options.init_from:
             overrides = {"init_from": repr(options.init_from), **overrides}
-        plan = read_plan(options.config, overrides)
+        plan = start.read_plan(options.config, overrides)
         if options.dry_run:
-            print(model_table(plan.config, plan.train_step, plan.init, plan.mesh, plan.frozen))
+            print(
+                table.model_table(plan.config, plan.train_step, plan.init, plan.mesh, plan.frozen)
+            )
             return
         use_compilation_cache()
-        opened = open_run(plan, options.workdir)
-    wrong_data = (LabelError, TooManyBroken)
-    with one_line_errors(CheckpointError, MismatchError, NonFiniteError, *wrong_data):
-        state = train(plan.config, opened, profile=profile)
-        opened.checkpoints.close()
+        run = start.open_run(plan, options.workdir)
+    with one_line_errors(*loop.RUN_ERRORS):
+        state = loop.train(plan.config, run, profile=profile)
+        run.checkpoints.close()
         if plan.config.lora is not None:
-            path = export_lora(opened.workdir, opened.workdir / "lora.safetensors")
+            path = export_lora(run.workdir, run.workdir / "lora.safetensors")
             say_on_first_host(f"the adapter: {path}")
         if int(state.step) < plan.config.num_steps:
             sys.exit(os.EX_TEMPFAIL)
@@ -92,4 +88,4 @@ def parse_profile(value: str | None) -> tuple[int, int] | None:
 def main() -> None:
     with one_line_errors(ValueError):
         join_hosts = define_flags()
-    run_configured(partial(run, join_hosts), sys.argv)
+    run_configured(partial(train, join_hosts), sys.argv)

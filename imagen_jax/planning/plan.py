@@ -111,11 +111,11 @@ def lower_training(config: RunConfig, mesh: Any) -> Lowered:
     encoder = build.make_text_encoder(config)
     train_step, init, frozen = build.make_training(config, encoder, mesh)
     state, batch = jax.eval_shape(init, jax.random.key(0)), abstract_batch(config)
-    params = {} if frozen is None else {"frozen": frozen}
+    params = {"frozen": frozen} if jax.tree.leaves(frozen) else {}
     network = frozen.network if config.lora is not None else state.params[NETWORK]
     forward = _forward_useful(config, encoder if "ids" in batch else None, network)
     times = dict.fromkeys(forward, 3)
-    if frozen is not None and frozen.text_encoder is not None:
+    if frozen.text_encoder is not None:
         times["text_encoder"] = 1
     return Lowered(
         lower_step(train_step, state, batch, mesh, frozen),

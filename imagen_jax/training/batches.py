@@ -7,13 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
 from imagen_jax import data
 from imagen_jax.data.embeddings import read_embedded
 from imagen_jax.devices.sharding import host_groups, host_rows
 from imagen_jax.text import encoder as text
-from imagen_jax.text.encoder import TextEncoder
 from imagen_jax.training.feed import Batches, check_labels
 from imagen_jax.training.run_config import (
     MEMORY,
@@ -62,10 +60,10 @@ def make_source(config: RunConfig) -> data.Source:
 
 def make_loader(
     config: RunConfig,
-    encoder: TextEncoder | None,
+    encoder: text.TextEncoder | None,
     source: data.Source | None = None,
     prior_source: data.Source | None = None,
-    mesh: Mesh | None = None,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> data.Loader | data.PriorLoader:
     """The loader of this host's rows, of all where `mesh` is None. `source`, `prior_source`:
     images in memory.
@@ -112,7 +110,7 @@ def make_loader(
     )
 
 
-def make_stream(config: RunConfig, mesh: Mesh | None = None) -> Any:
+def make_stream(config: RunConfig, mesh: jax.sharding.Mesh | None = None) -> Any:
     """The loader of a seqio Task or Mixture: hosts that hold the same rows read the same part.
 
     Raises:
@@ -151,7 +149,7 @@ class Tokenizer:
 
     COUNTED = 1000
 
-    def __init__(self, encoder: TextEncoder):
+    def __init__(self, encoder: text.TextEncoder):
         self.encoder, self.seen, self.cut = encoder, 0, 0
 
     def __call__(self, captions: list[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -173,10 +171,10 @@ class Tokenizer:
 
 def make_batches(
     config: RunConfig,
-    encoder: TextEncoder | None,
+    encoder: text.TextEncoder | None,
     source: data.Source | None = None,
     prior_source: data.Source | None = None,
-    mesh: Mesh | None = None,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> Batches:
     """(step, iterator state) -> batches from that step on: this host's rows on a mesh, all where
     it is None.

@@ -2,11 +2,11 @@
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
 
 from imagen_jax.cascade.cascade import Cascade, SamplingSettings
 from imagen_jax.cascade.cascade import to_dict as cascade_to_dict
@@ -16,7 +16,6 @@ from imagen_jax.models import t5
 from imagen_jax.models.lora import init_lora, target_kernels
 from imagen_jax.storage.codec import Section, as_dict
 from imagen_jax.text import encoder as text
-from imagen_jax.text.encoder import TextEncoder
 from imagen_jax.training.optimizer import make_optimizer
 from imagen_jax.training.run_config import RunConfig
 from imagen_jax.training.state import LORA, NETWORK, TEXT_ENCODER, Frozen, init_state
@@ -24,7 +23,7 @@ from imagen_jax.training.step import make_train_step
 from imagen_jax.typing import Keys, Params
 
 
-def make_text_encoder(config: RunConfig) -> TextEncoder | None:
+def make_text_encoder(config: RunConfig) -> text.TextEncoder | None:
     """The encoder and its tokenizer, or None where the stage reads no text."""
     section = config.text
     if section is None or config.stage.conditioning != "text":
@@ -34,23 +33,25 @@ def make_text_encoder(config: RunConfig) -> TextEncoder | None:
     else:
         tokenizer = text.make_tokenizer("sentencepiece", section.tokenizer)
     optional = {name: getattr(section, name) for name in text.OPTIONAL}
-    encoder = TextEncoder(section.encoder, tokenizer, section.max_length, **optional)
+    encoder = text.TextEncoder(section.encoder, tokenizer, section.max_length, **optional)
     text.check_vocabulary(encoder)
     return encoder
 
 
-def make_cascade(config: RunConfig, encoder: TextEncoder | None) -> Cascade:
+def make_cascade(config: RunConfig, encoder: text.TextEncoder | None) -> Cascade:
     """The run's stage with its sampling settings, as a cascade of its own."""
     sampling = config.sample.sampling if config.sample else SamplingSettings()
     return Cascade((config.stage,), (sampling,), encoder)
 
 
-def describe(config: RunConfig, encoder: TextEncoder | None, raw: Section) -> dict[str, Any]:
+def describe(config: RunConfig, encoder: text.TextEncoder | None, raw: Section) -> dict[str, Any]:
     """What goes into each checkpoint: the config as written, and the model for a pipeline."""
     return {"config": as_dict(raw), "model": cascade_to_dict(make_cascade(config, encoder))}
 
 
-def write_description(workdir: Path, description: Mapping[str, Any], encoder: TextEncoder | None):
+def write_description(
+    workdir: Path, description: Mapping[str, Any], encoder: text.TextEncoder | None
+):
     """Writes config.json and the tokenizer's file into the workdir, which then needs nothing else;
     on the first host only.
     """
@@ -63,12 +64,12 @@ def write_description(workdir: Path, description: Mapping[str, Any], encoder: Te
 
 
 def make_training(
-    config: RunConfig, encoder: TextEncoder | None, mesh: Mesh
-) -> tuple[Any, Any, Any]:
+    config: RunConfig, encoder: text.TextEncoder | None, mesh: jax.sharding.Mesh
+) -> tuple[Any, Any, Frozen]:
     """(train_step, init, frozen) of a run on a mesh.
 
     train_step: (state, batch, key, frozen) -> (state, metrics). init: key -> state. frozen: shapes
-    of the parameters that the step reads and does not train, a `Frozen`; None where there are none.
+    of the parameters that the step reads and does not train.
 
     Raises:
         ValueError: the batch does not divide by the micro-batches or the mesh, an adapter's targets
@@ -97,7 +98,7 @@ def make_training(
     return make_train_step(config, encoder, mesh), init, frozen
 
 
-def init_parameters(config: RunConfig, encoder: TextEncoder | None, key: Keys) -> Params:
+def init_parameters(config: RunConfig, encoder: text.TextEncoder | None, key: Keys) -> Params:
     """Random parameters of the network, and of the text encoder where it is trained too."""
     params = {NETWORK: init_params(config.stage, jax.random.fold_in(key, 0))}
     if encoder is not None and config.text.trainable:
@@ -110,11 +111,12 @@ def encoder_source(config: RunConfig) -> str | None:
     return config.text.init_from or config.init_from
 
 
-def frozen_shapes(config: RunConfig, encoder: TextEncoder | None) -> Frozen | None:
-    """Shapes of the parameters that are read and not trained; None where there are none."""
+def frozen_shapes(config: RunConfig, encoder: text.TextEncoder | None) -> Frozen:
+    """Shapes of the parameters that are read and not trained."""
     network = text_encoder = None
+    key = jax.random.key(0)
     if config.lora is not None:
-        network = jax.eval_shape(lambda key: init_params(config.stage, key), jax.random.key(0))
+        network = jax.eval_shape(partial(init_params, config.stage), key)
     embedded = config.data.embeddings is not None
     if encoder is not None and not config.text.trainable and not embedded:
         if encoder_source(config) is None:
@@ -122,9 +124,7 @@ def frozen_shapes(config: RunConfig, encoder: TextEncoder | None) -> Frozen | No
                 "text.trainable is False, and both text.init_from and init_from are None: an "
                 "encoder that is neither trained nor read from somewhere gives noise"
             )
-        text_encoder = jax.eval_shape(lambda key: t5.init(encoder.config, key), jax.random.key(0))
-    if network is None and text_encoder is None:
-        return None
+        text_encoder = jax.eval_shape(partial(t5.init, encoder.config), key)
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, config.frozen_dtype),
         Frozen(network, text_encoder),

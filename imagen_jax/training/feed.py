@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
 from imagen_jax.devices.hosts import gather_json
 from imagen_jax.devices.sharding import shard_batch
@@ -68,7 +67,7 @@ class Feed:
         start: int,
         saved: Any,
         skipped: Ranges,
-        mesh: Mesh,
+        mesh: jax.sharding.Mesh,
         num_classes: int | None = None,
     ):
         """`start`: how many steps were done; `saved`: what `state` gave after them."""

@@ -11,15 +11,15 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 from PIL import Image
 
+from imagen_jax.data.loader import TooManyBroken
 from imagen_jax.devices.chips import find_chip
 from imagen_jax.devices.hosts import place, say_on_first_host, stop_on_signal
 from imagen_jax.devices.sharding import batch_sharding, replicated, state_shardings
-from imagen_jax.storage.checkpoint import Checkpoints, check_weights
+from imagen_jax.storage.checkpoint import CheckpointError, Checkpoints, MismatchError, check_weights
 from imagen_jax.training import flops, metrics
-from imagen_jax.training.feed import Batches, Feed, Ranges, batches_taken
+from imagen_jax.training.feed import Batches, Feed, LabelError, Ranges, batches_taken
 from imagen_jax.training.run_config import RunConfig, read_ranges
 from imagen_jax.training.state import Frozen
 from imagen_jax.typing import Keys, Params
@@ -27,6 +27,10 @@ from imagen_jax.typing import Keys, Params
 
 class NonFiniteError(RuntimeError):
     """The loss or the gradient became NaN or infinite; the message says where and what to try."""
+
+
+# What ends a run with a message for the user; anything else is a bug.
+RUN_ERRORS = (NonFiniteError, CheckpointError, MismatchError, LabelError, TooManyBroken)
 
 
 @dataclass(frozen=True)
@@ -50,12 +54,12 @@ class Run:
 
     train_step: Callable
     init: Callable[[Keys], Any]
-    mesh: Mesh
+    mesh: jax.sharding.Mesh
     batches: Batches
     checkpoints: Checkpoints
     workdir: Path
     description: Mapping[str, Any]
-    frozen: Frozen | None = None
+    frozen: Frozen = Frozen()
     weights: Params | None = None
     sample: Callable[[Params], Image.Image] | None = None
     score: Callable[[Params], dict[str, float]] | None = None
@@ -207,12 +211,12 @@ def is_due(step: int, every: int | None) -> bool:
 
 
 def lower_step(
-    train_step: Callable, state: Any, batch: Any, mesh: Mesh, frozen: Frozen | None = None
+    train_step: Callable, state: Any, batch: Any, mesh: jax.sharding.Mesh, frozen: Frozen = Frozen()
 ) -> jax.stages.Lowered:
     """`train_step(state, batch, key, frozen)` for this mesh, with the state donated.
 
     `key` is the run's; the step gets fold_in(key, state.step). `frozen`: parameters that the step
-    reads and does not train; None where it has none. Shapes will do in place of arrays.
+    reads and does not train. Shapes will do in place of arrays.
     """
     shardings = state_shardings(state, mesh)
 
@@ -234,7 +238,7 @@ def lower_step(
     return jitted.lower(state, batch, jax.random.key(0), frozen)
 
 
-def init_sharded(init: Callable[[Keys], Any], key: Keys, mesh: Mesh) -> Any:
+def init_sharded(init: Callable[[Keys], Any], key: Keys, mesh: jax.sharding.Mesh) -> Any:
     """`init(key)` with every array made where it will live, so that no device holds the whole
     state.
     """
@@ -245,7 +249,9 @@ def init_sharded(init: Callable[[Keys], Any], key: Keys, mesh: Mesh) -> Any:
     return jax.jit(init, out_shardings=shardings, compiler_options=options)(key)
 
 
-def start_state(init: Callable[[Keys], Any], key: Keys, mesh: Mesh, weights: Params | None) -> Any:
+def start_state(
+    init: Callable[[Keys], Any], key: Keys, mesh: jax.sharding.Mesh, weights: Params | None
+) -> Any:
     """`init(key)`, sharded; parts that `weights` has are taken from there, for the average too.
 
     On an accelerator, weights that already lie where the parameters belong are taken over, not

@@ -14,8 +14,9 @@ from typing import Any
 import jax
 import numpy as np
 from PIL import Image
-
-from imagen_jax.training.tensorboard import EventFile
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 METRICS_FILE = "metrics.jsonl"
 SAMPLES_FOLDER = "samples"
@@ -54,6 +55,39 @@ def split(metrics: Mapping[str, Any]) -> Sums:
     sums = {name: np.asarray(value, np.float32).tolist() for name, value in metrics.items()}
     t_sums, t_counts = sums.pop("loss_by_t", []), sums.pop("count_by_t", [])
     return {"steps": 1, "sums": sums, "t_sums": t_sums, "t_counts": t_counts}
+
+
+class EventFile:
+    """TensorBoard's event file in the folder of a run, written by the calling thread: a full disk is
+    an OSError here.
+
+    tensorboardX's SummaryWriter writes in a thread. Once that has died of such an error, the next
+    calls wait for it forever.
+    """
+
+    def __init__(self, folder: str | Path, first_step: int | None = None):
+        """`first_step`: of a resumed run; TensorBoard hides what was written from there on."""
+        self.writer = EventsWriter(str(Path(folder) / "events"))
+        if first_step is not None:
+            self._write(Event(step=first_step, file_version="brain.Event:2"))
+            self._write(Event(step=first_step, session_log=SessionLog(status=SessionLog.START)))
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._write(Event(step=step, summary=summary.scalar(name, value)))
+        self.writer.flush()
+
+    def image(self, step: int, name: str, image: Image.Image) -> None:
+        pixels = np.asarray(image.convert("RGB"))
+        self._write(Event(step=step, summary=summary.image(name, pixels, dataformats="HWC")))
+        self.writer.flush()
+
+    def close(self) -> None:
+        self.writer.close()
+
+    def _write(self, event: Event) -> None:
+        event.wall_time = time.time()
+        self.writer.write_event(event)
 
 
 class MetricLog:

@@ -14,7 +14,6 @@ from imagen_jax.diffusion import downsample, upsample
 from imagen_jax.images.grid import image_grid
 from imagen_jax.images.pixels import resize, to_float
 from imagen_jax.text import encoder as text
-from imagen_jax.text.encoder import TextEncoder
 from imagen_jax.training.run_config import RunConfig
 from imagen_jax.training.state import Frozen, encoder_params, network_params
 from imagen_jax.typing import Images, Keys, Params
@@ -23,9 +22,7 @@ MOST_READ = 1000  # images looked at, where broken ones come first
 Generate = Callable[..., np.ndarray]
 
 
-def make_generate(
-    config: RunConfig, encoder: TextEncoder | None, frozen: Frozen | None
-) -> Generate:
+def make_generate(config: RunConfig, encoder: text.TextEncoder | None, frozen: Frozen) -> Generate:
     """(parameters, keys, prompts or labels, low-resolution images or None) -> images in [-1, 1], as
     the config's section `sample` says.
     """
@@ -48,7 +45,7 @@ def make_generate(
 
 
 def make_sample_fn(
-    config: RunConfig, encoder: TextEncoder | None, source: Source | None, frozen: Frozen | None
+    config: RunConfig, encoder: text.TextEncoder | None, source: Source | None, frozen: Frozen
 ) -> Callable[[Params], Image.Image] | None:
     """parameters -> a grid by the config's section `sample`; None where it has none.
 

@@ -22,7 +22,7 @@ METRICS = ("fid", "cmmd", "clip")
 
 
 def make_score_fn(
-    config: RunConfig, encoder: TextEncoder | None, frozen: Frozen | None
+    config: RunConfig, encoder: TextEncoder | None, frozen: Frozen
 ) -> Callable[[Params], dict[str, float]] | None:
     """parameters -> {"scores/fid/NETWORK": value, ...} by the config's section `evaluate`; None
     where it has none.

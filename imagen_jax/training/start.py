@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-from jax.sharding import Mesh
 
 from imagen_jax.cascade.cascade import stage_index
 from imagen_jax.cascade.stage import Stage
@@ -35,10 +34,10 @@ class Plan(NamedTuple):
     raw: Section
     config: RunConfig
     encoder: TextEncoder | None
-    mesh: Mesh
+    mesh: jax.sharding.Mesh
     train_step: Any
     init: Any
-    frozen: Frozen | None
+    frozen: Frozen
 
 
 def read_plan(path: str, overrides: dict[str, str]) -> Plan:
@@ -70,14 +69,10 @@ def with_absolute_sources(raw: Section) -> dict[str, Any]:
     """The config with relative paths to models made absolute: a workdir may be opened from another
     folder, where such a path could be taken for a name on the hub.
     """
-    values = as_dict(raw)
+    values, shipped = as_dict(raw), loading.shipped_models()
     for section in (values, values.get("text")):
         source = section.get("init_from") if isinstance(section, dict) else None
-        if (
-            isinstance(source, str)
-            and source not in loading.shipped_models()
-            and Path(source).is_dir()
-        ):
+        if isinstance(source, str) and source not in shipped and Path(source).is_dir():
             section["init_from"] = os.path.abspath(source)
     return values
 
@@ -96,9 +91,8 @@ def open_run(plan: Plan, workdir: str | os.PathLike) -> Run:
     # What can be refused comes before the checkpoints, whose threads an exit would cut off.
     source = None if config.data.source == STREAM else batches.make_source(config)
     stream = batches.make_batches(config, encoder, source, mesh=mesh)
-    frozen, weights, sample = None, None, None
-    if plan.frozen is not None:
-        frozen = read_frozen(config, plan.frozen, workdir if kept else None, mesh)
+    weights = sample = None
+    frozen = read_frozen(config, plan.frozen, workdir if kept else None, mesh)
     if config.lora is None and not resumed:
         weights = read_start(config, encoder, mesh)
     if config.data.embeddings is None:
@@ -112,7 +106,7 @@ def open_run(plan: Plan, workdir: str | os.PathLike) -> Run:
     hosts.check_shared(workdir, "--workdir")
     description = build.describe(config, encoder, plan.raw)
     build.write_description(workdir, description, encoder)
-    if frozen is not None and frozen.text_encoder is not None and not kept:
+    if frozen.text_encoder is not None and not kept:
         encoder_files.keep(workdir, build.encoder_source(config), frozen.text_encoder)
     # The curve is that of training from scratch, on one image set.
     tuned = config.lora is not None or config.data.prior is not None
@@ -152,7 +146,9 @@ def reference_curve(stage: Stage, models: Path = loading.PRETRAINED) -> Curve | 
 # ------------------------------------------------------------------------------------- weights
 
 
-def read_start(config: RunConfig, encoder: TextEncoder | None, mesh: Mesh) -> Params | None:
+def read_start(
+    config: RunConfig, encoder: TextEncoder | None, mesh: jax.sharding.Mesh
+) -> Params | None:
     """The parameters that training starts from: the network's of `init_from`, and those of a
     trained text encoder, of `text.init_from` or else of `init_from`. None where it names neither.
     """
@@ -165,7 +161,9 @@ def read_start(config: RunConfig, encoder: TextEncoder | None, mesh: Mesh) -> Pa
     return weights or None
 
 
-def read_frozen(config: RunConfig, shapes: Frozen, kept: Path | None, mesh: Mesh) -> Frozen:
+def read_frozen(
+    config: RunConfig, shapes: Frozen, kept: Path | None, mesh: jax.sharding.Mesh
+) -> Frozen:
     """The parameters that the step reads and does not train, where they belong on the mesh.
 
     Args:
@@ -187,14 +185,14 @@ def read_frozen(config: RunConfig, shapes: Frozen, kept: Path | None, mesh: Mesh
     return jax.tree.map(hosts.place, frozen, sharding.state_shardings(frozen, mesh))
 
 
-def read_network(config: RunConfig, dtype: str, mesh: Mesh) -> Params:
+def read_network(config: RunConfig, dtype: str, mesh: jax.sharding.Mesh) -> Params:
     """The network's parameters in the workdir, model directory or shipped model `init_from`."""
     pipeline = loading.load_model(config.init_from, dtype=dtype, mesh=mesh)
     index = stage_index(pipeline.cascade, config.stage.name)
     return pipeline.params[pipeline.cascade.stages[index].name]
 
 
-def read_encoder(config: RunConfig, dtype: str, mesh: Mesh) -> Params:
+def read_encoder(config: RunConfig, dtype: str, mesh: jax.sharding.Mesh) -> Params:
     """The text encoder's parameters where `text.init_from`, or else `init_from`, has them."""
     source = build.encoder_source(config)
     found, params = loading.load_encoder(source, dtype=dtype, mesh=mesh)

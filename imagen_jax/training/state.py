@@ -27,14 +27,14 @@ class TrainState(NamedTuple):
 class Frozen(NamedTuple):
     """Parameters that the step reads and does not train; None for a part that is trained or absent.
 
-    Beside a frozen network an adapter (`imagen_jax.models.lora`) is trained.
+    With a frozen network an adapter (`imagen_jax.models.lora`) is trained.
     """
 
     network: Params | None = None
     text_encoder: Params | None = None
 
 
-def network_params(params: Params, frozen: Frozen | None, lora: LoraConfig | None) -> Params:
+def network_params(params: Params, frozen: Frozen, lora: LoraConfig | None) -> Params:
     """The network's parameters: those of `params` (or of their average), an adapter's merged into
     the frozen ones.
     """
@@ -43,11 +43,9 @@ def network_params(params: Params, frozen: Frozen | None, lora: LoraConfig | Non
     return merge_lora(frozen.network, params[LORA], lora.scale, "float32")
 
 
-def encoder_params(params: Params, frozen: Frozen | None) -> Params:
+def encoder_params(params: Params, frozen: Frozen) -> Params:
     """The text encoder's parameters, frozen or not."""
-    if frozen is None or frozen.text_encoder is None:
-        return params[TEXT_ENCODER]
-    return frozen.text_encoder
+    return params[TEXT_ENCODER] if frozen.text_encoder is None else frozen.text_encoder
 
 
 def init_state(

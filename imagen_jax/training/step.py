@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float
 
 from imagen_jax import models
@@ -28,7 +27,6 @@ from imagen_jax.images.pixels import to_float
 from imagen_jax.models.lora import LoraConfig
 from imagen_jax.models.t5 import Gather
 from imagen_jax.text import encoder as text_room
-from imagen_jax.text.encoder import TextEncoder
 from imagen_jax.training.optimizer import make_optimizer
 from imagen_jax.training.run_config import RunConfig
 from imagen_jax.training.state import (
@@ -134,10 +132,10 @@ def draw(
 
 
 def batch_text(
-    encoder: TextEncoder | None,
+    encoder: text_room.TextEncoder | None,
     params: Params,
     batch: Batch,
-    frozen: Frozen | None,
+    frozen: Frozen,
     gather: Gather | None = None,
 ) -> tuple[TextEmbeddings, TextEmbeddings | None]:
     """The texts of a batch, and the null text where it is not zeros."""
@@ -157,14 +155,14 @@ def batch_text(
 
 def make_losses(
     stage: Stage,
-    encoder: TextEncoder | None,
-    mesh: Mesh | None = None,
+    encoder: text_room.TextEncoder | None,
+    mesh: jax.sharding.Mesh | None = None,
     lora: LoraConfig | None = None,
 ) -> Callable:
     """(params, batch, draws, frozen) -> the loss of each example."""
     gather = None if mesh is None else partial(gather_shards, mesh=mesh)
 
-    def losses(params: Params, batch: Batch, draws: Draws, frozen: Frozen | None):
+    def losses(params: Params, batch: Batch, draws: Draws, frozen: Frozen):
         if lora is not None:
             params = {NETWORK: network_params(params, frozen, lora)}
         network = models.compute_params(stage.network, params[NETWORK])
@@ -204,9 +202,9 @@ def split_rows(tree: Any, count: int) -> Any:
 
 
 def make_train_step(
-    config: RunConfig, encoder: TextEncoder | None, mesh: Mesh | None = None
+    config: RunConfig, encoder: text_room.TextEncoder | None, mesh: jax.sharding.Mesh | None = None
 ) -> TrainStep:
-    """(state, batch, key, frozen=None) -> (state, metrics), to be jitted with the state donated.
+    """(state, batch, key, frozen=Frozen()) -> (state, metrics), to be jitted with the state donated.
 
     batch: "image" uint8 [B,H,W,3], and "ids" with "mask", or "text" with "mask", or "label".
     frozen: what is read and not trained; beside an adapter, the network. metrics: loss (with a
@@ -223,12 +221,12 @@ def make_train_step(
         prior = Prior(prior.rows(config.batch_size), prior.weight)
     example_losses = make_losses(stage, encoder, mesh, config.lora)
 
-    def weighted_loss(params: Params, rows: tuple, frozen: Frozen | None):
+    def weighted_loss(params: Params, rows: tuple, frozen: Frozen):
         batch, draws, weights = rows
         losses = example_losses(params, batch, draws, frozen)
         return losses @ weights, losses
 
-    def gradient(params: Params, rows: tuple, frozen: Frozen | None):
+    def gradient(params: Params, rows: tuple, frozen: Frozen):
         """(gradient, the loss of each example) of a batch, by way of its micro-batches."""
         compute = jax.grad(weighted_loss, has_aux=True)
         if accumulation == 1:
@@ -243,7 +241,7 @@ def make_train_step(
         return grads, jnp.swapaxes(losses, 0, 1).reshape(-1)
 
     def train_step(
-        state: TrainState, batch: Batch, key: Keys, frozen: Frozen | None = None
+        state: TrainState, batch: Batch, key: Keys, frozen: Frozen = Frozen()
     ) -> tuple[TrainState, dict[str, Any]]:
         draws = draw(stage, key, batch["image"].shape, dropout, prior)
         weights = loss_weights(batch["image"].shape[0], prior)

@@ -75,14 +75,14 @@ def model_table(
     train_step: Any,
     init: Any,
     mesh: jax.sharding.Mesh,
-    frozen: Frozen | None = None,
+    frozen: Frozen = Frozen(),
 ) -> str:
     """Parameters by module, their total, the state's size in memory, and FLOPs an image."""
     state = jax.eval_shape(init, jax.random.key(0))
     lines = [f"stage {config.stage.name}: {config.stage.resolution}x{config.stage.resolution}"]
     lines.append(parameter_table(state.params))
     lines.append(f"{'trained parameters':<44}{_size(state.params):>14,}")
-    for part, params in (frozen or Frozen())._asdict().items():
+    for part, params in frozen._asdict().items():
         if params is not None:
             label = f"frozen parameters ({part.replace('_', ' ')})"
             lines.append(f"{label:<44}{_size(params):>14,}")

@@ -16,14 +16,13 @@ from imagen_jax.devices.sharding import MeshConfig, batch_sharding, make_mesh
 from imagen_jax.pipeline.encoder_files import text_fingerprint, with_encoder
 from imagen_jax.pipeline.loading import load_encoder
 from imagen_jax.text import encoder as text
-from imagen_jax.text.encoder import TextEncoder
 from imagen_jax.training.batches import make_source
 from imagen_jax.training.build import encoder_source, make_text_encoder
 from imagen_jax.training.config import apply_overrides, load_config
 from imagen_jax.training.run_config import STREAM, RunConfig, read_config
 
 
-def read_embedding(path: str, overrides: dict[str, str]) -> tuple[RunConfig, TextEncoder]:
+def read_embedding(path: str, overrides: dict[str, str]) -> tuple[RunConfig, text.TextEncoder]:
     """(typed config, text encoder) of a run whose captions can be embedded.
 
     Raises:
@@ -55,7 +54,7 @@ def captions_source(config: RunConfig) -> data.Source:
 
 def embed_captions(
     config: RunConfig,
-    encoder: TextEncoder,
+    encoder: text.TextEncoder,
     source: data.Source,
     out: Path,
     *,
@@ -99,7 +98,7 @@ def embed_captions(
 
 
 def make_embed(
-    config: RunConfig, encoder: TextEncoder, batch_size: int
+    config: RunConfig, encoder: text.TextEncoder, batch_size: int
 ) -> Callable[[Sequence[str]], Iterator[np.ndarray]]:
     """captions -> the embeddings of each one's tokens, on this host's devices.
 

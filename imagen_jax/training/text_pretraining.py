@@ -4,6 +4,7 @@ Diffusion teaches words slowly: only its noisiest steps need them, and every ste
 U-Net. This regression is about ten times as fast per image, and all of it is about words.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from imagen_jax import models
@@ -20,7 +20,6 @@ from imagen_jax.storage.checkpoint import Checkpoints, check_weights
 from imagen_jax.storage.codec import Section
 from imagen_jax.storage.folders import make_folder
 from imagen_jax.text import encoder as text
-from imagen_jax.text.encoder import TextEncoder
 from imagen_jax.training import build
 from imagen_jax.training.config import apply_overrides, load_config
 from imagen_jax.training.feed import Batches
@@ -48,7 +47,7 @@ def read_pretraining(path: str, overrides: dict[str, str]) -> tuple[Section, Run
     return raw, replace(config, text=replace(config.text, trainable=True))
 
 
-def start_parameters(config: RunConfig, encoder: TextEncoder, workdir: str | None) -> Params:
+def start_parameters(config: RunConfig, encoder: text.TextEncoder, workdir: str | None) -> Params:
     """Fresh parameters; with a `workdir` of an earlier run, its draft and text encoder.
 
     Raises:
@@ -94,7 +93,7 @@ def open_workdir(workdir: Path) -> Checkpoints:
 
 def pretrain(
     config: RunConfig,
-    encoder: TextEncoder,
+    encoder: text.TextEncoder,
     params: Params,
     batches: Batches,
     *,
@@ -135,9 +134,9 @@ def pretrain(
         trained, opt_state, loss = update(trained, opt_state, next(stream))
         losses.append(loss)
         if step % REPORT_EVERY == 0 or step == num_steps:
-            mean = float(np.mean(jax.device_get(losses)))
+            mean = float(jnp.mean(jnp.stack(losses)))
             say(progress_line(step, num_steps, {"loss": mean}, progress.report(step)))
-            if not np.isfinite(mean):
+            if not math.isfinite(mean):
                 raise NonFiniteError(f"the loss is {mean}: try a lower --learning_rate")
             losses = []
     return _with_trained(params, trained), mean

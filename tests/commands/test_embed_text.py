@@ -126,9 +126,9 @@ def test_a_step_needs_no_encoder(setting, whole):
     for overrides in ({"data__embeddings": str(whole)}, {}):
         config, encoder = read(setting, **overrides)
         _, init, shapes = build.make_training(config, encoder, make_mesh(config.mesh))
-        assert (shapes is None) == bool(overrides)
-        frozen = None
-        if shapes is not None:
+        assert (shapes == Frozen()) == bool(overrides)
+        frozen = Frozen()
+        if not overrides:
             frozen = Frozen(text_encoder=t5.init(encoder.config, jax.random.key(1)))
         params = init(jax.random.key(0)).params
         assert set(params) == {"network"}

@@ -84,7 +84,7 @@ def make_step(stage, optimizer, lora=None):
     return jax.jit(make_train_step(config, None), compiler_options=QUICK)
 
 
-def train(params, batch, steps, frozen=None, lora=None, rate=2e-3):
+def train(params, batch, steps, frozen=Frozen(), lora=None, rate=2e-3):
     optimizer = OptimizerConfig("adam", rate, warmup_steps=0)
     step = make_step(STAGE, optimizer, lora)
     state = init_state(params, make_optimizer(optimizer), with_ema=False)

@@ -12,7 +12,7 @@ from imagen_jax.diffusion.sampling import SamplingSettings
 from imagen_jax.text import encoder as text_room
 from imagen_jax.training import batches, build
 from imagen_jax.training.run_config import read_config
-from imagen_jax.training.state import NETWORK, TEXT_ENCODER
+from imagen_jax.training.state import NETWORK, TEXT_ENCODER, Frozen
 from imagen_jax.training.step import Prior, mean_losses, sample_batch_times
 from tests.training.test_config import tiny
 from tests.training.whole_loss import make_loss
@@ -56,8 +56,8 @@ def test_the_gradient_is_that_of_the_sum(rng):
 
     @jax.jit
     def gradients(params):
-        whole = jax.grad(lambda p: loss(p, batch, key, None)[0])(params)
-        parts = jax.grad(lambda p: weights @ loss(p, batch, key, None)[1][0])(params)
+        whole = jax.grad(lambda p: loss(p, batch, key, Frozen())[0])(params)
+        parts = jax.grad(lambda p: weights @ loss(p, batch, key, Frozen())[1][0])(params)
         return whole, parts
 
     whole, parts = gradients(params)

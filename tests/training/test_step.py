@@ -132,7 +132,7 @@ def test_frozen_text_gets_no_gradient_and_stays(trained, batch):
     assert values["grad_norm"] < trained[1][5]["grad_norm"]
 
 
-def loss_of(stage, params, batch, key, dropout=0.0, frozen=None):
+def loss_of(stage, params, batch, key, dropout=0.0, frozen=Frozen()):
     loss = make_loss(stage, ENCODER, dropout)
     return float(compiled(loss)(params, batch, key, frozen)[0])
 
@@ -182,7 +182,7 @@ def test_an_enlarging_stage_sees_its_low_resolution(batch):
     image = jnp.asarray(np.repeat(np.repeat(batch["image"], 2, axis=1), 2, axis=2))
     text = jnp.ones((BATCH, 3, SR.text_width))
     given = {"image": image, "text": text, "mask": jnp.ones((BATCH, 3), bool)}
-    value, (losses, t) = compiled(make_loss(SR, None, 0.1))(params, given, key, None)
+    value, (losses, t) = compiled(make_loss(SR, None, 0.1))(params, given, key, Frozen())
     assert losses.shape == t.shape == (BATCH,)
     assert np.isfinite(losses).all()
     assert float(value) == pytest.approx(float(losses.mean()), rel=1e-6)
@@ -210,7 +210,7 @@ def gradients_of_the_output(vlb_weight: float, batch: dict) -> np.ndarray:
     )
     loss = make_loss(stage, None, 0.0)
     params = random_params(stage)
-    gradient = jax.grad(lambda params: loss(params, pick(batch), jax.random.key(7), None)[0])
+    gradient = jax.grad(lambda params: loss(params, pick(batch), jax.random.key(7), Frozen())[0])
     biases = jax.tree.leaves_with_path(compiled(gradient)(params))
     found = [leaf for _, leaf in biases if leaf.shape == (6,)]
     assert len(found) == 1
