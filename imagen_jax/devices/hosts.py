@@ -51,13 +51,11 @@ class Launch:
         address, count, index = self.coordinator_address, self.num_processes, self.process_id
         if address is not None and not re.fullmatch(r"\S+:\d{1,5}", address):
             raise ValueError(f"coordinator_address is {address!r}; it must be HOST:PORT")
-        if count is not None and count < 1:
-            raise ValueError(f"num_processes must be 1 or more, not {count}")
-        if index is not None and not 0 <= index < (index + 1 if count is None else count):
-            known = "" if count is None else f" and below num_processes {count}"
+        if index is not None and not 0 <= index < (count or index + 1):
+            known = f" and below num_processes {count}" if count else ""
             raise ValueError(f"process_id must be 0 or more{known}, not {index}")
-        for name in ("heartbeat_seconds", "join_seconds"):
-            if getattr(self, name) < 1:
+        for name in ("num_processes", "heartbeat_seconds", "join_seconds"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be 1 or more, not {getattr(self, name)}")
 
     @property

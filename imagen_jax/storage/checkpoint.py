@@ -86,18 +86,14 @@ class Checkpoints:
         self, directory: str | Path, *, keep: int = 3, keep_best: int = 1, read_only: bool = False
     ):
         self.directory = Path(directory).absolute()
-        kept: list[Any] = [policies.LatestN(keep)]
-        if keep_best:
-            best = policies.BestN(
-                get_metric_fn=_loss,
-                reverse=True,
-                n=keep_best,
-                keep_checkpoints_without_metrics=False,
-            )
-            kept.append(best)
+        best = policies.BestN(
+            get_metric_fn=_loss, reverse=True, n=keep_best, keep_checkpoints_without_metrics=False
+        )
+        kept = [policies.LatestN(keep), *([best] if keep_best else [])]
         if not read_only:
             self._drop_unreadable_losses()
-        with _only_errors():  # Orbax warns that what is opened read-only is read-only
+        logging.disable(logging.WARNING)  # Orbax warns that what is opened read-only is read-only
+        try:
             self.manager = ocp.CheckpointManager(
                 self.directory,
                 options=ocp.CheckpointManagerOptions(
@@ -113,6 +109,8 @@ class Checkpoints:
                     JSON_ITEM: ocp.JsonCheckpointHandler(),
                 },
             )
+        finally:
+            logging.disable(logging.NOTSET)
 
     def _drop_unreadable_losses(self) -> None:
         """Removes those of the losses that rank the checkpoints which Orbax could not read."""
@@ -203,30 +201,22 @@ class Checkpoints:
             raise CheckpointError(f"no checkpoint in {self.directory} can be read ({reasons})")
         return None
 
-    def read_parameters(
-        self, item: str | None = None, step: int | None = None
-    ) -> tuple[int, Params, dict[str, Any]]:
-        """(step, parameters as numpy arrays, run) of one checkpoint, by default the newest.
+    def read_parameters(self, item: str | None = None) -> tuple[int, Params, dict[str, Any]]:
+        """(step, parameters as numpy arrays, run) of the newest checkpoint.
 
         item: "ema" or "params"; None for the average where the run kept one, else the parameters.
 
         Raises:
-            ValueError: there is no such checkpoint or item.
+            ValueError: there is no checkpoint, or it has no such item.
             CheckpointError: it is damaged.
         """
-        steps = self.steps()
-        if not steps:
+        step = max(self.steps(), default=None)
+        if step is None:
             raise ValueError(f"{self.directory} holds no checkpoint")
-        if step is not None and step not in steps:
-            raise ValueError(f"{self.directory} has no checkpoint of step {step}, only of {steps}")
-        step = steps[-1] if step is None else step
-        stored = self._metadata(step)
-        if item is None:
-            item = "ema" if "ema" in stored else "params"
+        where, stored = f"checkpoint {step} in {self.directory}", self._metadata(step)
+        item = item or ("ema" if "ema" in stored else "params")
         if item not in stored:
-            raise ValueError(
-                f"checkpoint {step} in {self.directory} has no {item!r}, only {sorted(stored)}"
-            )
+            raise ValueError(f"{where} has no {item!r}, only {sorted(stored)}")
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         wanted = {
             path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device)
@@ -238,7 +228,7 @@ class Checkpoints:
         except ValueError as error:
             fault = str(error)
         if fault is not None:
-            raise CheckpointError(f"checkpoint {step} in {self.directory} is damaged ({fault})")
+            raise CheckpointError(f"{where} is damaged ({fault})")
         return step, jax.tree.map(np.asarray, unflatten(restored[item])), run
 
     def close(self) -> None:
@@ -264,38 +254,31 @@ class Checkpoints:
         try:
             run = checked(self._read(step, {})[1])
             found = {item: _shapes(arrays) for item, arrays in self._metadata(step).items()}
-            stored = found
-            if "arrays" in run:
-                stored = {
-                    item: {path: tuple(shape) for path, (shape, _) in arrays.items()}
-                    for item, arrays in run["arrays"].items()
-                }
-            self._compare(step, stored, wanted)
-            if found != stored:
+            stored = {
+                item: {path: tuple(shape) for path, (shape, _) in arrays.items()}
+                for item, arrays in run.get("arrays", {}).items()
+            }
+            self._compare(step, stored or found, wanted)
+            if stored and found != stored:
                 raise ValueError("its metadata is not what was written")
             restored = self._read(step, wanted)[0]
         except (MismatchError, MemoryError, jax.errors.JaxRuntimeError):
             raise  # nothing is wrong with the files
         except Exception as error:  # damage shows as many types
-            reason = f"{type(error).__name__}: {str(error).strip()[:200]}"
-            fault = reason.replace("\n", " ")
+            fault = f"{type(error).__name__}: {str(error).strip()[:200]}".replace("\n", " ")
         # Damage may be in the share of one host alone.
         fault = next((found for found in gather_json(fault) if found is not None), None)
         return restored, run, fault or first_fault(restored, run.get("arrays"))
 
     def _compare(self, step: int, stored: Arrays, wanted: Arrays) -> None:
         for item, arrays in wanted.items():
-            lines = differences(stored.get(item, {}), _shapes(arrays))
-            if not lines:
-                continue
-            if item != OPTIMIZER:
-                lines = [f"{item}/{line}" for line in lines]
-            # The moments of parameters that differ would only repeat them.
-            raise MismatchError(
-                f"checkpoint {step} in {self.directory} does not fit the config:\n"
-                f"  {_shown(lines)}\n"
-                "Give the config it was trained with, or another --workdir."
-            )
+            if lines := differences(stored.get(item, {}), _shapes(arrays)):
+                # The items that follow would only repeat it.
+                raise MismatchError(
+                    f"checkpoint {step} in {self.directory} does not fit the config:\n"
+                    f"  {_shown([f'{item}/{line}' for line in lines])}\n"
+                    "Give the config it was trained with, or another --workdir."
+                )
 
     def _read(self, step: int, wanted: Arrays) -> tuple[Arrays, dict[str, Any]]:
         args = {
@@ -340,18 +323,6 @@ class Checkpoints:
         if not steps:
             return "There is no earlier checkpoint."
         return f"The checkpoints of steps {steps} are whole."
-
-
-@contextlib.contextmanager
-def _only_errors() -> Iterator[None]:
-    """Silences absl's logger, which Orbax uses, except for errors."""
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def _loss(metrics: Mapping[str, float]) -> float:

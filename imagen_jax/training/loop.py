@@ -156,8 +156,8 @@ def train(
         losses.clear()
 
     # ---------------------------------------------------------------- the loop
-    sample_every = config.sample.every if config.sample else None
-    score_every = config.evaluate.every if config.evaluate else None
+    sample_every = (config.sample and config.sample.every) or num_steps
+    score_every = (config.evaluate and config.evaluate.every) or num_steps
     first, final = profile or (0, 0)
     traced = range(max(first, start + 1), final + 1)
     progress.start(start)
@@ -179,8 +179,8 @@ def train(
                 jax.block_until_ready(values)
                 jax.profiler.stop_trace()
                 say(f"wrote a trace of steps up to {step} into {run.workdir}")
-            sampling = run.sample is not None and (last or is_due(step, sample_every))
-            scoring = run.score is not None and (last or is_due(step, score_every))
+            sampling = run.sample is not None and (last or step % sample_every == 0)
+            scoring = run.score is not None and (last or step % score_every == 0)
             if saving or sampling or scoring:
                 record()  # what may be NaN is never saved
             with progress.pause():
@@ -203,11 +203,6 @@ def train(
         checkpoints.wait()
         say(f"finished at step {num_steps}; checkpoints in {checkpoints.directory}")
     return state
-
-
-def is_due(step: int, every: int | None) -> bool:
-    """Whether something that happens every so many steps happens after this one; None: never."""
-    return every is not None and step % every == 0
 
 
 def lower_step(

@@ -17,7 +17,7 @@ from imagen_jax.storage.codec import Section, as_dict
 from imagen_jax.storage.folders import make_folder
 from imagen_jax.text.encoder import TextEncoder
 from imagen_jax.training import batches, build, inherit, samples, scores
-from imagen_jax.training import config as config_file
+from imagen_jax.training.config import apply_overrides, load_config
 from imagen_jax.training.loop import Run
 from imagen_jax.training.metrics import Curve
 from imagen_jax.training.run_config import STREAM, RunConfig, read_config
@@ -40,6 +40,22 @@ class Plan(NamedTuple):
     frozen: Frozen
 
 
+def read_raw(path: str, overrides: dict[str, str]) -> Section:
+    """A config file with overrides, and with what it leaves to a model or an encoder filled in.
+
+    Raises:
+        ValueError: there is no such file, or what it leaves out cannot be found.
+    """
+    raw = load_config(path)
+    apply_overrides(raw, overrides)
+    raw = with_absolute_sources(raw)
+    if inherit.is_open(raw):
+        if raw.get("init_from") is None:
+            raise ValueError("the config leaves the network to its model: give --init_from")
+        raw = inherit.filled(raw, loading.load_model(raw["init_from"]).cascade)
+    return encoder_files.with_encoder(raw)
+
+
 def read_plan(path: str, overrides: dict[str, str]) -> Plan:
     """Reads a config, and checks all that is cheap to check.
 
@@ -47,14 +63,7 @@ def read_plan(path: str, overrides: dict[str, str]) -> Plan:
         ValueError: a key is unknown or has a bad value, or keys do not fit each other or the
             devices.
     """
-    raw = config_file.load_config(path)
-    config_file.apply_overrides(raw, overrides)
-    raw = with_absolute_sources(raw)
-    if inherit.is_open(raw):
-        if raw.get("init_from") is None:
-            raise ValueError("the config leaves the network to its model: give --init_from")
-        raw = inherit.filled(raw, loading.load_model(raw["init_from"]).cascade)
-    raw = encoder_files.with_encoder(raw)
+    raw = read_raw(path, overrides)
     config = read_config(raw)
     mesh = sharding.make_mesh(config.mesh)
     sharding.check_batch(mesh, config.batch_size)
@@ -110,13 +119,16 @@ def open_run(plan: Plan, workdir: str | os.PathLike) -> Run:
         encoder_files.keep(workdir, build.encoder_source(config), frozen.text_encoder)
     # The curve is that of training from scratch, on one image set.
     tuned = config.lora is not None or config.data.prior is not None
-    section = config.checkpoint
     return Run(
         plan.train_step,
         plan.init,
         mesh,
         stream,
-        Checkpoints(workdir / "checkpoints", keep=section.keep, keep_best=section.keep_best),
+        Checkpoints(
+            workdir / "checkpoints",
+            keep=config.checkpoint.keep,
+            keep_best=config.checkpoint.keep_best,
+        ),
         workdir,
         description,
         frozen=frozen,

@@ -13,13 +13,13 @@ from imagen_jax.data import embeddings
 from imagen_jax.data.captions import Captions
 from imagen_jax.data.loader import captions_of
 from imagen_jax.devices.sharding import MeshConfig, batch_sharding, make_mesh
-from imagen_jax.pipeline.encoder_files import text_fingerprint, with_encoder
+from imagen_jax.pipeline.encoder_files import text_fingerprint
 from imagen_jax.pipeline.loading import load_encoder
 from imagen_jax.text import encoder as text
 from imagen_jax.training.batches import make_source
 from imagen_jax.training.build import encoder_source, make_text_encoder
-from imagen_jax.training.config import apply_overrides, load_config
 from imagen_jax.training.run_config import STREAM, RunConfig, read_config
+from imagen_jax.training.start import read_raw
 
 
 def read_embedding(path: str, overrides: dict[str, str]) -> tuple[RunConfig, text.TextEncoder]:
@@ -28,9 +28,7 @@ def read_embedding(path: str, overrides: dict[str, str]) -> tuple[RunConfig, tex
     Raises:
         ValueError: a key is unknown or has a bad value, or the run's captions cannot be embedded.
     """
-    raw = load_config(path)
-    apply_overrides(raw, overrides)
-    config = read_config(with_encoder(raw))
+    config = read_config(read_raw(path, overrides))
     encoder = make_text_encoder(config)
     if encoder is None:
         raise ValueError("the config's stage reads no text")

@@ -21,12 +21,12 @@ from imagen_jax.storage.codec import Section
 from imagen_jax.storage.folders import make_folder
 from imagen_jax.text import encoder as text
 from imagen_jax.training import build
-from imagen_jax.training.config import apply_overrides, load_config
 from imagen_jax.training.feed import Batches
 from imagen_jax.training.loop import NonFiniteError
 from imagen_jax.training.metrics import Progress, progress_line
 from imagen_jax.training.optimizer import OptimizerConfig, make_optimizer
 from imagen_jax.training.run_config import RunConfig, read_config
+from imagen_jax.training.start import read_raw
 from imagen_jax.training.state import NETWORK, TEXT_ENCODER, TrainState
 from imagen_jax.typing import Params
 
@@ -39,8 +39,7 @@ def read_pretraining(path: str, overrides: dict[str, str]) -> tuple[Section, Run
     Raises:
         ValueError: a key is unknown or has a bad value, or the network has no draft.
     """
-    raw = load_config(path)
-    apply_overrides(raw, overrides)
+    raw = read_raw(path, overrides)
     config = read_config(raw)
     if not getattr(config.stage.network, "draft", False):
         raise ValueError(f"{path}: stage.network.draft is not True, so nothing to train")
