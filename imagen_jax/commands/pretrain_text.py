@@ -30,8 +30,7 @@ def define_flags() -> None:
 def run(argv: list[str], overrides: dict[str, str]) -> None:
     with one_line_errors():
         from imagen_jax.devices.compilation_cache import use_compilation_cache
-        from imagen_jax.training import batches, build, loop
-        from imagen_jax.training import text_pretraining as pretraining
+        from imagen_jax.training import loop, text_pretraining
 
     logging.set_verbosity(logging.WARNING)
     options = flags.FLAGS
@@ -39,26 +38,15 @@ def run(argv: list[str], overrides: dict[str, str]) -> None:
     with one_line_errors(ValueError, *loop.RUN_ERRORS):
         if len(argv) > 1:
             raise ValueError(f"unknown argument {argv[1]!r}")
-        raw, config = pretraining.read_pretraining(
-            options.config, overrides | {"batch_size": str(options.batch_size)}
+        overrides = overrides | {"batch_size": str(options.batch_size)}
+        plan = text_pretraining.read_plan(
+            options.config, overrides, options.steps, options.learning_rate
         )
-        encoder = build.make_text_encoder(config)
-        params = pretraining.start_parameters(config, encoder, options.init_from)
-        stream = batches.make_batches(config, encoder)
-        checkpoints = pretraining.open_workdir(workdir)
-        description = build.describe(config, encoder, raw)
-        build.write_description(workdir, description, encoder)
-    use_compilation_cache()
+        use_compilation_cache()
+        run = text_pretraining.open_run(plan, workdir, options.init_from)
     with one_line_errors(*loop.RUN_ERRORS):
-        params, loss = pretraining.pretrain(
-            config,
-            encoder,
-            params,
-            stream,
-            num_steps=options.steps,
-            learning_rate=options.learning_rate,
-        )
-        pretraining.save(checkpoints, params, description, options.steps, loss)
+        loop.train(plan.config, run)
+        run.checkpoints.close()
     print(f"wrote {workdir}")
 
 

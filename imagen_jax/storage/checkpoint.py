@@ -184,16 +184,18 @@ class Checkpoints:
         """
         wanted = _items(state)
         damaged: dict[int, str] = {}
-        for step in sorted(self.steps(), reverse=True):
+        for step in reversed(self.steps()):
             restored, run, fault = self._restore_step(step, wanted)
             if fault is not None:
                 damaged[step] = fault
                 continue
             for number, reason in damaged.items():
                 self._set_aside(number, reason)
-            flat = dict(restored[OPTIMIZER])
-            for item in OWN_ITEMS:
-                flat |= {f"{item}/{path}": leaf for path, leaf in restored.get(item, {}).items()}
+            flat = {
+                f"{item}/{path}".removeprefix(f"{OPTIMIZER}/"): leaf
+                for item, arrays in restored.items()
+                for path, leaf in arrays.items()
+            }
             leaves = [flat[path] for path in flatten(state)]
             return jax.tree.unflatten(jax.tree.structure(state), leaves), run
         if damaged:

@@ -8,8 +8,7 @@ from typing import Any
 
 import jax
 
-from imagen_jax.cascade.cascade import Cascade, SamplingSettings
-from imagen_jax.cascade.cascade import to_dict as cascade_to_dict
+from imagen_jax.cascade import cascade
 from imagen_jax.cascade.stage import init_params
 from imagen_jax.devices.sharding import check_batch
 from imagen_jax.models import t5
@@ -28,25 +27,24 @@ def make_text_encoder(config: RunConfig) -> text.TextEncoder | None:
     section = config.text
     if section is None or config.stage.conditioning != "text":
         return None
-    if section.tokenizer == "bytes":
-        tokenizer = text.make_tokenizer("bytes")
-    else:
-        tokenizer = text.make_tokenizer("sentencepiece", section.tokenizer)
+    kind = ("bytes",) if section.tokenizer == "bytes" else ("sentencepiece", section.tokenizer)
     optional = {name: getattr(section, name) for name in text.OPTIONAL}
-    encoder = text.TextEncoder(section.encoder, tokenizer, section.max_length, **optional)
+    encoder = text.TextEncoder(
+        section.encoder, text.make_tokenizer(*kind), section.max_length, **optional
+    )
     text.check_vocabulary(encoder)
     return encoder
 
 
-def make_cascade(config: RunConfig, encoder: text.TextEncoder | None) -> Cascade:
+def make_cascade(config: RunConfig, encoder: text.TextEncoder | None) -> cascade.Cascade:
     """The run's stage with its sampling settings, as a cascade of its own."""
-    sampling = config.sample.sampling if config.sample else SamplingSettings()
-    return Cascade((config.stage,), (sampling,), encoder)
+    sampling = config.sample.sampling if config.sample else cascade.SamplingSettings()
+    return cascade.Cascade((config.stage,), (sampling,), encoder)
 
 
 def describe(config: RunConfig, encoder: text.TextEncoder | None, raw: Section) -> dict[str, Any]:
     """What goes into each checkpoint: the config as written, and the model for a pipeline."""
-    return {"config": as_dict(raw), "model": cascade_to_dict(make_cascade(config, encoder))}
+    return {"config": as_dict(raw), "model": cascade.to_dict(make_cascade(config, encoder))}
 
 
 def write_description(
@@ -84,8 +82,7 @@ def make_training(
             f"batch_size {config.batch_size} does not divide by optimizer.accumulation "
             f"{accumulation}"
         )
-    if accumulation > 1:
-        check_batch(mesh, config.batch_size // accumulation)
+    check_batch(mesh, config.batch_size // accumulation)
 
     def init(key):
         if config.lora is not None:

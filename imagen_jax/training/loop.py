@@ -5,7 +5,7 @@ a run may end.
 import contextlib
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,7 @@ class Run:
     checkpoints: Checkpoints
     workdir: Path
     description: Mapping[str, Any]
-    frozen: Frozen = Frozen()
+    frozen: Frozen = field(default_factory=Frozen)
     weights: Params | None = None
     sample: Callable[[Params], Image.Image] | None = None
     score: Callable[[Params], dict[str, float]] | None = None
@@ -121,7 +121,6 @@ def train(
     chips = [find_chip(device.device_kind) for device in mesh.devices.flat]
     peak = None if None in chips else sum(chip.flops for chip in chips)
     step_flops = flops.total(run.train_step, state, feed.batch, key, run.frozen)
-    progress = metrics.Progress(num_steps, config.batch_size, step_flops, peak)
     log = metrics.MetricLog(
         run.workdir,
         start_step=start,
@@ -129,6 +128,7 @@ def train(
         reference=run.reference,
         write=jax.process_index() == 0,
     )
+    progress = metrics.Progress(num_steps, config.batch_size, start, step_flops, peak)
     losses = []  # since the last checkpoint: their mean ranks the best one
     pending = []  # (step, metrics) of the newest step, still on the devices
 
@@ -160,7 +160,6 @@ def train(
     score_every = (config.evaluate and config.evaluate.every) or num_steps
     first, final = profile or (0, 0)
     traced = range(max(first, start + 1), final + 1)
-    progress.start(start)
     with contextlib.closing(log), stop_on_signal() as stop_after:
         for step in range(start + 1, num_steps + 1):
             if traced and step == traced[0]:
@@ -258,13 +257,14 @@ def start_state(
     check_weights({part: state.params.get(part, {}) for part in weights}, weights)
     shardings = state_shardings(state.params, mesh)
 
-    def placed(new, old, where):
-        on_devices = isinstance(new, jax.Array)
-        return place(new.astype(old.dtype) if on_devices else np.array(new, old.dtype), where)
-
     params = dict(state.params)
     for part, tree in weights.items():
-        params[part] = jax.tree.map(placed, tree, state.params[part], shardings[part])
+        params[part] = jax.tree.map(
+            lambda new, old, where: place(new.astype(old.dtype), where),
+            tree,
+            params[part],
+            shardings[part],
+        )
     # The step overwrites both, so each needs its own arrays. What was read onto CPU devices may
     # share memory.
     copied = jax.jit(lambda tree: jax.tree.map(jax.numpy.copy, tree), out_shardings=shardings)

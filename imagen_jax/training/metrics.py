@@ -58,8 +58,8 @@ def split(metrics: Mapping[str, Any]) -> Sums:
 
 
 class EventFile:
-    """TensorBoard's event file in the folder of a run, written by the calling thread: a full disk is
-    an OSError here.
+    """TensorBoard's event file of a run, written by the calling thread: a full disk is an OSError
+    here.
 
     tensorboardX's SummaryWriter writes in a thread. Once that has died of such an error, the next
     calls wait for it forever.
@@ -212,34 +212,32 @@ def read_curve(workdir: str | Path, points: int = 200) -> Curve:
 class Progress:
     """Speed since the last report, without pauses.
 
-    flops_per_step: of the model, over all devices; None when unknown. peak: FLOP/s of all devices
-    together; None when unknown.
+    step: where the run starts. flops_per_step: of the model, over all devices; None when unknown.
+    peak: FLOP/s of all devices together; None when unknown.
     """
 
     num_steps: int
     batch_size: int
+    step: int = 0
     flops_per_step: float | None = None
     peak: float | None = None
     clock: Callable[[], float] = time.monotonic
-    since: float | None = None
-    step: int = 0
-    paused: float = 0.0
 
-    def start(self, step: int) -> None:
-        self.since, self.step, self.paused = self.clock(), step, 0.0
+    def __post_init__(self):
+        self.since = self.clock()
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
         """Leaves what runs inside, sampling and saving, out of the speed."""
         began = self.clock()
         yield
-        self.paused += self.clock() - began
+        self.since += self.clock() - began
 
     def report(self, step: int) -> dict[str, float]:
         """images_per_second, gflops_per_second, mfu where the peak is known, and eta_seconds, since
         the last report.
         """
-        seconds = max(self.clock() - self.since - self.paused, 1e-9)
+        seconds = max(self.clock() - self.since, 1e-9)
         steps_per_second = (step - self.step) / seconds
         speed = {"images_per_second": steps_per_second * self.batch_size}
         if self.flops_per_step:
@@ -247,7 +245,7 @@ class Progress:
             if self.peak:
                 speed["mfu"] = steps_per_second * self.flops_per_step / self.peak
         speed["eta_seconds"] = (self.num_steps - step) / max(steps_per_second, 1e-9)
-        self.start(step)
+        self.since, self.step = self.clock(), step
         return speed
 
 

@@ -66,7 +66,6 @@ def read_plan(path: str, overrides: dict[str, str]) -> Plan:
     raw = read_raw(path, overrides)
     config = read_config(raw)
     mesh = sharding.make_mesh(config.mesh)
-    sharding.check_batch(mesh, config.batch_size)
     encoder = build.make_text_encoder(config)
     if config.data.embeddings is not None:
         wanted = encoder_files.text_fingerprint(encoder, config.text.init_from)
@@ -119,16 +118,13 @@ def open_run(plan: Plan, workdir: str | os.PathLike) -> Run:
         encoder_files.keep(workdir, build.encoder_source(config), frozen.text_encoder)
     # The curve is that of training from scratch, on one image set.
     tuned = config.lora is not None or config.data.prior is not None
+    keep, keep_best = config.checkpoint.keep, config.checkpoint.keep_best
     return Run(
         plan.train_step,
         plan.init,
         mesh,
         stream,
-        Checkpoints(
-            workdir / "checkpoints",
-            keep=config.checkpoint.keep,
-            keep_best=config.checkpoint.keep_best,
-        ),
+        Checkpoints(workdir / "checkpoints", keep=keep, keep_best=keep_best),
         workdir,
         description,
         frozen=frozen,

@@ -204,7 +204,7 @@ def split_rows(tree: Any, count: int) -> Any:
 def make_train_step(
     config: RunConfig, encoder: text_room.TextEncoder | None, mesh: jax.sharding.Mesh | None = None
 ) -> TrainStep:
-    """(state, batch, key, frozen=Frozen()) -> (state, metrics), to be jitted with the state donated.
+    """(state, batch, key, frozen) -> (state, metrics), to be jitted with the state donated.
 
     batch: "image" uint8 [B,H,W,3], and "ids" with "mask", or "text" with "mask", or "label".
     frozen: what is read and not trained; beside an adapter, the network. metrics: loss (with a

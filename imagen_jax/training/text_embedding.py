@@ -13,13 +13,10 @@ from imagen_jax.data import embeddings
 from imagen_jax.data.captions import Captions
 from imagen_jax.data.loader import captions_of
 from imagen_jax.devices.sharding import MeshConfig, batch_sharding, make_mesh
-from imagen_jax.pipeline.encoder_files import text_fingerprint
-from imagen_jax.pipeline.loading import load_encoder
+from imagen_jax.pipeline import encoder_files, loading
 from imagen_jax.text import encoder as text
-from imagen_jax.training.batches import make_source
-from imagen_jax.training.build import encoder_source, make_text_encoder
+from imagen_jax.training import batches, build, start
 from imagen_jax.training.run_config import STREAM, RunConfig, read_config
-from imagen_jax.training.start import read_raw
 
 
 def read_embedding(path: str, overrides: dict[str, str]) -> tuple[RunConfig, text.TextEncoder]:
@@ -28,11 +25,11 @@ def read_embedding(path: str, overrides: dict[str, str]) -> tuple[RunConfig, tex
     Raises:
         ValueError: a key is unknown or has a bad value, or the run's captions cannot be embedded.
     """
-    config = read_config(read_raw(path, overrides))
-    encoder = make_text_encoder(config)
+    config = read_config(start.read_raw(path, overrides))
+    encoder = build.make_text_encoder(config)
     if encoder is None:
         raise ValueError("the config's stage reads no text")
-    if config.text.trainable or encoder_source(config) is None:
+    if config.text.trainable or build.encoder_source(config) is None:
         raise ValueError(
             "only a frozen encoder can be run ahead of training: text.trainable must be False, and "
             "text.init_from must say where it is"
@@ -46,7 +43,7 @@ def read_embedding(path: str, overrides: dict[str, str]) -> tuple[RunConfig, tex
 
 def captions_source(config: RunConfig) -> data.Source:
     """The image set; where it can, without its images."""
-    source = make_source(replace(config, data=replace(config.data, embeddings=None)))
+    source = batches.make_source(replace(config, data=replace(config.data, embeddings=None)))
     return replace(source, with_images=False) if hasattr(source, "with_images") else source
 
 
@@ -76,7 +73,7 @@ def embed_captions(
         encoder.max_length,
         encoder.config.d_model,
         config.frozen_dtype,
-        text_fingerprint(encoder, encoder_source(config)),
+        encoder_files.text_fingerprint(encoder, build.encoder_source(config)),
     )
     embeddings.write_manifest(out, manifest)
     paths = [embeddings.shard_path(out, manifest, number) for number in range(manifest.shards)]
@@ -104,12 +101,14 @@ def make_embed(
     """
     devices = jax.local_devices()
     mesh = make_mesh(MeshConfig(data=1, fsdp=None), devices)
-    _, params = load_encoder(encoder_source(config), dtype=config.frozen_dtype, mesh=mesh)
+    _, params = loading.load_encoder(
+        build.encoder_source(config), dtype=config.frozen_dtype, mesh=mesh
+    )
     size = -(-batch_size // len(devices)) * len(devices)
 
     def embed(captions: Sequence[str]) -> Iterator[np.ndarray]:
-        for start in range(0, len(captions), size):
-            batch = list(captions[start : start + size])
+        for first in range(0, len(captions), size):
+            batch = list(captions[first : first + size])
             ids, mask = text.tokenize(encoder, batch + [""] * (size - len(batch)), warn=False)
             placed = jax.device_put((ids, mask), batch_sharding(mesh))
             values = text.encode_tokens(encoder.config, params, *placed, encoder.padding).values

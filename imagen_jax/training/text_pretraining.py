@@ -4,7 +4,6 @@ Diffusion teaches words slowly: only its noisiest steps need them, and every ste
 U-Net. This regression is about ten times as fast per image, and all of it is about words.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,102 +14,58 @@ import jax.numpy as jnp
 import optax
 
 from imagen_jax import models
+from imagen_jax.devices.sharding import MeshConfig, make_mesh
 from imagen_jax.images.pixels import to_float
 from imagen_jax.storage.checkpoint import Checkpoints, check_weights
-from imagen_jax.storage.codec import Section
-from imagen_jax.storage.folders import make_folder
 from imagen_jax.text import encoder as text
-from imagen_jax.training import build
-from imagen_jax.training.feed import Batches
-from imagen_jax.training.loop import NonFiniteError
-from imagen_jax.training.metrics import Progress, progress_line
+from imagen_jax.training import build, start
+from imagen_jax.training.loop import Run
 from imagen_jax.training.optimizer import OptimizerConfig, make_optimizer
-from imagen_jax.training.run_config import RunConfig, read_config
-from imagen_jax.training.start import read_raw
-from imagen_jax.training.state import NETWORK, TEXT_ENCODER, TrainState
+from imagen_jax.training.run_config import CheckpointConfig, RunConfig, read_config
+from imagen_jax.training.state import NETWORK, TEXT_ENCODER, Frozen, TrainState
 from imagen_jax.typing import Params
 
 REPORT_EVERY = 500
 
 
-def read_pretraining(path: str, overrides: dict[str, str]) -> tuple[Section, RunConfig]:
-    """(config as written, typed config with a text encoder that is trained).
+def read_plan(
+    path: str, overrides: dict[str, str], num_steps: int, learning_rate: float
+) -> start.Plan:
+    """A run that trains the text encoder and the network's draft of a config.
 
     Raises:
         ValueError: a key is unknown or has a bad value, or the network has no draft.
     """
-    raw = read_raw(path, overrides)
+    raw = start.read_raw(path, overrides)
     config = read_config(raw)
     if not getattr(config.stage.network, "draft", False):
         raise ValueError(f"{path}: stage.network.draft is not True, so nothing to train")
-    return raw, replace(config, text=replace(config.text, trainable=True))
-
-
-def start_parameters(config: RunConfig, encoder: text.TextEncoder, workdir: str | None) -> Params:
-    """Fresh parameters; with a `workdir` of an earlier run, its draft and text encoder.
-
-    Raises:
-        ValueError: the workdir holds no checkpoint, or its parameters do not fit the config.
-    """
-    params = build.init_parameters(config, encoder, jax.random.key(config.seed))
-    if workdir is None:
-        return params
-    stored = Checkpoints(Path(workdir) / "checkpoints", read_only=True)
-    earlier = stored.read_parameters("params")[1]
-    found = {
-        "draft": earlier[NETWORK].get("draft", {}),
-        TEXT_ENCODER: earlier.get(TEXT_ENCODER, {}),
-    }
-    check_weights(_trained(params), found, f"the weights in {workdir}")
-    return _with_trained(params, jax.tree.map(jnp.asarray, found))
-
-
-def _trained(params: Params) -> Params:
-    return {"draft": params[NETWORK]["draft"], TEXT_ENCODER: params[TEXT_ENCODER]}
-
-
-def _with_trained(params: Params, trained: Params) -> Params:
-    network = {**params[NETWORK], "draft": trained["draft"]}
-    return {NETWORK: network, TEXT_ENCODER: trained[TEXT_ENCODER]}
-
-
-def open_workdir(workdir: Path) -> Checkpoints:
-    """The checkpoints of a workdir, which must have none yet: the best of them would be kept.
-
-    Raises:
-        ValueError: the workdir has a checkpoint, or cannot be written.
-    """
-    make_folder(workdir, "--workdir")
-    checkpoints = Checkpoints(workdir / "checkpoints", keep=1, keep_best=0)
-    if steps := checkpoints.steps():
-        raise ValueError(
-            f"--workdir {workdir} has a checkpoint already (step {steps[-1]}); give a new one, and "
-            f"--init_from={workdir} to continue from it"
-        )
-    return checkpoints
-
-
-def pretrain(
-    config: RunConfig,
-    encoder: text.TextEncoder,
-    params: Params,
-    batches: Batches,
-    *,
-    num_steps: int,
-    learning_rate: float,
-    say: Callable[[str], None] = print,
-) -> tuple[Params, float]:
-    """The parameters after `num_steps` steps, and the mean loss since the last report but one.
-
-    The loss is the mean squared error of the guessed image.
-
-    Raises:
-        NonFiniteError: the loss is NaN or infinite.
-    """
     warmup = min(200, num_steps - 1)
-    optimizer = make_optimizer(
-        OptimizerConfig("adamw", learning_rate, warmup, num_steps, b2=0.99, clip_norm=1.0)
+    config = replace(
+        config,
+        num_steps=num_steps,
+        optimizer=OptimizerConfig(
+            "adamw", learning_rate, warmup, num_steps, b2=0.99, clip_norm=1.0
+        ),
+        ema_decay=None,
+        log_every=REPORT_EVERY,
+        checkpoint=CheckpointConfig(num_steps, keep=1, keep_best=0),
+        text=replace(config.text, trainable=True, init_from=None),
+        init_from=None,
+        lora=None,
+        sample=None,
+        evaluate=None,
     )
+    encoder = build.make_text_encoder(config)
+    mesh = make_mesh(MeshConfig(1), jax.devices()[:1])
+    return start.Plan(raw, config, encoder, mesh, *make_training(config, encoder), Frozen())
+
+
+def make_training(config: RunConfig, encoder: text.TextEncoder) -> tuple[Callable, Callable]:
+    """(train_step, init), as of `build.make_training`: the loss is the mean squared error of the
+    guessed image; of the network only the draft is trained.
+    """
+    optimizer = make_optimizer(config.optimizer)
 
     def loss_of(trained: Params, batch: dict[str, Any]) -> jax.Array:
         embeddings = text.encode_tokens(
@@ -119,30 +74,51 @@ def pretrain(
         guess = models.draft(config.stage.network, trained, embeddings, config.stage.resolution)
         return jnp.mean(jnp.square(guess - to_float(batch["image"])))
 
-    @jax.jit
-    def update(trained: Params, opt_state: Any, batch: dict[str, Any]):
+    def train_step(state: TrainState, batch: dict[str, Any], key: Any, frozen: Frozen):
+        trained = trained_of(state.params)
         loss, grads = jax.value_and_grad(loss_of)(trained, batch)
-        updates, opt_state = optimizer.update(grads, opt_state, trained)
-        return optax.apply_updates(trained, updates), opt_state, loss
+        updates, opt_state = optimizer.update(grads, state.opt_state, trained)
+        params = with_trained(state.params, optax.apply_updates(trained, updates))
+        metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
+        return TrainState(state.step + 1, params, None, opt_state), metrics
 
-    trained, losses = _trained(params), []
-    opt_state, stream = optimizer.init(trained), batches(0, None)
-    progress = Progress(num_steps, config.batch_size)
-    progress.start(0)
-    for step in range(1, num_steps + 1):
-        trained, opt_state, loss = update(trained, opt_state, next(stream))
-        losses.append(loss)
-        if step % REPORT_EVERY == 0 or step == num_steps:
-            mean = float(jnp.mean(jnp.stack(losses)))
-            say(progress_line(step, num_steps, {"loss": mean}, progress.report(step)))
-            if not math.isfinite(mean):
-                raise NonFiniteError(f"the loss is {mean}: try a lower --learning_rate")
-            losses = []
-    return _with_trained(params, trained), mean
+    def init(key: Any) -> TrainState:
+        params = build.init_parameters(config, encoder, key)
+        opt_state = optimizer.init(trained_of(params))
+        return TrainState(jnp.zeros((), jnp.int32), params, None, opt_state)
+
+    return train_step, init
 
 
-def save(checkpoints: Checkpoints, params: Params, description: Any, step: int, loss: float):
-    """Writes the one checkpoint of a pretraining, without average and optimizer state."""
-    state = TrainState(jnp.asarray(step, jnp.int32), params, None, ())
-    checkpoints.save(step, state, run=dict(description, step=step), loss=loss)
-    checkpoints.close()
+def trained_of(params: Params) -> Params:
+    """The parameters that are trained here."""
+    return {"draft": params[NETWORK].get("draft", {}), TEXT_ENCODER: params.get(TEXT_ENCODER, {})}
+
+
+def with_trained(params: Params, trained: Params) -> Params:
+    """`params` with those that are trained here replaced."""
+    network = {**params[NETWORK], "draft": trained["draft"]}
+    return {NETWORK: network, TEXT_ENCODER: trained[TEXT_ENCODER]}
+
+
+def open_run(plan: start.Plan, workdir: Path, init_from: str | None) -> Run:
+    """As `start.open_run`. `init_from`: a workdir whose draft and text encoder to start from.
+
+    Raises:
+        ValueError: as there; or the workdir has a checkpoint that this run would not go on from.
+    """
+    saved = [path.name for path in (workdir / "checkpoints").glob("*") if path.name.isdigit()]
+    newest = max(map(int, saved), default=0)
+    if newest >= plan.config.num_steps or (newest and init_from is not None):
+        raise ValueError(
+            f"--workdir {workdir} has a checkpoint already (step {newest}); give a new one, and "
+            f"--init_from={workdir} to continue from it"
+        )
+    weights = None
+    if init_from is not None:
+        weights = plan.init(jax.random.key(plan.config.seed)).params
+        earlier = Checkpoints(Path(init_from) / "checkpoints", read_only=True)
+        found = trained_of(earlier.read_parameters("params")[1])
+        check_weights(trained_of(weights), found, f"the weights in {init_from}")
+        weights = with_trained(weights, found)
+    return replace(start.open_run(plan, workdir), weights=weights, reference=None)

@@ -78,8 +78,7 @@ def test_a_window_goes_through_a_checkpoint(tmp_path):
 
 def test_speed_leaves_pauses_out():
     now = [100.0]
-    progress = Progress(50, 8, flops_per_step=4e9, peak=1e11, clock=lambda: now[0])
-    progress.start(10)
+    progress = Progress(50, 8, step=10, flops_per_step=4e9, peak=1e11, clock=lambda: now[0])
     now[0] += 5.0
     with progress.pause():
         now[0] += 2.0
