@@ -44,9 +44,9 @@ def run(join_hosts: Callable[[], None], argv: list[str], overrides: dict[str, st
             raise ValueError(f"unknown argument {argv[1]!r}")
         join_hosts()
         use_compilation_cache()
-        config, encoder = text_embedding.read_embedding(options.config, overrides)
-        source = text_embedding.captions_source(config)
         out = Path(options.out).absolute()
+        config, encoder = text_embedding.read_embedding(options.config, overrides, out)
+        source = text_embedding.captions_source(config)
         make_folder(out, "--out")
         check_shared(out, "--out")
         text_embedding.embed_captions(

@@ -14,8 +14,7 @@ import numpy as np
 from PIL import Image
 
 from imagen_jax.data.loader import TooManyBroken
-from imagen_jax.devices.chips import find_chip
-from imagen_jax.devices.hosts import place, say_on_first_host, stop_on_signal
+from imagen_jax.devices import chips, hosts
 from imagen_jax.devices.sharding import batch_sharding, replicated, state_shardings
 from imagen_jax.storage.checkpoint import CheckpointError, Checkpoints, MismatchError, check_weights
 from imagen_jax.training import flops, metrics
@@ -71,7 +70,7 @@ def train(
     run: Run,
     *,
     profile: tuple[int, int] | None = None,
-    say: Callable[[str], None] = say_on_first_host,
+    say: Callable[[str], None] = hosts.say_on_first_host,
 ) -> Any:
     """Trains to `config.num_steps`, from the newest checkpoint if there is one, and returns the
     state.
@@ -118,8 +117,8 @@ def train(
     say(f"compiled the step in {time.monotonic() - began:.0f} s")
 
     # ---------------------------------------------------------------- reports
-    chips = [find_chip(device.device_kind) for device in mesh.devices.flat]
-    peak = None if None in chips else sum(chip.flops for chip in chips)
+    found = [chips.find_chip(device.device_kind) for device in mesh.devices.flat]
+    peak = None if None in found else sum(chip.flops for chip in found)
     step_flops = flops.total(run.train_step, state, feed.batch, key, run.frozen)
     log = metrics.MetricLog(
         run.workdir,
@@ -160,7 +159,7 @@ def train(
     score_every = (config.evaluate and config.evaluate.every) or num_steps
     first, final = profile or (0, 0)
     traced = range(max(first, start + 1), final + 1)
-    with contextlib.closing(log), stop_on_signal() as stop_after:
+    with contextlib.closing(log), hosts.stop_on_signal() as stop_after:
         for step in range(start + 1, num_steps + 1):
             if traced and step == traced[0]:
                 jax.profiler.start_trace(str(run.workdir))
@@ -210,7 +209,7 @@ def lower_step(
     """`train_step(state, batch, key, frozen)` for this mesh, with the state donated.
 
     `key` is the run's; the step gets fold_in(key, state.step). `frozen`: parameters that the step
-    reads and does not train. Shapes will do in place of arrays.
+    reads and does not train. Shapes will do in hosts.place of arrays.
     """
     shardings = state_shardings(state, mesh)
 
@@ -260,7 +259,7 @@ def start_state(
     params = dict(state.params)
     for part, tree in weights.items():
         params[part] = jax.tree.map(
-            lambda new, old, where: place(new.astype(old.dtype), where),
+            lambda new, old, where: hosts.place(new.astype(old.dtype), where),
             tree,
             params[part],
             shardings[part],

@@ -127,7 +127,7 @@ class MetricLog:
             self.window = jax.tree.map(operator.add, self.window, values)
         else:
             self.window = values
-        self._line({"step": step, **values["sums"]})
+        self._write({"step": step, **values["sums"]})
 
     def report(self, step: int, extra: Mapping[str, float]) -> dict[str, float]:
         """Writes the means since the last report and starts new sums. Returns the means, with
@@ -137,7 +137,7 @@ class MetricLog:
         steps, bins = window["steps"], zip(window["t_sums"], window["t_counts"], strict=True)
         means = {name: value / steps for name, value in window["sums"].items()}
         by_t = [total / count if count else None for total, count in bins]
-        self._line({"step": step, "window": steps, "mean": means, "loss_by_t": by_t})
+        line = {"step": step, "window": steps, "mean": dict(means), "loss_by_t": by_t}
         curves = {"loss_by_t": by_t}
         reference = self.reference.at(step) if self.reference else None
         if reference is not None:
@@ -148,15 +148,12 @@ class MetricLog:
             for i, value in enumerate(curve)
             if value is not None
         }
-        if self.writer is not None:
-            self.writer.scalars(step, {**means, **tenths, **extra})
+        self._write(line, {**means, **tenths, **extra})
         return means
 
     def scores(self, step: int, values: Mapping[str, float]) -> None:
         """Scores of generated images: a line {"step", "scores"} and TensorBoard."""
-        self._line({"step": step, "scores": dict(values)})
-        if self.writer is not None:
-            self.writer.scalars(step, values)
+        self._write({"step": step, "scores": dict(values)}, values)
 
     def images(self, step: int, grid: Image.Image, name: str = "samples") -> None:
         """An image into samples/NNNNNNN.png and TensorBoard."""
@@ -172,9 +169,12 @@ class MetricLog:
             self.lines.close()
             self.writer.close()
 
-    def _line(self, values: Mapping[str, Any]) -> None:
-        if self.lines is not None:
-            self.lines.write(json.dumps(values) + "\n")
+    def _write(self, line: Mapping[str, Any], scalars: Mapping[str, float] | None = None) -> None:
+        if self.lines is None:
+            return
+        self.lines.write(json.dumps(line) + "\n")
+        if scalars is not None:
+            self.writer.scalars(line["step"], scalars)
 
 
 def _records(workdir: str | Path) -> Iterator[dict[str, Any]]:

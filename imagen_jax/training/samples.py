@@ -11,8 +11,7 @@ from imagen_jax.cascade.cascade import Conditions, SamplingSettings, sample_keys
 from imagen_jax.data.sources import BrokenExample, Source
 from imagen_jax.devices.hosts import whole
 from imagen_jax.diffusion import downsample, upsample
-from imagen_jax.images.grid import image_grid
-from imagen_jax.images.pixels import resize, to_float
+from imagen_jax.images import grid, pixels
 from imagen_jax.text import encoder as text
 from imagen_jax.training.run_config import RunConfig
 from imagen_jax.training.state import Frozen, encoder_params, network_params
@@ -63,7 +62,7 @@ def make_sample_fn(
     keys, generate = sample_keys(section.seed, range(count)), make_generate(config, encoder, frozen)
     if stage.low_resolution is None:
         captions = list(map(str, asked)) or None
-        return lambda params: image_grid(list(generate(params, keys, asked)), captions)
+        return lambda params: grid.image_grid(list(generate(params, keys, asked)), captions)
 
     examples = _examples(source, asked, count)
     if stage.conditioning == "text":
@@ -71,14 +70,14 @@ def make_sample_fn(
         asked = [example.get("captions", of_all)[0][0] for example in examples]
     elif stage.conditioning == "label":
         asked = [example["label"] for example in examples]
-    cropped = [resize(example["image"], stage.resolution) for example in examples]
-    truth = to_float(jnp.asarray(np.stack(cropped)))
+    cropped = [pixels.resize(example["image"], stage.resolution) for example in examples]
+    truth = pixels.to_float(jnp.asarray(np.stack(cropped)))
     low_res = downsample(truth, stage.low_resolution)
     inputs = upsample(low_res, stage.resolution)
 
     def sample(params: Params) -> Image.Image:
         rows = [inputs, generate(params, keys, asked, low_res), truth]
-        return image_grid(list(np.concatenate(rows)), columns=count)
+        return grid.image_grid(list(np.concatenate(rows)), columns=count)
 
     return sample
 

@@ -16,10 +16,8 @@ from imagen_jax.storage.checkpoint import Checkpoints, check_weights
 from imagen_jax.storage.codec import Section, as_dict
 from imagen_jax.storage.folders import make_folder
 from imagen_jax.text.encoder import TextEncoder
-from imagen_jax.training import batches, build, inherit, samples, scores
+from imagen_jax.training import batches, build, inherit, loop, metrics, samples, scores
 from imagen_jax.training.config import apply_overrides, load_config
-from imagen_jax.training.loop import Run
-from imagen_jax.training.metrics import Curve
 from imagen_jax.training.run_config import STREAM, RunConfig, read_config
 from imagen_jax.training.state import NETWORK, TEXT_ENCODER, Frozen
 from imagen_jax.typing import Params
@@ -85,7 +83,7 @@ def with_absolute_sources(raw: Section) -> dict[str, Any]:
     return values
 
 
-def open_run(plan: Plan, workdir: str | os.PathLike) -> Run:
+def open_run(plan: Plan, workdir: str | os.PathLike) -> loop.Run:
     """Opens the data and the workdir, and reads weights.
 
     Raises:
@@ -119,7 +117,7 @@ def open_run(plan: Plan, workdir: str | os.PathLike) -> Run:
     # The curve is that of training from scratch, on one image set.
     tuned = config.lora is not None or config.data.prior is not None
     keep, keep_best = config.checkpoint.keep, config.checkpoint.keep_best
-    return Run(
+    return loop.Run(
         plan.train_step,
         plan.init,
         mesh,
@@ -135,7 +133,7 @@ def open_run(plan: Plan, workdir: str | os.PathLike) -> Run:
     )
 
 
-def reference_curve(stage: Stage, models: Path = loading.PRETRAINED) -> Curve | None:
+def reference_curve(stage: Stage, models: Path = loading.PRETRAINED) -> metrics.Curve | None:
     """The loss curve of the shipped stage with the same configuration; None where there is none.
 
     Losses with another network, weight, prediction or schedule cannot be compared.
@@ -147,7 +145,7 @@ def reference_curve(stage: Stage, models: Path = loading.PRETRAINED) -> Curve | 
     for path in sorted(models.glob(f"*/{stage.name}_curve.json")):
         shipped = model_directory.read_model(path.parent)[0].stages
         if comparable(stage) in map(comparable, shipped):
-            return Curve.read(path)
+            return metrics.Curve.read(path)
     return None
 
 

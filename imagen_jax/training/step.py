@@ -41,7 +41,6 @@ from imagen_jax.typing import Images, Keys, Params, TextEmbeddings
 
 TIME_BINS = 10
 Batch = dict[str, Array]
-TrainStep = Callable[..., tuple[TrainState, dict[str, Array]]]
 
 
 class Prior(NamedTuple):
@@ -203,7 +202,7 @@ def split_rows(tree: Any, count: int) -> Any:
 
 def make_train_step(
     config: RunConfig, encoder: text_room.TextEncoder | None, mesh: jax.sharding.Mesh | None = None
-) -> TrainStep:
+) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
     """(state, batch, key, frozen) -> (state, metrics), to be jitted with the state donated.
 
     batch: "image" uint8 [B,H,W,3], and "ids" with "mask", or "text" with "mask", or "label".

@@ -16,28 +16,25 @@ from imagen_jax.devices.sharding import MeshConfig, batch_sharding, make_mesh
 from imagen_jax.pipeline import encoder_files, loading
 from imagen_jax.text import encoder as text
 from imagen_jax.training import batches, build, start
-from imagen_jax.training.run_config import STREAM, RunConfig, read_config
+from imagen_jax.training.run_config import RunConfig, read_config
 
 
-def read_embedding(path: str, overrides: dict[str, str]) -> tuple[RunConfig, text.TextEncoder]:
-    """(typed config, text encoder) of a run whose captions can be embedded.
+def read_embedding(
+    path: str, overrides: dict[str, str], out: Path
+) -> tuple[RunConfig, text.TextEncoder]:
+    """(typed config, text encoder) of a run that will read the embeddings in `out`.
 
     Raises:
-        ValueError: a key is unknown or has a bad value, or the run's captions cannot be embedded.
+        ValueError: a key is unknown or has a bad value, or the run cannot read embeddings.
     """
+    overrides = overrides | {"data.embeddings": repr(str(out))}
     config = read_config(start.read_raw(path, overrides))
     encoder = build.make_text_encoder(config)
-    if encoder is None:
-        raise ValueError("the config's stage reads no text")
-    if config.text.trainable or build.encoder_source(config) is None:
+    if encoder is None or build.encoder_source(config) is None:
         raise ValueError(
-            "only a frozen encoder can be run ahead of training: text.trainable must be False, and "
-            "text.init_from must say where it is"
+            "only a frozen text encoder can be run ahead of training: the stage must read text, "
+            "and text.init_from say where the encoder is"
         )
-    if encoder.null != "zeros":
-        raise ValueError(f"text.null is {encoder.null!r}; embeddings are for 'zeros'")
-    if config.data.source == STREAM or config.data.prompt is not None:
-        raise ValueError("embeddings are for sets with random access and captions of their own")
     return config, encoder
 
 
