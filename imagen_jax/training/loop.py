@@ -186,7 +186,10 @@ def train(
                     save(step)
                 if stopping and not last:
                     checkpoints.wait()
-                    say(f"stopped by a signal after step {step}; the same command resumes it")
+                    say(
+                        f"stopped by a signal after step {step}; to go on from there, it is saved "
+                        f"in {checkpoints.directory}"
+                    )
                     return state
                 averaged = state.params if state.ema is None else state.ema
                 if sampling:

@@ -105,14 +105,14 @@ def open_run(plan: start.Plan, workdir: Path, init_from: str | None) -> Run:
     """As `start.open_run`. `init_from`: a workdir whose draft and text encoder to start from.
 
     Raises:
-        ValueError: as there; or the workdir has a checkpoint that this run would not go on from.
+        ValueError: as there; or the workdir has a checkpoint already, which would be mixed up with
+            the new one.
     """
     saved = [path.name for path in (workdir / "checkpoints").glob("*") if path.name.isdigit()]
-    newest = max(map(int, saved), default=0)
-    if newest >= plan.config.num_steps or (newest and init_from is not None):
+    if saved:
         raise ValueError(
-            f"--workdir {workdir} has a checkpoint already (step {newest}); give a new one, and "
-            f"--init_from={workdir} to continue from it"
+            f"--workdir {workdir} has a checkpoint already (step {max(map(int, saved))}); give a "
+            f"new one, and --init_from={workdir} to continue from it"
         )
     weights = None
     if init_from is not None:
