@@ -26,7 +26,7 @@ from imagen_jax.diffusion import (
 from imagen_jax.images.pixels import to_float
 from imagen_jax.models.lora import LoraConfig
 from imagen_jax.models.t5 import Gather
-from imagen_jax.text import encoder as text_room
+from imagen_jax.text import encoder as text_encoder
 from imagen_jax.training.optimizer import make_optimizer
 from imagen_jax.training.run_config import RunConfig
 from imagen_jax.training.state import (
@@ -95,7 +95,7 @@ def drop_text(
 ) -> TextEmbeddings:
     """Null text where `drop` is True: a batch of one, or zeros (section 2.2) when None."""
     if null is None:
-        null = text_room.null_text(*text.values.shape)
+        null = text_encoder.null_text(*text.values.shape)
     values = jnp.where(drop[:, None, None], null.values, text.values)
     return TextEmbeddings(values, jnp.where(drop[:, None], null.mask, text.mask))
 
@@ -131,7 +131,7 @@ def draw(
 
 
 def batch_text(
-    encoder: text_room.TextEncoder | None,
+    encoder: text_encoder.TextEncoder | None,
     params: Params,
     batch: Batch,
     frozen: Frozen,
@@ -146,15 +146,15 @@ def batch_text(
             )
         return TextEmbeddings(batch["text"].astype(jnp.float32), batch["mask"]), None
     weights = encoder_params(params, frozen)
-    text = text_room.encode_tokens(
+    text = text_encoder.encode_tokens(
         encoder.config, weights, batch["ids"], batch["mask"], encoder.padding, gather
     )
-    return text, text_room.unconditional(encoder, weights, gather) if encoded_null else None
+    return text, text_encoder.unconditional(encoder, weights, gather) if encoded_null else None
 
 
 def make_losses(
     stage: Stage,
-    encoder: text_room.TextEncoder | None,
+    encoder: text_encoder.TextEncoder | None,
     mesh: jax.sharding.Mesh | None = None,
     lora: LoraConfig | None = None,
 ) -> Callable:
@@ -201,7 +201,7 @@ def split_rows(tree: Any, count: int) -> Any:
 
 
 def make_train_step(
-    config: RunConfig, encoder: text_room.TextEncoder | None, mesh: jax.sharding.Mesh | None = None
+    config: RunConfig, encoder: text_encoder.TextEncoder | None, mesh: jax.sharding.Mesh | None = None
 ) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
     """(state, batch, key, frozen) -> (state, metrics), to be jitted with the state donated.
 
