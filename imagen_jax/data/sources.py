@@ -6,11 +6,12 @@ an image cannot be read.
 """
 
 import collections
+import contextlib
 import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -18,9 +19,10 @@ import numpy as np
 
 from imagen_jax.data.captions import CAPTION_FILES, Captions, normalized, read_captions, read_text
 from imagen_jax.images import decoding, pixels
+from imagen_jax.storage.trees import name_some
 
 SPLITS = ("train", "heldout", "all")
-CONDITIONINGS = ("text", "label", None)
+CONDITIONINGS = {"text": "captions", "label": "label", None: "image"}  # what of an example it reads
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 HELDOUT_PERCENT = 5
 
@@ -33,6 +35,17 @@ class BrokenExample(Exception):
         self.key = key
 
 
+@contextlib.contextmanager
+def broken_as(key: str) -> Iterator[None]:
+    """What fails within is a BrokenExample of this key, unless it is a library that is missing."""
+    try:
+        yield
+    except ImportError:
+        raise
+    except Exception as error:  # decoders and file systems raise as many kinds as there are
+        raise BrokenExample(key, str(error) or type(error).__name__) from error
+
+
 @runtime_checkable
 class Source(Protocol):
     """Examples by index, in an order that never changes."""
@@ -42,16 +55,28 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> dict[str, Any]: ...
 
 
-def is_heldout(key: str, percent: int = HELDOUT_PERCENT) -> bool:
-    """Whether a hash of the key falls into the held-out share: the same on every machine."""
+def is_heldout(key: str) -> bool:
+    """Whether a hash of the key falls into the held-out 5 %: the same on every machine."""
     # surrogateescape: names of files are bytes, and not UTF-8 on every disk
     digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
-    return int.from_bytes(digest[:8], "big") % 100 < percent
+    return int.from_bytes(digest[:8], "big") % 100 < HELDOUT_PERCENT
 
 
-def check_choice(name: str, value: str | None, choices: Sequence[str | None]) -> None:
+def in_split(key: str, split: str) -> bool:
+    """Whether the example of this key is in a split, of a set that does not say it itself."""
+    return split == "all" or is_heldout(key) == (split == "heldout")
+
+
+def check_choice(name: str, value: str | None, choices: Collection[str | None]) -> None:
+    """ValueError names what may be chosen."""
     if value not in choices:
         raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, choices))}")
+
+
+def check_reading(split: str, conditioning: str | None) -> None:
+    """ValueError where these are not arguments that every reader takes."""
+    check_choice("split", split, SPLITS)
+    check_choice("conditioning", conditioning, CONDITIONINGS)
 
 
 def check_images(images: np.ndarray) -> None:
@@ -97,8 +122,7 @@ class ArraySource:
         return example
 
     def select(self, rows: np.ndarray) -> "ArraySource":
-        """The rows of a boolean mask or of indices, in their order."""
-        rows = np.flatnonzero(rows) if rows.dtype == bool else rows
+        """The rows of these indices, in their order."""
         return ArraySource(
             self.images[rows],
             None if self.captions is None else [self.captions[row] for row in rows],
@@ -137,20 +161,18 @@ def _npz_captions(values: np.ndarray, path: Path) -> list[Captions]:
     """Captions as plain strings, one an image, or as UTF-8 JSON: [[[text, weight], ...], ...]."""
     if values.dtype.kind == "U" and values.ndim == 1:
         return [[(str(text), 1.0)] for text in values]
-    if values.dtype == np.uint8:
-        try:
-            rows = [
-                [(text, float(weight)) for text, weight in row]
-                for row in json.loads(values.tobytes())
-            ]
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"captions in {path} cannot be read: {error}") from error
-        if all(row and all(isinstance(text, str) for text, _ in row) for row in rows):
-            return rows
-    raise ValueError(
-        f"captions in {path} are {values.dtype} {list(values.shape)}; they must be strings [N], or "
-        "the bytes (uint8) of a JSON list with a list of [text, weight] for each image"
-    )
+    try:
+        rows = json.loads(values.tobytes())
+        captions = [[(text, float(weight)) for text, weight in row] for row in rows]
+        if not all(row and all(isinstance(text, str) for text, _ in row) for row in captions):
+            raise ValueError("an image has no caption, or one that is not a string")
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"captions in {path} are {values.dtype} {list(values.shape)}; they must be strings [N],"
+            " or the bytes (uint8) of a JSON list with a list of [text, weight] for each image: "
+            f"{error}"
+        ) from error
+    return captions
 
 
 def _row_array(arrays: dict[str, np.ndarray], name: str, kinds: str, path: Path) -> Any:
@@ -173,11 +195,9 @@ def read_npz(
     it is damaged or lacks something.
     """
     path = Path(path).expanduser()
-    check_choice("split", split, SPLITS)
-    check_choice("conditioning", conditioning, CONDITIONINGS)
+    check_reading(split, conditioning)
     arrays = _read_arrays(path)
-    needed = {"text": "captions", "label": "label", None: "image"}[conditioning]
-    if missing := {"image", needed} - arrays.keys():
+    if missing := {"image", CONDITIONINGS[conditioning]} - arrays.keys():
         raise ValueError(f"{path} has no {' and no '.join(sorted(missing))}; it has {list(arrays)}")
     check_images(arrays["image"])
     labels = _row_array(arrays, "label", "iu", path) if conditioning == "label" else None
@@ -185,16 +205,15 @@ def read_npz(
     splits = _row_array(arrays, "split", "U", path)
     images, captions = arrays.pop("image"), arrays.pop("captions", None)
     keys = [str(key) for key in (range(len(images)) if keys is None else keys)]
-    if splits is None:
-        splits = np.asarray(["heldout" if is_heldout(key) else "train" for key in keys])
     extra = {n: array for n, array in arrays.items() if array.shape[:1] == images.shape[:1]}
     texts = _npz_captions(captions, path) if conditioning == "text" else None
     source = ArraySource(images, texts, labels, keys, extra)
     if split == "all":
         return source
-    if not (splits == split).any():
+    own = [in_split(key, split) for key in keys] if splits is None else splits == split
+    if not np.any(own):
         raise ValueError(f"{path} has no image in its split {split!r}")
-    return source.select(splits == split)
+    return source.select(np.flatnonzero(own))
 
 
 # --------------------------------------------------------------------------- folder of images
@@ -211,7 +230,7 @@ class FolderSource:
     files: tuple[str, ...]  # relative to the folder, sorted
     captions: dict[str, Captions] = dataclasses.field(default_factory=dict)  # of a caption file
     texts: dict[str, str] = dataclasses.field(default_factory=dict)  # an image's own text file
-    labels: tuple[int, ...] | None = None
+    labels: np.ndarray | None = None
     class_names: tuple[str, ...] = ()
     max_pixels: int = decoding.MAX_PIXELS
     images: bool = True
@@ -222,23 +241,17 @@ class FolderSource:
     def __getitem__(self, index: int) -> dict[str, Any]:
         name = self.files[index]
         path = self.folder / name
-        try:
-            example = {"key": name}
+        example = {"key": name}
+        with broken_as(str(path)):
             if self.images:
                 example["image"] = decoding.decode(path, self.max_pixels)
             if name in self.captions:
                 example["captions"] = self.captions[name]
             elif name in self.texts:
                 example["captions"] = read_text(self.folder / self.texts[name])
-        except (OSError, ValueError) as error:
-            raise BrokenExample(str(path), str(error)) from error
         if self.labels is not None:
-            example["label"] = self.labels[index]
+            example["label"] = int(self.labels[index])
         return example
-
-
-def _named(names: Sequence[str], limit: int = 5) -> str:
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" * (len(names) > limit))
 
 
 def read_folder(
@@ -254,34 +267,31 @@ def read_folder(
     by a hash of their names.
     """
     folder = Path(path).expanduser()
-    check_choice("split", split, SPLITS)
-    check_choice("conditioning", conditioning, CONDITIONINGS)
+    check_reading(split, conditioning)
     if not folder.is_dir():
         raise ValueError(f"there is no folder {folder}")
     found = _files_below(folder)
     images = sorted(name for name in found if name.lower().endswith(IMAGE_SUFFIXES))
     if not images:
         raise ValueError(f"{folder} holds no image ({', '.join(IMAGE_SUFFIXES)})")
+    own = tuple(name for name in images if in_split(name, split))
+    if not own:
+        raise ValueError(f"{folder} has no image in its split {split!r}")
 
-    captions, texts, labels, class_names = {}, {}, None, ()
-    if conditioning == "label":
-        class_names = tuple(sorted({name.split("/")[0] for name in images if "/" in name}))
-        if outside := [name for name in images if "/" not in name]:
-            raise ValueError(
-                f"{folder}: {_named(outside)} must lie in a sub-folder named after its class"
-            )
+    source = FolderSource(folder, own, max_pixels=max_pixels)
     if conditioning == "text":
         texts = _texts_beside(found, images)
         captions = _folder_captions(folder, found, images, texts)
-
-    if split != "all":
-        images = [name for name in images if is_heldout(name) == (split == "heldout")]
-        if not images:
-            raise ValueError(f"{folder} has no image in its split {split!r}")
+        return dataclasses.replace(source, captions=captions, texts=texts)
     if conditioning == "label":
-        numbers = {name: number for number, name in enumerate(class_names)}
-        labels = tuple(numbers[name.split("/")[0]] for name in images)
-    return FolderSource(folder, tuple(images), captions, texts, labels, class_names, max_pixels)
+        if outside := [name for name in images if "/" not in name]:
+            raise ValueError(
+                f"{folder}: {name_some(outside)} must lie in a sub-folder named after its class"
+            )
+        class_names = tuple(sorted({name.split("/")[0] for name in images}))
+        labels = np.searchsorted(class_names, [name.split("/")[0] for name in own])
+        return dataclasses.replace(source, labels=labels, class_names=class_names)
+    return source
 
 
 def _files_below(folder: Path) -> set[str]:
@@ -303,8 +313,7 @@ def _files_below(folder: Path) -> set[str]:
             if entry.is_file():
                 found.add(path)
             elif entry.is_dir():
-                add = waiting.append if entry.is_symlink() else waiting.appendleft
-                add(path)
+                (waiting.append if entry.is_symlink() else waiting.appendleft)(path)
     return found
 
 
@@ -325,13 +334,16 @@ def _folder_captions(
     listed = read_captions(folder / files[0]) if files else {}
     spelled = {normalized(name): name for name in images}
     if unknown := sorted(listed.keys() - spelled.keys()):
-        raise ValueError(f"{folder / files[0]} names images that are not there: {_named(unknown)}")
+        raise ValueError(
+            f"{folder / files[0]} names images that are not there: {name_some(unknown)}"
+        )
     captions = {spelled[name]: rows for name, rows in listed.items()}
     missing = [name for name in images if name not in captions and name not in texts]
     if missing:
         raise ValueError(
             f"{len(missing)} of {len(images)} images in {folder} have no caption: "
-            f"{_named(missing)}. Write {Path(missing[0]).with_suffix('.txt')} beside it, or a row "
-            f"of {' or '.join(CAPTION_FILES)}, or train without text (conditioning label or None)."
+            f"{name_some(missing)}. Write {Path(missing[0]).with_suffix('.txt')} beside it, or a "
+            f"row of {' or '.join(CAPTION_FILES)}, or train without text (conditioning label or "
+            "None)."
         )
     return captions

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from imagen_jax.data.index import stripped, to_captions
-from imagen_jax.data.sources import CONDITIONINGS, BrokenExample, check_choice
+from imagen_jax.data.fields import to_captions
+from imagen_jax.data.sources import CONDITIONINGS, broken_as, check_choice
 from imagen_jax.images import decoding
 
 
@@ -27,17 +27,15 @@ class TfdsSource:
         return len(self.records)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        key = f"{self.name}[{index}]"
-        try:
+        example = {"key": f"{self.name}[{index}]"}
+        with broken_as(example["key"]):
             record = self.records[index]
-            example = {"image": _rgb(record[self.image]), "key": key}
+            example["image"] = _rgb(record[self.image])
             if self.conditioning == "text":
-                example["captions"] = stripped(to_captions(record[self.text]))
+                example["captions"] = to_captions(record[self.text], self.text)
             elif self.conditioning == "label":
                 example["label"] = int(record[self.label])
-            return example
-        except Exception as error:  # decoders raise as many kinds as there are formats
-            raise BrokenExample(key, f"{type(error).__name__}: {error}") from error
+        return example
 
 
 def _rgb(image: np.ndarray) -> np.ndarray:

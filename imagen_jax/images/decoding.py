@@ -10,6 +10,8 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 MAX_PIXELS = 89_478_485
 # Pillow knows more, some of which start other programs (EPS: Ghostscript).
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF", "JPEG2000")
+# What its readers raise besides OSError and ValueError.
+PILLOW_ERRORS = (SyntaxError, EOFError, Image.DecompressionBombError)
 
 
 def decode(file: Path | bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -41,18 +43,18 @@ def read(file: Path | bytes, max_pixels: int = MAX_PIXELS, cover: int | None = N
     except UnidentifiedImageError as error:
         name = "" if isinstance(file, bytes) else f"{file}: "
         raise ValueError(f"{name}no image of a known format") from error
-    except (SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        raise ValueError(str(error)) from error  # what Pillow's readers raise besides OSError
+    except PILLOW_ERRORS as error:
+        raise ValueError(str(error)) from error
 
 
 def size(data: bytes) -> tuple[int, int]:
-    """(width, height) of an image file when it is upright, by its header alone."""
+    """(width, height) of an image file when it is upright, by its header alone; 0, 0 if unknown."""
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             turned = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
             return image.size[::-1] if turned else image.size
-    except (SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        raise ValueError(str(error)) from error
+    except (OSError, ValueError, *PILLOW_ERRORS):
+        return 0, 0
 
 
 def _decoder_scale(factor: float) -> int:
