@@ -20,8 +20,9 @@ import numpy as np
 
 from imagen_jax.data.captions import Captions
 from imagen_jax.data.records import array_records
-from imagen_jax.data.sources import BrokenExample, Source
+from imagen_jax.data.sources import Source, broken_as
 from imagen_jax.storage.atomic import written_whole
+from imagen_jax.storage.trees import flatten
 
 MANIFEST = "embeddings.json"
 # One record a group: each is read by itself. Embeddings hardly compress.
@@ -91,10 +92,10 @@ def write_manifest(directory: Path, manifest: Manifest) -> None:
     """
     path = directory / MANIFEST
     if path.exists():
-        check_same(directory, dataclasses.asdict(read_manifest(directory)), _values(manifest))
+        _check_same(directory, dataclasses.asdict(read_manifest(directory)), _values(manifest))
         return
     with written_whole(path) as file:
-        file.write_bytes(json.dumps(_values(manifest), indent=1).encode())
+        file.write_text(json.dumps(_values(manifest), indent=1))
 
 
 def _values(manifest: Manifest) -> dict[str, Any]:
@@ -105,18 +106,16 @@ def check_fingerprint(directory: str | os.PathLike, wanted: Mapping[str, Any]) -
     """ValueError names what the embeddings were made with that is not as `wanted` has it."""
     found = read_manifest(directory).fingerprint
     wanted = json.loads(json.dumps(wanted))
-    # Where the config does not say which weights, they cannot be compared.
-    known = {
-        name: value for name, value in wanted.items() if value is not None or name != "weights"
-    }
-    check_same(directory, {name: found.get(name) for name in known}, known)
+    if wanted.get("weights") is None:  # the config does not say which: they cannot be compared
+        wanted = wanted | {"weights": found.get("weights")}
+    _check_same(directory, {name: found.get(name) for name in wanted}, wanted)
 
 
-def check_same(
+def _check_same(
     directory: str | os.PathLike, found: Mapping[str, Any], wanted: Mapping[str, Any]
 ) -> None:
     """ValueError names the first fields by which two mappings differ."""
-    there, here = _flat(found), _flat(wanted)
+    there, here = flatten(found), flatten(wanted)
     differing = [
         f"{name} {there.get(name)!r} there, {here.get(name)!r} here"
         for name in sorted({*there, *here})
@@ -126,14 +125,6 @@ def check_same(
         raise ValueError(
             f"the embeddings in {directory} were made otherwise: {'; '.join(differing[:5])}"
         )
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for name, value in values.items():
-        nested = isinstance(value, Mapping)
-        flat |= _flat(value, f"{prefix}{name}.") if nested else {prefix + name: value}
-    return flat
 
 
 # ------------------------------------------------------------------------------------- records
@@ -167,7 +158,8 @@ def unpack(record: bytes, width: int) -> tuple[dict[str, Any], list[np.ndarray]]
 
 
 def write_shard(path: Path, records: Iterable[bytes]) -> None:
-    """A shard, whole or not at all.
+    """A shard, whole or not at all. Not `written_whole`: the half-written file has one name, which
+    is locked, so that two processes that write the same shard find out.
 
     Raises:
         ValueError: another process is writing it.
@@ -226,24 +218,23 @@ class EmbeddedSource:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         example = self.source[index]
+        captions = example["captions"]
         number, place = divmod(index, self.manifest.shard_size)
         path = shard_path(self.directory, self.manifest, number)
         key = f"{path}[{place}]"
-        try:
+        with broken_as(key):
             header, tokens = unpack(array_records(str(path))[place], self.manifest.width)
-        except (ValueError, KeyError, TypeError, struct.error, RuntimeError) as error:
-            raise BrokenExample(key, str(error)) from error
-        if not tokens:
-            raise BrokenExample(key, "it could not be read when captions were embedded")
-        captions = example["captions"]
-        if (header["key"], header["captions"]) != (example["key"], _captions_digest(captions)):
+            made_of = header["key"], header["captions"]
+            if not tokens:
+                raise ValueError("it could not be read when captions were embedded")
+        if made_of != (example["key"], _captions_digest(captions)):
             raise ValueError(
-                f"{key} is of {header['key']!r}, but example {index} is {example['key']!r}, or has "
-                "other captions by now: embed the captions of this set anew"
+                f"{key} is of {header['key']!r}, but example {index} is {example['key']!r}, or its "
+                "captions have changed: embed the captions of this set again"
             )
-        weights = [weight for _, weight in captions]
         texts = [Embedding(rows, self.manifest.length) for rows in tokens]
-        return {**example, "captions": list(zip(texts, weights, strict=True))}
+        weighted = [(text, weight) for text, (_, weight) in zip(texts, captions, strict=True)]
+        return {**example, "captions": weighted}
 
 
 def read_embedded(source: Source, directory: str | os.PathLike) -> EmbeddedSource:
@@ -264,6 +255,6 @@ def read_embedded(source: Source, directory: str | os.PathLike) -> EmbeddedSourc
     if missing := [path.name for path in paths if path.name not in present]:
         raise ValueError(
             f"{directory} lacks {len(missing)} of {manifest.shards} shards, the first "
-            f"{missing[0]}: start scripts/embed_text.py again, it goes on where it was"
+            f"{missing[0]}: start scripts/embed_text.py again, it goes on where it stopped"
         )
     return EmbeddedSource(source, directory, manifest)

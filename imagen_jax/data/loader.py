@@ -4,9 +4,11 @@ The order comes from Grain's index shuffle (`order`), the threads that prepare b
 device from Grain's prefetch. Threads are enough: Pillow decodes and resizes without Python's lock.
 """
 
+import bisect
 import dataclasses
 import functools
 import hashlib
+import itertools
 import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +29,6 @@ CROPS = ("centre", "random")
 Caption = str | Embedding
 Tokenize = Callable[[list[str]], tuple[np.ndarray, np.ndarray]]
 FOREVER = 2**62
-OFTEN = 4  # times an epoch that an image of a rare bucket is drawn, from which on it is said
 
 
 class TooManyBroken(Exception):
@@ -99,12 +100,9 @@ def uniform(*parts: Any) -> float:
 
 def draw_caption(captions: Sequence[tuple[Caption, float]], number: float) -> Caption:
     """The caption at a number in [0, 1) of the captions' summed weights."""
-    left = number * sum(weight for _, weight in captions)
-    for text, weight in captions:
-        left -= weight
-        if left < 0:
-            return text
-    return captions[-1][0]
+    ends = list(itertools.accumulate(weight for _, weight in captions))
+    place = bisect.bisect_right(ends, number * ends[-1])
+    return captions[min(place, len(captions) - 1)][0]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -156,19 +154,17 @@ class Loader:
             raise ValueError(f"crop_size is {self.crop_size}; it must be in 1...{self.resolution}")
         if self.prompt is not None and self.conditioning != "text":
             raise ValueError(f"conditioning {self.conditioning!r} reads no prompt: {self.prompt!r}")
-        if self.rows is not None:
-            check_rows(self.rows, self.batch_size)
+        check_rows(self.rows, self.batch_size)
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed is {self.seed}; it must be in [0, 2**32)")
         if not len(self.source):
             raise ValueError("the source holds no example")
         if self.buckets:
             self._check_buckets()
-        sides = [side for size in self.buckets for side in size] or [self.resolution]
+            self.order.log_counts(self.buckets)
+        largest = max([side for size in self.buckets for side in size], default=self.resolution)
         whole = self.crop == "random" or bool(self.buckets)
-        object.__setattr__(self, "source", _reduced(self.source, max(sides), whole))
-        if self.buckets:
-            self._log_buckets()
+        object.__setattr__(self, "source", _reduced(self.source, largest, whole))
 
     def _check_buckets(self) -> None:
         if self.crop_size is not None or isinstance(self.source, MixtureSource):
@@ -178,7 +174,7 @@ class Loader:
         sizes = getattr(self.source, "sizes", None)
         if sizes is None:
             raise ValueError("buckets need the sizes of images, which this source does not know")
-        unknown, count = int((~_measured(sizes)).sum()), len(sizes)
+        unknown, count = len(sizes) - len(_measured(sizes)), len(sizes)
         if unknown > self.max_broken_share * count or unknown == count:
             raise ValueError(
                 f"buckets need the width and height of images, and those of {unknown} of {count} "
@@ -202,7 +198,7 @@ class Loader:
     def order(self) -> Order:
         """Global example number -> index into the source."""
         if self.buckets:
-            known = np.flatnonzero(_measured(self.source.sizes))
+            known = _measured(self.source.sizes)
             bucket = nearest_bucket(self.source.sizes[known], self.buckets)
             rows = tuple(known[bucket == i] for i in range(len(self.buckets)))
             return BucketOrder(rows, self.batch_size, self.seed, self.shuffle)
@@ -211,25 +207,10 @@ class Loader:
             return mixed(sizes, self.source.rates, self.seed, self.shuffle)
         return epochs(len(self.source), self.seed, self.shuffle)
 
-    def _log_buckets(self) -> None:
-        """Says how often the images of each bucket are drawn; warns where that is often."""
-        order = self.order
-        for size, rows, batches in zip(self.buckets, order.rows, order.counts, strict=True):
-            drawn = batches * self.batch_size / max(len(rows), 1)
-            logging.log(
-                logging.WARNING if drawn >= OFTEN else logging.INFO,
-                "bucket %dx%d: %d images in %d of %d batches an epoch, each %.2f times",
-                *size,
-                len(rows),
-                batches,
-                order.counts.sum(),
-                drawn,
-            )
-
     def size(self, number: int) -> Size:
         """(width, height) that the image at a global number is resized to cover."""
         if self.buckets:
-            return self.buckets[self.order.bucket(number // self.batch_size)]
+            return self.buckets[self.order.place(number // self.batch_size)[0]]
         return self.resolution, self.resolution
 
     def image_size(self, number: int) -> Size:
@@ -247,19 +228,17 @@ class Loader:
                 self.damage.report(error)
         else:
             raise self.damage.error()
-        at = None
-        if self.crop == "random":
-            at = uniform(self.seed, number, "crop x"), uniform(self.seed, number, "crop y")
+        draw = functools.partial(uniform, self.seed, number)
+        at = (draw("crop x"), draw("crop y")) if self.crop == "random" else None
         crop = self.image_size(number)
         image = pixels.resize_and_crop(example["image"], self.size(number), crop, at)
-        if self.flip and uniform(self.seed, number, "flip") < 0.5:
+        if self.flip and draw("flip") < 0.5:
             image = image[:, ::-1]
         result = {"image": image}
         if self.prompt is not None:
             result["caption"] = self.prompt
         elif self.conditioning == "text":
-            draw = uniform(self.seed, number, "caption")
-            result["caption"] = draw_caption(example["captions"], draw)
+            result["caption"] = draw_caption(example["captions"], draw("caption"))
         elif self.conditioning == "label":
             result["label"] = example["label"]
         return result
@@ -295,13 +274,13 @@ class Loader:
 
 
 def _measured(sizes: np.ndarray) -> np.ndarray:
-    """Which (width, height) are known: they are 0 where the source could not tell."""
-    return np.all(sizes > 0, axis=-1)
+    """The rows whose (width, height) are known: they are 0 where the source could not tell."""
+    return np.flatnonzero(np.all(sizes > 0, axis=-1))
 
 
-def check_rows(rows: Sequence[int], batch_size: int) -> None:
-    """ValueError unless these are rows of a batch, at least one."""
-    if len(rows) == 0 or min(rows) < 0 or max(rows) >= batch_size:
+def check_rows(rows: Sequence[int] | None, batch_size: int) -> None:
+    """ValueError unless these are rows of a batch, at least one, or None for all of them."""
+    if rows is not None and (len(rows) == 0 or min(rows) < 0 or max(rows) >= batch_size):
         raise ValueError(f"rows are {list(rows)[:5]}...; they must be in 0...{batch_size - 1}")
 
 
@@ -310,7 +289,8 @@ def _reduced(source: Source, side: int, whole: bool) -> Source:
     when more than their largest centred square is needed.
     """
     if isinstance(source, MixtureSource):
-        return source.prepared(lambda part: _reduced(part, side, whole))
+        parts = tuple(_reduced(part, side, whole) for part in source.sources)
+        return dataclasses.replace(source, sources=parts)
     if isinstance(source, EmbeddedSource):
         return dataclasses.replace(source, source=_reduced(source.source, side, whole))
     if isinstance(source, ArraySource) and not whole:

@@ -36,7 +36,3 @@ class MixtureSource:
     def __getitem__(self, index: int) -> dict[str, Any]:
         number = int(np.searchsorted(self.ends, index, side="right"))
         return self.sources[number][index - (self.ends[number - 1] if number else 0)]
-
-    def prepared(self, prepare: Any) -> "MixtureSource":
-        """The same mixture of `prepare(source)` of each set."""
-        return dataclasses.replace(self, sources=tuple(map(prepare, self.sources)))

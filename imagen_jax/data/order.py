@@ -5,6 +5,7 @@ Each permutation is Grain's index shuffle, which takes no memory and answers for
 
 import dataclasses
 import functools
+import logging
 from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
@@ -12,6 +13,7 @@ import grain
 import numpy as np
 
 Size = tuple[int, int]  # (width, height)
+OFTEN = 4  # times an epoch that an image of a rare bucket is drawn, from which on it is warned of
 
 
 @runtime_checkable
@@ -80,17 +82,12 @@ class BucketOrder:
             for i, rows in enumerate(self.rows)
         ]
 
-    def bucket(self, step: int) -> int:
-        """The bucket of batch `step`."""
-        return self._place(step)[0]
-
     @functools.cached_property
-    def _place(self) -> Callable[[int], tuple[int, int]]:
-        """As `_find_place`, once for all examples of a batch."""
+    def place(self) -> Callable[[int], tuple[int, int]]:
+        """(bucket of a step's batch, how many of this bucket came before), once a batch."""
         return functools.lru_cache(maxsize=64)(self._find_place)
 
     def _find_place(self, step: int) -> tuple[int, int]:
-        """(bucket, how many batches of it came before) of batch `step`."""
         ends = np.cumsum(self.counts)
         epoch, slot = step // int(ends[-1]), int(self._batches[step])
         bucket = int(np.searchsorted(ends, slot, side="right"))
@@ -99,5 +96,19 @@ class BucketOrder:
 
     def __getitem__(self, number: int) -> int:
         step, row = divmod(number, self.batch_size)
-        bucket, before = self._place(step)
+        bucket, before = self.place(step)
         return int(self.rows[bucket][self._within[bucket][before * self.batch_size + row]])
+
+    def log_counts(self, buckets: Sequence[Size]) -> None:
+        """Says how often the images of each bucket are drawn; warns where that is often."""
+        for size, rows, batches in zip(buckets, self.rows, self.counts, strict=True):
+            drawn = batches * self.batch_size / max(len(rows), 1)
+            logging.log(
+                logging.WARNING if drawn >= OFTEN else logging.INFO,
+                "bucket %dx%d: %d images in %d of %d batches an epoch, each %.2f times",
+                *size,
+                len(rows),
+                batches,
+                self.counts.sum(),
+                drawn,
+            )

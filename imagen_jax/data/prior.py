@@ -1,4 +1,4 @@
-"""Batches of two image sets: what a model is to learn, and what it shall not forget meanwhile.
+"""Batches of two image sets: what a model is to learn, and what it must not forget meanwhile.
 
 DreamBooth's prior preservation (arXiv 2208.12242, section 3.3): a few images of a subject, and
 images of its class that the model itself has made.
@@ -29,8 +29,7 @@ class PriorLoader:
     def __post_init__(self):
         if self.instance.rows is not None or self.prior.rows is not None:
             raise ValueError("the loaders of a PriorLoader give all their rows")
-        if self.rows is not None:
-            check_rows(self.rows, self.batch_size)
+        check_rows(self.rows, self.batch_size)
 
     @property
     def batch_size(self) -> int:

@@ -60,20 +60,22 @@ def keep_label(example: dict[str, Any]) -> dict[str, Any]:
 # --------------------------------------------------------------------------------------- tasks
 
 PIXELS = seqio.PassThroughVocabulary(size=256)
-ENCODED = seqio.Feature(PIXELS, add_eos=False, rank=0, dtype=tf.string)
+IMAGE = {"image": seqio.Feature(PIXELS, add_eos=False, rank=0, dtype=tf.string)}
+CAPTIONED = (
+    draw_caption,
+    functools.partial(seqio.preprocessors.tokenize, copy_pretokenized=False),
+    seqio.preprocessors.append_eos_after_trim,
+)
 
 
 def text_features(vocabulary: seqio.Vocabulary) -> dict[str, seqio.Feature]:
     """The features of a text-conditioned Task."""
-    return {"image": ENCODED, "text": seqio.Feature(vocabulary, add_eos=True)}
+    return IMAGE | {"text": seqio.Feature(vocabulary, add_eos=True)}
 
 
 def label_features() -> dict[str, seqio.Feature]:
     """The features of a label-conditioned Task."""
-    return {
-        "image": ENCODED,
-        "label": seqio.Feature(PIXELS, add_eos=False, rank=0, dtype=tf.int32),
-    }
+    return IMAGE | {"label": seqio.Feature(PIXELS, add_eos=False, rank=0, dtype=tf.int32)}
 
 
 def _add_task(
@@ -81,32 +83,25 @@ def _add_task(
     builder: str,
     splits: Mapping[str, str],
     data_dir: str | Path | None,
-    preprocessors: list[Any],
-    features: dict[str, seqio.Feature],
+    vocabulary: seqio.Vocabulary | None,
 ) -> seqio.Task:
-    """Registers a TFDS set as a Task; downloads and prepares it where it is not there."""
+    """Registers a TFDS set as a Task, of labels where there is no vocabulary; downloads and
+    prepares it where it is not there.
+    """
     data_dir = None if data_dir is None else str(data_dir)
     tfds.builder(builder, data_dir=data_dir).download_and_prepare()
-    source = seqio.TfdsDataSource(
-        builder,
-        tfds_data_dir=data_dir,
-        splits=splits,
-        decoders={"image": tfds.decode.SkipDecoding()},
-    )
     return seqio.TaskRegistry.add(
         name,
-        source=source,
-        preprocessors=preprocessors,
-        output_features=features,
+        source=seqio.TfdsDataSource(
+            builder,
+            tfds_data_dir=data_dir,
+            splits=splits,
+            decoders={"image": tfds.decode.SkipDecoding()},
+        ),
+        preprocessors=[keep_label] if vocabulary is None else list(CAPTIONED),
+        output_features=label_features() if vocabulary is None else text_features(vocabulary),
         shuffle_buffer_size=SHUFFLE_BUFFER,
     )
-
-
-CAPTIONED = (
-    draw_caption,
-    functools.partial(seqio.preprocessors.tokenize, copy_pretokenized=False),
-    seqio.preprocessors.append_eos_after_trim,
-)
 
 
 def add_emoji_task(
@@ -119,8 +114,7 @@ def add_emoji_task(
     from imagen_jax.data import tfds_emoji  # noqa: F401  (registers the builder)
 
     splits = {"train": "train", "validation": "heldout"}
-    features = text_features(vocabulary)
-    return _add_task(name, "emoji:1.0.0", splits, data_dir, list(CAPTIONED), features)
+    return _add_task(name, "emoji:1.0.0", splits, data_dir, vocabulary)
 
 
 def add_coco_task(
@@ -135,27 +129,22 @@ def add_coco_task(
     images; validation and test have 5,000 each. Downloads 19 GB where it is not there.
     """
     splits = {"train": "train+restval", "validation": "val", "test": "test"}
-    features = text_features(vocabulary)
-    return _add_task(name, builder, splits, data_dir, list(CAPTIONED), features)
+    return _add_task(name, builder, splits, data_dir, vocabulary)
 
 
 def add_cifar_task(
     name: str, data_dir: str | Path | None = None, builder: str = "cifar10:3.0.2"
 ) -> seqio.Task:
     """Registers CIFAR-10 with its ten labels; splits train and test."""
-    splits = {"train": "train", "test": "test"}
-    return _add_task(name, builder, splits, data_dir, [keep_label], label_features())
+    return _add_task(name, builder, {"train": "train", "test": "test"}, data_dir, None)
 
 
 class ImageFeatureConverter(seqio.FeatureConverter):
     """Task features to the batch's: image, and padded `ids` with their `mask`, or `label`."""
 
-    TASK_FEATURES: Mapping[str, Any] = {}
-    MODEL_FEATURES: Mapping[str, Any] = {}
     PACKING_FEATURE_DTYPES = None
 
     def __init__(self, conditioning: str | None = "text"):
-        check_choice("conditioning", conditioning, CONDITIONINGS)
         spec = seqio.FeatureConverter.FeatureSpec
         image = {"image": spec(dtype=tf.uint8, rank=3)}
         label = {"label": spec(dtype=tf.int32, rank=0)}
@@ -171,13 +160,13 @@ class ImageFeatureConverter(seqio.FeatureConverter):
 
     def _convert_features(self, ds: tf.data.Dataset, task_feature_lengths: Mapping[str, int]):
         def convert(example: dict[str, Any]) -> dict[str, Any]:
-            features = {name: example[name] for name in self.TASK_FEATURES if name != "text"}
-            if "text" in self.TASK_FEATURES:
+            features = {name: example[name] for name in self.TASK_FEATURES}
+            if "text" in features:
                 length = task_feature_lengths["text"]
-                ids = example["text"][:length]
+                ids = features.pop("text")[:length]
                 mask = tf.sequence_mask(tf.size(ids), length)
-                ids = tf.ensure_shape(tf.pad(ids, [[0, length - tf.size(ids)]]), [length])
-                features |= {"ids": ids, "mask": tf.ensure_shape(mask, [length])}
+                ids = tf.pad(ids, [[0, length - tf.size(ids)]])
+                features |= {"ids": tf.ensure_shape(ids, [length]), "mask": mask}
             return features
 
         return ds.map(convert, num_parallel_calls=tf.data.AUTOTUNE)
@@ -253,14 +242,13 @@ class StreamLoader:
             raise ValueError(
                 f"batch_size {self.batch_size} does not divide by {self.process_count} processes"
             )
-        features = self.found.output_features
-        if self.conditioning == "text" and self.vocab_size is not None and "text" in features:
-            size = features["text"].vocabulary.vocab_size
-            if size > self.vocab_size:
-                raise ValueError(
-                    f"the text of {self.task} has {size} ids, but the text encoder's vocab_size is "
-                    f"{self.vocab_size}"
-                )
+        text = self.found.output_features.get("text")
+        known = text.vocabulary.vocab_size if text and self.conditioning == "text" else 0
+        if self.vocab_size is not None and known > self.vocab_size:
+            raise ValueError(
+                f"the text of {self.task} has {known} ids, but the text encoder's vocab_size is "
+                f"{self.vocab_size}"
+            )
 
     @functools.cached_property
     def found(self) -> Any:

@@ -58,7 +58,7 @@ class ShardSource:
 
     rows: those of the index that pass the filters and the split. cover: the side of the square that
     images will be made to cover, so that large JPEGs are decoded faster; None decodes them whole.
-    images: False leaves them out, for who wants captions alone.
+    read_images: False leaves images out, for a reader of captions alone.
     """
 
     shards: tuple[Shard, ...]
@@ -69,7 +69,7 @@ class ShardSource:
     conditioning: str | None
     max_pixels: int = decoding.MAX_PIXELS
     cover: int | None = None
-    images: bool = True
+    read_images: bool = True
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -86,21 +86,21 @@ class ShardSource:
     def __getitem__(self, index: int) -> dict[str, Any]:
         row = int(self.rows[index])
         key = self.index.key(row)
-        roles = ("image",) * self.images + (self.conditioning,) * (self.conditioning is not None)
-        names = {role: self.format.names[role] for role in roles}
+        wanted = {self.conditioning, "image" if self.read_images else None}
+        names = {role: name for role, name in self.format.names.items() if role in wanted}
         shard = self.shards[self.shard_of(row)]
         example = {"key": key}
         with broken_as(key):
-            if fault := self.index.fault(row, (*NEEDED, *roles)):
+            if fault := self.index.fault(row, (*NEEDED, *names)):
                 raise ValueError(fault)
             values = self.format.read(shard, self.index.spans[row], names)
-            if "image" in roles:
+            if "image" in names:
                 if not isinstance(values["image"], bytes):
                     raise ValueError("has no bytes of an image file")
                 example["image"] = decoding.read(values["image"], self.max_pixels, self.cover)
-            if "text" in roles:
+            if "text" in names:
                 example["captions"] = fields.to_captions(values["text"], names["text"])
-            if "label" in roles:
+            if "label" in names:
                 example["label"] = fields.to_label(values["label"])
         return example
 

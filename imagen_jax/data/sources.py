@@ -223,7 +223,7 @@ def read_npz(
 class FolderSource:
     """Images in a folder and the folders below it, read when they are asked for.
 
-    images: False leaves them out, for who wants captions alone.
+    read_images: False leaves images out, for a reader of captions alone.
     """
 
     folder: Path
@@ -233,7 +233,7 @@ class FolderSource:
     labels: np.ndarray | None = None
     class_names: tuple[str, ...] = ()
     max_pixels: int = decoding.MAX_PIXELS
-    images: bool = True
+    read_images: bool = True
 
     def __len__(self) -> int:
         return len(self.files)
@@ -243,7 +243,7 @@ class FolderSource:
         path = self.folder / name
         example = {"key": name}
         with broken_as(str(path)):
-            if self.images:
+            if self.read_images:
                 example["image"] = decoding.decode(path, self.max_pixels)
             if name in self.captions:
                 example["captions"] = self.captions[name]

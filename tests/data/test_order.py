@@ -126,7 +126,7 @@ def test_every_example_comes_as_often_as_its_bucket_has_batches():
     """21, 9 and 2 examples fill 5, 2 and 1 batches of 4: 8 batches an epoch."""
     order = shaped().order
     assert order.counts.tolist() == [5, 2, 1]
-    epochs = [[order.bucket(step) for step in range(8 * e, 8 * e + 8)] for e in range(9)]
+    epochs = [[order.place(step)[0] for step in range(8 * e, 8 * e + 8)] for e in range(9)]
     assert all(np.bincount(epoch).tolist() == [5, 2, 1] for epoch in epochs)
     assert len(set(map(tuple, epochs))) > 1
     plain = BucketOrder(order.rows, 4, seed=0, shuffle=False)  # a shuffle of few takes long
