@@ -29,17 +29,19 @@ def main() -> None:
     with one_line_errors(ValueError):
         listed = emoji.list_emoji()
         make_folder(arguments.out, "--out")
-    kept, arrays = emoji.build(listed)
-    path = arguments.out / "emoji.npz"
-    with written_whole(path) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, **arrays)
-    if arguments.captions:
-        lines = emoji.train_captions(arrays)
-        arguments.captions.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    train = arrays["split"] == "train"
-    chinese = arrays["name_zh"] != ""
-    print(
-        f"{path}: {len(kept)} images of {len(listed)} listed, "
-        f"{arrays['label'].max() + 1} distinct, {train.sum()} train, {(~train).sum()} held out, "
-        f"{chinese.sum()} with a Chinese name, {arrays['variant'].sum()} skin or gender variants"
-    )
+        kept, arrays = emoji.build(listed)
+        path = arguments.out / "emoji.npz"
+        with written_whole(path) as temporary, temporary.open("wb") as file:
+            np.savez_compressed(file, **arrays)
+        if arguments.captions:
+            lines = emoji.train_captions(arrays)
+            arguments.captions.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        train = arrays["split"] == "train"
+        chinese = arrays["name_zh"] != ""
+        print(
+            f"{path}: {len(kept)} images of {len(listed)} listed, "
+            f"{arrays['label'].max() + 1} distinct, {train.sum()} train, {(~train).sum()} held "
+            "out, "
+            f"{chinese.sum()} with a Chinese name, {arrays['variant'].sum()} variants of skin or "
+            "gender"
+        )

@@ -4,7 +4,6 @@ import bz2
 import dataclasses
 import functools
 import gzip
-import io
 import itertools
 import json
 import logging
@@ -21,7 +20,6 @@ from imagen_jax.data import SOURCES, Loader, records, shards, tar_index
 from imagen_jax.data.loader import TooManyBroken
 from imagen_jax.data.shards import expand_braces, find_shards
 from imagen_jax.data.sources import BrokenExample, is_heldout
-from imagen_jax.images import decoding
 from tests.data.shard_files import (
     add,
     example_record,
@@ -449,22 +447,6 @@ def test_examples_are_those_of_tensorflow(tmp_path):
 def test_captions_can_be_read_without_their_images(made):
     source = dataclasses.replace(read(made), read_images=False)
     assert source[4].keys() == {"captions", "key"}
-
-
-@pytest.mark.parametrize("factor", [1, 1.5, 2, 3, 4, 7.3, 8, 16])
-def test_a_jpeg_is_reduced_by_its_decoder_as_by_averaging(factor, rng):
-    """Within rounding where the whole factor is, and never below twice the size elsewhere."""
-    side = round(32 * factor)
-    smooth = Image.fromarray(rng.integers(0, 256, (6, 6, 3), np.uint8)).resize((side, side), 3)
-    smooth.save(file := io.BytesIO(), "JPEG", quality=95, subsampling=0)
-    data = file.getvalue()
-    reduced = decoding.read(data, cover=32)
-    whole = decoding.read(data)
-    scale = whole.width / reduced.width
-    assert scale in (1, factor) or reduced.width >= 64
-    if scale.is_integer():
-        averaged = np.asarray(whole.reduce(int(scale)), int)
-        assert np.abs(averaged - np.asarray(reduced, int)).max() <= 3
 
 
 def test_the_log_says_what_was_filtered(made, caplog):
