@@ -19,10 +19,16 @@ import numpy as np
 
 from imagen_jax.data.captions import Captions
 from imagen_jax.data.embeddings import EmbeddedSource, Embedding
-from imagen_jax.data.mixture import MixtureSource
 from imagen_jax.data.order import BucketOrder, Order, Size, epochs, mixed, nearest_bucket
 from imagen_jax.data.shard_sources import ShardSource
-from imagen_jax.data.sources import CONDITIONINGS, ArraySource, BrokenExample, Source, check_choice
+from imagen_jax.data.sources import (
+    CONDITIONINGS,
+    ArraySource,
+    BrokenExample,
+    MixtureSource,
+    Source,
+    check_choice,
+)
 from imagen_jax.images import pixels
 
 CROPS = ("centre", "random")
@@ -230,18 +236,14 @@ class Loader:
             raise self.damage.error()
         draw = functools.partial(uniform, self.seed, number)
         at = (draw("crop x"), draw("crop y")) if self.crop == "random" else None
-        crop = self.image_size(number)
-        image = pixels.resize_and_crop(example["image"], self.size(number), crop, at)
+        size, crop = self.size(number), self.image_size(number)
+        image = pixels.resize_and_crop(example["image"], size, crop, at)
         if self.flip and draw("flip") < 0.5:
             image = image[:, ::-1]
-        result = {"image": image}
-        if self.prompt is not None:
-            result["caption"] = self.prompt
-        elif self.conditioning == "text":
-            result["caption"] = draw_caption(example["captions"], draw("caption"))
-        elif self.conditioning == "label":
-            result["label"] = example["label"]
-        return result
+        if self.conditioning == "text":
+            captions = example["captions"] if self.prompt is None else [(self.prompt, 1.0)]
+            return {"image": image, "caption": draw_caption(captions, draw("caption"))}
+        return {"image": image, "label": example.get("label")}
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
         """This process's rows of batch `step`: image, and ids or text with mask, or label."""
@@ -315,3 +317,48 @@ def prepared(
         raise max(damages, key=lambda damage: damage.share - damage.max_share).error() from None
     finally:
         batches.close()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PriorLoader:
+    """Batches whose first rows are `instance`'s and whose last rows are `prior`'s: what a model is
+    to learn, and what it must not forget meanwhile.
+
+    DreamBooth's prior preservation (arXiv 2208.12242, section 3.3): a few images of a subject, and
+    images of its class that the model itself has made.
+
+    Args:
+      instance, prior: loaders of their own rows of the whole batch, for one process; each goes
+        through its set in its own order.
+      rows: which rows of the whole batch this process gets; None: all.
+    """
+
+    instance: Loader
+    prior: Loader
+    rows: Sequence[int] | None = None
+
+    def __post_init__(self):
+        if self.instance.rows is not None or self.prior.rows is not None:
+            raise ValueError("the loaders of a PriorLoader give all their rows")
+        check_rows(self.rows, self.batch_size)
+
+    @property
+    def batch_size(self) -> int:
+        """Rows of the whole batch, on all processes together."""
+        return self.instance.batch_size + self.prior.batch_size
+
+    def batch(self, step: int) -> dict[str, np.ndarray]:
+        """This process's rows of batch `step`, a pure function of the seeds and the step."""
+        rows = range(self.batch_size) if self.rows is None else sorted(map(int, self.rows))
+        parts, first = [], 0
+        for loader in (self.instance, self.prior):
+            size = loader.batch_size
+            own = [row - first for row in rows if first <= row < first + size]
+            if own:
+                parts.append(loader.examples([step * size + row for row in own]))
+            first += size
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def batches(self, start: int = 0) -> Iterator[dict[str, np.ndarray]]:
+        """Batches start, start + 1, ... without end."""
+        return prepared(self.batch, [self.instance, self.prior], start)

@@ -13,7 +13,7 @@ from imagen_jax.data import fields, records, tar_index
 from imagen_jax.data.filters import make_filters
 from imagen_jax.data.index import Index, index_folder, read_index
 from imagen_jax.data.shards import Shard, find_shards, is_remote, local_folder
-from imagen_jax.data.sources import broken_as, check_reading, in_split
+from imagen_jax.data.sources import broken_as, check_reading, in_split, make_example
 from imagen_jax.images import decoding
 
 NEEDED = ("image", "json")  # what must be sound in every example, whatever is read of it
@@ -89,20 +89,21 @@ class ShardSource:
         wanted = {self.conditioning, "image" if self.read_images else None}
         names = {role: name for role, name in self.format.names.items() if role in wanted}
         shard = self.shards[self.shard_of(row)]
-        example = {"key": key}
         with broken_as(key):
             if fault := self.index.fault(row, (*NEEDED, *names)):
                 raise ValueError(fault)
             values = self.format.read(shard, self.index.spans[row], names)
-            if "image" in names:
-                if not isinstance(values["image"], bytes):
-                    raise ValueError("has no bytes of an image file")
-                example["image"] = decoding.read(values["image"], self.max_pixels, self.cover)
-            if "text" in names:
-                example["captions"] = fields.to_captions(values["text"], names["text"])
-            if "label" in names:
-                example["label"] = fields.to_label(values["label"])
-        return example
+            file, text, label = (values.get(role) for role in ("image", "text", "label"))
+            if "image" in names and not isinstance(file, bytes):
+                raise ValueError("has no bytes of an image file")
+            return make_example(
+                key,
+                image=decoding.read(file, self.max_pixels, self.cover)
+                if "image" in names
+                else None,
+                captions=fields.to_captions(text, names["text"]) if "text" in names else None,
+                label=fields.to_label(label) if "label" in names else None,
+            )
 
 
 def read_tar(

@@ -8,6 +8,7 @@ an image cannot be read.
 import collections
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -53,6 +54,11 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> dict[str, Any]: ...
+
+
+def make_example(key: str, **fields: Any) -> dict[str, Any]:
+    """An example with those fields that are not None."""
+    return {"key": key} | {name: value for name, value in fields.items() if value is not None}
 
 
 def is_heldout(key: str) -> bool:
@@ -113,13 +119,12 @@ class ArraySource:
         return len(self.images)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        key = str(index) if self.keys is None else str(self.keys[index])
-        example = {"image": self.images[index], "key": key}
-        if self.captions is not None:
-            example["captions"] = self.captions[index]
-        if self.labels is not None:
-            example["label"] = int(self.labels[index])
-        return example
+        return make_example(
+            key=str(index if self.keys is None else self.keys[index]),
+            image=self.images[index],
+            captions=None if self.captions is None else self.captions[index],
+            label=None if self.labels is None else int(self.labels[index]),
+        )
 
     def select(self, rows: np.ndarray) -> "ArraySource":
         """The rows of these indices, in their order."""
@@ -216,6 +221,37 @@ def read_npz(
     return source.select(np.flatnonzero(own))
 
 
+# ------------------------------------------------------------------------------------- mixtures
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class MixtureSource:
+    """Sets one behind the other; `Loader` draws from each at its rate, whatever its size.
+
+    rates: positive, in any unit: 3 and 1 are the same as 0.75 and 0.25.
+    """
+
+    sources: Sequence[Source]
+    rates: Sequence[float]
+
+    def __post_init__(self):
+        if not self.sources or len(self.sources) != len(self.rates):
+            raise ValueError(f"there are {len(self.rates)} rates for {len(self.sources)} sets")
+        if not all(0 < rate < float("inf") for rate in self.rates):
+            raise ValueError(f"the rates of a mixture must be above 0, not {list(self.rates)}")
+
+    @functools.cached_property
+    def ends(self) -> list[int]:
+        return np.cumsum([len(source) for source in self.sources]).tolist()
+
+    def __len__(self) -> int:
+        return self.ends[-1]
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        number = int(np.searchsorted(self.ends, index, side="right"))
+        return self.sources[number][index - (self.ends[number - 1] if number else 0)]
+
+
 # --------------------------------------------------------------------------- folder of images
 
 
@@ -241,17 +277,16 @@ class FolderSource:
     def __getitem__(self, index: int) -> dict[str, Any]:
         name = self.files[index]
         path = self.folder / name
-        example = {"key": name}
         with broken_as(str(path)):
-            if self.read_images:
-                example["image"] = decoding.decode(path, self.max_pixels)
-            if name in self.captions:
-                example["captions"] = self.captions[name]
-            elif name in self.texts:
-                example["captions"] = read_text(self.folder / self.texts[name])
-        if self.labels is not None:
-            example["label"] = int(self.labels[index])
-        return example
+            return make_example(
+                key=name,
+                image=decoding.decode(path, self.max_pixels) if self.read_images else None,
+                captions=self.captions.get(name) or self._own_text(name),
+                label=None if self.labels is None else int(self.labels[index]),
+            )
+
+    def _own_text(self, name: str) -> Captions | None:
+        return read_text(self.folder / self.texts[name]) if name in self.texts else None
 
 
 def read_folder(
@@ -307,12 +342,11 @@ def _files_below(folder: Path) -> set[str]:
             continue
         read.add(real)
         for entry in sorted(os.scandir(folder / name), key=lambda entry: entry.name):
-            path = f"{name}/{entry.name}" if name else entry.name
-            if entry.name.startswith("."):
-                continue
-            if entry.is_file():
+            path = os.path.join(name, entry.name)
+            hidden = entry.name.startswith(".")
+            if entry.is_file() and not hidden:
                 found.add(path)
-            elif entry.is_dir():
+            elif entry.is_dir() and not hidden:
                 (waiting.append if entry.is_symlink() else waiting.appendleft)(path)
     return found
 
@@ -320,8 +354,8 @@ def _files_below(folder: Path) -> set[str]:
 def _texts_beside(found: set[str], images: list[str]) -> dict[str, str]:
     """The text file of each image that has one: cat.txt, or cat.TXT, for cat.png."""
     texts = {name[:-4]: name for name in sorted(found) if name.lower().endswith(".txt")}
-    stems = {name: name.rpartition(".")[0] for name in images}
-    return {name: texts[stem] for name, stem in stems.items() if stem in texts}
+    found_texts = {name: texts.get(name.rpartition(".")[0]) for name in images}
+    return {name: text for name, text in found_texts.items() if text is not None}
 
 
 def _folder_captions(

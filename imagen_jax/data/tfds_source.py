@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from imagen_jax.data.fields import to_captions
-from imagen_jax.data.sources import CONDITIONINGS, broken_as, check_choice
+from imagen_jax.data.sources import CONDITIONINGS, broken_as, check_choice, make_example
 from imagen_jax.images import decoding
 
 
@@ -18,24 +18,23 @@ class TfdsSource:
 
     records: Any
     name: str
-    conditioning: str | None
-    image: str
-    text: str
-    label: str
+    image: str  # names of features; None: not read
+    text: str | None
+    label: str | None
 
     def __len__(self) -> int:
         return len(self.records)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        example = {"key": f"{self.name}[{index}]"}
-        with broken_as(example["key"]):
+        key = f"{self.name}[{index}]"
+        with broken_as(key):
             record = self.records[index]
-            example["image"] = _rgb(record[self.image])
-            if self.conditioning == "text":
-                example["captions"] = to_captions(record[self.text], self.text)
-            elif self.conditioning == "label":
-                example["label"] = int(record[self.label])
-        return example
+            return make_example(
+                key,
+                image=_rgb(record[self.image]),
+                captions=to_captions(record[self.text], self.text) if self.text else None,
+                label=int(record[self.label]) if self.label else None,
+            )
 
 
 def _rgb(image: np.ndarray) -> np.ndarray:
@@ -71,13 +70,14 @@ def read_tfds(
     builder = prepare_tfds(path, data_dir)
     if split == "heldout" and split not in builder.info.splits:
         split = "test"
-    wanted = {"text": text, "label": label, None: image}[conditioning]
-    if missing := {image, wanted} - set(builder.info.features):
+    text = text if conditioning == "text" else None
+    label = label if conditioning == "label" else None
+    if missing := {image, text, label} - {None, *builder.info.features}:
         raise ValueError(
             f"{path} has no feature {', '.join(sorted(missing))}; it has "
             f"{', '.join(builder.info.features)}"
         )
-    return TfdsSource(builder.as_data_source(split), path, conditioning, image, text, label)
+    return TfdsSource(builder.as_data_source(split), path, image, text, label)
 
 
 def prepare_tfds(path: str, data_dir: str | Path | None = None) -> Any:

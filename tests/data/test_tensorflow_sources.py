@@ -61,7 +61,7 @@ def records(image=None, text=b"x", label=0):
     """A source of one record, as TFDS decodes it."""
     image = np.zeros((4, 6, 3), np.uint8) if image is None else image
     record = {"image": image, "text": text, "label": label}
-    return TfdsSource([record], "set", "text", "image", "text", "label")
+    return TfdsSource([record], "set", "image", "text", None)
 
 
 @pytest.mark.parametrize(
