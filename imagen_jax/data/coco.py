@@ -74,10 +74,9 @@ def draw(captions: list[Caption], count: int, seed: int) -> list[Caption]:
     if not 1 <= count <= len(captions):
         raise ValueError(f"Cannot draw {count} of {len(captions)} captions.")
 
-    def place(caption: Caption) -> bytes:
-        return hashlib.sha256(f"{seed} {caption.id}".encode()).digest()
-
-    return sorted(captions, key=place)[:count]
+    return sorted(
+        captions, key=lambda caption: hashlib.sha256(f"{seed} {caption.id}".encode()).digest()
+    )[:count]
 
 
 def _sorted(captions: list[Caption], name: str) -> list[Caption]:

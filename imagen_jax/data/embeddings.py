@@ -13,7 +13,7 @@ import os
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, ClassVar, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -139,7 +139,7 @@ def pack(key: str, captions: Captions, tokens: Sequence[np.ndarray]) -> bytes:
     """A record: the example's key, a digest of its captions, and the embeddings of each."""
     header = {"key": key, "captions": _captions_digest(captions), "tokens": [*map(len, tokens)]}
     text = json.dumps(header).encode()
-    rows = [np.asarray(row, ml_dtypes.bfloat16).tobytes() for row in tokens]
+    rows = (np.asarray(row, ml_dtypes.bfloat16).tobytes() for row in tokens)
     return b"".join([HEADER_SIZE.pack(len(text)), text, *rows])
 
 
@@ -203,7 +203,6 @@ class EmbeddedSource:
     where the image set is another one.
     """
 
-    embedded: ClassVar[bool] = True
     source: Source
     directory: Path
     manifest: Manifest
@@ -232,9 +231,11 @@ class EmbeddedSource:
                 f"{key} is of {header['key']!r}, but example {index} is {example['key']!r}, or its "
                 "captions have changed: embed the captions of this set again"
             )
-        texts = [Embedding(rows, self.manifest.length) for rows in tokens]
-        weighted = [(text, weight) for text, (_, weight) in zip(texts, captions, strict=True)]
-        return {**example, "captions": weighted}
+        embedded = [
+            (Embedding(rows, self.manifest.length), weight)
+            for rows, (_, weight) in zip(tokens, captions, strict=True)
+        ]
+        return example | {"captions": embedded}
 
 
 def read_embedded(source: Source, directory: str | os.PathLike) -> EmbeddedSource:

@@ -57,7 +57,6 @@ class Emoji:
 
     text: str
     group: str
-    subgroup: str
     groups: dict[str, str]
     names: dict[str, str]
     keywords: dict[str, tuple[str, ...]]
@@ -110,17 +109,15 @@ def read_group_names(language: str) -> dict[str, str]:
     return {group: labels[label] for group, label in GROUP_LABELS.items()}
 
 
-def read_emoji_list(path: Path = EMOJI_LIST) -> Iterator[tuple[str, str, str, str]]:
-    """(text, English name, group, subgroup) of every fully qualified emoji."""
-    group = subgroup = ""
+def read_emoji_list(path: Path = EMOJI_LIST) -> Iterator[tuple[str, str, str]]:
+    """(text, English name, group) of every fully qualified emoji."""
+    group = ""
     for line in path.read_text(encoding="utf-8").splitlines():
         if line.startswith("# group:"):
             group = line.removeprefix("# group:").strip()
-        elif line.startswith("# subgroup:"):
-            subgroup = line.removeprefix("# subgroup:").strip()
         elif match := re.match(r"([0-9A-F ]+?)\s*; fully-qualified\s*# \S+ E[\d.]+ (.+)", line):
             text = "".join(chr(int(code, 16)) for code in match[1].split())
-            yield text, match[2], group, subgroup
+            yield text, match[2], group
 
 
 def is_variant(text: str, name: str, group: str, listed: set[str]) -> bool:
@@ -142,18 +139,18 @@ def list_emoji() -> list[Emoji]:
     annotations = {language: read_annotations(language) for language in LANGUAGES}
     group_names = {language: read_group_names(language) for language in LANGUAGES}
     result = []
-    for text, english, group, subgroup in rows:
+    for text, english, group in rows:
         key = text.replace(VARIATION_SELECTOR, "")
-        names = {language: found.get(key, "") for language, (found, _) in annotations.items()}
-        names["en"] = names["en"] or english
-        names = {language: name for language, name in names.items() if name}
+        names = {"en": english} | {
+            language: found[key] for language, (found, _) in annotations.items() if found.get(key)
+        }
         keywords = {
             language: tuple(word for word in annotations[language][1].get(key, ()) if word != name)
             for language, name in names.items()
         }
         groups = {language: group_names[language][group] for language in LANGUAGES}
         variant = is_variant(text, english, group, listed)
-        result.append(Emoji(text, group, subgroup, groups, names, keywords, variant))
+        result.append(Emoji(text, group, groups, names, keywords, variant))
     return result
 
 
@@ -217,9 +214,8 @@ def build(emoji: Sequence[Emoji] | None = None) -> tuple[list[Emoji], dict[str, 
     `captions` is UTF-8 JSON, a list of [text, probability] for each image. The layout is the one
     that `sources.read_npz` reads.
     """
-    require_files()
-    font = load_font()
     emoji = list_emoji() if emoji is None else emoji
+    font = load_font()
     rendered = ((item, render(item.text, font)) for item in emoji)
     kept = [
         (item, square(image), hashlib.sha256(image.tobytes()).digest())
@@ -247,10 +243,15 @@ def build(emoji: Sequence[Emoji] | None = None) -> tuple[list[Emoji], dict[str, 
 
 def train_captions(arrays: dict[str, np.ndarray]) -> list[str]:
     """The training captions for a tokenizer: about 40 an image, by their probabilities."""
-    lines = []
     all_captions = json.loads(arrays["captions"].tobytes())
-    for pairs, split in zip(all_captions, arrays["split"], strict=True):
-        if split == "train":
-            for text, probability in pairs:
-                lines += [text] * max(1, round(40 * probability))
-    return lines
+    train = [
+        pairs
+        for pairs, split in zip(all_captions, arrays["split"], strict=True)
+        if split == "train"
+    ]
+    return [
+        text
+        for pairs in train
+        for text, probability in pairs
+        for _ in range(max(1, round(40 * probability)))
+    ]

@@ -37,10 +37,6 @@ class Filters:
             if limits is not None and not limits[0] <= limits[1]:
                 raise ValueError(f"filters.{name} is {limits}; the least comes first")
 
-    @property
-    def need_sizes(self) -> bool:
-        return self.min_size is not None or self.aspect is not None
-
     def kept(self, index: Index, broken: np.ndarray) -> np.ndarray:
         """bool [N]; says in the log what each filter took away.
 
@@ -50,7 +46,8 @@ class Filters:
         Raises:
           ValueError: the index has no sizes, or no such score.
         """
-        if self.need_sizes and not index.sizes.any():
+        need_sizes = self.min_size is not None or self.aspect is not None
+        if need_sizes and not index.sizes.any():
             raise ValueError(
                 "filters on the size need each example's width and height, and its json or record "
                 "does not have them: data.measure=True reads them from the images, once"

@@ -201,11 +201,11 @@ def _warn_of_faults(shard: Shard, index: Index) -> None:
 
 
 def _save(index: Index, path: Path) -> None:
-    columns = {name: getattr(index, name) for name in COLUMNS}
+    arrays = {name: getattr(index, name) for name in COLUMNS}
     values = np.stack(list(index.fields.values()) or [np.zeros(len(index), np.float32)])
-    notes = json.dumps({"fields": list(index.fields), "faults": index.faults})
+    notes = json.dumps({"fields": list(index.fields), "faults": index.faults}).encode()
     with written_whole(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, **columns, values=values, notes=np.frombuffer(notes.encode(), np.uint8))
+        np.savez(file, **arrays, values=values, notes=np.frombuffer(notes, np.uint8))
 
 
 def _load(path: Path, wanted: Collection[str]) -> Index:

@@ -115,8 +115,8 @@ def draw_caption(captions: Sequence[tuple[Caption, float]], number: float) -> Ca
 class Loader:
     """Batches of a source: `batch(step)` for one, `batches(start)` for all, prepared in threads.
 
-    A source may bring embedded texts: an attribute `embedded` that is True, and for each caption an
-    `Embedding` in place of its text. They are drawn as captions are, and need no `tokenize`.
+    An `EmbeddedSource` has for each caption an `Embedding` in place of its text. They are drawn as
+    captions are, and need no `tokenize`.
 
     Args:
       batch_size: examples of the whole batch, on all processes together.
@@ -194,7 +194,7 @@ class Loader:
     @property
     def embedded(self) -> bool:
         """Whether the source brings texts that are embedded already."""
-        return getattr(self.source, "embedded", False)
+        return isinstance(self.source, EmbeddedSource)
 
     @functools.cached_property
     def damage(self) -> Damage:
@@ -213,15 +213,14 @@ class Loader:
             return mixed(sizes, self.source.rates, self.seed, self.shuffle)
         return epochs(len(self.source), self.seed, self.shuffle)
 
-    def size(self, number: int) -> Size:
-        """(width, height) that the image at a global number is resized to cover."""
+    def sizes(self, number: int) -> tuple[Size, Size]:
+        """(width, height) that the image at a global number is resized to cover, and of what is
+        then cut out of it.
+        """
+        size = self.resolution, self.resolution
         if self.buckets:
-            return self.buckets[self.order.place(number // self.batch_size)[0]]
-        return self.resolution, self.resolution
-
-    def image_size(self, number: int) -> Size:
-        """(width, height) of the image in a batch: what is cut out of `size`, or all of it."""
-        return self.size(number) if self.crop_size is None else (self.crop_size, self.crop_size)
+            size = self.buckets[self.order.place(number // self.batch_size)[0]]
+        return size, size if self.crop_size is None else (self.crop_size, self.crop_size)
 
     def example(self, number: int) -> dict[str, Any]:
         """The example at a global number (step * batch_size + row), the next good one if broken."""
@@ -236,8 +235,7 @@ class Loader:
             raise self.damage.error()
         draw = functools.partial(uniform, self.seed, number)
         at = (draw("crop x"), draw("crop y")) if self.crop == "random" else None
-        size, crop = self.size(number), self.image_size(number)
-        image = pixels.resize_and_crop(example["image"], size, crop, at)
+        image = pixels.resize_and_crop(example["image"], *self.sizes(number), at)
         if self.flip and draw("flip") < 0.5:
             image = image[:, ::-1]
         if self.conditioning == "text":
@@ -253,7 +251,7 @@ class Loader:
     def examples(self, numbers: Sequence[int]) -> dict[str, np.ndarray]:
         """The examples of these global numbers as a batch."""
         self.damage.count(len(numbers))
-        width, height = self.image_size(numbers[0])
+        _, (width, height) = self.sizes(numbers[0])
         images = np.empty((len(numbers), height, width, 3), np.uint8)
         examples = []
         for row, number in enumerate(numbers):
@@ -272,7 +270,7 @@ class Loader:
 
     def batches(self, start: int = 0) -> Iterator[dict[str, np.ndarray]]:
         """Batches start, start + 1, ... without end; starting late costs nothing."""
-        return prepared(self.batch, [self], start)
+        return prepared(self.batch, self, start)
 
 
 def _measured(sizes: np.ndarray) -> np.ndarray:
@@ -303,18 +301,16 @@ def _reduced(source: Source, side: int, whole: bool) -> Source:
 
 
 def prepared(
-    batch: Callable[[int], dict[str, np.ndarray]], loaders: Sequence[Loader], start: int
+    batch: Callable[[int], dict[str, np.ndarray]], loader: Loader, start: int
 ) -> Iterator[dict[str, np.ndarray]]:
-    """batch(start), batch(start + 1), ... made ahead in threads from what the loaders read."""
-    first = loaders[0]
-    options = grain.ReadOptions(num_threads=first.num_threads, prefetch_buffer_size=first.prefetch)
+    """batch(start), batch(start + 1), ... made ahead in as many threads as the loader wants."""
+    options = grain.ReadOptions(loader.num_threads, loader.prefetch)
     steps = grain.MapDataset.range(start, FOREVER)
     batches = iter(steps.map(batch).to_iter_dataset(options))
     try:
         yield from batches
-    except TooManyBroken:  # said anew, without Grain's note on its tracebacks
-        damages = [loader.damage for loader in loaders]
-        raise max(damages, key=lambda damage: damage.share - damage.max_share).error() from None
+    except TooManyBroken as error:  # raised again, without Grain's note on its tracebacks
+        raise TooManyBroken(*error.args) from None
     finally:
         batches.close()
 
@@ -350,15 +346,18 @@ class PriorLoader:
     def batch(self, step: int) -> dict[str, np.ndarray]:
         """This process's rows of batch `step`, a pure function of the seeds and the step."""
         rows = range(self.batch_size) if self.rows is None else sorted(map(int, self.rows))
-        parts, first = [], 0
-        for loader in (self.instance, self.prior):
-            size = loader.batch_size
-            own = [row - first for row in rows if first <= row < first + size]
-            if own:
-                parts.append(loader.examples([step * size + row for row in own]))
-            first += size
+        first = self.instance.batch_size  # of the prior's
+        own = {
+            self.instance: [row for row in rows if row < first],
+            self.prior: [row - first for row in rows if row >= first],
+        }
+        parts = [
+            loader.examples([step * loader.batch_size + row for row in numbers])
+            for loader, numbers in own.items()
+            if numbers
+        ]
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def batches(self, start: int = 0) -> Iterator[dict[str, np.ndarray]]:
         """Batches start, start + 1, ... without end."""
-        return prepared(self.batch, [self.instance, self.prior], start)
+        return prepared(self.batch, self.instance, start)

@@ -160,8 +160,9 @@ def tfrecord_spans(shard: Shard) -> Iterator[tuple[Span, str | None]]:
                     check_uncompressed(shard)
                 yield (0, 0), f"{fault} at byte {position:,}, and all after it is lost"
                 return
-            too_large = f"has {size:,} bytes, more than {LARGEST_RECORD:,}"
-            yield (start, size), too_large if size > LARGEST_RECORD else None
+            if size > LARGEST_RECORD:
+                fault = f"has {size:,} bytes, more than {LARGEST_RECORD:,}"
+            yield (start, size), fault
             position = end
 
 

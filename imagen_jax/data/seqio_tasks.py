@@ -172,28 +172,18 @@ class ImageFeatureConverter(seqio.FeatureConverter):
         return ds.map(convert, num_parallel_calls=tf.data.AUTOTUNE)
 
     def get_model_feature_lengths(self, task_feature_lengths: Mapping[str, int]):
-        lengths = dict(task_feature_lengths)
-        if "text" in lengths:
-            lengths["ids"] = lengths["mask"] = lengths.pop("text")
-        return lengths
+        text = task_feature_lengths.get("text")
+        return {name: task_feature_lengths.get(name, text) for name in self.MODEL_FEATURES}
 
 
 # -------------------------------------------------------------------------------------- stream
-
-
-def _decoded(image: Any) -> Any:
-    """PNG, JPEG, GIF or BMP bytes as uint8 [H, W, 3]; what is decoded stays as it is."""
-    if image.dtype == tf.string:
-        image = tf.io.decode_image(image, channels=3, expand_animations=False)
-    return tf.ensure_shape(image, [None, None, 3])
 
 
 def _resized(image: Any, resolution: int, whole: bool) -> Any:
     """The shorter side at `resolution`, antialiased as in `preprocess`; the largest centred square
     of it, or with `whole` all of it.
     """
-    height, width = tf.shape(image)[0], tf.shape(image)[1]
-    side = tf.minimum(height, width)
+    side = tf.reduce_min(tf.shape(image)[:2])
     size = tf.fill([2], resolution)
     if whole:
         size = tf.cast(tf.round(tf.shape(image)[:2] * resolution / side), tf.int32)
@@ -276,8 +266,11 @@ class StreamLoader:
 
     def image(self, number: Any, example: dict[str, Any]) -> dict[str, Any]:
         """The example that comes as this number on this process, its image decoded and cut."""
-        random = self.crop == "random"
-        image = _resized(_decoded(example["image"]), self.resolution, whole=random)
+        image, random = example["image"], self.crop == "random"
+        if image.dtype == tf.string:  # and not decoded yet: PNG, JPEG, GIF or BMP
+            image = tf.io.decode_image(image, channels=3, expand_animations=False)
+        image = tf.ensure_shape(image, [None, None, 3])
+        image = _resized(image, self.resolution, whole=random)
         if random:
             seed = tf.stack([self.seed, number * self.process_count + self.process_index])
             image = tf.image.stateless_random_crop(image, (self.side, self.side, 3), seed)

@@ -89,18 +89,14 @@ def local_folder(path: str) -> Path | None:
     return Path(path if os.path.isdir(path) else os.path.dirname(path))
 
 
-@functools.lru_cache(maxsize=64)
-def _connection(scheme: str) -> Any:
+def _file_system(url: str) -> tuple[Any, str]:
+    """The file system of a URL, and the path in it. Its credentials are the environment's."""
+    scheme = url.partition("://")[0]
     try:
         import fsspec
     except ImportError as error:
         raise ImportError(f"{scheme}:// needs fsspec: pip install imagen_jax[remote]") from error
-    return fsspec.filesystem(scheme)
-
-
-def _file_system(url: str) -> tuple[Any, str]:
-    """The file system of a URL, and the path in it. Its credentials are the environment's."""
-    files = _connection(url.partition("://")[0])
+    files = fsspec.filesystem(scheme)  # the same one each time
     return files, files._strip_protocol(url)
 
 

@@ -264,8 +264,8 @@ class FolderSource:
 
     folder: Path
     files: tuple[str, ...]  # relative to the folder, sorted
-    captions: dict[str, Captions] = dataclasses.field(default_factory=dict)  # of a caption file
-    texts: dict[str, str] = dataclasses.field(default_factory=dict)  # an image's own text file
+    # by file: those of a caption file, or the name of the image's own text file
+    captions: dict[str, Captions | str] = dataclasses.field(default_factory=dict)
     labels: np.ndarray | None = None
     class_names: tuple[str, ...] = ()
     max_pixels: int = decoding.MAX_PIXELS
@@ -277,16 +277,16 @@ class FolderSource:
     def __getitem__(self, index: int) -> dict[str, Any]:
         name = self.files[index]
         path = self.folder / name
+        captions = self.captions.get(name)
         with broken_as(str(path)):
+            if isinstance(captions, str):
+                captions = read_text(self.folder / captions)
             return make_example(
                 key=name,
                 image=decoding.decode(path, self.max_pixels) if self.read_images else None,
-                captions=self.captions.get(name) or self._own_text(name),
+                captions=captions,
                 label=None if self.labels is None else int(self.labels[index]),
             )
-
-    def _own_text(self, name: str) -> Captions | None:
-        return read_text(self.folder / self.texts[name]) if name in self.texts else None
 
 
 def read_folder(
@@ -313,11 +313,9 @@ def read_folder(
     if not own:
         raise ValueError(f"{folder} has no image in its split {split!r}")
 
-    source = FolderSource(folder, own, max_pixels=max_pixels)
+    captions, labels, class_names = {}, None, ()
     if conditioning == "text":
-        texts = _texts_beside(found, images)
-        captions = _folder_captions(folder, found, images, texts)
-        return dataclasses.replace(source, captions=captions, texts=texts)
+        captions = _folder_captions(folder, found, images)
     if conditioning == "label":
         if outside := [name for name in images if "/" not in name]:
             raise ValueError(
@@ -325,8 +323,7 @@ def read_folder(
             )
         class_names = tuple(sorted({name.split("/")[0] for name in images}))
         labels = np.searchsorted(class_names, [name.split("/")[0] for name in own])
-        return dataclasses.replace(source, labels=labels, class_names=class_names)
-    return source
+    return FolderSource(folder, own, captions, labels, class_names, max_pixels)
 
 
 def _files_below(folder: Path) -> set[str]:
@@ -351,29 +348,26 @@ def _files_below(folder: Path) -> set[str]:
     return found
 
 
-def _texts_beside(found: set[str], images: list[str]) -> dict[str, str]:
-    """The text file of each image that has one: cat.txt, or cat.TXT, for cat.png."""
+def _folder_captions(folder: Path, found: set[str], images: list[str]) -> dict[str, Captions | str]:
+    """The captions of the caption file, else the name of the text file, of each image.
+
+    ValueError where an image has neither. Its text file is cat.txt, or cat.TXT, for cat.png.
+    """
     texts = {name[:-4]: name for name in sorted(found) if name.lower().endswith(".txt")}
-    found_texts = {name: texts.get(name.rpartition(".")[0]) for name in images}
-    return {name: text for name, text in found_texts.items() if text is not None}
-
-
-def _folder_captions(
-    folder: Path, found: set[str], images: list[str], texts: dict[str, str]
-) -> dict[str, Captions]:
-    """The captions of the caption file, by the images' names; none may be without a caption."""
+    stems = {name: name.rpartition(".")[0] for name in images}
+    captions = {name: texts[stem] for name, stem in stems.items() if stem in texts}
     files = sorted(name for name in found if name.lower() in CAPTION_FILES)
     if len(files) > 1:
         raise ValueError(f"{folder} holds {' and '.join(files)}; keep one of them")
-    listed = read_captions(folder / files[0]) if files else {}
-    spelled = {normalized(name): name for name in images}
-    if unknown := sorted(listed.keys() - spelled.keys()):
-        raise ValueError(
-            f"{folder / files[0]} names images that are not there: {name_some(unknown)}"
-        )
-    captions = {spelled[name]: rows for name, rows in listed.items()}
-    missing = [name for name in images if name not in captions and name not in texts]
-    if missing:
+    for file in files:
+        listed = read_captions(folder / file)
+        spelled = {normalized(name): name for name in images}
+        if unknown := sorted(listed.keys() - spelled.keys()):
+            raise ValueError(
+                f"{folder / file} names images that are not there: {name_some(unknown)}"
+            )
+        captions |= {spelled[name]: rows for name, rows in listed.items()}
+    if missing := [name for name in images if name not in captions]:
         raise ValueError(
             f"{len(missing)} of {len(images)} images in {folder} have no caption: "
             f"{name_some(missing)}. Write {Path(missing[0]).with_suffix('.txt')} beside it, or a "

@@ -7,6 +7,7 @@ and stop at a member that is cut off.
 
 import dataclasses
 import functools
+import re
 import tarfile
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -29,7 +30,6 @@ REGULAR, FOLDER = (b"0", b"\0", b"7"), b"5"
 LONG_NAME, LONG_LINK, PAX, PAX_OF_ALL, SPARSE = b"L", b"K", (b"x", b"X"), b"g", b"S"
 WITHOUT_DATA = {b"1": "a hard link", b"2": "a link", b"3": "a device", b"4": "a device"}
 WITHOUT_DATA |= {FOLDER: "a folder", b"6": "a pipe"}
-IMAGES = tuple(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,10 +81,10 @@ def read_members(file: Any, length: int) -> Iterator[Member]:
             extended = {}
             if kind != FOLDER:
                 yield _member(header, sparse, data, length)
-        data = _after_map(file, position, length) if kind == SPARSE else data
         size = 0 if kind in WITHOUT_DATA else header.size
-        in_gap = data + size > length  # cut off, or its size is wrong and others follow
-        position = data if in_gap else data + (size + BLOCK - 1) // BLOCK * BLOCK
+        cut_off = data + size > length  # or its size is wrong and others follow
+        position = data if cut_off else data + (size + BLOCK - 1) // BLOCK * BLOCK
+        in_gap = cut_off or kind == SPARSE  # whose map, of unknown length, lies before its data
 
 
 def _read(file: Any, start: int, size: int) -> bytes:
@@ -102,9 +102,7 @@ def _header(block: bytes) -> tarfile.TarInfo | None:
 
 
 def _member(header: tarfile.TarInfo, sparse: bool, data: int, length: int) -> Member:
-    name = header.name.replace("\\", "/")
-    while name.startswith("./"):
-        name = name[2:]
+    name = re.sub(r"^(\./)+", "", header.name.replace("\\", "/"))
     faults = {
         f"is {WITHOUT_DATA.get(header.type)}": header.type in WITHOUT_DATA,
         "is a sparse file": sparse,
@@ -117,14 +115,6 @@ def _member(header: tarfile.TarInfo, sparse: bool, data: int, length: int) -> Me
     }
     fault = next((fault for fault, found in faults.items() if found), None)
     return Member(name[:LONGEST_NAME], data, header.size, fault)
-
-
-def _after_map(file: Any, position: int, length: int) -> int:
-    """Where the data of an old GNU sparse file begin: its map goes on in blocks of its own."""
-    more, data = _read(file, position, BLOCK)[482], position + BLOCK
-    while more and data + BLOCK <= length:
-        more, data = _read(file, data, BLOCK)[504], data + BLOCK
-    return data
 
 
 def _extended(kind: bytes, data: bytes) -> dict[str, str]:
@@ -168,9 +158,12 @@ def scan_tar(shard: Shard, names: Mapping[str, str], measure: bool) -> Index:
             _row(f"{shard.name}/{stem}", members, functools.partial(_read, file), names, measure)
             for stem, members in groups.items()
         ]
-    nothing = ((0, 0),) * len(ROLES)
     rows += [
-        Row(f"{shard.name}/{member.name or member.offset}", nothing, faults={"image": member.fault})
+        Row(
+            f"{shard.name}/{member.name or member.offset}",
+            spans=((0, 0),) * len(ROLES),
+            faults={"image": member.fault},
+        )
         for member in rest
     ]
     return from_rows(rows, members=len(ROLES))
@@ -187,10 +180,8 @@ def _grouped(members: Iterator[Member]) -> tuple[dict[str, dict[str, Member]], l
         if not member.name or (not dot and member.fault):
             rest.append(member)
         elif stem:  # .hidden and ._0001.jpg are no examples
-            first = groups.setdefault(folder + slash + stem, {}).setdefault(
-                extension.lower(), member
-            )
-            if first is not member:
+            group = groups.setdefault(folder + slash + stem, {})
+            if group.setdefault(extension.lower(), member) is not member:
                 rest.append(dataclasses.replace(member, fault="comes twice; the first one counts"))
     return groups, rest
 
@@ -203,8 +194,8 @@ def _row(
     measure: bool,
 ) -> Row:
     """The index's note of one example. A text or label that is missing is found when it is read."""
-    image = next((members[extension] for extension in members if extension in IMAGES), None)
-    used = {role: members.get(_extension(name)) for role, name in names.items()}
+    image = next((members[name] for name in members if f".{name}" in IMAGE_SUFFIXES), None)
+    used = {role: members.get(name.partition(".")[0]) for role, name in names.items()}
     used |= {"image": image, "json": members.get("json")}
     faults = {
         role: f"{member.name} {fault}"
@@ -230,11 +221,6 @@ def _row(
     spans = tuple((m.offset, m.size) if m and not m.fault else (0, 0) for m in members)
     length = len(found["text"][0][0]) if "text" in found else 0
     return Row(key, spans, size, length, fields.to_numbers(values), faults)
-
-
-def _extension(name: str) -> str:
-    """That of the member with a text or label: "txt", or "json" of "json.caption"."""
-    return name.partition(".")[0]
 
 
 def _value(data: bytes, name: str) -> Any:
