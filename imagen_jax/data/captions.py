@@ -26,8 +26,7 @@ def _read_utf8(path: Path) -> str:
 
 def read_text(path: Path) -> Captions:
     """The captions of a text file, one a line."""
-    lines = _read_utf8(path).splitlines()
-    captions = [(line.strip(), 1.0) for line in lines if line.strip()]
+    captions = [(line.strip(), 1.0) for line in _read_utf8(path).splitlines() if line.strip()]
     if not captions:
         raise ValueError(f"{path.name} holds no caption")
     return captions

@@ -50,19 +50,18 @@ def read_tfds_captions(data_dir: str | Path | None = None) -> list[Caption]:
     """The same captions from TFDS's coco_captions, all three splits; downloads it if need be."""
     from imagen_jax.data.tfds_source import prepare_tfds
 
-    builder = prepare_tfds(TFDS_NAME, data_dir)
-    return captions_of_records(builder.as_data_source(TFDS_SPLITS))
+    return captions_of_records(prepare_tfds(TFDS_NAME, data_dir).as_data_source(TFDS_SPLITS))
 
 
 def captions_of_records(records: Any) -> list[Caption]:
     """The captions of TFDS records {"image/id", "captions": {"id": [...], "text": [...]}}."""
-    captions = []
-    for record in records:
-        found = record["captions"]
-        for number, text in zip(found["id"], found["text"], strict=True):
-            text = text.decode() if isinstance(text, bytes) else str(text)
-            captions.append(Caption(int(number), int(record["image/id"]), text.strip()))
-    return _sorted(captions, TFDS_NAME)
+    captions = [
+        (number, record["image/id"], text.decode() if isinstance(text, bytes) else str(text))
+        for record in records
+        for number, text in zip(*(record["captions"][name] for name in ("id", "text")), strict=True)
+    ]
+    rows = [Caption(int(number), int(image), text.strip()) for number, image, text in captions]
+    return _sorted(rows, TFDS_NAME)
 
 
 def draw(captions: list[Caption], count: int, seed: int) -> list[Caption]:

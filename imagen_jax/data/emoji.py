@@ -69,8 +69,8 @@ class Emoji:
 
 def missing_files() -> list[str]:
     """The needed system files that are not there; empty when the set can be built."""
-    folders = ("annotations", "annotationsDerived", "main")
-    files = [FONT_FILE, EMOJI_LIST, *(CLDR_FOLDER / folder / "zh.xml" for folder in folders)]
+    tables = ("annotations/zh.xml", "annotationsDerived/zh.xml", "main/zh.xml")
+    files = [FONT_FILE, EMOJI_LIST, *(CLDR_FOLDER / table for table in tables)]
     bidirectional = features.check("raqm") and features.check("fribidi")
     missing = [str(file) for file in files if not file.is_file()]
     return missing if bidirectional else [*missing, "libfribidi"]
@@ -104,8 +104,8 @@ def read_annotations(language: str) -> tuple[dict[str, str], dict[str, tuple[str
 
 def read_group_names(language: str) -> dict[str, str]:
     """What emoji-test.txt's groups are called in a language."""
-    root = ElementTree.parse(CLDR_FOLDER / "main" / f"{language}.xml")
-    labels = {element.get("type"): element.text for element in root.iter("characterLabel")}
+    tree = ElementTree.parse(CLDR_FOLDER / "main" / f"{language}.xml")
+    labels = {element.get("type"): element.text for element in tree.iter("characterLabel")}
     return {group: labels[label] for group, label in GROUP_LABELS.items()}
 
 
@@ -148,9 +148,16 @@ def list_emoji() -> list[Emoji]:
             language: tuple(word for word in annotations[language][1].get(key, ()) if word != name)
             for language, name in names.items()
         }
-        groups = {language: group_names[language][group] for language in LANGUAGES}
-        variant = is_variant(text, english, group, listed)
-        result.append(Emoji(text, group, groups, names, keywords, variant))
+        result.append(
+            Emoji(
+                text,
+                group,
+                groups={language: group_names[language][group] for language in LANGUAGES},
+                names=names,
+                keywords=keywords,
+                variant=is_variant(text, english, group, listed),
+            )
+        )
     return result
 
 

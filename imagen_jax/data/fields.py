@@ -58,8 +58,7 @@ def to_label(value: Any) -> int:
 def to_size(values: Mapping[str, Any]) -> tuple[int, int]:
     """(`width`, `height`); 0, 0 where they are missing or cannot be sizes."""
     sides = values.get("width"), values.get("height")
-    good = all(type(side) is int and 0 < side < 2**31 for side in sides)
-    return sides if good else (0, 0)
+    return sides if all(type(side) is int and 0 < side < 2**31 for side in sides) else (0, 0)
 
 
 def to_numbers(values: Mapping[str, Any]) -> dict[str, float]:

@@ -171,9 +171,13 @@ def read_index(
     return concatenated(parts), [len(part) for part in parts]
 
 
-def index_folder(beside: Path | None) -> Path:
-    """Where an index is kept: beside the data if that can be written, else below ~/.cache."""
-    if beside is not None and os.access(beside, os.W_OK):
+def index_folder(path: str) -> Path:
+    """Where the index of a path, pattern or URL of shards is kept: beside local ones if that can be
+    written, else below ~/.cache.
+    """
+    local = Path(path).expanduser()
+    beside = local if local.is_dir() else local.parent
+    if not is_remote(path) and os.access(beside, os.W_OK):
         return beside / ".imagen_jax_index"
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "imagen_jax" / "index"

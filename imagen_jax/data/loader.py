@@ -69,11 +69,11 @@ class Damage:
         return len(self.broken) / min(max(self.read, 1000), self.size)
 
     def error(self) -> TooManyBroken:
-        shown = "; ".join(list(self.broken.values())[:5])
         return TooManyBroken(
             f"{len(self.broken)} broken examples, {self.share:.1%} of those read, are more than "
-            f"the {self.max_share:.1%} allowed. The first: {shown}. Mend or remove them, or raise "
-            "data.max_broken_share."
+            f"the {self.max_share:.1%} allowed. The first: "
+            f"{'; '.join(itertools.islice(self.broken.values(), 5))}. Mend or remove them, or "
+            "raise data.max_broken_share."
         )
 
 
@@ -154,17 +154,24 @@ class Loader:
     def __post_init__(self):
         check_choice("conditioning", self.conditioning, CONDITIONINGS)
         check_choice("crop", self.crop, CROPS)
-        if self.conditioning == "text" and self.tokenize is None and not self.embedded:
-            raise ValueError("conditioning 'text' needs a tokenize function")
-        if self.crop_size is not None and not 0 < self.crop_size <= self.resolution:
-            raise ValueError(f"crop_size is {self.crop_size}; it must be in 1...{self.resolution}")
-        if self.prompt is not None and self.conditioning != "text":
-            raise ValueError(f"conditioning {self.conditioning!r} reads no prompt: {self.prompt!r}")
         check_rows(self.rows, self.batch_size)
-        if not 0 <= self.seed < 2**32:
-            raise ValueError(f"seed is {self.seed}; it must be in [0, 2**32)")
-        if not len(self.source):
-            raise ValueError("the source holds no example")
+        text, side = self.conditioning == "text", self.resolution
+        faults = {
+            "the source holds no example": not len(self.source),
+            "conditioning 'text' needs a tokenize function": (
+                text and not self.embedded and self.tokenize is None
+            ),
+            f"conditioning {self.conditioning!r} reads no prompt: {self.prompt!r}": (
+                not text and self.prompt is not None
+            ),
+            f"crop_size is {self.crop_size}; it must be in 1...{side}": (
+                self.crop_size is not None and not 0 < self.crop_size <= side
+            ),
+            f"seed is {self.seed}; it must be in [0, 2**32)": not 0 <= self.seed < 2**32,
+        }
+        for fault, found in faults.items():
+            if found:
+                raise ValueError(fault)
         if self.buckets:
             self._check_buckets()
             self.order.log_counts(self.buckets)
@@ -289,12 +296,14 @@ def _reduced(source: Source, side: int, whole: bool) -> Source:
     when more than their largest centred square is needed.
     """
     if isinstance(source, MixtureSource):
-        parts = tuple(_reduced(part, side, whole) for part in source.sources)
-        return dataclasses.replace(source, sources=parts)
+        return dataclasses.replace(
+            source, sources=[_reduced(part, side, whole) for part in source.sources]
+        )
     if isinstance(source, EmbeddedSource):
         return dataclasses.replace(source, source=_reduced(source.source, side, whole))
-    if isinstance(source, ArraySource) and not whole:
-        return source.resized(side)
+    if isinstance(source, ArraySource) and not whole and source.images.shape[1:3] != (side, side):
+        images = np.stack([pixels.resize(image, side) for image in source.images])
+        return dataclasses.replace(source, images=images)
     if isinstance(source, ShardSource):
         return dataclasses.replace(source, cover=side)
     return source
@@ -305,8 +314,7 @@ def prepared(
 ) -> Iterator[dict[str, np.ndarray]]:
     """batch(start), batch(start + 1), ... made ahead in as many threads as the loader wants."""
     options = grain.ReadOptions(loader.num_threads, loader.prefetch)
-    steps = grain.MapDataset.range(start, FOREVER)
-    batches = iter(steps.map(batch).to_iter_dataset(options))
+    batches = iter(grain.MapDataset.range(start, FOREVER).map(batch).to_iter_dataset(options))
     try:
         yield from batches
     except TooManyBroken as error:  # raised again, without Grain's note on its tracebacks

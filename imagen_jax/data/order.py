@@ -7,20 +7,12 @@ import dataclasses
 import functools
 import logging
 from collections.abc import Callable, Sequence
-from typing import Protocol, runtime_checkable
 
 import grain
 import numpy as np
 
 Size = tuple[int, int]  # (width, height)
 OFTEN = 4  # times an epoch that an image of a rare bucket is drawn, from which on it is warned of
-
-
-@runtime_checkable
-class Order(Protocol):
-    """Numbers 0, 1, 2, ... without end; number = step * batch_size + row."""
-
-    def __getitem__(self, number: int) -> int: ...
 
 
 def epochs(size: int, seed: int, shuffle: bool) -> grain.MapDataset:
@@ -112,3 +104,7 @@ class BucketOrder:
                 self.counts.sum(),
                 drawn,
             )
+
+
+# Numbers 0, 1, 2, ... without end to indices; number = step * batch_size + row.
+Order = grain.MapDataset | BucketOrder

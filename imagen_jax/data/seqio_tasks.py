@@ -61,11 +61,6 @@ def keep_label(example: dict[str, Any]) -> dict[str, Any]:
 
 PIXELS = seqio.PassThroughVocabulary(size=256)
 IMAGE = {"image": seqio.Feature(PIXELS, add_eos=False, rank=0, dtype=tf.string)}
-CAPTIONED = (
-    draw_caption,
-    functools.partial(seqio.preprocessors.tokenize, copy_pretokenized=False),
-    seqio.preprocessors.append_eos_after_trim,
-)
 
 
 def text_features(vocabulary: seqio.Vocabulary) -> dict[str, seqio.Feature]:
@@ -89,6 +84,11 @@ def _add_task(
     prepares it where it is not there.
     """
     data_dir = None if data_dir is None else str(data_dir)
+    captioned = [
+        draw_caption,
+        functools.partial(seqio.preprocessors.tokenize, copy_pretokenized=False),
+        seqio.preprocessors.append_eos_after_trim,
+    ]
     tfds.builder(builder, data_dir=data_dir).download_and_prepare()
     return seqio.TaskRegistry.add(
         name,
@@ -98,7 +98,7 @@ def _add_task(
             splits=splits,
             decoders={"image": tfds.decode.SkipDecoding()},
         ),
-        preprocessors=[keep_label] if vocabulary is None else list(CAPTIONED),
+        preprocessors=[keep_label] if vocabulary is None else captioned,
         output_features=label_features() if vocabulary is None else text_features(vocabulary),
         shuffle_buffer_size=SHUFFLE_BUFFER,
     )
@@ -113,8 +113,9 @@ def add_emoji_task(
     """
     from imagen_jax.data import tfds_emoji  # noqa: F401  (registers the builder)
 
-    splits = {"train": "train", "validation": "heldout"}
-    return _add_task(name, "emoji:1.0.0", splits, data_dir, vocabulary)
+    return _add_task(
+        name, "emoji:1.0.0", {"train": "train", "validation": "heldout"}, data_dir, vocabulary
+    )
 
 
 def add_coco_task(
@@ -141,8 +142,6 @@ def add_cifar_task(
 
 class ImageFeatureConverter(seqio.FeatureConverter):
     """Task features to the batch's: image, and padded `ids` with their `mask`, or `label`."""
-
-    PACKING_FEATURE_DTYPES = None
 
     def __init__(self, conditioning: str | None = "text"):
         spec = seqio.FeatureConverter.FeatureSpec

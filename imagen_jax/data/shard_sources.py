@@ -12,7 +12,7 @@ import numpy as np
 from imagen_jax.data import fields, records, tar_index
 from imagen_jax.data.filters import make_filters
 from imagen_jax.data.index import Index, index_folder, read_index
-from imagen_jax.data.shards import Shard, find_shards, is_remote, local_folder
+from imagen_jax.data.shards import Shard, find_shards, is_remote
 from imagen_jax.data.sources import broken_as, check_reading, in_split, make_example
 from imagen_jax.images import decoding
 
@@ -47,9 +47,15 @@ def record_format(kind: str, names: Mapping[str, str], parse: bool) -> Format:
     """How shards of tf.train.Example are read; `parse`: whether the index reads records whole."""
     suffix, spans, read = RECORDS[kind]
     text = names["text"]
-    scan = functools.partial(records.scan_records, spans=spans, read=read, text=text, parse=parse)
-    read_example = functools.partial(records.read_example, read=read)
-    return Format(suffix, (kind, text, parse), names, scan, read_example)
+    return Format(
+        suffix=suffix,
+        options=(kind, text, parse),
+        names=names,
+        scan=functools.partial(
+            records.scan_records, spans=spans, read=read, text=text, parse=parse
+        ),
+        read=functools.partial(records.read_example, read=read),
+    )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -136,9 +142,13 @@ def read_tar(
       ValueError: there are no such shards, or no example is left.
     """
     names = {"image": "image", "text": text, "label": label}
-    scan = functools.partial(tar_index.scan_tar, names=names, measure=measure)
-    options = ("tar", text, label, measure)
-    form = Format(".tar", options, names, scan, tar_index.read_example)
+    form = Format(
+        suffix=".tar",
+        options=("tar", text, label, measure),
+        names=names,
+        scan=functools.partial(tar_index.scan_tar, names=names, measure=measure),
+        read=tar_index.read_example,
+    )
     return _read(path, form, split, conditioning, filters, index_dir, max_pixels)
 
 
@@ -206,7 +216,7 @@ def _read(
     check_reading(split, conditioning)
     chosen = make_filters(filters)
     shards = find_shards(str(path), form.suffix)
-    folder = index_folder(local_folder(str(path))) if index_dir is None else Path(index_dir)
+    folder = index_folder(str(path)) if index_dir is None else Path(index_dir)
     index, counts = read_index(shards, form.scan, form.options, folder.expanduser(), chosen.scores)
     if not len(index):
         raise ValueError(f"{path}: there is no example in its {len(shards)} shards")
@@ -224,5 +234,6 @@ def _read(
             first = f"{index.key(row)}: {index.fault(row, roles)}"
             message += f" but {len(rows)} that are broken, the first: {first}"
         raise ValueError(message)
-    starts = np.cumsum([0, *counts[:-1]])
-    return ShardSource(shards, index, starts, rows, form, conditioning, max_pixels)
+    return ShardSource(
+        shards, index, np.cumsum([0, *counts[:-1]]), rows, form, conditioning, max_pixels
+    )

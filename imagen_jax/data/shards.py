@@ -11,7 +11,6 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 MOST_NAMES = 1_000_000
@@ -64,11 +63,11 @@ class Shard:
 def check_uncompressed(shard: Shard) -> None:
     """ValueError where a shard that cannot be read is compressed: then it has no random access."""
     start = shard.read(0, 6)
-    for signature, program in COMPRESSED.items():
-        if start.startswith(signature):
-            raise ValueError(
-                f"{shard.path} is compressed with {program}; unpack it: shards are read in parts"
-            )
+    program = next((COMPRESSED[sign] for sign in COMPRESSED if start.startswith(sign)), None)
+    if program is not None:
+        raise ValueError(
+            f"{shard.path} is compressed with {program}; unpack it: shards are read in parts"
+        )
 
 
 @functools.lru_cache(maxsize=256)
@@ -79,14 +78,6 @@ def _kept_open(shard: Shard) -> Any:
 
 def is_remote(path: str) -> bool:
     return re.match(r"[a-z][a-z0-9+.-]*://", path) is not None
-
-
-def local_folder(path: str) -> Path | None:
-    """The folder of a local path or pattern; None for a URL."""
-    if is_remote(path):
-        return None
-    path = os.path.expanduser(path)
-    return Path(path if os.path.isdir(path) else os.path.dirname(path))
 
 
 def _file_system(url: str) -> tuple[Any, str]:

@@ -19,7 +19,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from imagen_jax.data.captions import CAPTION_FILES, Captions, normalized, read_captions, read_text
-from imagen_jax.images import decoding, pixels
+from imagen_jax.images import decoding
 from imagen_jax.storage.trees import name_some
 
 SPLITS = ("train", "heldout", "all")
@@ -85,13 +85,6 @@ def check_reading(split: str, conditioning: str | None) -> None:
     check_choice("conditioning", conditioning, CONDITIONINGS)
 
 
-def check_images(images: np.ndarray) -> None:
-    if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8:
-        raise ValueError(
-            f"images are {images.dtype} {list(images.shape)}; they must be uint8 [N, H, W, 3]"
-        )
-
-
 # ---------------------------------------------------------------------------------- in memory
 
 
@@ -109,7 +102,9 @@ class ArraySource:
     extra: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
-        check_images(self.images)
+        shape, dtype = self.images.shape, self.images.dtype
+        if len(shape) != 4 or shape[-1] != 3 or dtype != np.uint8:
+            raise ValueError(f"images are {dtype} {list(shape)}; they must be uint8 [N, H, W, 3]")
         for name in ("captions", "labels", "keys"):
             rows = getattr(self, name)
             if rows is not None and len(rows) != len(self.images):
@@ -136,13 +131,6 @@ class ArraySource:
             {name: values[rows] for name, values in self.extra.items()},
         )
 
-    def resized(self, resolution: int) -> "ArraySource":
-        """All images at a stage's resolution, so that no batch has to resize them again."""
-        if self.images.shape[1:3] == (resolution, resolution):
-            return self
-        images = np.stack([pixels.resize(image, resolution) for image in self.images])
-        return dataclasses.replace(self, images=images)
-
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     """All arrays of an npz file; ValueError where it is none, or is damaged."""
@@ -167,8 +155,9 @@ def _npz_captions(values: np.ndarray, path: Path) -> list[Captions]:
     if values.dtype.kind == "U" and values.ndim == 1:
         return [[(str(text), 1.0)] for text in values]
     try:
-        rows = json.loads(values.tobytes())
-        captions = [[(text, float(weight)) for text, weight in row] for row in rows]
+        captions = [
+            [(text, float(weight)) for text, weight in row] for row in json.loads(values.tobytes())
+        ]
         if not all(row and all(isinstance(text, str) for text, _ in row) for row in captions):
             raise ValueError("an image has no caption, or one that is not a string")
     except (TypeError, ValueError) as error:
@@ -180,13 +169,17 @@ def _npz_captions(values: np.ndarray, path: Path) -> list[Captions]:
     return captions
 
 
-def _row_array(arrays: dict[str, np.ndarray], name: str, kinds: str, path: Path) -> Any:
-    """Takes an optional array with a row an image out of `arrays`; `kinds` are numpy's letters."""
-    values, count = arrays.pop(name, None), len(arrays["image"])
+def _row_array(
+    arrays: dict[str, np.ndarray], name: str, kinds: str, path: Path, count: int
+) -> np.ndarray | None:
+    """Takes an optional array of `count` rows out of `arrays`; `kinds` are numpy's letters."""
+    values = arrays.pop(name, None)
     if values is not None and (values.shape != (count,) or values.dtype.kind not in kinds):
-        found = f"{values.dtype} {list(values.shape)}"
         wanted = "strings" if "U" in kinds else "whole numbers"
-        raise ValueError(f"{name} in {path} is {found}; it must be {wanted} [{count}]")
+        raise ValueError(
+            f"{name} in {path} is {values.dtype} {list(values.shape)}; it must be {wanted} "
+            f"[{count}]"
+        )
     return values
 
 
@@ -204,15 +197,19 @@ def read_npz(
     arrays = _read_arrays(path)
     if missing := {"image", CONDITIONINGS[conditioning]} - arrays.keys():
         raise ValueError(f"{path} has no {' and no '.join(sorted(missing))}; it has {list(arrays)}")
-    check_images(arrays["image"])
-    labels = _row_array(arrays, "label", "iu", path) if conditioning == "label" else None
-    keys = _row_array(arrays, "key", "USiu", path)
-    splits = _row_array(arrays, "split", "U", path)
-    images, captions = arrays.pop("image"), arrays.pop("captions", None)
-    keys = [str(key) for key in (range(len(images)) if keys is None else keys)]
-    extra = {n: array for n, array in arrays.items() if array.shape[:1] == images.shape[:1]}
-    texts = _npz_captions(captions, path) if conditioning == "text" else None
-    source = ArraySource(images, texts, labels, keys, extra)
+    source = ArraySource(arrays.pop("image"))
+    count, captions = len(source), arrays.pop("captions", None)
+    labels = _row_array(arrays, "label", "iu", path, count) if conditioning == "label" else None
+    keys = _row_array(arrays, "key", "USiu", path, count)
+    splits = _row_array(arrays, "split", "U", path, count)
+    keys = [str(key) for key in (range(count) if keys is None else keys)]
+    source = dataclasses.replace(
+        source,
+        captions=_npz_captions(captions, path) if conditioning == "text" else None,
+        labels=labels,
+        keys=keys,
+        extra={name: array for name, array in arrays.items() if array.shape[:1] == (count,)},
+    )
     if split == "all":
         return source
     own = [in_split(key, split) for key in keys] if splits is None else splits == split

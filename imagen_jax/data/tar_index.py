@@ -217,8 +217,10 @@ def _row(
     size = fields.to_size(values)
     if measure and size == (0, 0) and "image" not in faults:
         size = decoding.size(read(image.offset, image.size))
-    members = [used[role] for role in ROLES]
-    spans = tuple((m.offset, m.size) if m and not m.fault else (0, 0) for m in members)
+    spans = tuple(
+        (member.offset, member.size) if member and not member.fault else (0, 0)
+        for member in map(used.get, ROLES)
+    )
     length = len(found["text"][0][0]) if "text" in found else 0
     return Row(key, spans, size, length, fields.to_numbers(values), faults)
 

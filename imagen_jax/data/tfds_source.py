@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from imagen_jax.data.fields import to_captions
 from imagen_jax.data.sources import CONDITIONINGS, broken_as, check_choice, make_example
-from imagen_jax.images import decoding
+from imagen_jax.images import decoding, pixels
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -46,9 +45,7 @@ def _rgb(image: np.ndarray) -> np.ndarray:
             f"its image is {image.dtype} {list(image.shape)}; it must be uint8 or uint16 "
             "[height, width, 1 to 4]"
         )
-    if image.shape[-1] == 3:
-        return image
-    return decoding.to_rgb(Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image))
+    return decoding.to_rgb(pixels.to_pil(image))
 
 
 def read_tfds(
