@@ -156,10 +156,11 @@ class Loader:
         check_choice("crop", self.crop, CROPS)
         check_rows(self.rows, self.batch_size)
         text, side = self.conditioning == "text", self.resolution
+        embedded = isinstance(self.source, EmbeddedSource)
         faults = {
             "the source holds no example": not len(self.source),
             "conditioning 'text' needs a tokenize function": (
-                text and not self.embedded and self.tokenize is None
+                text and not embedded and self.tokenize is None
             ),
             f"conditioning {self.conditioning!r} reads no prompt: {self.prompt!r}": (
                 not text and self.prompt is not None
@@ -197,11 +198,6 @@ class Loader:
             )
         if unknown:
             logging.warning("%d of %d images of unknown size are left out", unknown, count)
-
-    @property
-    def embedded(self) -> bool:
-        """Whether the source brings texts that are embedded already."""
-        return isinstance(self.source, EmbeddedSource)
 
     @functools.cached_property
     def damage(self) -> Damage:
@@ -266,7 +262,7 @@ class Loader:
             images[row] = example.pop("image")  # not kept and stacked: that takes the memory twice
             examples.append(example)
         batch = {"image": images}
-        if self.conditioning == "text" and self.embedded:
+        if self.conditioning == "text" and isinstance(self.source, EmbeddedSource):
             texts = zip(*(item["caption"].padded() for item in examples), strict=True)
             batch["text"], batch["mask"] = map(np.stack, texts)
         elif self.conditioning == "text":

@@ -46,13 +46,12 @@ RECORDS = {
 def record_format(kind: str, names: Mapping[str, str], parse: bool) -> Format:
     """How shards of tf.train.Example are read; `parse`: whether the index reads records whole."""
     suffix, spans, read = RECORDS[kind]
-    text = names["text"]
     return Format(
         suffix=suffix,
-        options=(kind, text, parse),
+        options=(kind, names["text"], parse),
         names=names,
         scan=functools.partial(
-            records.scan_records, spans=spans, read=read, text=text, parse=parse
+            records.scan_records, spans=spans, read=read, text=names["text"], parse=parse
         ),
         read=functools.partial(records.read_example, read=read),
     )

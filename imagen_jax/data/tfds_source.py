@@ -85,7 +85,7 @@ def prepare_tfds(path: str, data_dir: str | Path | None = None) -> Any:
         raise ImportError("TFDS data needs TensorFlow: pip install imagen_jax[tfds]") from error
     if path == "emoji":
         from imagen_jax.data import tfds_emoji  # noqa: F401  (registers the builder)
-    data_dir = data_dir or Path("~/tensorflow_datasets/array_record").expanduser()
-    builder = tfds.builder(path, data_dir=data_dir, file_format="array_record")
+    default = Path("~/tensorflow_datasets/array_record").expanduser()
+    builder = tfds.builder(path, data_dir=data_dir or default, file_format="array_record")
     builder.download_and_prepare()
     return builder
