@@ -72,7 +72,7 @@ def _csv_rows(path: Path, content: str) -> Iterator[tuple[int, dict[str, str]]]:
                 )
             yield reader.line_num, row
     except csv.Error as error:
-        # DictReader has counted the lines of whole rows alone
+        # DictReader has counted only the lines of whole rows
         raise ValueError(f"{path}, line {reader.line_num + 1}: {error}; see its quotes") from error
 
 

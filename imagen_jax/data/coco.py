@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 VAL2014_IMAGES = 40_504
-# TFDS has Karpathy's splits: val2014 is these three together, never "val" alone.
+# TFDS has Karpathy's splits: val2014 is these three together, not just "val".
 TFDS_NAME, TFDS_SPLITS = "coco_captions", "restval+val+test"
 ANNOTATIONS = (
     "captions_val2014.json is in annotations_trainval2014.zip, from https://cocodataset.org "

@@ -67,7 +67,7 @@ def shard_path(directory: Path, manifest: Manifest, number: int) -> Path:
 
 
 def read_manifest(directory: str | os.PathLike) -> Manifest:
-    """ValueError where there is none, or a damaged one."""
+    """The manifest of a directory. ValueError where it is missing or damaged."""
     path = Path(directory) / MANIFEST
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -85,10 +85,10 @@ def read_manifest(directory: str | os.PathLike) -> Manifest:
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:
-    """Begins a directory, or goes on with one that was begun alike.
+    """Begins a directory, or checks that one was begun with the same manifest.
 
     Raises:
-        ValueError: it was begun otherwise; names what differs.
+        ValueError: its manifest differs; the message names how.
     """
     path = directory / MANIFEST
     if path.exists():
@@ -103,7 +103,7 @@ def _values(manifest: Manifest) -> dict[str, Any]:
 
 
 def check_fingerprint(directory: str | os.PathLike, wanted: Mapping[str, Any]) -> None:
-    """ValueError names what the embeddings were made with that is not as `wanted` has it."""
+    """ValueError names what the embeddings were made with that differs from `wanted`."""
     found = read_manifest(directory).fingerprint
     wanted = json.loads(json.dumps(wanted))
     if wanted.get("weights") is None:  # the config does not say which: they cannot be compared
@@ -123,7 +123,7 @@ def _check_same(
     ]
     if differing:
         raise ValueError(
-            f"the embeddings in {directory} were made otherwise: {'; '.join(differing[:5])}"
+            f"the embeddings in {directory} were made differently: {'; '.join(differing[:5])}"
         )
 
 
@@ -256,6 +256,6 @@ def read_embedded(source: Source, directory: str | os.PathLike) -> EmbeddedSourc
     if missing := [path.name for path in paths if path.name not in present]:
         raise ValueError(
             f"{directory} lacks {len(missing)} of {manifest.shards} shards, the first "
-            f"{missing[0]}: start scripts/embed_text.py again, it goes on where it stopped"
+            f"{missing[0]}: start scripts/embed_text.py again, it continues where it stopped"
         )
     return EmbeddedSource(source, directory, manifest)

@@ -60,7 +60,7 @@ class Emoji:
     groups: dict[str, str]
     names: dict[str, str]
     keywords: dict[str, tuple[str, ...]]
-    variant: bool  # differs from another emoji by skin tone, gender or hair alone
+    variant: bool  # differs from another emoji only by skin tone, gender or hair
 
     @property
     def codepoints(self) -> str:
@@ -121,7 +121,7 @@ def read_emoji_list(path: Path = EMOJI_LIST) -> Iterator[tuple[str, str, str]]:
 
 
 def is_variant(text: str, name: str, group: str, listed: set[str]) -> bool:
-    """Whether skin tone, gender, hair or family members alone tell an emoji from another one."""
+    """Whether an emoji differs from another one only by skin tone, gender, hair or family."""
     if any(character in SKIN_TONES + GENDER_SIGNS for character in text[1:]):
         return True
     neutral = text.replace(MAN, PERSON).replace(WOMAN, PERSON)

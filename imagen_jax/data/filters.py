@@ -35,7 +35,7 @@ class Filters:
         ranges = {"aspect": self.aspect, "caption_length": self.caption_length} | scores
         for name, limits in ranges.items():
             if limits is not None and not limits[0] <= limits[1]:
-                raise ValueError(f"filters.{name} is {limits}; the least comes first")
+                raise ValueError(f"filters.{name} is {limits}; its smaller end must come first")
 
     def kept(self, index: Index, broken: np.ndarray) -> np.ndarray:
         """bool [N]; says in the log what each filter took away.
@@ -46,8 +46,7 @@ class Filters:
         Raises:
           ValueError: the index has no sizes, or no such score.
         """
-        need_sizes = self.min_size is not None or self.aspect is not None
-        if need_sizes and not index.sizes.any():
+        if (self.min_size or self.aspect) and not index.sizes.any():
             raise ValueError(
                 "filters on the size need each example's width and height, and its json or record "
                 "does not have them: data.measure=True reads them from the images, once"

@@ -50,8 +50,8 @@ class Row:
 class Index:
     """The columns of the examples of one shard or of many, in order; see `Row`.
 
-    fields: float32 [N] by name, NaN where an example has none; of those that were asked for. names:
-    of all fields that examples have. faults: {row: {role: reason}}.
+    fields: float32 [N] by name, NaN where an example lacks it; only those that were asked for.
+    names: of all fields that examples have. faults: {row: {role: reason}}.
     """
 
     keys: np.ndarray  # the bytes of all keys, and where each ends
@@ -135,7 +135,7 @@ def read_index(
     """The index of all shards, from `folder` where it is there and fresh, else by `scan`; and how
     many examples each shard has.
 
-    Shards are taken in random order, so processes that share the folder share the work.
+    Shards are read in random order, so that processes with one folder share the work.
 
     Args:
       options: whatever else, besides the shards' paths, sizes and times, the index depends on.
@@ -160,7 +160,16 @@ def read_index(
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             logging.warning("indexing %s again: its index is damaged (%s)", shard.path, error)
         index = scan(shard)
-        _warn_of_faults(shard, index)
+        if index.faults:
+            row, reasons = next(iter(index.faults.items()))
+            logging.warning(
+                "%s: %d of %d examples are broken, the first: %s: %s",
+                shard.path,
+                len(index.faults),
+                len(index),
+                index.key(row),
+                "; ".join(reasons.values()),
+            )
         _save(index, path)
         return _load(path, fields)
 
@@ -191,19 +200,6 @@ def _index_path(shard: Shard, options: Any, folder: Path) -> Path:
     return folder / f"{digest.hexdigest()}.npz"
 
 
-def _warn_of_faults(shard: Shard, index: Index) -> None:
-    if index.faults:
-        row, reasons = next(iter(index.faults.items()))
-        logging.warning(
-            "%s: %d of %d examples are broken, the first: %s: %s",
-            shard.path,
-            len(index.faults),
-            len(index),
-            index.key(row),
-            "; ".join(reasons.values()),
-        )
-
-
 def _save(index: Index, path: Path) -> None:
     arrays = {name: getattr(index, name) for name in COLUMNS}
     values = np.stack(list(index.fields.values()) or [np.zeros(len(index), np.float32)])
@@ -218,13 +214,14 @@ def _load(path: Path, wanted: Collection[str]) -> Index:
         columns = {name: arrays[name] for name in COLUMNS}
     if len({len(columns[name]) for name in COLUMNS if name != "keys"}) > 1:
         raise ValueError("its columns differ in length")
-    names = notes["fields"]
     return Index(
         **columns,
         # a copy, or each field would keep the others in memory
         fields={
-            name: row.copy() for name, row in zip(names, values, strict=False) if name in wanted
+            name: row.copy()
+            for name, row in zip(notes["fields"], values, strict=False)
+            if name in wanted
         },
-        names=frozenset(names),
+        names=frozenset(notes["fields"]),
         faults={int(row): reasons for row, reasons in notes["faults"].items()},
     )

@@ -19,7 +19,7 @@ import numpy as np
 
 from imagen_jax.data.captions import Captions
 from imagen_jax.data.embeddings import EmbeddedSource, Embedding
-from imagen_jax.data.order import BucketOrder, Order, Size, epochs, mixed, nearest_bucket
+from imagen_jax.data.order import BucketOrder, Size, epochs, mixed, nearest_bucket
 from imagen_jax.data.shard_sources import ShardSource
 from imagen_jax.data.sources import (
     CONDITIONINGS,
@@ -115,8 +115,8 @@ def draw_caption(captions: Sequence[tuple[Caption, float]], number: float) -> Ca
 class Loader:
     """Batches of a source: `batch(step)` for one, `batches(start)` for all, prepared in threads.
 
-    An `EmbeddedSource` has for each caption an `Embedding` in place of its text. They are drawn as
-    captions are, and need no `tokenize`.
+    The captions of an `EmbeddedSource` are embedded already: they are chosen as texts are, and need
+    no `tokenize`.
 
     Args:
       batch_size: examples of the whole batch, on all processes together.
@@ -177,8 +177,8 @@ class Loader:
             self._check_buckets()
             self.order.log_counts(self.buckets)
         largest = max([side for size in self.buckets for side in size], default=self.resolution)
-        whole = self.crop == "random" or bool(self.buckets)
-        object.__setattr__(self, "source", _reduced(self.source, largest, whole))
+        source = _reduced(self.source, largest, self.crop == "random" or bool(self.buckets))
+        object.__setattr__(self, "source", source)
 
     def _check_buckets(self) -> None:
         if self.crop_size is not None or isinstance(self.source, MixtureSource):
@@ -204,8 +204,8 @@ class Loader:
         return Damage(len(self.source), self.max_broken_share)
 
     @functools.cached_property
-    def order(self) -> Order:
-        """Global example number -> index into the source."""
+    def order(self) -> BucketOrder | grain.MapDataset:
+        """Global example number (step * batch_size + row), without end -> index into the source."""
         if self.buckets:
             known = _measured(self.source.sizes)
             bucket = nearest_bucket(self.source.sizes[known], self.buckets)

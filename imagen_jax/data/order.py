@@ -12,7 +12,7 @@ import grain
 import numpy as np
 
 Size = tuple[int, int]  # (width, height)
-OFTEN = 4  # times an epoch that an image of a rare bucket is drawn, from which on it is warned of
+OFTEN = 4  # a warning names the buckets whose images come this many times an epoch
 
 
 def epochs(size: int, seed: int, shuffle: bool) -> grain.MapDataset:
@@ -24,7 +24,7 @@ def epochs(size: int, seed: int, shuffle: bool) -> grain.MapDataset:
 def mixed(
     sizes: Sequence[int], rates: Sequence[float], seed: int, shuffle: bool
 ) -> grain.MapDataset:
-    """Sets of these sizes, one behind the other in the source, each drawn at its rate.
+    """Sets of these sizes, one after the other in the source, each sampled at its rate.
 
     They are interleaved evenly: any stretch of numbers has them in proportion, to an example.
     """
@@ -92,7 +92,7 @@ class BucketOrder:
         return int(self.rows[bucket][self._within[bucket][before * self.batch_size + row]])
 
     def log_counts(self, buckets: Sequence[Size]) -> None:
-        """Says how often the images of each bucket are drawn; warns where that is often."""
+        """Logs how often the images of each bucket come, as a warning where that is often."""
         for size, rows, batches in zip(buckets, self.rows, self.counts, strict=True):
             drawn = batches * self.batch_size / max(len(rows), 1)
             logging.log(
@@ -104,7 +104,3 @@ class BucketOrder:
                 self.counts.sum(),
                 drawn,
             )
-
-
-# Numbers 0, 1, 2, ... without end to indices; number = step * batch_size + row.
-Order = grain.MapDataset | BucketOrder

@@ -150,19 +150,15 @@ def tfrecord_spans(shard: Shard) -> Iterator[tuple[Span, str | None]]:
             header, start = file.read(LENGTH), position + LENGTH
             size, checksum = struct.unpack("<QI", header.ljust(LENGTH, b"\0"))
             end = start + size + CHECKSUM
-            fault = None
-            if len(header) == LENGTH and masked_crc32c(header[:8]) != checksum:
-                fault = "the length of a record is damaged"
-            elif end > shard.size:
-                fault = "the file is cut off"
-            if fault is not None:
+            damaged = len(header) == LENGTH and masked_crc32c(header[:8]) != checksum
+            if damaged or end > shard.size:
                 if position == 0:
                     check_uncompressed(shard)
+                fault = "the length of a record is damaged" if damaged else "the file is cut off"
                 yield (0, 0), f"{fault} at byte {position:,}, and all after it is lost"
                 return
-            if size > LARGEST_RECORD:
-                fault = f"has {size:,} bytes, more than {LARGEST_RECORD:,}"
-            yield (start, size), fault
+            too_large = f"has {size:,} bytes, more than {LARGEST_RECORD:,}"
+            yield (start, size), too_large if size > LARGEST_RECORD else None
             position = end
 
 

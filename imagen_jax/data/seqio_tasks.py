@@ -44,7 +44,7 @@ SHUFFLE_BUFFER = 1000
 
 @seqio.utils.map_over_dataset(num_seeds=1)
 def draw_caption(example: dict[str, Any], seed: Any) -> dict[str, Any]:
-    """Draws `text` out of `captions` {text, weight} by the weights, evenly where there are none."""
+    """Picks `text` from `captions` {text, weight} by the weights, evenly where there are none."""
     captions = example["captions"]
     weights = captions.get("weight", tf.ones(tf.shape(captions["text"])))
     index = tf.random.stateless_categorical(tf.math.log(weights)[None], 1, seed)[0, 0]
@@ -53,7 +53,7 @@ def draw_caption(example: dict[str, Any], seed: Any) -> dict[str, Any]:
 
 @seqio.map_over_dataset
 def keep_label(example: dict[str, Any]) -> dict[str, Any]:
-    """The image and its class number alone."""
+    """Only the image and its class number."""
     return {"image": example["image"], "label": tf.cast(example["label"], tf.int32)}
 
 
@@ -124,7 +124,7 @@ def add_coco_task(
     data_dir: str | Path | None = None,
     builder: str = "coco_captions:1.1.0",
 ) -> seqio.Task:
-    """Registers COCO with its captions, one of each image's five drawn every time.
+    """Registers COCO with its captions; each time an image comes, one of its five is picked.
 
     Its splits are Karpathy's (arXiv 1412.2306): train is his train and restval together, 113,287
     images; validation and test have 5,000 each. Downloads 19 GB where it is not there.
@@ -179,8 +179,8 @@ class ImageFeatureConverter(seqio.FeatureConverter):
 
 
 def _resized(image: Any, resolution: int, whole: bool) -> Any:
-    """The shorter side at `resolution`, antialiased as in `preprocess`; the largest centred square
-    of it, or with `whole` all of it.
+    """The shorter side at `resolution`, antialiased as in `images.pixels`: the largest centred
+    square of it, or with `whole` all of it.
     """
     side = tf.reduce_min(tf.shape(image)[:2])
     size = tf.fill([2], resolution)
@@ -254,11 +254,6 @@ class StreamLoader:
             ) from None
 
     @property
-    def rows(self) -> int:
-        """Examples of a batch on this process."""
-        return self.batch_size // self.process_count
-
-    @property
     def side(self) -> int:
         """Of the squares in a batch."""
         return self.resolution if self.crop_size is None else self.crop_size
@@ -299,7 +294,7 @@ class StreamLoader:
         if self.conditioning == "label":
             lengths["label"] = 1  # a scalar: the converter wants a length, the Task none
         dataset = ImageFeatureConverter(self.conditioning)(dataset, lengths)
-        dataset = dataset.batch(self.rows, drop_remainder=True)
+        dataset = dataset.batch(self.batch_size // self.process_count, drop_remainder=True)
         options = tf.data.Options()
         options.deterministic = True
         return dataset.prefetch(tf.data.AUTOTUNE).with_options(options)
@@ -326,7 +321,7 @@ class Stream(Iterator):
 
     def __init__(self, loader: StreamLoader):
         self.iterator = loader.dataset().as_numpy_iterator()
-        self.rows = loader.rows
+        self.rows = loader.batch_size // loader.process_count
         self.step, self.place = 0, [loader.process_index, loader.process_count]
         self.damage = Damage(FOREVER, loader.max_broken_share)
 
@@ -343,7 +338,7 @@ class Stream(Iterator):
             return batch
 
     def get_state(self) -> dict[str, Any]:
-        """JSON-able. Of several processes each can restore its own state alone."""
+        """JSON-able. Each of several processes can restore only its own state."""
         data = self.iterator.save().numpy()
         kept = base64.b64encode(data).decode() if len(data) <= MAX_STATE_BYTES else None
         return {"step": self.step, "process": self.place, "iterator": kept}

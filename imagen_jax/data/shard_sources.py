@@ -63,7 +63,7 @@ class ShardSource:
 
     rows: those of the index that pass the filters and the split. cover: the side of the square that
     images will be made to cover, so that large JPEGs are decoded faster; None decodes them whole.
-    read_images: False leaves images out, for a reader of captions alone.
+    with_images: False leaves images out, for those who read only captions.
     """
 
     shards: tuple[Shard, ...]
@@ -74,7 +74,7 @@ class ShardSource:
     conditioning: str | None
     max_pixels: int = decoding.MAX_PIXELS
     cover: int | None = None
-    read_images: bool = True
+    with_images: bool = True
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -91,7 +91,7 @@ class ShardSource:
     def __getitem__(self, index: int) -> dict[str, Any]:
         row = int(self.rows[index])
         key = self.index.key(row)
-        wanted = {self.conditioning, "image" if self.read_images else None}
+        wanted = {self.conditioning, "image" if self.with_images else None}
         names = {role: name for role, name in self.format.names.items() if role in wanted}
         shard = self.shards[self.shard_of(row)]
         with broken_as(key):
@@ -168,7 +168,7 @@ def read_tfrecord(
     Args:
       image, text, label: names of features: the bytes of an image file, one caption or several, a
         class number.
-      filters: see `Filters`; width, height and scores are features, too.
+      filters: see `Filters`; width, height and scores are features as well.
       measure: index these features also where there are no filters, as buckets need; it reads the
         whole of each record, once.
 
@@ -194,10 +194,10 @@ def read_array_record(
 ) -> ShardSource:
     """Local ArrayRecord files of tf.train.Example, by random access; arguments of `read_tfrecord`.
 
-    Write them with group_size:1, or each read unpacks a whole group.
+    Write them with group_size:1; otherwise each read unpacks a whole group.
     """
     if is_remote(str(path)):
-        raise ValueError(f"{path}: ArrayRecord is read from disks and mounted buckets alone")
+        raise ValueError(f"{path}: ArrayRecord files are read only from disks and mounted buckets")
     names = {"image": image, "text": text, "label": label}
     form = record_format("array_record", names, parse=measure or bool(filters))
     return _read(path, form, split, conditioning, filters, index_dir, max_pixels)

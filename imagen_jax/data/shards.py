@@ -22,7 +22,7 @@ STAMPS = ("mtime", "LastModified", "updated", "etag", "ETag", "created")
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """A file of a set: its path or URL, its bytes, and what changes when it is written anew."""
+    """A file of a set: its path or URL, its size, and a stamp that changes when it is rewritten."""
 
     path: str
     size: int
@@ -47,7 +47,7 @@ class Shard:
         files, path = _file_system(self.path)
         data = files.cat_file(path, start, stop)
         if len(data) > stop - start:
-            raise ValueError(f"{self.path}: its server gives whole files alone, and no parts")
+            raise ValueError(f"{self.path}: its server serves only whole files, not parts of them")
         return data
 
     def read_parts(self, spans: Mapping[str, tuple[int, int]]) -> dict[str, bytes]:

@@ -29,7 +29,7 @@ HELDOUT_PERCENT = 5
 
 
 class BrokenExample(Exception):
-    """An image or record that cannot be read. The loader skips it, counts it and goes on."""
+    """An image or record that cannot be read. The loader skips and counts it."""
 
     def __init__(self, key: str, reason: str):
         super().__init__(f"{key}: {reason}")
@@ -133,7 +133,7 @@ class ArraySource:
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """All arrays of an npz file; ValueError where it is none, or is damaged."""
+    """All arrays of an npz file; ValueError where it is another kind of file, or damaged."""
     if path.is_dir():
         raise ValueError(f"{path} is a folder; it must be an npz file")
     if not path.is_file():
@@ -223,7 +223,7 @@ def read_npz(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class MixtureSource:
-    """Sets one behind the other; `Loader` draws from each at its rate, whatever its size.
+    """Sets one after the other; `Loader` samples each at its rate, whatever its size.
 
     rates: positive, in any unit: 3 and 1 are the same as 0.75 and 0.25.
     """
@@ -256,7 +256,7 @@ class MixtureSource:
 class FolderSource:
     """Images in a folder and the folders below it, read when they are asked for.
 
-    read_images: False leaves images out, for a reader of captions alone.
+    with_images: False leaves images out, for those who read only captions.
     """
 
     folder: Path
@@ -266,7 +266,7 @@ class FolderSource:
     labels: np.ndarray | None = None
     class_names: tuple[str, ...] = ()
     max_pixels: int = decoding.MAX_PIXELS
-    read_images: bool = True
+    with_images: bool = True
 
     def __len__(self) -> int:
         return len(self.files)
@@ -280,7 +280,7 @@ class FolderSource:
                 captions = read_text(self.folder / captions)
             return make_example(
                 key=name,
-                image=decoding.decode(path, self.max_pixels) if self.read_images else None,
+                image=decoding.decode(path, self.max_pixels) if self.with_images else None,
                 captions=captions,
                 label=None if self.labels is None else int(self.labels[index]),
             )

@@ -1,4 +1,4 @@
-"""What a tar archive holds and where, read from its headers alone and without trust in them.
+"""What a tar archive holds and where, read from its headers, which are not trusted.
 
 Formats: ustar, GNU (long names) and pax (POSIX.1-2001, "pax Interchange Format"). Only single
 headers are left to `tarfile`: its archives read names and sparse maps of any length into memory,
@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from imagen_jax.data import fields
-from imagen_jax.data.captions import Captions
 from imagen_jax.data.index import Index, Row, from_rows
 from imagen_jax.data.shards import Shard, check_uncompressed
 from imagen_jax.data.sources import IMAGE_SUFFIXES
@@ -51,8 +50,8 @@ class Member:
 def read_members(file: Any, length: int) -> Iterator[Member]:
     """The members of an archive of `length` bytes, folders left out.
 
-    Where a header is damaged the search goes on at the next good one; each gap is one member
-    without a name, unless the member before it was named as cut off.
+    After a damaged header the search continues at the next good one. Each gap gives one member
+    without a name, unless the member before it was already named as cut off.
     """
     position, extended, in_gap = 0, {}, False
     while position < length:
@@ -204,7 +203,11 @@ def _row(
     }
     if image is None:
         faults["image"] = f"has no image, only {', '.join(sorted(members))}"[:200]
-    parsers = {"json": fields.parse_json, "text": functools.partial(_captions, name=names["text"])}
+    text = names["text"]
+    parsers = {
+        "json": fields.parse_json,
+        "text": lambda data: fields.to_captions(_value(data, text), text),
+    }
     found = {}
     for role, parse in parsers.items():
         member = used[role]
@@ -229,10 +232,6 @@ def _value(data: bytes, name: str) -> Any:
     """What a member holds ("txt"), or the field of its JSON object ("json.caption")."""
     _, _, field = name.partition(".")
     return fields.parse_json(data).get(field) if field else data
-
-
-def _captions(data: bytes, name: str) -> Captions:
-    return fields.to_captions(_value(data, name), name)
 
 
 def read_example(shard: Shard, spans: np.ndarray, names: Mapping[str, str]) -> dict[str, Any]:

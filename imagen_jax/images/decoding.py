@@ -25,9 +25,9 @@ def decode(file: Path | bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
 def read(file: Path | bytes, max_pixels: int = MAX_PIXELS, cover: int | None = None) -> Image.Image:
     """As `decode`, a Pillow image in RGB.
 
-    cover: the side of the square that the image will be made to cover. A JPEG then comes smaller
-    by a factor that its decoder averages pixels by, which saves time, where no more than averaging
-    is left to do or the rest is still more than halved.
+    cover: the side of the square that the image will be resized to cover. A JPEG is then decoded at
+    a half, a quarter or an eighth of its size, which averages pixels and saves time, where that is
+    the whole reduction or leaves more than a factor of two.
     """
     source = io.BytesIO(file) if isinstance(file, bytes) else file
     try:
@@ -49,7 +49,7 @@ def read(file: Path | bytes, max_pixels: int = MAX_PIXELS, cover: int | None = N
 
 
 def size(data: bytes) -> tuple[int, int]:
-    """(width, height) of an image file when it is upright, by its header alone; 0, 0 if unknown."""
+    """(width, height) of an image file when it is upright, from its header; 0, 0 if unknown."""
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             turned = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
@@ -91,7 +91,7 @@ def _white_level(image: Image.Image) -> float | None:
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         return 65535.0
     if image.mode == "I":
-        raise ValueError("it has 32 bits of grey, and no one knows what is white; save it with 8")
+        raise ValueError("it has 32 bits of grey, and what is white is not known; save it with 8")
     if image.mode != "F":
         return None
     low, high = image.getextrema()

@@ -1,4 +1,4 @@
-"""Images side by side, with a caption under each. Needs NumPy and Pillow alone."""
+"""Images side by side, with a caption under each. Needs only NumPy and Pillow."""
 
 import contextlib
 import itertools
@@ -44,9 +44,9 @@ def image_grid(
 
     Args:
         images: PIL images, uint8 arrays, or floats in [-1, 1].
-        captions: one an image, drawn below it. A caption that no installed font can draw
+        captions: one for each image, drawn below it. A caption that no installed font can draw
             (Chinese on a bare machine) becomes the image's number, counted from 1.
-        columns: images a row; about square when None.
+        columns: images in a row; None makes the grid about square.
         gap: pixels of white around each image.
         min_cell: captioned images narrower than this are enlarged by a whole factor,
             pixel for pixel, so that words fit below them.
@@ -97,8 +97,9 @@ def caption_lines(caption: str, number: int, size: int, width: int, lines: int =
 @cache
 def font_for(text: str, size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont | None:
     """A font that draws every character of `text`, or None."""
-    wide_fonts = (open_font(name, size) for name in WIDE_FONTS)
-    fonts = itertools.chain([ImageFont.load_default(size)], wide_fonts)
+    fonts = itertools.chain(
+        [ImageFont.load_default(size)], (open_font(name, size) for name in WIDE_FONTS)
+    )
     return next((font for font in fonts if font is not None and covers(font, text)), None)
 
 

@@ -272,7 +272,7 @@ def test_a_server_that_ignores_ranges_is_no_source_of_parts(monkeypatch):
     (shard,) = find_shards("memory://whole/a.tar", ".tar")
     assert shard.read(10, 20) == bytes(10)
     monkeypatch.setattr(type(memory), "cat_file", lambda self, path, start, stop: bytes(1000))
-    with pytest.raises(ValueError, match="gives whole files alone"):
+    with pytest.raises(ValueError, match="serves only whole files"):
         shard.read(10, 20)
 
 
@@ -413,7 +413,7 @@ def test_a_damaged_array_record_file_costs_its_examples_alone(tmp_path, rng):
     (tmp_path / "b.array_record").write_bytes(rng.bytes(70_000))
     source = SOURCES["array_record"](tmp_path)
     assert greys_or_none(source) == [0, 1, 2, 3, None]
-    with pytest.raises(ValueError, match="disks and mounted buckets alone"):
+    with pytest.raises(ValueError, match="only from disks and mounted buckets"):
         SOURCES["array_record"]("gs://bucket/a.array_record")
 
 
@@ -444,7 +444,7 @@ def test_examples_are_those_of_tensorflow(tmp_path):
 
 
 def test_captions_can_be_read_without_their_images(made):
-    source = dataclasses.replace(read(made), read_images=False)
+    source = dataclasses.replace(read(made), with_images=False)
     assert source[4].keys() == {"captions", "key"}
 
 
