@@ -55,13 +55,13 @@ def read_tfds_captions(data_dir: str | Path | None = None) -> list[Caption]:
 
 def captions_of_records(records: Any) -> list[Caption]:
     """The captions of TFDS records {"image/id", "captions": {"id": [...], "text": [...]}}."""
-    captions = [
-        (number, record["image/id"], text.decode() if isinstance(text, bytes) else str(text))
-        for record in records
-        for number, text in zip(*(record["captions"][name] for name in ("id", "text")), strict=True)
-    ]
-    rows = [Caption(int(number), int(image), text.strip()) for number, image, text in captions]
-    return _sorted(rows, TFDS_NAME)
+    captions = []
+    for record in records:
+        ids, texts = record["captions"]["id"], record["captions"]["text"]
+        for number, text in zip(ids, texts, strict=True):
+            text = text.decode() if isinstance(text, bytes) else str(text)
+            captions.append(Caption(int(number), int(record["image/id"]), text.strip()))
+    return _sorted(captions, TFDS_NAME)
 
 
 def draw(captions: list[Caption], count: int, seed: int) -> list[Caption]:
