@@ -40,29 +40,29 @@ def parameter_table(params: Mapping[str, Params], shapes: bool = True) -> str:
     return "\n".join(lines)
 
 
-def forward_call(config: RunConfig, params: Params) -> tuple[Callable, tuple]:
-    """The network's forward pass and the shapes that it takes for one image of training."""
+def forward_call(config: RunConfig, params: Params, images: int = 1) -> tuple[Callable, tuple]:
+    """The network's forward pass and the shapes that it takes for some images of training."""
     stage = config.stage
 
     def shape(*sizes: int, dtype: Any = np.float32) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(sizes, dtype)
+        return jax.ShapeDtypeStruct((images, *sizes), dtype)
 
     side, channels = stage.training_side, stage.channels
     conditions: dict[str, Any] = {}
     if stage.conditioning == "text":
         length = config.text.max_length
-        values = shape(1, length, stage.text_width)
-        conditions["text"] = TextEmbeddings(values, shape(1, length, dtype=bool))
+        values = shape(length, stage.text_width)
+        conditions["text"] = TextEmbeddings(values, shape(length, dtype=bool))
     elif stage.conditioning == "label":
-        conditions["label"] = shape(1, dtype=np.int32)
+        conditions["label"] = shape(dtype=np.int32)
     if stage.low_resolution is not None:
-        conditions["low_res"] = shape(1, side, side, channels)
-        conditions["aug_level"] = shape(1)
+        conditions["low_res"] = shape(side, side, channels)
+        conditions["aug_level"] = shape()
 
     def forward(params, x, t, conditions):
         return apply_network(stage, params, x, t, **conditions)
 
-    return forward, (params, shape(1, side, side, channels), shape(1), conditions)
+    return forward, (params, shape(side, side, channels), shape(), conditions)
 
 
 def forward_flops(config: RunConfig, params: Params) -> float:

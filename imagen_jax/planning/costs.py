@@ -1,0 +1,217 @@
+"""What a step costs one chip: the kernels, copies and collectives of its compiled program.
+
+The compiler states how many cycles it expects of a kernel. A kernel of which it says nothing (a
+GPU's, a custom one) is taken for the longer of its FLOPs at the chip's peak and its bytes at the
+bandwidth of HBM.
+"""
+
+import re
+from collections import Counter
+from dataclasses import dataclass, field, replace
+
+from imagen_jax.devices.chips import Chip
+from imagen_jax.planning.hlo import (
+    Array,
+    Computation,
+    Instruction,
+    Program,
+    group_size,
+    moved_bytes,
+    operands_of,
+)
+
+COPIES = ("copy-start", "slice-start", "dynamic-slice-start")
+NESTED = ("while", "conditional", "call")  # whose kernels are counted one by one
+# What runs nothing: names of arrays.
+FREE = (
+    *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all"),
+    *("partition-id", "replica-id", "async-update", "opt-barrier"),
+)
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """What the core runs at one time. flops, bytes (of HBM), seconds: of each time. cycles: as the
+    compiler expects; None where it does not say.
+    """
+
+    source: str
+    operation: str
+    flops: float
+    bytes: int
+    cycles: int | None
+    seconds: float
+    times: int = 1
+
+    @property
+    def layer(self) -> str:
+        """What it is part of, the same for all blocks of a kind, with the pass that it is in."""
+        name = re.sub(r"\d+", "#", self.source)
+        backward, again = "transpose(" in name, "rematted" in name
+        name = re.sub(r"^.*?(jvp\((UNet|EfficientUNet)\)+|(?=jit\(encode))/?", "", name)
+        name = re.sub(r"(checkpoint|rematted_computation|jvp\(\w+\))/", "", name)
+        part = "again" if again else "backward" if backward else "forward"
+        return f"{name} ({part})"
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """A copy, or a collective, that can run beside the core. bytes: of HBM, or what the chip
+    receives.
+    """
+
+    kind: str
+    bytes: float
+    seconds: float
+    times: int = 1
+
+    @property
+    def queue(self) -> str:
+        """What it occupies: transfers of one queue wait for each other."""
+        return "copies" if self.kind == "copy" else "collectives"
+
+
+@dataclass
+class Costs:
+    """A program's costs on one chip. seconds: of the whole. waits: how long of it the core waits,
+    by what it waits for.
+    """
+
+    kernels: list[Kernel] = field(default_factory=list)
+    transfers: list[Transfer] = field(default_factory=list)
+    seconds: float = 0.0
+    waits: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def flops(self) -> float:
+        return float(sum(kernel.flops * kernel.times for kernel in self.kernels))
+
+    @property
+    def bytes(self) -> float:
+        """Of HBM."""
+        copies = [transfer for transfer in self.transfers if transfer.kind == "copy"]
+        return float(sum(part.bytes * part.times for part in [*self.kernels, *copies]))
+
+    @property
+    def without_cycles(self) -> list[Kernel]:
+        return [kernel for kernel in self.kernels if kernel.cycles is None]
+
+    @property
+    def collectives(self) -> dict[str, dict[str, int | float]]:
+        """By kind: how many, the bytes that a chip receives, and seconds of its links."""
+        sums: dict[str, Counter[str]] = {}
+        for part in self.transfers:
+            if part.kind != "copy":
+                each = {"count": 1, "bytes": part.bytes, "seconds": part.seconds}
+                sums.setdefault(part.kind, Counter()).update(
+                    {name: value * part.times for name, value in each.items()}
+                )
+        return {kind: dict(values) for kind, values in sums.items()}
+
+    def add(self, inner: "Costs", times: int) -> None:
+        """Adds what runs `times` times after the rest."""
+        self.kernels += [replace(part, times=times * part.times) for part in inner.kernels]
+        self.transfers += [replace(part, times=times * part.times) for part in inner.transfers]
+        self.seconds += times * inner.seconds
+        self.waits.update({name: times * seconds for name, seconds in inner.waits.items()})
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """How the costs of a program's text are found.
+
+    devices: how many take part in a collective that does not say. loops: how often a loop runs
+    whose length is decided when it runs.
+    """
+
+    program: Program
+    chip: Chip
+    devices: int
+    loops: int
+
+    def run(self, inside: Computation) -> Costs:
+        """The costs of a schedule. Kernels run one after the other; copies and collectives that are
+        started ahead run beside them, and what is not done when it is needed is waited for.
+        """
+        costs, free, ends = Costs(), Counter(), {}
+        transfers = {name: self.transfers(found, inside) for name, found in inside.items()}
+        last = {channel: name for name, channels in transfers.items() for channel in channels}
+        for name, instruction in inside.items():
+            for channel, transfer in transfers[name].items():
+                if channel not in ends:
+                    begin = max(costs.seconds, free[transfer.queue])
+                    ends[channel] = free[transfer.queue] = begin + transfer.seconds
+                    costs.transfers.append(transfer)
+            if instruction.operation in NESTED:
+                costs.add(*self.nested(instruction))
+            elif kernel := self.kernel(instruction, inside, bool(transfers[name])):
+                costs.kernels.append(kernel)
+                costs.seconds += kernel.seconds
+            for channel, transfer in transfers[name].items():
+                if last[channel] == name and ends[channel] > costs.seconds:
+                    costs.waits[transfer.queue] += ends[channel] - costs.seconds
+                    costs.seconds = ends[channel]
+        return costs
+
+    def nested(self, instruction: Instruction) -> tuple[Costs, int]:
+        """What an instruction runs, and how often; of several branches, the longest."""
+        keys = "body|to_apply|calls|branch_computations|true_computation|false_computation"
+        runs = [self.run(inner) for inner in self.program.called(instruction, keys)]
+        trips = self.program.trips(instruction) if instruction.operation == "while" else 1
+        return max(runs, key=lambda run: run.seconds), self.loops if trips is None else trips
+
+    def kernel(
+        self, instruction: Instruction, inside: Computation, transfers: bool
+    ) -> Kernel | None:
+        """What the core runs of an instruction; None where that is nothing, or a transfer alone."""
+        operation = instruction.operation
+        if operation in (*FREE, *COPIES) or operation.endswith("-done"):
+            return None
+        if transfers and "calls=%async_collective_fusion" not in instruction.attributes:
+            return None
+        flops = self.program.flops(instruction, inside)
+        size = self.program.hbm_bytes(instruction, inside)
+        cycles = instruction.stated("estimated_cycles")
+        if cycles is not None and self.chip.clock is not None:
+            seconds = cycles / self.chip.clock
+        else:  # what lies in the memory beside the core is counted as if it had to come from HBM
+            moved = size or sum(array.bytes for array in instruction.arrays)
+            seconds = max(flops / self.chip.flops, moved / self.chip.bandwidth)
+        return Kernel(instruction.source, operation, flops, size, cycles, seconds)
+
+    def transfers(self, instruction: Instruction, inside: Computation) -> dict[str, Transfer]:
+        """The copy or the collectives that an instruction begins, carries on or waits for."""
+        if instruction.operation.endswith("-done"):
+            (instruction, *_) = operands_of(instruction, inside)
+        if instruction.operation in COPIES:
+            size = float(moved_bytes(instruction.arrays[:2]))
+            return {instruction.name: Transfer("copy", size, size / self.chip.bandwidth)}
+        found = {}
+        if instruction.operation not in NESTED:
+            for inner, given in self.program.collectives(instruction, inside):
+                kind, made = inner.collective, inner.arrays
+                if kind == "all-reduce" and instruction.operation == "fusion":
+                    kind, made = "reduce-scatter", []  # of which each device keeps its part
+                elif inner.operation.endswith("-start"):  # what it is given stands before the rest
+                    made = made[len(given) :]
+                size = received(kind, given, made, group_size(inner, self.devices))
+                channel = inner.attribute("channel_id") or inner.name
+                found[f"channel {channel}"] = Transfer(kind, size, size / self.chip.link)
+        return found
+
+
+def estimate(text: str, chip: Chip, devices: int, loops: int = 1) -> Costs:
+    """The costs of a compiled program's text; `devices` and `loops` as of `Estimate`."""
+    program = Program(text)
+    return Estimate(program, chip, devices, loops).run(program.entry)
+
+
+def received(kind: str, given: list[Array], made: list[Array], devices: int) -> float:
+    """Bytes that each of the devices of a collective receives, by a ring's count."""
+    share = (devices - 1) / devices
+    before, after = (sum(array.bytes for array in arrays) for arrays in (given, made))
+    if kind == "all-reduce":
+        return 2 * share * before
+    if kind == "collective-permute":
+        return float(before)
+    return share * max(before, after)  # the gathered, or the one to be scattered
