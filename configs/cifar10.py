@@ -13,14 +13,17 @@ from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
-    config = ConfigDict()
-    config.seed = 0
-    config.batch_size = 128
-    config.num_steps = 500_000
-    config.log_every = 100
-    config.ema_decay = 0.9999
-    config.label_dropout = 0.1
-    config.init_from = None
+    config = ConfigDict(
+        {
+            "seed": 0,
+            "batch_size": 128,
+            "num_steps": 500_000,
+            "log_every": 100,
+            "ema_decay": 0.9999,
+            "label_dropout": 0.1,
+            "init_from": None,
+        }
+    )
     config.stage = {
         "name": "cifar10",
         "resolution": 32,

@@ -22,23 +22,12 @@ subject in new places, and dogs that are no sks dogs as before. Not run to its e
 
 from ml_collections import ConfigDict
 
+from configs import lora_if
+
 
 def get_config() -> ConfigDict:
-    config = ConfigDict()
-    config.seed = 0
-    config.batch_size = 8
-    config.num_steps = 1000
-    config.log_every = 20
-    config.ema_decay = None
-    config.init_from = None
-    config.frozen_dtype = "bfloat16"
+    config = lora_if.get_config()
     config.lora = None
-    config.stage = {
-        "name": None,
-        "network": {"dtype": "bfloat16", "remat": True},
-        "loss": {"vlb_weight": 0.001},
-    }
-    config.text = {"trainable": False, "dropout": 0.0}
     config.data = {
         "source": "folder",
         "path": None,
@@ -61,7 +50,6 @@ def get_config() -> ConfigDict:
         "weight_decay": 0.01,
         "clip_norm": 1.0,
     }
-    config.mesh = {"data": None, "fsdp": 1, "tensor": 1}
     config.checkpoint = {"every": 500, "keep": 1, "keep_best": 0}
     config.sample = {"every": 250, "prompts": ["a sks dog", "a dog", "a sks dog on the moon"]}
     return config

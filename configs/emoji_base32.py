@@ -23,13 +23,16 @@ SHIPPED = Path(__file__).parent.parent / "imagen_jax" / "pretrained" / "emoji"
 
 
 def get_config() -> ConfigDict:
-    config = ConfigDict()
-    config.seed = 0
-    config.batch_size = 16
-    config.num_steps = 5000
-    config.log_every = 100
-    config.ema_decay = 0.998
-    config.init_from = "runs/text"
+    config = ConfigDict(
+        {
+            "seed": 0,
+            "batch_size": 16,
+            "num_steps": 5000,
+            "log_every": 100,
+            "ema_decay": 0.998,
+            "init_from": "runs/text",
+        }
+    )
     config.stage = {
         "name": "base32",
         "resolution": 32,

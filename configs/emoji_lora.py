@@ -19,13 +19,16 @@ from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
-    config = ConfigDict()
-    config.seed = 0
-    config.batch_size = 16
-    config.num_steps = 300
-    config.log_every = 20
-    config.ema_decay = None
-    config.init_from = "emoji"
+    config = ConfigDict(
+        {
+            "seed": 0,
+            "batch_size": 16,
+            "num_steps": 300,
+            "log_every": 20,
+            "ema_decay": None,
+            "init_from": "emoji",
+        }
+    )
     config.lora = {"rank": 16, "alpha": None}
     config.stage = {"name": "base32"}
     config.text = {"trainable": False, "dropout": 0.0}

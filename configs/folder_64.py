@@ -20,13 +20,16 @@ from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
-    config = ConfigDict()
-    config.seed = 0
-    config.batch_size = 64
-    config.num_steps = 200_000
-    config.log_every = 100
-    config.ema_decay = 0.9999
-    config.init_from = None
+    config = ConfigDict(
+        {
+            "seed": 0,
+            "batch_size": 64,
+            "num_steps": 200_000,
+            "log_every": 100,
+            "ema_decay": 0.9999,
+            "init_from": None,
+        }
+    )
     config.stage = {
         "name": "base64",
         "resolution": 64,

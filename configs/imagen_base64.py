@@ -30,14 +30,17 @@ T5_XXL = "models/t5_v1_1_xxl"
 
 
 def get_config() -> ConfigDict:
-    config = ConfigDict()
-    config.seed = 0
-    config.batch_size = 2048
-    config.num_steps = 2_500_000
-    config.log_every = 100
-    config.ema_decay = 0.9999
-    config.init_from = None
-    config.frozen_dtype = "bfloat16"
+    config = ConfigDict(
+        {
+            "seed": 0,
+            "batch_size": 2048,
+            "num_steps": 2_500_000,
+            "log_every": 100,
+            "ema_decay": 0.9999,
+            "init_from": None,
+            "frozen_dtype": "bfloat16",
+        }
+    )
     config.stage = {
         "name": "base64",
         "resolution": 64,

@@ -23,14 +23,18 @@ from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
-    config = ConfigDict()
-    config.seed = 0
-    config.batch_size = 8
-    config.num_steps = 1000
-    config.log_every = 20
-    config.ema_decay = None  # the adapter at the end: a short run with a rate that falls to 0
-    config.init_from = None
-    config.frozen_dtype = "bfloat16"
+    config = ConfigDict(
+        {
+            "seed": 0,
+            "batch_size": 8,
+            "num_steps": 1000,
+            "log_every": 20,
+            # the adapter at the end: a short run with a rate that falls to 0
+            "ema_decay": None,
+            "init_from": None,
+            "frozen_dtype": "bfloat16",
+        }
+    )
     config.lora = {"rank": 8, "alpha": None}
     config.stage = {
         "name": None,
