@@ -6,7 +6,7 @@ bandwidth of HBM.
 """
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field, replace
 
 from imagen_jax.devices.chips import Chip
@@ -30,17 +30,21 @@ FREE = (
 
 
 @dataclass(frozen=True)
-class Kernel:
-    """What the core runs at one time. flops, bytes (of HBM), seconds: of each time. cycles: as the
-    compiler expects; None where it does not say.
+class Cost:
+    """What one instruction costs, each time that it runs.
+
+    queue: what it occupies, the "core", "copies" or "links"; costs of one queue wait for each
+    other. bytes: of HBM; of a collective, those that the chip receives. cycles: as the compiler
+    expects; None where it does not say.
     """
 
-    source: str
+    queue: str
     operation: str
-    flops: float
-    bytes: int
-    cycles: int | None
+    source: str
     seconds: float
+    bytes: float
+    flops: float = 0.0
+    cycles: int | None = None
     times: int = 1
 
     @property
@@ -50,70 +54,52 @@ class Kernel:
         backward, again = "transpose(" in name, "rematted" in name
         name = re.sub(r"^.*?(jvp\((UNet|EfficientUNet)\)+|(?=jit\(encode))/?", "", name)
         name = re.sub(r"(checkpoint|rematted_computation|jvp\(\w+\))/", "", name)
-        part = "again" if again else "backward" if backward else "forward"
-        return f"{name} ({part})"
-
-
-@dataclass(frozen=True)
-class Transfer:
-    """A copy, or a collective, that can run beside the core. bytes: of HBM, or what the chip
-    receives.
-    """
-
-    kind: str
-    bytes: float
-    seconds: float
-    times: int = 1
-
-    @property
-    def queue(self) -> str:
-        """What it occupies: transfers of one queue wait for each other."""
-        return "copies" if self.kind == "copy" else "collectives"
+        return f"{name} ({'again' if again else 'backward' if backward else 'forward'})"
 
 
 @dataclass
 class Costs:
     """A program's costs on one chip. seconds: of the whole. waits: how long of it the core waits,
-    by what it waits for.
+    by the queue that it waits for.
     """
 
-    kernels: list[Kernel] = field(default_factory=list)
-    transfers: list[Transfer] = field(default_factory=list)
+    parts: list[Cost] = field(default_factory=list)
     seconds: float = 0.0
     waits: Counter[str] = field(default_factory=Counter)
 
     @property
-    def flops(self) -> float:
-        return float(sum(kernel.flops * kernel.times for kernel in self.kernels))
+    def kernels(self) -> list[Cost]:
+        return [part for part in self.parts if part.queue == "core"]
 
     @property
-    def bytes(self) -> float:
-        """Of HBM."""
-        copies = [transfer for transfer in self.transfers if transfer.kind == "copy"]
-        return float(sum(part.bytes * part.times for part in [*self.kernels, *copies]))
-
-    @property
-    def without_cycles(self) -> list[Kernel]:
+    def without_cycles(self) -> list[Cost]:
+        """The kernels that are counted by their FLOPs and bytes."""
         return [kernel for kernel in self.kernels if kernel.cycles is None]
+
+    @property
+    def flops(self) -> float:
+        return float(sum(part.flops * part.times for part in self.parts))
+
+    @property
+    def hbm_bytes(self) -> float:
+        moved = [part.bytes * part.times for part in self.parts if part.queue != "links"]
+        return float(sum(moved))
 
     @property
     def collectives(self) -> dict[str, dict[str, int | float]]:
         """By kind: how many, the bytes that a chip receives, and seconds of its links."""
-        sums: dict[str, Counter[str]] = {}
-        for part in self.transfers:
-            if part.kind != "copy":
+        sums: dict[str, Counter[str]] = defaultdict(Counter)
+        for part in self.parts:
+            if part.queue == "links":
                 each = {"count": 1, "bytes": part.bytes, "seconds": part.seconds}
-                sums.setdefault(part.kind, Counter()).update(
-                    {name: value * part.times for name, value in each.items()}
-                )
+                sums[part.operation].update({name: x * part.times for name, x in each.items()})
         return {kind: dict(values) for kind, values in sums.items()}
 
     def add(self, inner: "Costs", times: int) -> None:
         """Adds what runs `times` times after the rest."""
-        self.kernels += [replace(part, times=times * part.times) for part in inner.kernels]
-        self.transfers += [replace(part, times=times * part.times) for part in inner.transfers]
+        self.parts += [replace(part, times=times * part.times) for part in inner.parts]
         self.seconds += times * inner.seconds
-        self.waits.update({name: times * seconds for name, seconds in inner.waits.items()})
+        self.waits.update({queue: times * seconds for queue, seconds in inner.waits.items()})
 
 
 @dataclass(frozen=True)
@@ -134,22 +120,22 @@ class Estimate:
         started ahead run beside them, and what is not done when it is needed is waited for.
         """
         costs, free, ends = Costs(), Counter(), {}
-        transfers = {name: self.transfers(found, inside) for name, found in inside.items()}
-        last = {channel: name for name, channels in transfers.items() for channel in channels}
+        beside = {name: self.beside(found, inside) for name, found in inside.items()}
+        last = {channel: name for name, channels in beside.items() for channel in channels}
         for name, instruction in inside.items():
-            for channel, transfer in transfers[name].items():
+            for channel, part in beside[name].items():
                 if channel not in ends:
-                    begin = max(costs.seconds, free[transfer.queue])
-                    ends[channel] = free[transfer.queue] = begin + transfer.seconds
-                    costs.transfers.append(transfer)
+                    free[part.queue] = max(costs.seconds, free[part.queue]) + part.seconds
+                    ends[channel] = free[part.queue]
+                    costs.parts.append(part)
             if instruction.operation in NESTED:
                 costs.add(*self.nested(instruction))
-            elif kernel := self.kernel(instruction, inside, bool(transfers[name])):
-                costs.kernels.append(kernel)
+            elif kernel := self.kernel(instruction, inside, alone=not beside[name]):
+                costs.parts.append(kernel)
                 costs.seconds += kernel.seconds
-            for channel, transfer in transfers[name].items():
+            for channel, part in beside[name].items():
                 if last[channel] == name and ends[channel] > costs.seconds:
-                    costs.waits[transfer.queue] += ends[channel] - costs.seconds
+                    costs.waits[part.queue] += ends[channel] - costs.seconds
                     costs.seconds = ends[channel]
         return costs
 
@@ -160,14 +146,11 @@ class Estimate:
         trips = self.program.trips(instruction) if instruction.operation == "while" else 1
         return max(runs, key=lambda run: run.seconds), self.loops if trips is None else trips
 
-    def kernel(
-        self, instruction: Instruction, inside: Computation, transfers: bool
-    ) -> Kernel | None:
-        """What the core runs of an instruction; None where that is nothing, or a transfer alone."""
+    def kernel(self, instruction: Instruction, inside: Computation, alone: bool) -> Cost | None:
+        """What the core runs of an instruction, which is `alone` where nothing runs beside it."""
         operation = instruction.operation
-        if operation in (*FREE, *COPIES) or operation.endswith("-done"):
-            return None
-        if transfers and "calls=%async_collective_fusion" not in instruction.attributes:
+        fused = "calls=%async_collective_fusion" in instruction.attributes
+        if operation in (*FREE, *COPIES) or operation.endswith("-done") or not (alone or fused):
             return None
         flops = self.program.flops(instruction, inside)
         size = self.program.hbm_bytes(instruction, inside)
@@ -177,15 +160,18 @@ class Estimate:
         else:  # what lies in the memory beside the core is counted as if it had to come from HBM
             moved = size or sum(array.bytes for array in instruction.arrays)
             seconds = max(flops / self.chip.flops, moved / self.chip.bandwidth)
-        return Kernel(instruction.source, operation, flops, size, cycles, seconds)
+            cycles = None
+        source = instruction.attribute("op_name") or instruction.name
+        return Cost("core", operation, source, seconds, float(size), flops, cycles)
 
-    def transfers(self, instruction: Instruction, inside: Computation) -> dict[str, Transfer]:
+    def beside(self, instruction: Instruction, inside: Computation) -> dict[str, Cost]:
         """The copy or the collectives that an instruction begins, carries on or waits for."""
         if instruction.operation.endswith("-done"):
             (instruction, *_) = operands_of(instruction, inside)
+        name = instruction.name
         if instruction.operation in COPIES:
             size = float(moved_bytes(instruction.arrays[:2]))
-            return {instruction.name: Transfer("copy", size, size / self.chip.bandwidth)}
+            return {name: Cost("copies", "copy", name, size / self.chip.bandwidth, size)}
         found = {}
         if instruction.operation not in NESTED:
             for inner, given in self.program.collectives(instruction, inside):
@@ -196,7 +182,7 @@ class Estimate:
                     made = made[len(given) :]
                 size = received(kind, given, made, group_size(inner, self.devices))
                 channel = inner.attribute("channel_id") or inner.name
-                found[f"channel {channel}"] = Transfer(kind, size, size / self.chip.link)
+                found[f"channel {channel}"] = Cost("links", kind, name, size / self.chip.link, size)
         return found
 
 

@@ -87,11 +87,6 @@ class Instruction:
         return int(found[1]) if found else None
 
     @property
-    def source(self) -> str:
-        """The model's layer and operation that it was made from."""
-        return self.attribute("op_name") or self.name
-
-    @property
     def collective(self) -> str | None:
         """The kind of collective that it is, or begins."""
         kind = self.operation.removesuffix("-start")

@@ -14,7 +14,7 @@ import numpy as np
 
 from imagen_jax.devices import sharding
 from imagen_jax.devices.chips import Chip, find_chip
-from imagen_jax.planning.costs import Costs, Kernel, estimate
+from imagen_jax.planning.costs import Cost, Costs, estimate
 from imagen_jax.planning.lowering import Lowered, lower_sampling, lower_training
 from imagen_jax.training.run_config import RunConfig
 
@@ -168,9 +168,9 @@ def _times(costs: Costs) -> dict[str, Any]:
     """Where a chip's time goes. The first key's name is that of earlier plans."""
     return {
         "roofline": {
-            "exposed_collectives": costs.waits["collectives"],
+            "exposed_collectives": costs.waits["links"],
             "exposed_copies": costs.waits["copies"],
-            "bytes": costs.bytes,
+            "bytes": costs.hbm_bytes,
             "collectives": costs.collectives,
         },
         "heaviest": by_layer(costs.kernels)[:SHOWN],
@@ -198,7 +198,7 @@ def _speed(
     }
 
 
-def by_layer(kernels: Iterable[Kernel]) -> list[dict[str, Any]]:
+def by_layer(kernels: Iterable[Cost]) -> list[dict[str, Any]]:
     """The layers' operations, blocks of the same kind together, those that take longest first."""
     groups: dict[str, dict[str, Any]] = {}
     for kernel in kernels:

@@ -111,7 +111,7 @@ ENTRY %main (a: f32[8]) -> f32[8] {{
 
 def test_bytes_are_at_least_those_of_the_arguments(compiled):
     image = 64 * 32 * 32 * 128 * 2 / 4
-    assert estimate(compiled[0].as_text(), V5E, 4).bytes >= image
+    assert estimate(compiled[0].as_text(), V5E, 4).hbm_bytes >= image
 
 
 def test_tiles_pad_arrays_and_vector_memory_is_no_hbm():
@@ -207,7 +207,9 @@ def test_a_chip_whose_clock_is_unknown_counts_by_flops_and_bytes():
     cycles = 'backend_config={"estimated_cycles":"3000000"}'
     chip = find_chip("NVIDIA H100")
     text = scheduled(f"ROOT %f = bf16[1024,1024]{{1,0}} {FUSION}, {cycles}")
-    assert estimate(text, chip, 1).seconds == max(PRODUCT / chip.flops, MOVED / chip.bandwidth)
+    costs = estimate(text, chip, 1)
+    assert costs.seconds == max(PRODUCT / chip.flops, MOVED / chip.bandwidth)
+    assert costs.without_cycles == costs.kernels
 
 
 def test_bytes_of_slices_and_of_updates_in_place():
@@ -228,7 +230,7 @@ ENTRY %main (a: f32[64,1024], i: s32[]) -> f32[64,1024] {
   ROOT %f = f32[64,1024]{1,0} fusion(%a, %i), kind=kLoop, calls=%inner
 }
 """
-    assert estimate(text, V5E, 1).bytes == 2 * 4 * 1024
+    assert estimate(text, V5E, 1).hbm_bytes == 2 * 4 * 1024
 
 
 def test_loops_without_a_known_length_run_as_often_as_said():
