@@ -5,8 +5,8 @@
     python scripts/train.py --config configs/cifar10.py --workdir runs/cifar10
 
 The network has the shape of improved DDPM's CIFAR-10 model (arXiv 2102.09672), 43M parameters: one
-GPU, about a day for 500,000 steps in float32. Not run to its end here; published models of this
-size reach a FID of about 3.
+GPU, about a day for 500,000 steps in float32. Not run to the end here; published models of this
+size reach an FID of about 3.
 """
 
 from ml_collections import ConfigDict

@@ -8,16 +8,16 @@
         --config.data.prior.prompt="a dog"
     python scripts/generate.py "a sks dog on the moon" --model runs/sks --dtype bfloat16
 
-The first command lets the model paint the subject's class: the prior, which keeps the class from
-turning into the subject. Half of each batch is the subject, half the prior, each with one prompt
-for all of its images. DIRECTORY is IF's stage I as diffusers saves it, or any other trained
-stage; `sks` is a word that means nothing to the model. As in the paper every weight is trained, a
-thousand steps at 1e-5 with lambda 1; an adapter in its place, which needs a tenth of the memory and
-ten times the rate: --config.lora="{'rank': 8}" --config.optimizer.learning_rate=1e-4.
+The first command lets the model generate images of the subject's class: the prior, which keeps the
+class from turning into the subject. Half of each batch is the subject, half the prior, each with
+one prompt for all of its images. DIRECTORY is IF's stage I as diffusers saves it, or any other
+trained stage; `sks` is a word that means nothing to the model. As in the paper, every weight is
+trained, for a thousand steps at 1e-5 with lambda 1. An adapter instead needs a tenth of the memory
+and ten times the rate: --config.lora="{'rank': 8}" --config.optimizer.learning_rate=1e-4.
 
-Hardware: weights, gradient and Adam's moments are 16 bytes a parameter, T5-XXL is 9.5 GB: IF-I-M
+Hardware: weights, gradient and Adam's moments take 16 bytes a parameter, and T5-XXL 9.5 GB: IF-I-M
 (0.4B) fits one GPU of 24 GB, IF-I-XL (4.3B) four of 80 GB (--config.mesh.fsdp=4). Expect the
-subject in new places, and dogs that are no sks dogs as before. Not run to its end here.
+subject in new places, and other dogs as before. Not run to the end here.
 """
 
 from ml_collections import ConfigDict

@@ -3,10 +3,11 @@
     python scripts/train.py --config configs/emoji_sr128.py --workdir runs/sr128
     python scripts/export.py --model runs/base32,runs/sr128 --out models/mine
 
-The second command puts it behind a base model (configs/emoji_base32.py) in a model directory. Reads
-the text with the base model's encoder, frozen. Like the base, it folds 4x4 patches into channels to
-suit a CPU. --config.init_from=emoji --config.text.init_from=None goes on from the shipped weights,
-encoder and all. Hardware, time and expected result: imagen_jax/pretrained/emoji/README.md.
+The second command joins it with a base model (configs/emoji_base32.py) in one model directory. It
+reads the text with the base model's frozen encoder and, like the base, folds 4x4 patches into
+channels to suit a CPU. --config.init_from=emoji --config.text.init_from=None continues from the
+shipped weights, the encoder's included. Hardware, time and expected result:
+imagen_jax/pretrained/emoji/README.md. What is not set here is as in emoji_base32.
 """
 
 from ml_collections import ConfigDict

@@ -200,11 +200,6 @@ def moved_bytes(ends: list[Array]) -> int:
     return min(end.bytes for end in ends) * sum(end.hbm_bytes > 0 for end in ends)
 
 
-def _parameters(computation: Computation) -> list[Instruction]:
-    found = [i for i in computation.values() if i.operation == "parameter"]
-    return sorted(found, key=lambda parameter: int(parameter.arguments))
-
-
 def group_size(collective: Instruction, devices: int) -> int:
     """How many devices a collective joins at a time; all of `devices` where it does not say.
 
