@@ -6,8 +6,8 @@ F.2).
         --config.text.init_from=T5 --config.text.tokenizer=T5/spiece.model \
         --config.data.path=SHARDS
 
-Text encoder, data, batch, schedule and dropout are those of imagen_base64, with the same notes. As in
-the paper, the optimizer is Adam, because Adafactor made these models worse. Hardware: the paper's
+Text encoder, data, batch, schedule and dropout are those of imagen_base64, with the same notes. The
+optimizer is Adam, as in the paper, because Adafactor made these models worse. Hardware: the paper's
 128 TPU v4. Not run here.
 
 Where the paper gives no value, we chose a cosine schedule for the augmentation's noise, 128

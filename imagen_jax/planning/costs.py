@@ -20,13 +20,13 @@ from imagen_jax.planning.hlo import (
     operands_of,
 )
 
-COPIES = ("copy-start", "slice-start", "dynamic-slice-start")
 NESTED = ("while", "conditional", "call")  # whose kernels are counted one by one
-# What runs nothing: names of arrays.
+# What runs nothing: other names for arrays, and custom calls that are no more than that.
 FREE = (
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all"),
     *("partition-id", "replica-id", "async-update", "opt-barrier"),
 )
+FREE_CALLS = ("ConcatBitcast", "AssumeGatherIndicesInBound")
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,9 @@ class Estimate:
         """What the core runs of an instruction, which is `alone` where nothing runs beside it."""
         operation = instruction.operation
         fused = "calls=%async_collective_fusion" in instruction.attributes
-        if operation in (*FREE, *COPIES) or operation.endswith("-done") or not (alone or fused):
+        if operation in FREE or operation.endswith("-done") or not (alone or fused):
+            return None
+        if instruction.attribute("custom_call_target") in FREE_CALLS:
             return None
         flops = self.program.flops(instruction, inside)
         size = self.program.hbm_bytes(instruction, inside)
@@ -168,11 +170,7 @@ class Estimate:
         """The copy or the collectives that an instruction begins, carries on or waits for."""
         if instruction.operation.endswith("-done"):
             (instruction, *_) = operands_of(instruction, inside)
-        name = instruction.name
-        if instruction.operation in COPIES:
-            size = float(moved_bytes(instruction.arrays[:2]))
-            return {name: Cost("copies", "copy", name, size / self.chip.bandwidth, size)}
-        found = {}
+        found, name = {}, instruction.name
         if instruction.operation not in NESTED:
             for inner, given in self.program.collectives(instruction, inside):
                 kind, made = inner.collective, inner.arrays
@@ -183,6 +181,9 @@ class Estimate:
                 size = received(kind, given, made, group_size(inner, self.devices))
                 channel = inner.attribute("channel_id") or inner.name
                 found[f"channel {channel}"] = Cost("links", kind, name, size / self.chip.link, size)
+        if instruction.operation.endswith("-start") and not found:
+            size = float(moved_bytes(instruction.arrays[:2]))
+            found[name] = Cost("copies", "copy", name, size / self.chip.bandwidth, size)
         return found
 
 

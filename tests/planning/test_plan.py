@@ -159,6 +159,28 @@ ENTRY %main (a: bf16[1024,1024]) -> bf16[1024,1024] {{
 """
 
 
+def test_a_slice_that_is_started_ahead_moves_the_slice():
+    """Named async-start by the compiler; the core waits until it is there."""
+    row = "f32[8,1024]{1,0:T(8,128)S(1)}"
+    text = f"""HloModule m, is_scheduled=true
+
+%slicing (p: f32[1024,1024]) -> f32[8,1024] {{
+  %p = f32[1024,1024]{{1,0}} parameter(0)
+  ROOT %s = {row} slice(%p), slice={{[0:8], [0:1024]}}
+}}
+
+ENTRY %main (a: f32[1024,1024]) -> f32[8,1024] {{
+  %a = f32[1024,1024]{{1,0}} parameter(0)
+  %start = ((f32[1024,1024]{{1,0}}), {row}, s32[]{{:S(2)}}) async-start(%a), calls=%slicing
+  ROOT %done = {row} async-done(%start)
+}}
+"""
+    costs = estimate(text, V5E, 1)
+    assert costs.hbm_bytes == 4 * 8 * 1024
+    assert not costs.kernels
+    assert costs.seconds == costs.waits["copies"] == 4 * 8 * 1024 / V5E.bandwidth
+
+
 PRODUCT, MOVED = 2 * 1024**3, 2 * 2 * 1024**2
 FUSION = "fusion(%a), kind=kOutput, calls=%inner"
 
