@@ -156,15 +156,14 @@ class Estimate:
             return None
         flops = self.program.flops(instruction, inside)
         size = self.program.hbm_bytes(instruction, inside)
-        cycles = instruction.stated("estimated_cycles")
-        if cycles is not None and self.chip.clock is not None:
+        cycles = instruction.stated("estimated_cycles") if self.chip.clock else None
+        if cycles:
             seconds = cycles / self.chip.clock
         else:  # what lies in the memory beside the core is counted as if it had to come from HBM
             moved = size or sum(array.bytes for array in instruction.arrays)
             seconds = max(flops / self.chip.flops, moved / self.chip.bandwidth)
-            cycles = None
         source = instruction.attribute("op_name") or instruction.name
-        return Cost("core", operation, source, seconds, float(size), flops, cycles)
+        return Cost("core", operation, source, seconds, float(size), flops, cycles or None)
 
     def beside(self, instruction: Instruction, inside: Computation) -> dict[str, Cost]:
         """The copy or the collectives that an instruction begins, carries on or waits for."""

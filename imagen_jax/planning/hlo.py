@@ -236,19 +236,14 @@ def convolution_flops(conv: Instruction, left: Instruction, right: Instruction) 
         for names, side in zip(labels, (left, right, conv), strict=True)
     )
     fields = dict(field.split("=") for field in conv.attribute("window").split())
-    pairs = 1
-    for axis in filter(str.isdigit, output):
+    axes = [label for label in output if label.isdigit()]
 
-        def value(name: str, default: str, axis: int = int(axis)) -> int:
-            return int(fields[name].split("x")[axis].split("_")[0] if name in fields else default)
+    def window_of(name: str, default: int) -> list[int]:
+        values = fields[name].split("x") if name in fields else [str(default)] * len(axes)
+        return [int(values[int(axis)].split("_")[0]) for axis in axes]
 
-        pairs *= overlaps(
-            image[axis],
-            window[axis],
-            output[axis],
-            stride=value("stride", "1"),
-            before=value("pad", "0"),
-            image_dilation=value("lhs_dilate", "1"),
-            kernel_dilation=value("rhs_dilate", "1"),
-        )
+    sides = ([operand[axis] for axis in axes] for operand in (image, window, output))
+    steps = (window_of("stride", 1), window_of("pad", 0))
+    dilations = (window_of("lhs_dilate", 1), window_of("rhs_dilate", 1))
+    pairs = math.prod(map(overlaps, *sides, *steps, *dilations))
     return 2.0 * pairs * output["b"] * output["f"] * window["i"]

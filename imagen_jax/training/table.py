@@ -41,7 +41,7 @@ def parameter_table(params: Mapping[str, Params], shapes: bool = True) -> str:
 
 
 def forward_call(config: RunConfig, params: Params, images: int = 1) -> tuple[Callable, tuple]:
-    """The network's forward pass and the shapes that it takes for some images of training."""
+    """The network's forward pass, and its arguments' shapes for a number of training images."""
     stage = config.stage
 
     def shape(*sizes: int, dtype: Any = np.float32) -> jax.ShapeDtypeStruct:
@@ -78,7 +78,7 @@ def model_table(
     mesh: jax.sharding.Mesh,
     frozen: Frozen | None = None,
 ) -> str:
-    """Parameters by module, their total, the state's size in memory, and FLOPs an image."""
+    """Parameters by module, their total, the state's size in memory, and FLOPs per image."""
     state = jax.eval_shape(init, jax.random.key(0))
     lines = [f"stage {config.stage.name}: {config.stage.resolution}x{config.stage.resolution}"]
     lines.append(parameter_table(state.params))
