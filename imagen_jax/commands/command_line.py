@@ -37,8 +37,8 @@ OWN = ("imagen_jax", "scripts")
 def one_line_errors(*expected: type[Exception]) -> Iterator[None]:
     """Ends the program with `error: ...` and status 1, without a traceback.
 
-    For `expected`, for what the operating system refuses (no such file, a full disk) and for
-    packages that are not installed. Anything else is a bug, whose traceback is wanted.
+    This is for `expected` errors, for what the operating system refuses (no such file, a full disk)
+    and for packages that are not installed. Anything else is a bug and keeps its traceback.
     """
     try:
         yield
@@ -89,16 +89,18 @@ def run_configured(
 
 
 def define_host_flags() -> Callable[[], None]:
-    """Defines the flags of a run on several hosts; returns what joins them, to be called first."""
+    """Defines the flags of a run on several hosts; returns the function that joins them, to be
+    called before anything else uses JAX.
+    """
     from imagen_jax.devices.hosts import HEARTBEAT_SECONDS, JOIN_SECONDS, Launch, join_hosts
 
     flags.DEFINE_bool(
         "distributed", False, "Join the other hosts of a TPU pod or cluster, found by JAX."
     )
     flags.DEFINE_string("coordinator_address", None, "HOST:PORT of process 0.")
-    flags.DEFINE_integer("num_processes", None, "Processes of this run, one a host.")
-    flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
-    seconds = "Seconds without a sign of life of one process after which the others end."
+    flags.DEFINE_integer("num_processes", None, "Processes of this run, one per host.")
+    flags.DEFINE_integer("process_id", None, "Number of this process, from 0.")
+    seconds = "Seconds without a sign of life from one process after which the others end."
     flags.DEFINE_integer("heartbeat_seconds", HEARTBEAT_SECONDS, seconds)
     flags.DEFINE_integer("join_seconds", JOIN_SECONDS, "Seconds to wait for all processes.")
 
