@@ -10,15 +10,8 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field, replace
 
 from imagen_jax.devices.chips import Chip
-from imagen_jax.planning.hlo import (
-    Array,
-    Computation,
-    Instruction,
-    Program,
-    group_size,
-    moved_bytes,
-    operands_of,
-)
+from imagen_jax.planning import hlo
+from imagen_jax.planning.hlo import Array, Computation, Instruction
 
 NESTED = ("while", "conditional", "call")  # whose kernels are counted one by one
 # What runs nothing: other names for arrays, and custom calls that are no more than that.
@@ -110,7 +103,6 @@ class Estimate:
     whose length is decided when it runs.
     """
 
-    program: Program
     chip: Chip
     devices: int
     loops: int
@@ -120,7 +112,7 @@ class Estimate:
         started ahead run beside them, and what is not done when it is needed is waited for.
         """
         costs, free, ends = Costs(), Counter(), {}
-        beside = {name: self.beside(found, inside) for name, found in inside.items()}
+        beside = {name: self.beside(found) for name, found in inside.items()}
         last = {channel: name for name, channels in beside.items() for channel in channels}
         for name, instruction in inside.items():
             for channel, part in beside[name].items():
@@ -130,7 +122,7 @@ class Estimate:
                     costs.parts.append(part)
             if instruction.operation in NESTED:
                 costs.add(*self.nested(instruction))
-            elif kernel := self.kernel(instruction, inside, alone=not beside[name]):
+            elif kernel := self.kernel(instruction, alone=not beside[name]):
                 costs.parts.append(kernel)
                 costs.seconds += kernel.seconds
             for channel, part in beside[name].items():
@@ -142,11 +134,11 @@ class Estimate:
     def nested(self, instruction: Instruction) -> tuple[Costs, int]:
         """What an instruction runs, and how often; of several branches, the longest."""
         keys = "body|to_apply|calls|branch_computations|true_computation|false_computation"
-        runs = [self.run(inner) for inner in self.program.called(instruction, keys)]
-        trips = self.program.trips(instruction) if instruction.operation == "while" else 1
+        runs = [self.run(inner) for inner in instruction.called(keys)]
+        trips = hlo.trips(instruction) if instruction.operation == "while" else 1
         return max(runs, key=lambda run: run.seconds), self.loops if trips is None else trips
 
-    def kernel(self, instruction: Instruction, inside: Computation, alone: bool) -> Cost | None:
+    def kernel(self, instruction: Instruction, alone: bool) -> Cost | None:
         """What the core runs of an instruction, which is `alone` where nothing runs beside it."""
         operation = instruction.operation
         fused = "calls=%async_collective_fusion" in instruction.attributes
@@ -154,42 +146,40 @@ class Estimate:
             return None
         if instruction.attribute("custom_call_target") in FREE_CALLS:
             return None
-        flops = self.program.flops(instruction, inside)
-        size = self.program.hbm_bytes(instruction, inside)
+        flops, size = hlo.flops(instruction), hlo.hbm_bytes(instruction)
         cycles = instruction.stated("estimated_cycles") if self.chip.clock else None
         if cycles:
             seconds = cycles / self.chip.clock
         else:  # what lies in the memory beside the core is counted as if it had to come from HBM
-            moved = size or sum(array.bytes for array in instruction.arrays)
+            moved = size or instruction.bytes
             seconds = max(flops / self.chip.flops, moved / self.chip.bandwidth)
         source = instruction.attribute("op_name") or instruction.name
         return Cost("core", operation, source, seconds, float(size), flops, cycles or None)
 
-    def beside(self, instruction: Instruction, inside: Computation) -> dict[str, Cost]:
+    def beside(self, instruction: Instruction) -> dict[str, Cost]:
         """The copy or the collectives that an instruction begins, carries on or waits for."""
         if instruction.operation.endswith("-done"):
-            (instruction, *_) = operands_of(instruction, inside)
+            instruction = instruction.operands[0]
         found, name = {}, instruction.name
         if instruction.operation not in NESTED:
-            for inner, given in self.program.collectives(instruction, inside):
-                kind, made = inner.collective, inner.arrays
+            for inner in hlo.collectives(instruction):
+                kind, given, made = inner.collective, inner.given, inner.arrays
                 if kind == "all-reduce" and instruction.operation == "fusion":
                     kind, made = "reduce-scatter", []  # of which each device keeps its part
                 elif inner.operation.endswith("-start"):  # what it is given stands before the rest
                     made = made[len(given) :]
-                size = received(kind, given, made, group_size(inner, self.devices))
+                size = received(kind, given, made, hlo.group_size(inner, self.devices))
                 channel = inner.attribute("channel_id") or inner.name
                 found[f"channel {channel}"] = Cost("links", kind, name, size / self.chip.link, size)
         if instruction.operation.endswith("-start") and not found:
-            size = float(moved_bytes(instruction.arrays[:2]))
+            size = float(hlo.moved_bytes(instruction.arrays[:2]))
             found[name] = Cost("copies", "copy", name, size / self.chip.bandwidth, size)
         return found
 
 
 def estimate(text: str, chip: Chip, devices: int, loops: int = 1) -> Costs:
     """The costs of a compiled program's text; `devices` and `loops` as of `Estimate`."""
-    program = Program(text)
-    return Estimate(program, chip, devices, loops).run(program.entry)
+    return Estimate(chip, devices, loops).run(hlo.read_program(text))
 
 
 def received(kind: str, given: list[Array], made: list[Array], devices: int) -> float:

@@ -7,13 +7,13 @@ pads it, and lies in space 1, the vector memory beside the core; without S(n) it
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from imagen_jax.training.flops import overlaps
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-SLICES = ("dynamic-slice", "slice")
+SLICES, UPDATE = ("dynamic-slice", "slice"), "dynamic-update-slice"
 _INSTRUCTION = re.compile(
     r"^\s+(?P<root>ROOT )?%(?P<name>[\w.\-]+) = (?P<shape>.*?) (?P<operation>[a-z][\w\-]*)"
     r"\((?P<arguments>.*?)\)(?P<attributes>(?:, \w+=.*)?)$"
@@ -57,9 +57,11 @@ def _integers(text: str) -> tuple[int, ...]:
     return tuple(map(int, re.findall(r"\d+", text)))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Instruction:
-    """One line of a program; shape, arguments and attributes are its text."""
+    """One line of a program; shape, arguments and attributes are its text. computations: all of the
+    program's, by name.
+    """
 
     name: str
     shape: str
@@ -67,14 +69,27 @@ class Instruction:
     arguments: str
     attributes: str
     root: bool = False
+    operands: list["Instruction"] = field(default_factory=list, repr=False)
+    computations: dict[str, "Computation"] = field(default_factory=dict, repr=False)
 
     @cached_property
     def arrays(self) -> list[Array]:
         return parse_arrays(self.shape)
 
-    @cached_property
-    def operands(self) -> list[str]:
-        return re.findall(r"%([\w.\-]+)", self.arguments)
+    @property
+    def given(self) -> list[Array]:
+        """The operands' arrays."""
+        return [array for operand in self.operands for array in operand.arrays]
+
+    @property
+    def bytes(self) -> int:
+        return sum(array.bytes for array in self.arrays)
+
+    @property
+    def collective(self) -> str | None:
+        """The kind of collective that it is, or begins."""
+        kind = self.operation.removesuffix("-start")
+        return kind if kind in COLLECTIVES else None
 
     def attribute(self, name: str) -> str:
         """The value of `name=...`, without braces or quotes; empty where there is none."""
@@ -86,113 +101,101 @@ class Instruction:
         found = re.search(rf'"{name}":(?:\{{"n":)?"?(\d+)', self.attributes)
         return int(found[1]) if found else None
 
-    @property
-    def collective(self) -> str | None:
-        """The kind of collective that it is, or begins."""
-        kind = self.operation.removesuffix("-start")
-        return kind if kind in COLLECTIVES else None
+    def called(self, keys: str = "calls|to_apply") -> list["Computation"]:
+        """The computations that these attributes name."""
+        found = re.findall(rf"\b(?:{keys})=(\{{[^}}]*\}}|[^,\s]+)", self.attributes)
+        return [self.computations[name] for name in re.findall(r"[\w.\-]+", " ".join(found))]
 
 
 # Instructions by name; where the program is scheduled, in the order of their execution.
 Computation = dict[str, Instruction]
 
 
-def operands_of(instruction: Instruction, inside: Computation) -> list[Instruction]:
-    return [inside[name] for name in instruction.operands if name in inside]
+def read_program(text: str) -> Computation:
+    """The entry of a compiled program's text."""
+    computations: dict[str, Computation] = {}
+    entry, inside = None, {}
+    for line in text.splitlines():
+        if match := _INSTRUCTION.match(line):
+            names = re.findall(r"%([\w.\-]+)", match["arguments"])
+            inside[match["name"]] = Instruction(
+                **match.groupdict() | {"root": match["root"] is not None},
+                operands=[inside[name] for name in names if name in inside],
+                computations=computations,
+            )
+        elif header := re.match(r"(ENTRY )?%?([\w.\-]+) .*\{$", line):
+            inside = computations[header[2]] = {}
+            entry = inside if header[1] else entry
+    if entry is None:
+        raise ValueError("the program's text has no ENTRY computation")
+    return entry
 
 
-def arrays_of(instructions: list[Instruction]) -> list[Array]:
-    return [array for instruction in instructions for array in instruction.arrays]
+def trips(loop: Instruction) -> int | None:
+    """How often a `while` runs: the number that its condition counts up to from 0. None where that
+    is decided when it runs.
+    """
+    if known := loop.stated("known_trip_count"):
+        return known
+    (condition,) = loop.called("condition")
+    limits = [i.arguments for i in condition.values() if i.operation == "constant"]
+    return int(limits[0]) if len(limits) == 1 and limits[0].isdigit() else None
 
 
-class Program:
-    """The computations of a compiled program's text."""
-
-    def __init__(self, text: str):
-        self.computations: dict[str, Computation] = {}
-        entry, computation = None, {}
-        for line in text.splitlines():
-            if match := _INSTRUCTION.match(line):
-                fields = match.groupdict() | {"root": match["root"] is not None}
-                computation[match["name"]] = Instruction(**fields)
-            elif header := re.match(r"(ENTRY )?%?([\w.\-]+) .*\{$", line):
-                computation = self.computations[header[2]] = {}
-                entry = computation if header[1] else entry
-        if entry is None:
-            raise ValueError("the program's text has no ENTRY computation")
-        self.entry = entry
-
-    def called(self, instruction: Instruction, keys: str = "calls|to_apply") -> list[Computation]:
-        """The computations that an instruction names by these attributes."""
-        found = re.findall(rf"\b(?:{keys})=(\{{[^}}]*\}}|[^,\s]+)", instruction.attributes)
-        return [self.computations[name] for name in re.findall(r"[\w.\-]+", " ".join(found))]
-
-    def trips(self, loop: Instruction) -> int | None:
-        """How often a `while` runs: the number that its condition counts up to from 0. None where
-        that is decided when it runs.
-        """
-        if known := loop.stated("known_trip_count"):
-            return known
-        (condition,) = self.called(loop, "condition")
-        limits = [i.arguments for i in condition.values() if i.operation == "constant"]
-        return int(limits[0]) if len(limits) == 1 and limits[0].isdigit() else None
-
-    def flops(self, instruction: Instruction, inside: Computation) -> float:
-        """FLOPs of an instruction's convolutions and matrix products; of a custom kernel, what it
-        states itself.
-        """
-        if instruction.operation == "convolution":
-            return convolution_flops(instruction, *operands_of(instruction, inside))
-        if instruction.operation == "dot":
-            return dot_flops(instruction, *operands_of(instruction, inside))
-        if instruction.operation == "custom-call":
-            return float(instruction.stated("flops") or 0)
-        inner = self.called(instruction)
-        return sum((self.flops(part, parts) for parts in inner for part in parts.values()), 0.0)
-
-    def collectives(
-        self, instruction: Instruction, inside: Computation
-    ) -> Iterator[tuple[Instruction, list[Array]]]:
-        """The collective that an instruction is, and those inside it, with what each is given."""
-        if instruction.collective:
-            yield instruction, arrays_of(operands_of(instruction, inside))
-        for inner in self.called(instruction):
-            for part in inner.values():
-                yield from self.collectives(part, inner)
-
-    def hbm_bytes(self, instruction: Instruction, inside: Computation) -> int:
-        """Bytes that an instruction reads from and writes to HBM. Of what is only sliced, the
-        slices count; of what is updated in place, the update.
-        """
-        operands, parts, results = operands_of(instruction, inside), [instruction], [instruction]
-        names = [operand.name for operand in operands]
-        if instruction.operation == "fusion":
-            (inner,) = self.called(instruction)
-            parts = list(inner.values())
-            parameters = [part for part in parts if part.operation == "parameter"]
-            names = [p.name for p in sorted(parameters, key=lambda p: int(p.arguments))]
-            (root,) = [part for part in parts if part.root]
-            results = operands_of(root, inner) if root.operation == "tuple" else [root]
-            inside = inner
-        total = 0
-        for name, operand in zip(names, operands, strict=True):
-            if any(array.hbm_bytes for array in operand.arrays):
-                total += _read(name, operand, parts)
-        for result, written in zip(results, instruction.arrays, strict=False):
-            updates = result.operation == "dynamic-update-slice" and written.hbm_bytes
-            changed = inside[result.operands[1]].arrays if updates else [written]
-            total += sum(array.hbm_bytes for array in changed)
-        return total
+def flops(instruction: Instruction) -> float:
+    """FLOPs of an instruction's convolutions and matrix products; of a custom kernel, those that it
+    states.
+    """
+    if instruction.operation == "convolution":
+        return convolution_flops(instruction)
+    if instruction.operation == "dot":
+        return dot_flops(instruction)
+    if instruction.operation == "custom-call":
+        return float(instruction.stated("flops") or 0)
+    return sum((flops(part) for inner in instruction.called() for part in inner.values()), 0.0)
 
 
-def _read(name: str, array: Instruction, parts: list[Instruction]) -> int:
-    """Bytes that these instructions read of an array, which some of them have by this name."""
-    slices = []
-    for user in parts:
-        in_place = user.operation == "dynamic-update-slice" and user.operands[0] == name
-        if name in user.operands and not in_place:
-            slices.append(user if user.operation in SLICES else array)
-    return min(sum(a.bytes for a in arrays_of(part)) for part in ([array], slices))
+def collectives(instruction: Instruction) -> Iterator[Instruction]:
+    """The collective that an instruction is, and those inside it."""
+    if instruction.collective:
+        yield instruction
+    for inner in instruction.called():
+        for part in inner.values():
+            yield from collectives(part)
+
+
+def hbm_bytes(instruction: Instruction) -> int:
+    """Bytes that an instruction reads from and writes to HBM. Of what is only sliced, the slices
+    count; of what is updated in place, the update.
+    """
+    parts, inputs, results = [instruction], instruction.operands, [instruction]
+    if instruction.operation == "fusion":
+        (inner,) = instruction.called()
+        parts = list(inner.values())
+        inputs = [part for part in parts if part.operation == "parameter"]
+        inputs.sort(key=lambda parameter: int(parameter.arguments))
+        (root,) = [part for part in parts if part.root]
+        results = root.operands if root.operation == "tuple" else [root]
+    total = 0
+    for operand, known in zip(instruction.operands, inputs, strict=True):
+        if any(array.hbm_bytes for array in operand.arrays):
+            total += _read(known, parts)
+    for result, written in zip(results, instruction.arrays, strict=False):
+        if result.operation == UPDATE and written.hbm_bytes:
+            (written,) = result.operands[1].arrays
+        total += written.hbm_bytes
+    return total
+
+
+def _read(array: Instruction, parts: list[Instruction]) -> int:
+    """Bytes of an array that these instructions read."""
+    users = [part for part in parts if array in part.operands]
+    reads = [
+        user.bytes if user.operation in SLICES else array.bytes
+        for user in users
+        if user.operation != UPDATE or user.operands[0] is not array
+    ]
+    return min(array.bytes, sum(reads))
 
 
 def moved_bytes(ends: list[Array]) -> int:
@@ -218,22 +221,22 @@ def group_size(collective: Instruction, devices: int) -> int:
     return devices
 
 
-def dot_flops(dot: Instruction, left: Instruction, right: Instruction) -> float:
+def dot_flops(dot: Instruction) -> float:
     """2 x results x length of what is summed over."""
     summed = _integers(dot.attribute("lhs_contracting_dims"))
-    length = math.prod(left.arrays[0].sides[axis] for axis in summed)
+    length = math.prod(dot.given[0].sides[axis] for axis in summed)
     return 2.0 * math.prod(dot.arrays[0].sides) * length
 
 
-def convolution_flops(conv: Instruction, left: Instruction, right: Instruction) -> float:
+def convolution_flops(conv: Instruction) -> float:
     """2 x products that do not fall on padding or between dilated pixels, as XLA counts them.
 
     TPUs run every matrix product as a convolution; that of a batch has one pixel a member.
     """
     labels = re.split("_|->", conv.attribute("dim_labels"))
     image, window, output = (
-        dict(zip(names, side.arrays[0].sides, strict=True))
-        for names, side in zip(labels, (left, right, conv), strict=True)
+        dict(zip(names, array.sides, strict=True))
+        for names, array in zip(labels, (*conv.given, *conv.arrays), strict=True)
     )
     fields = dict(field.split("=") for field in conv.attribute("window").split())
     axes = [label for label in output if label.isdigit()]
