@@ -10,12 +10,11 @@ belongs to one of them. A shard is written whole or not at all, so the same comm
 an interruption, on any number of hosts.
 """
 
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from absl import flags, logging
+from absl import flags
 
 from imagen_jax.commands.command_line import define_host_flags, one_line_errors, run_configured
 from imagen_jax.storage.folders import make_folder
@@ -30,18 +29,15 @@ def define_flags() -> Callable[[], None]:
     return define_host_flags()
 
 
-def run(join_hosts: Callable[[], None], argv: list[str], overrides: dict[str, str]) -> None:
+def run(join_hosts: Callable[[], None], overrides: dict[str, str]) -> None:
     with one_line_errors():
         from imagen_jax.data.loader import TooManyBroken
         from imagen_jax.devices.compilation_cache import use_compilation_cache
         from imagen_jax.devices.hosts import check_shared
         from imagen_jax.training import text_embedding
 
-    logging.set_verbosity(logging.WARNING)
     options = flags.FLAGS
     with one_line_errors(ValueError, TooManyBroken):
-        if len(argv) > 1:
-            raise ValueError(f"unknown argument {argv[1]!r}")
         join_hosts()
         use_compilation_cache()
         out = Path(options.out).absolute()
@@ -60,7 +56,7 @@ def run(join_hosts: Callable[[], None], argv: list[str], overrides: dict[str, st
         )
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     with one_line_errors(ValueError):
         join_hosts = define_flags()
-    run_configured(partial(run, join_hosts), sys.argv)
+    run_configured(partial(run, join_hosts), arguments)

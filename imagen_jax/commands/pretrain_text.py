@@ -9,10 +9,9 @@ train.py starts (`--config.init_from`, `--config.text.init_from`). A pretrained 
 it unnecessary.
 """
 
-import sys
 from pathlib import Path
 
-from absl import flags, logging
+from absl import flags
 
 from imagen_jax.commands.command_line import one_line_errors, run_configured
 
@@ -27,17 +26,14 @@ def define_flags() -> None:
     flags.DEFINE_float("learning_rate", 1e-3, "Peak learning rate.")
 
 
-def run(argv: list[str], overrides: dict[str, str]) -> None:
+def run(overrides: dict[str, str]) -> None:
     with one_line_errors():
         from imagen_jax.devices.compilation_cache import use_compilation_cache
         from imagen_jax.training import loop, text_pretraining
 
-    logging.set_verbosity(logging.WARNING)
     options = flags.FLAGS
     workdir = Path(options.workdir).absolute()
     with one_line_errors(ValueError, *loop.RUN_ERRORS):
-        if len(argv) > 1:
-            raise ValueError(f"unknown argument {argv[1]!r}")
         overrides = overrides | {"batch_size": str(options.batch_size)}
         plan = text_pretraining.read_plan(
             options.config, overrides, options.steps, options.learning_rate
@@ -50,6 +46,6 @@ def run(argv: list[str], overrides: dict[str, str]) -> None:
     print(f"wrote {workdir}")
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     define_flags()
-    run_configured(run, sys.argv)
+    run_configured(run, arguments)

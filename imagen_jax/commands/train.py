@@ -19,7 +19,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 
-from absl import flags, logging
+from absl import flags
 
 from imagen_jax.commands.command_line import define_host_flags, one_line_errors, run_configured
 from imagen_jax.storage.folders import check_local
@@ -35,18 +35,15 @@ def define_flags() -> Callable[[], None]:
     return define_host_flags()
 
 
-def train(join_hosts: Callable[[], None], argv: list[str], overrides: dict[str, str]) -> None:
+def train(join_hosts: Callable[[], None], overrides: dict[str, str]) -> None:
     with one_line_errors():
         from imagen_jax.devices.compilation_cache import use_compilation_cache
         from imagen_jax.devices.hosts import say_on_first_host
         from imagen_jax.pipeline.loading import export_lora
         from imagen_jax.training import loop, start, table
 
-    logging.set_verbosity(logging.WARNING)
     options = flags.FLAGS
     with one_line_errors(ValueError, *loop.RUN_ERRORS):
-        if len(argv) > 1:
-            raise ValueError(f"unknown argument {argv[1]!r}")
         join_hosts()
         profile = parse_profile(options.profile)
         if options.workdir is None and not options.dry_run:
@@ -85,7 +82,7 @@ def parse_profile(value: str | None) -> tuple[int, int] | None:
     return int(first), int(last)
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     with one_line_errors(ValueError):
         join_hosts = define_flags()
-    run_configured(partial(train, join_hosts), sys.argv)
+    run_configured(partial(train, join_hosts), arguments)

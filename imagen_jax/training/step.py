@@ -201,7 +201,9 @@ def split_rows(tree: Any, count: int) -> Any:
 
 
 def make_train_step(
-    config: RunConfig, encoder: text_encoder.TextEncoder | None, mesh: jax.sharding.Mesh | None = None
+    config: RunConfig,
+    encoder: text_encoder.TextEncoder | None,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
     """(state, batch, key, frozen) -> (state, metrics), to be jitted with the state donated.
 
