@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import ModuleType
 
 import jax
 import ml_dtypes
@@ -14,6 +15,7 @@ import pytest
 from devices.test_hosts import ENVIRONMENT, finish, start
 from training.test_config import tiny
 
+from imagen_jax.commands import embed_text, train
 from imagen_jax.data.embeddings import check_fingerprint
 from imagen_jax.devices.sharding import make_mesh
 from imagen_jax.models import t5
@@ -23,6 +25,7 @@ from imagen_jax.training import batches, build, step
 from imagen_jax.training.config import apply_overrides
 from imagen_jax.training.run_config import read_config
 from imagen_jax.training.state import Frozen
+from tests.commands.in_process import call
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARDS = 10
@@ -139,13 +142,10 @@ def test_a_step_needs_no_encoder(setting, whole):
     np.testing.assert_allclose(*losses, rtol=1e-3)
 
 
-def fails(run: list[str]) -> str:
-    done = subprocess.run(
-        [sys.executable, *run], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True
-    )
-    assert done.returncode == 1
-    assert "Traceback" not in done.stderr
-    return done.stderr
+def fails(module: ModuleType, run: list[str]) -> str:
+    error, _ = call(module, *run[1:])
+    assert isinstance(error, str)
+    return error
 
 
 def test_another_tokenizer_is_refused(setting, whole, repository, tmp_path):
@@ -153,13 +153,15 @@ def test_another_tokenizer_is_refused(setting, whole, repository, tmp_path):
     spiece = repository / "imagen_jax" / "pretrained" / "emoji" / "spiece.model"
     size = {"text.encoder.vocab_size": "9000", "text.tokenizer": str(spiece)}
     changed = {**setting, **size}
-    said = fails(command(changed, whole))
+    said = fails(embed_text, command(changed, whole))
     assert "made differently" in said
     assert "tokenizer 'bytes, 3 special' there, 'sentencepiece " in said
-    train = [str(ROOT / "scripts" / "train.py"), *command(changed, tmp_path)[1:2]]
+    again = [str(ROOT / "scripts" / "train.py"), *command(changed, tmp_path)[1:2]]
     keys = {**changed, "data.embeddings": str(whole)}
-    train += [f"--config.{key}={value}" for key, value in keys.items()]
-    assert "tokenizer 'bytes, 3 special' there" in fails([*train, f"--workdir={tmp_path / 'run'}"])
+    again += [f"--config.{key}={value}" for key, value in keys.items()]
+    assert "tokenizer 'bytes, 3 special' there" in fails(
+        train, [*again, f"--workdir={tmp_path / 'run'}"]
+    )
     assert not (tmp_path / "run").exists()
 
 

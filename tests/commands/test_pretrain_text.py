@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from imagen_jax.commands import pretrain_text
 from imagen_jax.storage.checkpoint import Checkpoints
+from tests.commands.in_process import call
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "tests" / "training" / "tiny_config.py"
@@ -31,17 +33,18 @@ def pretrained(tmp_path_factory) -> tuple[Path, str, str]:
     np.savez(folder / "set.npz", image=images, captions=np.asarray(list(colours)))
     data = f"--config.data.path={folder / 'set.npz'}"
     workdir = folder / "text"
-    done = script(
-        "pretrain_text.py",
+    ended, said = call(
+        pretrain_text,
+        f"--config={CONFIG}",
         data,
         f"--workdir={workdir}",
         "--config.stage.network.draft=True",
-        "--steps=1000",
+        "--steps=600",
         "--batch_size=4",
         "--learning_rate=1e-2",
     )
-    assert done.returncode == 0, done.stderr
-    return workdir, data, done.stdout
+    assert not ended
+    return workdir, data, said
 
 
 def test_it_learns_which_word_has_which_colour(pretrained):
@@ -71,20 +74,21 @@ def test_training_starts_from_the_draft_and_keeps_the_encoder(pretrained, tmp_pa
     np.testing.assert_allclose(after["network"]["draft"]["out"]["kernel"], kernel, atol=1e-6)
 
 
-def check_one_line(done: subprocess.CompletedProcess, said: str) -> None:
-    assert done.returncode == 1
-    assert "Traceback" not in done.stderr
-    assert done.stderr.strip().splitlines()[-1].startswith("error: ")
-    assert said in done.stderr
+def check_one_line(said: str, *arguments: str) -> None:
+    error, printed = call(pretrain_text, f"--config={CONFIG}", *arguments)
+    assert isinstance(error, str)
+    assert error.startswith("error: ")
+    assert "\n" not in error
+    assert said in error
+    assert "step 1" not in printed
 
 
 def test_a_workdir_with_a_checkpoint_is_refused_before_training(pretrained):
     workdir, data, _ = pretrained
     draft = "--config.stage.network.draft=True"
     for more in ([], [f"--init_from={workdir}"]):
-        done = script("pretrain_text.py", data, draft, f"--workdir={workdir}", *more)
-        check_one_line(done, "has a checkpoint already (step 1000)")
-        assert "step 1" not in done.stdout
+        said = "has a checkpoint already (step 600)"
+        check_one_line(said, data, draft, f"--workdir={workdir}", *more)
 
 
 @pytest.mark.parametrize(
@@ -98,6 +102,5 @@ def test_a_workdir_with_a_checkpoint_is_refused_before_training(pretrained):
 )
 def test_a_mistake_is_one_line(tmp_path, arguments, said):
     workdir = f"--workdir={tmp_path / 'run'}"
-    done = script("pretrain_text.py", workdir, "--config.data.path=none.npz", *arguments)
-    check_one_line(done, said)
+    check_one_line(said, workdir, "--config.data.path=none.npz", *arguments)
     assert not (tmp_path / "run").exists()

@@ -16,12 +16,14 @@ from PIL import Image
 from tiny_cascade import BASE, ENCODER, random_params
 
 from imagen_jax.cascade.cascade import Cascade
+from imagen_jax.commands import train
 from imagen_jax.commands.train import parse_profile
 from imagen_jax.diffusion.sampling import SamplingSettings
 from imagen_jax.pipeline.model_directory import write_model
 from imagen_jax.storage.checkpoint import Checkpoints
 from imagen_jax.training.metrics import Curve, read_losses
 from imagen_jax.training.start import reference_curve
+from tests.commands.in_process import call
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "tests" / "training" / "tiny_config.py"
@@ -149,7 +151,8 @@ def test_ten_kills_of_a_long_run(tmp_path, dataset):
 
 
 def test_a_dry_run_prints_the_model_and_writes_nothing(tmp_path, dataset):
-    said = run([*arguments(tmp_path / "run", dataset), "--dry_run"]).stdout
+    ended, said = call(train, *arguments(tmp_path / "run", dataset)[1:], "--dry_run")
+    assert not ended
     assert "trained parameters" in said
     assert "GFLOP an image" in said
     assert "3x3x" in said
@@ -157,11 +160,8 @@ def test_a_dry_run_prints_the_model_and_writes_nothing(tmp_path, dataset):
 
 
 def test_a_mistake_is_one_line(tmp_path, dataset):
-    done = run(arguments(tmp_path, dataset, batchsize=3), check=False)
-    assert done.returncode == 1
-    assert done.stderr.strip() == (
-        "error: unknown config key 'batchsize'; did you mean 'batch_size'?"
-    )
+    ended, _ = call(train, *arguments(tmp_path, dataset, batchsize=3)[1:])
+    assert ended == "error: unknown config key 'batchsize'; did you mean 'batch_size'?"
     assert not list(tmp_path.iterdir())
 
 
@@ -175,12 +175,19 @@ def check_one_line(done: subprocess.CompletedProcess, *said: str) -> None:
 def test_files_and_folders_that_will_not_do_are_one_line(tmp_path, dataset):
     file = tmp_path / "file"
     file.write_text("mine")
-    check_one_line(run(arguments(file, dataset), check=False), "--workdir", "is a file")
-    check_one_line(run(arguments("/proc/none", dataset), check=False), "/proc/none cannot be")
+
+    def check(workdir: Path, path: Path, *said: str) -> None:
+        error, _ = call(train, *arguments(workdir, path)[1:])
+        assert isinstance(error, str)
+        assert error.startswith("error: ")
+        assert all(part in error for part in said), error
+
+    check(file, dataset, "--workdir", "is a file")
+    check(Path("/proc/none"), dataset, "/proc/none cannot be")
     none = tmp_path / "none.npz"
-    check_one_line(run(arguments(tmp_path / "run", none), check=False), "there is no file", "none")
+    check(tmp_path / "run", none, "there is no file", "none")
     np.savez(none, image=np.uint8(3), captions=np.asarray(["a"]))
-    check_one_line(run(arguments(tmp_path / "run", none), check=False), "uint8 [N, H, W, 3]")
+    check(tmp_path / "run", none, "uint8 [N, H, W, 3]")
     assert not (tmp_path / "run").exists()
 
 
@@ -223,11 +230,9 @@ def test_a_loss_is_held_against_a_stage_of_the_same_configuration_alone(tmp_path
 
 def test_another_config_in_the_same_workdir_is_refused(whole_run, dataset):
     options = {"stage__network__levels__0__channels": 24, "num_steps": 20}
-    done = run(arguments(whole_run[0], dataset, **options), check=False)
-    assert done.returncode == 1
-    assert "does not fit the config" in done.stderr
-    assert "params/network/" in done.stderr
-    assert "Traceback" not in done.stderr
+    error, _ = call(train, *arguments(whole_run[0], dataset, **options)[1:])
+    assert "does not fit the config" in error
+    assert "params/network/" in error
 
 
 def test_sigterm_saves(tmp_path, dataset):
