@@ -28,12 +28,13 @@ from tests.commands.in_process import call
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "tests" / "training" / "tiny_config.py"
 
-# Runs the script as a program and then says which of the heavy modules came in.
+# Runs the command in a process of its own and then says which of the heavy modules came in.
 WRAPPED = """
-import runpy, sys
+import sys
 sys.argv = sys.argv[1:]
 try:
-    runpy.run_path(sys.argv[0], run_name="__main__")
+    from imagen_jax.commands.train import main
+    main()
 finally:
     heavy = ("tensorflow", "seqio", "tensorflow_datasets", "tensorflow_text")
     print("IMPORTED", [name for name in heavy if name in sys.modules])
@@ -193,9 +194,7 @@ def test_files_and_folders_that_will_not_do_are_one_line(tmp_path, dataset):
 
 @pytest.mark.parametrize(("package", "source"), [("grain", "npz"), ("seqio", "seqio")])
 def test_a_missing_package_is_one_line(tmp_path, dataset, package, source):
-    without = WRAPPED.replace(
-        "import runpy, sys", f"import runpy, sys\nsys.modules[{package!r}]=None"
-    )
+    without = WRAPPED.replace("import sys", f"import sys\nsys.modules[{package!r}] = None", 1)
     command = arguments(tmp_path / "run", dataset, data__source=source)
     check_one_line(run(["-c", without, *command], check=False), package, "pip install -e '.[")
 
