@@ -212,7 +212,7 @@ def lower_step(
     """`train_step(state, batch, key, frozen)` for this mesh, with the state donated.
 
     `key` is the run's; the step gets fold_in(key, state.step). `frozen`: parameters that the step
-    reads and does not train. Shapes will do in hosts.place of arrays.
+    reads and does not train. Shapes will do in place of arrays.
     """
     shardings = state_shardings(state, mesh)
 
@@ -258,7 +258,6 @@ def start_state(
         return state
     check_weights({part: state.params.get(part, {}) for part in weights}, weights)
     shardings = state_shardings(state.params, mesh)
-
     params = dict(state.params)
     for part, tree in weights.items():
         params[part] = jax.tree.map(

@@ -57,20 +57,20 @@ class OptimizerConfig:
             raise ValueError(
                 f"optimizer.weight_decay needs kind 'adamw': {self.kind!r} has none; set it to 0"
             )
-        if not self.learning_rate > 0:
-            raise ValueError(f"optimizer.learning_rate must be positive, not {self.learning_rate}")
-        if self.warmup_steps < 0:
-            raise ValueError(f"optimizer.warmup_steps must be 0 or more, not {self.warmup_steps}")
+        limits = {
+            "learning_rate": (self.learning_rate > 0, "positive"),
+            "warmup_steps": (self.warmup_steps >= 0, "0 or more"),
+            "clip_norm": (self.clip_norm is None or self.clip_norm > 0, "positive or None"),
+            "accumulation": (self.accumulation >= 1, "1 or more"),
+        }
+        for name, (kept, limit) in limits.items():
+            if not kept:
+                raise ValueError(f"optimizer.{name} must be {limit}, not {getattr(self, name)}")
         if self.decay_steps is not None and self.decay_steps <= self.warmup_steps:
             raise ValueError(
                 f"optimizer.decay_steps {self.decay_steps} must exceed warmup_steps "
-                f"{self.warmup_steps} "
-                "(it counts the warm-up too), or be None for a constant rate"
+                f"{self.warmup_steps} (it counts the warm-up too), or be None for a constant rate"
             )
-        if self.clip_norm is not None and not self.clip_norm > 0:
-            raise ValueError(f"optimizer.clip_norm must be positive or None, not {self.clip_norm}")
-        if self.accumulation < 1:
-            raise ValueError(f"optimizer.accumulation must be 1 or more, not {self.accumulation}")
 
 
 def learning_rate_schedule(config: OptimizerConfig) -> Schedule:
