@@ -97,13 +97,12 @@ def time_jax(case: Case, steps: int, sample_steps: int) -> dict:
     import numpy as np
 
     from imagen_jax.cascade.cascade import Conditions, sample_keys, sample_stage
-    from imagen_jax.cascade.stage import Stage
+    from imagen_jax.cascade.stage import KINDS, Stage
     from imagen_jax.diffusion.sampling import SamplingSettings
-    from imagen_jax.storage.codec import typed
+    from imagen_jax.storage.codec import from_dict
     from imagen_jax.text.encoder import null_text
     from imagen_jax.training.config import load_config
     from imagen_jax.training.optimizer import OptimizerConfig, make_optimizer
-    from imagen_jax.training.run_config import KINDS
     from imagen_jax.training.state import NETWORK, init_state
     from imagen_jax.training.step import make_train_step
     from imagen_jax.typing import TextEmbeddings
@@ -111,7 +110,7 @@ def time_jax(case: Case, steps: int, sample_steps: int) -> dict:
     section = {"name": "base", "resolution": case.resolution, "network": case.ours}
     if isinstance(case.ours, str):
         section = load_config(ROOT / "configs" / f"{case.ours}.py").stage.to_dict()
-    stage = typed(Stage, section | {"text_width": TEXT_WIDTH}, "stage", KINDS)
+    stage = from_dict(Stage, section | {"text_width": TEXT_WIDTH}, "stage", KINDS)
     optimizer = make_optimizer(
         OptimizerConfig(kind="adam", learning_rate=LEARNING_RATE, warmup_steps=0)
     )

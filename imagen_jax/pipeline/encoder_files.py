@@ -22,8 +22,8 @@ from imagen_jax.convert.t5x import load_t5x, read_t5x_config
 from imagen_jax.convert.t5x_checkpoint import CHECKPOINT
 from imagen_jax.devices.hosts import whole
 from imagen_jax.models.t5 import T5Config
-from imagen_jax.storage.codec import Section, as_dict
-from imagen_jax.storage.json_file import read_object, write_object
+from imagen_jax.storage.codec import Section, to_dict
+from imagen_jax.storage.json_file import read_dataclass, read_object, write_object
 from imagen_jax.storage.layout import Tensors
 from imagen_jax.storage.reading import ShardingOf, read_layout
 from imagen_jax.storage.safetensors import TensorFiles, open_model, save_params, weight_files
@@ -62,11 +62,7 @@ def read_config(source: str | os.PathLike) -> T5Config:
 
 
 def _own_config(path: Path) -> T5Config:
-    values = read_object(path / CONFIG_FILE, "the config of a text encoder")
-    unknown = sorted(set(values) - {field.name for field in dataclasses.fields(T5Config)})
-    if unknown:
-        raise ValueError(f"{path / CONFIG_FILE} has the unknown fields {unknown}.")
-    return T5Config(**values)
+    return read_dataclass(path / CONFIG_FILE, "the config of a text encoder", T5Config)
 
 
 def read_encoder(
@@ -123,7 +119,7 @@ def write_encoder(
     tokenizer = None if tokenizer_from is None else Path(tokenizer_from) / SENTENCEPIECE_FILE
     if tokenizer is not None and tokenizer.is_file():
         shutil.copyfile(tokenizer, directory / SENTENCEPIECE_FILE)
-    write_object(directory / CONFIG_FILE, dataclasses.asdict(config))
+    write_object(directory / CONFIG_FILE, to_dict(config))
 
 
 def check_config(source: str | os.PathLike, found: T5Config, wanted: T5Config) -> None:
@@ -149,7 +145,7 @@ def text_section(section: Mapping[str, Any], source: str | os.PathLike) -> dict[
     """
     values = dict(section)
     if values.get("encoder") is None:
-        values["encoder"] = dataclasses.asdict(read_config(source))
+        values["encoder"] = to_dict(read_config(source))
     if values.get("tokenizer") is None:
         tokenizer = Path(source) / SENTENCEPIECE_FILE
         if not tokenizer.is_file():
@@ -163,7 +159,7 @@ def text_section(section: Mapping[str, Any], source: str | os.PathLike) -> dict[
 
 def with_encoder(raw: Section) -> Section:
     """A run's config with what its section `text` leaves out: an encoder by itself has it."""
-    values = as_dict(raw)
+    values = to_dict(raw)
     section = values.get("text") or {}
     source = section.get("init_from") or values.get("init_from")
     if not section or not isinstance(source, str) or not is_encoder(source):
@@ -175,7 +171,7 @@ def text_fingerprint(encoder: TextEncoder, source: str | os.PathLike | None) -> 
     """What embeddings depend on: the encoder's files (None where it is not said where they are) and
     sizes, the tokenizer's content, and how text is prepared. JSON-able.
     """
-    sizes = dataclasses.asdict(encoder.config)
+    sizes = to_dict(encoder.config)
     return {
         "weights": None if source is None else fingerprint(_directory(source)),
         "encoder": {name: value for name, value in sizes.items() if name not in FREE},

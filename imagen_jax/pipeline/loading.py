@@ -15,17 +15,19 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from imagen_jax.cascade import cascade as cascade_room
+from imagen_jax.cascade import description
 from imagen_jax.cascade.cascade import TEXT_ENCODER, Cascade
 from imagen_jax.convert import diffusers_directory, diffusers_pipeline
 from imagen_jax.convert.hub import NAME, resolve
 from imagen_jax.convert.lora import save_lora
 from imagen_jax.devices.compilation_cache import use_compilation_cache
-from imagen_jax.models.lora import DEFAULT_TARGETS, LoraConfig, merge_lora
+from imagen_jax.models.lora import LoraConfig, merge_lora
 from imagen_jax.models.t5 import T5Config
 from imagen_jax.pipeline import encoder_files, model_directory
 from imagen_jax.pipeline.joining import join_pipelines, marks_of
 from imagen_jax.pipeline.model_directory import ENCODER_MARKS, MODEL_FILE, Parts
 from imagen_jax.pipeline.pipeline import Pipeline
+from imagen_jax.storage.codec import from_dict
 from imagen_jax.storage.reading import ShardingOf
 from imagen_jax.storage.trees import flatten, unflatten
 from imagen_jax.typing import Params
@@ -226,7 +228,7 @@ def load_workdir(
     which is merged in, where the run found it.
     """
     step, params, run = read_run(directory)
-    cascade = cascade_room.from_dict(run["model"], os.fspath(directory))
+    cascade = description.from_dict(run["model"], os.fspath(directory))
     params = on_mesh(jax.tree.map(lambda leaf: as_dtype(leaf, dtype), params), mesh)
     stage, marks = cascade.stages[0], {}
     readers = {stage.name: lambda: params["network"]}
@@ -308,15 +310,14 @@ def export_lora(workdir: str | os.PathLike, path: str | os.PathLike) -> Path:
     if "lora" not in params:
         raise ValueError(f"{workdir} trained the parameters themselves, no adapter to them.")
     if jax.process_index() == 0:
-        stage = cascade_room.from_dict(run["model"], os.fspath(workdir)).stages[0]
+        stage = description.from_dict(run["model"], os.fspath(workdir)).stages[0]
         save_lora(path, stage, params["lora"], run_lora(run))
     return path
 
 
 def run_lora(run: Mapping[str, Any]) -> LoraConfig:
     """The config's section `lora` of a run that trained an adapter."""
-    section = dict(run["config"]["lora"])
-    return LoraConfig(**section | {"targets": tuple(section.get("targets", DEFAULT_TARGETS))})
+    return from_dict(LoraConfig, run["config"]["lora"], "lora")
 
 
 def read_run(directory: Path) -> tuple[int, Params, dict[str, Any]]:

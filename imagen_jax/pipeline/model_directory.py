@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from imagen_jax.cascade import cascade as cascade_room
+from imagen_jax.cascade import description
 from imagen_jax.cascade.cascade import TEXT_ENCODER, Cascade
 from imagen_jax.storage.json_file import parse_object, read_object
 from imagen_jax.storage.layout import Tensors
@@ -128,7 +129,7 @@ def write_model(
             "format": FORMAT,
             "name": name or directory.resolve().name,
             "fingerprint": fingerprint(files),
-            **cascade_room.to_dict(cascade),
+            **description.to_dict(cascade),
             "notes": dict(notes or {}),
         }
         content = json.dumps(values, indent=1, ensure_ascii=False)
@@ -169,10 +170,9 @@ def read_model(directory: str | os.PathLike) -> tuple[Cascade, dict[str, Any]]:
             f"{path} has format {values['format']!r}; this version reads format {FORMAT}."
         )
     try:
-        cascade = cascade_room.from_dict(values, os.fspath(directory))
-    except (KeyError, TypeError, ValueError) as error:
-        reason = f"{error} is missing" if isinstance(error, KeyError) else error
-        raise ValueError(f"{path} does not describe a model of this version: {reason}") from error
+        cascade = description.from_dict(values, os.fspath(directory))
+    except ValueError as error:
+        raise ValueError(f"{path} does not describe a model of this version: {error}") from error
     return cascade, {key: value for key, value in values.items() if key != "stages"}
 
 

@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from imagen_jax.storage.codec import NO_KINDS, Kinds, from_dict
+
 # config.json is a few kB, the index of the largest models well below 1 MB, tokenizer.json 20 MB.
 MAX_BYTES = 64 * 2**20
 
@@ -75,6 +77,15 @@ def read_object(path: str | os.PathLike, kind: str) -> dict[str, Any]:
         return parse_object(path.read_bytes())
     except ValueError as error:
         raise ValueError(f"{path} is not {kind}: {error}.") from None
+
+
+def read_dataclass(path: str | os.PathLike, kind: str, cls: type, kinds: Kinds = NO_KINDS) -> Any:
+    """The JSON object in a file as the dataclass `cls`: `read_object`, then `from_dict`."""
+    values = read_object(path, kind)
+    try:
+        return from_dict(cls, values, "", kinds)
+    except ValueError as error:
+        raise ValueError(f"{path} is not {kind}: {error}.") from error
 
 
 def write_object(path: str | os.PathLike, values: dict[str, Any]) -> None:

@@ -9,8 +9,8 @@ import hashlib
 import os
 import shutil
 import warnings
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from imagen_jax.models import t5
+from imagen_jax.storage import codec
 from imagen_jax.text.captions import CAPTIONS, prepare_caption
 from imagen_jax.typing import Mask, Params, TextEmbeddings, Tokens
 
@@ -234,22 +235,14 @@ def copy_tokenizer(tokenizer: Tokenizer, directory: str | os.PathLike) -> None:
 def to_dict(encoder: TextEncoder) -> dict[str, Any]:
     """The encoder as JSON values; the tokenizer's file is to lie beside them (`copy_tokenizer`)."""
     kind = "bytes" if isinstance(encoder.tokenizer, ByteTokenizer) else "sentencepiece"
-    values = {"config": asdict(encoder.config), "tokenizer": kind}
-    return values | {name: getattr(encoder, name) for name in ("max_length", *OPTIONAL)}
+    return codec.to_dict(encoder) | {"tokenizer": kind}
 
 
-def from_dict(values: dict[str, Any], directory: str | os.PathLike) -> TextEncoder:
+def from_dict(values: Mapping[str, Any], directory: str | os.PathLike) -> TextEncoder:
     """The inverse of `to_dict`, for a model in `directory`."""
-    keys = {"config", "tokenizer", "max_length"}
-    if set(values) - set(OPTIONAL) != keys:
-        raise ValueError(f"A text encoder has the keys {sorted(keys)}, not {sorted(values)}.")
-    unknown = set(values["config"]) - {field.name for field in fields(t5.T5Config)}
-    if unknown:
-        raise ValueError(f"T5Config has no fields {sorted(unknown)}.")
-    tokenizer = make_tokenizer(values["tokenizer"], os.path.join(directory, SENTENCEPIECE_FILE))
-    optional = {name: values[name] for name in OPTIONAL if name in values}
-    config = t5.T5Config(**values["config"])
-    return TextEncoder(config, tokenizer, values["max_length"], **optional)
+    path = os.path.join(directory, SENTENCEPIECE_FILE)
+    tokenizer = make_tokenizer(values.get("tokenizer"), path)
+    return codec.from_dict(TextEncoder, {**values, "tokenizer": tokenizer}, "text_encoder")
 
 
 def make_tokenizer(kind: str, path: str | os.PathLike | None = None) -> Tokenizer:

@@ -36,8 +36,10 @@ def read_set(
     if not isinstance(section, MixedConfig) and section.prompt is not None:
         conditioning = None
     if isinstance(section, DataConfig) and section.source == MIXTURE:
-        parts = [read_set(part, conditioning) for part in section.sets]
-        return data.MixtureSource(parts, [part.rate for part in section.sets])
+        sets = [section.sets[name] for name in sorted(section.sets)]
+        return data.MixtureSource(
+            [read_set(own, conditioning) for own in sets], [own.rate for own in sets]
+        )
     wheres = {DataConfig: "data", PriorConfig: "data.prior", MixedConfig: "data.sets"}
     where = wheres[type(section)]
     if section.source == MEMORY:

@@ -9,12 +9,12 @@ import jax
 from jax.sharding import Mesh
 
 from imagen_jax.cascade.cascade import Cascade, SamplingSettings
-from imagen_jax.cascade.cascade import to_dict as cascade_to_dict
+from imagen_jax.cascade.description import to_dict as cascade_to_dict
 from imagen_jax.cascade.stage import init_params
 from imagen_jax.devices.sharding import check_batch
 from imagen_jax.models import t5
 from imagen_jax.models.lora import init_lora, target_kernels
-from imagen_jax.storage.codec import Section, as_dict
+from imagen_jax.storage.codec import Section, to_dict
 from imagen_jax.text import encoder as text
 from imagen_jax.text.encoder import TextEncoder
 from imagen_jax.training.loop import LoopConfig
@@ -62,7 +62,7 @@ def make_cascade(config: RunConfig, encoder: TextEncoder | None) -> Cascade:
 
 def describe(config: RunConfig, encoder: TextEncoder | None, raw: Section) -> dict[str, Any]:
     """What goes into each checkpoint: the config as written, and the model for a pipeline."""
-    return {"config": as_dict(raw), "model": cascade_to_dict(make_cascade(config, encoder))}
+    return {"config": to_dict(raw), "model": cascade_to_dict(make_cascade(config, encoder))}
 
 
 def write_description(workdir: Path, description: Mapping[str, Any], encoder: TextEncoder | None):

@@ -6,7 +6,6 @@ an unknown key, a missing one or a value of the wrong type is an error that name
 
 import ast
 import importlib.util
-import inspect
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -100,8 +99,3 @@ def _set(node: Any, name: str, value: Any) -> None:
             node[name] = value
     else:
         node[name] = value
-
-
-def keywords(function: Any, taken: Iterable[str]) -> list[str]:
-    """The names of a function's parameters but for those `taken`."""
-    return [name for name in inspect.signature(function).parameters if name not in set(taken)]

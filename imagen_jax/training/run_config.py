@@ -1,47 +1,66 @@
 """What a run is configured by: a typed section for each of a config's, checked where it is read."""
 
 import dataclasses
+import inspect
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from imagen_jax import data, models
-from imagen_jax.cascade.stage import Stage
+from imagen_jax.cascade.stage import KINDS, Stage
 from imagen_jax.devices.sharding import MeshConfig
 from imagen_jax.diffusion.sampling import SamplingSettings
-from imagen_jax.diffusion.schedules import SCHEDULES
-from imagen_jax.models import NETWORKS
 from imagen_jax.models.lora import LoraConfig
 from imagen_jax.models.t5 import T5Config
-from imagen_jax.storage.codec import Section, as_dict, nearest, typed
-from imagen_jax.training.config import keywords
+from imagen_jax.storage.codec import MERGED, Section, from_dict, nearest, to_dict
 from imagen_jax.training.optimizer import OptimizerConfig
 
-STREAM = "seqio"
-
-
-MEMORY = "memory"
-
-
-MIXTURE = "mixture"
+STREAM, MIXTURE, MEMORY = "seqio", "mixture", "memory"
 
 
 @dataclasses.dataclass(frozen=True)
-class PriorConfig:
-    """A second image set that a fine-tuned model shall not forget (DreamBooth, arXiv 2208.12242).
+class SetConfig:
+    """An image set: `source`, a key of data.SOURCES or one of `others`; `path`, a file, folder,
+    name, or pattern of shards; its `split`.
 
-    source, path, split, prompt, options: as in DataConfig. share: of each batch's rows. weight: of
-    these rows' mean loss beside the others' (eq. 2: lambda).
+    Keys that only the source's reader knows go into `options`: filters, text, label, index_dir of
+    tar; data_dir of tfds.
     """
 
+    others: ClassVar[tuple[str, ...]] = ()
     source: str
     path: str | None = None
     split: str = "train"
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict, metadata={MERGED: True})
+
+    def __post_init__(self):
+        sources = [*data.SOURCES, *self.others]
+        if self.source not in sources:
+            raise ValueError(f"source is {self.source!r}{nearest(self.source, sources)}")
+        own = [field.name for field in dataclasses.fields(self) if field.name != "options"]
+        options = []
+        if self.source in data.SOURCES:
+            options = [*inspect.signature(data.SOURCES[self.source]).parameters]
+        for name in self.options:
+            if name not in options or name == "conditioning":
+                hint = nearest(name, {*own, *options} - {"conditioning"})
+                raise ValueError(f"unknown key {name!r} for source {self.source!r}{hint}")
+
+
+@dataclasses.dataclass(frozen=True)
+class PriorConfig(SetConfig):
+    """A second image set that a fine-tuned model should not forget (DreamBooth, arXiv 2208.12242).
+
+    prompt: the caption of its images. share: of each batch's rows. weight: of these rows' mean
+    loss beside the others' (eq. 2: lambda).
+    """
+
+    others: ClassVar[tuple[str, ...]] = (MEMORY,)
     prompt: str | None = None
     share: float = 0.5
     weight: float = 1.0
-    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
+        super().__post_init__()
         if not 0 < self.share < 1:
             raise ValueError(f"share must be between 0 and 1, not {self.share}")
         if not self.weight > 0:
@@ -59,36 +78,28 @@ class PriorConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class MixedConfig:
-    """A set of a mixture; rate: how often it is drawn beside the others. The rest: DataConfig."""
+class MixedConfig(SetConfig):
+    """A set of a mixture; rate: how often its images are chosen beside those of the others."""
 
-    source: str
-    path: str | None = None
-    split: str = "train"
     rate: float = 1.0
-    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
-class DataConfig:
-    """ImageList: `source` npz, folder, tar, array_record, tfrecord, tfds, seqio, mixture or memory;
-    `path` a file, folder, name, or pattern of shards.
+class DataConfig(SetConfig):
+    """The images that a run trains on.
 
     prompt: the caption of every image, for a set that has none. prior: a second set, whose
     images fill the last rows of each batch. sets: those of a mixture, by names of your own.
     embeddings: a directory of scripts/embed_text.py with the set's captions, embedded. module:
     imported first, where a Task of `path` is registered (seqio). crop: "centre" or "random"; None
     is random for a stage that trains on crops. buckets: [width, height] of batches of other shapes
-    than squares. num_threads, prefetch: of sets with random access. `options` are the reader's own
-    arguments (filters, text, label, index_dir of tar; data_dir of tfds).
+    than squares. num_threads, prefetch: of sets with random access.
     """
 
-    source: str
-    path: str | None = None
-    split: str = "train"
+    others: ClassVar[tuple[str, ...]] = (STREAM, MIXTURE, MEMORY)
     prompt: str | None = None
     prior: PriorConfig | None = None
-    sets: tuple[MixedConfig, ...] = ()
+    sets: Mapping[str, MixedConfig] = dataclasses.field(default_factory=dict)
     embeddings: str | None = None
     module: str | None = None
     shuffle: bool = True
@@ -98,9 +109,9 @@ class DataConfig:
     max_broken_share: float = 0.01
     num_threads: int = 4
     prefetch: int = 8
-    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
+        super().__post_init__()
         if self.source == STREAM and (self.prompt is not None or self.prior is not None):
             raise ValueError(
                 f"source {STREAM!r} is a stream: it has captions of its own and no prior"
@@ -121,41 +132,6 @@ class DataConfig:
             raise ValueError("buckets are of one set with random access, without a prior")
 
 
-def data_section(section: Mapping[str, Any]) -> dict[str, Any]:
-    """Moves the keys that only a source's reader knows into `options`, in its parts too."""
-    known = [*data.SOURCES, STREAM, MIXTURE, MEMORY]
-    sorted_out = _with_options(section, "data", DataConfig, known)
-    sets = sorted_out.get("sets")
-    if isinstance(sets, Mapping):
-        sorted_out["sets"] = [
-            _with_options(part, f"data.sets.{name}", MixedConfig, [*data.SOURCES])
-            for name, part in sorted(sets.items())  # a ConfigDict has no order
-        ]
-    prior = sorted_out.get("prior")
-    if isinstance(prior, Mapping):
-        known = [*data.SOURCES, MEMORY]
-        sorted_out["prior"] = _with_options(prior, "data.prior", PriorConfig, known)
-    return sorted_out
-
-
-def _with_options(
-    section: Mapping[str, Any], path: str, cls: type, known_sources: list[str]
-) -> dict[str, Any]:
-    source = section.get("source")
-    if source not in known_sources:
-        hint = nearest(str(source), known_sources)
-        raise ValueError(f"config key '{path}.source' is {source!r}{hint}")
-    own = [field.name for field in dataclasses.fields(cls) if field.name != "options"]
-    reader = data.SOURCES.get(source)
-    options = keywords(reader, ("path", "split", "conditioning")) if reader else []
-    for name in section:
-        if name not in own and name not in options:
-            hint = nearest(name, [*own, *options])
-            raise ValueError(f"unknown config key '{path}.{name}' for source {source!r}{hint}")
-    chosen = {name: value for name, value in section.items() if name in own}
-    return chosen | {"options": {k: v for k, v in section.items() if k in options}}
-
-
 def check_buckets(section: DataConfig, stage: Stage) -> None:
     """ValueError where a stage cannot train on images of these shapes."""
     if section.buckets and (stage.low_resolution is not None or stage.crop is not None):
@@ -164,9 +140,6 @@ def check_buckets(section: DataConfig, stage: Stage) -> None:
     for size in section.buckets:
         if min(size) < 1 or any(side % step for side in size):
             raise ValueError(f"data.buckets has {list(size)}; sides must be multiples of {step}")
-
-
-KINDS = {"network": NETWORKS, "schedule": SCHEDULES, "aug_schedule": SCHEDULES}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,7 +193,9 @@ class SampleConfig:
     labels: tuple[int, ...] = ()
     count: int = 8
     seed: int = 0
-    sampling: SamplingSettings = dataclasses.field(default_factory=SamplingSettings)
+    sampling: SamplingSettings = dataclasses.field(
+        default_factory=SamplingSettings, metadata={MERGED: True}
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -311,19 +286,4 @@ def read_ranges(text: str | None) -> tuple[tuple[int, int], ...]:
 
 def read_config(config: Section) -> RunConfig:
     """A ConfigDict (or dict) as a RunConfig. ValueError names an unknown, missing or bad key."""
-    config = as_dict(config)
-    config["data"] = data_section(config.get("data") or {})
-    if isinstance(config.get("sample"), dict):
-        config["sample"] = _sample_section(config["sample"])
-    return typed(RunConfig, config, "", KINDS)
-
-
-def _sample_section(section: Mapping[str, Any]) -> dict[str, Any]:
-    """Moves the sampler's keys (steps, guidance, ...) into `sampling`."""
-    sampler = [field.name for field in dataclasses.fields(SamplingSettings)]
-    own = [field.name for field in dataclasses.fields(SampleConfig) if field.name != "sampling"]
-    for name in section:
-        if name not in own and name not in sampler:
-            raise ValueError(f"unknown config key 'sample.{name}'{nearest(name, own + sampler)}")
-    chosen = {name: value for name, value in section.items() if name in own}
-    return chosen | {"sampling": {k: v for k, v in section.items() if k in sampler}}
+    return from_dict(RunConfig, to_dict(config), "config", KINDS)
