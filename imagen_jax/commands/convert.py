@@ -106,7 +106,7 @@ def write_text_encoder(options: argparse.Namespace, dtype: str) -> None:
     from imagen_jax.cascade.cascade import TEXT_ENCODER
     from imagen_jax.pipeline.encoder_files import write_encoder
     from imagen_jax.pipeline.loading import load_model
-    from imagen_jax.text.encoder import copy_tokenizer
+    from imagen_jax.text.tokenizers import copy_tokenizer
 
     pipeline = load_model(options.model, dtype=in_memory(dtype), variant=options.variant)
     encoder = pipeline.cascade.encoder

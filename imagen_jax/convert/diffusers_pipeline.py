@@ -26,7 +26,8 @@ from imagen_jax.convert.fields import Fields
 from imagen_jax.diffusion.sampling import SamplingSettings
 from imagen_jax.storage.reading import ShardingOf, read_layout
 from imagen_jax.storage.safetensors import TensorFiles
-from imagen_jax.text.encoder import SentencePieceTokenizer, TextEncoder, check_vocabulary
+from imagen_jax.text.encoder import TextEncoder, check_vocabulary
+from imagen_jax.text.tokenizers import SentencePieceTokenizer
 from imagen_jax.typing import Params
 
 TEXT_LENGTH = 77

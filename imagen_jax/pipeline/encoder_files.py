@@ -29,7 +29,8 @@ from imagen_jax.storage.reading import ShardingOf, read_layout
 from imagen_jax.storage.safetensors import TensorFiles, open_model, save_params, weight_files
 from imagen_jax.storage.trees import flatten, unflatten
 from imagen_jax.storage.writing import SHARD_BYTES
-from imagen_jax.text.encoder import OPTIONAL, SENTENCEPIECE_FILE, TextEncoder, tokenizer_digest
+from imagen_jax.text.encoder import TextEncoder
+from imagen_jax.text.tokenizers import SENTENCEPIECE_FILE, tokenizer_digest
 from imagen_jax.typing import Params
 
 CONFIG_FILE = f"{TEXT_ENCODER}.json"
@@ -171,13 +172,13 @@ def text_fingerprint(encoder: TextEncoder, source: str | os.PathLike | None) -> 
     """What embeddings depend on: the encoder's files (None where it is not said where they are) and
     sizes, the tokenizer's content, and how text is prepared. JSON-able.
     """
-    sizes = to_dict(encoder.config)
+    values = to_dict(encoder)
+    sizes = values.pop("config")
     return {
         "weights": None if source is None else fingerprint(_directory(source)),
         "encoder": {name: value for name, value in sizes.items() if name not in FREE},
+        **values,
         "tokenizer": tokenizer_digest(encoder.tokenizer),
-        "max_length": encoder.max_length,
-        **{name: getattr(encoder, name) for name in OPTIONAL},
     }
 
 

@@ -15,6 +15,7 @@ from imagen_jax.data.embeddings import read_embedded
 from imagen_jax.devices.sharding import host_groups, host_rows
 from imagen_jax.text import encoder as text
 from imagen_jax.text.encoder import TextEncoder
+from imagen_jax.text.tokenizers import token_ids
 from imagen_jax.training.feed import Batch, Batches
 from imagen_jax.training.run_config import (
     MEMORY,
@@ -173,7 +174,7 @@ class Tokenizer:
     def __call__(self, captions: list[str]) -> tuple[np.ndarray, np.ndarray]:
         if self.seen < self.COUNTED:
             limit = self.encoder.max_length - 1
-            lengths = [len(ids) for ids in text.token_ids(self.encoder.tokenizer, captions)]
+            lengths = [len(ids) for ids in token_ids(self.encoder.tokenizer, captions)]
             before, self.seen = self.seen, self.seen + len(captions)
             self.cut += sum(length > limit for length in lengths)
             if self.cut and before < self.COUNTED <= self.seen:

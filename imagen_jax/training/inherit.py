@@ -7,7 +7,8 @@ from imagen_jax.cascade.cascade import Cascade, stage_index
 from imagen_jax.cascade.stage import KINDS
 from imagen_jax.storage.codec import Section, to_dict
 from imagen_jax.text import encoder as text
-from imagen_jax.text.encoder import SentencePieceTokenizer, TextEncoder
+from imagen_jax.text.encoder import TextEncoder
+from imagen_jax.text.tokenizers import SentencePieceTokenizer
 
 
 def is_open(config: Section) -> bool:

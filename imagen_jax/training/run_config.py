@@ -12,6 +12,8 @@ from imagen_jax.diffusion.sampling import SamplingSettings
 from imagen_jax.models.lora import LoraConfig
 from imagen_jax.models.t5 import T5Config
 from imagen_jax.storage.codec import MERGED, Section, from_dict, nearest, to_dict
+from imagen_jax.text.encoder import Caption, Null, Padding, TextEncoder
+from imagen_jax.text.tokenizers import make_tokenizer
 from imagen_jax.training.optimizer import OptimizerConfig
 
 STREAM, MIXTURE, MEMORY = "seqio", "mixture", "memory"
@@ -158,13 +160,18 @@ class TextConfig:
     trainable: bool = False
     dropout: float = 0.1
     init_from: str | None = None
-    null: str = "zeros"
-    padding: str = "zeros"
-    caption: str | None = None
+    null: Null = "zeros"
+    padding: Padding = "zeros"
+    caption: Caption | None = None
 
     def __post_init__(self):
         if not 0 <= self.dropout <= 1:
             raise ValueError(f"text.dropout must be in [0, 1], not {self.dropout}")
+
+    def text_encoder(self) -> TextEncoder:
+        """The encoder and its tokenizer, whose file is read when it is first used."""
+        choices = self.max_length, self.null, self.padding, self.caption
+        return TextEncoder(self.encoder, make_tokenizer(self.tokenizer), *choices)
 
 
 @dataclasses.dataclass(frozen=True)
