@@ -162,7 +162,7 @@ def read_encoder(
     )
 
 
-def read_encoder_marks(
+def probe_encoder(
     directory: DiffusersDirectory, encoder: TextEncoder, paths: tuple[str, ...]
 ) -> dict[str, np.ndarray]:
     """Those of these parameters of the encoder that it has, each in one tensor; nothing else."""

@@ -8,7 +8,7 @@ from imagen_jax.cascade.cascade import Cascade, part_shapes
 from imagen_jax.cascade.stage import Stage
 from imagen_jax.convert.lora import LoraFile, misfits, read_lora
 from imagen_jax.models.lora import merge_lora
-from imagen_jax.pipeline.model_directory import Parts
+from imagen_jax.pipeline.lazy_params import LazyParams, as_lazy
 from imagen_jax.typing import Params
 
 
@@ -32,24 +32,24 @@ def choose_stage(file: LoraFile, cascade: Cascade, name: str | None) -> Stage:
     return fitting[0] if fitting else cascade.stages[0]
 
 
-class AdaptedParts(Parts):
-    """Parameters by part, one stage's with an adapter merged in when they are first asked for."""
+class AdaptedParams(LazyParams):
+    """Parameters of which one stage's get an adapter merged in when they are first asked for."""
 
     def __init__(self, base: Mapping, name: str, lora: Params, scale: float):
-        readers = {part: functools.partial(base.__getitem__, part) for part in base}
-        super().__init__(readers | {name: lambda: merge_lora(base[name], lora, scale)})
-        self._base = base
+        self._base = as_lazy(base)
+        readers = {part: functools.partial(self._base.__getitem__, part) for part in base}
+        readers[name] = lambda: merge_lora(self._base[name], lora, scale)
+        super().__init__(readers, self._base.probe)
 
     def free(self, name: str) -> None:
         super().free(name)
-        if isinstance(self._base, Parts):
-            self._base.free(name)
+        self._base.free(name)
 
 
 def adapted_params(
     path: str | os.PathLike, cascade: Cascade, params: Mapping, scale: float, stage: str | None
-) -> tuple[str, AdaptedParts]:
-    """The name of the stage that an adapter is for, and all parts with it merged into that stage.
+) -> tuple[str, AdaptedParams]:
+    """The name of the stage that an adapter is for, and all parameters with it merged into those.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -58,4 +58,4 @@ def adapted_params(
     file = LoraFile(path)
     chosen = choose_stage(file, cascade, stage)
     lora = read_lora(file, chosen, part_shapes(cascade, chosen.name))
-    return chosen.name, AdaptedParts(params, chosen.name, lora, scale)
+    return chosen.name, AdaptedParams(params, chosen.name, lora, scale)

@@ -53,8 +53,8 @@ def _options(method: str, given: Mapping[str, Any]) -> Options:
 class Pipeline:
     """A cascade with its parameters.
 
-    params: of each stage by its name and of "text_encoder"; `Parts` reads them when first used.
-    mesh: the devices that the parameters are spread over; a batch of images is, too.
+    params: of each stage by its name and of "text_encoder"; `LazyParams` reads them when they are
+    first used. mesh: the devices that the parameters are spread over; a batch of images is, too.
     """
 
     def __init__(

@@ -4,10 +4,10 @@ A dataclass's fields are the keys that its dict may have: an unknown key, a miss
 of the wrong type are errors that name the key by its path. Our own and not cattrs, which converts
 values where we check them, and gathers its errors in groups that no user wants to read.
 
-Three things are told by tables and by a field's metadata, for this file knows no class of ours:
-`kinds` is {field: {kind: dataclass}} for fields that may be one of several dataclasses, which the
-key `kind` tells apart. MERGED fields have no dict of their own: their keys stand among the others.
-NONE is the value of a field that a dict has as None.
+A field may be a number, string, bool, Literal, tuple, Mapping of names, dataclass, Any, or a union
+of these. This file knows no class of ours: `kinds` is {field: {kind: dataclass}} for fields that
+may be one of several dataclasses, which the key `kind` tells apart. MERGED fields have no dict of
+their own: their keys stand among the others.
 """
 
 import dataclasses
@@ -24,7 +24,6 @@ Kinds = Mapping[str, Mapping[str, type]]
 
 NO_KINDS: Kinds = types.MappingProxyType({})
 MERGED = "merged"  # field(metadata={MERGED: True})
-NONE = "none"  # field(metadata={NONE: math.inf})
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -47,7 +46,7 @@ def to_dict(value: Any, kinds: Kinds = NO_KINDS) -> Any:
     result = {}
     for field in dataclasses.fields(value):
         item = getattr(value, field.name)
-        plain = to_dict(None if item == field.metadata.get(NONE) else item, kinds)
+        plain = to_dict(item, kinds)
         if field.name in kinds:
             kind = next(kind for kind, cls in kinds[field.name].items() if type(item) is cls)
             plain = {"kind": kind, **plain}
@@ -65,36 +64,29 @@ def from_dict(cls: type, values: Any, path: str = "", kinds: Kinds = NO_KINDS) -
         ValueError: a key is unknown or missing, or a value is not of its field's type, or is
             refused by the dataclass; the message names it.
     """
-    values = _section(values, path)
-    hints = typing.get_type_hints(cls)
+    rest, hints = dict(_section(values, path)), typing.get_type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
     own = [name for name, field in fields.items() if MERGED not in field.metadata]
-    merged = {name: _keys(hints[name], values, own) for name in fields if name not in own}
-    known = [*own, *(key for keys in merged.values() for key in keys)]
-    for key in values:
-        if key not in known:
+    known, arguments = list(own), {}
+    for name in fields.keys() - own:
+        keys = [key for key in rest if key not in own]
+        if dataclasses.is_dataclass(hints[name]):
+            keys = [field.name for field in dataclasses.fields(hints[name])]
+        known += keys
+        section = {key: rest.pop(key) for key in keys if key in rest}
+        arguments[name] = _convert(section, hints[name], path, kinds)
+    for key, value in rest.items():
+        if key not in own:
             raise ValueError(f"unknown key {_join(path, key)!r}{nearest(key, known)}")
-    given = {name: {key: values[key] for key in merged[name] if key in values} for name in merged}
-    given |= {key: value for key, value in values.items() if key in own}
-    arguments = {}
+        arguments[key] = _convert(value, hints[key], _join(path, key), kinds)
     for name, field in fields.items():
-        where = path if name in merged else _join(path, name)
-        if name in given:
-            value = field.metadata.get(NONE) if given[name] is None else given[name]
-            arguments[name] = _convert(value, hints[name], where, kinds)
-        elif field.default is field.default_factory is dataclasses.MISSING:
-            raise ValueError(f"there is no {where!r}, which is needed")
+        needed = field.default is field.default_factory is dataclasses.MISSING
+        if needed and name not in arguments:
+            raise ValueError(f"there is no {_join(path, name)!r}, which is needed")
     try:
         return cls(**arguments)
     except ValueError as error:
         raise ValueError(f"{path}: {error}" if path else str(error)) from error
-
-
-def _keys(hint: Any, values: Mapping[str, Any], taken: list[str]) -> list[str]:
-    """The keys of a merged field: a dataclass's, or for a mapping all that no other field has."""
-    if dataclasses.is_dataclass(hint):
-        return [field.name for field in dataclasses.fields(hint)]
-    return [key for key in values if key not in taken]
 
 
 def _section(value: Any, path: str) -> Mapping[str, Any]:
@@ -108,22 +100,21 @@ def _join(path: str, name: str) -> str:
 
 
 def _convert(value: Any, hint: Any, path: str, kinds: Kinds) -> Any:
+    """A value as the type of its field: see the module's docstring for what that may be."""
     origin, arguments = typing.get_origin(hint) or hint, typing.get_args(hint)
     if dataclasses.is_dataclass(hint):
         return _of_kind(value, hint, path, kinds)
     if origin in (typing.Union, types.UnionType):
         return _one_of(value, arguments, path, kinds)
-    if origin is typing.Literal:
-        if value not in arguments:
-            choices = ", ".join(map(repr, arguments))
-            raise ValueError(f"{path!r} is {value!r}; it must be one of {choices}")
-        return value
     if origin is tuple:
         return _tuple(value, arguments, path, kinds)
     if origin is Mapping:
         items = _section(value, path).items()
         return {key: _convert(item, arguments[1], _join(path, key), kinds) for key, item in items}
-    return _scalar(value, hint, path) if hint in (int, float, bool, str) else value
+    if origin is typing.Literal and value not in arguments:
+        choices = ", ".join(map(repr, arguments))
+        raise ValueError(f"{path!r} is {value!r}; it must be one of {choices}")
+    return value if hint is Any or origin is typing.Literal else _scalar(value, hint, path)
 
 
 def _of_kind(value: Any, cls: type, path: str, kinds: Kinds) -> Any:
@@ -140,17 +131,16 @@ def _of_kind(value: Any, cls: type, path: str, kinds: Kinds) -> Any:
 
 
 def _one_of(value: Any, hints: tuple, path: str, kinds: Kinds) -> Any:
-    """A value of a union: as a dataclass, which `kinds` may choose, or the first that it fits."""
+    """A value of a union: as a dataclass, which `kinds` may choose, or as the first that fits."""
     if value is None and type(None) in hints:
         return None
-    hints = [hint for hint in hints if hint is not type(None)]
-    if dataclasses.is_dataclass(hints[0]):
-        return _of_kind(value, hints[0], path, kinds)
     errors = []
     for hint in hints:
         try:
             return _convert(value, hint, path, kinds)
         except ValueError as error:
+            if dataclasses.is_dataclass(hint):
+                raise
             errors.append(error)
     raise errors[0]
 

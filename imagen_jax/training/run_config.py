@@ -19,6 +19,13 @@ from imagen_jax.training.optimizer import OptimizerConfig
 STREAM, MIXTURE, MEMORY = "seqio", "mixture", "memory"
 
 
+def require(*rules: tuple[bool, str]) -> None:
+    """ValueError with the message of the first rule (holds, message) that does not hold."""
+    for holds, message in rules:
+        if not holds:
+            raise ValueError(message)
+
+
 @dataclasses.dataclass(frozen=True)
 class SetConfig:
     """An image set: `source`, a key of data.SOURCES or one of `others`; `path`, a file, folder,
@@ -35,17 +42,15 @@ class SetConfig:
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict, metadata={MERGED: True})
 
     def __post_init__(self):
-        sources = [*data.SOURCES, *self.others]
+        sources, options = [*data.SOURCES, *self.others], set()
         if self.source not in sources:
             raise ValueError(f"source is {self.source!r}{nearest(self.source, sources)}")
-        own = [field.name for field in dataclasses.fields(self) if field.name != "options"]
-        options = []
         if self.source in data.SOURCES:
-            options = [*inspect.signature(data.SOURCES[self.source]).parameters]
-        for name in self.options:
-            if name not in options or name == "conditioning":
-                hint = nearest(name, {*own, *options} - {"conditioning"})
-                raise ValueError(f"unknown key {name!r} for source {self.source!r}{hint}")
+            options = {*inspect.signature(data.SOURCES[self.source]).parameters} - {"conditioning"}
+        known = options.union(field.name for field in dataclasses.fields(self)) - {"options"}
+        for name in sorted(self.options.keys() - options):
+            hint = nearest(name, sorted(known))
+            raise ValueError(f"unknown key {name!r} for source {self.source!r}{hint}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,10 +68,10 @@ class PriorConfig(SetConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        if not 0 < self.share < 1:
-            raise ValueError(f"share must be between 0 and 1, not {self.share}")
-        if not self.weight > 0:
-            raise ValueError(f"weight must be positive, not {self.weight}")
+        require(
+            (0 < self.share < 1, f"share must be between 0 and 1, not {self.share}"),
+            (self.weight > 0, f"weight must be positive, not {self.weight}"),
+        )
 
     def rows(self, batch_size: int) -> int:
         """How many of a batch's rows, its last, are of this set."""
@@ -114,34 +119,34 @@ class DataConfig(SetConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.source == STREAM and (self.prompt is not None or self.prior is not None):
-            raise ValueError(
-                f"source {STREAM!r} is a stream: it has captions of its own and no prior"
-            )
-        one_set = self.source not in (STREAM, MIXTURE) and self.prior is None
-        own_captions = one_set and self.prompt is None
-        if self.embeddings is not None and not own_captions:
-            raise ValueError(
-                "embeddings are for one set with random access and captions of its own"
-            )
-        if self.source == STREAM and self.flip:
-            raise ValueError(f"flip is not for source {STREAM!r}: let the Task mirror its images")
-        if self.source != STREAM and self.module is not None:
-            raise ValueError(f"module is for source {STREAM!r}: it registers Tasks")
-        if bool(self.sets) != (self.source == MIXTURE):
-            raise ValueError(f"sets are what source {MIXTURE!r} mixes, and it needs them")
-        if self.buckets and (self.prior is not None or self.source in (STREAM, MIXTURE)):
-            raise ValueError("buckets are of one set with random access, without a prior")
-
-
-def check_buckets(section: DataConfig, stage: Stage) -> None:
-    """ValueError where a stage cannot train on images of these shapes."""
-    if section.buckets and (stage.low_resolution is not None or stage.crop is not None):
-        raise ValueError(f"data.buckets are for base models on whole images, not {stage.name!r}")
-    step = models.reduction(stage.network)
-    for size in section.buckets:
-        if min(size) < 1 or any(side % step for side in size):
-            raise ValueError(f"data.buckets has {list(size)}; sides must be multiples of {step}")
+        stream, mixture = self.source == STREAM, self.source == MIXTURE
+        one_set = not stream and not mixture and self.prior is None
+        require(
+            (
+                not stream or (self.prompt is None and self.prior is None),
+                f"source {STREAM!r} is a stream: it has its own captions, and no prior",
+            ),
+            (
+                self.embeddings is None or (one_set and self.prompt is None),
+                "embeddings are for one set with random access and its own captions",
+            ),
+            (
+                not (stream and self.flip),
+                f"flip is not for source {STREAM!r}: let the Task mirror its images",
+            ),
+            (
+                stream or self.module is None,
+                f"module is for source {STREAM!r}: it registers Tasks",
+            ),
+            (
+                bool(self.sets) == mixture,
+                f"sets are what source {MIXTURE!r} mixes, and it needs them",
+            ),
+            (
+                not self.buckets or one_set,
+                "buckets are for one set with random access, without a prior",
+            ),
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,7 +195,7 @@ class CheckpointConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SampleConfig:
-    """Images drawn during training, every `every` steps and at the end. None: only at the end.
+    """Images sampled during training, every `every` steps and at the end. None: only at the end.
 
     prompts: for a model of text; labels: for one of classes; count: for one of neither.
     """
@@ -256,31 +261,50 @@ class RunConfig:
     def __post_init__(self):
         if self.data.prior is not None:
             self.data.prior.rows(self.batch_size)
-        check_buckets(self.data, self.stage)
-        if self.lora is not None and self.init_from is None:
-            raise ValueError("lora adapts a model that is trained: init_from must say which")
-        if self.lora is not None and self.text is not None and self.text.trainable:
-            raise ValueError("lora trains an adapter alone: text.trainable must be False")
-        if self.stage.conditioning == "text" and self.text is None:
-            raise ValueError("the stage is conditioned on text, but there is no section 'text'")
-        if self.data.embeddings is not None and (
-            self.text is None or self.text.trainable or self.text.null != "zeros"
-        ):
-            raise ValueError(
-                "data.embeddings is for text of a frozen encoder: text.trainable must be False and "
-                "text.null 'zeros'"
-            )
-        if not 0 <= self.label_dropout <= 1:
-            raise ValueError(f"label_dropout must be in [0, 1], not {self.label_dropout}")
-        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
-            raise ValueError(f"ema_decay must be in [0, 1) or None, not {self.ema_decay}")
-        decay_steps = self.optimizer.decay_steps
-        if decay_steps is not None and self.num_steps > decay_steps:
-            raise ValueError(
-                f"num_steps {self.num_steps} goes past optimizer.decay_steps {decay_steps}, where "
-                "the learning rate is 0: raise it, too, or set it to None for a constant rate"
-            )
         read_ranges(self.skip_batches)
+        stage, buckets, step = self.stage, self.data.buckets, models.reduction(self.stage.network)
+        text, decay_steps = self.text, self.optimizer.decay_steps
+        frozen_text = text is not None and not text.trainable
+        require(
+            (
+                not buckets or (stage.low_resolution is None and stage.crop is None),
+                f"data.buckets are for base models on whole images, not {stage.name!r}",
+            ),
+            (
+                all(side > 0 and side % step == 0 for size in buckets for side in size),
+                f"data.buckets has {[*map(list, buckets)]}; sides must be multiples of {step}",
+            ),
+            (
+                self.lora is None or self.init_from is not None,
+                "lora adapts a model that is trained: init_from must say which",
+            ),
+            (
+                self.lora is None or text is None or frozen_text,
+                "lora trains an adapter alone: text.trainable must be False",
+            ),
+            (
+                stage.conditioning != "text" or text is not None,
+                "the stage is conditioned on text, but there is no section 'text'",
+            ),
+            (
+                self.data.embeddings is None or (frozen_text and text.null == "zeros"),
+                "data.embeddings is for text of a frozen encoder: text.trainable must be False and "
+                "text.null 'zeros'",
+            ),
+            (
+                0 <= self.label_dropout <= 1,
+                f"label_dropout must be in [0, 1], not {self.label_dropout}",
+            ),
+            (
+                self.ema_decay is None or 0 <= self.ema_decay < 1,
+                f"ema_decay must be in [0, 1) or None, not {self.ema_decay}",
+            ),
+            (
+                decay_steps is None or self.num_steps <= decay_steps,
+                f"num_steps {self.num_steps} goes past optimizer.decay_steps {decay_steps}, where "
+                "the learning rate is 0: raise it, too, or set it to None for a constant rate",
+            ),
+        )
 
 
 def read_ranges(text: str | None) -> tuple[tuple[int, int], ...]:

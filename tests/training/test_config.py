@@ -71,9 +71,9 @@ def _channels(config):
     [
         ("batchsize", "4", "unknown key 'config.batchsize'; did you mean 'batch_size'"),
         ("optimizer.lerning_rate", "1", "optimizer.lerning_rate'; did you mean 'learning_rate'"),
-        ("optimiser.learning_rate", "1", "no section of the config; did you mean 'optimizer'"),
+        ("optimiser.learning_rate", "1", "not a section of the config; did you mean 'optimizer'"),
         ("stage.network.levels.0.chanels", "1", "levels.0.chanels'; did you mean 'channels'"),
-        ("stage.network.levels.5.channels", "1", "no section"),
+        ("stage.network.levels.5.channels", "1", "not a section"),
         ("stage.network.kind", "efficientunet", "did you mean 'efficient_unet'"),
         ("stage.loss.weight", "mse", "mse"),
         ("data.source", "fodler", "did you mean 'folder'"),
