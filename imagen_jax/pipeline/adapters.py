@@ -15,21 +15,18 @@ from imagen_jax.typing import Params
 def choose_stage(file: LoraFile, cascade: Cascade, name: str | None) -> Stage:
     """The stage that an adapter is for: as told, as the file says, or the only one that it fits."""
     stages = {stage.name: stage for stage in cascade.stages}
+    if name is None and file.stage_name in stages:
+        name = file.stage_name
     if name is not None:
         if name not in stages:
             raise ValueError(f"There is no stage {name!r}, only {', '.join(stages)}.")
         return stages[name]
-    if file.stage_name in stages:
-        return stages[file.stage_name]
-    fitting = [
-        stage
-        for name, stage in stages.items()
-        if len(stages) == 1 or not misfits(file, stage, part_shapes(cascade, name))
-    ]
+    if len(stages) == 1:
+        return cascade.stages[0]
+    fitting = [own for own in stages if not misfits(file, stages[own], part_shapes(cascade, own))]
     if len(fitting) > 1:
-        names = ", ".join(stage.name for stage in fitting)
-        raise ValueError(f"{file.path} fits the stages {names}: say which by stage=.")
-    return fitting[0] if fitting else cascade.stages[0]
+        raise ValueError(f"{file.path} fits the stages {', '.join(fitting)}: say which by stage=.")
+    return stages[fitting[0]] if fitting else cascade.stages[0]
 
 
 class AdaptedParams(LazyParams):

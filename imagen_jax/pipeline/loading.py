@@ -2,6 +2,7 @@
 DeepFloyd IF in diffusers' layout.
 """
 
+import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -52,14 +53,15 @@ def load_model(
     """A pipeline from the name of a shipped model, a model directory, or a training workdir; or
     DeepFloyd IF in diffusers' layout, from a directory or by its name on the Hugging Face hub.
 
-    Several sources are put in a row: `load_model(["workdirs/base", "workdirs/sr"])` is the cascade
-    of the stages of both, with the text encoder of the first that has one.
+    Pass several sources to chain separately trained stages: `load_model(["workdirs/base",
+    "workdirs/sr"])` is the cascade of the stages of both, with the text encoder of the first that
+    has one.
 
     Args:
         dtype: of the parameters in memory and of the networks' arithmetic, "float32" or "bfloat16",
             whatever the model was trained or saved in.
         mesh: devices over which to spread the parameters, by the rules of training
-            (`training.sharding.make_mesh` makes one). None: the default device.
+            (`devices.sharding.make_mesh` makes one). None: the default device.
         variant: of the weights of IF, such as "fp16".
         revision: a branch, tag or commit on the hub.
 
@@ -298,7 +300,7 @@ def export_lora(workdir: str | os.PathLike, path: str | os.PathLike) -> Path:
     workdir, path = Path(workdir), Path(path)
     _, params, run = read_run(workdir)
     if "lora" not in params:
-        raise ValueError(f"{workdir} trained the parameters themselves, no adapter to them.")
+        raise ValueError(f"{workdir} trained the parameters themselves, not an adapter.")
     if jax.process_index() == 0:
         stage = description.from_dict(run["model"], workdir).stages[0]
         save_lora(path, stage, params["lora"], run_lora(run))
@@ -326,7 +328,5 @@ def read_run(directory: Path) -> tuple[int, Params, dict[str, Any]]:
     # Imported here: Orbax is slow to import, and only workdirs need it.
     from imagen_jax.storage.checkpoint import Checkpoints
 
-    checkpoints = Checkpoints(place, read_only=True)
-    stored = checkpoints.read_parameters()
-    checkpoints.close()
-    return stored
+    with contextlib.closing(Checkpoints(place, read_only=True)) as checkpoints:
+        return checkpoints.read_parameters()

@@ -161,7 +161,7 @@ def _scalar(value: Any, cls: type, path: str) -> Any:
     if number and (cls is float or (cls is int and value == value // 1)):
         return cls(value)  # 1e5 is a natural way to write a number of steps
     if type(value) is not cls:
-        quoted = f"; on a command line, quote it twice: '\"{value}\"'"
-        hint = quoted if cls is str and isinstance(value, int | float) else ""
+        unquoted = cls is str and isinstance(value, int | float)
+        hint = f"; on a command line, quote it twice: '\"{value}\"'" if unquoted else ""
         raise ValueError(f"{path!r} is {value!r}; it must be of type {cls.__name__}{hint}")
     return value

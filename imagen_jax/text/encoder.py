@@ -16,7 +16,7 @@ import numpy as np
 
 from imagen_jax.models import t5
 from imagen_jax.storage import codec
-from imagen_jax.text.captions import prepare_caption
+from imagen_jax.text import captions
 from imagen_jax.text.tokenizers import (
     EOS_ID,
     PAD_ID,
@@ -31,7 +31,6 @@ from imagen_jax.typing import Mask, Params, TextEmbeddings, Tokens
 
 Null = Literal["zeros", "empty"]
 Padding = Literal["zeros", "encoded"]
-Caption = Literal["lower", "clean"]  # the keys of CAPTIONS
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class TextEncoder:
     max_length: tokens a prompt may have, end mark included. null: the text of the unconditional
     model, "zeros" (arXiv 2205.11487) or "empty", the encoded empty prompt (DeepFloyd IF). padding:
     embeddings after a prompt's end, "zeros", or "encoded" for networks that read them too (IF).
-    caption: how a prompt is prepared (`prepare_caption`), None for as it is.
+    caption: how a prompt is prepared (`captions.prepare_caption`), None for as it is.
     """
 
     config: t5.T5Config
@@ -49,7 +48,7 @@ class TextEncoder:
     max_length: int = 128
     null: Null = "zeros"
     padding: Padding = "zeros"
-    caption: Caption | None = None
+    caption: captions.Kind | None = None
 
     def __post_init__(self):
         if self.max_length < 1:
@@ -69,21 +68,19 @@ def tokenize(
     limit = encoder.max_length - 1
     ids = np.full((len(prompts), encoder.max_length), PAD_ID, np.int32)
     mask = np.zeros(ids.shape, bool)
-    prepared = [prepare_caption(prompt, encoder.caption) for prompt in prompts]
+    prepared = [captions.prepare_caption(prompt, encoder.caption) for prompt in prompts]
     for row, (prompt, tokens) in enumerate(
         zip(prompts, token_ids(encoder.tokenizer, prepared), strict=True)
     ):
-        if len(tokens) > limit:
-            if warn:
-                shown = prompt if len(prompt) <= 80 else prompt[:77] + "..."
-                warnings.warn(
-                    f"The prompt {shown!r} has {len(tokens)} tokens; the first {limit} are used.",
-                    stacklevel=2,
-                )
-            tokens = tokens[:limit]
-        ids[row, : len(tokens)] = tokens
-        ids[row, len(tokens)] = EOS_ID
-        mask[row, : len(tokens) + 1] = True
+        if len(tokens) > limit and warn:
+            shown = prompt if len(prompt) <= 80 else prompt[:77] + "..."
+            warnings.warn(
+                f"The prompt {shown!r} has {len(tokens)} tokens; the first {limit} are used.",
+                stacklevel=2,
+            )
+        kept = [*tokens[:limit], EOS_ID]
+        ids[row, : len(kept)] = kept
+        mask[row, : len(kept)] = True
     return ids, mask
 
 
@@ -111,11 +108,11 @@ def unconditional(
     encoder: TextEncoder, params: Params, gather: t5.Gather | None = None
 ) -> TextEmbeddings:
     """What guidance leads away from where there is no negative prompt, as a batch of one."""
+    null = null_text(1, encoder.max_length, encoder.config.d_model)
     if encoder.null == "zeros":
-        return null_text(1, encoder.max_length, encoder.config.d_model)
-    ids = jnp.full((1, encoder.max_length), PAD_ID, jnp.int32).at[:, 0].set(EOS_ID)
-    mask = jnp.zeros(ids.shape, bool).at[:, 0].set(True)
-    return encode_tokens(encoder.config, params, ids, mask, encoder.padding, gather)
+        return null
+    ids = jnp.where(null.mask, EOS_ID, PAD_ID).astype(jnp.int32)
+    return encode_tokens(encoder.config, params, ids, null.mask, encoder.padding, gather)
 
 
 def null_text(batch: int, length: int, width: int) -> TextEmbeddings:

@@ -12,7 +12,8 @@ from imagen_jax.diffusion.sampling import SamplingSettings
 from imagen_jax.models.lora import LoraConfig
 from imagen_jax.models.t5 import T5Config
 from imagen_jax.storage.codec import MERGED, Section, from_dict, nearest, to_dict
-from imagen_jax.text.encoder import Caption, Null, Padding, TextEncoder
+from imagen_jax.text import captions
+from imagen_jax.text.encoder import Null, Padding, TextEncoder
 from imagen_jax.text.tokenizers import make_tokenizer
 from imagen_jax.training.optimizer import OptimizerConfig
 
@@ -167,7 +168,7 @@ class TextConfig:
     init_from: str | None = None
     null: Null = "zeros"
     padding: Padding = "zeros"
-    caption: Caption | None = None
+    caption: captions.Kind | None = None
 
     def __post_init__(self):
         if not 0 <= self.dropout <= 1:

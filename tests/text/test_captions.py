@@ -90,5 +90,5 @@ def test_without_the_packages_prompts_are_lowered(monkeypatch):
 
 
 def test_a_prompt_of_which_nothing_is_left_is_named(reference):
-    with pytest.warns(UserWarning, match="Of the prompt '红苹果' cleaning leaves nothing"):
+    with pytest.warns(UserWarning, match="Cleaning leaves nothing of the prompt '红苹果'"):
         assert prepare_caption("红苹果", "clean") == ""
