@@ -1,4 +1,4 @@
-"""Parameters that are read when they are first asked for, and can be let go again."""
+"""Parameters that are read when they are first asked for, and can be freed again."""
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -18,16 +18,18 @@ class LazyParams(Mapping):
     """The parameters of each stage by its name, and of "text_encoder".
 
     readers: each reads one of them, whatever is in memory. probe: reads the probe of the text
-    encoder alone; without it, all of the encoder is read for that.
+    encoder alone; without it, all of the encoder is read for that. on_free: called with the name of
+    what `free` lets go.
     """
 
     def __init__(
         self,
         readers: Mapping[str, Callable[[], Params]],
-        probe: Callable[[], Probe] | None = None,
+        probe: Callable[[], Probe | None] | None = None,
+        on_free: Callable[[str], None] | None = None,
     ):
         self.readers = dict(readers)
-        self._probe = probe
+        self._probe, self._on_free = probe, on_free
         self._read: dict[str, Params] = {}
 
     def __getitem__(self, name: str) -> Params:
@@ -42,8 +44,10 @@ class LazyParams(Mapping):
         return len(self.readers)
 
     def free(self, name: str) -> None:
-        """Lets one of them go; the next access reads it again."""
+        """Lets go of the parameters in memory; the next access reads them again."""
         self._read.pop(name, None)
+        if self._on_free is not None:
+            self._on_free(name)
 
     def probe(self) -> Probe | None:
         """A few tensors of the text encoder; None where its weights are not there."""

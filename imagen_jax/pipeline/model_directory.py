@@ -1,12 +1,14 @@
-"""A model on disk: `model.json`, the parameters of each part as safetensors, the tokenizer's file.
+"""A model on disk: `model.json`, the parameters of each component (the stages and the text encoder)
+as safetensors, and the tokenizer's file.
 
 Nothing in it is executed when it is read.
 """
 
 import hashlib
+import itertools
 import json
 import os
-import shutil
+import tempfile
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -28,8 +30,8 @@ FORMAT = 1
 MODEL_FILE = "model.json"
 
 
-def part_names(cascade: Cascade) -> list[str]:
-    """The parts that have parameters: the stages, and the text encoder if there is one."""
+def component_names(cascade: Cascade) -> list[str]:
+    """What has parameters: the stages, and the text encoder if there is one."""
     names = [stage.name for stage in cascade.stages]
     return names if cascade.encoder is None else [*names, TEXT_ENCODER]
 
@@ -54,31 +56,31 @@ def write_model(
     max_shard_bytes: int = SHARD_BYTES,
     release: Callable[[str], None] | None = None,
 ) -> None:
-    """Save a model. All is written before any of it is put in place: a full disk changes nothing.
+    """Saves a model. All is written before any of it is put in place: a full disk changes nothing.
 
     Args:
-        params: of each part, by the stages' names and "text_encoder".
+        params: by the stages' names and "text_encoder".
         name: what the model calls itself; the directory's name when None.
         notes: JSON values to keep with the model, such as steps trained.
         dtype: of the parameters on disk.
-        max_shard_bytes: a larger part becomes several files.
-        release: called with a part's name once it is written.
+        max_shard_bytes: a larger component becomes several files.
+        release: called with a component's name once it is written.
     """
     directory = Path(directory)
     if directory.exists() and not directory.is_dir():
         raise ValueError(f"{directory} is a file; give a directory to save the model in.")
-    names = part_names(cascade)
+    names = component_names(cascade)
     missing = sorted(set(names) - set(params))
     if missing:
         raise ValueError(f"Parameters of {', '.join(missing)} are missing; got {sorted(params)}.")
     directory.mkdir(parents=True, exist_ok=True)
-    workplace = directory / f".saving-{os.getpid()}"
-    try:
-        files = []
-        for part in names:
-            files += save_params(workplace, part, params[part], dtype, max_shard_bytes)
+    saving = {"prefix": ".saving-", "dir": directory, "ignore_cleanup_errors": True}
+    with tempfile.TemporaryDirectory(**saving) as temporary:
+        workplace, files = Path(temporary), []
+        for component in names:
+            files += save_params(workplace, component, params[component], dtype, max_shard_bytes)
             if release is not None:
-                release(part)
+                release(component)
         if cascade.encoder is not None:
             copy_tokenizer(cascade.encoder.tokenizer, workplace)
         values = {
@@ -92,8 +94,6 @@ def write_model(
         parse_object(content.encode("utf-8"))  # what cannot be read again is not written
         (workplace / MODEL_FILE).write_text(content + "\n", encoding="utf-8")
         _move_in(workplace, directory, names)
-    finally:
-        shutil.rmtree(workplace, ignore_errors=True)
 
 
 def _move_in(workplace: Path, directory: Path, names: list[str]) -> None:
@@ -101,11 +101,11 @@ def _move_in(workplace: Path, directory: Path, names: list[str]) -> None:
     new = sorted((file.name for file in workplace.iterdir()), key=lambda file: file == MODEL_FILE)
     for file in new:
         os.replace(workplace / file, directory / file)
-    for name in names:
-        for pattern in (f"{name}.safetensors*", f"{name}-*-of-*.safetensors"):
-            for old in directory.glob(pattern):
-                if old.name not in new:
-                    old.unlink()
+    patterns = ("{}.safetensors*", "{}-*-of-*.safetensors")
+    weights = [directory.glob(each.format(name)) for name in names for each in patterns]
+    for file in itertools.chain(*weights):
+        if file.name not in new:
+            file.unlink()
 
 
 def read_model(directory: str | os.PathLike) -> tuple[Cascade, dict[str, Any]]:
@@ -160,4 +160,4 @@ def open_params(
         files = TensorFiles(directory, TEXT_ENCODER)
         return {path: files.read(path) for path in PROBED if path in files}
 
-    return LazyParams({name: partial(read, name) for name in part_names(cascade)}, probe)
+    return LazyParams({name: partial(read, name) for name in component_names(cascade)}, probe)

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,7 @@ MAX_BYTES = 64 * 2**20
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
         raise ValueError(f"it has {twice!r} twice")
     return values
 
@@ -24,7 +24,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _constant(name: str) -> float:
     if name == "-Infinity":  # diffusers writes it: lambda_min_clipped of DPM-Solver
         return -math.inf
-    raise ValueError(f"it has {name}, which is no JSON number")
+    raise ValueError(f"it has {name}, which is not a JSON number")
 
 
 def _finite(digits: str) -> float:
