@@ -264,6 +264,7 @@ class RunConfig:
             self.data.prior.rows(self.batch_size)
         read_ranges(self.skip_batches)
         stage, buckets, step = self.stage, self.data.buckets, models.reduction(self.stage.network)
+        odd = [list(size) for size in buckets if min(size) < 1 or any(side % step for side in size)]
         text, decay_steps = self.text, self.optimizer.decay_steps
         frozen_text = text is not None and not text.trainable
         require(
@@ -272,8 +273,8 @@ class RunConfig:
                 f"data.buckets are for base models on whole images, not {stage.name!r}",
             ),
             (
-                all(side > 0 and side % step == 0 for size in buckets for side in size),
-                f"data.buckets has {[*map(list, buckets)]}; sides must be multiples of {step}",
+                not odd,
+                f"data.buckets has {', '.join(map(str, odd))}; sides must be multiples of {step}",
             ),
             (
                 self.lora is None or self.init_from is not None,
