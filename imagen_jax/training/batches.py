@@ -12,6 +12,7 @@ from imagen_jax import data
 from imagen_jax.data.embeddings import read_embedded
 from imagen_jax.devices.sharding import host_groups, host_rows
 from imagen_jax.text import encoder as text
+from imagen_jax.text.tokenizers import token_ids
 from imagen_jax.training.feed import Batches, check_labels
 from imagen_jax.training.run_config import (
     MEMORY,
@@ -33,8 +34,10 @@ def read_set(
     if not isinstance(section, MixedConfig) and section.prompt is not None:
         conditioning = None
     if isinstance(section, DataConfig) and section.source == MIXTURE:
-        parts = [read_set(part, conditioning) for part in section.sets]
-        return data.MixtureSource(parts, [part.rate for part in section.sets])
+        sets = [section.sets[name] for name in sorted(section.sets)]
+        return data.MixtureSource(
+            [read_set(own, conditioning) for own in sets], [own.rate for own in sets]
+        )
     wheres = {DataConfig: "data", PriorConfig: "data.prior", MixedConfig: "data.sets"}
     where = wheres[type(section)]
     if section.source == MEMORY:
@@ -155,7 +158,7 @@ class Tokenizer:
     def __call__(self, captions: list[str]) -> tuple[np.ndarray, np.ndarray]:
         if self.seen < self.COUNTED:
             limit = self.encoder.max_length - 1
-            ids = text.token_ids(self.encoder.tokenizer, captions)
+            ids = token_ids(self.encoder.tokenizer, captions)
             self.seen += len(captions)
             self.cut += sum(len(each) > limit for each in ids)
             if self.cut and self.seen >= self.COUNTED:

@@ -9,12 +9,14 @@ from typing import Any
 import jax
 
 from imagen_jax.cascade import cascade
+from imagen_jax.cascade.description import to_dict as cascade_to_dict
 from imagen_jax.cascade.stage import init_params
 from imagen_jax.devices.sharding import check_batch
 from imagen_jax.models import t5
 from imagen_jax.models.lora import init_lora, target_kernels
-from imagen_jax.storage.codec import Section, as_dict
+from imagen_jax.storage.codec import Section, to_dict
 from imagen_jax.text import encoder as text
+from imagen_jax.text.tokenizers import copy_tokenizer
 from imagen_jax.training.optimizer import make_optimizer
 from imagen_jax.training.run_config import RunConfig
 from imagen_jax.training.state import LORA, NETWORK, TEXT_ENCODER, Frozen, init_state
@@ -24,14 +26,9 @@ from imagen_jax.typing import Keys, Params
 
 def make_text_encoder(config: RunConfig) -> text.TextEncoder | None:
     """The encoder and its tokenizer, or None where the stage reads no text."""
-    section = config.text
-    if section is None or config.stage.conditioning != "text":
+    if config.text is None or config.stage.conditioning != "text":
         return None
-    kind = ("bytes",) if section.tokenizer == "bytes" else ("sentencepiece", section.tokenizer)
-    optional = {name: getattr(section, name) for name in text.OPTIONAL}
-    encoder = text.TextEncoder(
-        section.encoder, text.make_tokenizer(*kind), section.max_length, **optional
-    )
+    encoder = config.text.text_encoder()
     text.check_vocabulary(encoder)
     return encoder
 
@@ -44,7 +41,7 @@ def make_cascade(config: RunConfig, encoder: text.TextEncoder | None) -> cascade
 
 def describe(config: RunConfig, encoder: text.TextEncoder | None, raw: Section) -> dict[str, Any]:
     """What goes into each checkpoint: the config as written, and the model for a pipeline."""
-    return {"config": as_dict(raw), "model": cascade.to_dict(make_cascade(config, encoder))}
+    return {"config": to_dict(raw), "model": cascade_to_dict(make_cascade(config, encoder))}
 
 
 def write_description(
@@ -58,7 +55,7 @@ def write_description(
     content = json.dumps(description["config"], indent=1, ensure_ascii=False)
     (workdir / "config.json").write_text(content + "\n", encoding="utf-8")
     if encoder is not None:
-        text.copy_tokenizer(encoder.tokenizer, workdir)
+        copy_tokenizer(encoder.tokenizer, workdir)
 
 
 def make_training(

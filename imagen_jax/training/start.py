@@ -13,7 +13,7 @@ from imagen_jax.data.embeddings import check_fingerprint
 from imagen_jax.devices import hosts, sharding
 from imagen_jax.pipeline import encoder_files, loading, model_directory
 from imagen_jax.storage.checkpoint import Checkpoints, check_weights
-from imagen_jax.storage.codec import Section, as_dict
+from imagen_jax.storage.codec import Section, to_dict
 from imagen_jax.storage.folders import make_folder
 from imagen_jax.text.encoder import TextEncoder
 from imagen_jax.training import batches, build, inherit, loop, metrics, samples, scores
@@ -75,7 +75,7 @@ def with_absolute_sources(raw: Section) -> dict[str, Any]:
     """The config with relative paths to models made absolute: a workdir may be opened from another
     folder, where such a path could be taken for a name on the hub.
     """
-    values, shipped = as_dict(raw), loading.shipped_models()
+    values, shipped = to_dict(raw), loading.shipped_models()
     for section in (values, values.get("text")):
         source = section.get("init_from") if isinstance(section, dict) else None
         if isinstance(source, str) and source not in shipped and Path(source).is_dir():

@@ -162,7 +162,7 @@ def test_a_dry_run_prints_the_model_and_writes_nothing(tmp_path, dataset):
 
 def test_a_mistake_is_one_line(tmp_path, dataset):
     ended, _ = call(train, *arguments(tmp_path, dataset, batchsize=3)[1:])
-    assert ended == "error: unknown config key 'batchsize'; did you mean 'batch_size'?"
+    assert ended == "error: unknown key 'config.batchsize'; did you mean 'batch_size'?"
     assert not list(tmp_path.iterdir())
 
 
