@@ -86,11 +86,11 @@ def test_the_figures_are_those_of_the_pipelines_images(folder):
 def test_what_cannot_be_scored_is_refused(folder):
     folder, _ = folder
     with pytest.raises(ValueError, match="which 'sr' is not"):
-        scores.make_score_fn(config(folder, SR), ENCODER, None)
+        scores.make_score_fn(config(folder, SR), ENCODER, Frozen())
     with pytest.raises(ValueError, match="FID needs a reference"):
-        scores.make_score_fn(config(folder, features=("inception",)), ENCODER, None)
+        scores.make_score_fn(config(folder, features=("inception",)), ENCODER, Frozen())
     with pytest.raises(FileNotFoundError, match="one prompt a line"):
-        scores.make_score_fn(config(folder, prompts="none.txt"), ENCODER, None)
+        scores.make_score_fn(config(folder, prompts="none.txt"), ENCODER, Frozen())
 
 
 def test_the_loop_logs_them_at_chosen_steps_and_at_the_end(tmp_path):
