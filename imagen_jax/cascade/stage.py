@@ -1,8 +1,9 @@
 """A stage: one diffusion model of the cascade, as data, and what its parameters make of it."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,18 +11,25 @@ from jaxtyping import Array, Float, Int
 
 from imagen_jax import models
 from imagen_jax.diffusion.augmentation import AUGMENTATION_SCHEDULE, UPSAMPLINGS
-from imagen_jax.diffusion.denoiser import (
-    NO_GUIDANCE,
-    PAPER_THRESHOLDING,
-    Denoiser,
-    Guidance,
-    Thresholding,
-    make_denoiser,
-)
+from imagen_jax.diffusion.denoiser import Denoiser, make_denoiser
 from imagen_jax.diffusion.losses import Loss
+from imagen_jax.diffusion.sampling import Number, Sampling
 from imagen_jax.diffusion.schedules import SCHEDULES, Cosine, DiscreteBeta, Schedule, network_time
 from imagen_jax.models import EfficientUNetConfig, UNetConfig
 from imagen_jax.typing import Images, Keys, Params, TextEmbeddings
+
+
+class Conditions(NamedTuple):
+    """What a batch is made of; each field has one row a sample, or is None.
+
+    null: what guidance leads away from, one row for all or one a sample: the null text or the
+    negative prompt. low_res: images in [-1, 1] of the stage's low resolution.
+    """
+
+    text: TextEmbeddings | None = None
+    null: TextEmbeddings | None = None
+    label: Int[Array, " batch"] | None = None
+    low_res: Images | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,14 +194,14 @@ def apply_network(
     text: TextEmbeddings | None = None,
     label: Int[Array, " batch"] | None = None,
     low_res: Images | None = None,
-    aug_level: Float[Array, " batch"] | None = None,
+    aug_level: Number | None = None,
 ) -> Float[Array, "batch height width out_channels"]:
-    """The network's output at x_t, t in [0, 1]; `low_res` enlarged and augmented at `aug_level` in
-    [0, 1].
+    """The network's output at x_t, t in [0, 1]; `low_res` upsampled and augmented at `aug_level` in
+    [0, 1], one level or one an example.
     """
     level = None
     if aug_level is not None and low_res is not None:
-        level = network_time(stage.aug_schedule, aug_level)
+        level = jnp.broadcast_to(network_time(stage.aug_schedule, aug_level), t.shape)
     return models.apply(
         stage.network,
         params,
@@ -212,49 +220,33 @@ def null_label(stage: Stage, batch: int) -> Int[Array, " batch"]:
 
 
 def make_stage_denoiser(
-    stage: Stage,
-    params: Params,
-    *,
-    text: TextEmbeddings | None = None,
-    null: TextEmbeddings | None = None,
-    label: Int[Array, " batch"] | None = None,
-    low_res: Images | None = None,
-    aug_level: Float[Array, " batch"] | None = None,
-    guidance: Guidance = NO_GUIDANCE,
-    threshold: str = "dynamic",
-    thresholding: Thresholding = PAPER_THRESHOLDING,
-    learned_variance: bool = True,
+    stage: Stage, params: Params, conditions: Conditions, sampling: Sampling
 ) -> Denoiser:
-    """(x_t, t) -> Denoised for a batch with these conditions, guided away from `null` (or from "no
-    class").
-    """
-    if stage.conditioning == "label":
-        text, null = None, None
+    """(x_t, t) -> Denoised for a batch, guided away from the null text (or from "no class").
 
-    def predict(x_t, t):
-        return apply_network(
-            stage, params, x_t, t, text=text, label=label, low_res=low_res, aug_level=aug_level
-        )
+    Args:
+        conditions: with one row of `null` a sample, and with `low_res` upsampled and augmented at
+            `sampling.aug_level`.
+    """
+    network = functools.partial(apply_network, stage, params, aug_level=sampling.aug_level)
+    low_res = conditions.low_res
+    if stage.conditioning == "text":
+        towards, away = {"text": conditions.text}, {"text": conditions.null}
+    elif stage.conditioning == "label":
+        towards = {"label": conditions.label}
+        away = {"label": null_label(stage, len(conditions.label))}
+    else:
+        towards, away = {}, {}
 
     def predict_pair(x_t, t):
-        away = null if stage.conditioning == "text" else null_label(stage, x_t.shape[0])
-        towards = text if stage.conditioning == "text" else label
         both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), towards, away)
-        x_t, t, low, level = jax.tree.map(
-            lambda a: jnp.concatenate([a, a]), (x_t, t, low_res, aug_level)
-        )
-        conditions = {stage.conditioning: both}
-        out = apply_network(stage, params, x_t, t, low_res=low, aug_level=level, **conditions)
-        return tuple(jnp.split(out, 2))
+        x_t, t, low = jax.tree.map(lambda a: jnp.concatenate([a, a]), (x_t, t, low_res))
+        return tuple(jnp.split(network(x_t, t, low_res=low, **both), 2))
 
-    guided = (stage.conditioning == "text" and null is not None) or stage.conditioning == "label"
     return make_denoiser(
-        predict,
-        predict_pair if guided else None,
+        functools.partial(network, low_res=low_res, **towards),
+        predict_pair if any(value is not None for value in away.values()) else None,
         stage.schedule,
         stage.prediction,
-        guidance,
-        threshold,
-        thresholding,
-        learned_variance,
+        sampling,
     )

@@ -102,7 +102,7 @@ def all_devices() -> Any:
 
 def load_pipeline(options: argparse.Namespace) -> tuple[Any, Any, int]:
     """(the pipeline, its settings, the size of its images)."""
-    from imagen_jax.diffusion.sampling import with_overrides
+    from imagen_jax.diffusion.overrides import with_overrides
     from imagen_jax.evaluation.protocol import SIZE
     from imagen_jax.evaluation.retrieval import SIZE as EMOJI_SIZE
     from imagen_jax.pipeline.loading import load_model
@@ -151,7 +151,7 @@ def make_subject(
             seed=options.seed,
             batch_size=options.batch_size,
             progress=False,
-            settings=settings,
+            sampling=settings,
             first_index=first,
             **what,
         )

@@ -11,18 +11,17 @@ from imagen_jax.diffusion.denoiser import (
     THRESHOLDS,
     Denoised,
     Denoiser,
-    Guidance,
-    Thresholding,
     make_denoiser,
 )
 from imagen_jax.diffusion.editing import (
     KNOWN,
     Edit,
+    check_edit,
+    edited_grid,
     edited_start,
     first_step,
     inpainting,
     jumping,
-    path_grid,
     resampling_path,
 )
 from imagen_jax.diffusion.losses import (
@@ -32,20 +31,16 @@ from imagen_jax.diffusion.losses import (
     loss_weight,
     prediction_target,
 )
+from imagen_jax.diffusion.overrides import check_sampling, sampling_from_dict, with_overrides
 from imagen_jax.diffusion.process import PREDICTIONS, add_noise, alpha_sigma, convert
 from imagen_jax.diffusion.samplers import (
-    MAX_STEPS,
     SAMPLERS,
-    SPACINGS,
-    SamplerOptions,
     SamplerState,
-    TimeGrid,
     initial_state,
-    listed_grid,
     noise_from_keys,
     sample_loop,
-    time_grid,
 )
+from imagen_jax.diffusion.sampling import Sampling, traced
 from imagen_jax.diffusion.schedules import (
     SCHEDULES,
     Cosine,
@@ -57,7 +52,19 @@ from imagen_jax.diffusion.schedules import (
     resolution_shift,
     training_time,
 )
-from imagen_jax.diffusion.time_steps import STEP_LISTS, STEP_SPACINGS, spaced_steps, step_grid
+from imagen_jax.diffusion.time_grids import (
+    MAX_STEPS,
+    SPACINGS,
+    STEP_LISTS,
+    STEP_SPACINGS,
+    TimeGrid,
+    listed_grid,
+    padded_grid,
+    sampling_grid,
+    spaced_steps,
+    step_grid,
+    time_grid,
+)
 from imagen_jax.diffusion.variational import variational_bound
 
 __all__ = [
@@ -77,20 +84,21 @@ __all__ = [
     "Denoiser",
     "DiscreteBeta",
     "Edit",
-    "Guidance",
     "LinearBeta",
     "Loss",
-    "SamplerOptions",
     "SamplerState",
+    "Sampling",
     "Schedule",
-    "Thresholding",
     "TimeGrid",
     "add_noise",
     "alpha_sigma",
     "augment",
+    "check_edit",
+    "check_sampling",
     "convert",
     "diffusion_loss",
     "downsample",
+    "edited_grid",
     "edited_start",
     "first_step",
     "initial_state",
@@ -102,16 +110,20 @@ __all__ = [
     "make_denoiser",
     "network_time",
     "noise_from_keys",
-    "path_grid",
+    "padded_grid",
     "prediction_target",
     "resampling_path",
     "resolution_shift",
     "sample_levels",
     "sample_loop",
+    "sampling_from_dict",
+    "sampling_grid",
     "spaced_steps",
     "step_grid",
     "time_grid",
+    "traced",
     "training_time",
     "upsample",
     "variational_bound",
+    "with_overrides",
 ]

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from imagen_jax.cascade.cascade import Cascade
-from imagen_jax.diffusion.sampling import SamplingSettings
+from imagen_jax.diffusion.sampling import Sampling
 from imagen_jax.evaluation import protocol, retrieval, super_resolution
 from imagen_jax.evaluation.extraction import Extractor, cached_features
 from imagen_jax.evaluation.generation import (
@@ -53,7 +53,7 @@ class Subject:
     cascade: Cascade
     params: Mapping[str, Params]
     generate: Generate
-    settings: Sequence[SamplingSettings]
+    settings: Sequence[Sampling]
     seed: int
     place: Callable[[Any], Any] | None = None
 

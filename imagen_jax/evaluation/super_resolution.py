@@ -7,17 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from imagen_jax.cascade.cascade import (
-    TEXT_ENCODER,
-    Cascade,
-    Conditions,
-    sample_cascade,
-    sample_keys,
-)
-from imagen_jax.cascade.stage import Stage
+from imagen_jax.cascade.cascade import TEXT_ENCODER, Cascade, sample_keys
+from imagen_jax.cascade.sample import sample_stage
+from imagen_jax.cascade.stage import Conditions, Stage
 from imagen_jax.diffusion.augmentation import downsample
-from imagen_jax.diffusion.sampling import SamplingSettings
+from imagen_jax.diffusion.sampling import Sampling
 from imagen_jax.images.pixels import to_float, to_uint8
+from imagen_jax.pipeline.generation import take_rows
 from imagen_jax.text import encoder as text_room
 from imagen_jax.typing import Images, Params
 
@@ -50,7 +46,7 @@ def enlarge(
     prompts: Sequence[str] | None,
     *,
     seed: int,
-    settings: Sequence[SamplingSettings] | None = None,
+    settings: Sequence[Sampling] | None = None,
     batch_size: int = 16,
     place: Callable[[Any], Any] | None = None,
 ) -> Iterator[np.ndarray]:
@@ -59,12 +55,13 @@ def enlarge(
     Args:
         prompts: one an image, for a stage that reads text.
         seed: image i has noise of its own from seed and i.
-        place: as of `sample_cascade`.
+        place: puts a batch on its devices; the default device when None.
 
     Raises:
         ValueError: the stage reads classes, or makes values that are not finite.
     """
     stage, encoder = cascade.stages[position], cascade.encoder
+    settings = cascade.sampling if settings is None else settings
     if stage.conditioning == "label":
         raise ValueError(f"Stage {stage.name!r} reads classes, which the images do not have.")
     if stage.conditioning == "text" and (prompts is None or len(prompts) != len(low_res)):
@@ -78,16 +75,12 @@ def enlarge(
             chosen = [prompts[row] for row in rows]
             text = text_room.encode(encoder, params[TEXT_ENCODER], chosen)
             null = text_room.unconditional(encoder, params[TEXT_ENCODER])
-        images = sample_cascade(
-            cascade,
-            params,
-            sample_keys(seed, rows),
-            Conditions(text=text, null=null, low_res=low_res[rows]),
-            settings=settings,
-            first=position,
-            last=position,
-            place=place,
-        )[:valid]
+        keys = jax.vmap(jax.random.fold_in, (0, None))(sample_keys(seed, rows), position)
+        conditions = Conditions(text=text, null=null, low_res=low_res[rows])
+        batch = keys, take_rows(conditions, np.arange(len(rows)))
+        batch = batch if place is None else place(batch)
+        sampled = sample_stage(stage, params[stage.name], *batch, settings[position])
+        images = np.asarray(sampled)[:valid]
         if not np.isfinite(images).all():
             raise ValueError(f"Stage {stage.name!r} makes images that are not finite.")
         yield to_uint8(images)

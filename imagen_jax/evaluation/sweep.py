@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from imagen_jax.diffusion.sampling import SamplingSettings, with_overrides
+from imagen_jax.diffusion.overrides import with_overrides
+from imagen_jax.diffusion.sampling import Sampling
 from imagen_jax.evaluation.measures import OF_REFERENCE
 
 # What counts as alignment: the first of these that was measured. Higher is better.
@@ -60,8 +61,8 @@ def make_points(
     return points
 
 
-def settings_at(settings: Sequence[SamplingSettings], point: Point) -> tuple[SamplingSettings, ...]:
-    """The settings of every stage at a point: traced numbers alone differ, nothing recompiles."""
+def settings_at(settings: Sequence[Sampling], point: Point) -> tuple[Sampling, ...]:
+    """The sampling of every stage at a point: only numbers differ, so nothing recompiles."""
     return with_overrides(settings, guidance=point.guidance, aug_level=point.aug_level)
 
 
