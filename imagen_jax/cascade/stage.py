@@ -13,6 +13,7 @@ from imagen_jax import models
 from imagen_jax.diffusion.augmentation import AUGMENTATION_SCHEDULE, UPSAMPLINGS
 from imagen_jax.diffusion.denoiser import Denoiser, make_denoiser
 from imagen_jax.diffusion.losses import Loss
+from imagen_jax.diffusion.process import PREDICTIONS
 from imagen_jax.diffusion.sampling import Number, Sampling
 from imagen_jax.diffusion.schedules import SCHEDULES, Cosine, DiscreteBeta, Schedule, network_time
 from imagen_jax.models import EfficientUNetConfig, UNetConfig
@@ -110,11 +111,11 @@ class Stage:
             raise ValueError(
                 f"stage {self.name!r}: time_power must be positive, not {self.time_power}"
             )
-        if self.upsampling not in UPSAMPLINGS:
-            raise ValueError(
-                f"stage {self.name!r}: upsampling {self.upsampling!r} is none of "
-                f"{tuple(UPSAMPLINGS)}"
-            )
+        for field, known in (("prediction", PREDICTIONS), ("upsampling", tuple(UPSAMPLINGS))):
+            if getattr(self, field) not in known:
+                raise ValueError(
+                    f"stage {self.name!r}: {field} {getattr(self, field)!r} must be one of {known}"
+                )
         if self.loss.vlb_weight and not (
             network.out_channels == 2 * self.channels and isinstance(self.schedule, DiscreteBeta)
         ):

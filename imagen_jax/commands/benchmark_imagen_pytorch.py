@@ -98,8 +98,7 @@ def time_jax(case: Case, steps: int, sample_steps: int) -> dict:
 
     from imagen_jax.cascade.cascade import sample_keys
     from imagen_jax.cascade.sample import sample_stage
-    from imagen_jax.cascade.stage import Conditions
-    from imagen_jax.cascade.stage import Stage
+    from imagen_jax.cascade.stage import Conditions, Stage
     from imagen_jax.diffusion.sampling import Sampling
     from imagen_jax.storage.codec import typed
     from imagen_jax.text.encoder import null_text

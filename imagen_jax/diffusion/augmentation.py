@@ -38,8 +38,6 @@ def augment(
 
 def upsample(images: Images, size: Size, method: str = "bilinear") -> Resized:
     """Resize to the size that the network works at; `method` is a key of UPSAMPLINGS."""
-    if method not in UPSAMPLINGS:
-        raise ValueError(f"unknown upsampling {method!r}; choose one of {tuple(UPSAMPLINGS)}")
     return UPSAMPLINGS[method](images, _sides(size))
 
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from imagen_jax.diffusion.process import check_prediction, convert, per_example
+from imagen_jax.diffusion.process import convert, per_example
 from imagen_jax.diffusion.sampling import Number, Sampling
 from imagen_jax.diffusion.schedules import Schedule
 from imagen_jax.typing import Images
@@ -99,11 +99,7 @@ def make_denoiser(
         prediction: what the network outputs: "eps", "x0" or "v".
         sampling: its guidance, thresholding, and whether a learned variance is passed on. Its
             numbers may be traced, and those of guidance and thresholding may be one an example.
-
-    Raises:
-        ValueError: unknown prediction.
     """
-    check_prediction(prediction)
 
     def denoise(x_t: Images, t: Number) -> Denoised:
         x_t = x_t.astype(jnp.float32)
@@ -139,9 +135,4 @@ def _split(
     output = output.astype(jnp.float32)
     if output.shape[-1] == channels:
         return output, None
-    if output.shape[-1] != 2 * channels:
-        raise ValueError(
-            f"the network gives {output.shape[-1]} channels for an image of {channels}; "
-            f"it should give {channels}, or {2 * channels} with a learned variance"
-        )
     return output[..., :channels], 0.5 * (output[..., channels:] + 1.0)

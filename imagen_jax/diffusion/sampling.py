@@ -8,7 +8,8 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-Number = float | np.floating | Float[Array, "..."]
+Number = float | int | np.number | Float[Array, "..."]
+Whole = int | np.integer | Int[Array, ""]
 Spacing = str | tuple[int, ...]
 
 FLOATS = [
@@ -56,7 +57,7 @@ class Sampling:
     """
 
     sampler: str = "ddpm"
-    steps: int | np.integer | Int[Array, ""] = 256
+    steps: Whole = 256
     spacing: Spacing = "time"
     steps_offset: int = 0
     lambda_min: float | None = None

@@ -139,14 +139,7 @@ def time_grid(
     start: float = 1.0,
     stop: float = 0.0,
 ) -> TimeGrid:
-    """num_steps steps from time `start` to time `stop`, evenly spaced in time or in logsnr.
-
-    Raises:
-        ValueError: unknown spacing, or a number of steps outside 1 ... MAX_STEPS.
-    """
-    if spacing not in SPACINGS:
-        raise ValueError(f"unknown spacing {spacing!r}; choose one of {tuple(SPACINGS)}")
-    _check_num_steps(num_steps)
+    """1 ... MAX_STEPS steps from time `start` to `stop`; `spacing` is a key of SPACINGS."""
     # Of one length for every number of steps, since JAX compiles for each length.
     fraction = np.arange(MAX_STEPS + 1, dtype=np.float32) / np.float32(num_steps)
     times = SPACINGS[spacing](schedule, start, stop, np.minimum(fraction, 1.0))
@@ -160,9 +153,12 @@ def listed_grid(times: Sequence[float] | np.ndarray) -> TimeGrid:
         ValueError: times that do not decrease, leave [0, 1], or are too many.
     """
     times = np.asarray(times, np.float32)
-    _check_num_steps(len(times) - 1)
-    if not (np.all(np.diff(times) < 0) and times[0] <= 1 and times[-1] >= 0):
-        raise ValueError(f"times must decrease inside [0, 1], got {times.tolist()}")
+    falling = np.all(np.diff(times) < 0) and times[0] <= 1 and times[-1] >= 0
+    if not falling or not 1 <= len(times) - 1 <= MAX_STEPS:
+        raise ValueError(
+            f"times must decrease inside [0, 1] in 1 ... {MAX_STEPS} steps, got {times.tolist()}, "
+            f"{len(times) - 1} steps"
+        )
     return padded_grid(times)
 
 
@@ -172,11 +168,6 @@ def padded_grid(times: np.ndarray, start: int = 0) -> TimeGrid:
     padding = MAX_STEPS * ceil(stop / MAX_STEPS) - stop
     padded = np.pad(np.asarray(times, np.float32), (0, padding), "edge")
     return TimeGrid(padded, np.int32(start), np.int32(stop))
-
-
-def _check_num_steps(num_steps: int) -> None:
-    if not 1 <= num_steps <= MAX_STEPS:
-        raise ValueError(f"the number of steps must be between 1 and {MAX_STEPS}, got {num_steps}")
 
 
 def fixed_steps(spacing: Any) -> tuple[int, ...] | None:
@@ -201,7 +192,7 @@ def spaced_steps(
             reaches it (diffusers' `lambda_min_clipped`; -5.1 for DeepFloyd IF); None: at the last.
 
     Raises:
-        ValueError: unknown spacing, a schedule that counts no steps, or has too few.
+        ValueError: a schedule that counts no steps, or has too few; a list that does not fit it.
     """
     total = getattr(schedule, "num_steps", None)
     if total is None:
@@ -211,33 +202,27 @@ def spaced_steps(
         )
     listed = fixed_steps(spacing)
     if listed is not None:
-        return _checked(np.asarray(listed), total, spacing)
-    if spacing not in STEP_SPACINGS:
-        known = (*STEP_SPACINGS, *STEP_LISTS)
-        raise ValueError(f"unknown spacing {spacing!r}; choose one of {known}")
-    usable = total
-    if lambda_min is not None:
-        logsnr = np.asarray(schedule.logsnr(jnp.arange(1, total + 1) / total))
-        usable = int(np.sum(0.5 * logsnr >= lambda_min))
-    if not 1 <= num_steps <= usable:
-        raise ValueError(
-            f"spacing {spacing!r} of {usable} time steps cannot have {num_steps} steps"
-        )
-    steps = np.asarray(STEP_SPACINGS[spacing](num_steps, total, usable)).astype(np.int64)
-    return _checked(steps + (offset if "leading" in spacing else 0), total, spacing)
-
-
-def step_grid(schedule: Schedule, steps: Sequence[int] | np.ndarray) -> TimeGrid:
-    """The grid of a sampler that visits these time steps and ends at clean data."""
-    steps = _checked(np.asarray(steps), schedule.num_steps, "list")
-    return listed_grid(np.append((steps + 1) / schedule.num_steps, 0.0))
-
-
-def _checked(steps: np.ndarray, total: int, spacing: Spacing) -> np.ndarray:
-    good = steps.ndim == 1 and steps.size and np.issubdtype(steps.dtype, np.integer)
-    if not (good and np.all(np.diff(steps) < 0) and steps[0] < total and steps[-1] >= 0):
+        steps = np.asarray(listed)
+    else:
+        usable = total
+        if lambda_min is not None:
+            logsnr = np.asarray(schedule.logsnr(jnp.arange(1, total + 1) / total))
+            usable = int(np.sum(0.5 * logsnr >= lambda_min))
+        if not 1 <= num_steps <= usable:
+            raise ValueError(
+                f"spacing {spacing!r} of {usable} time steps cannot have {num_steps} steps"
+            )
+        steps = np.asarray(STEP_SPACINGS[spacing](num_steps, total, usable)).astype(np.int64)
+        steps = steps + (offset if "leading" in spacing else 0)
+    whole = steps.ndim == 1 and steps.size and np.issubdtype(steps.dtype, np.integer)
+    if not (whole and np.all(np.diff(steps) < 0) and steps[0] < total and steps[-1] >= 0):
         raise ValueError(
             f"time steps must be whole numbers that fall from below {total} to at least 0; "
             f"spacing {spacing!r} gives {steps.tolist()}"
         )
     return steps
+
+
+def step_grid(schedule: Schedule, steps: Sequence[int] | np.ndarray) -> TimeGrid:
+    """The grid of a sampler that visits these time steps and ends at clean data."""
+    return listed_grid(np.append((np.asarray(steps) + 1) / schedule.num_steps, 0.0))

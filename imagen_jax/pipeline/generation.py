@@ -19,7 +19,6 @@ from imagen_jax.diffusion.editing import Edit
 from imagen_jax.diffusion.sampling import Sampling
 from imagen_jax.images.image_list import SETTINGS_KEY, ImageList
 from imagen_jax.images.pixels import to_pil, to_uint8
-from imagen_jax.pipeline.model_directory import Parts
 from imagen_jax.pipeline.progress import Progress, progress_bar
 from imagen_jax.pipeline.request import Request
 from imagen_jax.text import encoder as text
@@ -32,7 +31,7 @@ def sample_cascade(
     sampling: Sequence[Sampling],
     request: Request,
     conditions: Conditions,
-    mesh: Mesh | None = None,
+    place: Callable[[Any], Any] = lambda batch: batch,
 ) -> np.ndarray:
     """Images in [-1, 1] of a checked request: float32 [samples, height, width, 3].
 
@@ -44,10 +43,10 @@ def sample_cascade(
         sampling: one a stage of the cascade.
         conditions: of all samples; of one row where it is the same for all. `low_res` for a cascade
             entered at a super-resolution stage.
-        mesh: devices that share each batch; None for the default device.
+        place: puts a batch's arrays where they are to be (`spread`); the default device without.
     """
     count = len(request.rows)
-    batch_size, place = spread(request.batch_size, mesh)
+    batch_size = request.batch_size
     keys = sample_keys(request.seed, request.first_index + np.arange(count))
     watched = request.progress or request.callback is not None
     lengths = {i: plan_length(cascade, sampling, request, i) for i in request.stages}
@@ -81,7 +80,7 @@ def sample_cascade(
                 done.append(np.asarray(state.x)[:valid])
             images = np.clip(np.concatenate(done), -1.0, 1.0)
             if request.low_memory:
-                release(params, stage.name)
+                params.free(stage.name)
     return images
 
 
@@ -115,12 +114,6 @@ def edit_rows(edit: Edit, rows: np.ndarray) -> Edit:
     return replace(edit, **take_rows({"image": edit.image, "mask": edit.mask}, rows))
 
 
-def release(params: Mapping, name: str) -> None:
-    """Lets parameters go that can be read again."""
-    if isinstance(params, Parts):
-        params.free(name)
-
-
 def encode_prompts(
     encoder: text.TextEncoder, params: Params, prompts: Sequence[str], batch_size: int
 ) -> TextEmbeddings:
@@ -147,10 +140,10 @@ def encode_request(cascade: Cascade, params: Mapping, request: Request) -> Condi
         else:
             null = text.unconditional(encoder, weights)
         embeddings = jax.tree.map(lambda x: x[request.rows], embeddings)
+        if request.low_memory:
+            params.free(TEXT_ENCODER)
     if request.label:
         label = np.asarray(request.label, np.int32)[request.rows]
-    if request.low_memory:
-        release(params, TEXT_ENCODER)
     return Conditions(embeddings, null, label, request.low_res)
 
 

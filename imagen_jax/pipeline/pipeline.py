@@ -17,7 +17,7 @@ from imagen_jax.cascade.sample import stage_size
 from imagen_jax.devices.compilation_cache import use_compilation_cache
 from imagen_jax.diffusion.editing import Edit
 from imagen_jax.diffusion.overrides import by_stage, is_number, sampling_from_dict, with_overrides
-from imagen_jax.diffusion.sampling import Sampling, Spacing
+from imagen_jax.diffusion.sampling import Number, Sampling, Spacing, Whole
 from imagen_jax.images.image_list import ImageList
 from imagen_jax.pipeline import model_directory
 from imagen_jax.pipeline.adapters import adapted_params
@@ -25,8 +25,10 @@ from imagen_jax.pipeline.generation import (
     encode_request,
     plan_length,
     sample_cascade,
+    spread,
     with_settings,
 )
+from imagen_jax.pipeline.model_directory import Parts
 from imagen_jax.pipeline.progress import Callback
 from imagen_jax.pipeline.request import (
     AspectRatio,
@@ -86,8 +88,8 @@ class Pipeline:
         num_images: int = 4,
         size: int | None = None,
         *,
-        guidance: float | Sequence[float | None] | None = None,
-        steps: int | Sequence[int | None] | None = None,
+        guidance: Number | Sequence[Number | None] | None = None,
+        steps: Whole | Sequence[Whole | None] | None = None,
         sampler: str | Sequence[str | None] | None = None,
         spacing: Spacing | Sequence[Spacing | None] | None = None,
         seed: int | None = None,
@@ -97,7 +99,7 @@ class Pipeline:
         progress: bool = True,
         callback: Callback | None = None,
         every: int | None = None,
-        aug_level: float | Sequence[float | None] | None = None,
+        aug_level: Number | Sequence[Number | None] | None = None,
         sampling: Sequence[Sampling] | None = None,
         first_index: int = 0,
         aspect_ratio: AspectRatio | None = None,
@@ -164,7 +166,7 @@ class Pipeline:
         image: ImageInput,
         prompt: str | Sequence[str],
         *,
-        strength: float | Sequence[float | None] = 0.7,
+        strength: Number | Sequence[Number | None] = 0.7,
         num_images: int = 1,
         size: int | None = None,
         **options: Any,
@@ -317,11 +319,14 @@ class Pipeline:
         notes = {"model": self.name, "fingerprint": self.fingerprint, **request.notes}
         request = replace(request, notes=notes, **{"progress": True, **options})
         request = check_request(self.cascade, self.name, request)
+        batch_size, place = spread(request.batch_size, self.mesh)
+        low_memory = request.low_memory and isinstance(self.params, Parts)
+        request = replace(request, batch_size=batch_size, low_memory=low_memory)
         for position in request.stages:
             plan_length(self.cascade, sampling, request, position)
         use_compilation_cache()
         conditions = encode_request(self.cascade, self.params, request)
-        images = sample_cascade(self.cascade, self.params, sampling, request, conditions, self.mesh)
+        images = sample_cascade(self.cascade, self.params, sampling, request, conditions, place)
         broken = int(np.sum(~np.isfinite(images).all(axis=(1, 2, 3))))
         if broken:
             raise ValueError(

@@ -198,7 +198,7 @@ def upscaled_from(cascade: Cascade, positions: range, size: tuple[int, int]) -> 
     """
     if max(size) > WIDEST * min(size):
         raise ValueError(
-            f"The image is {size[0]}x{size[1]}; what is enlarged must be between 1:{WIDEST} and "
+            f"The image is {size[0]}x{size[1]}; what is upsampled must be between 1:{WIDEST} and "
             f"{WIDEST}:1."
         )
     stages = [cascade.stages[position] for position in positions]

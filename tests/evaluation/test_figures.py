@@ -18,7 +18,7 @@ from imagen_jax.cascade.sample import advance_stage, begin_stage
 from imagen_jax.cascade.stage import Stage
 from imagen_jax.commands import evaluate
 from imagen_jax.devices.sharding import MeshConfig, make_mesh
-from imagen_jax.diffusion.sampling import SamplingSettings
+from imagen_jax.diffusion.sampling import Sampling
 from imagen_jax.evaluation import generation, html_report, sweep
 from imagen_jax.evaluation import inputs as evaluation_inputs
 from imagen_jax.evaluation.clip_score import clip_score
@@ -282,7 +282,7 @@ def test_the_page_of_large_images_is_small(tmp_path):
 def test_a_model_of_classes(tmp_path, networks, reference):
     cascade = Cascade(
         (Stage("base", 8, network(num_classes=3), conditioning="label"),),
-        (SamplingSettings("ddim", steps=2),),
+        (Sampling("ddim", steps=2),),
     )
     pipeline = Pipeline(cascade, random_params(cascade), name="classes")
     pipeline.save_pretrained(tmp_path / "model")

@@ -7,7 +7,7 @@ import pytest
 import stand_in
 from tiny_cascade import BASE, CASCADE, ENCODER, SR, random_params, tiny_pipeline
 
-from imagen_jax.diffusion.sampling import SamplingSettings
+from imagen_jax.diffusion.sampling import Sampling
 from imagen_jax.evaluation.clip_score import clip_score
 from imagen_jax.evaluation.extraction import identity
 from imagen_jax.evaluation.image_folder import Treatment
@@ -25,7 +25,7 @@ from imagen_jax.training.state import Frozen
 from tests.training import toy
 
 PROMPTS = [f"prompt {i}" for i in range(5)]
-SAMPLING = SamplingSettings("ddim", steps=2, guidance=1.5)
+SAMPLING = Sampling("ddim", steps=2, guidance=1.5)
 
 
 def config(folder, stage=BASE, **section):
