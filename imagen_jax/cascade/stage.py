@@ -13,7 +13,6 @@ from imagen_jax import models
 from imagen_jax.diffusion.augmentation import AUGMENTATION_SCHEDULE, UPSAMPLINGS
 from imagen_jax.diffusion.denoiser import Denoiser, make_denoiser
 from imagen_jax.diffusion.losses import Loss
-from imagen_jax.diffusion.process import PREDICTIONS
 from imagen_jax.diffusion.sampling import Number, Sampling
 from imagen_jax.diffusion.schedules import SCHEDULES, Cosine, DiscreteBeta, Schedule, network_time
 from imagen_jax.models import EfficientUNetConfig, UNetConfig
@@ -37,7 +36,7 @@ class Conditions(NamedTuple):
 class Stage:
     """One diffusion model: network, noise, what it predicts, at which resolution, from what.
 
-    resolution: side of its images. low_resolution: side of the images it enlarges, None for a
+    resolution: side of its images. low_resolution: side of the images it upsamples, None for a
     base model. crop: side of the squares cut out of images of `resolution` for training, None for
     whole images. conditioning: "text" (embeddings of `text_width`), "label" (the network's
     `num_classes`) or None. prediction: what the network outputs. time_power: training draws t = u
@@ -64,76 +63,69 @@ class Stage:
 
     def __post_init__(self):
         network, step = self.network, models.reduction(self.network)
-        if self.resolution < 1 or self.resolution % step:
-            raise ValueError(
-                f"stage {self.name!r}: resolution {self.resolution} is no multiple of {step}"
-            )
-        if self.crop is not None:
-            self._check_crop(step)
-        if self.conditioning == "text" and not self.text_width:
-            raise ValueError(f"stage {self.name!r}: conditioning 'text' needs text_width")
-        pooling_heads = getattr(network, "pooling_heads", None)
-        if self.conditioning == "text" and pooling_heads and self.text_width % pooling_heads:
-            raise ValueError(
-                f"stage {self.name!r}: text_width {self.text_width} does not split into "
-                f"network.pooling_heads {pooling_heads}"
-            )
-        if getattr(network, "draft", False) and self.conditioning != "text":
-            raise ValueError(
-                f"stage {self.name!r}: network.draft guesses from text, but conditioning is "
-                f"{self.conditioning!r}"
-            )
-        if (self.conditioning == "label") != (network.num_classes is not None):
-            raise ValueError(
-                f"stage {self.name!r}: conditioning {self.conditioning!r} and network.num_classes "
-                f"{network.num_classes} do not fit: num_classes is for conditioning 'label' alone"
-            )
-        if (self.low_resolution is not None) != bool(network.low_res_channels):
-            raise ValueError(
-                f"stage {self.name!r}: low_resolution {self.low_resolution} and "
-                f"network.low_res_channels {network.low_res_channels} do not fit: an enlarging "
-                "stage needs both, a base model neither"
-            )
-        if network.in_channels != self.channels or network.out_channels not in (
-            self.channels,
-            2 * self.channels,
-        ):
-            raise ValueError(
-                f"stage {self.name!r}: the network takes {network.in_channels} and gives "
-                f"{network.out_channels} channels for images of {self.channels}"
-            )
+        reads_text, outputs = self.conditioning == "text", network.out_channels
+        heads = getattr(network, "pooling_heads", None) or 1
         low, high = self.aug_levels
-        if not 0 <= low <= high <= 1:
-            raise ValueError(
-                f"stage {self.name!r}: aug_levels {self.aug_levels} must rise within [0, 1]"
-            )
-        if not self.time_power > 0:
-            raise ValueError(
-                f"stage {self.name!r}: time_power must be positive, not {self.time_power}"
-            )
-        for field, known in (("prediction", PREDICTIONS), ("upsampling", tuple(UPSAMPLINGS))):
-            if getattr(self, field) not in known:
-                raise ValueError(
-                    f"stage {self.name!r}: {field} {getattr(self, field)!r} must be one of {known}"
-                )
-        if self.loss.vlb_weight and not (
-            network.out_channels == 2 * self.channels and isinstance(self.schedule, DiscreteBeta)
-        ):
-            raise ValueError(
-                f"stage {self.name!r}: loss.vlb_weight {self.loss.vlb_weight} needs a network with "
-                f"a learned variance (out_channels {2 * self.channels}, not "
-                f"{network.out_channels}) and a schedule of kind discrete_beta"
-            )
-
-    def _check_crop(self, step: int) -> None:
         # The low-resolution crop has whole pixels, too.
-        enlargement = 1 if self.low_resolution is None else self.resolution / self.low_resolution
-        fits = 0 < self.crop <= self.resolution and self.crop % step == 0
-        if not fits or self.crop % enlargement:
-            raise ValueError(
-                f"stage {self.name!r}: crop {self.crop} must be at most {self.resolution}, and a "
-                f"multiple of {step} and of the enlargement, {enlargement:g}"
-            )
+        scale = self.resolution / self.low_resolution if self.low_resolution else 1
+        crop = self.crop
+        learns_variance = outputs == 2 * self.channels
+        for wrong, message in (
+            (
+                self.resolution < 1 or self.resolution % step,
+                f"resolution {self.resolution} is not a multiple of {step}",
+            ),
+            (
+                crop is not None
+                and (not 0 < crop <= self.resolution or crop % step or crop % scale),
+                f"crop {crop} must be at most {self.resolution}, and a multiple of {step} and of "
+                f"the upsampling factor, {scale:g}",
+            ),
+            (reads_text and not self.text_width, "conditioning 'text' needs text_width"),
+            (
+                reads_text and (self.text_width or 0) % heads,
+                f"text_width {self.text_width} does not split into network.pooling_heads {heads}",
+            ),
+            (
+                getattr(network, "draft", False) and not reads_text,
+                f"network.draft guesses from text, but conditioning is {self.conditioning!r}",
+            ),
+            (
+                (self.conditioning == "label") != (network.num_classes is not None),
+                f"conditioning {self.conditioning!r} and network.num_classes "
+                f"{network.num_classes} do not fit: num_classes is for conditioning 'label' alone",
+            ),
+            (
+                (self.low_resolution is not None) != bool(network.low_res_channels),
+                f"low_resolution {self.low_resolution} and network.low_res_channels "
+                f"{network.low_res_channels} do not fit: a super-resolution stage needs both, a "
+                "base model neither",
+            ),
+            (
+                network.in_channels != self.channels
+                or outputs not in (self.channels, 2 * self.channels),
+                f"the network takes {network.in_channels} and gives {outputs} channels for images "
+                f"of {self.channels}",
+            ),
+            (
+                not 0 <= low <= high <= 1,
+                f"aug_levels {self.aug_levels} must rise within [0, 1]",
+            ),
+            (not self.time_power > 0, f"time_power must be positive, not {self.time_power}"),
+            (
+                self.upsampling not in UPSAMPLINGS,
+                f"upsampling {self.upsampling!r} must be one of {tuple(UPSAMPLINGS)}",
+            ),
+            (
+                self.loss.vlb_weight
+                and not (learns_variance and isinstance(self.schedule, DiscreteBeta)),
+                f"loss.vlb_weight {self.loss.vlb_weight} needs a network with a learned variance "
+                f"(out_channels {2 * self.channels}, not {outputs}) and a schedule of kind "
+                "discrete_beta",
+            ),
+        ):
+            if wrong:
+                raise ValueError(f"stage {self.name!r}: {message}")
 
     @property
     def training_side(self) -> int:
@@ -202,7 +194,8 @@ def apply_network(
     """
     level = None
     if aug_level is not None and low_res is not None:
-        level = jnp.broadcast_to(network_time(stage.aug_schedule, aug_level), t.shape)
+        aug_level = jnp.broadcast_to(jnp.asarray(aug_level, jnp.float32), t.shape)
+        level = network_time(stage.aug_schedule, aug_level)
     return models.apply(
         stage.network,
         params,

@@ -45,7 +45,7 @@ class Edit:
     A compiled program does not see what makes the time grid (`edited_grid`): strength, resamplings
     and jump_length.
 
-    mask: 1 where to sample anew, 0 where to keep; None: everywhere, image to image. strength: in
+    mask: 1 where to sample, 0 where to keep; None: everywhere, image to image. strength: in
     (0, 1], the share of the steps that are run, from an image as noisy as the first of them takes.
     known: a key of KNOWN. resamplings: how often each stretch of `jump_length` steps is sampled (1:
     once), so that the new part comes to fit the kept one (arXiv 2201.09865, section 4.2).

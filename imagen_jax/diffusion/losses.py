@@ -77,9 +77,8 @@ def prediction_target(
     logsnr: LogSNR,
 ) -> Float[Array, "batch ..."]:
     """What a network of this kind should output."""
-    if prediction == "v":
-        return velocity(x0, eps, logsnr)
-    return (x0 if prediction == "x0" else eps).astype(jnp.float32)
+    targets = {"eps": eps, "x0": x0, "v": velocity(x0, eps, logsnr)}
+    return targets[prediction].astype(jnp.float32)
 
 
 def loss_weight(

@@ -176,8 +176,8 @@ def sample_loop(
     `grid` and the numbers of `sampling` may be traced. Several calls that continue each other's
     state give what one call gives: so callers show progress and previews, and edit on the way.
     """
-    logsnrs = schedule.logsnr(grid.times)
     times = jnp.asarray(grid.times)
+    logsnrs = schedule.logsnr(times)
 
     def body(index: Int[Array, ""], state: SamplerState) -> SamplerState:
         step = Step(

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from imagen_jax.typing import LogSNR
 
-Time = Float[Array, "*batch"] | float | int | np.floating
+Time = Float[Array, "*batch"] | Float[np.ndarray, "*batch"] | np.floating | float | int
 
 
 @dataclass(frozen=True)
@@ -137,12 +137,8 @@ class DiscreteBeta:
         return BETAS[self.beta_schedule](self).astype(np.float32)
 
     def logsnr(self, t: Time) -> LogSNR:
-        position = self._position(t)
-        table = _discrete_decays(self)
-        below = jnp.clip(jnp.floor(position).astype(jnp.int32), 0, self.num_steps - 1)
-        between = position - below
-        decays = jnp.asarray(table)
-        decay = (1.0 - between) * decays[below] + between * decays[below + 1]
+        steps = np.arange(self.num_steps + 1, dtype=np.float32)
+        decay = jnp.interp(self._position(t), steps, _discrete_decays(self))
         return -decay - jnp.log(-jnp.expm1(-decay))
 
     def time(self, logsnr: LogSNR | float) -> Float[Array, "*batch"]:
@@ -220,7 +216,7 @@ def network_time(schedule: Schedule, t: Time) -> Float[Array, "*batch"]:
 
 
 def training_time(schedule: Schedule, t: Time) -> Float[Array, "*batch"]:
-    """The time that a uniform draw stands for: t itself, or that of a time step."""
+    """The time that a uniform sample stands for: t itself, or that of a time step."""
     return schedule.nearest_step(t) if isinstance(schedule, DiscreteBeta) else t
 
 

@@ -45,8 +45,7 @@ def sample_cascade(
             entered at a super-resolution stage.
         place: puts a batch's arrays where they are to be (`spread`); the default device without.
     """
-    count = len(request.rows)
-    batch_size = request.batch_size
+    count, batch_size = len(request.rows), request.batch_size
     keys = sample_keys(request.seed, request.first_index + np.arange(count))
     watched = request.progress or request.callback is not None
     lengths = {i: plan_length(cascade, sampling, request, i) for i in request.stages}
@@ -60,12 +59,13 @@ def sample_cascade(
                 # The last batch is filled up: any number of samples runs the same program.
                 rows = np.arange(start, start + batch_size).clip(max=count - 1)
                 wanted = take_rows(conditions._replace(low_res=images), rows)
-                batch = place((stage_keys[rows], wanted))
+                noise, batch = place((stage_keys[rows], wanted))
                 valid, before = min(batch_size, count - start), 0
                 for step, state in sample_steps(
                     stage,
                     params[stage.name],
-                    *batch,
+                    noise,
+                    batch,
                     sampling[position],
                     None if edit is None else edit_rows(edit, rows),
                     request.size,

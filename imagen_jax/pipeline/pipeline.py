@@ -208,7 +208,7 @@ class Pipeline:
         size: int | None = None,
         **options: Any,
     ) -> ImageList:
-        """An image sampled anew where the mask is white, and kept where it is black.
+        """An image regenerated where the mask is white, and kept where it is black.
 
         Args:
             image, mask: of one size; PIL, files' paths or arrays. The centred square is taken.
@@ -238,7 +238,7 @@ class Pipeline:
         ]
         if not any(edit.mask.any() for edit in edits):
             raise ValueError(
-                "The mask keeps everything of the centred square: what is to be sampled anew must "
+                "The mask keeps everything of the centred square: what is to be regenerated must "
                 "be white in it (255, or True)."
             )
         notes = {"strength": strength, "resamplings": resamplings, "jump_length": jump_length}

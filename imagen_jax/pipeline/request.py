@@ -77,9 +77,15 @@ def check_request(cascade: Cascade, name: str, request: Request) -> Request:
     Raises:
         ValueError: something that the model does not read, does not know or cannot do.
     """
-    reads = {stage.conditioning for stage in cascade.stages}
-    prompts = _prompts(cascade, name, request.prompt, "text" in reads)
-    labels = _labels(cascade, name, request.label, "label" in reads)
+    kinds = {stage.conditioning for stage in cascade.stages}
+    for option, kind, read in (("prompt", "text", "text"), ("label", "label", "classes")):
+        value = getattr(request, option)
+        if value is None and kind in kinds:
+            raise ValueError(f"{name!r} reads {read}: give a {option}.")
+        if value is not None and kind not in kinds:
+            raise ValueError(f"{name!r} reads no {read}, but a {option} was given: {value!r}.")
+    prompts = None if request.prompt is None else _prompts(cascade, name, request.prompt)
+    labels = None if request.label is None else _labels(cascade, request.label)
     if prompts and labels and len(prompts) != len(labels):
         raise ValueError(f"{len(prompts)} prompts but {len(labels)} labels.")
     negative = request.negative_prompt
@@ -115,13 +121,7 @@ def _is_whole(value: Any) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
-def _prompts(cascade: Cascade, name: str, prompt: Any, reads_text: bool) -> list[str] | None:
-    if not reads_text:
-        if prompt is not None:
-            raise ValueError(f"{name!r} reads no text, but a prompt was given: {prompt!r}.")
-        return None
-    if prompt is None:
-        raise ValueError(f"{name!r} reads text: give a prompt.")
+def _prompts(cascade: Cascade, name: str, prompt: Any) -> list[str]:
     if cascade.encoder is None:
         raise ValueError(
             f"{name!r} reads text, but came without a text encoder: load it together with the "
@@ -137,13 +137,7 @@ def _prompts(cascade: Cascade, name: str, prompt: Any, reads_text: bool) -> list
     return list(prompts)
 
 
-def _labels(cascade: Cascade, name: str, label: Any, reads_labels: bool) -> list[int] | None:
-    if not reads_labels:
-        if label is not None:
-            raise ValueError(f"{name!r} knows no classes, but label={label!r} was given.")
-        return None
-    if label is None:
-        raise ValueError(f"{name!r} reads classes: give label=.")
+def _labels(cascade: Cascade, label: Any) -> list[int]:
     labels = [int(value) for value in np.atleast_1d(label)]
     if not labels:
         raise ValueError("The list of labels is empty.")
@@ -246,11 +240,11 @@ def _decoded(path: Path) -> np.ndarray:
     try:
         return decode(path, MAX_PIXELS)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is no whole image that can be read: {error}.") from None
+        raise ValueError(f"{path} is not a whole image that can be read: {error}.") from None
 
 
 def read_mask(mask: ImageInput, size: tuple[int, int]) -> Image.Image:
-    """A mask of an image of this size, (width, height): white where to draw anew."""
+    """A mask of an image of this size, (width, height): white where to sample."""
     if isinstance(mask, np.ndarray) and mask.ndim in (2, 3) and mask.shape[2:] in ((), (1,)):
         values = mask.reshape(mask.shape[:2])
         if values.dtype != np.uint8:

@@ -74,8 +74,6 @@ def test_resizing_keeps_constants_and_range(key, resize):
     images = jax.random.uniform(key, (2, 12, 12, 3), minval=-1.0, maxval=1.0)
     assert np.abs(resize(images, 20)).max() <= 1.0 + 1e-6
     assert resize(images.astype(jnp.bfloat16), 6).dtype == jnp.float32
-    with pytest.raises(ValueError, match="0"):
-        resize(images, 0)
 
 
 @pytest.mark.parametrize("sizes", [(4, 4, 16), (7, 5, 16), (3, 8, 1), (1, 6, 5), (64, 64, 256)])

@@ -136,7 +136,7 @@ def test_a_long_prompt_is_cut_with_a_warning(model):
         ({"batch_size": -1}, "batch_size"),
         ({"seed": -1}, "seed"),
         ({"seed": 2**32}, "seed"),
-        ({"label": 3}, "knows no classes"),
+        ({"label": 3}, "reads no classes"),
         ({"first_index": -1}, "first_index"),
         ({"every": -1}, "every must be a whole number, at least 1: -1"),
         ({"spacing": "fast"}, "spacing 'fast'; choose one of"),

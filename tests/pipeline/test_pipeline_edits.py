@@ -217,7 +217,7 @@ def test_images_from_outside(tmp_path, rng):
     Image.fromarray(flat).save(tmp_path / "p.jpg", exif=turned)
     assert arguments.read_image(tmp_path / "p.jpg").size == (6, 5)
     path.write_bytes(path.read_bytes()[:60])
-    with pytest.raises(ValueError, match=r"p.png is no whole image"):
+    with pytest.raises(ValueError, match=r"p.png is not a whole image"):
         arguments.read_image(path)
     with pytest.raises(FileNotFoundError, match="There is no image"):
         arguments.read_image(tmp_path / "none.png")
