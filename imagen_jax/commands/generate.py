@@ -197,8 +197,8 @@ def write(options: argparse.Namespace, images: Any) -> None:
                 print(f"  image {number} of the grid: {caption} (no font here draws it)")
 
 
-def main() -> int:
-    options = parser().parse_args()
+def main(arguments: list[str] | None = None) -> int:
+    options = parser().parse_args(arguments)
     warnings.showwarning = lambda message, *rest: print(f"Warning: {message}", file=sys.stderr)
     try:
         generate(options)

@@ -94,10 +94,10 @@ def check_request(cascade: Cascade, name: str, request: Request) -> Request:
     negative = negative if negative and negative.strip() else None
     if negative and cascade.encoder is None:
         raise ValueError(f"{name!r} reads no text, so no negative_prompt either.")
-    counts = {"num_images": request.num_images, "every": request.every}
-    counts["batch_size"] = request.batch_size
-    for option, value in counts.items():
-        if value is not None and not (_is_whole(value) and value >= 1):
+    for option in ("num_images", "every", "batch_size"):
+        value = getattr(request, option)
+        optional = option != "num_images" and value is None
+        if not optional and not (_is_whole(value) and value >= 1):
             raise ValueError(f"{option} must be a whole number, at least 1: {value!r}.")
     seed = secrets.randbelow(LARGEST_SEED + 1) if request.seed is None else request.seed
     if not _is_whole(seed) or not 0 <= seed <= LARGEST_SEED:

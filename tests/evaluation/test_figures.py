@@ -14,7 +14,7 @@ from PIL import Image
 from tiny_cascade import network, random_params
 
 from imagen_jax.cascade.cascade import Cascade
-from imagen_jax.cascade.sample import advance_stage, begin_stage
+from imagen_jax.cascade.sample import run_steps, start_stage
 from imagen_jax.cascade.stage import Stage
 from imagen_jax.commands import evaluate
 from imagen_jax.devices.sharding import MeshConfig, make_mesh
@@ -190,11 +190,11 @@ def test_images_of_other_settings_never_mix(run, tmp_path, capsys, model, prompt
 
 def test_a_sweep_compiles_nothing_anew(run, tmp_path):
     run(tmp_path / "warm")
-    compiled = advance_stage._cache_size(), begin_stage._cache_size()
+    compiled = run_steps._cache_size(), start_stage._cache_size()
     report = run(
         tmp_path / "out", "--guidance", "1,2,3:1.5", "--aug_level", "0,0.3", metrics="fid,clip"
     )
-    assert (advance_stage._cache_size(), begin_stage._cache_size()) == compiled
+    assert (run_steps._cache_size(), start_stage._cache_size()) == compiled
     assert [(p["guidance"], p["aug_level"]) for p in report["points"]] == [
         (1.0, 0.0), (2.0, 0.0), ([3.0, 1.5], 0.0), (1.0, 0.3), (2.0, 0.3), ([3.0, 1.5], 0.3),
     ]  # fmt: skip
