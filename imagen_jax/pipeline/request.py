@@ -94,21 +94,32 @@ def check_request(cascade: Cascade, name: str, request: Request) -> Request:
     negative = negative if negative and negative.strip() else None
     if negative and cascade.encoder is None:
         raise ValueError(f"{name!r} reads no text, so no negative_prompt either.")
-    for option in ("num_images", "every", "batch_size"):
-        value = getattr(request, option)
-        optional = option != "num_images" and value is None
-        if not optional and not (_is_whole(value) and value >= 1):
-            raise ValueError(f"{option} must be a whole number, at least 1: {value!r}.")
+    num_images = check_count("num_images", request.num_images)
+    for option in ("every", "batch_size"):
+        if getattr(request, option) is not None:
+            check_count(option, getattr(request, option))
     seed = secrets.randbelow(LARGEST_SEED + 1) if request.seed is None else request.seed
     if not _is_whole(seed) or not 0 <= seed <= LARGEST_SEED:
         raise ValueError(f"seed must be a whole number from 0 to {LARGEST_SEED}: {seed!r}.")
     if request.first_index < 0:
         raise ValueError(f"first_index must not be negative: {request.first_index}.")
-    checked = replace(
-        request, prompt=prompts, label=labels, negative_prompt=negative, seed=int(seed)
+    count = num_images * len(prompts or labels or [None])
+    return replace(
+        request,
+        prompt=prompts,
+        label=labels,
+        negative_prompt=negative,
+        num_images=num_images,
+        seed=int(seed),
+        batch_size=int(request.batch_size or default_batch_size(count)),
     )
-    size = request.batch_size or default_batch_size(len(checked.rows))
-    return replace(checked, batch_size=int(size))
+
+
+def check_count(name: str, value: int) -> int:
+    """The number itself; ValueError, naming it, unless it is a whole number from 1 on."""
+    if not _is_whole(value) or value < 1:
+        raise ValueError(f"{name} must be a whole number, at least 1: {value!r}.")
+    return int(value)
 
 
 def default_batch_size(count: int) -> int:

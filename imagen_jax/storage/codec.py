@@ -106,6 +106,8 @@ def _convert(value: Any, hint: Any, path: str, kinds: Mapping[str, Mapping[str, 
             f"config key {path!r} is {value!r}; it must be of type {hint.__name__}"
             + (quoted if hint is str and isinstance(value, (int, float)) else "")
         )
+    if isinstance(hint, type) and not isinstance(value, hint):  # a number that is an array
+        raise ValueError(f"config key {path!r} is {value!r}; it must be of type {hint.__name__}")
     return as_dict(value)
 
 
