@@ -30,8 +30,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from imagen_jax.commands.command_line import EXTRAS
-from imagen_jax.commands.generate import names, numbers
+from imagen_jax.commands.command_line import EXTRAS, names, numbers
 from imagen_jax.evaluation import inputs as evaluation_inputs
 from imagen_jax.evaluation.inputs import RANDOM
 from imagen_jax.storage.folders import output_folder
