@@ -4,19 +4,16 @@ A stage is sampled by `imagen_jax.cascade.sample`, and all of them one after the
 `imagen_jax.pipeline.generation.sample_cascade`.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from imagen_jax.cascade.stage import Stage, init_params
-from imagen_jax.diffusion.overrides import sampling_from_dict
 from imagen_jax.diffusion.sampling import Sampling
 from imagen_jax.models import t5
-from imagen_jax.text import encoder as text_room
 from imagen_jax.text.encoder import TextEncoder
 from imagen_jax.typing import Keys, Params
 
@@ -80,26 +77,6 @@ def stage_index(cascade: Cascade, name: str | None) -> int:
     if name not in names:
         raise ValueError(f"There is no stage {name!r} in the model, only {', '.join(names)}.")
     return names.index(name)
-
-
-def to_dict(cascade: Cascade) -> dict[str, Any]:
-    """The cascade as JSON values."""
-    stages = [
-        {"stage": stage.to_dict(), "sampling": asdict(sampling)}
-        for stage, sampling in zip(cascade.stages, cascade.sampling, strict=True)
-    ]
-    encoder = None if cascade.encoder is None else text_room.to_dict(cascade.encoder)
-    return {"stages": stages, TEXT_ENCODER: encoder}
-
-
-def from_dict(values: Mapping[str, Any], directory: str) -> Cascade:
-    """The inverse of `to_dict`; the tokenizer's file lies in `directory`."""
-    stages = tuple(Stage.from_dict(entry["stage"]) for entry in values["stages"])
-    sampling = tuple(sampling_from_dict(entry["sampling"]) for entry in values["stages"])
-    encoder = values.get(TEXT_ENCODER)
-    if encoder is not None:
-        encoder = text_room.from_dict(encoder, directory)
-    return Cascade(stages, sampling, encoder)
 
 
 def sample_keys(seed: int, indices: Sequence[int] | np.ndarray) -> Keys:
