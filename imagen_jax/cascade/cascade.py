@@ -6,6 +6,7 @@ A stage is sampled by `imagen_jax.cascade.sample`, and all of them one after the
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ import numpy as np
 from imagen_jax.cascade.stage import Stage, init_params
 from imagen_jax.diffusion.sampling import Sampling
 from imagen_jax.models import t5
+from imagen_jax.storage.codec import require
 from imagen_jax.text.encoder import TextEncoder
 from imagen_jax.typing import Keys, Params
 
@@ -25,7 +27,7 @@ class Cascade:
     """A text encoder and stages, each with its sampling.
 
     encoder: None where no stage reads text, or where a stage was loaded without the encoder that it
-    reads, to be put in a row with others.
+    reads, to be chained with others.
     """
 
     stages: tuple[Stage, ...]
@@ -33,28 +35,33 @@ class Cascade:
     encoder: TextEncoder | None = None
 
     def __post_init__(self):
-        if not self.stages:
-            raise ValueError("A cascade needs at least one stage.")
-        if len(self.stages) != len(self.sampling):
-            raise ValueError(
-                f"{len(self.stages)} stages but {len(self.sampling)} sampling settings."
-            )
-        names = [stage.name for stage in self.stages]
-        if len({*names, TEXT_ENCODER}) != len(names) + 1:
-            raise ValueError(f"Stage names must differ, also from {TEXT_ENCODER!r}: {names}.")
-        for before, after in zip(self.stages, self.stages[1:], strict=False):
-            if after.low_resolution is None:
-                raise ValueError(f"Stage {after.name!r} starts from noise; put it first.")
-            if after.low_resolution != before.resolution:
-                raise ValueError(
+        names, count = [stage.name for stage in self.stages], len(self.sampling)
+        require(
+            (names, "A cascade needs at least one stage."),
+            (len(names) == count, f"{len(names)} stages but {count} sampling settings."),
+            (
+                len({*names, TEXT_ENCODER}) == len(names) + 1,
+                f"Stage names must differ, also from {TEXT_ENCODER!r}: {names}.",
+            ),
+        )
+        for before, after in pairwise(self.stages):
+            require(
+                (
+                    after.low_resolution is not None,
+                    f"Stage {after.name!r} starts from noise; put it first.",
+                ),
+                (
+                    after.low_resolution == before.resolution,
                     f"Stage {after.name!r} takes images of {after.low_resolution} pixels, but "
-                    f"stage {before.name!r} before it makes {before.resolution}."
-                )
-        for stage in self.stages if self.encoder is not None else ():
-            if stage.conditioning == "text" and stage.text_width != self.encoder.config.d_model:
+                    f"stage {before.name!r} before it makes {before.resolution}.",
+                ),
+            )
+        width = None if self.encoder is None else self.encoder.config.d_model
+        for stage in self.stages:
+            if stage.conditioning == "text" and width not in (None, stage.text_width):
                 raise ValueError(
                     f"Stage {stage.name!r} reads text of width {stage.text_width}, but the encoder "
-                    f"gives {self.encoder.config.d_model}."
+                    f"gives {width}."
                 )
 
     @property

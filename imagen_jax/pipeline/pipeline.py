@@ -23,7 +23,7 @@ from imagen_jax.pipeline import model_directory
 from imagen_jax.pipeline.adapters import adapted_params
 from imagen_jax.pipeline.generation import (
     encode_request,
-    plan_length,
+    plan_lengths,
     sample_cascade,
     spread,
     with_settings,
@@ -322,8 +322,7 @@ class Pipeline:
         batch_size, place = spread(request.batch_size, self.mesh)
         low_memory = request.low_memory and isinstance(self.params, LazyParams)
         request = replace(request, batch_size=batch_size, low_memory=low_memory)
-        for position in request.stages:
-            plan_length(self.cascade, sampling, request, position)
+        plan_lengths(self.cascade, sampling, request)
         use_compilation_cache()
         conditions = encode_request(self.cascade, self.params, request)
         images = sample_cascade(self.cascade, self.params, sampling, request, conditions, place)

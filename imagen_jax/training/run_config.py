@@ -12,20 +12,13 @@ from imagen_jax.diffusion.overrides import check_sampling
 from imagen_jax.diffusion.sampling import Sampling
 from imagen_jax.models.lora import LoraConfig
 from imagen_jax.models.t5 import T5Config
-from imagen_jax.storage.codec import MERGED, Section, from_dict, nearest, to_dict
+from imagen_jax.storage.codec import MERGED, Section, from_dict, nearest, require, to_dict
 from imagen_jax.text import captions
 from imagen_jax.text.encoder import Null, Padding, TextEncoder
 from imagen_jax.text.tokenizers import make_tokenizer
 from imagen_jax.training.optimizer import OptimizerConfig
 
 STREAM, MIXTURE, MEMORY = "seqio", "mixture", "memory"
-
-
-def require(*rules: tuple[bool, str]) -> None:
-    """ValueError with the message of the first rule (holds, message) that does not hold."""
-    for holds, message in rules:
-        if not holds:
-            raise ValueError(message)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,9 +200,7 @@ class SampleConfig:
     labels: tuple[int, ...] = ()
     count: int = 8
     seed: int = 0
-    sampling: Sampling = dataclasses.field(
-        default_factory=Sampling, metadata={MERGED: True}
-    )
+    sampling: Sampling = dataclasses.field(default_factory=Sampling, metadata={MERGED: True})
 
     def __post_init__(self):
         object.__setattr__(self, "sampling", check_sampling(self.sampling))
