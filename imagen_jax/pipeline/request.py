@@ -90,7 +90,6 @@ def check_request(cascade: Cascade, name: str, request: Request) -> Request:
     if prompts and labels and len(prompts) != len(labels):
         raise ValueError(f"{len(prompts)} prompts but {len(labels)} labels.")
     negative = request.negative_prompt or ""
-    seed = secrets.randbelow(LARGEST_SEED + 1) if request.seed is None else request.seed
     require(
         (
             isinstance(negative, str),
@@ -99,10 +98,6 @@ def check_request(cascade: Cascade, name: str, request: Request) -> Request:
         (
             cascade.encoder is not None or not str(negative).strip(),
             f"{name!r} reads no text, so no negative_prompt either.",
-        ),
-        (
-            _is_whole(seed) and 0 <= seed <= LARGEST_SEED,
-            f"seed must be a whole number from 0 to {LARGEST_SEED}: {seed!r}.",
         ),
         (request.first_index >= 0, f"first_index must not be negative: {request.first_index}."),
     )
@@ -117,7 +112,7 @@ def check_request(cascade: Cascade, name: str, request: Request) -> Request:
         label=labels,
         negative_prompt=negative if negative.strip() else None,
         num_images=num_images,
-        seed=int(seed),
+        seed=check_seed(request.seed),
         batch_size=int(request.batch_size or default_batch_size(count)),
     )
 
@@ -127,6 +122,14 @@ def check_count(name: str, value: int) -> int:
     if not _is_whole(value) or value < 1:
         raise ValueError(f"{name} must be a whole number, at least 1: {value!r}.")
     return int(value)
+
+
+def check_seed(seed: int | None) -> int:
+    """The seed, or a new one; ValueError, naming it, unless it is in 0 ... LARGEST_SEED."""
+    seed = secrets.randbelow(LARGEST_SEED + 1) if seed is None else seed
+    if not _is_whole(seed) or not 0 <= seed <= LARGEST_SEED:
+        raise ValueError(f"seed must be a whole number from 0 to {LARGEST_SEED}: {seed!r}.")
+    return int(seed)
 
 
 def default_batch_size(count: int) -> int:

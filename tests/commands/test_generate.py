@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,8 +10,6 @@ from tiny_cascade import tiny_pipeline
 
 from imagen_jax.commands.generate import main
 from imagen_jax.images.image_list import read_settings
-
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "generate.py"
 
 
 @pytest.fixture(scope="module")
@@ -117,13 +114,13 @@ def test_a_long_prompt_warns_in_one_line(directory, tmp_path, capsys):
     assert "Warning: The prompt 'a very long prompt' has 18 tokens" in capsys.readouterr().err
 
 
-def test_wrong_options_need_no_jax():
+def test_wrong_options_need_no_jax(repository):
     program = (
-        "import runpy, sys; sys.modules['jax'] = None; sys.argv = ['generate.py', '--steps', 'x'];"
-        f"runpy.run_path({str(SCRIPT)!r}, run_name='__main__')"
+        "import sys; sys.modules['jax'] = None; from imagen_jax.commands.generate import main; "
+        "main(['--steps', 'x'])"
     )
     result = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=repository
     )
     assert result.returncode == 2
     assert "argument --steps" in result.stderr
