@@ -62,15 +62,14 @@ class Stage:
     upsampling: str = "bilinear"
 
     def __post_init__(self):
-        network, step = self.network, models.reduction(self.network)
-        reads_text, outputs = self.conditioning == "text", network.out_channels
-        heads = getattr(network, "pooling_heads", None) or 1
-        low, high = self.aug_levels
+        self._check_fields()
+        self._check_network()
+
+    def _check_fields(self) -> None:
+        name, step = f"stage {self.name!r}", models.reduction(self.network)
+        (low, high), crop = self.aug_levels, self.crop
         # The low-resolution crop has whole pixels, too.
         scale = self.resolution / self.low_resolution if self.low_resolution else 1
-        crop = self.crop
-        learns_variance = outputs == 2 * self.channels
-        name = f"stage {self.name!r}"
         require(
             (
                 self.resolution >= 1 and self.resolution % step == 0,
@@ -83,35 +82,8 @@ class Stage:
                 f"and of the upsampling factor, {scale:g}",
             ),
             (
-                self.text_width or not reads_text,
+                self.text_width or self.conditioning != "text",
                 f"{name}: conditioning 'text' needs text_width",
-            ),
-            (
-                not reads_text or (self.text_width or 0) % heads == 0,
-                f"{name}: text_width {self.text_width} does not split into network.pooling_heads "
-                f"{heads}",
-            ),
-            (
-                reads_text or not getattr(network, "draft", False),
-                f"{name}: network.draft guesses from text, but conditioning is "
-                f"{self.conditioning!r}",
-            ),
-            (
-                (self.conditioning == "label") == (network.num_classes is not None),
-                f"{name}: conditioning {self.conditioning!r} and network.num_classes "
-                f"{network.num_classes} do not fit: num_classes is for conditioning 'label' alone",
-            ),
-            (
-                (self.low_resolution is not None) == bool(network.low_res_channels),
-                f"{name}: low_resolution {self.low_resolution} and network.low_res_channels "
-                f"{network.low_res_channels} do not fit: a super-resolution stage needs both, a "
-                "base model neither",
-            ),
-            (
-                network.in_channels == self.channels
-                and (learns_variance or outputs == self.channels),
-                f"{name}: the network takes {network.in_channels} and gives {outputs} channels for "
-                f"images of {self.channels}",
             ),
             (
                 0 <= low <= high <= 1,
@@ -122,12 +94,44 @@ class Stage:
                 self.upsampling in UPSAMPLINGS,
                 f"{name}: upsampling {self.upsampling!r} must be one of {tuple(UPSAMPLINGS)}",
             ),
+        )
+
+    def _check_network(self) -> None:
+        name, network, kind = f"stage {self.name!r}", self.network, self.conditioning
+        heads = getattr(network, "pooling_heads", None) or 1
+        outputs, learned = network.out_channels, 2 * self.channels
+        require(
+            (
+                kind != "text" or self.text_width % heads == 0,
+                f"{name}: text_width {self.text_width} does not split into network.pooling_heads "
+                f"{heads}",
+            ),
+            (
+                kind == "text" or not getattr(network, "draft", False),
+                f"{name}: network.draft guesses from text, but conditioning is {kind!r}",
+            ),
+            (
+                (kind == "label") == (network.num_classes is not None),
+                f"{name}: conditioning {kind!r} and network.num_classes {network.num_classes} do "
+                "not fit: num_classes is for conditioning 'label' alone",
+            ),
+            (
+                (self.low_resolution is not None) == bool(network.low_res_channels),
+                f"{name}: low_resolution {self.low_resolution} and network.low_res_channels "
+                f"{network.low_res_channels} do not fit: a super-resolution stage needs both, a "
+                "base model neither",
+            ),
+            (
+                network.in_channels == self.channels and outputs in (self.channels, learned),
+                f"{name}: the network takes {network.in_channels} and gives {outputs} channels for "
+                f"images of {self.channels}",
+            ),
             (
                 not self.loss.vlb_weight
-                or (learns_variance and isinstance(self.schedule, DiscreteBeta)),
+                or (outputs == learned and isinstance(self.schedule, DiscreteBeta)),
                 f"{name}: loss.vlb_weight {self.loss.vlb_weight} needs a network with a learned "
-                f"variance (out_channels {2 * self.channels}, not {outputs}) and a schedule of "
-                "kind discrete_beta",
+                f"variance (out_channels {learned}, not {outputs}) and a schedule of kind "
+                "discrete_beta",
             ),
         )
 
