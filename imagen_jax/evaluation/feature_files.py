@@ -17,8 +17,8 @@ from imagen_jax.convert.clip import MODEL_TYPE, clip_shapes, read_clip
 from imagen_jax.convert.inception import inception_shapes, params_from_graph
 from imagen_jax.evaluation.clip_tokenizer import tokenize, tokenizer_files
 from imagen_jax.evaluation.features import FeatureExtractor, make_extractor
-from imagen_jax.evaluation.report import fingerprint
 from imagen_jax.models.clip import ClipConfig, TowerConfig
+from imagen_jax.storage import fingerprints
 from imagen_jax.storage.json_file import read_object, write_object
 from imagen_jax.storage.layout import Tensors
 from imagen_jax.storage.reading import read_layout
@@ -131,7 +131,7 @@ def write_network(
         {
             "kind": kind,
             "name": network.name,
-            "fingerprint": fingerprint({kind: network.params}),
+            "fingerprint": fingerprints.of_parameters({kind: network.params}),
             "config": config,
         },
     )
@@ -161,7 +161,7 @@ def load_extractor(
     reads_text = config is not None and network.directory is not None
     return make_extractor(
         network.name,
-        fingerprint({kind: network.params}),
+        fingerprints.of_parameters({kind: network.params}),
         config,
         network.params,
         resize=resize,

@@ -1,6 +1,7 @@
 """Feature vectors of images and captions, by frozen networks, on all devices of this host."""
 
 import functools
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -56,8 +57,12 @@ class FeatureExtractor:
         CLIP's are not normalized. Raises ValueError for an image of another type or shape.
         """
         for index, image in enumerate(images):
-            check_image(index, image)
-        return self._run(functools.partial(image_features, self.config), images, self._pixels)
+            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3 or not image.size:
+                raise ValueError(
+                    f"Image {index} is {image.dtype} {list(image.shape)}; it must be uint8 "
+                    "[height, width, 3]."
+                )
+        return self._run(image_features, images, self._pixels)
 
     def _pixels(self, images: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
         """float32 [images, side, side, 3] in the network's range."""
@@ -74,33 +79,34 @@ class FeatureExtractor:
             raise ValueError(f"{self.name} ({self.kind}) reads no text; a CLIP model does.")
         if isinstance(texts, str):
             raise ValueError(f"texts is the string {texts!r}; give a list of strings.")
-        return self._run(functools.partial(text_features, self.config), texts, self.tokenize)
+        return self._run(text_features, texts, self.tokenize)
 
     def describe(self) -> dict[str, Any]:
         """What decides the features, as JSON values for a report."""
         names = ("kind", "name", "fingerprint", "resize", "side", "dim")
         return {name: getattr(self, name) for name in names}
 
+    @property
+    def identity(self) -> str:
+        """`describe` as text: features of another identity do not compare."""
+        return json.dumps(self.describe(), sort_keys=True)
+
     def _run(
         self,
-        compute: Callable[[Params, jax.Array], jax.Array],
+        compute: Callable[[clip.ClipConfig | None, Params, jax.Array], jax.Array],
         items: Sequence | np.ndarray,
         prepare: Callable[[Sequence | np.ndarray], np.ndarray],
     ) -> np.ndarray:
         """The features of all items. The next batch is prepared while the devices compute one."""
         sharding = NamedSharding(self.mesh, PartitionSpec(AXIS))
-        done, running = [np.empty((0, self.dim), np.float32)], None
+        done = [np.empty((0, self.dim), np.float32)]
         for start in range(0, len(items), self.batch_size):
             batch = prepare(items[start : start + self.batch_size])
-            short = self.batch_size - len(batch)
-            filled = np.concatenate([batch, np.repeat(batch[:1], short, axis=0)])
-            ahead = compute(self.params, jax.device_put(filled, sharding)), len(batch)
-            if running is not None:
-                done.append(np.asarray(running[0])[: running[1]])
-            running = ahead
-        if running is not None:
-            done.append(np.asarray(running[0])[: running[1]])
-        return np.concatenate(done)
+            padding = np.repeat(batch[:1], self.batch_size - len(batch), axis=0)
+            placed = jax.device_put(np.concatenate([batch, padding]), sharding)
+            done.append(compute(self.config, self.params, placed))
+            done[-2] = np.asarray(done[-2])  # waits for the batch before
+        return np.concatenate(done)[: len(items)]
 
 
 def make_extractor(
@@ -142,16 +148,6 @@ def make_extractor(
         mesh,
         -(-batch_size // len(local)) * len(local),
     )
-
-
-def check_image(index: int, image: np.ndarray) -> None:
-    """ValueError unless an image is uint8 [height, width, 3]."""
-    fits = image.ndim == 3 and image.shape[-1] == 3 and image.size
-    if image.dtype != np.uint8 or not fits:
-        raise ValueError(
-            f"Image {index} is {image.dtype} {list(image.shape)}; it must be uint8 "
-            "[height, width, 3]."
-        )
 
 
 # Float32 products throughout: on TPUs and GPUs the default drops digits that the metrics need.

@@ -64,12 +64,12 @@ def _rest(entry: Mapping[str, Any]) -> str:
 
 def notes_of(values: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
     """(figure, reasons) of each one that is off its protocol."""
-    notes = []
-    for metric, title in NAMES.items():
-        for name, entry in (values.get(metric) or {}).items():
-            if isinstance(entry, Mapping) and entry.get("off_protocol"):
-                notes.append((f"{title}, {name}", list(entry["off_protocol"])))
-    return notes
+    return [
+        (f"{title}, {name}", entry["off_protocol"])
+        for metric, title in NAMES.items()
+        for name, entry in values.get(metric, {}).items()
+        if isinstance(entry, Mapping) and entry.get("off_protocol")
+    ]
 
 
 def make_page(
@@ -90,8 +90,7 @@ def make_page(
     body = [f"<h1>{html.escape(title)}</h1>", f"<p>{html.escape(str(report['date']))}</p>"]
     body += _notes(points)
     if curve is not None:
-        data = base64.b64encode(curve.read_bytes()).decode()
-        body += ["<h2>Curve</h2>", f'<img alt="curve" src="data:image/png;base64,{data}">']
+        body += ["<h2>Curve</h2>", _image(Image.open(curve), "curve")]
     if table is not None:
         body += ["<h2>Points</h2>", _table(table[0], table[1:])]
     else:
@@ -130,8 +129,7 @@ def _notes(points: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = ["".join(f"<th>{html.escape(cell)}</th>" for cell in head)]
-    for row in rows:
-        lines.append("".join(f"<td{_kind(cell)}>{html.escape(cell)}</td>" for cell in row))
+    lines += ["".join(f"<td{_kind(cell)}>{html.escape(cell)}</td>" for cell in row) for row in rows]
     return "<table>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>"
 
 

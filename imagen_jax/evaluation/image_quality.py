@@ -71,3 +71,6 @@ def check_pair(images: Images, truth: Images) -> None:
         raise ValueError(
             f"images {list(images.shape)} and truth {list(truth.shape)} differ in shape"
         )
+
+
+QUALITY = {"psnr": psnr, "ssim": ssim}

@@ -1,7 +1,6 @@
 """What a model is asked to paint: COCO-30K, DrawBench, or any list in a file."""
 
 import csv
-import hashlib
 import io
 import json
 from collections.abc import Sequence
@@ -10,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from imagen_jax.data.coco import Caption
+from imagen_jax.storage import fingerprints
 
-COCO_30K = 30_000
+COCO_30K, COCO_SIZE = 30_000, 256
 # Where the file of a named list is, when the user does not say, and where it comes from.
 FILES = {
     "coco30k": Path("data/coco/coco30k.json"),
@@ -50,7 +50,16 @@ class PromptList:
     def fingerprint(self) -> str:
         """Changes with any prompt, id, category, or with their order."""
         values = json.dumps([self.texts, self.ids, self.categories], ensure_ascii=False)
-        return hashlib.sha256(values.encode()).hexdigest()[:16]
+        return fingerprints.of_bytes(values.encode())
+
+    def describe(self) -> dict[str, Any]:
+        """All but the prompts themselves, for a report."""
+        return {
+            "name": self.name,
+            "count": len(self),
+            "fingerprint": self.fingerprint,
+            "origin": self.origin,
+        }
 
     def first(self, count: int | None) -> "PromptList":
         """The first `count`; all when None."""
@@ -101,16 +110,6 @@ def write_coco(path: Path, captions: Sequence[Caption], origin: dict[str, Any]) 
     rows = [caption._asdict() for caption in captions]
     text = json.dumps({"origin": origin, "prompts": rows}, ensure_ascii=False, indent=0)
     path.write_text(text + "\n", encoding="utf-8")
-
-
-def describe(prompts: PromptList) -> dict[str, Any]:
-    """All but the prompts themselves, for a report."""
-    return {
-        "name": prompts.name,
-        "count": len(prompts),
-        "fingerprint": prompts.fingerprint,
-        "origin": prompts.origin,
-    }
 
 
 def _parse(text: str, suffix: str, name: str) -> PromptList:

@@ -21,7 +21,13 @@ from imagen_jax.human_study.study import (
 
 ADDRESS = "127.0.0.1"
 MAX_BODY = 10_000  # bytes of an answer
-PAGE, SCRIPT = (Path(__file__).with_name(name) for name in ("page.html", "page.js"))
+PAGES = {"/": ("page.html", "text/html"), "/page.js": ("page.js", "text/javascript")}
+HEADERS = {
+    "Cache-Control": "no-store",
+    "X-Content-Type-Options": "nosniff",
+    "Content-Security-Policy": "default-src 'self'; style-src 'self' 'unsafe-inline'; "
+    "frame-ancestors 'none'",
+}
 
 
 class AnswerFile:
@@ -77,10 +83,10 @@ def make_server(directory: Path, study: Study, answers: AnswerFile, port: int):
             except ValueError:  # "//[x"
                 self.refuse(HTTPStatus.BAD_REQUEST, "This is no address.")
                 return
-            if parts.path == "/":
-                self.reply(PAGE.read_bytes(), "text/html; charset=utf-8")
-            elif parts.path == "/page.js":
-                self.reply(SCRIPT.read_bytes(), "text/javascript; charset=utf-8")
+            if parts.path in PAGES:
+                name, kind = PAGES[parts.path]
+                content = Path(__file__).with_name(name).read_bytes()
+                self.reply(content, f"{kind}; charset=utf-8")
             elif parts.path == "/trials":
                 rater = parse_qs(parts.query).get("rater", [""])[0]
                 if not RATER.fullmatch(rater):
@@ -138,14 +144,9 @@ def make_server(directory: Path, study: Study, answers: AnswerFile, port: int):
 
         def reply(self, body: bytes, kind: str, status: HTTPStatus = HTTPStatus.OK) -> None:
             self.send_response(status)
-            self.send_header("Content-Type", kind)
-            self.send_header("Content-Length", str(len(body)))
-            self.send_header("Cache-Control", "no-store")
-            self.send_header("X-Content-Type-Options", "nosniff")
-            self.send_header(
-                "Content-Security-Policy",
-                "default-src 'self'; style-src 'self' 'unsafe-inline'; frame-ancestors 'none'",
-            )
+            named = {"Content-Type": kind, "Content-Length": str(len(body)), **HEADERS}
+            for name, value in named.items():
+                self.send_header(name, value)
             self.end_headers()
             self.wfile.write(body)
 

@@ -3,7 +3,6 @@
 Nothing in it is executed when it is read.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -15,6 +14,7 @@ import numpy as np
 
 from imagen_jax.cascade import cascade as cascade_room
 from imagen_jax.cascade.cascade import TEXT_ENCODER, Cascade
+from imagen_jax.storage import fingerprints
 from imagen_jax.storage.json_file import parse_object, read_object
 from imagen_jax.storage.layout import Tensors
 from imagen_jax.storage.reading import ShardingOf, read_layout
@@ -77,15 +77,6 @@ def part_names(cascade: Cascade) -> list[str]:
     return names if cascade.encoder is None else [*names, TEXT_ENCODER]
 
 
-def fingerprint(files: list[Path]) -> str:
-    """Some digits that change when any of the files does."""
-    digest = hashlib.sha256()
-    for file in sorted(files):
-        with open(file, "rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()[:16]
-
-
 def write_model(
     directory: str | os.PathLike,
     cascade: Cascade,
@@ -127,7 +118,7 @@ def write_model(
         values = {
             "format": FORMAT,
             "name": name or directory.resolve().name,
-            "fingerprint": fingerprint(files),
+            "fingerprint": fingerprints.of_files(files),
             **cascade_room.to_dict(cascade),
             "notes": dict(notes or {}),
         }

@@ -367,7 +367,7 @@ class Pipeline:
         if not is_number(scale) or not isfinite(scale):
             raise ValueError(f"scale must be a finite number: {scale!r}.")
         name, params = adapted_params(path, self.cascade, self.params, scale, stage)
-        digest = model_directory.fingerprint([Path(path)])
+        digest = fingerprints.of_files([Path(path)])
         if self._without_lora is None:
             self._without_lora = self.params, self.fingerprint
         self.params = params

@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from imagen_jax.storage.atomic import written_whole
+
 # config.json is a few kB, the index of the largest models well below 1 MB, tokenizer.json 20 MB.
 MAX_BYTES = 64 * 2**20
 
@@ -78,6 +80,7 @@ def read_object(path: str | os.PathLike, kind: str) -> dict[str, Any]:
 
 
 def write_object(path: str | os.PathLike, values: dict[str, Any]) -> None:
-    """Writes a JSON object as Hugging Face's libraries do; a parent folder must exist."""
+    """Writes a JSON object as Hugging Face's libraries do, whole or not at all."""
     content = json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False)
-    Path(path).write_text(content + "\n", encoding="utf-8")
+    with written_whole(path) as file:
+        file.write_text(content + "\n", encoding="utf-8")

@@ -17,9 +17,8 @@ from jax.sharding import Mesh
 
 from imagen_jax.commands.benchmark_features import random_state
 from imagen_jax.convert.inception import params_from_pytorch
+from imagen_jax.evaluation.distances import frechet_distance, kernel_distance, statistics_of
 from imagen_jax.evaluation.features import make_extractor
-from imagen_jax.evaluation.kernel_distance import kernel_distance
-from imagen_jax.evaluation.statistics import Statistics, frechet_distance
 from imagen_jax.models import clip
 
 BATCH = 4
@@ -62,14 +61,8 @@ def crops(count: int, side: int, seed: int) -> list[np.ndarray]:
 def compare(extractor, reference, count: int, dim: int = 2048):
     """FID and KID of two sets by both implementations, to 0.1 %; of the first `dim` features."""
     sets = [crops(count, 64, seed) for seed in (1, 2)]
-    ours, statistics = [], []
-    for images in sets:
-        collected, parts = Statistics(dim), []
-        for start in range(0, count, 3 * BATCH):
-            parts.append(extractor.images(images[start : start + 3 * BATCH]))
-            collected.update(parts[-1][:, :dim])
-        ours.append(np.concatenate(parts))
-        statistics.append(collected)
+    ours = [extractor.images(images) for images in sets]
+    statistics = [statistics_of(features[:, :dim]) for features in ours]
     theirs = [reference_features(reference, images)[0] for images in sets]
     for a, b in zip(ours, theirs, strict=True):
         assert relative_error(a, b) < 1e-5
@@ -106,10 +99,8 @@ def test_eight_devices_give_the_same(params):
     one = inception(params).images(images)
     eight = inception(params, Mesh(np.asarray(jax.devices()), ("data",))).images(images)
     assert relative_error(eight, one) < 1e-6
-    a, b, other = (Statistics(256) for _ in range(3))
-    a.update(one[:, :256])
-    b.update(eight[:, :256])
-    other.update(one[::2, 256:512])
+    a, b = statistics_of(one[:, :256]), statistics_of(eight[:, :256])
+    other = statistics_of(one[::2, 256:512])
     np.testing.assert_allclose(frechet_distance(a, other), frechet_distance(b, other), rtol=1e-6)
 
 

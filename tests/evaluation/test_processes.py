@@ -31,7 +31,7 @@ def test_two_processes_give_what_one_does(model, tmp_path, key, rng):
         Image.fromarray(pixels).save(tmp_path / "true" / f"{i}.png")
     (tmp_path / "mine.txt").write_text("\n".join(f"thing {i}" for i in range(COUNT)))
     common = f"--reference {tmp_path / 'reference'} --features {tmp_path / 'clip'}"
-    assert evaluate.main(f"--make_reference {tmp_path / 'true'} {common}".split()) == 0
+    evaluate.main(f"--make_reference {tmp_path / 'true'} {common}".split())
     common += f" --model {model} --prompts {tmp_path / 'mine.txt'} --metrics cmmd --steps 1"
     common += " --batch_size 16 --size 4"
     whole = report(common, tmp_path / "whole")
@@ -60,5 +60,5 @@ def test_two_processes_give_what_one_does(model, tmp_path, key, rng):
 
 
 def report(options: str, out: Path) -> dict:
-    assert evaluate.main([*options.split(), "--out", str(out)]) == 0
+    evaluate.main([*options.split(), "--out", str(out)])
     return json.loads((out / "report.json").read_text())
