@@ -4,6 +4,7 @@ import base64
 import html
 import io
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ NAMES = {
     "psnr": "PSNR in dB",
     "ssim": "SSIM",
 }
+NUMBER = re.compile(r"-?[\d.]+(e[+-]?\d+)?")
 Row = tuple[str, str, float, str]  # metric, of which network or stage, value, what else
 
 
@@ -129,16 +131,11 @@ def _notes(points: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = ["".join(f"<th>{html.escape(cell)}</th>" for cell in head)]
-    lines += ["".join(f"<td{_kind(cell)}>{html.escape(cell)}</td>" for cell in row) for row in rows]
+    for row in rows:
+        kinds = ["number" if NUMBER.fullmatch(cell) else "text" for cell in row]
+        cells = zip(kinds, map(html.escape, row), strict=True)
+        lines.append("".join(f'<td class="{kind}">{cell}</td>' for kind, cell in cells))
     return "<table>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>"
-
-
-def _kind(cell: str) -> str:
-    try:
-        float(cell)
-    except ValueError:
-        return ""
-    return ' class="number"'
 
 
 def _image(image: Image.Image, name: str) -> str:

@@ -89,11 +89,26 @@ def matching_images(folder: str | Path, files: Sequence[Path], of: Path) -> list
     return [found[name] for name in names]
 
 
-def common_size(files: Sequence[Path]) -> int:
-    """The side of all these images' squares, by the files' headers.
+@dataclass(frozen=True)
+class SourceImages:
+    """The images of a data source by index: of TFDS, or arrays in memory."""
+
+    source: Source
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self.source[index]["image"]
+
+
+def common_size(files: Sequence[Path] | SourceImages) -> int:
+    """The side of all these images' squares, by the files' headers; of a source, of its first.
 
     Raises ValueError where they differ; the message says that a size must be given.
     """
+    if isinstance(files, SourceImages):
+        return min(files[0].shape[:2])
     sizes = Counter()
     for file in files:
         try:
@@ -153,19 +168,6 @@ def _decoded_from(image: Image.Image) -> list[str]:
     except Exception:  # Pillow's readers raise many kinds where a later frame is damaged
         several = True
     return [*found, "first_of_several_frames"] if several else found
-
-
-@dataclass(frozen=True)
-class SourceImages:
-    """The images of a data source by index: of TFDS, or arrays in memory."""
-
-    source: Source
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, index: int) -> np.ndarray:
-        return self.source[index]["image"]
 
 
 def read_chunks(

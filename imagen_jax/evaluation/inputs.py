@@ -20,7 +20,6 @@ from imagen_jax.evaluation.image_quality import QUALITY
 from imagen_jax.evaluation.prompts import COCO_SIZE, PromptList, plain_list, read_prompts
 from imagen_jax.evaluation.reference import (
     Reference,
-    ReferenceImages,
     is_val2014,
     make_reference,
     read_reference,
@@ -44,7 +43,10 @@ StageValues = float | tuple[float, ...]  # one for all stages, or one each
 
 @dataclass(frozen=True)
 class EvaluationRequest:
-    """What is to be measured; the options of scripts/evaluate.py explain each field."""
+    """What is to be measured; the options of scripts/evaluate.py explain each field.
+
+    Raises ValueError for a field that cannot be, by itself or with the others.
+    """
 
     model: str | list[str] = "emoji"
     dtype: str = "float32"
@@ -73,6 +75,26 @@ class EvaluationRequest:
     skip_broken: bool = False
     out: Path | None = None
 
+    def __post_init__(self):
+        for name in self.metrics or ("",):
+            if name not in KNOWN_METRICS:
+                raise ValueError(f"Unknown metric {name!r}; known are {', '.join(KNOWN_METRICS)}.")
+        for name in self.resize:
+            if name not in INCEPTION_RESIZES:
+                raise ValueError(f"--resize knows {', '.join(INCEPTION_RESIZES)}, not {name!r}.")
+        check_count("batch_size", self.batch_size)
+        check_count("num_images", self.num_images)
+        check_seed(self.seed)
+        shards.read_shard(self.share)
+        if self.make_reference is not None and not (self.reference and self.features):
+            raise ValueError("--make_reference needs --features DIR and --reference FILE to write.")
+        if self.reference is not None and self.reference.is_dir():
+            raise ValueError(f"--reference {self.reference} is a folder; give a file.")
+
+    @property
+    def shard(self) -> shards.Shard:
+        return shards.read_shard(self.share)
+
 
 @dataclass(frozen=True, eq=False)
 class EvaluationRun:
@@ -86,7 +108,6 @@ class EvaluationRun:
     """
 
     request: EvaluationRequest
-    shard: shards.Shard
     prompts: PromptList | None = None
     emoji: image_set.ImageSet | None = None
     named: list[image_set.ImagePrompt] | None = None
@@ -107,15 +128,8 @@ class EvaluationRun:
 def read_run(request: EvaluationRequest) -> EvaluationRun:
     """Everything but the model and what takes long.
 
-    Raises ValueError where a metric is unknown or lacks something that it needs.
+    Raises ValueError where a metric lacks something that it needs.
     """
-    for name in request.metrics or ("",):
-        if name not in KNOWN_METRICS:
-            raise ValueError(f"Unknown metric {name!r}; known are {', '.join(KNOWN_METRICS)}.")
-    check_count("batch_size", request.batch_size)
-    check_count("num_images", request.num_images)
-    check_seed(request.seed)
-    shard = shards.read_shard(request.share)
     prompts, emoji, named = _read_prompts(request)
     files, named_by_ids, true_files = _read_files(request, prompts)
     made = None
@@ -123,7 +137,7 @@ def read_run(request: EvaluationRequest) -> EvaluationRun:
         made = read_reference(request.reference)
     extractors = read_extractors(request)
     run = EvaluationRun(
-        request, shard, prompts, emoji, named, files, named_by_ids, true_files, extractors, made
+        request, prompts, emoji, named, files, named_by_ids, true_files, extractors, made
     )
     _check_needs(run)
     return run
@@ -176,11 +190,15 @@ def _read_prompts(
         return None, None, None
     if source != "emoji":
         return read_prompts(source, request.data).first(request.num), None, None
-    emoji = image_set.read_image_set(request.data or image_set.EMOJI, request.split, request.num)
+    emoji = read_emoji(request, request.split)
     languages = image_set.LANGUAGES if request.language is None else (request.language,)
     named = image_set.make_prompts(emoji, languages)
     prompts = plain_list("emoji", [prompt.text for prompt in named])
     return prompts, emoji, [prompt for prompt in named for _ in range(request.num_images)]
+
+
+def read_emoji(request: EvaluationRequest, split: str) -> image_set.ImageSet:
+    return image_set.read_image_set(request.data or image_set.EMOJI, split, request.num)
 
 
 def _read_files(
@@ -206,8 +224,6 @@ def _read_files(
 
 def read_extractors(request: EvaluationRequest) -> tuple[FeatureExtractor, ...]:
     """The feature networks, spread over all devices; Inception once for each way to resize."""
-    if unknown := set(request.resize) - set(INCEPTION_RESIZES):
-        raise ValueError(f"--resize knows {', '.join(INCEPTION_RESIZES)}, not {unknown.pop()!r}.")
     found = []
     for name in request.features:
         extractor = random_inception() if name == RANDOM else load_extractor(name)
@@ -233,48 +249,35 @@ def random_inception() -> FeatureExtractor:
 # ------------------------------------------------------------------------------- the reference
 
 
-def check_reference(request: EvaluationRequest) -> None:
-    """ValueError where the reference has no file, or no network to be made with."""
-    if request.make_reference is not None and not (request.reference and request.features):
-        raise ValueError("--make_reference needs --features DIR and --reference FILE to write.")
-    if request.reference is not None and request.reference.is_dir():
-        raise ValueError(f"--reference {request.reference} is a folder; give a file.")
-
-
-def open_reference(request: EvaluationRequest) -> ReferenceImages:
-    """The images of --make_reference: of a folder, of emoji:SPLIT, chosen as the prompts are, or
-    of tfds:NAME:SPLIT.
+def save_reference(request: EvaluationRequest, extractors: Sequence[FeatureExtractor]) -> None:
+    """Writes --reference of the images of --make_reference: of a folder, of emoji:SPLIT, chosen as
+    the prompts are, or of tfds:NAME:SPLIT. Of a shard, its chunks' features beside it.
     """
     kind, _, rest = request.make_reference.partition(":")
     if kind == "emoji":
-        emoji = image_set.read_image_set(
-            request.data or image_set.EMOJI, rest or request.split, request.num
-        )
-        source, about = emoji.source, emoji.describe()
+        emoji = read_emoji(request, rest or request.split)
+        items, source = image_folder.SourceImages(emoji.source), emoji.describe()
     elif kind == "tfds":
-        builder, _, split = rest.rpartition(":")
-        if not builder:
+        name, _, split = rest.rpartition(":")
+        if not name:
             raise ValueError(f"--make_reference {request.make_reference} must be tfds:NAME:SPLIT.")
-        source, about = read_tfds(builder, split, None), {"name": builder, "split": split}
+        items = image_folder.SourceImages(read_tfds(name, split, None))
+        source = {"name": name, "split": split}
     else:
-        files = image_folder.list_images(request.make_reference)
-        about = {"kind": "folder", "path": request.make_reference}
-        about["val2014"] = is_val2014(about, [file.name for file in files])
-        return ReferenceImages(files, request.size or image_folder.common_size(files), about)
-    about = {"kind": kind, **about}
-    about["val2014"] = is_val2014(about, [])
-    items = image_folder.SourceImages(source)
-    return ReferenceImages(items, request.size or min(items[0].shape[:2]), about)
-
-
-def save_reference(
-    request: EvaluationRequest, images: ReferenceImages, extractors: Sequence[FeatureExtractor]
-) -> None:
-    """Writes --reference of the images; of a shard, its chunks' features beside it."""
+        kind, items = "folder", image_folder.list_images(request.make_reference)
+        source = {"path": request.make_reference}
+    source = {"kind": kind, **source}
+    source["val2014"] = is_val2014(source, items if kind == "folder" else ())
     path = request.reference
-    directory = path.with_name(f"{path.name}.parts")
-    shard = shards.read_shard(request.share)
-    made = make_reference(extractors, images, directory, shard, request.skip_broken)
+    made = make_reference(
+        extractors,
+        items,
+        request.size or image_folder.common_size(items),
+        source,
+        path.with_name(f"{path.name}.parts"),
+        shard=request.shard,
+        skip_broken=request.skip_broken,
+    )
     if made is None:
         print(f"Share {request.share} of the reference is done; run without --share to write it.")
         return

@@ -1,4 +1,4 @@
-"""What a model is asked to paint: COCO-30K, DrawBench, or any list in a file."""
+"""What images are generated from: COCO-30K, DrawBench, or any list in a file."""
 
 import csv
 import io
@@ -98,11 +98,13 @@ def read_prompts(source: str, path: str | Path | None = None) -> PromptList:
     if path.stat().st_size > MAX_BYTES:
         raise ValueError(f"{path} has more than {MAX_BYTES} bytes: no list of prompts.")
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        found = _parse(text, path.suffix.lower(), name)
+        rows, origin = _read_rows(path.read_text(encoding="utf-8-sig"), path.suffix.lower())
+        found = replace(_from_rows(rows, name), origin=origin)
     except (ValueError, KeyError, TypeError, csv.Error) as error:
         raise ValueError(f"{path} cannot be read as a list of prompts: {error}") from None
-    return _checked(found, path)
+    if len(set(found.ids)) != len(found):
+        raise ValueError(f"{path}: two prompts have the same id.")
+    return found
 
 
 def write_coco(path: Path, captions: Sequence[Caption], origin: dict[str, Any]) -> None:
@@ -112,29 +114,32 @@ def write_coco(path: Path, captions: Sequence[Caption], origin: dict[str, Any]) 
     path.write_text(text + "\n", encoding="utf-8")
 
 
-def _parse(text: str, suffix: str, name: str) -> PromptList:
+def _read_rows(text: str, suffix: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """(a row a prompt, how the list was made as far as it says) by the suffix of a file."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     if suffix == ".json":
         values = json.loads(text)
-        found = _from_rows(values["prompts"], name)
-        return replace(found, origin=dict(values.get("origin", {})))
+        return values["prompts"], dict(values.get("origin", {}))
     if suffix == ".jsonl":
-        return _from_rows([json.loads(line) for line in text.splitlines() if line.strip()], name)
+        return [json.loads(line) for line in lines], {}
     if suffix in (".csv", ".tsv"):
         # Quotes mean nothing in PartiPrompts' tsv, whose prompts hold them.
         dialect = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if suffix == ".tsv" else {}
-        return _from_rows(list(csv.DictReader(io.StringIO(text), **dialect)), name)
-    return plain_list(name, [line.strip() for line in text.splitlines() if line.strip()])
+        return list(csv.DictReader(io.StringIO(text), **dialect)), {}
+    return [{"prompt": line} for line in lines], {}
 
 
 def _from_rows(rows: Sequence[dict[str, Any]], name: str) -> PromptList:
     """Rows by column; the columns' names in any case."""
+    if not rows:
+        raise ValueError("it holds no prompt")
     rows = [{str(key).strip().lower(): value for key, value in row.items()} for row in rows]
-    columns = set.intersection(*(set(row) for row in rows)) if rows else set()
+    columns = set.intersection(*map(set, rows))
     column = next((known for known in PROMPT_COLUMNS if known in columns), None)
     if column is None:
         raise ValueError(
             f"it needs a column {', '.join(PROMPT_COLUMNS[:-1])} or {PROMPT_COLUMNS[-1]}; it has "
-            f"{', '.join(sorted(columns)) or 'none'}"
+            f"{', '.join(sorted(columns))}"
         )
     for place, row in enumerate(rows):
         if not isinstance(row[column], str) or not row[column].strip():
@@ -146,11 +151,3 @@ def _from_rows(rows: Sequence[dict[str, Any]], name: str) -> PromptList:
         for column in ("category", "image_id")
     )
     return PromptList(name, texts, ids, categories, image_ids)
-
-
-def _checked(prompts: PromptList, path: Path) -> PromptList:
-    if not len(prompts):
-        raise ValueError(f"{path} holds no prompt.")
-    if len(set(prompts.ids)) != len(prompts):
-        raise ValueError(f"{path}: two prompts have the same id.")
-    return prompts

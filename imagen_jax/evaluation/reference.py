@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -19,7 +19,7 @@ from imagen_jax.storage import fingerprints
 
 NOTE = "imagen_jax_reference"
 VERSION = 1
-VAL2014_NAME = re.compile(r"(.*/)?COCO_val2014_\d{12}\.\w+")
+VAL2014_NAME = re.compile(r"COCO_val2014_\d{12}\.\w+")
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,29 +58,28 @@ class Reference:
         return self.features[extractor.name]
 
 
-class ReferenceImages(NamedTuple):
-    """The images that a reference is made of, none of them read yet, and where they come from."""
-
-    items: Sequence[Path] | SourceImages
-    size: int
-    source: dict[str, Any]
-
-
 def make_reference(
     extractors: Sequence[FeatureExtractor],
-    images: ReferenceImages,
+    items: Sequence[Path] | SourceImages,
+    size: int,
+    source: dict[str, Any],
     directory: Path,
+    *,
     shard: Shard = WHOLE,
     skip_broken: bool = False,
 ) -> Reference | None:
     """Features of all images by all networks; None for a shard, whose chunks are kept alone.
 
-    Each chunk's features are a file in `directory`, and are not computed again. Raises ValueError
-    where there are fewer than two images, or one is broken and `skip_broken` is false.
+    Each chunk's features are a file in `directory`, and are not computed again.
+
+    Args:
+        source: where the images come from.
+
+    Raises:
+        ValueError: there are fewer than two images, or one is broken and `skip_broken` is false.
     """
-    preprocessing = Preprocessing(images.size)
-    ranges = shard.chunks(len(images.items))
-    chunks = read_chunks(images.items, preprocessing, ranges, skip_broken)
+    preprocessing, ranges = Preprocessing(size), shard.chunks(len(items))
+    chunks = read_chunks(items, preprocessing, ranges, skip_broken)
     features = extract(extractors, chunks, directory, sum(map(len, ranges)), numbered=True)
     if shard != WHOLE:
         return None
@@ -88,7 +87,7 @@ def make_reference(
     if count < 2:
         raise ValueError(f"A reference needs 2 images or more, not {count}.")
     about = {
-        "source": images.source,
+        "source": source,
         "pictures": count,
         "treatment": preprocessing.to_dict(),
         "digest": features.digest,
@@ -97,11 +96,11 @@ def make_reference(
     return Reference(features.by_network, about)
 
 
-def is_val2014(source: Mapping[str, Any], names: Sequence[str]) -> bool:
+def is_val2014(source: Mapping[str, Any], files: Sequence[Path]) -> bool:
     """Whether a reference's source is COCO's val2014: all images named so, or TFDS's splits."""
     if source["kind"] == "tfds":
         return source["name"] == TFDS_NAME and source["split"] == TFDS_SPLITS
-    return bool(names) and all(VAL2014_NAME.fullmatch(name) for name in names)
+    return bool(files) and all(VAL2014_NAME.fullmatch(file.name) for file in files)
 
 
 def write_reference(path: Path, reference: Reference) -> None:

@@ -40,20 +40,17 @@ def evaluate(request: EvaluationRequest) -> None:
 
     Raises ValueError or FileNotFoundError where the request cannot be met.
     """
-    inputs.check_reference(request)
     if request.out is not None:
         with output_folder(request.out):
             _evaluate_all(request)
     elif request.make_reference is not None:
-        images = inputs.open_reference(request)
-        inputs.save_reference(request, images, inputs.read_extractors(request))
+        inputs.save_reference(request, inputs.read_extractors(request))
     else:
         raise ValueError("Say with --out DIR where the report is to go.")
 
 
 def _evaluate_all(request: EvaluationRequest) -> None:
     making = request.make_reference is not None
-    reference_images = inputs.open_reference(request) if making else None
     run = inputs.read_run(request)
     points = sweep.make_points(request.guidance, request.aug_level)
     models: list[EvaluatedModel] = []
@@ -66,9 +63,9 @@ def _evaluate_all(request: EvaluationRequest) -> None:
         ]
     _check_sweep(run, points, models)
     if making:
-        inputs.save_reference(request, reference_images, run.extractors)
+        inputs.save_reference(request, run.extractors)
     targets: dict[str, Targets] = {}
-    if run.shard == WHOLE:
+    if run.request.shard == WHOLE:
         if making:
             run = replace(run, reference=read_reference(request.reference))
         targets = measures.compute_targets(
@@ -81,7 +78,7 @@ def _evaluate_all(request: EvaluationRequest) -> None:
         found = measure_point(run, model, targets, directory)
         found.write(directory)
         reports.append(found if len(points) == 1 else found.only_strip())
-    if run.shard != WHOLE:
+    if run.request.shard != WHOLE:
         print(f"Share {request.share} is done; the figures are for a run without --share.")
         return
     about["total_seconds"] = round(time.monotonic() - begin, 2)
@@ -166,18 +163,20 @@ def measure_point(
                     run.texts,
                     directory / "images",
                     request.batch_size,
-                    run.shard,
+                    run.request.shard,
                 )
-                files = generation.image_files(directory / "images", len(run.texts), run.shard)
+                files = generation.image_files(
+                    directory / "images", len(run.texts), run.request.shard
+                )
             found = Report({"newly_generated": count})
         with _timed(seconds, "measurement"):
             found |= measure_images(run, files, targets, directory / "features")
-    if quality and run.shard == WHOLE and run.true_files is not None:
+    if quality and run.request.shard == WHOLE and run.true_files is not None:
         with _timed(seconds, "pairs"):
             found |= super_resolution.evaluate_pairs(
                 quality, run.files, run.true_files, request.size
             )
-    elif quality and run.shard == WHOLE:
+    elif quality and run.request.shard == WHOLE:
         with _timed(seconds, "super_resolution"):
             found |= super_resolution.evaluate_super_resolution(
                 quality, model, run.emoji, request.seed, request.batch_size
@@ -226,10 +225,10 @@ def measure_images(
     """
     request, extractors = run.request, run.extractors
     preprocessing = image_folder.Preprocessing(request.size or image_folder.common_size(files))
-    ranges = run.shard.chunks(len(files), request.batch_size)
+    ranges = request.shard.chunks(len(files), request.batch_size)
     chunks = image_folder.read_chunks(files, preprocessing, ranges, request.skip_broken)
     features = extract(extractors, chunks, directory, sum(map(len, ranges)))
-    if run.shard != WHOLE:
+    if run.request.shard != WHOLE:
         return Report()
     if not features.rows:
         raise ValueError(f"None of {len(files)} images can be read, {files[0]} first.")

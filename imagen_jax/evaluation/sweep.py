@@ -10,20 +10,14 @@ from typing import Any
 import numpy as np
 
 from imagen_jax.diffusion.sampling import SamplingSettings, with_overrides
+from imagen_jax.evaluation.html_report import NAMES, rows_of
 from imagen_jax.evaluation.measures import DISTANCES
 
 # What counts as alignment: the first of these that was measured. Higher is better.
 ALIGNMENTS = ("clip", "r_precision", "retrieval")
-NAMES = {
-    "fid": "FID",
-    "kid": "KID",
-    "cmmd": "CMMD",
-    "clip": "CLIP score",
-    "retrieval": "retrieval top-1",
-}
 # FID, KID and CMMD are of trained networks.
 RANDOM_NAMES = {"fid": "Fréchet distance", "kid": "kernel distance", "cmmd": "Gaussian distance"}
-Figure = tuple[str, str | None]  # metric and network; None for retrieval, which reads none
+Figure = tuple[str, str]  # metric, and of which network
 
 
 @dataclass(frozen=True)
@@ -66,12 +60,7 @@ def sampling_at(
 
 def measured(values: Mapping[str, Any], metrics: Sequence[str]) -> list[Figure]:
     """Every figure of these metrics that was measured."""
-    return [
-        (metric, network)
-        for metric in metrics
-        if metric in values
-        for network in ([None] if metric == "retrieval" else values[metric])
-    ]
+    return [(metric, name) for metric, name, _, _ in rows_of(values) if metric in metrics]
 
 
 def has_curve(values: Mapping[str, Any]) -> bool:
@@ -81,11 +70,8 @@ def has_curve(values: Mapping[str, Any]) -> bool:
 
 def series(values: Sequence[Mapping[str, Any]], figure: Figure) -> np.ndarray:
     """float [points]: a figure at each point."""
-    metric, network = figure
-    entries = [found[metric] for found in values]
-    if network is None:
-        return np.asarray([entry["top1"] for entry in entries])
-    return np.asarray([entry[network]["value"] for entry in entries])
+    rows = [row for found in values for row in rows_of(found)]
+    return np.asarray([value for metric, name, value, _ in rows if (metric, name) == figure])
 
 
 def pareto(
@@ -119,10 +105,11 @@ def table(points: Sequence[SweepPoint], values: Sequence[Mapping[str, Any]]) -> 
 
 def _label(figure: Figure) -> str:
     metric, network = figure
-    if network is None:
+    if metric == "retrieval":
         return NAMES[metric]
-    names = NAMES | (RANDOM_NAMES if "random" in network.lower() else {})
-    return f"{names.get(metric, metric)}, {network}"
+    names = NAMES | {"r_precision": "r_precision"}
+    names |= RANDOM_NAMES if "random" in network.lower() else {}
+    return f"{names[metric]}, {network}"
 
 
 def plot(points: Sequence[SweepPoint], values: Sequence[Mapping[str, Any]], path: Path) -> None:

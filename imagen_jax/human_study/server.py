@@ -8,7 +8,7 @@ from dataclasses import asdict
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 from imagen_jax.human_study.study import (
     RATER,
@@ -21,7 +21,10 @@ from imagen_jax.human_study.study import (
 
 ADDRESS = "127.0.0.1"
 MAX_BODY = 10_000  # bytes of an answer
-PAGES = {"/": ("page.html", "text/html"), "/page.js": ("page.js", "text/javascript")}
+PAGES = {
+    "/": (Path(__file__).with_name("page.html"), "text/html; charset=utf-8"),
+    "/page.js": (Path(__file__).with_name("page.js"), "text/javascript; charset=utf-8"),
+}
 HEADERS = {
     "Cache-Control": "no-store",
     "X-Content-Type-Options": "nosniff",
@@ -68,7 +71,9 @@ def open_trials(study: Study, rater: str, answered: set[str]) -> list[dict]:
 
 def make_server(directory: Path, study: Study, answers: AnswerFile, port: int):
     """A server bound to 127.0.0.1; port 0 takes a free one. Call `serve_forever`."""
-    sheets = {name for trial in study.trials.values() for name in trial.sheets}
+    names = [name for trial in study.trials.values() for name in trial.sheets]
+    sheets = {f"/sheets/{name}": (directory / "sheets" / name, "image/png") for name in names}
+    files = PAGES | sheets
     questions = {
         name: {"text": question.text, "choices": question.choices}
         for name, question in STUDIES[study.kind].items()
@@ -76,34 +81,22 @@ def make_server(directory: Path, study: Study, answers: AnswerFile, port: int):
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
-            if not self.is_local():
-                return
-            try:
-                parts = urlsplit(self.path)
-            except ValueError:  # "//[x"
-                self.refuse(HTTPStatus.BAD_REQUEST, "This is no address.")
-                return
-            if parts.path in PAGES:
-                name, kind = PAGES[parts.path]
-                content = Path(__file__).with_name(name).read_bytes()
-                self.reply(content, f"{kind}; charset=utf-8")
-            elif parts.path == "/trials":
-                rater = parse_qs(parts.query).get("rater", [""])[0]
+            path, _, query = self.path.partition("?")
+            if path in files:
+                file, kind = files[path]
+                self.reply(file.read_bytes(), kind)
+            elif path == "/trials":
+                rater = parse_qs(query).get("rater", [""])[0]
                 if not RATER.fullmatch(rater):
                     self.refuse(HTTPStatus.BAD_REQUEST, "Give a name of 1 to 40 letters or digits.")
                     return
                 left = open_trials(study, rater, answers.answered(rater))
                 self.reply_json({"questions": questions, "trials": left})
-            elif parts.path.removeprefix("/sheets/") in sheets:
-                file = directory / "sheets" / parts.path.removeprefix("/sheets/")
-                self.reply(file.read_bytes(), "image/png")
             else:
                 self.refuse(HTTPStatus.NOT_FOUND, "There is nothing here.")
 
         def do_POST(self):
             length = self.headers.get("Content-Length", "")
-            if not self.is_local():
-                return
             if self.path != "/answers":
                 self.refuse(HTTPStatus.NOT_FOUND, "There is nothing here.")
             elif self.headers.get_content_type() != "application/json":
@@ -123,8 +116,10 @@ def make_server(directory: Path, study: Study, answers: AnswerFile, port: int):
             else:
                 self.reply_json({"ok": True})
 
-        def is_local(self) -> bool:
-            """Whether the request is for this address by name: other sites' pages cannot say so."""
+        def parse_request(self) -> bool:
+            """Refuses what is not for this address by name: other sites' pages cannot name it."""
+            if not super().parse_request():
+                return False
             port = self.server.server_address[1]
             hosts = {f"{ADDRESS}:{port}", f"localhost:{port}"}
             origin = self.headers.get("Origin")

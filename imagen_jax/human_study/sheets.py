@@ -26,7 +26,7 @@ NOISE = 60.0  # of the spoilt image in a control of photorealism, of 255
 
 
 @dataclass(frozen=True)
-class Set:
+class StudyImages:
     """The images of one model or of the truth: as many for each prompt, in their order.
 
     files: of each prompt. named: whether something besides the order of the names pairs them with
@@ -45,7 +45,7 @@ class Set:
 
 def read_set(
     directory: Path, prompts: PromptList, num: int, per_prompt: int, size: int | None = None
-) -> Set:
+) -> StudyImages:
     """The images of the first `num` prompts: of a run of scripts/evaluate.py, or of any folder.
 
     A run may be of more of these prompts, with more images each. A folder holds `per_prompt`
@@ -62,7 +62,9 @@ def read_set(
         files, named = _of_folder(folder, prompts, num, per_prompt)
         stride = per_prompt
     each = [tuple(files[row * stride : row * stride + per_prompt]) for row in range(num)]
-    return Set(tuple(each), size or common_size([file for row in each for file in row]), named)
+    return StudyImages(
+        tuple(each), size or common_size([file for row in each for file in row]), named
+    )
 
 
 def _of_run(folder: Path, prompts: PromptList, num: int, per_prompt: int) -> tuple[list[Path], int]:
@@ -111,8 +113,8 @@ Shown = tuple[str, Sequence[Image.Image], Secret]
 def make_study(
     kind: str,
     prompts: PromptList,
-    a: Set,
-    b: Set,
+    a: StudyImages,
+    b: StudyImages,
     names: tuple[str, str],
     directory: Path,
     *,
@@ -168,7 +170,7 @@ def _sheet(images: Sequence[Image.Image]) -> Image.Image:
 
 
 def _pair(
-    draw: random.Random, prompts: PromptList, sets: Mapping[str, Set], row: int
+    draw: random.Random, prompts: PromptList, sets: Mapping[str, StudyImages], row: int
 ) -> list[Shown]:
     """The sheets of both at one prompt, sides drawn."""
     order = draw.sample("ab", 2)
@@ -177,7 +179,7 @@ def _pair(
 
 
 def _single(
-    draw: random.Random, prompts: PromptList, sets: Mapping[str, Set], row: int
+    draw: random.Random, prompts: PromptList, sets: Mapping[str, StudyImages], row: int
 ) -> list[Shown]:
     """The image of each, by itself."""
     return [
@@ -187,7 +189,7 @@ def _single(
 
 
 def _other_prompt(
-    draw: random.Random, prompts: PromptList, sets: Mapping[str, Set], row: int
+    draw: random.Random, prompts: PromptList, sets: Mapping[str, StudyImages], row: int
 ) -> Shown:
     """One model's images of the prompt beside its images of another: it is plain which fit."""
     name = draw.choice("ab")
@@ -196,7 +198,9 @@ def _other_prompt(
     return prompts.texts[row], sheets, _secret(prompts, row, (name, name), {"alignment": side})
 
 
-def _spoilt(draw: random.Random, prompts: PromptList, sets: Mapping[str, Set], row: int) -> Shown:
+def _spoilt(
+    draw: random.Random, prompts: PromptList, sets: Mapping[str, StudyImages], row: int
+) -> Shown:
     """A true image beside itself with noise: it is plain which is real."""
     (image,) = sets["b"].of(row)
     generator = np.random.default_rng(draw.getrandbits(32))
@@ -216,7 +220,7 @@ def _on_one_side(
 
 
 def _wrong_caption(
-    draw: random.Random, prompts: PromptList, sets: Mapping[str, Set], row: int
+    draw: random.Random, prompts: PromptList, sets: Mapping[str, StudyImages], row: int
 ) -> Shown:
     """A true image with the caption of another."""
     caption = prompts.texts[_another(draw, prompts, row)]

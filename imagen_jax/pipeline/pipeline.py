@@ -37,6 +37,7 @@ from imagen_jax.pipeline.request import (
     to_pixels,
     upscaled_from,
 )
+from imagen_jax.storage import fingerprints
 
 
 def _options(method: str, given: Mapping[str, Any]) -> Options:

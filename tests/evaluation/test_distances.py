@@ -105,17 +105,7 @@ def test_bad_values_are_named(rng):
     a, zero = features(rng, 10), np.zeros((2, 32))
     with pytest.raises(ValueError, match="fewer than KID's subset_size 1000"):
         kernel_distance(a, a)
-    with pytest.raises(ValueError, match="one dim"):
-        kernel_distance(a, a[:, :5], subset_size=5)
-    with pytest.raises(ValueError, match="not 0 x 5"):
-        kernel_distance(a, a, subsets=0, subset_size=5)
-    with pytest.raises(ValueError, match="some of each"):
-        cmmd(a, a[:0])
     with pytest.raises(ValueError, match="features of image 0 are zero"):
         cmmd(a, zero)
-    with pytest.raises(ValueError, match="must both be"):
-        cosines(a, a[:3])
-    with pytest.raises(ValueError, match="no pairs"):
-        cosines(a[:0], a[:0])
     with pytest.raises(ValueError, match="from 1 to 9 others, not 10"):
         caption_ranks(a, a, negatives=10)

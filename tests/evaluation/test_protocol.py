@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +13,6 @@ from imagen_jax.evaluation.inputs import EvaluationRequest, EvaluationRun
 from imagen_jax.evaluation.prompts import PromptList
 from imagen_jax.evaluation.protocol import departures
 from imagen_jax.evaluation.reference import Reference, is_val2014
-from imagen_jax.evaluation.shards import WHOLE
 
 NETWORK = stand_in.StandIn("inception", "inception-v3")
 
@@ -31,7 +31,7 @@ def prompts(count=30_000, name="coco30k", **origin):
     return PromptList(name, texts, texts, origin={"pictures": 40_504, "seed": 0} | origin)
 
 
-RUN = EvaluationRun(EvaluationRequest(), WHOLE, prompts(), reference=reference())
+RUN = EvaluationRun(EvaluationRequest(), prompts(), reference=reference())
 FOUND = {"pictures": 30_000, "subset_size": 1000}
 
 
@@ -86,8 +86,9 @@ def test_departures_of_a_metric():
 
 def test_val2014_is_known_by_its_names():
     folder = {"kind": "folder", "path": "x"}
-    assert is_val2014(folder, ["COCO_val2014_000000000042.jpg"])
-    assert not is_val2014(folder, ["COCO_val2014_000000000042.jpg", "cat.jpg"])
+    val2014 = Path("some/COCO_val2014_000000000042.jpg")
+    assert is_val2014(folder, [val2014])
+    assert not is_val2014(folder, [val2014, Path("cat.jpg")])
     assert not is_val2014(folder, [])
     tfds = {"kind": "tfds", "name": "coco_captions"}
     assert is_val2014({**tfds, "split": "restval+val+test"}, [])

@@ -75,13 +75,3 @@ def test_distances_are_exact(rng):
     a, b = random_images(rng, 3), random_images(rng, 4)
     expected = np.square(a.astype(int)[:, None] - b.astype(int)[None]).sum((2, 3, 4))
     np.testing.assert_array_equal(squared_distances(a, b), expected)
-
-
-def test_what_cannot_be_searched_is_named(rng):
-    gallery = make_gallery(random_images(rng, 3), np.arange(3))
-    with pytest.raises(ValueError, match=r"classes \[7\] are not"):
-        find(random_images(rng, 1), np.array([7]), gallery)
-    with pytest.raises(ValueError, match="must be uint8"):
-        find(random_images(rng, 1) / 255, np.array([0]), gallery)
-    with pytest.raises(ValueError, match="2 classes for 1 images"):
-        find(random_images(rng, 1), np.array([0, 1]), gallery)
