@@ -23,7 +23,7 @@ from imagen_jax.images.grid import enlarge, image_grid
 from imagen_jax.images.pixels import resize, to_pil
 from imagen_jax.storage.json_file import write_object
 
-LIBRARIES = ("jax", "jaxlib", "flax", "numpy", "pillow")
+LIBRARIES = ("jax", "jaxlib", "flax", "numpy", "pillow")  # that figures may depend on
 SHEET_IMAGES, SHEET_SIDE = 64, 256  # on a sheet: how many images, and their pixels at most
 STRIP, STRIP_IMAGES = "strip.png", 8  # of each point, in the page of a sweep
 TITLES = {"pictures.png": "Pictures", "retrieval.png": "True and generated images"}
@@ -88,18 +88,6 @@ def image_sheets(
 # ------------------------------------------------------------------------------- what decides
 
 
-def versions() -> dict[str, str]:
-    """Of this package, Python and the libraries that numbers may depend on."""
-    installed = {name: metadata.version(name) for name in LIBRARIES}
-    return {"imagen_jax": __version__, "python": platform.python_version(), **installed}
-
-
-def device() -> dict[str, Any]:
-    """Where JAX computes."""
-    devices = jax.devices()
-    return {"platform": devices[0].platform, "kind": devices[0].device_kind, "count": len(devices)}
-
-
 def sampling(model: EvaluatedModel) -> dict[str, Any]:
     """How each stage is sampled, by its name."""
     stages = model.pipeline.cascade.stages
@@ -108,7 +96,7 @@ def sampling(model: EvaluatedModel) -> dict[str, Any]:
 
 def describe(run: EvaluationRun, model: EvaluatedModel | None) -> dict[str, Any]:
     """Everything that decides the figures besides the code, as JSON values."""
-    request, reference = run.request, run.reference
+    request, reference, devices = run.request, run.reference, jax.devices()
     images = None if request.images is None else str(request.images)
     about: dict[str, Any] = {
         "model": {"name": f"images in {images}"} if model is None else model.about,
@@ -123,8 +111,16 @@ def describe(run: EvaluationRun, model: EvaluatedModel | None) -> dict[str, Any]
             "images": images,
             "images_named_by_ids": run.named_by_ids,
         },
-        "versions": versions(),
-        "device": device(),
+        "versions": {
+            "imagen_jax": __version__,
+            "python": platform.python_version(),
+            **{name: metadata.version(name) for name in LIBRARIES},
+        },
+        "device": {
+            "platform": devices[0].platform,
+            "kind": devices[0].device_kind,
+            "count": len(devices),
+        },
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
     if model is not None:
