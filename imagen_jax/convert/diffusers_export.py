@@ -13,9 +13,9 @@ from imagen_jax.cascade.stage import Stage
 from imagen_jax.convert.diffusers_directory import INDEX, TOKENIZER_FILE, UNET_WEIGHTS
 from imagen_jax.convert.diffusers_unet import CLASS_NAME, config_to_diffusers, unet_layout
 from imagen_jax.convert.t5 import config_to_huggingface, save_huggingface
-from imagen_jax.diffusion.sampling import SamplingSettings
+from imagen_jax.diffusion.sampling import Sampling
 from imagen_jax.diffusion.schedules import BETAS, DiscreteBeta, Schedule, network_time
-from imagen_jax.diffusion.time_steps import fixed_steps
+from imagen_jax.diffusion.time_grids import fixed_steps
 from imagen_jax.models import EfficientUNetConfig
 from imagen_jax.storage.json_file import write_object
 from imagen_jax.storage.writing import SHARD_BYTES, save_layout
@@ -99,7 +99,7 @@ def _betas(schedule: DiscreteBeta) -> dict[str, Any]:
     }
 
 
-def _thresholding(settings: SamplingSettings) -> dict[str, Any]:
+def _thresholding(settings: Sampling) -> dict[str, Any]:
     return {
         "thresholding": settings.threshold == "dynamic",
         "dynamic_thresholding_ratio": settings.percentile / 100,
@@ -109,7 +109,7 @@ def _thresholding(settings: SamplingSettings) -> dict[str, Any]:
     }
 
 
-def _variance(stage: Stage, settings: SamplingSettings) -> tuple[str, list[str]]:
+def _variance(stage: Stage, settings: Sampling) -> tuple[str, list[str]]:
     if settings.learned_variance and stage.network.out_channels == 2 * stage.channels:
         return "learned_range", []
     kinds = {0.0: "fixed_small", 1.0: "fixed_large"}
@@ -119,7 +119,7 @@ def _variance(stage: Stage, settings: SamplingSettings) -> tuple[str, list[str]]
 
 
 def scheduler_to_diffusers(
-    stage: Stage, settings: SamplingSettings
+    stage: Stage, settings: Sampling
 ) -> tuple[dict[str, Any], list[str]]:
     """(scheduler_config.json, notes on what it cannot say) of a stage with a discrete schedule."""
     _refuse(stage, _schedule_faults("schedule", stage.schedule))
@@ -147,7 +147,7 @@ def scheduler_to_diffusers(
     return values, notes
 
 
-def call_arguments(stage: Stage, settings: SamplingSettings) -> dict[str, Any]:
+def call_arguments(stage: Stage, settings: Sampling) -> dict[str, Any]:
     """What to call the pipeline with for our sampling settings: they are in no file of it."""
     steps = None if settings.spacing == "time" else fixed_steps(settings.spacing)
     values = {"num_inference_steps": settings.steps} if steps is None else {"timesteps": [*steps]}
@@ -211,7 +211,7 @@ def check_pipeline(stage: Stage, encoder: TextEncoder | None) -> None:
 def save_pipeline(
     directory: str | os.PathLike,
     stage: Stage,
-    settings: SamplingSettings,
+    settings: Sampling,
     params: Params,
     encoder: TextEncoder | None = None,
     encoder_params: Params | None = None,

@@ -23,7 +23,8 @@ from imagen_jax.convert.diffusers_unet import (
     unet_layout,
 )
 from imagen_jax.convert.fields import Fields
-from imagen_jax.diffusion.sampling import SamplingSettings
+from imagen_jax.diffusion.overrides import check_sampling
+from imagen_jax.diffusion.sampling import Sampling
 from imagen_jax.storage.reading import ShardingOf, read_layout
 from imagen_jax.storage.safetensors import TensorFiles
 from imagen_jax.text.encoder import SentencePieceTokenizer, TextEncoder, check_vocabulary
@@ -40,7 +41,7 @@ SUPER_RESOLUTION = {"steps": 50, "guidance": 4.0}
 
 def stage_from_diffusers(
     directory: DiffusersDirectory, dtype: str = "float32"
-) -> tuple[Stage, SamplingSettings]:
+) -> tuple[Stage, Sampling]:
     """The pipeline's U-Net and schedulers as a stage, named after what it does and its resolution.
 
     Args:
@@ -85,7 +86,7 @@ def stage_from_diffusers(
     learns = network.out_channels == 2 * network.in_channels
     steps = min(more["steps"], schedule.num_steps)
     settings = settings_of(scheduler, fields, learns)
-    return stage, SamplingSettings(**{**more, "steps": steps, **settings})
+    return stage, check_sampling(Sampling(**{**more, "steps": steps, **settings}))
 
 
 def encoder_from_diffusers(

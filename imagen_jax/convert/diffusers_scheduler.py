@@ -142,7 +142,7 @@ def _ddpm(fields: Fields, learns_variance: bool) -> dict[str, Any]:
 
 
 def settings_of(name: str, fields: Fields, learns_variance: bool) -> dict[str, Any]:
-    """The part of SamplingSettings that a scheduler's file holds."""
+    """The part of Sampling that a scheduler's file holds."""
     if fields.values["steps_offset"] != 0:
         fields.count("steps_offset")
     own = _solver(fields) if name == SOLVER else _ddpm(fields, learns_variance)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from imagen_jax.diffusion.process import check_prediction, velocity
+from imagen_jax.diffusion.process import velocity
 from imagen_jax.diffusion.schedules import Schedule, logsnr_slope
 from imagen_jax.diffusion.variational import variational_bound
 from imagen_jax.typing import LogSNR
@@ -77,17 +77,14 @@ def prediction_target(
     logsnr: LogSNR,
 ) -> Float[Array, "batch ..."]:
     """What a network of this kind should output."""
-    check_prediction(prediction)
-    if prediction == "v":
-        return velocity(x0, eps, logsnr)
-    return (x0 if prediction == "x0" else eps).astype(jnp.float32)
+    targets = {"eps": eps, "x0": x0, "v": velocity(x0, eps, logsnr)}
+    return targets[prediction].astype(jnp.float32)
 
 
 def loss_weight(
     loss: Loss, prediction: str, t: Float[Array, " batch"], schedule: Schedule
 ) -> Float[Array, " batch"]:
     """Weight on the squared error of the network's own output that makes it `loss`."""
-    check_prediction(prediction)
     logsnr = jnp.clip(schedule.logsnr(t), -LARGEST_LOGSNR, LARGEST_LOGSNR)
     slope = jnp.minimum(logsnr_slope(schedule, t), jnp.exp(LARGEST_LOGSNR))
     log_weight = LOSS_WEIGHTS[loss.weight](logsnr, slope, loss) + LOG_EPS_ERROR[prediction](logsnr)

@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 from imagen_jax.evaluation import shards
 from imagen_jax.evaluation.features import FeatureExtractor
 from imagen_jax.evaluation.image_folder import Chunk
-from imagen_jax.evaluation.progress import progress_bar
+from imagen_jax.evaluation.progress import image_bar
 from imagen_jax.storage.atomic import written_whole
 
 
@@ -44,7 +44,7 @@ def extract(
     """
     found: dict[str, list[np.ndarray]] = {extractor.name: [] for extractor in extractors}
     rows, digest = [], hashlib.sha256()
-    with progress_bar("features", total) as bar:
+    with image_bar("features", total) as bar:
         for chunk in chunks:
             digest.update(chunk.digest.encode())
             rows += chunk.rows

@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image
 
-from imagen_jax.evaluation.progress import progress_bar
+from imagen_jax.evaluation.progress import image_bar
 from imagen_jax.evaluation.shards import WHOLE, Shard
 from imagen_jax.images.image_list import save_png
 from imagen_jax.storage.atomic import written_whole
@@ -71,7 +71,7 @@ def generate_images(
         if not all(image_file(directory, index).is_file() for index in batch)
     ]
     count = sum(map(len, missing))
-    with progress_bar("images", count) as bar:
+    with image_bar("images", count) as bar:
         for batch in missing:
             images = generate(prompts[batch.start : batch.stop], batch.start)
             for index, image in zip(batch, images, strict=True):

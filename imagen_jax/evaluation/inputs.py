@@ -12,7 +12,8 @@ from jax.sharding import Mesh
 
 from imagen_jax.data.tfds_source import read_tfds
 from imagen_jax.devices.sharding import MeshConfig, make_mesh
-from imagen_jax.diffusion.sampling import SamplingSettings, with_overrides
+from imagen_jax.diffusion.overrides import with_overrides
+from imagen_jax.diffusion.sampling import Sampling
 from imagen_jax.evaluation import image_folder, image_set, measures, shards
 from imagen_jax.evaluation.feature_files import load_extractor
 from imagen_jax.evaluation.features import INCEPTION_RESIZES, FeatureExtractor, make_extractor
@@ -28,7 +29,7 @@ from imagen_jax.evaluation.reference import (
 from imagen_jax.models import inception
 from imagen_jax.pipeline.loading import load_model
 from imagen_jax.pipeline.pipeline import Pipeline
-from imagen_jax.pipeline.request import check_count, check_seed, last_stage
+from imagen_jax.pipeline.request import LARGEST_SEED, last_stage
 from imagen_jax.storage import fingerprints
 
 KNOWN_METRICS = (
@@ -82,9 +83,11 @@ class EvaluationRequest:
         for name in self.resize:
             if name not in INCEPTION_RESIZES:
                 raise ValueError(f"--resize knows {', '.join(INCEPTION_RESIZES)}, not {name!r}.")
-        check_count("batch_size", self.batch_size)
-        check_count("num_images", self.num_images)
-        check_seed(self.seed)
+        for name in ("batch_size", "num_images"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1: {getattr(self, name)}.")
+        if not 0 <= self.seed <= LARGEST_SEED:
+            raise ValueError(f"seed must lie in 0 ... {LARGEST_SEED}: {self.seed}.")
         shards.read_shard(self.share)
         if self.make_reference is not None and not (self.reference and self.features):
             raise ValueError("--make_reference needs --features DIR and --reference FILE to write.")
@@ -293,7 +296,7 @@ class EvaluatedModel:
     """The model under evaluation as one point of a sweep samples it; `about` is for the report."""
 
     pipeline: Pipeline
-    sampling: tuple[SamplingSettings, ...]
+    sampling: tuple[Sampling, ...]
     about: dict[str, Any]
 
 

@@ -1,21 +1,18 @@
-"""How much is done, and when the rest will be."""
+"""How many images are done, and when the rest will be."""
 
 import sys
+from typing import Any
 
-from tqdm import tqdm
+from imagen_jax.pipeline.progress import progress_bar
 
-EVERY = 15.0  # seconds between lines where the output is not a terminal
-LINE = "{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}]\n"
+# Where the output is not a terminal, such as in a log: seconds between lines, and what they say.
+LINES = {
+    "mininterval": 15.0,
+    "bar_format": "{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}]\n",
+}
 
 
-def progress_bar(what: str, total: int) -> tqdm:
-    """A bar in a terminal; elsewhere, such as in a log, a line now and then."""
-    terminal = sys.stderr.isatty()
-    return tqdm(
-        desc=what,
-        total=total,
-        unit="image",
-        disable=total == 0,
-        mininterval=0.1 if terminal else EVERY,
-        bar_format=None if terminal else LINE,
-    )
+def image_bar(what: str, total: int) -> Any:
+    """A bar of tqdm in a terminal or notebook; elsewhere a line now and then."""
+    options = {} if sys.stderr.isatty() else LINES
+    return progress_bar(total, unit=" images", shown=total > 0, desc=what, **options)

@@ -204,7 +204,7 @@ def _generator(request: EvaluationRequest, model: EvaluatedModel) -> generation.
             seed=request.seed,
             batch_size=request.batch_size,
             progress=False,
-            settings=model.sampling,
+            sampling=model.sampling,
             first_index=first,
             **what,
         )

@@ -2,7 +2,7 @@
 image, downsampled, beside bicubic; or pairs of given images.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,23 +10,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from imagen_jax.cascade.cascade import (
-    TEXT_ENCODER,
-    Cascade,
-    Conditions,
-    sample_cascade,
-    sample_keys,
-)
+from imagen_jax.cascade.cascade import Cascade
 from imagen_jax.diffusion.augmentation import downsample
 from imagen_jax.evaluation.image_folder import Preprocessing, common_size, read_chunks
 from imagen_jax.evaluation.image_quality import QUALITY, WINDOW
 from imagen_jax.evaluation.image_set import ImageSet
 from imagen_jax.evaluation.inputs import EvaluatedModel
-from imagen_jax.evaluation.progress import progress_bar
+from imagen_jax.evaluation.progress import image_bar
 from imagen_jax.evaluation.report import Report, contact_sheet
 from imagen_jax.images.pixels import resize, to_float, to_uint8
-from imagen_jax.pipeline.generation import spread
-from imagen_jax.text import encoder as text_room
+from imagen_jax.pipeline.generation import encode_request, sample_cascade, spread
+from imagen_jax.pipeline.progress import Progress
+from imagen_jax.pipeline.request import Request
 from imagen_jax.typing import Images
 
 
@@ -71,12 +66,7 @@ def evaluate_super_resolution(
         # In [-1, 1], as its training does it.
         low_res = downsample(to_float(jnp.asarray(truth)), stage.low_resolution)
         plain = bicubic(low_res, stage.resolution)
-        batches = []
-        with progress_bar(stage.name, len(truth)) as bar:
-            for batch in upsample(model, position, low_res, prompts, seed, batch_size):
-                batches.append(batch)
-                bar.update(len(batch))
-        made = np.concatenate(batches)
+        made = upsample(model, position, low_res, prompts, seed, batch_size)
         for name in metrics:
             values[name][stage.name] = compare(name, made, plain, truth)
         rows = list(zip(plain, made, truth, strict=True))
@@ -98,8 +88,8 @@ def upsample(
     prompts: Sequence[str],
     seed: int,
     batch_size: int,
-) -> Iterator[np.ndarray]:
-    """uint8 images of stage `position` from images of its low resolution, batch by batch.
+) -> np.ndarray:
+    """uint8 images of stage `position` from images of its low resolution.
 
     Args:
         prompts: one an image, for a stage that reads text.
@@ -108,32 +98,36 @@ def upsample(
     Raises:
         ValueError: the stage reads classes, or makes values that are not finite.
     """
-    cascade, params = model.pipeline.cascade, model.pipeline.params
-    stage, encoder = cascade.stages[position], cascade.encoder
+    pipeline, count = model.pipeline, len(low_res)
+    stage = pipeline.cascade.stages[position]
     if stage.conditioning == "label":
         raise ValueError(f"Stage {stage.name!r} reads classes, which the images do not have.")
-    for start in range(0, len(low_res), batch_size):
-        # The last batch is filled up with its last image: one program for all.
-        rows = np.minimum(np.arange(start, start + batch_size), len(low_res) - 1)
-        valid = min(batch_size, len(low_res) - start)
-        text = null = None
-        if stage.conditioning == "text":
-            chosen = [prompts[row] for row in rows]
-            text = text_room.encode(encoder, params[TEXT_ENCODER], chosen)
-            null = text_room.unconditional(encoder, params[TEXT_ENCODER])
+    what = {"prompt": list(prompts)} if stage.conditioning == "text" else {"num_images": count}
+    with image_bar(stage.name, count) as bar:
+
+        def advance(progress: Progress) -> None:
+            if progress.step == progress.steps:
+                bar.update(progress.count)
+
+        request = Request(
+            stages=range(position, position + 1),
+            seed=seed,
+            batch_size=batch_size,
+            callback=advance,
+            **what,
+        )
+        conditions = encode_request(pipeline.cascade, pipeline.params, request)
         images = sample_cascade(
-            cascade,
-            params,
-            sample_keys(seed, rows),
-            Conditions(text=text, null=null, low_res=low_res[rows]),
-            settings=model.sampling,
-            first=position,
-            last=position,
-            place=spread(batch_size, model.pipeline.mesh)[1],
-        )[:valid]
-        if not np.isfinite(images).all():
-            raise ValueError(f"Stage {stage.name!r} makes images that are not finite.")
-        yield to_uint8(images)
+            pipeline.cascade,
+            pipeline.params,
+            model.sampling,
+            request,
+            conditions._replace(low_res=low_res),
+            spread(batch_size, pipeline.mesh)[1],
+        )
+    if not np.isfinite(images).all():
+        raise ValueError(f"Stage {stage.name!r} makes images that are not finite.")
+    return to_uint8(images)
 
 
 def compare(metric: str, made: np.ndarray, plain: np.ndarray, truth: np.ndarray) -> dict[str, Any]:

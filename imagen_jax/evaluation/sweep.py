@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from imagen_jax.diffusion.sampling import SamplingSettings, with_overrides
+from imagen_jax.diffusion.overrides import with_overrides
+from imagen_jax.diffusion.sampling import Sampling
 from imagen_jax.evaluation.html_report import NAMES, rows_of
 from imagen_jax.evaluation.measures import DISTANCES
 
@@ -51,9 +52,7 @@ def make_points(
     return points
 
 
-def sampling_at(
-    sampling: Sequence[SamplingSettings], point: SweepPoint
-) -> tuple[SamplingSettings, ...]:
+def sampling_at(sampling: Sequence[Sampling], point: SweepPoint) -> tuple[Sampling, ...]:
     """How every stage is sampled at a point: traced numbers alone differ, nothing recompiles."""
     return with_overrides(sampling, guidance=point.guidance, aug_level=point.aug_level)
 

@@ -13,11 +13,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from imagen_jax.cascade import sample as stage_sampling
-from imagen_jax.cascade.stage import init_params
+from imagen_jax.cascade.sample import plan_steps, run_steps
+from imagen_jax.cascade.stage import Conditions, init_params
 from imagen_jax.devices import sharding
 from imagen_jax.devices.chips import Chip, find_chip
 from imagen_jax.diffusion.samplers import initial_state
+from imagen_jax.diffusion.sampling import Sampling, traced
 from imagen_jax.models import t5
 from imagen_jax.planning.roofline import Roofline, estimate
 from imagen_jax.training import build, flops
@@ -135,7 +136,7 @@ def lower_sampling(config: RunConfig, mesh: Any, batch: int) -> Lowered:
     """The very sampler of a run's stage: all its steps on `batch` images at the full size."""
     sharding.check_batch(mesh, batch)
     stage, rows = config.stage, sharding.batch_sharding(mesh)
-    settings = config.sample.sampling if config.sample else stage_sampling.SamplingSettings()
+    sampling = config.sample.sampling if config.sample else Sampling()
     side = stage.resolution
 
     def shape(*sizes: int, dtype: Any = np.float32) -> jax.ShapeDtypeStruct:
@@ -164,31 +165,26 @@ def lower_sampling(config: RunConfig, mesh: Any, batch: int) -> Lowered:
         params,
         shardings,
     )
-    grid, first, last = stage_sampling.plan_steps(stage, settings)
-    choices = stage_sampling.Choices(
-        settings.sampler, settings.threshold, settings.learned_variance
-    )
     arguments = (
         params,
         keys,
-        stage_sampling.Conditions(**conditions),
-        stage_sampling.make_numbers(settings, grid),
+        Conditions(**conditions),
+        traced(sampling),
+        plan_steps(stage, sampling),
         state,
-        np.int32(first),
-        np.int32(last),
     )
     forward, inputs = forward_call(
         dataclasses.replace(config, stage=dataclasses.replace(stage, crop=None)), params
     )
-    runs = settings.steps * (2 if stage.conditioning is not None else 1)  # guidance doubles it
+    runs = sampling.steps * (2 if stage.conditioning is not None else 1)  # guidance doubles it
     once = batch * sum(flops.count(forward, *inputs).values())
     return Lowered(
-        stage_sampling.advance_stage.lower(stage, choices, *arguments),
+        run_steps.lower(stage, *arguments),
         {"parameters": params},
         {"network": once * runs},
         {"network": (once, runs)},
         batch,
-        settings.steps,
+        sampling.steps,
     )
 
 

@@ -8,10 +8,11 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from imagen_jax.cascade.cascade import Cascade, SamplingSettings
+from imagen_jax.cascade.cascade import Cascade
 from imagen_jax.cascade.cascade import to_dict as cascade_to_dict
 from imagen_jax.cascade.stage import init_params
 from imagen_jax.devices.sharding import check_batch
+from imagen_jax.diffusion.sampling import Sampling
 from imagen_jax.models import t5
 from imagen_jax.models.lora import init_lora, target_kernels
 from imagen_jax.storage.codec import Section, as_dict
@@ -56,7 +57,7 @@ def make_text_encoder(config: RunConfig) -> TextEncoder | None:
 
 def make_cascade(config: RunConfig, encoder: TextEncoder | None) -> Cascade:
     """The run's stage with its sampling settings, as a cascade of its own."""
-    sampling = config.sample.sampling if config.sample else SamplingSettings()
+    sampling = config.sample.sampling if config.sample else Sampling()
     return Cascade((config.stage,), (sampling,), encoder)
 
 

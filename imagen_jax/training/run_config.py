@@ -7,7 +7,8 @@ from typing import Any, Literal
 from imagen_jax import data, models
 from imagen_jax.cascade.stage import Stage
 from imagen_jax.devices.sharding import MeshConfig
-from imagen_jax.diffusion.sampling import SamplingSettings
+from imagen_jax.diffusion.overrides import check_sampling
+from imagen_jax.diffusion.sampling import Sampling
 from imagen_jax.diffusion.schedules import SCHEDULES
 from imagen_jax.models import NETWORKS
 from imagen_jax.models.lora import LoraConfig
@@ -220,7 +221,10 @@ class SampleConfig:
     labels: tuple[int, ...] = ()
     count: int = 8
     seed: int = 0
-    sampling: SamplingSettings = dataclasses.field(default_factory=SamplingSettings)
+    sampling: Sampling = dataclasses.field(default_factory=Sampling)
+
+    def __post_init__(self):
+        object.__setattr__(self, "sampling", check_sampling(self.sampling))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -320,7 +324,7 @@ def read_config(config: Section) -> RunConfig:
 
 def _sample_section(section: Mapping[str, Any]) -> dict[str, Any]:
     """Moves the sampler's keys (steps, guidance, ...) into `sampling`."""
-    sampler = [field.name for field in dataclasses.fields(SamplingSettings)]
+    sampler = [field.name for field in dataclasses.fields(Sampling)]
     own = [field.name for field in dataclasses.fields(SampleConfig) if field.name != "sampling"]
     for name in section:
         if name not in own and name not in sampler:

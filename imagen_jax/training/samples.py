@@ -5,7 +5,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from imagen_jax.cascade.cascade import Conditions, sample_keys, sample_stage
+from imagen_jax.cascade.cascade import sample_keys
+from imagen_jax.cascade.sample import sample_stage
+from imagen_jax.cascade.stage import Conditions
 from imagen_jax.data import Source
 from imagen_jax.data.sources import BrokenExample
 from imagen_jax.devices.hosts import whole

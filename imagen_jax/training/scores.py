@@ -5,9 +5,11 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from imagen_jax.cascade.cascade import Conditions, sample_keys, sample_stage
+from imagen_jax.cascade.cascade import sample_keys
+from imagen_jax.cascade.sample import sample_stage
+from imagen_jax.cascade.stage import Conditions
 from imagen_jax.devices.hosts import whole
-from imagen_jax.diffusion.sampling import SamplingSettings
+from imagen_jax.diffusion.sampling import Sampling
 from imagen_jax.evaluation.feature_files import load_extractor
 from imagen_jax.evaluation.measures import DISTANCES, METRICS, compute_targets, measure
 from imagen_jax.evaluation.prompts import read_prompts
@@ -45,7 +47,7 @@ def make_score_fn(config: RunConfig, encoder: TextEncoder | None, frozen: Frozen
     # The keys of a cascade's first stage: the images are those of scripts/evaluate.py.
     keys = sample_keys(section.seed, range(len(prompts)))
     keys = jax.vmap(lambda key: jax.random.fold_in(key, 0))(keys)
-    sampling = config.sample.sampling if config.sample else SamplingSettings()
+    sampling = config.sample.sampling if config.sample else Sampling()
 
     def draw(params: Params, rows: np.ndarray) -> np.ndarray:
         weights = encoder_params(params, frozen)

@@ -88,7 +88,7 @@ def test_another_models_image_is_made_with_a_warning(run, directory, tmp_path, c
         (["a cat", "--steps", "0"], "steps must be"),
         (["a cat", "--num_images", "0"], "num_images must be"),
         (["a cat", "--model", "emojy"], "Unknown model 'emojy'"),
-        (["a cat", "--label", "3"], "knows no classes"),
+        (["a cat", "--label", "3"], "reads no classes"),
         (["a cat", "--from_png", "x.png"], "give no prompts"),
         (["--from_png", "x.png"], "There is no file x.png"),
     ],

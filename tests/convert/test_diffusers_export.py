@@ -24,9 +24,9 @@ from imagen_jax.convert.diffusers_unet import config_from_diffusers, unet_layout
 from imagen_jax.convert.t5 import load_huggingface
 from imagen_jax.data import ArraySource
 from imagen_jax.devices.sharding import make_mesh
-from imagen_jax.diffusion.sampling import SamplingSettings
+from imagen_jax.diffusion.sampling import Sampling
 from imagen_jax.diffusion.schedules import Cosine, DiscreteBeta, LinearBeta
-from imagen_jax.diffusion.time_steps import spaced_steps
+from imagen_jax.diffusion.time_grids import spaced_steps
 from imagen_jax.models import EfficientLevel, EfficientUNetConfig, UNetConfig, UNetLevel, t5
 from imagen_jax.storage.reading import read_layout
 from imagen_jax.storage.safetensors import TensorFiles
@@ -91,7 +91,7 @@ TEXT = {
         "embedding_multiplier": 3.0,
     },
 }
-SETTINGS = SamplingSettings(steps=50, spacing="leading", percentile=95.0, cap=1.5, guidance=7.0)
+SETTINGS = Sampling(steps=50, spacing="leading", percentile=95.0, cap=1.5, guidance=7.0)
 
 
 def trained(section: dict):
@@ -308,7 +308,7 @@ def test_diffusers_runs_the_pipeline(run, tmp_path, repository):
 def test_schedulers_visit_the_same_steps_of_the_same_noise(spacing):
     diffusers = pytest.importorskip("diffusers", reason=REASON)
     stage = replace(STAGE, schedule=DiscreteBeta("linear", 1e-4, 0.03, 1000))
-    settings = SamplingSettings(steps=25, spacing=spacing, cap=None)
+    settings = Sampling(steps=25, spacing=spacing, cap=None)
     values, notes = scheduler_to_diffusers(stage, settings)
     assert not notes
     json.dumps(values, allow_nan=False)
@@ -333,7 +333,7 @@ def test_what_scheduler_files_cannot_say_is_noted(enlarging):
     stage = replace(STAGE, **ENLARGED) if enlarging else STAGE
 
     def notes(**settings):
-        return " ".join(scheduler_to_diffusers(stage, SamplingSettings(**settings))[1])
+        return " ".join(scheduler_to_diffusers(stage, Sampling(**settings))[1])
 
     assert "in place of sampler 'heun'" in notes(sampler="heun", spacing="leading")
     assert "no spacing 'logsnr'" in notes(spacing="logsnr", steps=50)
@@ -341,11 +341,11 @@ def test_what_scheduler_files_cannot_say_is_noted(enlarging):
     assert "guidance_rescale 0.7" in notes(spacing="leading", guidance_rescale=0.7)
     assert "gamma 0.3" in notes(spacing="leading", learned_variance=False)
     assert not notes(spacing="fast27")
-    arguments = call_arguments(stage, SamplingSettings(spacing="fast27", guidance=7.0))
+    arguments = call_arguments(stage, Sampling(spacing="fast27", guidance=7.0))
     assert arguments["timesteps"][:2] == [999, 800]
     assert arguments["guidance_scale"] == 7.0
     if stage.low_resolution:
-        settings = SamplingSettings(spacing="leading", aug_level=0.251)
+        settings = Sampling(spacing="leading", aug_level=0.251)
         assert call_arguments(stage, settings)["noise_level"] == 250
 
 

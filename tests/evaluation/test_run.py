@@ -14,11 +14,11 @@ from PIL import Image
 from tiny_cascade import network, random_params
 
 from imagen_jax.cascade.cascade import Cascade
-from imagen_jax.cascade.sample import advance_stage, begin_stage
+from imagen_jax.cascade.sample import run_steps, start_stage
 from imagen_jax.cascade.stage import Stage
 from imagen_jax.commands import evaluate
 from imagen_jax.devices.sharding import MeshConfig, make_mesh
-from imagen_jax.diffusion.sampling import SamplingSettings
+from imagen_jax.diffusion.sampling import Sampling
 from imagen_jax.evaluation import generation, html_report, inputs, shards, sweep
 from imagen_jax.evaluation.distances import cmmd, cosines, frechet_distance, statistics_of
 from imagen_jax.evaluation.reference import read_reference
@@ -184,11 +184,11 @@ def test_images_of_other_settings_never_mix(run, tmp_path, model, prompts):
 
 def test_a_sweep_compiles_nothing_anew(run, tmp_path):
     run(tmp_path / "warm")
-    compiled = advance_stage._cache_size(), begin_stage._cache_size()
+    compiled = run_steps._cache_size(), start_stage._cache_size()
     report = run(
         tmp_path / "out", "--guidance", "1,2,3:1.5", "--aug_level", "0,0.3", metrics="fid,clip"
     )
-    assert (advance_stage._cache_size(), begin_stage._cache_size()) == compiled
+    assert (run_steps._cache_size(), start_stage._cache_size()) == compiled
     assert [(p["guidance"], p["aug_level"]) for p in report["points"]] == [
         (1.0, 0.0), (2.0, 0.0), ([3.0, 1.5], 0.0), (1.0, 0.3), (2.0, 0.3), ([3.0, 1.5], 0.3),
     ]  # fmt: skip
@@ -277,7 +277,7 @@ def test_the_page_of_large_images_is_small(tmp_path):
 def test_a_model_of_classes(tmp_path, networks, reference):
     cascade = Cascade(
         (Stage("base", 8, network(num_classes=3), conditioning="label"),),
-        (SamplingSettings("ddim", steps=2),),
+        (Sampling("ddim", steps=2),),
     )
     pipeline = Pipeline(cascade, random_params(cascade), name="classes")
     pipeline.save_pretrained(tmp_path / "model")

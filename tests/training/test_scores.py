@@ -7,7 +7,7 @@ import pytest
 import stand_in
 from tiny_cascade import BASE, CASCADE, ENCODER, SR, random_params, tiny_pipeline
 
-from imagen_jax.diffusion.sampling import SamplingSettings
+from imagen_jax.diffusion.sampling import Sampling
 from imagen_jax.evaluation.distances import cosines, frechet_distance, statistics_of
 from imagen_jax.evaluation.image_folder import Preprocessing
 from imagen_jax.evaluation.reference import Reference, write_reference
@@ -23,7 +23,7 @@ from imagen_jax.training.state import Frozen
 from tests.training import toy
 
 PROMPTS = [f"prompt {i}" for i in range(5)]
-SAMPLING = SamplingSettings("ddim", steps=2, guidance=1.5)
+SAMPLING = Sampling("ddim", steps=2, guidance=1.5)
 
 
 def config(folder, stage=BASE, **section):
@@ -66,7 +66,7 @@ def test_the_figures_are_those_of_the_pipelines_images(folder):
     )
     found = score({"network": params["base"]})
     images = tiny_pipeline().generate_images(
-        PROMPTS, 1, 4, seed=0, settings=(SAMPLING, CASCADE.sampling[1]), progress=False
+        PROMPTS, 1, 4, seed=0, sampling=(SAMPLING, CASCADE.sampling[1]), progress=False
     )
     images = np.stack([np.asarray(image) for image in images])
     inception, clip = stand_in.inception(), stand_in.clip()

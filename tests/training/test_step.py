@@ -10,7 +10,8 @@ import pytest
 from tiny_cascade import BASE, ENCODER, SR, network
 
 from imagen_jax.cascade.stage import Stage
-from imagen_jax.diffusion import DiscreteBeta, Loss
+from imagen_jax.diffusion.losses import Loss
+from imagen_jax.diffusion.schedules import DiscreteBeta
 from imagen_jax.images.pixels import to_float
 from imagen_jax.text import encoder as text_room
 from imagen_jax.training.state import NETWORK, TEXT_ENCODER, Frozen, init_state, update_ema
