@@ -131,28 +131,18 @@ def upsample(
 
 
 def compare(metric: str, made: np.ndarray, plain: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
-    """The mean of a metric of the model's and of bicubic's images, and what the model gains.
-
-    Images where either is exact have an infinite PSNR: they are left out of all means, and
-    counted.
-    """
+    """The mean of a metric of the model's and of bicubic's images, and what the model gains."""
     model, bicubic_values = QUALITY[metric](made, truth), QUALITY[metric](plain, truth)
-    finite = np.isfinite(model) & np.isfinite(bicubic_values)
-    summary: dict[str, Any] = {"model": None, "bicubic": None, "gain": None}
-    if finite.any():
-        means = float(model[finite].mean()), float(bicubic_values[finite].mean())
-        summary = {"model": means[0], "bicubic": means[1], "gain": means[0] - means[1]}
-        summary["better"] = float((model > bicubic_values)[finite].mean())
-    return {**summary, "n": int(finite.sum()), "left_out_as_exact": int((~finite).sum())}
+    with np.errstate(invalid="ignore"):  # where both are exact
+        gain = model - bicubic_values
+    better = model > bicubic_values
+    return finite_means(model=model, bicubic=bicubic_values, gain=gain, better=better)
 
 
 def evaluate_pairs(
     metrics: Sequence[str], files: Sequence[Path], true_files: Sequence[Path], size: int | None
 ) -> Report:
-    """Compares each image with the true one at the same place; both are brought to one size.
-
-    Equal images have an infinite PSNR: they are left out of its mean, and counted.
-    """
+    """Compares each image with the true one at the same place; both are brought to one size."""
     size = size or common_size([*files, *true_files])
     preprocessing = Preprocessing(size), Preprocessing(size)
     chunks = [
@@ -165,13 +155,16 @@ def evaluate_pairs(
             found[name].append(QUALITY[name](made.images, true.images))
     values: dict[str, Any] = {"pairs": [each.to_dict() for each in preprocessing]}
     for name, parts in found.items():
-        each = np.concatenate(parts)
-        finite = each[np.isfinite(each)]
-        values[name] = {
-            "pairs": {
-                "model": float(finite.mean()) if len(finite) else None,
-                "n": len(finite),
-                "left_out_as_exact": len(each) - len(finite),
-            }
-        }
+        values[name] = {"pairs": finite_means(model=np.concatenate(parts))}
     return Report(values)
+
+
+def finite_means(**values: np.ndarray) -> dict[str, Any]:
+    """The mean of each of these values [images], and of how many images; None where there is none.
+
+    Images that are exact have an infinite PSNR: they are left out of all means, and counted.
+    """
+    finite = np.all([np.isfinite(each) for each in values.values()], axis=0)
+    count = int(finite.sum())
+    means = {k: float(each[finite].mean()) if count else None for k, each in values.items()}
+    return {**means, "n": count, "left_out_as_exact": len(finite) - count}
