@@ -1,6 +1,5 @@
 """The emoji that a model is measured on, and the prompts that stand for them."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +13,7 @@ from imagen_jax.storage import fingerprints
 EMOJI = Path("data/emoji/emoji.npz")
 SIZE = 32  # pixels, at which images are compared
 LANGUAGES = ("en", "zh")
-NEEDED = ("label", "split", "name_en", "name_zh", "variant")
+NEEDED = ("split", "name_en", "name_zh", "variant")
 DRAW_SEED = 0  # which images are drawn never depends on the seed of the noise
 TRAIN_IMAGES = 200
 
@@ -93,8 +92,7 @@ def read_image_set(path: str | Path, split: str, num: int | None = None) -> Imag
         raise ValueError(f"num must be at least 1: {num}.")
     everything = read_npz(path, "all", "label")
     with np.load(path) as archive:
-        missing = [name for name in NEEDED if name not in archive.files]
-        if missing:
+        if missing := [name for name in NEEDED if name not in archive.files]:
             raise ValueError(
                 f"{path} has no {', '.join(missing)}; scripts/prepare_emoji.py writes them all."
             )
@@ -113,13 +111,17 @@ def read_image_set(path: str | Path, split: str, num: int | None = None) -> Imag
     )
 
 
-def make_prompts(images: ImageSet, languages: Sequence[str] = LANGUAGES) -> list[ImagePrompt]:
+def make_prompts(images: ImageSet, language: str | None = None) -> list[ImagePrompt]:
     """The full names of all images, in each language that has one; an image's follow each other.
 
     A prompt's place in this list is its global index, which its noise is made from: it does not
     change when more images are asked for.
+
+    Args:
+        language: one of LANGUAGES; None is all.
     """
-    names = {language: images.names(language) for language in languages}
+    languages = LANGUAGES if language is None else (language,)
+    names = {name: images.names(name) for name in languages}
     return [
         ImagePrompt(names[language][row], language, row)
         for row in range(len(images))

@@ -104,7 +104,7 @@ class EvaluationRun:
     """A request and what was read for it, the same for every point of a sweep.
 
     prompts: in their order; None for images of unknown captions. emoji: the images that retrieval,
-    psnr and ssim look at, and `named`, what they are called. files: given images, measured instead
+    psnr and ssim look at. files: given images, measured instead
     of generated ones, one a prompt in their order. named_by_ids: whether these are named after the
     prompts' ids; None where there are no prompts or no such images. true_files: what psnr and ssim
     compare them with.
@@ -113,7 +113,6 @@ class EvaluationRun:
     request: EvaluationRequest
     prompts: PromptList | None = None
     emoji: image_set.ImageSet | None = None
-    named: list[image_set.ImagePrompt] | None = None
     files: tuple[Path, ...] | None = None
     named_by_ids: bool | None = None
     true_files: tuple[Path, ...] | None = None
@@ -133,15 +132,13 @@ def read_run(request: EvaluationRequest) -> EvaluationRun:
 
     Raises ValueError where a metric lacks something that it needs.
     """
-    prompts, emoji, named = _read_prompts(request)
+    prompts, emoji = _read_prompts(request)
     files, named_by_ids, true_files = _read_files(request, prompts)
     made = None
     if request.reference is not None and request.make_reference is None:
         made = read_reference(request.reference)
     extractors = read_extractors(request)
-    run = EvaluationRun(
-        request, prompts, emoji, named, files, named_by_ids, true_files, extractors, made
-    )
+    run = EvaluationRun(request, prompts, emoji, files, named_by_ids, true_files, extractors, made)
     _check_needs(run)
     return run
 
@@ -186,18 +183,16 @@ def _check_needs(run: EvaluationRun) -> None:
 
 def _read_prompts(
     request: EvaluationRequest,
-) -> tuple[PromptList | None, image_set.ImageSet | None, list[image_set.ImagePrompt] | None]:
-    """(prompts, the emoji if they are the prompts, their names, one a generated image)."""
+) -> tuple[PromptList | None, image_set.ImageSet | None]:
+    """(prompts, the emoji if they are the prompts)."""
     source = request.prompts or (None if request.images else "emoji")
     if source is None:
-        return None, None, None
+        return None, None
     if source != "emoji":
-        return read_prompts(source, request.data).first(request.num), None, None
+        return read_prompts(source, request.data).first(request.num), None
     emoji = read_emoji(request, request.split)
-    languages = image_set.LANGUAGES if request.language is None else (request.language,)
-    named = image_set.make_prompts(emoji, languages)
-    prompts = plain_list("emoji", [prompt.text for prompt in named])
-    return prompts, emoji, [prompt for prompt in named for _ in range(request.num_images)]
+    names = image_set.make_prompts(emoji, request.language)
+    return plain_list("emoji", [prompt.text for prompt in names]), emoji
 
 
 def read_emoji(request: EvaluationRequest, split: str) -> image_set.ImageSet:

@@ -23,6 +23,7 @@ from imagen_jax.evaluation import (
 )
 from imagen_jax.evaluation.extraction import extract
 from imagen_jax.evaluation.image_quality import QUALITY
+from imagen_jax.evaluation.image_set import make_prompts
 from imagen_jax.evaluation.inputs import EvaluatedModel, EvaluationRequest, EvaluationRun
 from imagen_jax.evaluation.measures import Targets
 from imagen_jax.evaluation.protocol import departures
@@ -244,6 +245,7 @@ def measure_images(
     sheets = report.image_sheets(files, captions, preprocessing.size)
     found = Report({"pictures": preprocessing.to_dict()} | values, sheets=sheets)
     if "retrieval" in request.metrics:
-        named = [run.named[row] for row in features.rows]
+        named = make_prompts(run.emoji, request.language)
+        named = [named[row // request.num_images] for row in features.rows]
         found |= evaluate_retrieval(run.emoji, named, files, preprocessing.size)
     return found
