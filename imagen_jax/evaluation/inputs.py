@@ -77,15 +77,16 @@ class EvaluationRequest:
     out: Path | None = None
 
     def __post_init__(self):
-        for name in self.metrics or ("",):
-            if name not in KNOWN_METRICS:
-                raise ValueError(f"Unknown metric {name!r}; known are {', '.join(KNOWN_METRICS)}.")
-        for name in self.resize:
-            if name not in INCEPTION_RESIZES:
-                raise ValueError(f"--resize knows {', '.join(INCEPTION_RESIZES)}, not {name!r}.")
-        for name in ("batch_size", "num_images"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1: {getattr(self, name)}.")
+        for option, known in (("metrics", KNOWN_METRICS), ("resize", INCEPTION_RESIZES)):
+            unknown = set(getattr(self, option)) - set(known)
+            if unknown or not getattr(self, option):
+                named = ", ".join(map(repr, sorted(unknown))) or "nothing"
+                raise ValueError(f"--{option} is {named}; known are {', '.join(known)}.")
+        if min(self.batch_size, self.num_images) < 1:
+            raise ValueError(
+                f"batch_size and num_images must be at least 1: {self.batch_size}, "
+                f"{self.num_images}."
+            )
         if not 0 <= self.seed <= LARGEST_SEED:
             raise ValueError(f"seed must lie in 0 ... {LARGEST_SEED}: {self.seed}.")
         shards.read_shard(self.share)
@@ -153,9 +154,8 @@ def _check_needs(run: EvaluationRun) -> None:
             "also compare --images with --truth."
         )
     kinds = {extractor.kind for extractor in run.extractors}
-    for name, metric in [
-        (name, measures.METRICS[name]) for name in metrics if name in measures.METRICS
-    ]:
+    for name in [name for name in metrics if name in measures.METRICS]:
+        metric = measures.METRICS[name]
         if metric.network not in kinds:
             raise ValueError(
                 f"{name} needs a network of kind {metric.network}: give its converted weights "

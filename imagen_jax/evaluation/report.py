@@ -172,18 +172,18 @@ def write_results(
         ]
         about["settings"].pop("sampling")
         result = {"points": entries, **about}
-        rows, curve = sweep.table(points, values), None
+        rows, shown = sweep.table(points, values), {}
         paths = Report(tables={"sweep.csv": rows}).write(out)
         if sweep.has_curve(values[0]):
-            curve = out / "sweep.png"
-            sweep.plot(points, values, curve)
-            paths.append(curve)
-        shown = {
+            paths.append(out / "sweep.png")
+            sweep.plot(points, values, paths[-1])
+            shown["Curve"] = Image.open(paths[-1])
+        shown |= {
             point.name: report.sheets[STRIP]
             for point, report in zip(points, reports, strict=True)
             if STRIP in report.sheets
         }
-        page = make_page(result, shown, curve, rows)
+        page = make_page(result, shown, rows)
     write_object(out / "report.json", result)
     (out / "report.html").write_text(page, encoding="utf-8")
     return result, [*paths, out / "report.json", out / "report.html"]
@@ -193,8 +193,8 @@ def summary(report: Mapping[str, Any]) -> str:
     """The figures in a few lines, those of a sweep by point."""
     lines = []
     for entry in report.get("points", ()):
-        point = SweepPoint(entry["guidance"], entry["aug_level"])
         figures = [f"{metric} {value:.5g}" for metric, _, value, _ in rows_of(entry)]
+        point = SweepPoint(entry["guidance"], entry["aug_level"])
         lines.append(f"{point.name}: {', '.join(figures)}")
     if found := report.get("retrieval"):
         groups = {"all": found, **found["by_language"], "variants": found["variants"]}
@@ -203,9 +203,11 @@ def summary(report: Mapping[str, Any]) -> str:
             for name, scores in groups.items()
             if scores["n"]
         ]
-    for metric, name, value, rest in rows_of(report):
-        if metric != "retrieval":
-            lines.append(f"{metric} ({name}): {value:.5g} ({rest})")
+    lines += [
+        f"{metric} ({name}): {value:.5g} ({rest})"
+        for metric, name, value, rest in rows_of(report)
+        if metric != "retrieval"
+    ]
     off = notes_of(report)
     lines += [f"off protocol: {name}: {'; '.join(reasons)}" for name, reasons in off]
     return "\n".join(lines)

@@ -11,7 +11,6 @@ from imagen_jax.cascade.cascade import Cascade
 from imagen_jax.commands.evaluate import main
 from imagen_jax.evaluation.image_set import make_prompts, read_image_set
 from imagen_jax.pipeline.pipeline import Pipeline
-from imagen_jax.storage import fingerprints
 
 
 @pytest.fixture(scope="module")
@@ -110,13 +109,3 @@ def test_psnr_needs_a_super_resolution_stage(data, tmp_path):
         "--model", tmp_path / "lonely", "--metrics", "psnr", "--data", data, "--out", "out"
     )
     assert "need a super-resolution stage" in error
-
-
-def test_the_fingerprint_of_parameters_changes_with_them():
-    params = random_params(CASCADE)
-    before = fingerprints.of_parameters(params)
-    assert before == fingerprints.of_parameters(random_params(CASCADE))
-    params["sr"]["conv_in"]["bias"][0] += 1e-6
-    assert fingerprints.of_parameters(params) != before
-    scalar = {"part": {"w": np.float32(1)}}
-    assert len(fingerprints.of_parameters(scalar)) == 16
