@@ -37,7 +37,9 @@ def model(tmp_path_factory):
     return directory
 
 
-@pytest.fixture(autouse=True)
-def one_device(monkeypatch):
+@pytest.fixture(autouse=True, scope="session")
+def one_device():
     """Images are generated on one device: programs for eight take long to compile."""
-    monkeypatch.setattr(inputs, "all_devices", lambda: None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inputs, "all_devices", lambda: None)
+        yield

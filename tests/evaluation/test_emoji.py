@@ -15,7 +15,7 @@ from imagen_jax.pipeline.pipeline import Pipeline
 
 @pytest.fixture(scope="module")
 def evaluated(data, model, tmp_path_factory):
-    """Both metrics on the training split, four images at a time, on all devices."""
+    """Both metrics on the training split, four images at a time."""
     out = tmp_path_factory.mktemp("out") / "results"
     command = f"--metrics retrieval,psnr --split train --steps 2 --guidance 1.5 --data {data}"
     arguments = [*command.split(), "--model", str(model), "--batch_size", "4", "--out", str(out)]

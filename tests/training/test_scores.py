@@ -66,7 +66,13 @@ def test_the_figures_are_those_of_the_pipelines_images(folder):
     )
     found = score({"network": params["base"]})
     images = tiny_pipeline().generate_images(
-        PROMPTS, 1, 4, seed=0, sampling=(SAMPLING, CASCADE.sampling[1]), progress=False
+        PROMPTS,
+        1,
+        4,
+        seed=0,
+        batch_size=2,
+        sampling=(SAMPLING, CASCADE.sampling[1]),
+        progress=False,
     )
     images = np.stack([np.asarray(image) for image in images])
     inception, clip = stand_in.inception(), stand_in.clip()
