@@ -1,6 +1,7 @@
-"""Files that version 0.1.0 wrote are read as they are: fixtures/version_0_1_0.tar.xz holds a model, an
-image made by it, a workdir stopped at step 8 of 12, an evaluation with its reference, an index of
-a tar, embeddings and a study, all of them tiny.
+"""Files that version 0.1.0 wrote are read as they are.
+
+fixtures/version_0_1_0.tar.xz holds a model, an image made by it, a workdir stopped at step 8 of 12,
+an evaluation with its reference, an index of a tar, embeddings and a study, all of them tiny.
 """
 
 import json

@@ -9,7 +9,8 @@ from imagen_jax.diffusion.sampling import Sampling
 from imagen_jax.models import EfficientLevel, EfficientUNetConfig
 from imagen_jax.models.t5 import T5Config
 from imagen_jax.pipeline.pipeline import Pipeline
-from imagen_jax.text.encoder import ByteTokenizer, TextEncoder, null_text
+from imagen_jax.text.encoder import TextEncoder, null_text
+from imagen_jax.text.tokenizers import ByteTokenizer
 from imagen_jax.typing import TextEmbeddings
 
 WIDTH = 8

@@ -2,8 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +15,7 @@ from imagen_jax.diffusion.losses import Loss
 from imagen_jax.diffusion.sampling import Number, Sampling
 from imagen_jax.diffusion.schedules import SCHEDULES, Cosine, DiscreteBeta, Schedule, network_time
 from imagen_jax.models import EfficientUNetConfig, UNetConfig
+from imagen_jax.storage.codec import require
 from imagen_jax.typing import Images, Keys, Params, TextEmbeddings
 
 
@@ -70,106 +70,75 @@ class Stage:
         scale = self.resolution / self.low_resolution if self.low_resolution else 1
         crop = self.crop
         learns_variance = outputs == 2 * self.channels
-        for wrong, message in (
+        name = f"stage {self.name!r}"
+        require(
             (
-                self.resolution < 1 or self.resolution % step,
-                f"resolution {self.resolution} is not a multiple of {step}",
+                self.resolution >= 1 and self.resolution % step == 0,
+                f"{name}: resolution {self.resolution} is not a multiple of {step}",
             ),
             (
-                crop is not None
-                and (not 0 < crop <= self.resolution or crop % step or crop % scale),
-                f"crop {crop} must be at most {self.resolution}, and a multiple of {step} and of "
-                f"the upsampling factor, {scale:g}",
-            ),
-            (reads_text and not self.text_width, "conditioning 'text' needs text_width"),
-            (
-                reads_text and (self.text_width or 0) % heads,
-                f"text_width {self.text_width} does not split into network.pooling_heads {heads}",
+                crop is None
+                or (0 < crop <= self.resolution and crop % step == 0 and crop % scale == 0),
+                f"{name}: crop {crop} must be at most {self.resolution}, and a multiple of {step} "
+                f"and of the upsampling factor, {scale:g}",
             ),
             (
-                getattr(network, "draft", False) and not reads_text,
-                f"network.draft guesses from text, but conditioning is {self.conditioning!r}",
+                self.text_width or not reads_text,
+                f"{name}: conditioning 'text' needs text_width",
             ),
             (
-                (self.conditioning == "label") != (network.num_classes is not None),
-                f"conditioning {self.conditioning!r} and network.num_classes "
+                not reads_text or (self.text_width or 0) % heads == 0,
+                f"{name}: text_width {self.text_width} does not split into network.pooling_heads "
+                f"{heads}",
+            ),
+            (
+                reads_text or not getattr(network, "draft", False),
+                f"{name}: network.draft guesses from text, but conditioning is "
+                f"{self.conditioning!r}",
+            ),
+            (
+                (self.conditioning == "label") == (network.num_classes is not None),
+                f"{name}: conditioning {self.conditioning!r} and network.num_classes "
                 f"{network.num_classes} do not fit: num_classes is for conditioning 'label' alone",
             ),
             (
-                (self.low_resolution is not None) != bool(network.low_res_channels),
-                f"low_resolution {self.low_resolution} and network.low_res_channels "
+                (self.low_resolution is not None) == bool(network.low_res_channels),
+                f"{name}: low_resolution {self.low_resolution} and network.low_res_channels "
                 f"{network.low_res_channels} do not fit: a super-resolution stage needs both, a "
                 "base model neither",
             ),
             (
-                network.in_channels != self.channels
-                or outputs not in (self.channels, 2 * self.channels),
-                f"the network takes {network.in_channels} and gives {outputs} channels for images "
-                f"of {self.channels}",
+                network.in_channels == self.channels
+                and (learns_variance or outputs == self.channels),
+                f"{name}: the network takes {network.in_channels} and gives {outputs} channels for "
+                f"images of {self.channels}",
             ),
             (
-                not 0 <= low <= high <= 1,
-                f"aug_levels {self.aug_levels} must rise within [0, 1]",
+                0 <= low <= high <= 1,
+                f"{name}: aug_levels {self.aug_levels} must rise within [0, 1]",
             ),
-            (not self.time_power > 0, f"time_power must be positive, not {self.time_power}"),
+            (self.time_power > 0, f"{name}: time_power must be positive, not {self.time_power}"),
             (
-                self.upsampling not in UPSAMPLINGS,
-                f"upsampling {self.upsampling!r} must be one of {tuple(UPSAMPLINGS)}",
+                self.upsampling in UPSAMPLINGS,
+                f"{name}: upsampling {self.upsampling!r} must be one of {tuple(UPSAMPLINGS)}",
             ),
             (
-                self.loss.vlb_weight
-                and not (learns_variance and isinstance(self.schedule, DiscreteBeta)),
-                f"loss.vlb_weight {self.loss.vlb_weight} needs a network with a learned variance "
-                f"(out_channels {2 * self.channels}, not {outputs}) and a schedule of kind "
-                "discrete_beta",
+                not self.loss.vlb_weight
+                or (learns_variance and isinstance(self.schedule, DiscreteBeta)),
+                f"{name}: loss.vlb_weight {self.loss.vlb_weight} needs a network with a learned "
+                f"variance (out_channels {2 * self.channels}, not {outputs}) and a schedule of "
+                "kind discrete_beta",
             ),
-        ):
-            if wrong:
-                raise ValueError(f"stage {self.name!r}: {message}")
+        )
 
     @property
     def training_side(self) -> int:
         """Side of the images in a training batch."""
         return self.resolution if self.crop is None else self.crop
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON values; the network and the schedules carry their `kind`."""
-        values = dataclasses.asdict(self)
-        for field, kinds in KINDS.items():
-            kind = next(name for name, cls in kinds.items() if type(getattr(self, field)) is cls)
-            values[field] = {"kind": kind, **values[field]}
-        return values
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "Stage":
-        """The inverse of `to_dict`. ValueError names an unknown kind or key."""
-        values = dict(values)
-        for field, kinds in KINDS.items():
-            if field not in values and field in OPTIONAL:
-                continue
-            section = dict(values[field])
-            kind = section.pop("kind", None)
-            if kind not in kinds:
-                raise ValueError(f"{field} kind {kind!r} is unknown; known are {', '.join(kinds)}")
-            if field == "network":
-                level = models.LEVELS[kinds[kind]]
-                section["levels"] = tuple(_make(level, item, "level") for item in section["levels"])
-            values[field] = _make(kinds[kind], section, field)
-        values["loss"] = _make(Loss, values["loss"], "loss")
-        values["aug_levels"] = tuple(values["aug_levels"])
-        return _make(cls, values, "stage")
-
-
+# For storage.codec: what these fields of a stage may be.
 KINDS = {"network": models.NETWORKS, "schedule": SCHEDULES, "aug_schedule": SCHEDULES}
-OPTIONAL = {"aug_schedule"}  # models saved before it was a field have none
-
-
-def _make(cls: type, values: Mapping[str, Any], what: str) -> Any:
-    known = [field.name for field in dataclasses.fields(cls)]
-    unknown = sorted(set(values) - set(known))
-    if unknown:
-        raise ValueError(f"{what} has unknown keys {unknown}; known are {known}")
-    return cls(**values)
 
 
 def init_params(stage: Stage, key: Keys) -> Params:

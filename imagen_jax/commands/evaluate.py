@@ -27,8 +27,7 @@ import sys
 import warnings
 from pathlib import Path
 
-from imagen_jax.commands.command_line import one_line_errors
-from imagen_jax.commands.generate import names, numbers
+from imagen_jax.commands.command_line import names, numbers, one_line_errors
 
 
 def parser() -> argparse.ArgumentParser:

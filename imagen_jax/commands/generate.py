@@ -13,6 +13,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from imagen_jax.commands.command_line import make_parser, names, numbers
 from imagen_jax.storage.folders import output_folder
 
 # Options that all of a pipeline's methods take under the same name.
@@ -33,9 +34,7 @@ PIPELINE_OPTIONS = (
 
 
 def parser() -> argparse.ArgumentParser:
-    parse = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parse = make_parser(__doc__)
     add = parse.add_argument
     add("prompts", nargs="*", metavar="PROMPT", help="what the images show")
     add(
@@ -76,20 +75,6 @@ def parser() -> argparse.ArgumentParser:
     add("--no_grid", action="store_true", help="no grid.png")
     add("--quiet", action="store_true", help="no progress bar")
     return parse
-
-
-def numbers(kind: type):
-    """A reader of "3" as a number and of "3,1" as numbers by stage."""
-
-    def number(text: str):
-        values = [kind(part) for part in text.split(",")]
-        return values[0] if len(values) == 1 else values
-
-    number.__name__ = kind.__name__  # what argparse calls a wrong value
-    return number
-
-
-names = numbers(str)
 
 
 def file_name(index: int, prompt: str | None, digits: int) -> str:
@@ -197,8 +182,8 @@ def write(options: argparse.Namespace, images: Any) -> None:
                 print(f"  image {number} of the grid: {caption} (no font here draws it)")
 
 
-def main() -> int:
-    options = parser().parse_args()
+def main(arguments: list[str] | None = None) -> int:
+    options = parser().parse_args(arguments)
     warnings.showwarning = lambda message, *rest: print(f"Warning: {message}", file=sys.stderr)
     try:
         generate(options)

@@ -19,8 +19,9 @@ from imagen_jax.diffusion.time_grids import fixed_steps
 from imagen_jax.models import EfficientUNetConfig
 from imagen_jax.storage.json_file import write_object
 from imagen_jax.storage.writing import SHARD_BYTES, save_layout
-from imagen_jax.text import encoder as text
-from imagen_jax.text.encoder import SentencePieceTokenizer, TextEncoder
+from imagen_jax.text import tokenizers
+from imagen_jax.text.encoder import TextEncoder
+from imagen_jax.text.tokenizers import SentencePieceTokenizer
 from imagen_jax.typing import Params
 
 # Class names of the pipelines that draw and that enlarge.
@@ -273,9 +274,9 @@ def _write_scheduler(directory: Path, values: Mapping[str, Any]) -> None:
 
 def _write_tokenizer(directory: Path, encoder: TextEncoder) -> None:
     directory.mkdir(parents=True, exist_ok=True)
-    text.copy_tokenizer(encoder.tokenizer, directory)
-    assert text.SENTENCEPIECE_FILE == TOKENIZER_FILE
-    spare = encoder.config.vocab_size - text.vocab_size(encoder.tokenizer)
+    tokenizers.copy_tokenizer(encoder.tokenizer, directory)
+    assert tokenizers.SENTENCEPIECE_FILE == TOKENIZER_FILE
+    spare = encoder.config.vocab_size - tokenizers.vocab_size(encoder.tokenizer)
     values = {
         "tokenizer_class": "T5Tokenizer",
         "pad_token": "<pad>",

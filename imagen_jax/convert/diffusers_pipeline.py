@@ -27,7 +27,8 @@ from imagen_jax.diffusion.overrides import check_sampling
 from imagen_jax.diffusion.sampling import Sampling
 from imagen_jax.storage.reading import ShardingOf, read_layout
 from imagen_jax.storage.safetensors import TensorFiles
-from imagen_jax.text.encoder import SentencePieceTokenizer, TextEncoder, check_vocabulary
+from imagen_jax.text.encoder import TextEncoder, check_vocabulary
+from imagen_jax.text.tokenizers import SentencePieceTokenizer
 from imagen_jax.typing import Params
 
 TEXT_LENGTH = 77
@@ -162,7 +163,7 @@ def read_encoder(
     )
 
 
-def read_encoder_marks(
+def probe_encoder(
     directory: DiffusersDirectory, encoder: TextEncoder, paths: tuple[str, ...]
 ) -> dict[str, np.ndarray]:
     """Those of these parameters of the encoder that it has, each in one tensor; nothing else."""

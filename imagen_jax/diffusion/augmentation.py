@@ -62,7 +62,7 @@ def _sides(size: Size) -> tuple[int, int]:
 def _bilinear_align_corners(images: Images, size: tuple[int, int]) -> Resized:
     """Bilinear between the centres of the corner pixels, which stay where they are.
 
-    As torch's `interpolate(mode="bilinear", align_corners=True)`, which DeepFloyd IF upsamples with.
+    As torch's `interpolate(mode="bilinear", align_corners=True)`, which DeepFloyd IF uses.
     """
     x = images.astype(jnp.float32)
     for axis, resolution in enumerate(size, start=1):

@@ -19,6 +19,7 @@ from imagen_jax.diffusion.samplers import Noise, Sampler, SamplerState, Step, in
 from imagen_jax.diffusion.sampling import Sampling
 from imagen_jax.diffusion.schedules import Schedule
 from imagen_jax.diffusion.time_grids import TimeGrid, padded_grid
+from imagen_jax.storage.codec import require
 from imagen_jax.typing import Images
 
 Mask = Float[Array, "#batch height width 1"]
@@ -65,20 +66,25 @@ def check_edit(edit: Edit) -> Edit:
     Raises:
         ValueError: a value that makes no sense, which it names.
     """
-    if not (is_number(edit.strength) and 0.0 < edit.strength <= 1.0):
-        raise ValueError(f"strength must be a number above 0 and at most 1, got {edit.strength!r}")
-    if edit.known not in KNOWN:
-        raise ValueError(f"unknown known {edit.known!r}; choose one of {tuple(KNOWN)}")
-    if min(edit.resamplings, edit.jump_length) < 1:
-        raise ValueError(
+    strength, image = edit.strength, edit.image.shape
+    mask = (*image[:3], 1) if edit.mask is None else edit.mask.shape
+    require(
+        (
+            is_number(strength) and 0.0 < strength <= 1.0,
+            f"strength must be a number above 0 and at most 1, got {strength!r}",
+        ),
+        (edit.known in KNOWN, f"unknown known {edit.known!r}; choose one of {tuple(KNOWN)}"),
+        (
+            min(edit.resamplings, edit.jump_length) >= 1,
             "resamplings and jump_length must be at least 1, "
-            f"got {edit.resamplings} and {edit.jump_length}"
-        )
-    if edit.mask is not None and edit.mask.shape[1:] != (*edit.image.shape[1:3], 1):
-        raise ValueError(
-            f"a mask of shape {edit.mask.shape} does not fit images of {edit.image.shape}; "
-            "it has one channel and their height and width"
-        )
+            f"got {edit.resamplings} and {edit.jump_length}",
+        ),
+        (
+            mask[1:] == (*image[1:3], 1),
+            f"a mask of shape {mask} does not fit images of {image}; "
+            "it has one channel and their height and width",
+        ),
+    )
     return edit
 
 

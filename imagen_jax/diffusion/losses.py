@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 from imagen_jax.diffusion.process import velocity
 from imagen_jax.diffusion.schedules import Schedule, logsnr_slope
 from imagen_jax.diffusion.variational import variational_bound
+from imagen_jax.storage.codec import require
 from imagen_jax.typing import LogSNR
 
 # Weights are taken at this logsnr beyond it, which only zero terminal SNR is: exp(30) is finite.
@@ -35,14 +36,12 @@ class Loss:
     vlb_weight: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.weight not in LOSS_WEIGHTS:
-            raise ValueError(
-                f"unknown loss weight {self.weight!r}; choose one of {tuple(LOSS_WEIGHTS)}"
-            )
-        if not self.min_snr_gamma > 0.0:
-            raise ValueError(f"min_snr_gamma must be positive, got {self.min_snr_gamma}")
-        if not self.vlb_weight >= 0.0:
-            raise ValueError(f"vlb_weight must not be negative, got {self.vlb_weight}")
+        known = tuple(LOSS_WEIGHTS)
+        require(
+            (self.weight in known, f"unknown loss weight {self.weight!r}; choose one of {known}"),
+            (self.min_snr_gamma > 0, f"min_snr_gamma must be positive, got {self.min_snr_gamma}"),
+            (self.vlb_weight >= 0, f"vlb_weight must not be negative, got {self.vlb_weight}"),
+        )
 
 
 # log of the weight on |eps - eps_hat|^2, from (logsnr, -d logsnr / dt, loss).

@@ -18,7 +18,7 @@ from imagen_jax.diffusion.time_grids import (
     STEP_SPACINGS,
     fixed_steps,
 )
-from imagen_jax.storage.codec import typed
+from imagen_jax.storage.codec import from_dict
 
 CHOICES = {
     "sampler": SAMPLERS,
@@ -84,7 +84,7 @@ def check_sampling(sampling: Sampling) -> Sampling:
 
 def sampling_from_dict(values: Mapping[str, Any]) -> Sampling:
     """Sampling of JSON values, checked; an unknown key is an error."""
-    return check_sampling(typed(Sampling, values, "sampling", {}))
+    return check_sampling(from_dict(Sampling, values, "sampling"))
 
 
 def with_overrides(sampling: Sequence[Sampling], **overrides: Any) -> tuple[Sampling, ...]:

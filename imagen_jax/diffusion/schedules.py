@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from imagen_jax.storage.codec import require
 from imagen_jax.typing import LogSNR
 
 Time = Float[Array, "*batch"] | Float[np.ndarray, "*batch"] | np.floating | float | int
@@ -33,12 +34,11 @@ class Cosine:
     shift: float = 0.0
 
     def __post_init__(self) -> None:
-        if not self.logsnr_min < self.logsnr_max:
-            raise ValueError(
-                f"logsnr_min must be below logsnr_max, got {self.logsnr_min} and {self.logsnr_max}"
-            )
-        if not isfinite(self.shift):
-            raise ValueError(f"shift must be finite, got {self.shift}")
+        low, high = self.logsnr_min, self.logsnr_max
+        require(
+            (low < high, f"logsnr_min must be below logsnr_max, got {low} and {high}"),
+            (isfinite(self.shift), f"shift must be finite, got {self.shift}"),
+        )
 
     def _angles(self) -> tuple[float, float]:
         """Angle of t = 0 above 0, of t = 1 below pi / 2; tan(angle) = sigma / alpha, unshifted."""
@@ -93,12 +93,13 @@ class LinearBeta:
 
 
 def _check_betas(beta_start: float, beta_end: float, num_steps: int) -> None:
-    if not 0.0 < beta_start <= beta_end < 1.0:
-        raise ValueError(
-            f"betas must satisfy 0 < beta_start <= beta_end < 1, got {beta_start} and {beta_end}"
-        )
-    if num_steps < 1:
-        raise ValueError(f"num_steps must be at least 1, got {num_steps}")
+    require(
+        (
+            0.0 < beta_start <= beta_end < 1.0,
+            f"betas must satisfy 0 < beta_start <= beta_end < 1, got {beta_start} and {beta_end}",
+        ),
+        (num_steps >= 1, f"num_steps must be at least 1, got {num_steps}"),
+    )
 
 
 @lru_cache

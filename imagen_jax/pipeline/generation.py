@@ -48,7 +48,7 @@ def sample_cascade(
     count, batch_size = len(request.rows), request.batch_size
     keys = sample_keys(request.seed, request.first_index + np.arange(count))
     watched = request.progress or request.callback is not None
-    lengths = {i: plan_length(cascade, sampling, request, i) for i in request.stages}
+    lengths = plan_lengths(cascade, sampling, request)
     total, images = ceil(count / batch_size) * sum(lengths.values()), conditions.low_res
     with progress_bar(total, unit="step", shown=request.progress) as bar:
         for position, steps in lengths.items():
@@ -84,16 +84,16 @@ def sample_cascade(
     return images
 
 
-def plan_length(
-    cascade: Cascade, sampling: Sequence[Sampling], request: Request, position: int
-) -> int:
-    """How many steps a stage runs.
+def plan_lengths(
+    cascade: Cascade, sampling: Sequence[Sampling], request: Request
+) -> dict[int, int]:
+    """How many steps each stage runs, by its position.
 
     Raises:
         ValueError: a spacing or an edit that does not fit the stage.
     """
-    grid = plan_steps(cascade.stages[position], sampling[position], request.edit(position))
-    return int(grid.stop - grid.start)
+    grids = {i: plan_steps(cascade.stages[i], sampling[i], request.edit(i)) for i in request.stages}
+    return {position: int(grid.stop - grid.start) for position, grid in grids.items()}
 
 
 def spread(batch_size: int, mesh: Mesh | None) -> tuple[int, Callable[[Any], Any]]:

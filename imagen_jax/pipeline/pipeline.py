@@ -23,12 +23,12 @@ from imagen_jax.pipeline import model_directory
 from imagen_jax.pipeline.adapters import adapted_params
 from imagen_jax.pipeline.generation import (
     encode_request,
-    plan_length,
+    plan_lengths,
     sample_cascade,
     spread,
     with_settings,
 )
-from imagen_jax.pipeline.model_directory import Parts
+from imagen_jax.pipeline.lazy_params import LazyParams
 from imagen_jax.pipeline.progress import Callback
 from imagen_jax.pipeline.request import (
     AspectRatio,
@@ -52,7 +52,7 @@ OVERRIDES = ("guidance", "steps", "sampler", "spacing", "aug_level")  # of Sampl
 class Pipeline:
     """A cascade with its parameters.
 
-    params: of each stage by its name and of "text_encoder"; `Parts` reads them when first used.
+    params: of each stage by its name and of "text_encoder"; `LazyParams` reads them at first use.
     mesh: the devices that the parameters are spread over; a batch of images is, too.
     """
 
@@ -321,10 +321,9 @@ class Pipeline:
         request = replace(request, notes=notes, **{"progress": True, **options})
         request = check_request(self.cascade, self.name, request)
         batch_size, place = spread(request.batch_size, self.mesh)
-        low_memory = request.low_memory and isinstance(self.params, Parts)
+        low_memory = request.low_memory and isinstance(self.params, LazyParams)
         request = replace(request, batch_size=batch_size, low_memory=low_memory)
-        for position in request.stages:
-            plan_length(self.cascade, sampling, request, position)
+        plan_lengths(self.cascade, sampling, request)
         use_compilation_cache()
         conditions = encode_request(self.cascade, self.params, request)
         images = sample_cascade(self.cascade, self.params, sampling, request, conditions, place)

@@ -20,6 +20,7 @@ from imagen_jax.diffusion.overrides import is_number
 from imagen_jax.images.decoding import decode, to_rgb
 from imagen_jax.images.pixels import to_float
 from imagen_jax.pipeline.progress import Callback
+from imagen_jax.storage.codec import require
 
 LARGEST_SEED = 2**32 - 1
 CPU_BATCH, ACCELERATOR_BATCH = 4, 16
@@ -88,27 +89,47 @@ def check_request(cascade: Cascade, name: str, request: Request) -> Request:
     labels = None if request.label is None else _labels(cascade, request.label)
     if prompts and labels and len(prompts) != len(labels):
         raise ValueError(f"{len(prompts)} prompts but {len(labels)} labels.")
-    negative = request.negative_prompt
-    if negative is not None and not isinstance(negative, str):
-        raise ValueError(f"negative_prompt is one string for all images, not {negative!r}.")
-    negative = negative if negative and negative.strip() else None
-    if negative and cascade.encoder is None:
-        raise ValueError(f"{name!r} reads no text, so no negative_prompt either.")
-    counts = {"num_images": request.num_images, "every": request.every}
-    counts["batch_size"] = request.batch_size
-    for option, value in counts.items():
-        if value is not None and not (_is_whole(value) and value >= 1):
-            raise ValueError(f"{option} must be a whole number, at least 1: {value!r}.")
-    seed = secrets.randbelow(LARGEST_SEED + 1) if request.seed is None else request.seed
+    negative = request.negative_prompt or ""
+    require(
+        (
+            isinstance(negative, str),
+            f"negative_prompt is one string for all images, not {negative!r}.",
+        ),
+        (
+            cascade.encoder is not None or not str(negative).strip(),
+            f"{name!r} reads no text, so no negative_prompt either.",
+        ),
+        (request.first_index >= 0, f"first_index must not be negative: {request.first_index}."),
+    )
+    num_images = check_count("num_images", request.num_images)
+    for option in ("every", "batch_size"):
+        if getattr(request, option) is not None:
+            check_count(option, getattr(request, option))
+    count = num_images * len(prompts or labels or [None])
+    return replace(
+        request,
+        prompt=prompts,
+        label=labels,
+        negative_prompt=negative if negative.strip() else None,
+        num_images=num_images,
+        seed=check_seed(request.seed),
+        batch_size=int(request.batch_size or default_batch_size(count)),
+    )
+
+
+def check_count(name: str, value: int) -> int:
+    """The number itself; ValueError, naming it, unless it is a whole number from 1 on."""
+    if not _is_whole(value) or value < 1:
+        raise ValueError(f"{name} must be a whole number, at least 1: {value!r}.")
+    return int(value)
+
+
+def check_seed(seed: int | None) -> int:
+    """The seed, or a new one; ValueError, naming it, unless it is in 0 ... LARGEST_SEED."""
+    seed = secrets.randbelow(LARGEST_SEED + 1) if seed is None else seed
     if not _is_whole(seed) or not 0 <= seed <= LARGEST_SEED:
         raise ValueError(f"seed must be a whole number from 0 to {LARGEST_SEED}: {seed!r}.")
-    if request.first_index < 0:
-        raise ValueError(f"first_index must not be negative: {request.first_index}.")
-    checked = replace(
-        request, prompt=prompts, label=labels, negative_prompt=negative, seed=int(seed)
-    )
-    size = request.batch_size or default_batch_size(len(checked.rows))
-    return replace(checked, batch_size=int(size))
+    return int(seed)
 
 
 def default_batch_size(count: int) -> int:
@@ -127,14 +148,20 @@ def _prompts(cascade: Cascade, name: str, prompt: Any) -> list[str]:
             f"{name!r} reads text, but came without a text encoder: load it together with the "
             "model that has its encoder, load_model([that one, this one])."
         )
-    prompts = [prompt] if isinstance(prompt, str) else prompt
-    if not isinstance(prompts, Iterable) or not all(isinstance(p, str) for p in prompts):
-        raise ValueError(f"A prompt must be a string, or a list of strings: {prompt!r}.")
-    if not prompts:
-        raise ValueError("The list of prompts is empty.")
-    if cascade.encoder.null != "empty" and not all(p.strip() for p in prompts):
-        raise ValueError(f"The prompt is empty: {prompt!r}. Say what the image shows.")
-    return list(prompts)
+    prompts = list(prompt) if isinstance(prompt, Iterable) else [prompt]
+    prompts = [prompt] if isinstance(prompt, str) else prompts
+    require(
+        (prompts, "The list of prompts is empty."),
+        (
+            all(isinstance(entry, str) for entry in prompts),
+            f"A prompt must be a string, or a list of strings: {prompt!r}.",
+        ),
+        (
+            cascade.encoder.null == "empty" or all(str(entry).strip() for entry in prompts),
+            f"The prompt is empty: {prompt!r}. Say what the image shows.",
+        ),
+    )
+    return prompts
 
 
 def _labels(cascade: Cascade, label: Any) -> list[int]:

@@ -18,7 +18,7 @@ from tiny_cascade import (
     random_params,
 )
 
-from imagen_jax.cascade import cascade as cascade_room
+from imagen_jax.cascade import description
 from imagen_jax.cascade.cascade import Cascade, sample_keys
 from imagen_jax.cascade.sample import (
     AUGMENTATION_INDEX,
@@ -123,8 +123,8 @@ def test_low_resolution_images_are_upsampled_and_noised(key):
 
 
 def test_a_cascade_goes_through_json(tmp_path):
-    values = json.loads(json.dumps(cascade_room.to_dict(CASCADE)))
-    assert cascade_room.from_dict(values, str(tmp_path)) == CASCADE
+    values = json.loads(json.dumps(description.to_dict(CASCADE)))
+    assert description.from_dict(values, str(tmp_path)) == CASCADE
 
 
 def test_a_cascade_must_fit_together():

@@ -30,7 +30,8 @@ from imagen_jax.diffusion.time_grids import spaced_steps
 from imagen_jax.models import EfficientLevel, EfficientUNetConfig, UNetConfig, UNetLevel, t5
 from imagen_jax.storage.reading import read_layout
 from imagen_jax.storage.safetensors import TensorFiles
-from imagen_jax.text.encoder import ByteTokenizer, SentencePieceTokenizer, TextEncoder, tokenize
+from imagen_jax.text.encoder import TextEncoder, tokenize
+from imagen_jax.text.tokenizers import ByteTokenizer, SentencePieceTokenizer
 from imagen_jax.training import batches, build
 from imagen_jax.training.run_config import read_config
 from imagen_jax.typing import TextEmbeddings

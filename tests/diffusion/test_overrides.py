@@ -43,8 +43,8 @@ def test_sampling_go_through_json(spacing):
     assert sampling.steps == {"smart185": 185, (900, 500, 0): 3}.get(spacing, 256)
 
 
-def test_sampling_refuse_an_unknown_key():
-    with pytest.raises(ValueError, match="'stepz'"):
+def test_an_unknown_key_is_refused():
+    with pytest.raises(ValueError, match="stepz"):
         sampling_from_dict({"stepz": 3})
 
 
