@@ -4,20 +4,43 @@ import functools
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
+from imagen_jax.evaluation.clip_tokenizer import tokenize
 from imagen_jax.evaluation.resizing import RESIZES
 from imagen_jax.models import clip, inception
+from imagen_jax.storage import fingerprints
+from imagen_jax.storage.codec import require
 from imagen_jax.typing import Images, Params, Tokens
 
 INCEPTION_RESIZES = ("legacy_tensorflow", "pytorch_fid", "clean")
 CLIP_RESIZES = ("clip",)
 AXIS = "images"  # of the mesh that a batch is split over
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureNetwork:
+    """A network and its weights, before it is on any device."""
+
+    name: str
+    config: clip.ClipConfig | None  # None for Inception, which has no choices
+    params: Params
+    directory: Path | None = None  # that has the tokenizer, if there is one
+
+    @property
+    def kind(self) -> Literal["inception", "clip"]:
+        return "inception" if self.config is None else "clip"
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with any of the weights, not with the form that they were read from."""
+        return fingerprints.of_parameters({self.kind: self.params})
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +53,7 @@ class FeatureExtractor:
 
     name: str
     fingerprint: str
-    config: clip.ClipConfig | None  # None for Inception, which has no choices
+    config: clip.ClipConfig | None  # None for Inception
     params: Params
     resize: str  # one of `resizing.RESIZES`
     tokenize: Callable[[Sequence[str]], np.ndarray] | None
@@ -110,41 +133,43 @@ class FeatureExtractor:
 
 
 def make_extractor(
-    name: str,
-    fingerprint: str,
-    config: clip.ClipConfig | None,
-    params: Params,
+    network: FeatureNetwork,
     *,
     resize: str | None = None,
-    tokenize: Callable[[Sequence[str]], np.ndarray] | None = None,
     mesh: Mesh | None = None,
     batch_size: int = 32,
 ) -> FeatureExtractor:
-    """A FeatureExtractor with its parameters on this host's devices of `mesh` (None: on all).
+    """A network with its parameters on this host's devices of `mesh` (None: on all).
 
     Args:
-        resize: None takes the network's own: "legacy_tensorflow", the original FID's, or "clip".
-        batch_size: is rounded up to equal shares for the devices.
+        resize: of Inception: "legacy_tensorflow" (None: the original FID's), "pytorch_fid" or
+            "clean".
+        batch_size: images that go through the network at once, rounded up to equal shares for the
+            devices.
 
     Raises:
         ValueError: the network has no such resize, or the batch size is not positive.
     """
+    config, tokenizer = network.config, None
     known = INCEPTION_RESIZES if config is None else CLIP_RESIZES
     resize = known[0] if resize is None else resize
-    if resize not in known:
-        raise ValueError(f"{name} has no resize {resize!r}; it has {', '.join(known)}.")
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}; it must be at least 1.")
+    require(
+        (resize in known, f"{network.name} has no resize {resize!r}; it has {', '.join(known)}."),
+        (batch_size >= 1, f"batch_size is {batch_size}; it must be at least 1."),
+    )
+    if config is not None and network.directory is not None:
+        sizes = config.vocab_size, config.max_length
+        tokenizer = functools.partial(tokenize, network.directory, *sizes)
     devices = jax.devices() if mesh is None else mesh.devices.flat
     local = [device for device in devices if device.process_index == jax.process_index()]
     mesh = Mesh(np.array(local), (AXIS,))
     return FeatureExtractor(
-        name,
-        fingerprint,
+        network.name,
+        network.fingerprint,
         config,
-        jax.device_put(params, NamedSharding(mesh, PartitionSpec())),
+        jax.device_put(network.params, NamedSharding(mesh, PartitionSpec())),
         resize,
-        tokenize,
+        tokenizer,
         mesh,
         -(-batch_size // len(local)) * len(local),
     )

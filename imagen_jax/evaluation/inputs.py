@@ -16,7 +16,12 @@ from imagen_jax.diffusion.overrides import with_overrides
 from imagen_jax.diffusion.sampling import Sampling
 from imagen_jax.evaluation import image_folder, image_set, measures, shards
 from imagen_jax.evaluation.feature_files import load_extractor
-from imagen_jax.evaluation.features import INCEPTION_RESIZES, FeatureExtractor, make_extractor
+from imagen_jax.evaluation.features import (
+    INCEPTION_RESIZES,
+    FeatureExtractor,
+    FeatureNetwork,
+    make_extractor,
+)
 from imagen_jax.evaluation.image_quality import QUALITY
 from imagen_jax.evaluation.prompts import COCO_SIZE, PromptList, plain_list, read_prompts
 from imagen_jax.evaluation.reference import (
@@ -29,8 +34,9 @@ from imagen_jax.evaluation.reference import (
 from imagen_jax.models import inception
 from imagen_jax.pipeline.loading import load_model
 from imagen_jax.pipeline.pipeline import Pipeline
-from imagen_jax.pipeline.request import LARGEST_SEED, last_stage
+from imagen_jax.pipeline.request import check_count, check_seed, last_stage
 from imagen_jax.storage import fingerprints
+from imagen_jax.storage.codec import require
 
 KNOWN_METRICS = (
     *measures.METRICS,
@@ -77,23 +83,29 @@ class EvaluationRequest:
     out: Path | None = None
 
     def __post_init__(self):
-        for option, known in (("metrics", KNOWN_METRICS), ("resize", INCEPTION_RESIZES)):
-            unknown = set(getattr(self, option)) - set(known)
-            if unknown or not getattr(self, option):
-                named = ", ".join(map(repr, sorted(unknown))) or "nothing"
-                raise ValueError(f"--{option} is {named}; known are {', '.join(known)}.")
-        if min(self.batch_size, self.num_images) < 1:
-            raise ValueError(
-                f"batch_size and num_images must be at least 1: {self.batch_size}, "
-                f"{self.num_images}."
-            )
-        if not 0 <= self.seed <= LARGEST_SEED:
-            raise ValueError(f"seed must lie in 0 ... {LARGEST_SEED}: {self.seed}.")
+        metrics, resizes, reference = set(self.metrics), set(self.resize), self.reference
+        require(
+            (
+                metrics and metrics <= set(KNOWN_METRICS),
+                f"--metrics are {', '.join(metrics)}; known are {', '.join(KNOWN_METRICS)}.",
+            ),
+            (
+                resizes and resizes <= set(INCEPTION_RESIZES),
+                f"--resize is {', '.join(resizes)}; known are {', '.join(INCEPTION_RESIZES)}.",
+            ),
+            (
+                self.make_reference is None or (reference is not None and self.features),
+                "--make_reference needs --features DIR and --reference FILE to write.",
+            ),
+            (
+                reference is None or not reference.is_dir(),
+                f"--reference {reference} is a folder; give a file.",
+            ),
+        )
+        check_count("batch_size", self.batch_size)
+        check_count("num_images", self.num_images)
+        check_seed(self.seed)
         shards.read_shard(self.share)
-        if self.make_reference is not None and not (self.reference and self.features):
-            raise ValueError("--make_reference needs --features DIR and --reference FILE to write.")
-        if self.reference is not None and self.reference.is_dir():
-            raise ValueError(f"--reference {self.reference} is a folder; give a file.")
 
     @property
     def shard(self) -> shards.Shard:
@@ -148,37 +160,46 @@ def _check_needs(run: EvaluationRun) -> None:
     """ValueError where a metric lacks something, a network has no metric, or images no prompt."""
     request, metrics, reference = run.request, run.request.metrics, run.reference
     of_emoji = {"retrieval", *(QUALITY if run.true_files is None else ())} & set(metrics)
-    if of_emoji and run.emoji is None:
-        raise ValueError(
+    counted = None not in (run.files, run.prompts) and not set(metrics) <= set(QUALITY)
+    files, texts = len(run.files or ()), len(run.texts or ())
+    require(
+        (
+            run.emoji is not None or not of_emoji,
             f"{', '.join(sorted(of_emoji))} look at emoji: give --prompts emoji; psnr and ssim "
-            "also compare --images with --truth."
-        )
+            "also compare --images with --truth.",
+        ),
+        (
+            not counted or files == texts,
+            f"There are {files} images for {texts} prompts: give one each, named after the "
+            "prompts' ids, or in the order of the sorted names.",
+        ),
+    )
     kinds = {extractor.kind for extractor in run.extractors}
     for name in [name for name in metrics if name in measures.METRICS]:
         metric = measures.METRICS[name]
-        if metric.network not in kinds:
-            raise ValueError(
+        made = reference is not None or request.make_reference is not None
+        require(
+            (
+                metric.network in kinds,
                 f"{name} needs a network of kind {metric.network}: give its converted weights "
-                "with --features DIR (scripts/convert.py makes them of the public files)."
-            )
-        if metric.target == "reference" and request.make_reference is None and reference is None:
-            raise ValueError(f"{name} needs --reference FILE, which --make_reference makes.")
-        if metric.target == "captions" and run.prompts is None:
-            raise ValueError(f"{name} needs the captions of the images: give --prompts.")
+                "with --features DIR (scripts/convert.py makes them of the public files).",
+            ),
+            (
+                metric.target != "reference" or made,
+                f"{name} needs --reference FILE, which --make_reference makes.",
+            ),
+            (
+                metric.target != "captions" or run.prompts is not None,
+                f"{name} needs the captions of the images: give --prompts.",
+            ),
+        )
     for extractor in run.extractors:
         wanted = measures.metrics_of(metrics, extractor)
-        if not wanted:
-            raise ValueError(
-                f"No metric of {', '.join(metrics)} reads the features of {extractor.name}."
-            )
+        require(
+            (wanted, f"No metric of {', '.join(metrics)} reads the features of {extractor.name}.")
+        )
         if reference is not None and set(wanted) & set(measures.DISTANCES):
             reference.of(extractor)
-    counted = None not in (run.files, run.prompts) and not set(metrics) <= set(QUALITY)
-    if counted and len(run.files) != len(run.texts):
-        raise ValueError(
-            f"There are {len(run.files)} images for {len(run.texts)} prompts: give one each, "
-            "named after the prompts' ids, or in the order of the sorted names."
-        )
 
 
 def _read_prompts(
@@ -240,8 +261,7 @@ def read_extractors(request: EvaluationRequest) -> tuple[FeatureExtractor, ...]:
 def random_inception() -> FeatureExtractor:
     """Inception with random weights: for trying things out where the true ones are not at hand."""
     params = inception.init(jax.random.key(0))
-    fingerprint = fingerprints.of_parameters({"inception": params})
-    return make_extractor("random Inception", fingerprint, None, params)
+    return make_extractor(FeatureNetwork("random Inception", None, params))
 
 
 # ------------------------------------------------------------------------------- the reference

@@ -32,6 +32,7 @@ from imagen_jax.evaluation.report import Report
 from imagen_jax.evaluation.retrieval import evaluate_retrieval
 from imagen_jax.evaluation.shards import WHOLE
 from imagen_jax.pipeline.generation import spread
+from imagen_jax.storage.codec import require
 from imagen_jax.storage.folders import output_folder
 
 
@@ -104,15 +105,14 @@ def _check_model(run: EvaluationRun, model: EvaluatedModel) -> None:
     kinds = {stage.conditioning for stage in model.pipeline.cascade.stages}
     if "text" in kinds or set(metrics) <= set(QUALITY):
         return
-    if "label" not in kinds:
-        raise ValueError(
-            f"{model.pipeline.name!r} reads neither text nor classes: give its --images."
-        )
-    if not all(text.isdigit() for text in run.prompts.texts):
-        raise ValueError(
-            f"{model.pipeline.name!r} reads classes, not text: give --prompts FILE with a class a "
-            "line."
-        )
+    name = model.pipeline.name
+    require(
+        ("label" in kinds, f"{name!r} reads neither text nor classes: give its --images."),
+        (
+            all(text.isdigit() for text in run.prompts.texts),
+            f"{name!r} reads classes, not text: give --prompts FILE with a class a line.",
+        ),
+    )
 
 
 def _check_sweep(

@@ -22,6 +22,7 @@ from imagen_jax.images.pixels import resize, to_float, to_uint8
 from imagen_jax.pipeline.generation import encode_request, sample_cascade, spread
 from imagen_jax.pipeline.progress import Progress
 from imagen_jax.pipeline.request import Request
+from imagen_jax.storage.codec import require
 from imagen_jax.typing import Images
 
 
@@ -33,22 +34,30 @@ def super_resolution_stages(cascade: Cascade) -> list[int]:
 def check_super_resolution(metrics: Sequence[str], model: EvaluatedModel, emoji: ImageSet) -> None:
     """ValueError where psnr or ssim is asked for and the model or the images cannot have it."""
     asked = [name for name in metrics if name in QUALITY]
-    all_stages = model.pipeline.cascade.stages
-    stages = [all_stages[i] for i in super_resolution_stages(model.pipeline.cascade)]
-    if asked and not stages:
-        raise ValueError(
+    if not asked:
+        return
+    stages, sides = model.pipeline.cascade.stages, emoji.source.images.shape[1:3]
+    names = ", ".join(stage.name for stage in stages)
+    stages = [stages[i] for i in super_resolution_stages(model.pipeline.cascade)]
+    require(
+        (
+            stages,
             f"{' and '.join(asked)} need a super-resolution stage; {model.pipeline.name!r} has "
-            f"only {', '.join(stage.name for stage in all_stages)}."
-        )
-    if "ssim" in asked and min(stage.resolution for stage in stages) < WINDOW:
-        raise ValueError(f"ssim needs stages that make images of at least {WINDOW} pixels.")
-    sides = emoji.source.images.shape[1:3]
-    for stage in stages if asked else ():
-        if min(sides) < stage.resolution:
-            raise ValueError(
+            f"only {names}.",
+        ),
+        (
+            "ssim" not in asked or all(stage.resolution >= WINDOW for stage in stages),
+            f"ssim needs stages that make images of at least {WINDOW} pixels.",
+        ),
+    )
+    for stage in stages:
+        require(
+            (
+                min(sides) >= stage.resolution,
                 f"Stage {stage.name!r} makes images of {stage.resolution} pixels, but those of "
-                f"{emoji.path} have {sides[0]}x{sides[1]}: nothing to compare them with."
+                f"{emoji.path} have {sides[0]}x{sides[1]}: nothing to compare them with.",
             )
+        )
 
 
 def evaluate_super_resolution(

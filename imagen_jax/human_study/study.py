@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from imagen_jax.storage.codec import require
 from imagen_jax.storage.json_file import read_object, write_object
 
 PASS_MARK = 0.8  # raters with fewer of the control questions right are left out, the paper's
@@ -150,20 +151,28 @@ def check_answer(study: Study, values: Any, before: set[tuple[str, str]]) -> Ans
         DuplicateAnswer: the rater has answered the trial.
         ValueError: anything else is wrong; the message names it.
     """
-    if not isinstance(values, dict) or set(values) != {"rater", "trial", "answers"}:
-        raise ValueError("An answer must be an object with rater, trial and answers, no more.")
+    whole = isinstance(values, dict) and set(values) == {"rater", "trial", "answers"}
+    require((whole, "An answer must be an object with rater, trial and answers, no more."))
     rater, trial, answers = values["rater"], values["trial"], values["answers"]
-    if not isinstance(rater, str) or not RATER.fullmatch(rater):
-        raise ValueError("rater must be 1 to 40 letters, digits, or . @ + - _ and spaces.")
-    if not isinstance(trial, str) or trial not in study.trials:
-        raise ValueError(f"There is no trial {str(trial)[:40]!r}.")
     questions = STUDIES[study.kind]
-    if not isinstance(answers, dict) or set(answers) != set(questions):
-        raise ValueError(f"answers must answer {', '.join(questions)}, each once.")
+    require(
+        (
+            isinstance(rater, str) and RATER.fullmatch(rater),
+            "rater must be 1 to 40 letters, digits, or . @ + - _ and spaces.",
+        ),
+        (
+            isinstance(trial, str) and trial in study.trials,
+            f"There is no trial {str(trial)[:40]!r}.",
+        ),
+        (
+            isinstance(answers, dict) and set(answers) == set(questions),
+            f"answers must answer {', '.join(questions)}, each once.",
+        ),
+    )
     for name, choice in answers.items():
-        if not isinstance(choice, str) or choice not in questions[name].choices:
-            known = ", ".join(questions[name].choices)
-            raise ValueError(f"{name} is {str(choice)[:40]!r}; it must be one of {known}.")
+        known = questions[name].choices
+        right = isinstance(choice, str) and choice in known
+        require((right, f"{name} is {str(choice)[:40]!r}; it must be one of {', '.join(known)}."))
     if (rater, trial) in before:
         raise DuplicateAnswer(f"{rater} has answered trial {trial} already.")
     return Answer(rater, trial, dict(answers))

@@ -2,6 +2,8 @@
 network, more devices, sizes and parts.
 """
 
+from dataclasses import replace
+
 import jax
 import numpy as np
 import pytest
@@ -18,7 +20,7 @@ from jax.sharding import Mesh
 from imagen_jax.commands.benchmark_features import random_state
 from imagen_jax.convert.inception import params_from_pytorch
 from imagen_jax.evaluation.distances import frechet_distance, kernel_distance, statistics_of
-from imagen_jax.evaluation.features import make_extractor
+from imagen_jax.evaluation.features import FeatureNetwork, make_extractor
 from imagen_jax.models import clip
 
 BATCH = 4
@@ -48,12 +50,14 @@ def one_device() -> Mesh:
 
 def inception(params, mesh=None, **settings):
     mesh = one_device() if mesh is None else mesh
-    return make_extractor("inception", "0", None, params, mesh=mesh, batch_size=BATCH, **settings)
+    network = FeatureNetwork("inception", None, params)
+    return make_extractor(network, mesh=mesh, batch_size=BATCH, **settings)
 
 
 def tiny_clip(params, mesh=None, **settings):
     mesh = one_device() if mesh is None else mesh
-    return make_extractor("tiny", "1", CLIP, params, mesh=mesh, batch_size=BATCH, **settings)
+    network = FeatureNetwork("tiny", CLIP, params)
+    return make_extractor(network, mesh=mesh, batch_size=BATCH, **settings)
 
 
 def crops(count: int, side: int, seed: int) -> list[np.ndarray]:
@@ -138,7 +142,8 @@ def test_resizes_differ_and_are_told(params):
     assert relative_error(found["pytorch_fid"], found["legacy_tensorflow"]) > 1e-3
     for name, extractor in each.items():
         assert extractor.describe() == {
-            "kind": "inception", "name": "inception", "fingerprint": "0", "resize": name,
+            "kind": "inception", "name": "inception", "fingerprint": extractor.fingerprint,
+            "resize": name,
             "side": 299, "dim": 2048,
         }  # fmt: skip
 
@@ -150,7 +155,7 @@ def test_clip_reads_images_and_texts(clip_params, rng):
             ids[row, : len(text)] = [ord(letter) - ord("a") for letter in text]
         return ids
 
-    extractor = tiny_clip(clip_params, tokenize=tokenize)
+    extractor = replace(tiny_clip(clip_params), tokenize=tokenize)
     images = [rng.integers(0, 256, (32, 32, 3), np.uint8) for _ in range(4)]
     shares = jax.numpy.asarray(np.stack(images), np.float32) / 255
     expected = jax.jit(clip.embed_images, static_argnums=0)(CLIP, clip_params, shares)
@@ -176,4 +181,4 @@ def test_bad_values_are_named(params, rng):
     with pytest.raises(ValueError, match="no resize 'lanczos'; it has legacy_tensorflow"):
         inception(params, resize="lanczos")
     with pytest.raises(ValueError, match="batch_size is 0"):
-        make_extractor("inception", "0", None, params, batch_size=0)
+        make_extractor(FeatureNetwork("inception", None, params), batch_size=0)

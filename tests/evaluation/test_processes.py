@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from imagen_jax.commands import evaluate
-from imagen_jax.evaluation.feature_files import FeatureNetwork, write_network
+from imagen_jax.evaluation.feature_files import write_network
+from imagen_jax.evaluation.features import FeatureNetwork
 from imagen_jax.models import clip
 
 ROOT = Path(__file__).parents[2]
