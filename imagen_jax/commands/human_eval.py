@@ -81,12 +81,12 @@ def make_sheets(options: argparse.Namespace) -> None:
 
 
 def serve(options: argparse.Namespace) -> None:
-    from imagen_jax.human_study.server import ADDRESS, AnswerFile, make_server
+    from imagen_jax.human_study.server import ADDRESS, AnswerFile, StudyServer
     from imagen_jax.human_study.study import read_study
 
     study = read_study(options.study)
     answers = AnswerFile(options.answers or options.study / "answers.jsonl", study)
-    with make_server(options.study, study, answers, options.port) as server:
+    with StudyServer(options.study, study, answers, options.port) as server:
         print(
             f"http://{ADDRESS}:{server.server_address[1]}  (answers in {answers.path})", flush=True
         )

@@ -19,6 +19,7 @@ from imagen_jax.evaluation.image_folder import (
 from imagen_jax.evaluation.prompts import PromptList
 from imagen_jax.human_study.study import STUDIES, Secret, Study, Trial
 from imagen_jax.images.grid import image_grid
+from imagen_jax.storage.codec import require
 from imagen_jax.storage.json_file import read_object
 
 COLUMNS = 4  # of a sheet
@@ -129,13 +130,14 @@ def make_study(
 
     Raises ValueError where the study is unknown or cannot have controls.
     """
-    if kind not in STUDIES:
-        raise ValueError(f"Unknown study {kind!r}; known are {', '.join(STUDIES)}.")
-    if controls < 1 or len(prompts) < 2:
-        raise ValueError(
+    require(
+        (kind in STUDIES, f"Unknown study {kind!r}; known are {', '.join(STUDIES)}."),
+        (
+            controls >= 1 and len(prompts) >= 2,
             f"{controls} controls of {len(prompts)} prompts cannot be made: without a control no "
-            "rater's answers are kept, and one needs 2 prompts."
-        )
+            "rater's answers are kept, and one needs 2 prompts.",
+        ),
+    )
     makers = {
         "drawbench": (_pair, _other_prompt),
         "photorealism": (_pair, _spoilt),

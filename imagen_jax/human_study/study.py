@@ -209,10 +209,13 @@ def analyse(study: Study, answers: Sequence[Answer]) -> dict[str, Any]:
 
     Raises ValueError where there are no answers, no controls, or no rater is left.
     """
-    if not answers:
-        raise ValueError("There are no answers yet; scripts/human_eval.py serve collects them.")
-    if all(secret.control is None for secret in study.key.values()):
-        raise ValueError("The study has no controls, which tell the raters who read the questions.")
+    require(
+        (answers, "There are no answers yet; scripts/human_eval.py serve collects them."),
+        (
+            any(secret.control for secret in study.key.values()),
+            "The study has no controls, which tell the raters who read the questions.",
+        ),
+    )
     raters = control_scores(study, answers)
     kept = {rater for rater, score in raters.items() if score["passed"]}
     categories: dict[str, list[Answer]] = {}
@@ -314,7 +317,7 @@ def wilson(successes: int, total: int) -> tuple[float, float]:
 
 
 def bootstrap(prompts: Sequence[str], values: Sequence[float] | np.ndarray) -> tuple[float, float]:
-    """The 95 % interval of the mean of values [answers] when their prompts are drawn anew."""
+    """The 95 % interval of the mean of values [answers] when prompts are resampled."""
     names, row = np.unique(prompts, return_inverse=True)
     sums, counts = np.bincount(row, values), np.bincount(row)
     generator = np.random.default_rng(BOOTSTRAP_SEED)

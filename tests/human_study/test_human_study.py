@@ -14,7 +14,7 @@ from imagen_jax.commands.human_eval import main
 from imagen_jax.data import coco
 from imagen_jax.evaluation.prompts import plain_list, read_prompts, write_coco
 from imagen_jax.human_study import study as human
-from imagen_jax.human_study.server import AnswerFile, make_server
+from imagen_jax.human_study.server import AnswerFile, StudyServer
 from imagen_jax.human_study.sheets import read_set
 
 PROMPTS, COPIES = 20, 2
@@ -156,7 +156,7 @@ def test_the_seed_decides_sides_and_order(images, study, tmp_path):
 def server(study, tmp_path):
     directory, made = study
     answers = AnswerFile(tmp_path / "answers.jsonl", made)
-    with make_server(directory, made, answers, 0) as running:
+    with StudyServer(directory, made, answers, 0) as running:
         thread = threading.Thread(target=running.serve_forever)
         thread.start()
         try:
