@@ -9,7 +9,7 @@ from PIL import Image
 
 from imagen_jax.evaluation.progress import image_bar
 from imagen_jax.evaluation.shards import WHOLE, Shard
-from imagen_jax.images.image_list import save_png
+from imagen_jax.images.png import save_png
 from imagen_jax.storage.atomic import written_whole
 from imagen_jax.storage.json_file import read_object, write_object
 

@@ -17,8 +17,9 @@ from imagen_jax.cascade.stage import Conditions
 from imagen_jax.devices.sharding import batch_parts, batch_sharding
 from imagen_jax.diffusion.editing import Edit
 from imagen_jax.diffusion.sampling import Sampling
-from imagen_jax.images.image_list import SETTINGS_KEY, ImageList
+from imagen_jax.images.image_list import ImageList
 from imagen_jax.images.pixels import to_pil, to_uint8
+from imagen_jax.images.png import SETTINGS_KEY
 from imagen_jax.pipeline.progress import Progress, progress_bar
 from imagen_jax.pipeline.request import Request
 from imagen_jax.text import encoder as text

@@ -9,7 +9,7 @@ from PIL import Image
 from tiny_cascade import tiny_pipeline
 
 from imagen_jax.commands.generate import main
-from imagen_jax.images.image_list import read_settings
+from imagen_jax.images.png import read_settings
 
 
 @pytest.fixture(scope="module")
