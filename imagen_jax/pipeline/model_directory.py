@@ -4,7 +4,6 @@ as safetensors, and the tokenizer's file.
 Nothing in it is executed when it is read.
 """
 
-import hashlib
 import itertools
 import json
 import os
@@ -17,6 +16,7 @@ from typing import Any
 from imagen_jax.cascade import description
 from imagen_jax.cascade.cascade import TEXT_ENCODER, Cascade, part_shapes
 from imagen_jax.pipeline.lazy_params import PROBED, LazyParams, Probe
+from imagen_jax.storage import fingerprints
 from imagen_jax.storage.json_file import parse_object, read_object
 from imagen_jax.storage.layout import Tensors
 from imagen_jax.storage.reading import ShardingOf, read_layout
@@ -34,15 +34,6 @@ def component_names(cascade: Cascade) -> list[str]:
     """What has parameters: the stages, and the text encoder if there is one."""
     names = [stage.name for stage in cascade.stages]
     return names if cascade.encoder is None else [*names, TEXT_ENCODER]
-
-
-def fingerprint(files: list[Path]) -> str:
-    """Some digits that change when any of the files does."""
-    digest = hashlib.sha256()
-    for file in sorted(files):
-        with open(file, "rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()[:16]
 
 
 def write_model(
@@ -86,7 +77,7 @@ def write_model(
         values = {
             "format": FORMAT,
             "name": name or directory.resolve().name,
-            "fingerprint": fingerprint(files),
+            "fingerprint": fingerprints.of_files(files),
             **description.to_dict(cascade),
             "notes": dict(notes or {}),
         }

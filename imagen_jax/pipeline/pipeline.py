@@ -43,6 +43,7 @@ from imagen_jax.pipeline.request import (
     to_pixels,
     upscaled_from,
 )
+from imagen_jax.storage import fingerprints
 from imagen_jax.storage.codec import nearest
 
 OVERRIDES = ("guidance", "steps", "sampler", "spacing", "aug_level")  # of Sampling
@@ -381,7 +382,7 @@ class Pipeline:
         if not is_number(scale) or not isfinite(scale):
             raise ValueError(f"scale must be a finite number: {scale!r}.")
         name, params = adapted_params(path, self.cascade, self.params, scale, stage)
-        digest = model_directory.fingerprint([Path(path)])
+        digest = fingerprints.of_files([Path(path)])
         if self._without_lora is None:
             self._without_lora = self.params, self.fingerprint
         self.params = params
