@@ -9,7 +9,7 @@ import numpy as np
 from imagen_jax.cascade.cascade import Cascade
 from imagen_jax.cascade.stage import Stage, init_params
 from imagen_jax.convert import t5
-from imagen_jax.convert.diffusers_directory import DiffusersDirectory, Weights
+from imagen_jax.convert.diffusers_directory import DiffusersDirectory
 from imagen_jax.convert.diffusers_scheduler import (
     DDPM,
     PREDICTIONS,
@@ -24,8 +24,8 @@ from imagen_jax.convert.diffusers_unet import (
 )
 from imagen_jax.convert.fields import Fields
 from imagen_jax.diffusion.sampling import SamplingSettings
-from imagen_jax.storage.reading import ShardingOf, read_layout
-from imagen_jax.storage.safetensors import TensorFiles
+from imagen_jax.storage.layout_files import ShardingOf, read_layout
+from imagen_jax.storage.safetensors import open_tensors
 from imagen_jax.text.encoder import SentencePieceTokenizer, TextEncoder, check_vocabulary
 from imagen_jax.typing import Params
 
@@ -119,13 +119,9 @@ def cascade_from_diffusers(directory: DiffusersDirectory, dtype: str = "float32"
     return Cascade((stage,), (settings,), encoder_from_diffusers(directory, dtype))
 
 
-def _files(weights: Weights) -> TensorFiles:
-    return TensorFiles(weights.directory, weights.name, weights.variant)
-
-
-def unet_files(directory: DiffusersDirectory) -> list[str]:
+def unet_files(directory: DiffusersDirectory) -> set[str]:
     """The names of the files of the U-Net's parameters."""
-    return _files(directory.unet).files()
+    return {tensor.path.name for tensor in open_tensors(*directory.unet).values()}
 
 
 def read_unet(
@@ -137,7 +133,7 @@ def read_unet(
     """The stage's parameters, read tensor by tensor; arguments and errors as of `read_layout`."""
     return read_layout(
         unet_layout(stage.network),
-        _files(directory.unet),
+        open_tensors(*directory.unet),
         jax.eval_shape(lambda key: init_params(stage, key), jax.random.key(0)),
         dtype=dtype,
         sharding=sharding,
@@ -154,7 +150,7 @@ def read_encoder(
     """The text encoder's parameters, likewise."""
     return t5.params_from_huggingface(
         encoder.config,
-        _files(directory.text_encoder),
+        open_tensors(*directory.text_encoder),
         dtype,
         sharding=sharding,
         where=str(directory.text_encoder.directory),
@@ -165,6 +161,6 @@ def read_encoder_marks(
     directory: DiffusersDirectory, encoder: TextEncoder, paths: tuple[str, ...]
 ) -> dict[str, np.ndarray]:
     """Those of these parameters of the encoder that it has, each in one tensor; nothing else."""
-    files, layout = _files(directory.text_encoder), t5.encoder_layout(encoder.config)
+    files, layout = open_tensors(*directory.text_encoder), t5.encoder_layout(encoder.config)
     wanted = {path: layout[path].names for path in paths if path in layout}
-    return {path: files.read(name) for path, (name,) in wanted.items() if name in files}
+    return {path: files[name][()] for path, (name,) in wanted.items() if name in files}

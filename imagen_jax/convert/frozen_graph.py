@@ -1,28 +1,57 @@
-"""The float constants of a frozen TensorFlow graph (a GraphDef in protobuf's wire format).
+"""The float constants of a frozen TensorFlow graph (a GraphDef), read without TensorFlow.
 
-Read without TensorFlow: of tensorflow/core/framework's graph.proto, node_def.proto,
-attr_value.proto, tensor.proto and tensor_shape.proto a dozen fields are needed.
+Of tensorflow/core/framework's graph.proto, node_def.proto, attr_value.proto, tensor.proto and
+tensor_shape.proto a few fields are needed; protobuf skips the others.
 """
 
+import functools
 import math
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
 
 MAX_BYTES = 2**31  # protobuf's own limit
-DT_FLOAT = 1
 MAX_AXES = 32
-# Field numbers.
-GRAPH_NODE = 1
-NODE_NAME, NODE_OP, NODE_ATTRIBUTE = 1, 2, 5
-ENTRY_KEY, ENTRY_VALUE = 1, 2
-ATTRIBUTE_TENSOR = 8
-TENSOR_DTYPE, TENSOR_SHAPE, TENSOR_CONTENT, TENSOR_FLOATS = 1, 2, 4, 5
-SHAPE_AXIS, AXIS_SIZE = 2, 1
+DT_FLOAT = 1
+PACKAGE = "imagen_jax.graph"
+FIELD = descriptor_pb2.FieldDescriptorProto
+ONE, MANY = FIELD.LABEL_OPTIONAL, FIELD.LABEL_REPEATED
+# Message -> its fields: name, number, how often, type (a message's name, or a plain type).
+MESSAGES = {
+    "Axis": [("size", 1, ONE, FIELD.TYPE_INT64)],
+    "Shape": [("dim", 2, MANY, "Axis")],
+    "Tensor": [
+        ("dtype", 1, ONE, FIELD.TYPE_INT32),
+        ("tensor_shape", 2, ONE, "Shape"),
+        ("tensor_content", 4, ONE, FIELD.TYPE_BYTES),
+        ("float_val", 5, MANY, FIELD.TYPE_FLOAT),
+    ],
+    "Value": [("tensor", 8, ONE, "Tensor")],
+    "Attribute": [("key", 1, ONE, FIELD.TYPE_STRING), ("value", 2, ONE, "Value")],
+    "Node": [
+        ("name", 1, ONE, FIELD.TYPE_STRING),
+        ("op", 2, ONE, FIELD.TYPE_STRING),
+        ("attr", 5, MANY, "Attribute"),
+    ],
+    "Graph": [("node", 1, MANY, "Node")],
+}
 
-Field = tuple[int, int | memoryview]
+
+@functools.cache
+def graph_class() -> type[message.Message]:
+    """The protocol buffer GraphDef, in a pool of its own beside TensorFlow's."""
+    file = descriptor_pb2.FileDescriptorProto(name="graph.proto", package=PACKAGE, syntax="proto3")
+    for name, fields in MESSAGES.items():
+        entry = file.message_type.add(name=name)
+        for field, number, label, kind in fields:
+            named = isinstance(kind, str)
+            what = {"type_name": f".{PACKAGE}.{kind}"} if named else {"type": kind}
+            entry.field.add(name=field, number=number, label=label, **what)
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{PACKAGE}.Graph"))
 
 
 def read_constants(path: str | os.PathLike) -> dict[str, np.ndarray]:
@@ -30,7 +59,7 @@ def read_constants(path: str | os.PathLike) -> dict[str, np.ndarray]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no whole GraphDef.
+        ValueError: it is not a whole GraphDef.
     """
     path = Path(path)
     if not path.is_file():
@@ -38,7 +67,16 @@ def read_constants(path: str | os.PathLike) -> dict[str, np.ndarray]:
     try:
         if path.stat().st_size >= MAX_BYTES:
             raise ValueError(f"it has {path.stat().st_size} bytes, more than a graph can have")
-        constants = dict(_constants(memoryview(path.read_bytes())))
+        graph = graph_class().FromString(path.read_bytes())
+        tensors = {
+            node.name: attribute.value.tensor
+            for node in graph.node
+            for attribute in node.attr
+            if node.op == "Const" and attribute.key == "value"
+        }
+        constants = {name: _array(name, t) for name, t in tensors.items() if t.dtype == DT_FLOAT}
+    except message.DecodeError:
+        raise ValueError(f"{path} is not a whole TensorFlow graph: it is cut or damaged.") from None
     except ValueError as error:
         raise ValueError(f"{path} is not a whole TensorFlow graph: {error}.") from None
     if not constants:
@@ -46,86 +84,13 @@ def read_constants(path: str | os.PathLike) -> dict[str, np.ndarray]:
     return constants
 
 
-def _constants(graph: memoryview) -> Iterator[tuple[str, np.ndarray]]:
-    for number, node in _fields(graph):
-        if number != GRAPH_NODE:
-            continue
-        name, is_constant, attributes = "", False, []
-        for field, value in _fields(_message(node)):
-            if field == NODE_NAME:
-                name = bytes(_message(value)).decode()
-            elif field == NODE_OP:
-                is_constant = bytes(_message(value)) == b"Const"
-            elif field == NODE_ATTRIBUTE:
-                attributes.append(dict(_fields(_message(value))))
-        for attribute in attributes if is_constant else ():
-            if bytes(_message(attribute.get(ENTRY_KEY, 0))) == b"value":
-                content = dict(_fields(_message(attribute.get(ENTRY_VALUE, 0))))
-                array = _tensor(name, _message(content.get(ATTRIBUTE_TENSOR, 0)))
-                if array is not None:
-                    yield name, array
-
-
-def _tensor(name: str, tensor: memoryview) -> np.ndarray | None:
-    """A float32 array; None for another type."""
-    fields = list(_fields(tensor))
-    values = dict(fields)
-    if values.get(TENSOR_DTYPE) != DT_FLOAT:
-        return None
-    shape = []
-    for number, axis in _fields(_message(values.get(TENSOR_SHAPE, memoryview(b"")))):
-        if number == SHAPE_AXIS:
-            size = dict(_fields(_message(axis))).get(AXIS_SIZE, 0)
-            shape.append(size if isinstance(size, int) else -1)
+def _array(name: str, tensor: message.Message) -> np.ndarray:
+    """Either the bytes of all its numbers, or each; a single one fills all."""
+    shape = [axis.size for axis in tensor.tensor_shape.dim]
+    content = tensor.tensor_content or np.asarray(tensor.float_val, "<f4").tobytes()
     count = math.prod(shape)
-    # Either the bytes of all, or the floats of each, packed or one by one; a single one fills all.
-    parts = [values.get(TENSOR_CONTENT, memoryview(b""))]
-    if not len(_message(parts[0])):
-        parts = [value for number, value in fields if number == TENSOR_FLOATS]
-    content = b"".join(_message(part) for part in parts)
     sound = len(shape) <= MAX_AXES and 0 < 4 * count < MAX_BYTES
     if not sound or len(content) not in (4 * count, 4):
         raise ValueError(f"the constant {name!r} of shape {shape} has {len(content)} bytes")
     array = np.frombuffer(content, "<f4")
     return np.broadcast_to(array, count).reshape(shape) if len(array) == 1 else array.reshape(shape)
-
-
-def _message(value: int | memoryview) -> memoryview:
-    if isinstance(value, int):
-        raise ValueError("it has a number where a message belongs")
-    return value
-
-
-def _fields(message: memoryview) -> Iterator[Field]:
-    """The fields of a message: numbers, and everything else as bytes."""
-    place, end = 0, len(message)
-    while place < end:
-        key, place = _varint(message, place)
-        number, kind = key >> 3, key & 7
-        if kind == 0:
-            value, place = _varint(message, place)
-            yield number, value
-            continue
-        if kind == 2:
-            size, place = _varint(message, place)
-        elif kind in (1, 5):
-            size = 8 if kind == 1 else 4
-        else:
-            raise ValueError(f"it has a field of the unknown kind {kind}")
-        if place + size > end:
-            raise ValueError(f"a field ends at byte {place + size} of {end}")
-        yield number, message[place : place + size]
-        place += size
-
-
-def _varint(message: memoryview, place: int) -> tuple[int, int]:
-    value = 0
-    for shift in range(0, 70, 7):
-        if place >= len(message):
-            raise ValueError("it ends within a number")
-        byte = message[place]
-        place += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, place
-    raise ValueError("it has a number of more than 64 bits")

@@ -5,8 +5,10 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-# Weights as safetensors, configs, tokenizers. Pickles are not fetched: they are never read.
+# Weights as safetensors, configs, tokenizers.
 FILES = ("*.safetensors", "*.json", "*.model")
+# Never fetched: they are never read.
+PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth", "*.pkl", "*.msgpack", "*.h5")
 # Kept out where no variant is asked for: each holds the model once more.
 VARIANTS = ("fp16", "bf16", "fp32", "non_ema", "ema")
 # Parts of pipelines that nothing here reads.
@@ -18,9 +20,9 @@ def file_patterns(variant: str | None = None) -> tuple[list[str], list[str]]:
     """The names of files to fetch, as patterns, and those to leave out of them."""
     if variant is None:
         left_out = [f"*.{name}{end}" for name in VARIANTS for end in (".*", "-*")]
-        return list(FILES), [*UNUSED_FOLDERS, *left_out]
+        return list(FILES), [*UNUSED_FOLDERS, *PICKLES, *left_out]
     weights = [f"*.{variant}.safetensors", f"*.{variant}-*.safetensors", f"*-of-*.{variant}.*"]
-    return [*weights, "*.json", "*.model"], list(UNUSED_FOLDERS)
+    return [*weights, "*.json", "*.model"], [*UNUSED_FOLDERS, *PICKLES]
 
 
 def resolve(
@@ -63,9 +65,7 @@ def resolve(
             "the form 'organization/model'."
         )
     allowed, left_out = file_patterns(variant)
-    pickles = ["*.bin", "*.ckpt", "*.pt", "*.pth", "*.pkl", "*.msgpack", "*.h5"]
-    left_out = [*left_out, *pickles, *ignore_patterns]
-    return _download(name, list(allow_patterns or allowed), left_out, revision)
+    return _download(name, list(allow_patterns or allowed), [*left_out, *ignore_patterns], revision)
 
 
 def _download(name: str, allowed: list[str], left_out: list[str], revision: str | None) -> Path:
@@ -78,31 +78,41 @@ def _download(name: str, allowed: list[str], left_out: list[str], revision: str 
             "huggingface_hub (pip install 'imagen_jax[hub]')."
         ) from None
     at = "" if revision is None else f" at revision {revision!r}"
+    # In this order: some are kinds of others.
+    refusals = (
+        (
+            errors.GatedRepoError,
+            PermissionError,
+            f"{name} asks for its terms to be accepted: accept them on its page on the Hugging "
+            "Face hub, then log in here with `hf auth login`, or set HF_TOKEN.",
+        ),
+        (
+            errors.RevisionNotFoundError,
+            FileNotFoundError,
+            f"{name} on the Hugging Face hub has no revision {revision!r}.",
+        ),
+        (
+            errors.RepositoryNotFoundError,
+            FileNotFoundError,
+            f"There is neither a directory {name} nor a repository of that name on the Hugging "
+            "Face hub; if it is private, log in with `hf auth login`, or set HF_TOKEN.",
+        ),
+        (
+            errors.LocalEntryNotFoundError,
+            FileNotFoundError,
+            f"{name}{at} is not (whole) in the cache of the Hugging Face hub, and the hub cannot "
+            "be reached: connect, unset HF_HUB_OFFLINE if it is set, or give a directory that "
+            "holds the model.",
+        ),
+    )
     try:
         path = huggingface_hub.snapshot_download(
             name, revision=revision, allow_patterns=allowed, ignore_patterns=left_out
         )
-    except errors.GatedRepoError:
-        raise PermissionError(
-            f"{name} asks for its terms to be accepted: accept them on its page on the Hugging "
-            "Face hub, then log in here with `hf auth login`, or set HF_TOKEN."
-        ) from None
-    except errors.RevisionNotFoundError:
-        raise FileNotFoundError(
-            f"{name} on the Hugging Face hub has no revision {revision!r}."
-        ) from None
-    except errors.RepositoryNotFoundError:
-        raise FileNotFoundError(
-            f"There is neither a directory {name} nor a repository of that name on the Hugging "
-            "Face hub; if it is private, log in with `hf auth login`, or set HF_TOKEN."
-        ) from None
-    except errors.LocalEntryNotFoundError:
-        raise FileNotFoundError(
-            f"{name}{at} is not (whole) in the cache of the Hugging Face hub, and the hub cannot "
-            "be reached: connect, unset HF_HUB_OFFLINE if it is set, or give a directory that "
-            "holds the model."
-        ) from None
     except (OSError, ValueError) as error:
+        for kind, ours, said in refusals:
+            if isinstance(error, kind):
+                raise ours(said) from None
         # Other answers of the hub, of the network, and of a full disk.
         reason = str(error).strip().split("\n")[0]
         raise OSError(

@@ -14,8 +14,8 @@ import numpy as np
 
 from imagen_jax.convert.frozen_graph import read_constants
 from imagen_jax.models import inception
-from imagen_jax.storage.layout import CONVOLUTION, LINEAR, Layout, Tensors
-from imagen_jax.storage.reading import HostTensors, read_layout
+from imagen_jax.storage.layout import CONVOLUTION, LINEAR, Layout, Tensors, affine
+from imagen_jax.storage.layout_files import read_layout
 from imagen_jax.storage.trees import flatten, unflatten
 from imagen_jax.typing import Params
 
@@ -86,44 +86,36 @@ BLOCKS = {
 }
 
 
-def _numbered(name: str, number: int) -> str:
-    """TensorFlow's names: mixed, mixed_1, mixed_2, ..."""
-    return f"{name}_{number}" if number else name
-
-
 def convolutions() -> Iterator[tuple[str, str]]:
-    """Each convolution's name here (PyTorch's, dots as slashes) and TensorFlow's."""
+    """Each convolution's name here (PyTorch's, dots as slashes) and TensorFlow's, which numbers
+    them: conv, conv_1, ..., mixed, mixed_1, ...
+    """
     for number, name in enumerate(STEM):
-        yield name, _numbered("conv", number)
+        yield name, f"conv_{number}".removesuffix("_0")
     for number, (block, names) in enumerate(BLOCKS.items()):
         for ours, theirs in names.items():
-            yield f"{block}/{ours}", f"{_numbered('mixed', number)}/{theirs}"
+            yield f"{block}/{ours}", f"{f'mixed_{number}'.removesuffix('_0')}/{theirs}"
 
 
 def pytorch_layout() -> Layout:
     """Where each parameter, before folding, is in a state dict."""
-    layout = {
-        "fc/kernel": Tensors(("fc.weight",), LINEAR),
-        "fc/bias": Tensors(("fc.bias",)),
-    }
+    layout = affine("fc", ["fc"], LINEAR)
     for ours, _ in convolutions():
         theirs = ours.replace("/", ".")
         layout[f"{ours}/kernel"] = Tensors((f"{theirs}.conv.weight",), CONVOLUTION)
-        for name, (pytorch, _) in NORM.items():
-            layout[f"{ours}/{name}"] = Tensors((f"{theirs}.bn.{pytorch}",))
+        layout |= {
+            f"{ours}/{name}": Tensors((f"{theirs}.bn.{at[0]}",)) for name, at in NORM.items()
+        }
     return layout
 
 
 def graph_layout() -> Layout:
     """Where each parameter, before folding, is among the graph's constants."""
-    layout = {
-        "fc/kernel": Tensors(("softmax/weights",)),
-        "fc/bias": Tensors(("softmax/biases",)),
-    }
+    layout = {"fc/kernel": Tensors(("softmax/weights",)), "fc/bias": Tensors(("softmax/biases",))}
     for ours, theirs in convolutions():
         layout[f"{ours}/kernel"] = Tensors((f"{theirs}/conv2d_params",))
-        for name, (_, tensorflow) in NORM.items():
-            layout[f"{ours}/{name}"] = Tensors((f"{theirs}/batchnorm/{tensorflow}",))
+        norm = f"{theirs}/batchnorm"
+        layout |= {f"{ours}/{name}": Tensors((f"{norm}/{at[1]}",)) for name, at in NORM.items()}
     return layout
 
 
@@ -163,8 +155,7 @@ def params_from_pytorch(state: Mapping[str, Any], where: str = "The state dict")
         ValueError: tensors are missing, unused or misshapen; the message lists them.
     """
     arrays = {name: array for name, array in state.items() if not name.endswith(COUNTER)}
-    tensors = HostTensors(arrays)
-    return _fold(read_layout(pytorch_layout(), tensors, unfolded_shapes(), where=where))
+    return _fold(read_layout(pytorch_layout(), arrays, unfolded_shapes(), where=where))
 
 
 def params_from_graph(path: str | os.PathLike) -> Params:
@@ -175,5 +166,4 @@ def params_from_graph(path: str | os.PathLike) -> Params:
     """
     # Numbers by themselves are the graph's own, such as the 128 that images are divided by.
     constants = {name: array for name, array in read_constants(path).items() if array.ndim}
-    tensors, where = HostTensors(constants), os.fspath(path)
-    return _fold(read_layout(graph_layout(), tensors, unfolded_shapes(), where=where))
+    return _fold(read_layout(graph_layout(), constants, unfolded_shapes(), where=os.fspath(path)))

@@ -20,17 +20,14 @@ from imagen_jax.evaluation.features import FeatureExtractor, make_extractor
 from imagen_jax.evaluation.report import fingerprint
 from imagen_jax.models.clip import ClipConfig, TowerConfig
 from imagen_jax.storage.json_file import read_object, write_object
-from imagen_jax.storage.layout import Tensors
-from imagen_jax.storage.reading import read_layout
-from imagen_jax.storage.safetensors import TensorFiles, save_params
-from imagen_jax.storage.trees import flatten
+from imagen_jax.storage.layout_files import read_params
+from imagen_jax.storage.safetensors import save_params
 from imagen_jax.typing import Params
 
 FEATURES = "features"
 CONFIG_FILE = f"{FEATURES}.json"
 GRAPH_SUFFIX, PICKLE_SUFFIX = ".pb", ".pth"
 KINDS = ("inception", "clip")
-SHARD_BYTES = 5 * 10**9
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -96,10 +93,7 @@ def _read_own(path: Path) -> FeatureNetwork:
         except (TypeError, ValueError) as error:
             raise ValueError(f"{file} does not describe a CLIP model: {error}") from None
     shapes = inception_shapes() if config is None else clip_shapes(config)
-    layout = {path: Tensors((path,)) for path in flatten(shapes)}
-    where = os.fspath(path / f"{FEATURES}.safetensors")
-    params = read_layout(layout, TensorFiles(path, FEATURES), shapes, where=where)
-    return FeatureNetwork(name, config, params, path)
+    return FeatureNetwork(name, config, read_params(path, FEATURES, shapes), path)
 
 
 def _config_from_dict(values: Any) -> ClipConfig:
@@ -118,7 +112,7 @@ def write_network(
         dtype: of the weights on disk; None leaves them float32.
     """
     directory = Path(directory)
-    save_params(directory, FEATURES, network.params, dtype, SHARD_BYTES)
+    save_params(directory, FEATURES, network.params, dtype)
     for file in tokenizer_files(network.directory) if network.directory is not None else ():
         target = directory / file.name
         if not (target.exists() and target.samefile(file)):

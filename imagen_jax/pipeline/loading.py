@@ -26,7 +26,8 @@ from imagen_jax.pipeline import encoder_files, model_directory
 from imagen_jax.pipeline.joining import join_pipelines, marks_of
 from imagen_jax.pipeline.model_directory import ENCODER_MARKS, MODEL_FILE, Parts
 from imagen_jax.pipeline.pipeline import Pipeline
-from imagen_jax.storage.reading import ShardingOf
+from imagen_jax.storage.layout_files import ShardingOf
+from imagen_jax.storage.safetensors import pickles_in
 from imagen_jax.storage.trees import flatten, unflatten
 from imagen_jax.typing import Params
 
@@ -176,7 +177,7 @@ def on_mesh(params: Params, mesh: jax.sharding.Mesh | None) -> Params:
 def is_diffusers(directory: Path) -> bool:
     """Whether it is neither ours nor a training run's, and has what IF's directories have."""
     ours = (directory / MODEL_FILE).is_file() or (directory / "checkpoints").is_dir()
-    pickles = any(any(directory.glob(name)) for name in diffusers_directory.PICKLES)
+    pickles = bool(pickles_in(directory))
     original = (directory / "config.yml").is_file() or (
         pickles and not any(directory.glob("*.safetensors"))
     )

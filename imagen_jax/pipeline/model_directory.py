@@ -16,11 +16,8 @@ import numpy as np
 from imagen_jax.cascade import cascade as cascade_room
 from imagen_jax.cascade.cascade import TEXT_ENCODER, Cascade
 from imagen_jax.storage.json_file import parse_object, read_object
-from imagen_jax.storage.layout import Tensors
-from imagen_jax.storage.reading import ShardingOf, read_layout
-from imagen_jax.storage.safetensors import TensorFiles, save_params
-from imagen_jax.storage.trees import flatten
-from imagen_jax.storage.writing import SHARD_BYTES
+from imagen_jax.storage.layout_files import ShardingOf, read_params
+from imagen_jax.storage.safetensors import SHARD_BYTES, open_tensors, save_params
 from imagen_jax.text import encoder as text_room
 from imagen_jax.typing import Params
 
@@ -194,20 +191,13 @@ def read_parts(
     def reader(part: str) -> Callable[[], Params]:
         def read() -> Params:
             shapes = cascade_room.part_shapes(cascade, part)
-            return read_layout(
-                {path: Tensors((path,)) for path in flatten(shapes)},
-                TensorFiles(directory, part),
-                shapes,
-                dtype=dtype,
-                sharding=sharding,
-                where=os.fspath(Path(directory) / f"{part}.safetensors"),
-            )
+            return read_params(directory, part, shapes, dtype=dtype, sharding=sharding)
 
         return read
 
     def marks() -> Marks:
-        files = TensorFiles(directory, TEXT_ENCODER)
-        return {path: files.read(path) for path in ENCODER_MARKS if path in files}
+        files = open_tensors(directory, TEXT_ENCODER)
+        return {path: files[path][()] for path in ENCODER_MARKS if path in files}
 
     names = part_names(cascade)
     return Parts({part: reader(part) for part in names}, {TEXT_ENCODER: marks})

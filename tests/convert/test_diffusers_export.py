@@ -28,8 +28,8 @@ from imagen_jax.diffusion.sampling import SamplingSettings
 from imagen_jax.diffusion.schedules import Cosine, DiscreteBeta, LinearBeta
 from imagen_jax.diffusion.time_steps import spaced_steps
 from imagen_jax.models import EfficientLevel, EfficientUNetConfig, UNetConfig, UNetLevel, t5
-from imagen_jax.storage.reading import read_layout
-from imagen_jax.storage.safetensors import TensorFiles
+from imagen_jax.storage.layout_files import read_layout
+from imagen_jax.storage.safetensors import open_tensors
 from imagen_jax.text.encoder import ByteTokenizer, SentencePieceTokenizer, TextEncoder, tokenize
 from imagen_jax.training import batches, build
 from imagen_jax.training.run_config import read_config
@@ -183,7 +183,7 @@ def read_back(directory, variant=None, dtype="float32"):
     )
     shapes = jax.eval_shape(lambda key: init_params(stage, key), jax.random.key(0))
     unet = found.unet
-    files = TensorFiles(unet.directory, unet.name, unet.variant)
+    files = open_tensors(unet.directory, unet.name, unet.variant)
     return network, read_layout(unet_layout(network), files, shapes, dtype=dtype)
 
 
@@ -426,5 +426,5 @@ def test_our_reader_gives_the_same_model(run, tmp_path, repository):
 
 
 def test_the_names_are_those_of_our_reader():
-    assert PIPELINES[diffusers_export.DRAWING] is False
-    assert PIPELINES[diffusers_export.ENLARGING] is True
+    assert PIPELINES[diffusers_export.BASE] is False
+    assert PIPELINES[diffusers_export.SUPER_RESOLUTION] is True
