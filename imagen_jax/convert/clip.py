@@ -2,14 +2,12 @@
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
 
-from imagen_jax.convert.fields import Fields
+from imagen_jax.convert.fields import Fields, read_config
 from imagen_jax.models import clip
-from imagen_jax.storage.json_file import read_object
 from imagen_jax.storage.layout import CONVOLUTION, LINEAR, Layout, Tensors, affine
 from imagen_jax.storage.layout_files import read_layout
 from imagen_jax.storage.safetensors import open_model
@@ -144,19 +142,13 @@ def read_clip(
         ValueError: they are damaged, pickled, or do not fit each other; the message names the
             tensors.
     """
-    directory = Path(directory)
-    path = directory / "config.json"
-    values = read_object(path, "the config of a model")
-    try:
-        config = config_from_huggingface(values)
-    except ValueError as error:
-        raise ValueError(f"{path} does not describe a CLIP model: {error}") from None
+    config = read_config(directory, "a CLIP model", config_from_huggingface)
     params = read_layout(
         clip_layout(config),
         open_model(directory),
         clip_shapes(config),
         dtype=dtype,
-        where=str(directory),
+        where=os.fspath(directory),
         ignored=UNUSED,
     )
     return config, params

@@ -1,9 +1,13 @@
 """Fields of another project's config, read one by one; what is not supported is named."""
 
+import os
 import sys
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NoReturn
+
+from imagen_jax.storage.json_file import read_object
 
 # Far above every model: what is larger is none, and would exhaust the memory.
 MAX_SIZE = 2**24
@@ -72,6 +76,21 @@ class Fields:
         if not several or not 0 < len(items) <= MAX_LENGTH or not all(map(fits, items)):
             self.refuse(field, f"a list of {length or f'1 to {MAX_LENGTH}'} {what}")
         return list(items)
+
+
+def read_config(directory: str | os.PathLike, what: str, parse: Callable[[Any], Any]) -> Any:
+    """What `parse` makes of the config.json in a model's folder.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is damaged, or `parse` refuses it: it does not describe `what`.
+    """
+    path = Path(directory) / "config.json"
+    values = read_object(path, "the config of a model")
+    try:
+        return parse(values)
+    except ValueError as error:
+        raise ValueError(f"{path} does not describe {what}: {error}") from None
 
 
 def known_fields(

@@ -1,5 +1,6 @@
 """Hugging Face encoders of T5 v1.1, mT5, ByT5, umT5 to the parameters of `imagen_jax.models.t5`."""
 
+import functools
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,9 +9,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from imagen_jax.convert.fields import MAX_SIZE, Fields
+from imagen_jax.convert.fields import MAX_SIZE, Fields, read_config
 from imagen_jax.models import t5
-from imagen_jax.storage.json_file import read_object, write_object
+from imagen_jax.storage.json_file import write_object
 from imagen_jax.storage.layout import LINEAR, Layout, Tensors
 from imagen_jax.storage.layout_files import ShardingOf, Tensor, read_layout, save_layout
 from imagen_jax.storage.safetensors import open_model
@@ -182,15 +183,9 @@ def load_huggingface(
         FileNotFoundError: the folder has no config or no weights.
         ValueError: they are damaged, pickled, or do not fit each other.
     """
-    directory = Path(directory)
-    path = directory / "config.json"
-    values = read_object(path, "the config of a model")
-    try:
-        config = config_from_huggingface(values, **overrides)
-    except ValueError as error:
-        raise ValueError(f"{path} does not describe a T5 encoder: {error}") from None
-    files = open_model(directory, variant)
-    where = str(directory)
+    parse = functools.partial(config_from_huggingface, **overrides)
+    config = read_config(directory, "a T5 encoder", parse)
+    files, where = open_model(directory, variant), os.fspath(directory)
     return config, params_from_huggingface(config, files, dtype, sharding=sharding, where=where)
 
 

@@ -54,7 +54,8 @@ ZARR_DTYPES = {
     "<f8": np.float64,
     "bfloat16": ml_dtypes.bfloat16,
 }
-COMPRESSORS = ("gzip", "zlib", "blosc", "zstd", "bz2")
+NO_FILTERS = ("none",)
+COMPRESSORS = ("nothing", "gzip", "zlib", "blosc", "zstd", "bz2")
 # Where a checkpoint was written to; its arrays lie beside it all the same. T5X puts this bucket's
 # name in place of the real one.
 WRITTEN_BY = ("file", "gfile")
@@ -206,23 +207,24 @@ def _open_zarr(folder: Path) -> ZarrArray:
     """The array in a directory, after a look at what decides how it is read."""
     path = folder / ".zarray"
     values = read_object(path, "the metadata of a zarr array")
-    compressor = values.get("compressor")
-    compressor = compressor.get("id") if isinstance(compressor, dict) else compressor
     shape, chunks, dtype = values.get("shape"), values.get("chunks"), values.get("dtype")
     for name, sizes, least in (("shape", shape, 0), ("chunks", chunks, 1)):
         if not are_sizes(sizes, MAX_AXES) or not all(least <= n <= MAX_AXIS for n in sizes):
             raise ValueError(f"{path}: its {name} is {str(sizes)[:80]}.")
-    if str(dtype) not in ZARR_DTYPES:
-        known = ", ".join(ZARR_DTYPES)
-        raise ValueError(f"{path} has the dtype {str(dtype)[:40]!r}; known are {known}.")
+    compressor = values.get("compressor")
+    compressor = compressor.get("id") if isinstance(compressor, dict) else compressor
+    filters = values.get("filters")
+    for what, value, known in (
+        ("has the dtype", dtype, ZARR_DTYPES),
+        ("is compressed by", compressor or "nothing", COMPRESSORS),
+        ("asks for the filters", filters or "none", NO_FILTERS),
+    ):
+        if str(value) not in known:
+            shown = str(value)[:80]
+            raise ValueError(f"{path} {what} {shown!r}; known are {', '.join(known)}.")
     array = ZarrArray(folder, tuple(shape), np.dtype(ZARR_DTYPES[dtype]))
     if len(chunks) != len(shape) or math.prod(chunks) * array.dtype.itemsize > MAX_CHUNK_BYTES:
         raise ValueError(f"{path} splits shape {shape} into chunks of {chunks}.")
-    if compressor is not None and str(compressor) not in COMPRESSORS:
-        known = ", ".join(COMPRESSORS)
-        raise ValueError(f"{path} is compressed by {str(compressor)[:40]!r}; known are {known}.")
-    if values.get("filters"):
-        raise ValueError(f"{path} asks for filters, {str(values['filters'])[:80]}; none are known.")
     needed = math.prod(-(-size // chunk) for size, chunk in zip(shape, chunks, strict=True))
     held = sum(file.is_file() and file.name[0] != "." for file in folder.rglob("*"))
     if held < needed:

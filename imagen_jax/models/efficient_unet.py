@@ -113,21 +113,18 @@ class EfficientUNet(nn.Module):
             hidden = int(cfg.attention_hidden_ratio * h.shape[-1])
             return wrap(Attention)(kind, cfg.num_heads, hidden, dtype, name=name)(h, text)
 
-        def conv(h, channels, name, stride=1):
-            return Conv3x3(channels, dtype, stride, name=name)(h)
-
         inputs = [x]
         if cfg.low_res_channels:
             inputs.append(low_res)
         if cfg.draft:
-            guess = TextDraft((*x.shape[1:3], cfg.in_channels), dtype, name="draft")(text)
-            inputs.append(guess)
+            shape = (*x.shape[1:3], cfg.in_channels)
+            inputs.append(TextDraft(shape, dtype, name="draft")(text))
         folded = space_to_depth(jnp.concatenate(inputs, -1).astype(dtype), cfg.patch_size)
-        h = conv(folded, stem, "conv_in")
+        h = Conv3x3(stem, dtype, name="conv_in")(folded)
         skips = []
         for i, level in enumerate(cfg.levels):
             if level.stride > 1 or level.channels != h.shape[-1]:
-                h = conv(h, level.channels, f"down{i}_conv", level.stride)
+                h = Conv3x3(level.channels, dtype, level.stride, name=f"down{i}_conv")(h)
             for j in range(level.num_res_blocks):
                 h = res_block(h, level.channels, f"down{i}_block{j}")
                 if j == level.num_res_blocks - 1:
@@ -144,7 +141,8 @@ class EfficientUNet(nn.Module):
                     h = nn.Dense(channels, dtype=dtype, name=f"up{i}_conv")(h)
                     h = nearest_upsample(h, level.stride)
                 else:
-                    h = conv(nearest_upsample(h, level.stride), channels, f"up{i}_conv")
+                    h = nearest_upsample(h, level.stride)
+                    h = Conv3x3(channels, dtype, name=f"up{i}_conv")(h)
         h = nn.swish(GroupNorm(name="norm_out")(h))
         out_channels = cfg.out_channels * cfg.patch_size**2
         h = Conv3x3(out_channels, jnp.dtype("float32"), kernel_init=zeros, name="conv_out")(h)

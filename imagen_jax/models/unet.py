@@ -79,10 +79,12 @@ class UNetConfig:
 
     def __post_init__(self):
         check_network(self)
-        check_choice("mid_attention", self.mid_attention, ATTENTIONS)
-        check_choice("activation", self.activation, ACTIVATIONS)
-        check_choice("embedding_activation", self.embedding_activation, (None, *ACTIVATIONS))
-        check_choice("text_norm", self.text_norm, ("layer", "group", None))
+        check_choice("network.mid_attention", self.mid_attention, ATTENTIONS)
+        check_choice("network.activation", self.activation, ACTIVATIONS)
+        check_choice(
+            "network.embedding_activation", self.embedding_activation, (None, *ACTIVATIONS)
+        )
+        check_choice("network.text_norm", self.text_norm, ("layer", "group", None))
 
 
 class UNet(nn.Module):
@@ -111,7 +113,7 @@ class UNet(nn.Module):
             embedding = ACTIVATIONS[cfg.embedding_activation](embedding)
         if text is not None and cfg.text_projection is not None:
             project = nn.Dense(cfg.text_projection, dtype=dtype, name="text_projection")
-            text = TextEmbeddings(project(text.values), text.mask)
+            text = text._replace(values=project(text.values))
 
         def res_block(h, channels, name, resample=None, scale=cfg.output_scale_factor):
             return wrap(ResBlock)(
@@ -167,8 +169,8 @@ class UNet(nn.Module):
                 h = attend(h, level.attention, f"up{i}_attention{j}")
             if i:
                 h = res_block(h, level.channels, f"up{i}_resample", "up")
-        norm = GroupNorm(cfg.norm_groups, cfg.norm_eps, name="norm_out")
-        h = ACTIVATIONS[cfg.activation](norm(h))
+        h = GroupNorm(cfg.norm_groups, cfg.norm_eps, name="norm_out")(h)
+        h = ACTIVATIONS[cfg.activation](h)
         return Conv3x3(cfg.out_channels, jnp.dtype("float32"), kernel_init=zeros, name="conv_out")(
             h
         )

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import numpy as np
 
 from imagen_jax.storage.tensor_file import Index
+from imagen_jax.storage.trees import name_some
 
 LINEAR = (1, 0)  # [out, in] to [in, out]
 CONVOLUTION = (2, 3, 1, 0)  # [out, in, height, width] to [height, width, in, out]
@@ -79,7 +80,14 @@ def affine(
 def tensor_shapes(
     layout: Layout, shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, tuple[int, ...]]:
-    """The shapes of their tensors by name, given those of our parameters by path."""
+    """The shapes of their tensors by name, given those of our parameters by path.
+
+    ValueError: the layout is not that of these parameters.
+    """
+    if odd := sorted(set(layout) ^ set(shapes)):
+        raise ValueError(
+            f"The layout and the model disagree about the parameters {name_some(odd)}."
+        )
     return {
         name: layout[path].in_their_order([part.stop - part.start for part in place], 1)
         for path, shape in shapes.items()

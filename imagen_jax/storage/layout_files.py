@@ -39,13 +39,6 @@ class Tensor(Protocol):
     def __getitem__(self, index: Index) -> np.ndarray: ...
 
 
-def check_same_paths(layout: Layout, found: Mapping[str, Any]) -> None:
-    """ValueError where a layout is not that of these parameters."""
-    if set(layout) != set(found):
-        odd = name_some(sorted(set(layout) ^ set(found)))
-        raise ValueError(f"The layout and the model disagree about the parameters {odd}.")
-
-
 def check_shapes(
     where: str, wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]
 ) -> None:
@@ -152,7 +145,6 @@ def read_layout(
         ValueError: tensors are missing, unused or misshapen; the message lists them.
     """
     sizes = {path: tuple(leaf.shape) for path, leaf in flatten(shapes).items()}
-    check_same_paths(layout, sizes)
     found = {name: files[name].shape for name in files if not name.startswith(ignored)}
     check_shapes(where, tensor_shapes(layout, sizes), found)
     flat = {}
@@ -196,7 +188,6 @@ def write_layout(layout: Layout, params: Params) -> dict[str, np.ndarray]:
         ValueError: the parameters are not those of the layout.
     """
     flat = {path: np.asarray(value) for path, value in flatten(params).items()}
-    check_same_paths(layout, flat)
     shapes = tensor_shapes(layout, {path: value.shape for path, value in flat.items()})
     written = {}
     for path, tensors in layout.items():
