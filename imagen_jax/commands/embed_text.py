@@ -100,7 +100,7 @@ def captions_alone(config: Any) -> Any:
     if config.data.source == STREAM or config.data.prompt is not None:
         raise ValueError("embeddings are for sets with random access and captions of their own")
     source = make_source(replace(config, data=replace(config.data, embeddings=None)))
-    return replace(source, images=False) if hasattr(source, "images") else source
+    return replace(source, with_images=False) if hasattr(source, "with_images") else source
 
 
 def describe(config: Any, encoder: Any, examples: int) -> Any:

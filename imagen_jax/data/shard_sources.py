@@ -30,7 +30,7 @@ class ShardSource:
 
     rows: those of the index that pass the filters and the split. cover: the side of the square that
     images will be made to cover, so that large JPEGs are decoded faster; None decodes them whole.
-    images: False leaves them out, for who wants captions alone.
+    with_images: False leaves them out, for who wants captions alone.
     """
 
     shards: tuple[Shard, ...]
@@ -42,7 +42,7 @@ class ShardSource:
     conditioning: str | None
     max_pixels: int = decoding.MAX_PIXELS
     cover: int | None = None
-    images: bool = True
+    with_images: bool = True
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -59,13 +59,15 @@ class ShardSource:
     def __getitem__(self, index: int) -> dict[str, Any]:
         row = int(self.rows[index])
         key = self.index.key(row)
-        roles = ("image",) * self.images + (self.conditioning,) * (self.conditioning is not None)
+        roles = ("image",) * self.with_images + (self.conditioning,) * (
+            self.conditioning is not None
+        )
         shard = self.shards[self.shard_of(row)]
         try:
             if fault := self.index.fault(row, (*NEEDED, *roles)):
                 raise ValueError(fault)
             example = self.read(shard, self.index.spans[row], self.fields, roles)
-            if self.images:
+            if self.with_images:
                 data = example["image"]
                 example["image"] = decoding.read(data, self.max_pixels, self.cover)
         except ImportError:

@@ -204,7 +204,7 @@ def read_npz(
 class FolderSource:
     """Images in a folder and the folders below it, read when they are asked for.
 
-    images: False leaves them out, for who wants captions alone.
+    with_images: False leaves them out, for who wants captions alone.
     """
 
     folder: Path
@@ -214,7 +214,7 @@ class FolderSource:
     labels: tuple[int, ...] | None = None
     class_names: tuple[str, ...] = ()
     max_pixels: int = decoding.MAX_PIXELS
-    images: bool = True
+    with_images: bool = True
 
     def __len__(self) -> int:
         return len(self.files)
@@ -224,7 +224,7 @@ class FolderSource:
         path = self.folder / name
         try:
             example = {"key": name}
-            if self.images:
+            if self.with_images:
                 example["image"] = decoding.decode(path, self.max_pixels)
             if name in self.captions:
                 example["captions"] = self.captions[name]

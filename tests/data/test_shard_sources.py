@@ -447,7 +447,7 @@ def test_examples_are_those_of_tensorflow(tmp_path):
 
 
 def test_captions_can_be_read_without_their_images(made):
-    source = dataclasses.replace(read(made), images=False)
+    source = dataclasses.replace(read(made), with_images=False)
     assert source[4].keys() == {"captions", "key"}
 
 

@@ -139,7 +139,7 @@ def test_a_text_file_may_be_in_capitals_and_must_be_utf8(tmp_path):
 def test_captions_can_be_read_without_their_images(tmp_path):
     write_images(tmp_path, ["a.png"])
     (tmp_path / "a.txt").write_text("a cat")
-    source = dataclasses.replace(read_folder(tmp_path), images=False)
+    source = dataclasses.replace(read_folder(tmp_path), with_images=False)
     (tmp_path / "a.png").unlink()  # it is not opened
     assert source[0] == {"key": "a.png", "captions": [("a cat", 1.0)]}
 
