@@ -34,7 +34,7 @@ VISION = TOWER | {
 }
 # Configs from before transformers 4.31 have this wrong id, and mean the largest one in a caption.
 OLD_EOS_ID = 2
-# Far above every CLIP: what is larger is no model, and would exhaust the memory.
+# Far above every CLIP: a larger one is not a model, and would exhaust the memory.
 MAX_LAYERS = 256
 MAX_SIZE = 2**22
 

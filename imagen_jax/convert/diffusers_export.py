@@ -100,16 +100,6 @@ def _betas(schedule: DiscreteBeta) -> dict[str, Any]:
     }
 
 
-def _thresholding(settings: SamplingSettings) -> dict[str, Any]:
-    return {
-        "thresholding": settings.threshold == "dynamic",
-        "dynamic_thresholding_ratio": settings.percentile / 100,
-        "sample_max_value": float(NO_CAP if settings.cap is None else settings.cap),
-        "clip_sample": settings.threshold == "static",
-        "clip_sample_range": 1.0,
-    }
-
-
 def _variance(stage: Stage, settings: SamplingSettings) -> tuple[str, list[str]]:
     if settings.learned_variance and stage.network.out_channels == 2 * stage.channels:
         return "learned_range", []
@@ -137,7 +127,11 @@ def scheduler_to_diffusers(
         **_betas(stage.schedule),
         "prediction_type": {ours: name for name, ours in PREDICTIONS.items()}[stage.prediction],
         "variance_type": variance,
-        **_thresholding(settings),
+        "thresholding": settings.threshold == "dynamic",
+        "dynamic_thresholding_ratio": settings.percentile / 100,
+        "sample_max_value": float(NO_CAP if settings.cap is None else settings.cap),
+        "clip_sample": settings.threshold == "static",
+        "clip_sample_range": 1.0,
         "timestep_spacing": spacing if spacing in SPACINGS[SCHEDULER] else "leading",
         "steps_offset": settings.steps_offset,
     }
@@ -255,8 +249,8 @@ def save_pipeline(
         place = directory / "text_encoder"
         save_huggingface(place, encoder.config, encoder_params, dtype=dtype, variant=variant)
         (name,) = config_to_huggingface(encoder.config)["architectures"]
-        index |= {"text_encoder": ["transformers", name]}
-        index |= {"tokenizer": ["transformers", "T5Tokenizer"]}
+        index["text_encoder"] = ["transformers", name]
+        index["tokenizer"] = ["transformers", "T5Tokenizer"]
         _write_json(directory / "tokenizer" / "tokenizer_config.json", _tokenizer_config(encoder))
         copy_tokenizer(encoder.tokenizer, directory / "tokenizer")
         notes += _text_notes(encoder)

@@ -31,9 +31,9 @@ from imagen_jax.typing import Params
 
 TEXT_LENGTH = 77
 MAX_SIDE = 2**13  # of an image
-ENLARGEMENT = 4  # of stages II and III; no file says it
+UPSAMPLING = 4  # factor of stages II and III; no file says it
 NOISE_STEP = 250  # noise on the low-resolution input, in time steps
-# Stage I, and those that enlarge.
+# How stage I is sampled, and how stages II and III are.
 BASE = {"steps": 100, "guidance": 7.0}
 SUPER_RESOLUTION = {"steps": 50, "guidance": 4.0}
 
@@ -51,29 +51,30 @@ def stage_from_diffusers(
     """
     network = config_from_diffusers(directory.unet_config, dtype=dtype)
     unet = Fields("The diffusers U-Net", {"sample_size": None, **directory.unet_config})
-    resolution, enlarging = unet.count("sample_size", MAX_SIDE), bool(network.low_res_channels)
-    if enlarging != directory.super_resolution:
+    resolution = unet.count("sample_size", MAX_SIDE)
+    super_resolution = bool(network.low_res_channels)
+    if super_resolution != directory.super_resolution:
         raise ValueError(
             f"{directory.path} is an {directory.pipeline}, but its U-Net's class_embed_type is "
             f"{directory.unet_config.get('class_embed_type')!r}; it must be "
             f"{'timestep' if directory.super_resolution else None!r}."
         )
-    if enlarging and resolution % ENLARGEMENT:
-        unet.refuse("sample_size", f"a multiple of {ENLARGEMENT}")
+    if super_resolution and resolution % UPSAMPLING:
+        unet.refuse("sample_size", f"a multiple of {UPSAMPLING}")
     scheduler, fields = scheduler_fields(directory.scheduler, "The diffusers scheduler")
     schedule, augmentation, more = schedule_of(fields), {}, BASE
-    if enlarging:
+    if super_resolution:
         owner = "The diffusers image_noising_scheduler"
         noise = schedule_of(scheduler_fields(directory.low_res_scheduler, owner, (DDPM,))[1])
         level = (min(NOISE_STEP, noise.num_steps - 1) + 1) / noise.num_steps
         augmentation = {
-            "low_resolution": resolution // ENLARGEMENT,
+            "low_resolution": resolution // UPSAMPLING,
             "aug_schedule": noise,
             "upsampling": "bilinear_align_corners",
         }
         more = {**SUPER_RESOLUTION, "aug_level": level}
     stage = Stage(
-        f"{'sr' if enlarging else 'base'}{resolution}",
+        f"{'sr' if super_resolution else 'base'}{resolution}",
         resolution,
         network,
         text_width=text_width_from_diffusers(directory.unet_config),

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from imagen_jax.storage.json_file import read_object
 
-# Far above every model: what is larger is none, and would exhaust the memory.
+# Far above every model: a larger size is a fault, and would exhaust the memory.
 MAX_SIZE = 2**24
 MAX_LENGTH = 64  # of a list, which has one entry a level
 

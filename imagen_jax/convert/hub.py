@@ -61,8 +61,8 @@ def resolve(
         raise ValueError(f"{name} is a file; give the directory that holds the model.")
     if not NAME.fullmatch(name) or ".." in name:
         raise FileNotFoundError(
-            f"There is no directory {name!r}, and it is no name on the Hugging Face hub, which has "
-            "the form 'organization/model'."
+            f"There is no directory {name!r}, and it is not a name on the Hugging Face hub, which "
+            "has the form 'organization/model'."
         )
     allowed, left_out = file_patterns(variant)
     return _download(name, list(allow_patterns or allowed), [*left_out, *ignore_patterns], revision)

@@ -140,7 +140,7 @@ def _fold(params: Params) -> Params:
     for ours, _ in convolutions():
         gamma, beta, mean, variance = (flat.pop(f"{ours}/{name}").astype(float) for name in NORM)
         if not (variance >= 0).all():
-            raise ValueError(f"{ours} has a negative variance: these are no trained weights.")
+            raise ValueError(f"{ours} has a negative variance: these are not trained weights.")
         scale = gamma / np.sqrt(variance + inception.NORM_EPS)
         kernel = flat[f"{ours}/kernel"].astype(float) * scale
         flat[f"{ours}/kernel"] = kernel.astype(np.float32)

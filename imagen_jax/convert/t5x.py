@@ -187,7 +187,7 @@ def load_t5x(
 
     Raises:
         FileNotFoundError: the folder has no checkpoint, or lacks an array.
-        ValueError: it is damaged, asks for files elsewhere, or is no encoder of this kind.
+        ValueError: it is damaged, asks for files elsewhere, or is not an encoder of this kind.
     """
     config, files, scanned = _open(directory, **overrides)
     params = read_layout(

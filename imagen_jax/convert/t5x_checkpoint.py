@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import ml_dtypes
+import msgpack
 import numpy as np
 
 from imagen_jax.storage.json_file import read_object
@@ -67,10 +68,10 @@ SPEC = {"driver", "kvstore"}  # what every TensorStore spec has
 
 def _array(code: int, data: bytes) -> np.ndarray:
     """flax's extension types 1 and 3: (shape, name of the dtype, bytes in row-major order)."""
-    import msgpack
-
     if code not in ARRAY_TYPES:
-        raise ValueError(f"it has a value of msgpack's extension type {code}, which is no array")
+        raise ValueError(
+            f"it has a value of msgpack's extension type {code}, which is not an array"
+        )
     parts = msgpack.unpackb(data, raw=True, max_array_len=MAX_AXES, max_map_len=0, max_ext_len=0)
     if not isinstance(parts, list) or len(parts) != 3 or not isinstance(parts[0], list):
         raise ValueError("it has an array that is not (shape, dtype, bytes)")
@@ -103,8 +104,6 @@ def read_msgpack(path: Path) -> dict[str, Any]:
         FileNotFoundError: there is no such file.
         ValueError: it is too large, damaged, or holds anything else.
     """
-    import msgpack
-
     size = path.stat().st_size
     try:
         if size > MAX_BYTES:
@@ -125,7 +124,7 @@ def read_msgpack(path: Path) -> dict[str, Any]:
     except (ValueError, msgpack.UnpackException) as error:
         # Of msgpack's own errors some have no text.
         reason = str(error) or {"StackError": "it is nested too deeply"}.get(
-            type(error).__name__, "it is no msgpack"
+            type(error).__name__, "it is not msgpack"
         )
         raise ValueError(f"{path} is not a T5X checkpoint's msgpack file: {reason}.") from None
     return tree
@@ -144,8 +143,7 @@ def _joined(chunked: Mapping[str, Any]) -> np.ndarray:
 def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Name and leaf: an array, or the TensorStore spec of one."""
     for key, value in tree.items():
-        whole = not isinstance(value, dict) or CHUNKED in value or set(value) >= SPEC
-        if whole:
+        if not isinstance(value, dict) or CHUNKED in value or set(value) >= SPEC:
             yield prefix + key, value
         else:
             yield from _leaves(value, f"{prefix}{key}/")
@@ -271,7 +269,7 @@ def read_checkpoint(directory: str | os.PathLike) -> dict[str, Tensor]:
     files = {}
     for name, leaf in _leaves(target):
         if name.startswith("decoder/"):
-            continue  # nothing here reads it: its arrays may be left away
+            continue  # nothing here reads it: its arrays may be missing
         try:
             files[name] = _open_leaf(directory, name, leaf)
         except ValueError as error:

@@ -58,7 +58,7 @@ def target_kernels(params: Params, config: LoraConfig) -> dict[str, Any]:
     """The kernels (or their shapes) that the targets find, by path.
 
     Raises:
-        ValueError: a target finds nothing, or something that is no matrix.
+        ValueError: a target finds nothing, or something that is not a matrix.
     """
     leaves, found = flatten(params), {}
     for pattern in config.targets:

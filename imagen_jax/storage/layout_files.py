@@ -137,7 +137,7 @@ def read_layout(
         files: the tensors by name.
         shapes: the tree that the model expects, of anything with a `shape` (`jax.eval_shape`).
         dtype: of the floating-point parameters; None leaves them as they are in the files.
-        sharding: where each parameter shall lie; None gives numpy arrays.
+        sharding: where each parameter is to lie; None gives numpy arrays.
         where: the files' name for messages.
         ignored: beginnings of the names of tensors that may be in the files unused.
 
