@@ -126,18 +126,17 @@ def _solver(fields: Fields) -> dict[str, Any]:
     return {"sampler": "dpmpp_2m", "lambda_min": float(lowest)}
 
 
-def _ddpm(fields: Fields, learns_variance: bool) -> dict[str, Any]:
-    learned, gamma = fields.choice("variance_type", VARIANCES)
-    if learned and not learns_variance:
-        fields.refuse("variance_type", "one without a learned variance, as the U-Net gives none")
-    return {"sampler": "ddpm", "learned_variance": learned, "gamma": gamma}
-
-
 def settings_of(name: str, fields: Fields, learns_variance: bool) -> dict[str, Any]:
     """The part of SamplingSettings that a scheduler's file holds."""
     if fields.values["steps_offset"] != 0:
         fields.count("steps_offset")
-    own = _solver(fields) if name == SOLVER else _ddpm(fields, learns_variance)
+    if name == SOLVER:
+        own = _solver(fields)
+    else:
+        learned, gamma = fields.choice("variance_type", VARIANCES)
+        own = {"sampler": "ddpm", "learned_variance": learned, "gamma": gamma}
+        if learned and not learns_variance:
+            fields.refuse("variance_type", "one that is not learned, as the U-Net gives none")
     return {
         **own,
         "spacing": fields.choice("timestep_spacing", SPACINGS[name]),

@@ -257,7 +257,6 @@ def config_to_diffusers(
         if BLOCKS[name][0] == bool(level.attention)
     ]
     projected, upsamples = config.text_projection is not None, bool(config.low_res_channels)
-    heads = DEFAULTS["addition_embed_type_num_heads"]
     values = {
         "_class_name": CLASS_NAME,
         **{field: supported for field, (supported, _) in FIXED.items()},
@@ -285,7 +284,8 @@ def config_to_diffusers(
         "encoder_hid_dim_type": "text_proj" if projected else None,
         "class_embed_type": "timestep" if upsamples else None,
         "addition_embed_type": None if config.pooling_heads is None else "text",
-        "addition_embed_type_num_heads": config.pooling_heads or heads,
+        "addition_embed_type_num_heads": config.pooling_heads
+        or DEFAULTS["addition_embed_type_num_heads"],
     }
     config_from_diffusers(values)  # refuses what does not divide
     return values

@@ -28,62 +28,58 @@ NORM = {
 }
 COUNTER = ".num_batches_tracked"  # of PyTorch's batch normalization; of no use here
 
-# The convolutions of a block by PyTorch's name, and the beginning of TensorFlow's in that block.
-POOL = {"branch_pool": "tower_2/conv"}
-MIXED_35 = {
-    "branch1x1": "conv",
-    "branch5x5_1": "tower/conv",
-    "branch5x5_2": "tower/conv_1",
-    "branch3x3dbl_1": "tower_1/conv",
-    "branch3x3dbl_2": "tower_1/conv_1",
-    "branch3x3dbl_3": "tower_1/conv_2",
-    **POOL,
-}
-REDUCE_35 = {
-    "branch3x3": "conv",
-    "branch3x3dbl_1": "tower/conv",
-    "branch3x3dbl_2": "tower/conv_1",
-    "branch3x3dbl_3": "tower/conv_2",
-}
-MIXED_17 = {
-    "branch1x1": "conv",
-    "branch7x7_1": "tower/conv",
-    "branch7x7_2": "tower/conv_1",
-    "branch7x7_3": "tower/conv_2",
-    "branch7x7dbl_1": "tower_1/conv",
-    "branch7x7dbl_2": "tower_1/conv_1",
-    "branch7x7dbl_3": "tower_1/conv_2",
-    "branch7x7dbl_4": "tower_1/conv_3",
-    "branch7x7dbl_5": "tower_1/conv_4",
-    **POOL,
-}
-REDUCE_17 = {
-    "branch3x3_1": "tower/conv",
-    "branch3x3_2": "tower/conv_1",
-    "branch7x7x3_1": "tower_1/conv",
-    "branch7x7x3_2": "tower_1/conv_1",
-    "branch7x7x3_3": "tower_1/conv_2",
-    "branch7x7x3_4": "tower_1/conv_3",
-}
-MIXED_8 = {
-    "branch1x1": "conv",
-    "branch3x3_1": "tower/conv",
-    "branch3x3_2a": "tower/mixed/conv",
-    "branch3x3_2b": "tower/mixed/conv_1",
-    "branch3x3dbl_1": "tower_1/conv",
-    "branch3x3dbl_2": "tower_1/conv_1",
-    "branch3x3dbl_3a": "tower_1/mixed/conv",
-    "branch3x3dbl_3b": "tower_1/mixed/conv_1",
-    **POOL,
-}
 STEM = ("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "Conv2d_3b_1x1", "Conv2d_4a_3x3")
-BLOCKS = {
-    **{f"Mixed_5{letter}": MIXED_35 for letter in "bcd"},
-    "Mixed_6a": REDUCE_35,
-    **{f"Mixed_6{letter}": MIXED_17 for letter in "bcde"},
-    "Mixed_7a": REDUCE_17,
-    **{f"Mixed_7{letter}": MIXED_8 for letter in "bc"},
+# The blocks of each kind ("7bc": Mixed_7b and Mixed_7c): their convolutions by PyTorch's name, and
+# the end of TensorFlow's.
+KINDS = {
+    "5bcd": {
+        "branch1x1": "conv",
+        "branch5x5_1": "tower/conv",
+        "branch5x5_2": "tower/conv_1",
+        "branch3x3dbl_1": "tower_1/conv",
+        "branch3x3dbl_2": "tower_1/conv_1",
+        "branch3x3dbl_3": "tower_1/conv_2",
+        "branch_pool": "tower_2/conv",
+    },
+    "6a": {
+        "branch3x3": "conv",
+        "branch3x3dbl_1": "tower/conv",
+        "branch3x3dbl_2": "tower/conv_1",
+        "branch3x3dbl_3": "tower/conv_2",
+    },
+    "6bcde": {
+        "branch1x1": "conv",
+        "branch7x7_1": "tower/conv",
+        "branch7x7_2": "tower/conv_1",
+        "branch7x7_3": "tower/conv_2",
+        "branch7x7dbl_1": "tower_1/conv",
+        "branch7x7dbl_2": "tower_1/conv_1",
+        "branch7x7dbl_3": "tower_1/conv_2",
+        "branch7x7dbl_4": "tower_1/conv_3",
+        "branch7x7dbl_5": "tower_1/conv_4",
+        "branch_pool": "tower_2/conv",
+    },
+    "7a": {
+        "branch3x3_1": "tower/conv",
+        "branch3x3_2": "tower/conv_1",
+        "branch7x7x3_1": "tower_1/conv",
+        "branch7x7x3_2": "tower_1/conv_1",
+        "branch7x7x3_3": "tower_1/conv_2",
+        "branch7x7x3_4": "tower_1/conv_3",
+    },
+    "7bc": {
+        "branch1x1": "conv",
+        "branch3x3_1": "tower/conv",
+        "branch3x3_2a": "tower/mixed/conv",
+        "branch3x3_2b": "tower/mixed/conv_1",
+        "branch3x3dbl_1": "tower_1/conv",
+        "branch3x3dbl_2": "tower_1/conv_1",
+        "branch3x3dbl_3a": "tower_1/mixed/conv",
+        "branch3x3dbl_3b": "tower_1/mixed/conv_1",
+        "branch_pool": "tower_2/conv",
+    },
 }
+BLOCKS = {f"Mixed_{kind[0]}{letter}": names for kind, names in KINDS.items() for letter in kind[1:]}
 
 
 def convolutions() -> Iterator[tuple[str, str]]:

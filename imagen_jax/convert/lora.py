@@ -123,10 +123,6 @@ class LoraFile:
             )
         return settings | {"alpha_pattern": patterns}
 
-    def shapes(self, module: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Of lora_A and of lora_B."""
-        return self.modules[module][DOWN].shape, self.modules[module][UP].shape
-
     def read(self, module: str) -> dict[str, np.ndarray]:
         """down [in, rank] and up [rank, out] in float32; `up` has the adapter's scale in it.
 
@@ -143,7 +139,7 @@ class LoraFile:
 
     def scale(self, module: str) -> float:
         """alpha / rank, as the file's settings have it; 1 where it has none."""
-        rank = self.shapes(module)[1][1]
+        rank = self.modules[module][UP].shape[1]
         alpha = self.settings["alpha_pattern"].get(module, self.settings.get("lora_alpha"))
         if alpha is None:
             return 1.0
@@ -154,8 +150,8 @@ def misfits(file: LoraFile, stage: Stage, params: Params) -> list[str]:
     """How an adapter does not fit a stage's network (parameters or their shapes), one line each."""
     kernels = _kernels(stage, params)
     lines = []
-    for module in sorted(file.modules):
-        down, up = file.shapes(module)
+    for module, factors in sorted(file.modules.items()):
+        down, up = factors[DOWN].shape, factors[UP].shape
         if module not in kernels:
             lines.append(f"{module} is not a linear layer of the network")
         elif (len(down), len(up)) != (2, 2):
