@@ -2,7 +2,7 @@
 # make test       the tests, about 20 minutes on two cores the first time
 # make test-slow  the tests that take minutes each
 # make lint       ruff: lint and format
-# make clean      forget .venv and what the other targets wrote
+# make clean      delete .venv and what the other targets wrote
 #
 # Needs python3 (3.11 or newer, with venv) and make. Everything else goes into .venv; a second call installs nothing.
 
@@ -12,9 +12,9 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 DEMO := samples/demo
 PYTEST := $(BIN)/python -m pytest
-# A file's tests stay together: they share fixtures. A process may need 4 GB.
+# The tests of a file run in one process, since they share fixtures. A process may need 4 GB.
 PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile
-# PARITY=0 leaves PyTorch and transformers out; the tests that compare with them then skip.
+# PARITY=0 does not install PyTorch and transformers; the tests that compare with them are then skipped.
 PARITY ?= 1
 
 PROMPTS := "smiling cat with heart-eyes" "red heart" "woman firefighter" "couple with heart" \
@@ -64,8 +64,8 @@ $(VENV)/.core: pyproject.toml requirements.txt | $(BIN)/python
 	$(PIP) install --quiet --editable .
 	@touch $@
 
-# PyTorch first and by its exact version, so that nothing else chooses another; torch-fidelity and
-# clean-fid last and alone, since they ask for torchvision.
+# PyTorch first and in an exact version, so that nothing else chooses another; torch-fidelity and
+# clean-fid last and without their dependencies, since they ask for torchvision.
 $(VENV)/.dev: $(VENV)/.core
 ifneq ($(PARITY),0)
 	$(PIP) install --quiet torch==2.13.0

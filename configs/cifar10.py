@@ -5,22 +5,25 @@
     python scripts/train.py --config configs/cifar10.py --workdir runs/cifar10
 
 The network has the shape of improved DDPM's CIFAR-10 model (arXiv 2102.09672), 43M parameters: one
-GPU, about a day for 500,000 steps in float32. Not run to its end here; published models of this
-size reach a FID of about 3.
+GPU, about a day for 500,000 steps in float32. Not run to the end here; published models of this
+size reach an FID of about 3.
 """
 
 from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
-    config = ConfigDict()
-    config.seed = 0
-    config.batch_size = 128
-    config.num_steps = 500_000
-    config.log_every = 100
-    config.ema_decay = 0.9999
-    config.label_dropout = 0.1
-    config.init_from = None
+    config = ConfigDict(
+        {
+            "seed": 0,
+            "batch_size": 128,
+            "num_steps": 500_000,
+            "log_every": 100,
+            "ema_decay": 0.9999,
+            "label_dropout": 0.1,
+            "init_from": None,
+        }
+    )
     config.stage = {
         "name": "cifar10",
         "resolution": 32,

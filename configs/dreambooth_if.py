@@ -8,37 +8,26 @@
         --config.data.prior.prompt="a dog"
     python scripts/generate.py "a sks dog on the moon" --model runs/sks --dtype bfloat16
 
-The first command lets the model paint the subject's class: the prior, which keeps the class from
-turning into the subject. Half of each batch is the subject, half the prior, each with one prompt
-for all of its images. DIRECTORY is IF's stage I as diffusers saves it, or any other trained
-stage; `sks` is a word that means nothing to the model. As in the paper every weight is trained, a
-thousand steps at 1e-5 with lambda 1; an adapter in its place, which needs a tenth of the memory and
-ten times the rate: --config.lora="{'rank': 8}" --config.optimizer.learning_rate=1e-4.
+The first command lets the model generate images of the subject's class: the prior, which keeps the
+class from turning into the subject. Half of each batch is the subject, half the prior, each with
+one prompt for all of its images. DIRECTORY is IF's stage I as diffusers saves it, or any other
+trained stage; `sks` is a word that means nothing to the model. As in the paper, every weight is
+trained, for a thousand steps at 1e-5 with lambda 1. An adapter instead needs a tenth of the memory
+and ten times the rate: --config.lora="{'rank': 8}" --config.optimizer.learning_rate=1e-4.
 
-Hardware: weights, gradient and Adam's moments are 16 bytes a parameter, T5-XXL is 9.5 GB: IF-I-M
+Hardware: weights, gradient and Adam's moments take 16 bytes a parameter, and T5-XXL 9.5 GB: IF-I-M
 (0.4B) fits one GPU of 24 GB, IF-I-XL (4.3B) four of 80 GB (--config.mesh.fsdp=4). Expect the
-subject in new places, and dogs that are no sks dogs as before. Not run to its end here.
+subject in new places, and other dogs as before. Not run to the end here.
 """
 
 from ml_collections import ConfigDict
 
+from configs import lora_if
+
 
 def get_config() -> ConfigDict:
-    config = ConfigDict()
-    config.seed = 0
-    config.batch_size = 8
-    config.num_steps = 1000
-    config.log_every = 20
-    config.ema_decay = None
-    config.init_from = None
-    config.frozen_dtype = "bfloat16"
+    config = lora_if.get_config()
     config.lora = None
-    config.stage = {
-        "name": None,
-        "network": {"dtype": "bfloat16", "remat": True},
-        "loss": {"vlb_weight": 0.001},
-    }
-    config.text = {"trainable": False, "dropout": 0.0}
     config.data = {
         "source": "folder",
         "path": None,
@@ -61,7 +50,6 @@ def get_config() -> ConfigDict:
         "weight_decay": 0.01,
         "clip_norm": 1.0,
     }
-    config.mesh = {"data": None, "fsdp": 1, "tensor": 1}
     config.checkpoint = {"every": 500, "keep": 1, "keep_best": 0}
     config.sample = {"every": 250, "prompts": ["a sks dog", "a dog", "a sks dog on the moon"]}
     return config

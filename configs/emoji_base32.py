@@ -6,13 +6,13 @@
     python scripts/train.py --config configs/emoji_base32.py --workdir runs/base32
 
 Made for a machine without an accelerator: patches of 4x4 pixels are folded into channels, so that
-all work is done at 8x8 and 4x4 where a CPU's matrix units are busy. As in the paper the text
-encoder is trained before, and frozen; as none is pretrained on a vocabulary this small, it learns
-to guess the images from their captions, and that guess (`draft`) is put beside the noisy image.
-The paper's own networks are `imagen_jax.models.UNetConfig`, and `EfficientUNetConfig` without
-`patch_size`, `upsample_kernel` and `draft`. Hardware, time and result: the model's card,
-imagen_jax/pretrained/emoji/README.md. --config.init_from=emoji goes on from the shipped weights
-instead: the second command is then not needed.
+all work is done at 8x8 and 4x4, where a CPU's matrix units are busy. As in the paper, the text
+encoder is trained beforehand and frozen. Since none is pretrained on a vocabulary this small, it
+learns to predict the images from their captions, and that prediction (`draft`) is an input beside
+the noisy image. The paper's own networks are `imagen_jax.models.UNetConfig`, and
+`EfficientUNetConfig` without `patch_size`, `upsample_kernel` and `draft`. Hardware, time and
+result: the model's card, imagen_jax/pretrained/emoji/README.md. --config.init_from=emoji continues
+from the shipped weights instead; the second command is then not needed.
 """
 
 from pathlib import Path
@@ -23,13 +23,16 @@ SHIPPED = Path(__file__).parent.parent / "imagen_jax" / "pretrained" / "emoji"
 
 
 def get_config() -> ConfigDict:
-    config = ConfigDict()
-    config.seed = 0
-    config.batch_size = 16
-    config.num_steps = 5000
-    config.log_every = 100
-    config.ema_decay = 0.998
-    config.init_from = "runs/text"
+    config = ConfigDict(
+        {
+            "seed": 0,
+            "batch_size": 16,
+            "num_steps": 5000,
+            "log_every": 100,
+            "ema_decay": 0.998,
+            "init_from": "runs/text",
+        }
+    )
     config.stage = {
         "name": "base32",
         "resolution": 32,

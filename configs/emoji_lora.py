@@ -5,27 +5,30 @@
         --config.data.path=IMAGES --config.data.prompt="sks dog face"
     python scripts/generate.py "sks dog face" --lora runs/emoji_lora/lora.safetensors
 
-IMAGES is a folder of some images of one subject on white; the first command paints the prior of
-DreamBooth (arXiv 2208.12242): dog faces that shall stay as they are. The adapter is to the base
-model's attention; the super-resolution stage and the text encoder are used as they are.
+IMAGES is a folder with some images of one subject on white. The first command generates the prior
+of DreamBooth (arXiv 2208.12242): dog faces that are to stay as they are. The adapter changes the
+base model's attention; the super-resolution stage and the text encoder are used as they are.
 
-Hardware: two CPU cores, about two minutes; 80,000 of 12M parameters are trained, the adapter is a
-file of 0.3 MB. With four dog faces dyed blue the subject's loss falls from 0.41 to 0.27 while the
-prior's stays (0.12, 0.11): "sks dog face" is painted blue, "dog face" as before, and some of the
-blue runs into "cat face".
+Hardware: two CPU cores, about two minutes; 80,000 of 12M parameters are trained, and the adapter is
+a file of 0.3 MB. With four dog faces dyed blue, the subject's loss falls from 0.41 to 0.27 while
+the prior's stays (0.12, 0.11): "sks dog face" becomes blue, "dog face" looks as before, and some of
+the blue leaks into "cat face".
 """
 
 from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
-    config = ConfigDict()
-    config.seed = 0
-    config.batch_size = 16
-    config.num_steps = 300
-    config.log_every = 20
-    config.ema_decay = None
-    config.init_from = "emoji"
+    config = ConfigDict(
+        {
+            "seed": 0,
+            "batch_size": 16,
+            "num_steps": 300,
+            "log_every": 20,
+            "ema_decay": None,
+            "init_from": "emoji",
+        }
+    )
     config.lora = {"rank": 16, "alpha": None}
     config.stage = {"name": "base32"}
     config.text = {"trainable": False, "dropout": 0.0}

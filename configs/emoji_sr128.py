@@ -3,26 +3,21 @@
     python scripts/train.py --config configs/emoji_sr128.py --workdir runs/sr128
     python scripts/export.py --model runs/base32,runs/sr128 --out models/mine
 
-The second command puts it behind a base model (configs/emoji_base32.py) in a model directory. Reads
-the text with the base model's encoder, frozen. Like the base, it folds 4x4 patches into channels to
-suit a CPU. --config.init_from=emoji --config.text.init_from=None goes on from the shipped weights,
-encoder and all. Hardware, time and expected result: imagen_jax/pretrained/emoji/README.md.
+The second command joins it with a base model (configs/emoji_base32.py) in one model directory. It
+reads the text with the base model's frozen encoder and, like the base, folds 4x4 patches into
+channels to suit a CPU. --config.init_from=emoji --config.text.init_from=None continues from the
+shipped weights, the encoder's included. Hardware, time and expected result:
+imagen_jax/pretrained/emoji/README.md. What is not set here is as in emoji_base32.
 """
-
-from pathlib import Path
 
 from ml_collections import ConfigDict
 
-SHIPPED = Path(__file__).parent.parent / "imagen_jax" / "pretrained" / "emoji"
+from configs import emoji_base32
 
 
 def get_config() -> ConfigDict:
-    config = ConfigDict()
-    config.seed = 0
+    config = emoji_base32.get_config()
     config.batch_size = 8
-    config.num_steps = 5000
-    config.log_every = 100
-    config.ema_decay = 0.998
     config.init_from = None
     config.stage = {
         "name": "sr128",
@@ -53,36 +48,8 @@ def get_config() -> ConfigDict:
             "embedding_width": 256,
         },
     }
-    config.text = {
-        "tokenizer": str(SHIPPED / "spiece.model"),
-        "max_length": 20,
-        "trainable": False,
-        "dropout": 0.1,
-        "init_from": "runs/text",
-        "encoder": {
-            "vocab_size": 6000,
-            "d_model": 192,
-            "num_heads": 3,
-            "head_dim": 64,
-            "num_layers": 1,
-            "d_ff": 384,
-            "embedding_init_scale": 0.05,
-            "embedding_multiplier": 20.0,
-        },
-    }
-    config.data = {"source": "npz", "path": "data/emoji/emoji.npz", "split": "train"}
-    config.optimizer = {
-        "kind": "adamw",
-        "learning_rate": 1e-3,
-        "warmup_steps": 100,
-        "decay_steps": 5000,
-        "b1": 0.9,
-        "b2": 0.99,
-        "weight_decay": 0.01,
-        "clip_norm": 1.0,
-    }
-    config.mesh = {"data": None, "fsdp": 1, "tensor": 1}
-    config.checkpoint = {"every": 500, "keep": 2, "keep_best": 0}
+    config.text.init_from = "runs/text"
+    config.optimizer.warmup_steps = 100
     config.sample = {
         "every": None,
         "prompts": ["grinning face", "red heart", "dog face", "pizza", "flag: Japan", "红心"],

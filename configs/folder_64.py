@@ -5,9 +5,9 @@
 
 IMAGES holds cat.png beside cat.txt, or one captions.jsonl or captions.csv. The network is the
 paper's base U-Net (arXiv 2205.11487, F.1) at a quarter of its width, 157M parameters with the
-encoder: one GPU with 40 GB, computing in bfloat16. Captions are read as bytes by an encoder trained
-along, so any language works; a set with few captions is learned by heart. Expect recognisable
-images after some tens of passes over the set. Not run to its end here.
+encoder: one GPU with 40 GB, computing in bfloat16. Captions are read as bytes by an encoder that is
+trained along with the network, so any language works; a set with few captions is memorized. Expect
+recognizable images after some tens of epochs. Not run to the end here.
 
 Webdataset shards, as img2dataset writes them, in place of the folder, without small or badly
 described images:
@@ -20,13 +20,16 @@ from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
-    config = ConfigDict()
-    config.seed = 0
-    config.batch_size = 64
-    config.num_steps = 200_000
-    config.log_every = 100
-    config.ema_decay = 0.9999
-    config.init_from = None
+    config = ConfigDict(
+        {
+            "seed": 0,
+            "batch_size": 64,
+            "num_steps": 200_000,
+            "log_every": 100,
+            "ema_decay": 0.9999,
+            "init_from": None,
+        }
+    )
     config.stage = {
         "name": "base64",
         "resolution": 64,

@@ -6,21 +6,22 @@
         --config.data.path=SHARDS
 
 T5 is google/t5-v1_1-xxl, as Hugging Face or T5X have it; only its encoder is read. SHARDS is a
-folder of webdataset tars, or a pattern such as gs://bucket/{00000..00099}.tar; docs/data.md has
-what else images can come from. Hardware: the paper's 256 TPU v4; docs/scaling.md has what the
-step takes on others, by the compiler's count. Not run here. The published model reached a zero-shot
-FID-30K of 7.27 on COCO with its two super-resolution models, on data that is not public.
+folder of webdataset tars, or a pattern such as gs://bucket/{00000..00099}.tar; docs/data.md lists
+other sources of images. Hardware: the paper's 256 TPU v4; docs/scaling.md has what the compiler
+expects of the step on other chips. Not run here. With its two super-resolution models, the
+published model reached a zero-shot FID-30K of 7.27 on COCO, after training on data that is not
+public.
 
-What is not the paper's, because it does not say:
+Where the paper gives no value, we chose:
 - 128 tokens; EMA of 0.9999; clipping of the gradient's norm at 1; samples of 256 steps at guidance
   5 while it trains.
 - Adafactor at the rate as it stands, where optax would scale it by each parameter's size
   (training/optimizer.py says why).
 - The pooled text is a class token's, as in DeepFloyd IF.
-Where it does say: it gives 2B parameters, and its printed widths, used here, make 2.4B. Its t is
-uniform for each image by itself; here each is uniform, too, but a batch has one in each of 2048
-equal parts of [0, 1), which makes the loss less noisy (arXiv 2107.00630, I.1).
-And because it costs less: bfloat16 in convolutions, dense layers and the frozen encoder;
+Where this differs from the paper: it gives 2B parameters, but its printed widths, used here, make
+2.4B. Its t is uniform and independent for each image; here each t is uniform too, but a batch has
+one in each of 2048 equal parts of [0, 1), which makes the loss less noisy (arXiv 2107.00630, I.1).
+To save time and memory, convolutions, dense layers and the frozen encoder compute in bfloat16;
 parameters, norms, softmax, EMA and the optimizer stay float32.
 """
 
@@ -30,14 +31,17 @@ T5_XXL = "models/t5_v1_1_xxl"
 
 
 def get_config() -> ConfigDict:
-    config = ConfigDict()
-    config.seed = 0
-    config.batch_size = 2048
-    config.num_steps = 2_500_000
-    config.log_every = 100
-    config.ema_decay = 0.9999
-    config.init_from = None
-    config.frozen_dtype = "bfloat16"
+    config = ConfigDict(
+        {
+            "seed": 0,
+            "batch_size": 2048,
+            "num_steps": 2_500_000,
+            "log_every": 100,
+            "ema_decay": 0.9999,
+            "init_from": None,
+            "frozen_dtype": "bfloat16",
+        }
+    )
     config.stage = {
         "name": "base64",
         "resolution": 64,
@@ -84,7 +88,7 @@ def get_config() -> ConfigDict:
         "clip_norm": 1.0,
         "accumulation": 1,
     }
-    # A plane of a 4x4x4 torus: over all 64 chips XLA gathers a kernel by adding up zeros.
+    # A plane of a 4x4x4 torus: over all 64 chips XLA would gather a kernel by adding up zeros.
     config.mesh = {"data": None, "fsdp": 16, "tensor": 1}
     config.checkpoint = {"every": 5000, "keep": 3, "keep_best": 0}
     config.sample = {

@@ -1,15 +1,15 @@
 """The paper's base model at 0.3B parameters, for one host of 8 chips: imagen_base64 with a width of
-192 in place of 512.
+192 instead of 512.
 
     python scripts/plan.py --config configs/imagen_base64_small.py --topology v5e:2x4
     python scripts/train.py --config configs/imagen_base64_small.py --workdir runs/base64_small \
         --config.text.init_from=T5 --config.text.tokenizer=T5/spiece.model \
         --config.data.path=SHARDS
 
-Differs from the paper's in size (the width), in the batch (256: at 2048 the schedule would take
-eight times as long), and in the text encoder: T5 v1.1 large (google/t5-v1_1-large), because XXL
-would take more of the chips than the network. The parameters are split over all 8 chips. Hardware:
-8 v5e chips, or 8 GPUs of 24 GB. Not run here.
+It differs from the paper's in width, in the batch (256: at 2048 the schedule would take eight times
+as long), and in the text encoder: T5 v1.1 large (google/t5-v1_1-large), because XXL would need more
+of the chips than the network does. The parameters are split over all 8 chips. Hardware: 8 v5e
+chips, or 8 GPUs of 24 GB. Not run here.
 """
 
 from ml_collections import ConfigDict
@@ -24,7 +24,7 @@ def get_config() -> ConfigDict:
 
 
 def smaller(config: ConfigDict, widths: list[int]) -> ConfigDict:
-    """A stage with these widths for one host, and T5 v1.1 large for XXL."""
+    """The stage with these widths and T5 v1.1 large instead of XXL, for one host."""
     for level, channels in zip(config.stage.network.levels, widths, strict=True):
         level["channels"] = channels
     config.batch_size = 256

@@ -5,10 +5,10 @@
         --config.text.init_from=T5 --config.text.tokenizer=T5/spiece.model \
         --config.data.path=SHARDS
 
-Trained on crops of 256x256 out of images of 1024x1024, which it enlarges from 64x64; drawn at the
-whole 1024x1024. No self-attention, cross-attention to the text in the last block, linear betas in
-continuous time. The rest is imagen_sr256's, with the same notes. Hardware: the paper's 128 TPU v4.
-Not run here.
+Trained on 256x256 crops of 1024x1024 images, upsampled from 64x64; sampled at the full 1024x1024.
+No self-attention, cross-attention to the text in the last block, linear betas in continuous time.
+Everything else is as in imagen_sr256, with the same notes. Hardware: the paper's 128 TPU v4. Not
+run here.
 
 The paper says 400M parameters, but its printed configuration, used here, has 0.66B.
 """

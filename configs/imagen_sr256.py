@@ -6,12 +6,13 @@ F.2).
         --config.text.init_from=T5 --config.text.tokenizer=T5/spiece.model \
         --config.data.path=SHARDS
 
-Text encoder, data, batch, schedule and dropout are those of imagen_base64, with the same notes.
-Adam, because Adafactor made these models worse. Hardware: the paper's 128 TPU v4. Not run here.
+Text encoder, data, batch, schedule and dropout are those of imagen_base64, with the same notes. The
+optimizer is Adam, as in the paper, because Adafactor made these models worse. Hardware: the paper's
+128 TPU v4. Not run here.
 
-What is not the paper's, because it does not say: the schedule of the augmentation's noise (cosine);
-128 sampling steps; sampling at augmentation 0.1. It gives 600M parameters, and its printed
-configuration, used here, makes 0.7B.
+Where the paper gives no value, we chose a cosine schedule for the augmentation's noise, 128
+sampling steps, and augmentation level 0.1 in sampling. It gives 600M parameters, but its printed
+configuration, used here, has 0.7B.
 """
 
 from ml_collections import ConfigDict

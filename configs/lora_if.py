@@ -1,4 +1,4 @@
-"""An adapter (LoRA, arXiv 2106.09685) to DeepFloyd IF or any other trained stage, on a folder of
+"""An adapter (LoRA, arXiv 2106.09685) for DeepFloyd IF or any other trained stage, from a folder of
 images with captions.
 
     python scripts/train.py --config configs/lora_if.py --workdir runs/lora \
@@ -7,37 +7,41 @@ images with captions.
         --dtype bfloat16 --low_memory
 
 DIRECTORY is IF's stage I as diffusers saves it, a model directory or a workdir; of several stages
---config.stage.name says which. The network, its schedule, the text encoder and the sampler are the
+--config.stage.name chooses one. The network, its schedule, the text encoder and the sampler are the
 model's own. IMAGES holds cat.png beside cat.txt, or captions.jsonl or captions.csv. The loss is
-the hybrid one (arXiv 2102.09672, eq. 16), so that the learned variance goes along; for a stage
-without one, --config.stage.loss.vlb_weight=0.
+the hybrid one (arXiv 2102.09672, eq. 16), so that the learned variance is trained too; for a stage
+without one, set --config.stage.loss.vlb_weight=0.
 
-Hardware: the encoder and the network are frozen and kept in bfloat16, the state holds the adapter
-alone. IF-I-XL (4.3B parameters) with T5-XXL needs about 18 GB for both and as much again for the
+Hardware: the encoder and the network are frozen and kept in bfloat16, and the state holds only the
+adapter. IF-I-XL (4.3B parameters) with T5-XXL needs about 18 GB for both and as much again for the
 activations of 8 images: one GPU of 80 GB; --config.mesh.fsdp=4 spreads it over four of 24 GB.
-Expect the style of the images after some hundred steps, and their subjects by heart after some
-thousand. Not run to its end here.
+Expect the style of the images after some hundred steps, and memorized subjects after some thousand.
+Not run to the end here.
 """
 
 from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
-    config = ConfigDict()
-    config.seed = 0
-    config.batch_size = 8
-    config.num_steps = 1000
-    config.log_every = 20
-    config.ema_decay = None  # the adapter at the end: a short run with a rate that falls to 0
-    config.init_from = None
-    config.frozen_dtype = "bfloat16"
+    config = ConfigDict(
+        {
+            "seed": 0,
+            "batch_size": 8,
+            "num_steps": 1000,
+            "log_every": 20,
+            # The final adapter is used: the run is short, and its rate falls to 0.
+            "ema_decay": None,
+            "init_from": None,
+            "frozen_dtype": "bfloat16",
+        }
+    )
     config.lora = {"rank": 8, "alpha": None}
     config.stage = {
         "name": None,
         "network": {"dtype": "bfloat16", "remat": True},
         "loss": {"vlb_weight": 0.001},
     }
-    # Guidance's null text is what the model was trained with; an adapter need not learn it.
+    # The model already knows the null text of guidance; an adapter need not learn it.
     config.text = {"trainable": False, "dropout": 0.0}
     config.data = {
         "source": "folder",

@@ -1,10 +1,7 @@
 """The command `generate`: see imagen_jax/commands/generate.py."""
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # to run in a clone, uninstalled
+import repository  # noqa: F401
 
 from imagen_jax.commands.generate import main
 
-sys.exit(main())
+raise SystemExit(main())

@@ -1,6 +1,7 @@
-"""Files that version 0.1.0 wrote are read as they are: fixtures/version_0_1_0.tar.xz holds a model, an
-image made by it, a workdir stopped at step 8 of 12, an evaluation with its reference, an index of
-a tar, embeddings and a study, all of them tiny.
+"""Files that version 0.1.0 wrote are read as they are.
+
+fixtures/version_0_1_0.tar.xz holds a model, an image made by it, a workdir stopped at step 8 of 12,
+an evaluation with its reference, an index of a tar, embeddings and a study, all of them tiny.
 """
 
 import json
@@ -17,7 +18,7 @@ from PIL import Image
 
 import imagen_jax
 from imagen_jax.data import read_tar
-from imagen_jax.images.image_list import read_settings
+from imagen_jax.images.png import read_settings
 
 TINY = "tests/training/tiny_config.py"
 DATA = ["--config.data.path=set.npz", "--config.data.split=all"]

@@ -1,1 +1,1 @@
-"""One file a verb of the command line: its options, and a few calls of the library."""
+"""The commands: scripts/VERB.py runs `main()` of imagen_jax/commands/VERB.py."""

@@ -1,34 +1,47 @@
-"""How fast images are read from tar shards, beside Pillow decoding the same files and no more.
+"""How fast images are read from tar shards, compared with decoding the same files by Pillow alone.
 
     python scripts/benchmark_data.py
     python scripts/benchmark_data.py --path 'gs://bucket/{00000..00009}.tar' --resolution 64
 
-Without --path it writes 2,000 synthetic JPEGs of 512x512 pixels as webdataset shards first. Both
-sides use the same threads and take turns, so that what else the machine does falls on both. Prints
-one JSON object: the best of the rounds in images a second for each side and their ratio, the same
-ratio by processor seconds, which other programs disturb less, and how long a run waits for its
-first batch that begins at step 10 and at step 1,000. The time for the index, which is made once, is
-counted apart.
+Without --path it first writes 2,000 synthetic JPEGs of 512x512 pixels as webdataset shards. Both
+sides use the same number of threads and take turns, so that other work on the machine slows both.
+Prints one JSON object: for each side the best of the rounds in images a second, and their ratio;
+the same ratio by processor seconds, which other programs disturb less; and how long a run that
+starts at step 10, or at step 1,000, waits for its first batch. The time for the index, which is
+made once, is given separately.
 """
 
 import argparse
 import io
 import json
-import pathlib
 import tarfile
 import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from imagen_jax.commands.command_line import one_line_errors
+from imagen_jax.commands.command_line import make_parser, one_line_errors
 from imagen_jax.data import Loader, read_tar
 
 SIDE, IMAGES, SHARDS = 512, 2000, 4
 STEPS = (10, 1000)
+
+
+def parser() -> argparse.ArgumentParser:
+    parse = make_parser(__doc__)
+    add = parse.add_argument
+    add("--path", help="tar shards of your own")
+    add("--index_dir", help="where their index is kept")
+    add("--resolution", type=int, default=256)
+    add("--batch_size", type=int, default=50)
+    add("--images", type=int, default=IMAGES, help="read in each round")
+    add("--threads", type=int, default=2)
+    add("--rounds", type=int, default=5)
+    return parse
 
 
 def synthetic_jpeg(rng: np.random.Generator) -> bytes:
@@ -41,8 +54,8 @@ def synthetic_jpeg(rng: np.random.Generator) -> bytes:
     return file.getvalue()
 
 
-def write_shards(folder: pathlib.Path) -> None:
-    """The synthetic set as img2dataset would write it. 64 images, each many times over."""
+def write_shards(folder: Path) -> None:
+    """The synthetic set as img2dataset would write it: 64 images, each many times over."""
     rng = np.random.default_rng(0)
     files = [synthetic_jpeg(rng) for _ in range(64)]
     for shard in range(SHARDS):
@@ -68,41 +81,35 @@ def timed(call: Callable[[], object]) -> tuple[float, float]:
     return time.perf_counter() - began, time.process_time() - worked
 
 
-def measure(arguments: argparse.Namespace, path: str) -> dict[str, float]:
+def measure(options: argparse.Namespace, path: str) -> dict[str, float]:
     began = time.perf_counter()
-    source = read_tar(path, conditioning=None, index_dir=arguments.index_dir)
+    source = read_tar(path, conditioning=None, index_dir=options.index_dir)
     index_seconds = time.perf_counter() - began
-    loader = Loader(
-        source,
-        arguments.batch_size,
-        arguments.resolution,
-        conditioning=None,
-        num_threads=arguments.threads,
-    )
-    steps = min(arguments.images, len(source)) // arguments.batch_size
-    count = steps * arguments.batch_size
-    kept = loader.source
+    size, threads = options.batch_size, options.threads
+    loader = Loader(source, size, options.resolution, conditioning=None, num_threads=threads)
+    steps = min(options.images, len(source)) // size
+    count, kept = steps * size, loader.source
     files = [
-        kept.shards[kept.shard_of(row)].read(offset, offset + size)
-        for row, (offset, size) in enumerate(kept.index.spans[:count, 0].tolist())
+        kept.shards[kept.shard_of(row)].read(offset, offset + length)
+        for row, (offset, length) in enumerate(kept.index.spans[:count, 0].tolist())
     ]
 
     def bare() -> None:
-        with ThreadPoolExecutor(arguments.threads) as pool:
+        with ThreadPoolExecutor(threads) as pool:
             list(pool.map(decode, files, chunksize=8))
 
     def load(start: int = 0, number: int = steps) -> tuple[float, float]:
         batches, worked, read = loader.batches(start), time.process_time(), loader.damage.read
         seconds, _ = timed(lambda: [next(batches) for _ in range(number)])
         batches.close()
-        time.sleep(1)  # what has been begun ahead comes to its end
+        time.sleep(1)  # batches begun ahead are finished
         made = (loader.damage.read - read) / (number * loader.batch_size)
         return seconds, (time.process_time() - worked) / made
 
     timed(bare), load()
-    rounds = [(timed(bare), load()) for _ in range(arguments.rounds)]
+    rounds = [(timed(bare), load()) for _ in range(options.rounds)]
     decoding, loading = (np.min(times, axis=0) for times in zip(*rounds, strict=True))
-    waits = np.min([[load(step, 1)[0] for step in STEPS] for _ in range(arguments.rounds)], axis=0)
+    waits = np.min([[load(step, 1)[0] for step in STEPS] for _ in range(options.rounds)], axis=0)
     return {
         "images": count,
         "index_seconds": round(index_seconds, 2),
@@ -114,19 +121,9 @@ def measure(arguments: argparse.Namespace, path: str) -> dict[str, float]:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--path", help="tar shards of your own")
-    parser.add_argument("--index_dir", help="where their index is kept")
-    parser.add_argument("--resolution", type=int, default=256)
-    parser.add_argument("--batch_size", type=int, default=50)
-    parser.add_argument("--images", type=int, default=IMAGES, help="read in each round")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=5)
-    arguments = parser.parse_args()
+def main(arguments: list[str] | None = None) -> None:
+    options = parser().parse_args(arguments)
     with one_line_errors(ValueError), tempfile.TemporaryDirectory() as folder:
-        if arguments.path is None:
-            write_shards(pathlib.Path(folder))
-        print(json.dumps(measure(arguments, arguments.path or folder), indent=1))
+        if options.path is None:
+            write_shards(Path(folder))
+        print(json.dumps(measure(options, options.path or folder), indent=1))

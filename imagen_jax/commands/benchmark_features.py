@@ -1,18 +1,17 @@
-"""Times Inception's features beside torch-fidelity's: the same weights, images and cores.
+"""Times Inception's features against torch-fidelity's: the same weights, images and cores.
 
     pip install -e '.[parity]'
     pip install --no-deps torch-fidelity
     python scripts/benchmark_features.py --batch_size 16 --rounds 7
 
-From uint8 images to features on both sides: TensorFlow's bilinear resize to 299x299, and the
+Both sides go from uint8 images to features: TensorFlow's bilinear resize to 299x299, then the
 network in float32. torch-fidelity's network is pytorch-fid's with the resize of the original FID;
 it runs unchanged, without its package's __init__, which needs torchvision. The sides take turns in
-one process, and the median of the rounds counts. The weights are random: time does not depend on
-them. The features are compared first.
+one process, and the median of the rounds counts. The weights are random, since they do not affect
+the time. The features are compared first.
 """
 
 import argparse
-import importlib
 import importlib.util
 import json
 import os
@@ -27,15 +26,13 @@ from pathlib import Path
 
 import numpy as np
 
-from imagen_jax.commands.command_line import one_line_errors
+from imagen_jax.commands.command_line import make_parser, one_line_errors
 
 TOLERANCE = 1e-4  # relative L2 between the features of both sides
 
 
 def parser() -> argparse.ArgumentParser:
-    parse = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parse = make_parser(__doc__)
     add = parse.add_argument
     add("--batch_size", type=int, default=16)
     add("--side", type=int, default=256, help="of the images, in pixels")
@@ -47,13 +44,13 @@ def parser() -> argparse.ArgumentParser:
 
 def random_state(seed: int = 0) -> dict[str, np.ndarray]:
     """A state dict that keeps the activations near 1."""
-    from imagen_jax.convert import inception as convert
+    from imagen_jax.convert.inception import pytorch_layout, unfolded_shapes
     from imagen_jax.storage.trees import flatten
 
     rng = np.random.default_rng(seed)
-    shapes = {path: leaf.shape for path, leaf in flatten(convert.unfolded_shapes()).items()}
+    shapes = {path: leaf.shape for path, leaf in flatten(unfolded_shapes()).items()}
     state = {}
-    for path, tensors in convert.pytorch_layout().items():
+    for path, tensors in pytorch_layout().items():
         shape, kind = shapes[path], path.rsplit("/", 1)[1]
         if kind == "kernel":
             values = rng.normal(0, (2 / np.prod(shape[:-1])) ** 0.5, shape)
@@ -76,9 +73,8 @@ def theirs(state: dict[str, np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
         raise ModuleNotFoundError(
             "torch-fidelity is missing: pip install --no-deps torch-fidelity", name="torch_fidelity"
         )
-    package = types.ModuleType("torch_fidelity")
+    package = sys.modules["torch_fidelity"] = types.ModuleType("torch_fidelity")
     package.__path__ = list(spec.submodule_search_locations)
-    sys.modules["torch_fidelity"] = package
     module = importlib.import_module("torch_fidelity.feature_extractor_inceptionv3")
     with tempfile.TemporaryDirectory() as place:
         path = Path(place) / "weights.pth"
@@ -93,27 +89,24 @@ def theirs(state: dict[str, np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
     return extract
 
 
-def ours(state: dict[str, np.ndarray], batch_size: int) -> Callable[[np.ndarray], np.ndarray]:
-    from imagen_jax.convert.inception import params_from_pytorch
-    from imagen_jax.evaluation.features import make_extractor
-
-    params = params_from_pytorch(state)
-    return make_extractor("ours", "random", None, params, batch_size=batch_size).images
-
-
 def measure(options: argparse.Namespace) -> dict:
     import jax
     import torch
 
+    from imagen_jax.convert.inception import params_from_pytorch
+    from imagen_jax.evaluation.features import make_extractor
+
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     state = random_state()
-    sides = {"imagen_jax": ours(state, options.batch_size), "torch_fidelity": theirs(state)}
+    ours = make_extractor(
+        "ours", "random", None, params_from_pytorch(state), batch_size=options.batch_size
+    )
+    sides = {"imagen_jax": ours.images, "torch_fidelity": theirs(state)}
     shape = (options.batch_size, options.side, options.side, 3)
     images = np.random.default_rng(1).integers(0, 256, shape, np.uint8)
-    features = {name: extract(images) for name, extract in sides.items()}
-    a, b = features.values()
-    error = float(np.linalg.norm(a - b) / np.linalg.norm(b))
+    mine, other = (extract(images) for extract in sides.values())
+    error = float(np.linalg.norm(mine - other) / np.linalg.norm(other))
     if error > TOLERANCE:
         raise ValueError(f"the two sides differ by {error:.1e}, more than {TOLERANCE}")
     rates: dict[str, list[float]] = {name: [] for name in sides}

@@ -1,4 +1,4 @@
-"""Times training and sampling beside imagen-pytorch: equal parameters, resolution, batch and cores.
+"""Times training and sampling against imagen-pytorch: equal parameters, resolution, batch, cores.
 
     python3 -m venv /tmp/ipt
     /tmp/ipt/bin/pip install torch==2.13.0
@@ -6,18 +6,21 @@
     /tmp/ipt/bin/pip install --no-deps imagen-pytorch
     python scripts/benchmark_imagen_pytorch.py --torch_python /tmp/ipt/bin/python --out speed.json
 
-Each side runs in a process of its own; the sides take turns, `--rounds` times, and the median
-counts. Timed on both sides: one training step (noise, forward, backward, Adam, average of the
+Each side runs in its own process; the sides take turns, `--rounds` times, and the median counts.
+Timed on both sides: one training step (noise, forward, backward, Adam, moving average of the
 weights) on images and text embeddings in memory, and sampling by the ancestral DDPM sampler with
-guidance 3 and dynamic thresholding. The first call, which compiles here, is timed apart.
+guidance 3 and dynamic thresholding. The first call, which compiles here, is timed separately.
 
 imagen-pytorch's own `Unet` and `Imagen` run unchanged; its width, heads and feed-forward ratio are
-chosen so that the parameters agree within 5 %. What it imports but this never calls (torchvision,
-kornia, transformers, ...) is replaced by empty modules, so that nothing is downloaded.
+chosen so that the numbers of parameters agree within 5 %. What it imports and this never calls
+(torchvision, kornia, transformers, ...) is replaced by empty modules, so nothing is downloaded.
 """
 
 import argparse
 import dataclasses
+import importlib.metadata
+import importlib.util
+import itertools
 import json
 import os
 import platform
@@ -25,12 +28,19 @@ import statistics
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
+from unittest import mock
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT_LENGTH, TEXT_WIDTH, GUIDANCE = 32, 256, 3.0
 LEARNING_RATE, EMA_DECAY = 1e-4, 0.999
 TOLERANCE = 0.05
+# What imagen-pytorch imports for other things than its network and sampler.
+UNUSED = (
+    *("torchvision", "torchvision.transforms", "kornia", "kornia.augmentation"),
+    *("transformers", "accelerate", "ema_pytorch", "pytorch_warmup", "datasets"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,42 +99,45 @@ def seconds_of(step, repeats: int) -> tuple[float, float]:
     return times[0], statistics.median(times[1:])
 
 
-def time_jax(case: Case, steps: int, sample_steps: int) -> dict:
+def report(case: Case, train_step, sample, steps: int, sample_steps: int) -> dict:
+    """What is measured of one side."""
+    first_step, step = seconds_of(train_step, steps)
+    first_sample, sampling = seconds_of(sample, 1)
+    return {
+        "train_images_per_second": case.batch / step,
+        "train_step_seconds": step,
+        "first_step_seconds": first_step,
+        "sample_seconds": sampling,
+        "sample_images": case.sample_batch,
+        "sample_steps": sample_steps,
+        "first_sample_seconds": first_sample,
+    }
+
+
+def time_jax(case: Case, steps: int, sample_steps: int, _: None) -> dict:
     """This code's side: the train step that scripts/train.py runs, and the sampler of a cascade."""
     sys.path.insert(0, str(ROOT))
     import jax
-    import jax.numpy as jnp
     import numpy as np
 
     from imagen_jax.cascade.cascade import Conditions, sample_keys, sample_stage
-    from imagen_jax.cascade.stage import Stage
     from imagen_jax.diffusion.sampling import SamplingSettings
-    from imagen_jax.storage.codec import typed
     from imagen_jax.text.encoder import null_text
-    from imagen_jax.training.config import load_config
     from imagen_jax.training.optimizer import OptimizerConfig, make_optimizer
-    from imagen_jax.training.run_config import KINDS
     from imagen_jax.training.state import NETWORK, init_state
     from imagen_jax.training.step import make_train_step
     from imagen_jax.typing import TextEmbeddings
 
-    section = {"name": "base", "resolution": case.resolution, "network": case.ours}
-    if isinstance(case.ours, str):
-        section = load_config(ROOT / "configs" / f"{case.ours}.py").stage.to_dict()
-    stage = typed(Stage, section | {"text_width": TEXT_WIDTH}, "stage", KINDS)
+    stage = stage_of(case)
     optimizer = make_optimizer(
         OptimizerConfig(kind="adam", learning_rate=LEARNING_RATE, warmup_steps=0)
     )
-    key = jax.random.key(0)
-    rng = np.random.default_rng(0)
-    shape = (case.batch, case.resolution, case.resolution, 3)
-    batch = {
-        "image": jnp.asarray(rng.integers(0, 256, shape, np.uint8)),
-        "text": jnp.asarray(rng.normal(size=(case.batch, TEXT_LENGTH, TEXT_WIDTH)), jnp.float32),
-        "mask": jnp.ones((case.batch, TEXT_LENGTH), bool),
-    }
+    key, rng = jax.random.key(0), np.random.default_rng(0)
+    images = rng.integers(0, 256, (case.batch, case.resolution, case.resolution, 3), np.uint8)
+    values = rng.normal(size=(case.batch, TEXT_LENGTH, TEXT_WIDTH)).astype(np.float32)
+    batch = {"image": images, "text": values, "mask": np.ones(values.shape[:2], bool)}
+    batch = jax.device_put(batch)
     state = init_state(stage, None, optimizer, key)
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     step = jax.jit(make_train_step(stage, None, optimizer, ema_decay=EMA_DECAY), donate_argnums=0)
 
     def train_step():
@@ -143,56 +156,43 @@ def time_jax(case: Case, steps: int, sample_steps: int) -> dict:
         keys = sample_keys(0, np.arange(n))
         jax.block_until_ready(sample_stage(stage, state.ema[NETWORK], keys, conditions, settings))
 
-    times = (*seconds_of(train_step, steps), *seconds_of(sample, 1))
     return {
         "library": f"imagen_jax, jax {jax.__version__}",
         "network": dataclasses.asdict(stage.network),
-        "parameters": parameters,
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
         "threads": len(os.sched_getaffinity(0)),
-        **report(case, sample_steps, *times),
+        **report(case, train_step, sample, steps, sample_steps),
     }
 
 
-def time_torch(case: Case, parameters: int, steps: int, sample_steps: int) -> dict:
+def stage_of(case: Case):
+    """The stage of a case, that of its config where it names one."""
+    from imagen_jax.cascade.stage import Stage
+    from imagen_jax.storage.codec import typed
+    from imagen_jax.training.config import load_config
+    from imagen_jax.training.run_config import KINDS
+
+    section = {"name": "base", "resolution": case.resolution, "network": case.ours}
+    if isinstance(case.ours, str):
+        section = load_config(ROOT / "configs" / f"{case.ours}.py").stage.to_dict()
+    return typed(Stage, section | {"text_width": TEXT_WIDTH}, "stage", KINDS)
+
+
+def time_torch(case: Case, steps: int, sample_steps: int, parameters: int) -> dict:
     """imagen-pytorch's side; runs in the environment that has it."""
-    import types
-    from unittest import mock
-
-    for name in (
-        *("torchvision", "torchvision.transforms", "kornia", "kornia.augmentation"),
-        *("transformers", "accelerate", "ema_pytorch", "pytorch_warmup", "datasets"),
-    ):
-        sys.modules[name] = mock.MagicMock(name=name)
+    sys.modules.update({name: mock.MagicMock(name=name) for name in UNUSED})
     sys.modules["transformers"].T5Config.from_pretrained.return_value.d_model = TEXT_WIDTH
-    import importlib.util
-
     # The package without its __init__, which would import its trainer and command line too.
     spec = importlib.util.find_spec("imagen_pytorch")
-    package = types.ModuleType("imagen_pytorch")
+    package = sys.modules["imagen_pytorch"] = types.ModuleType("imagen_pytorch")
     package.__path__ = list(spec.submodule_search_locations)
-    sys.modules["imagen_pytorch"] = package
     import torch
-    from imagen_pytorch.imagen_pytorch import Imagen, Unet
+    from imagen_pytorch.imagen_pytorch import Imagen
 
     torch.manual_seed(0)
-
-    def build(choice):
-        fixed = {"text_embed_dim": TEXT_WIDTH, "max_text_len": TEXT_LENGTH}
-        return Unet(**case.theirs, **fixed, **choice)
-
-    def distance(choice):
-        with torch.device("meta"):
-            count = sum(p.numel() for p in build(choice).parameters())
-        return abs(count / parameters - 1)
-
-    # The width first (its group norms want multiples of 8), then what fits closer.
-    widths = sorted([{"dim": dim} for dim in range(16, 384, 8)], key=distance)[:2]
-    heads, ratios = (8, 6, 10, 4, 12), (2.0, 1.0, 3.0, 4.0)
-    finer = [w | {"attn_heads": h, "ff_mult": r} for w in widths for h in heads for r in ratios]
-    close = [choice for choice in finer if distance(choice) < TOLERANCE / 2]
-    choice = close[0] if close else min(finer, key=distance)
+    network = closest_unet(case, parameters)
     imagen = Imagen(
-        build(choice),
+        make_unet(case, network),
         image_sizes=case.resolution,
         text_embed_dim=TEXT_WIDTH,
         timesteps=sample_steps,
@@ -214,34 +214,45 @@ def time_torch(case: Case, parameters: int, steps: int, sample_steps: int) -> di
 
     def sample():
         n = case.sample_batch
-        imagen.sample(
+        imagen.eval().sample(
             text_embeds=text[:n], text_masks=mask[:n], cond_scale=GUIDANCE, use_tqdm=False
         )
 
-    first, step = seconds_of(train_step, steps)
-    imagen.eval()
-    first_sample, sampling = seconds_of(sample, 1)
-    from importlib.metadata import version
-
+    version = importlib.metadata.version("imagen-pytorch")
     return {
-        "library": f"imagen-pytorch {version('imagen-pytorch')}, torch {torch.__version__}",
-        "network": choice | case.theirs,
+        "library": f"imagen-pytorch {version}, torch {torch.__version__}",
+        "network": network | case.theirs,
         "parameters": sum(p.numel() for p in weights),
         "threads": torch.get_num_threads(),
-        **report(case, sample_steps, first, step, first_sample, sampling),
+        **report(case, train_step, sample, steps, sample_steps),
     }
 
 
-def report(case: Case, sample_steps, first, step, first_sample, sampling) -> dict:
-    return {
-        "train_images_per_second": case.batch / step,
-        "train_step_seconds": step,
-        "first_step_seconds": first,
-        "sample_seconds": sampling,
-        "sample_images": case.sample_batch,
-        "sample_steps": sample_steps,
-        "first_sample_seconds": first_sample,
-    }
+def make_unet(case: Case, size: dict):
+    from imagen_pytorch.imagen_pytorch import Unet
+
+    return Unet(**case.theirs, **size, text_embed_dim=TEXT_WIDTH, max_text_len=TEXT_LENGTH)
+
+
+def closest_unet(case: Case, parameters: int) -> dict:
+    """Width, heads and feed-forward ratio that come closest to a number of parameters."""
+    import torch
+
+    def distance(size: dict) -> float:
+        with torch.device("meta"):
+            count = sum(p.numel() for p in make_unet(case, size).parameters())
+        return abs(count / parameters - 1)
+
+    # The width first (its group norms want multiples of 8), then what fits closer.
+    widths = sorted([{"dim": dim} for dim in range(16, 384, 8)], key=distance)[:2]
+    finer = [
+        width | {"attn_heads": heads, "ff_mult": ratio}
+        for width, heads, ratio in itertools.product(
+            widths, (8, 6, 10, 4, 12), (2.0, 1.0, 3.0, 4.0)
+        )
+    ]
+    close = (size for size in finer if distance(size) < TOLERANCE / 2)
+    return next(close, None) or min(finer, key=distance)
 
 
 def run_worker(python: str, arguments: list[str]) -> dict:
@@ -255,24 +266,24 @@ def run_worker(python: str, arguments: list[str]) -> dict:
 
 def median_of(rounds: list[dict]) -> dict:
     """One result, with the median of every time and speed, and each round's speed beside it."""
-    middle = dict(rounds[0])
-    for name, value in rounds[0].items():
-        if isinstance(value, float):
-            middle[name] = statistics.median(entry[name] for entry in rounds)
+    middle = {
+        name: statistics.median(entry[name] for entry in rounds)
+        for name, value in rounds[0].items()
+        if isinstance(value, float)
+    }
     speeds = [entry["train_images_per_second"] for entry in rounds]
-    return middle | {"train_images_per_second_of_each_round": speeds}
+    return rounds[0] | middle | {"train_images_per_second_of_each_round": speeds}
 
 
-def compare(name: str, torch_python: str, rounds: int, steps: int, sample_steps: int) -> dict:
+def compare(name: str, options: argparse.Namespace) -> dict:
     """Both sides of one case, taking turns."""
-    common = ["--case", name, "--steps", str(steps), "--sample_steps", str(sample_steps)]
+    common = ["--case", name, "--steps", str(options.steps)]
+    common += ["--sample_steps", str(options.sample_steps)]
     ours, theirs = [], []
-    for _ in range(rounds):
+    for _ in range(options.rounds):
         ours.append(run_worker(sys.executable, [*common, "--worker", "jax"]))
-        target = str(ours[0]["parameters"])
-        theirs.append(
-            run_worker(torch_python, [*common, "--worker", "torch", "--parameters", target])
-        )
+        torch = ["--worker", "torch", "--parameters", str(ours[0]["parameters"])]
+        theirs.append(run_worker(options.torch_python, [*common, *torch]))
     difference = theirs[0]["parameters"] / ours[0]["parameters"] - 1
     if abs(difference) > TOLERANCE:
         raise SystemExit(
@@ -312,8 +323,10 @@ def table(results: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--torch_python", help="a Python that has torch and imagen-pytorch")
     parser.add_argument("--case", action="append", choices=CASES, help="default: all but tiny")
     parser.add_argument("--rounds", type=int, default=3)
@@ -322,23 +335,17 @@ def main():
     parser.add_argument("--out", help="write the results as JSON here")
     parser.add_argument("--worker", choices=("jax", "torch"), help=argparse.SUPPRESS)
     parser.add_argument("--parameters", type=int, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.worker:
-        case = CASES[options.case[0]]
-        if options.worker == "jax":
-            result = time_jax(case, options.steps, options.sample_steps)
-        else:
-            result = time_torch(case, options.parameters, options.steps, options.sample_steps)
-        print(json.dumps(result))
+    options = parser.parse_args(arguments)
+    if options.worker:  # one side's measurement, in a process of its own
+        case, parameters = CASES[options.case[0]], options.parameters
+        measure = time_jax if options.worker == "jax" else time_torch
+        print(json.dumps(measure(case, options.steps, options.sample_steps, parameters)))
         return
     if not options.torch_python:
         parser.error("--torch_python is needed; the top of this file says how to make one")
-    names = options.case or [name for name in CASES if name != "tiny"]
     results = []
-    for name in names:
-        results.append(
-            compare(name, options.torch_python, options.rounds, options.steps, options.sample_steps)
-        )
+    for name in options.case or [name for name in CASES if name != "tiny"]:
+        results.append(compare(name, options))
         print(table(results[-1:]), flush=True)
     report = {"machine": machine(), "rounds": options.rounds, "results": results}
     if options.out:

@@ -1,9 +1,19 @@
-"""What the scripts share: how a mistake is told, and the folder that they write into."""
+"""What the commands share: how options are read, and how a mistake is told.
 
+Commands that take a config read their options by absl, because of --config.KEY=VALUE; the others by
+argparse.
+"""
+
+import argparse
 import contextlib
 import dataclasses
 import sys
 from collections.abc import Callable, Iterator
+from typing import Any
+
+from absl import app, flags
+
+from imagen_jax.training.config import split_overrides
 
 # Which extra of pyproject.toml brings a package that is imported only when it is needed.
 EXTRAS = {
@@ -27,8 +37,8 @@ OWN = ("imagen_jax", "scripts")
 def one_line_errors(*expected: type[Exception]) -> Iterator[None]:
     """Ends the program with `error: ...` and status 1, without a traceback.
 
-    For `expected`, for what the operating system refuses (no such file, a full disk) and for
-    packages that are not installed. Anything else is a bug, whose traceback is wanted.
+    This is for `expected` errors, for what the operating system refuses (no such file, a full disk)
+    and for packages that are not installed. Anything else is a bug and keeps its traceback.
     """
     try:
         yield
@@ -45,30 +55,52 @@ def one_line_errors(*expected: type[Exception]) -> Iterator[None]:
         sys.exit(130)
 
 
-def run_configured(main: Callable[[list[str], dict[str, str]], None], arguments: list[str]) -> None:
-    """main(other arguments, {key: value of each --config.key=value}), with absl's flags read."""
+def make_parser(description: str) -> argparse.ArgumentParser:
+    """A reader of options whose help begins with the command's docstring as it is written."""
+    return argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+
+def numbers(kind: type) -> Callable[[str], Any]:
+    """A reader of "3" as a number and of "3,1" as numbers by stage."""
+
+    def number(text: str) -> Any:
+        values = [kind(part) for part in text.split(",")]
+        return values[0] if len(values) == 1 else values
+
+    number.__name__ = kind.__name__  # what argparse calls a wrong value
+    return number
+
+
+names = numbers(str)
+
+
+def run_configured(
+    main: Callable[[list[str], dict[str, str]], None], arguments: list[str] | None = None
+) -> None:
+    """main(other arguments, {key: value of each --config.key=value}), with absl's flags read.
+
+    `arguments` begin with the program's name; None: those of the command line.
+    """
     with one_line_errors(ValueError):
-        from absl import app
-
-        from imagen_jax.training.config import split_overrides
-
-        rest, overrides = split_overrides(arguments)
+        rest, overrides = split_overrides(sys.argv if arguments is None else arguments)
     app.run(lambda argv: main(argv, overrides), argv=rest)
 
 
 def define_host_flags() -> Callable[[], None]:
-    """Defines the flags of a run on several hosts; returns what joins them, to be called first."""
-    from absl import flags
-
+    """Defines the flags of a run on several hosts; returns the function that joins them, to be
+    called before anything else uses JAX.
+    """
     from imagen_jax.devices.hosts import HEARTBEAT_SECONDS, JOIN_SECONDS, Launch, join_hosts
 
     flags.DEFINE_bool(
         "distributed", False, "Join the other hosts of a TPU pod or cluster, found by JAX."
     )
     flags.DEFINE_string("coordinator_address", None, "HOST:PORT of process 0.")
-    flags.DEFINE_integer("num_processes", None, "Processes of this run, one a host.")
-    flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
-    seconds = "Seconds without a sign of life of one process after which the others end."
+    flags.DEFINE_integer("num_processes", None, "Processes of this run, one per host.")
+    flags.DEFINE_integer("process_id", None, "Number of this process, from 0.")
+    seconds = "Seconds without a sign of life from one process after which the others end."
     flags.DEFINE_integer("heartbeat_seconds", HEARTBEAT_SECONDS, seconds)
     flags.DEFINE_integer("join_seconds", JOIN_SECONDS, "Seconds to wait for all processes.")
 

@@ -1,43 +1,49 @@
-"""Training runs to a model directory, such as the shipped one: weights, settings, loss curves.
+"""Training runs to one model directory, like the shipped one: weights, settings, loss curves.
 
     python scripts/export.py --model runs/base32,runs/sr128 --out models/mine \
         --sampler dpmpp_2m --steps 12,1 --guidance 2,1 --threshold static --aug_level 0.2
 
 DIR then holds model.json, the weights in bfloat16, the tokenizer, <stage>_curve.json of each run
-(which train.py holds a later run of the same stage against) and loss.png. Settings that are not
-given are those of each run's config. Other files of DIR, such as a card, stay.
+(which train.py compares later runs of the same stage with) and loss.png. Settings that are not
+given are those of each run's config. Other files in DIR, such as a card, are kept.
 """
 
 import argparse
 from pathlib import Path
 from typing import Any
 
-from imagen_jax.commands.command_line import one_line_errors
-from imagen_jax.commands.generate import names, numbers
+from imagen_jax.commands.command_line import make_parser, names, numbers, one_line_errors
 from imagen_jax.storage.folders import output_folder
 
 SHARD_BYTES = 16 * 2**20  # of each file of weights: the shipped model lies in git
-SHOWN_TENTHS = (1, 4, 7, 9)  # of t, in the image of the loss
+SHOWN_TENTHS = (1, 4, 7, 9)  # of t, in the plot of the loss
 
 
 def parser() -> argparse.ArgumentParser:
-    parse = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parse = make_parser(__doc__)
     add = parse.add_argument
-    add("--model", required=True, help="workdirs (or model directories) in a row: A,B")
+    add(
+        "--model",
+        required=True,
+        help="workdirs or model directories of the stages: A,B",
+    )
     add("--out", type=Path, required=True, metavar="DIR", help="directory of the model")
     add("--name", help="of the model (default: that of DIR)")
     add("--sampler", type=names, help="ddpm, ddim, dpmpp_2m or heun; or S,S,... by stage")
     add("--steps", type=numbers(int), help="of the sampler; N, or N,N,... by stage")
     add("--guidance", type=numbers(float), help="weight of the text; W of the first, or W,W,...")
     add("--threshold", type=names, help="static, dynamic or none; or T,T,... by stage")
-    add("--aug_level", type=numbers(float), help="noise on what enlarging stages are given; or A,A")
-    add("--image", type=Path, metavar="FILE", help="of the loss (default: DIR/loss.png)")
+    add(
+        "--aug_level",
+        type=numbers(float),
+        help="noise on low-resolution inputs; or A,A by stage",
+    )
+    add("--image", type=Path, metavar="FILE", help="plot of the loss (default: DIR/loss.png)")
     return parse
 
 
 def export(options: argparse.Namespace) -> None:
+    # After the options are read: a wrong one need not wait for JAX.
     from imagen_jax.cascade.cascade import Cascade
     from imagen_jax.diffusion.sampling import with_overrides
     from imagen_jax.pipeline.loading import join_pipelines, load_model
@@ -55,44 +61,42 @@ def export(options: argparse.Namespace) -> None:
         aug_level=options.aug_level,
     )
     cascade = Cascade(joined.cascade.stages, settings, joined.cascade.encoder)
-    name = options.name or options.out.resolve().name
     write_model(
         options.out,
         cascade,
         joined.params,
-        name=name,
+        name=options.name or options.out.resolve().name,
         notes=joined.notes,
         max_shard_bytes=SHARD_BYTES,
     )
-    curves = read_curves(sources, pipelines)
-    for stage, curve in curves.items():
-        curve.write(options.out / f"{stage}_curve.json")
-    if curves:
-        draw(curves, options.image or options.out / "loss.png")
+    stages = [pipeline.cascade.stages[0].name for pipeline in pipelines]
+    write_curves(options, dict(zip(sources, stages, strict=True)))
     for stage, entry in zip(cascade.stages, settings, strict=True):
         print(f"{stage.name}: {entry}")
     size = sum(file.stat().st_size for file in options.out.iterdir() if file.is_file())
     print(f"{options.out}: {size / 1e6:.1f} MB")
 
 
-def read_curves(sources: list[str], pipelines: list[Any]) -> dict[str, Any]:
-    """The loss curves of those sources that are runs, by the stage's name."""
+def write_curves(options: argparse.Namespace, stages: dict[str, str]) -> None:
+    """The loss curves of those sources that are runs, as JSON and as one image."""
     from imagen_jax.training.metrics import METRICS_FILE, read_curve
 
     curves = {}
-    for source, pipeline in zip(sources, pipelines, strict=True):
+    for source, stage in stages.items():
         if not (Path(source) / METRICS_FILE).is_file():
             continue
         curve = read_curve(source)
         if curve.step:
-            curves[pipeline.cascade.stages[0].name] = curve
+            curves[stage] = curve
+            curve.write(options.out / f"{stage}_curve.json")
         else:
-            print(f"{source} has no report with all tenths of t: no curve of it")
-    return curves
+            print(f"{source} has no report with all tenths of t, so no curve")
+    if curves:
+        plot(curves, options.image or options.out / "loss.png")
 
 
-def draw(curves: dict[str, Any], path: Path) -> None:
-    """An image of each stage's loss by step, whole and in some tenths of t."""
+def plot(curves: dict[str, Any], path: Path) -> None:
+    """Each stage's loss by step, over all t and in some tenths of it."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -103,7 +107,7 @@ def draw(curves: dict[str, Any], path: Path) -> None:
     for axes, (name, curve) in zip(row, curves.items(), strict=True):
         axes.plot(curve.step, curve.loss, "k", linewidth=2, label="all t")
         for tenth in SHOWN_TENTHS:
-            values = [row[tenth] for row in curve.loss_by_t]
+            values = [losses[tenth] for losses in curve.loss_by_t]
             label = f"t {tenth / 10:.1f}-{(tenth + 1) / 10:.1f}"
             axes.plot(curve.step, values, linewidth=1, label=label)
         axes.set(title=name, xlabel="step", ylabel="loss", yscale="log")

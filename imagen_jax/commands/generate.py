@@ -86,7 +86,7 @@ def file_name(index: int, prompt: str | None, digits: int) -> str:
 
 def generate(options: argparse.Namespace) -> None:
     # After the command line is read: a wrong option need not wait for JAX.
-    from imagen_jax.images.image_list import read_settings
+    from imagen_jax.images.png import read_settings
 
     settings = None
     check_images(options)
@@ -187,7 +187,7 @@ def paint_again(options: argparse.Namespace, settings: dict[str, Any]) -> tuple[
 def write(options: argparse.Namespace, images: Any) -> None:
     """One PNG an image and, of several, a grid; prints their names."""
     from imagen_jax.images.grid import font_for
-    from imagen_jax.images.image_list import save_png
+    from imagen_jax.images.png import save_png
 
     made = [image.info["imagen_jax"] for image in images]
     digits = max(4, len(str(made[-1]["index"])))

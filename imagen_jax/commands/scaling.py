@@ -1,4 +1,4 @@
-"""Writes the tables of docs/scaling.md from the plans in docs/scaling/.
+"""Writes the table of docs/scaling.md from the plans in docs/scaling/.
 
     python scripts/plan.py --config configs/imagen_sr256.py --topology v5p:4x4x4 \
         --json docs/scaling/sr256_v5p.json
@@ -9,28 +9,25 @@ import json
 import re
 from pathlib import Path
 
-from imagen_jax.planning.scaling import compiled_table, growth_table, runs_table
+from imagen_jax.commands.command_line import make_parser
+from imagen_jax.planning.scaling import compiled_table
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENT, PLANS = ROOT / "docs" / "scaling.md", ROOT / "docs" / "scaling"
+TABLE = re.compile(r"(?<=<!-- compiled -->\n).*?(?=<!-- end -->)", re.DOTALL)
 
 
 def written(document: str, plans: list[dict]) -> str:
-    """The document with its tables, each between <!-- NAME --> and <!-- end -->, made anew."""
-    tables = {"compiled": compiled_table, "runs": runs_table, "growth": growth_table}
-    for name, make in tables.items():
-        block = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
-        if len(block.findall(document)) != 1:
-            raise ValueError(f"{DOCUMENT} must have one <!-- {name} --> ... <!-- end -->")
-        document = block.sub(
-            lambda found, text=make(plans): found[1] + text + "\n" + found[2], document
-        )
-    return document
+    """The document with a new table between <!-- compiled --> and <!-- end -->."""
+    if len(TABLE.findall(document)) != 1:
+        raise ValueError(f"{DOCUMENT} must have one <!-- compiled --> ... <!-- end -->")
+    return TABLE.sub(lambda _: compiled_table(plans) + "\n", document)
 
 
 def read_plans() -> list[dict]:
     return [json.loads(path.read_text()) for path in sorted(PLANS.glob("*.json"))]
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
+    make_parser(__doc__).parse_args(arguments)
     DOCUMENT.write_text(written(DOCUMENT.read_text(), read_plans()))

@@ -1,17 +1,22 @@
-"""Image sets: where they come from (`sources`), how they become batches (`loader`,
-and `prior` for two sets at once).
+"""Image sets: where they come from (`sources`) and how they become batches (`loader`).
 
 `SOURCES` names the ones with random access; `seqio_tasks` holds the streams. Large sets lie in
 shards: `shards` finds them, `index` notes where their examples are (`tar_index`, `records`),
-`shard_sources` reads them, `filters` chooses among them. TensorFlow is imported only by
+`shard_sources` reads them, `filters` chooses among them, `fields` parses what they say. TensorFlow
+is imported only by
 `tfds_source`, `tfds_emoji` and `seqio_tasks`, and only when they are used.
 """
 
-from imagen_jax.data.loader import Loader
-from imagen_jax.data.mixture import MixtureSource
-from imagen_jax.data.prior import PriorLoader
+from imagen_jax.data.loader import Loader, PriorLoader
 from imagen_jax.data.shard_sources import read_array_record, read_tar, read_tfrecord
-from imagen_jax.data.sources import ArraySource, BrokenExample, Source, read_folder, read_npz
+from imagen_jax.data.sources import (
+    ArraySource,
+    BrokenExample,
+    MixtureSource,
+    Source,
+    read_folder,
+    read_npz,
+)
 from imagen_jax.data.tfds_source import read_tfds
 
 # Each is called as read(path, split=..., conditioning=...).

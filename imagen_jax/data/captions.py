@@ -26,29 +26,39 @@ def _read_utf8(path: Path) -> str:
 
 def read_text(path: Path) -> Captions:
     """The captions of a text file, one a line."""
-    lines = _read_utf8(path).splitlines()
-    captions = [(line.strip(), 1.0) for line in lines if line.strip()]
+    captions = [(line.strip(), 1.0) for line in _read_utf8(path).splitlines() if line.strip()]
     if not captions:
         raise ValueError(f"{path.name} holds no caption")
     return captions
 
 
-def _jsonl_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, line in enumerate(_read_utf8(path).split("\n"), 1):
-        if line.strip():
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}, line {number}: {error}") from error
-            yield number, row if isinstance(row, dict) else {}
+def read_captions(path: Path) -> dict[str, Captions]:
+    """Captions by file name out of captions.jsonl or captions.csv, in UTF-8.
+
+    Rows hold `file` (or file_name), `caption` (or text; in JSON also a list of them) and, if
+    wanted, `weight`. A file with several rows has several captions.
+    """
+    captions: dict[str, Captions] = {}
+    content = _read_utf8(path)
+    if path.suffix.lower() == ".jsonl":
+        rows = (
+            (number, line) for number, line in enumerate(content.split("\n"), 1) if line.strip()
+        )
+    else:
+        rows = _csv_rows(path, content)
+    for number, row in rows:
+        try:
+            file, found = _parse_row(row)
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: {error}") from error
+        captions.setdefault(normalized(file), []).extend(found)
+    return captions
 
 
-def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    text = io.StringIO(_read_utf8(path), newline="")
-    reader = csv.DictReader(text, skipinitialspace=True, strict=True)
+def _csv_rows(path: Path, content: str) -> Iterator[tuple[int, dict[str, str]]]:
+    reader = csv.DictReader(io.StringIO(content, newline=""), skipinitialspace=True, strict=True)
     try:
-        columns = [column.strip() for column in reader.fieldnames or ()]
-        reader.fieldnames = columns
+        reader.fieldnames = columns = [column.strip() for column in reader.fieldnames or ()]
         if not (set(FILE_COLUMNS) & set(columns) and set(CAPTION_COLUMNS) & set(columns)):
             raise ValueError(
                 f'{path} needs a first line "file,caption"; its columns are '
@@ -62,38 +72,28 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 )
             yield reader.line_num, row
     except csv.Error as error:
-        # DictReader has counted the lines of whole rows alone
+        # DictReader has counted only the lines of whole rows
         raise ValueError(f"{path}, line {reader.line_num + 1}: {error}; see its quotes") from error
 
 
-def read_captions(path: Path) -> dict[str, Captions]:
-    """Captions by file name out of captions.jsonl or captions.csv, in UTF-8.
-
-    Rows hold `file` (or file_name), `caption` (or text; in JSON also a list of them) and, if
-    wanted, `weight`. A file with several rows has several captions.
-    """
-    captions: dict[str, Captions] = {}
-    rows = _jsonl_rows(path) if path.suffix.lower() == ".jsonl" else _csv_rows(path)
-    for number, row in rows:
-        file = next((row[name] for name in FILE_COLUMNS if name in row), None)
-        texts = next((row[name] for name in CAPTION_COLUMNS if name in row), None)
-        weight = row.get("weight")
-        weight = 1.0 if weight in (None, "") else weight
-        texts = [texts] if isinstance(texts, str) else texts
-        good = isinstance(file, str) and file and isinstance(texts, list) and texts
-        if not good or not all(isinstance(text, str) and text.strip() for text in texts):
-            raise ValueError(
-                f'{path}, line {number}: needs "file" and "caption", neither of them empty'
-            )
-        try:
-            weight = float(weight)
-        except (TypeError, ValueError):
-            weight = -1.0
-        if not 0 < weight < float("inf"):
-            raise ValueError(f"{path}, line {number}: the weight must be a number above 0")
-        found = captions.setdefault(normalized(file), [])
-        found += [(text.strip(), weight / len(texts)) for text in texts]
-    return captions
+def _parse_row(row: str | dict[str, Any]) -> tuple[str, Captions]:
+    """(file, its captions) of a line of JSON, or of the columns of a line of CSV."""
+    values = json.loads(row) if isinstance(row, str) else row
+    values = values if isinstance(values, dict) else {}
+    file = next((values[name] for name in FILE_COLUMNS if name in values), None)
+    texts = next((values[name] for name in CAPTION_COLUMNS if name in values), None)
+    texts = [texts] if isinstance(texts, str) else texts
+    good = isinstance(file, str) and file and isinstance(texts, list) and texts
+    if not good or not all(isinstance(text, str) and text.strip() for text in texts):
+        raise ValueError('needs "file" and "caption", neither of them empty')
+    weight = values.get("weight")
+    try:
+        weight = 1.0 if weight in (None, "") else float(weight)
+    except (TypeError, ValueError):
+        weight = -1.0
+    if not 0 < weight < float("inf"):
+        raise ValueError("the weight must be a number above 0")
+    return file, [(text.strip(), weight / len(texts)) for text in texts]
 
 
 def normalized(name: str) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 VAL2014_IMAGES = 40_504
-# TFDS has Karpathy's splits: val2014 is these three together, never "val" alone.
+# TFDS has Karpathy's splits: val2014 is these three together, not just "val".
 TFDS_NAME, TFDS_SPLITS = "coco_captions", "restval+val+test"
 ANNOTATIONS = (
     "captions_val2014.json is in annotations_trainval2014.zip, from https://cocodataset.org "
@@ -50,16 +50,15 @@ def read_tfds_captions(data_dir: str | Path | None = None) -> list[Caption]:
     """The same captions from TFDS's coco_captions, all three splits; downloads it if need be."""
     from imagen_jax.data.tfds_source import prepare_tfds
 
-    builder = prepare_tfds(TFDS_NAME, data_dir)
-    return captions_of_records(builder.as_data_source(TFDS_SPLITS))
+    return captions_of_records(prepare_tfds(TFDS_NAME, data_dir).as_data_source(TFDS_SPLITS))
 
 
 def captions_of_records(records: Any) -> list[Caption]:
     """The captions of TFDS records {"image/id", "captions": {"id": [...], "text": [...]}}."""
     captions = []
     for record in records:
-        found = record["captions"]
-        for number, text in zip(found["id"], found["text"], strict=True):
+        ids, texts = record["captions"]["id"], record["captions"]["text"]
+        for number, text in zip(ids, texts, strict=True):
             text = text.decode() if isinstance(text, bytes) else str(text)
             captions.append(Caption(int(number), int(record["image/id"]), text.strip()))
     return _sorted(captions, TFDS_NAME)
@@ -74,10 +73,9 @@ def draw(captions: list[Caption], count: int, seed: int) -> list[Caption]:
     if not 1 <= count <= len(captions):
         raise ValueError(f"Cannot draw {count} of {len(captions)} captions.")
 
-    def place(caption: Caption) -> bytes:
-        return hashlib.sha256(f"{seed} {caption.id}".encode()).digest()
-
-    return sorted(captions, key=place)[:count]
+    return sorted(
+        captions, key=lambda caption: hashlib.sha256(f"{seed} {caption.id}".encode()).digest()
+    )[:count]
 
 
 def _sorted(captions: list[Caption], name: str) -> list[Caption]:

@@ -13,15 +13,16 @@ import os
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, ClassVar, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
 
 from imagen_jax.data.captions import Captions
 from imagen_jax.data.records import array_records
-from imagen_jax.data.sources import BrokenExample, Source
+from imagen_jax.data.sources import Source, broken_as
 from imagen_jax.storage.atomic import written_whole
+from imagen_jax.storage.trees import flatten
 
 MANIFEST = "embeddings.json"
 # One record a group: each is read by itself. Embeddings hardly compress.
@@ -66,7 +67,7 @@ def shard_path(directory: Path, manifest: Manifest, number: int) -> Path:
 
 
 def read_manifest(directory: str | os.PathLike) -> Manifest:
-    """ValueError where there is none, or a damaged one."""
+    """The manifest of a directory. ValueError where it is missing or damaged."""
     path = Path(directory) / MANIFEST
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -84,17 +85,17 @@ def read_manifest(directory: str | os.PathLike) -> Manifest:
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:
-    """Begins a directory, or goes on with one that was begun alike.
+    """Begins a directory, or checks that one was begun with the same manifest.
 
     Raises:
-        ValueError: it was begun otherwise; names what differs.
+        ValueError: its manifest differs; the message names how.
     """
     path = directory / MANIFEST
     if path.exists():
-        check_same(directory, dataclasses.asdict(read_manifest(directory)), _values(manifest))
+        _check_same(directory, dataclasses.asdict(read_manifest(directory)), _values(manifest))
         return
     with written_whole(path) as file:
-        file.write_bytes(json.dumps(_values(manifest), indent=1).encode())
+        file.write_text(json.dumps(_values(manifest), indent=1))
 
 
 def _values(manifest: Manifest) -> dict[str, Any]:
@@ -102,21 +103,19 @@ def _values(manifest: Manifest) -> dict[str, Any]:
 
 
 def check_fingerprint(directory: str | os.PathLike, wanted: Mapping[str, Any]) -> None:
-    """ValueError names what the embeddings were made with that is not as `wanted` has it."""
+    """ValueError names what the embeddings were made with that differs from `wanted`."""
     found = read_manifest(directory).fingerprint
     wanted = json.loads(json.dumps(wanted))
-    # Where the config does not say which weights, they cannot be compared.
-    known = {
-        name: value for name, value in wanted.items() if value is not None or name != "weights"
-    }
-    check_same(directory, {name: found.get(name) for name in known}, known)
+    if wanted.get("weights") is None:  # the config does not say which: they cannot be compared
+        wanted = wanted | {"weights": found.get("weights")}
+    _check_same(directory, {name: found.get(name) for name in wanted}, wanted)
 
 
-def check_same(
+def _check_same(
     directory: str | os.PathLike, found: Mapping[str, Any], wanted: Mapping[str, Any]
 ) -> None:
     """ValueError names the first fields by which two mappings differ."""
-    there, here = _flat(found), _flat(wanted)
+    there, here = flatten(found), flatten(wanted)
     differing = [
         f"{name} {there.get(name)!r} there, {here.get(name)!r} here"
         for name in sorted({*there, *here})
@@ -124,16 +123,8 @@ def check_same(
     ]
     if differing:
         raise ValueError(
-            f"the embeddings in {directory} were made otherwise: {'; '.join(differing[:5])}"
+            f"the embeddings in {directory} were made differently: {'; '.join(differing[:5])}"
         )
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for name, value in values.items():
-        nested = isinstance(value, Mapping)
-        flat |= _flat(value, f"{prefix}{name}.") if nested else {prefix + name: value}
-    return flat
 
 
 # ------------------------------------------------------------------------------------- records
@@ -148,7 +139,7 @@ def pack(key: str, captions: Captions, tokens: Sequence[np.ndarray]) -> bytes:
     """A record: the example's key, a digest of its captions, and the embeddings of each."""
     header = {"key": key, "captions": _captions_digest(captions), "tokens": [*map(len, tokens)]}
     text = json.dumps(header).encode()
-    rows = [np.asarray(row, ml_dtypes.bfloat16).tobytes() for row in tokens]
+    rows = (np.asarray(row, ml_dtypes.bfloat16).tobytes() for row in tokens)
     return b"".join([HEADER_SIZE.pack(len(text)), text, *rows])
 
 
@@ -167,7 +158,8 @@ def unpack(record: bytes, width: int) -> tuple[dict[str, Any], list[np.ndarray]]
 
 
 def write_shard(path: Path, records: Iterable[bytes]) -> None:
-    """A shard, whole or not at all.
+    """A shard, whole or not at all. Not `written_whole`: the half-written file has one name, which
+    is locked, so that two processes that write the same shard find out.
 
     Raises:
         ValueError: another process is writing it.
@@ -211,7 +203,6 @@ class EmbeddedSource:
     where the image set is another one.
     """
 
-    embedded: ClassVar[bool] = True
     source: Source
     directory: Path
     manifest: Manifest
@@ -226,24 +217,25 @@ class EmbeddedSource:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         example = self.source[index]
+        captions = example["captions"]
         number, place = divmod(index, self.manifest.shard_size)
         path = shard_path(self.directory, self.manifest, number)
         key = f"{path}[{place}]"
-        try:
+        with broken_as(key):
             header, tokens = unpack(array_records(str(path))[place], self.manifest.width)
-        except (ValueError, KeyError, TypeError, struct.error, RuntimeError) as error:
-            raise BrokenExample(key, str(error)) from error
-        if not tokens:
-            raise BrokenExample(key, "it could not be read when captions were embedded")
-        captions = example["captions"]
-        if (header["key"], header["captions"]) != (example["key"], _captions_digest(captions)):
+            made_of = header["key"], header["captions"]
+            if not tokens:
+                raise ValueError("it could not be read when captions were embedded")
+        if made_of != (example["key"], _captions_digest(captions)):
             raise ValueError(
-                f"{key} is of {header['key']!r}, but example {index} is {example['key']!r}, or has "
-                "other captions by now: embed the captions of this set anew"
+                f"{key} is of {header['key']!r}, but example {index} is {example['key']!r}, or its "
+                "captions have changed: embed the captions of this set again"
             )
-        weights = [weight for _, weight in captions]
-        texts = [Embedding(rows, self.manifest.length) for rows in tokens]
-        return {**example, "captions": list(zip(texts, weights, strict=True))}
+        embedded = [
+            (Embedding(rows, self.manifest.length), weight)
+            for rows, (_, weight) in zip(tokens, captions, strict=True)
+        ]
+        return example | {"captions": embedded}
 
 
 def read_embedded(source: Source, directory: str | os.PathLike) -> EmbeddedSource:
@@ -264,6 +256,6 @@ def read_embedded(source: Source, directory: str | os.PathLike) -> EmbeddedSourc
     if missing := [path.name for path in paths if path.name not in present]:
         raise ValueError(
             f"{directory} lacks {len(missing)} of {manifest.shards} shards, the first "
-            f"{missing[0]}: start scripts/embed_text.py again, it goes on where it was"
+            f"{missing[0]}: start scripts/embed_text.py again, it continues where it stopped"
         )
     return EmbeddedSource(source, directory, manifest)

@@ -8,25 +8,28 @@ names and keywords in English and Chinese (Unicode licence). Pure Pillow and num
 import dataclasses
 import hashlib
 import json
-import pathlib
 import random
 import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, features
+from PIL import Image, ImageDraw, ImageFont, ImageOps, features
 
-FONT_FILE = pathlib.Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
-EMOJI_LIST = pathlib.Path("/usr/share/unicode/emoji/emoji-test.txt")
-CLDR_FOLDER = pathlib.Path("/usr/share/unicode/cldr/common")
+from imagen_jax.data import sources
+from imagen_jax.data.captions import Captions
+from imagen_jax.images import decoding
+
+FONT_FILE = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
+EMOJI_LIST = Path("/usr/share/unicode/emoji/emoji-test.txt")
+CLDR_FOLDER = Path("/usr/share/unicode/cldr/common")
 DEBIAN_PACKAGES = "fonts-noto-color-emoji unicode-data unicode-cldr-core libfribidi0"
 
 LANGUAGES = ("en", "zh")
-HELDOUT_PERCENT = 5
 NAME_SHARE = 0.6  # how often a drawn caption is the full name; the rest are keywords
-STRIKE_SIZE = 109  # the only size of the font's bitmaps, whose images are 136 x 128
-STRIKE_WIDTH, STRIKE_HEIGHT = 136, 128
+FONT_SIZE = 109  # the only one that the font has bitmaps of
+BITMAP_SIZE = (136, 128)
 IMAGE_SIZE = 128
 
 VARIATION_SELECTOR = "\ufe0f"  # CLDR leaves it out of its keys
@@ -54,11 +57,10 @@ class Emoji:
 
     text: str
     group: str
-    subgroup: str
     groups: dict[str, str]
     names: dict[str, str]
     keywords: dict[str, tuple[str, ...]]
-    variant: bool  # differs from another emoji by skin tone, gender or hair alone
+    variant: bool  # differs from another emoji only by skin tone, gender or hair
 
     @property
     def codepoints(self) -> str:
@@ -67,17 +69,15 @@ class Emoji:
 
 def missing_files() -> list[str]:
     """The needed system files that are not there; empty when the set can be built."""
-    files = [FONT_FILE, EMOJI_LIST, CLDR_FOLDER / "annotations/zh.xml", CLDR_FOLDER / "main/zh.xml"]
-    files += [CLDR_FOLDER / "annotationsDerived/zh.xml"]
+    tables = ("annotations/zh.xml", "annotationsDerived/zh.xml", "main/zh.xml")
+    files = [FONT_FILE, EMOJI_LIST, *(CLDR_FOLDER / table for table in tables)]
+    bidirectional = features.check("raqm") and features.check("fribidi")
     missing = [str(file) for file in files if not file.is_file()]
-    return (
-        missing
-        if features.check("raqm") and features.check("fribidi")
-        else [*missing, "libfribidi"]
-    )
+    return missing if bidirectional else [*missing, "libfribidi"]
 
 
 def require_files() -> None:
+    """FileNotFoundError names the packages to install."""
     if missing := missing_files():
         raise FileNotFoundError(
             f"the emoji set needs {', '.join(missing)}: apt-get install {DEBIAN_PACKAGES}"
@@ -91,13 +91,10 @@ def read_annotations(language: str) -> tuple[dict[str, str], dict[str, tuple[str
     """
     names, keywords = {}, {}
     for folder in ("annotations", "annotationsDerived"):
-        for element in ElementTree.parse(CLDR_FOLDER / folder / f"{language}.xml").iter(
-            "annotation"
-        ):
-            key, text = (
-                element.get("cp").replace(VARIATION_SELECTOR, ""),
-                (element.text or "").strip(),
-            )
+        tree = ElementTree.parse(CLDR_FOLDER / folder / f"{language}.xml")
+        for element in tree.iter("annotation"):
+            key = element.get("cp").replace(VARIATION_SELECTOR, "")
+            text = (element.text or "").strip()
             if element.get("type") == "tts":
                 names[key] = text
             else:
@@ -107,30 +104,24 @@ def read_annotations(language: str) -> tuple[dict[str, str], dict[str, tuple[str
 
 def read_group_names(language: str) -> dict[str, str]:
     """What emoji-test.txt's groups are called in a language."""
-    root = ElementTree.parse(CLDR_FOLDER / "main" / f"{language}.xml")
-    labels = {element.get("type"): element.text for element in root.iter("characterLabel")}
+    tree = ElementTree.parse(CLDR_FOLDER / "main" / f"{language}.xml")
+    labels = {element.get("type"): element.text for element in tree.iter("characterLabel")}
     return {group: labels[label] for group, label in GROUP_LABELS.items()}
 
 
-def read_emoji_list(path: pathlib.Path = EMOJI_LIST) -> Iterator[tuple[str, str, str, str]]:
-    """(text, English name, group, subgroup) of every fully qualified emoji."""
-    group = subgroup = ""
+def read_emoji_list(path: Path = EMOJI_LIST) -> Iterator[tuple[str, str, str]]:
+    """(text, English name, group) of every fully qualified emoji."""
+    group = ""
     for line in path.read_text(encoding="utf-8").splitlines():
         if line.startswith("# group:"):
             group = line.removeprefix("# group:").strip()
-        elif line.startswith("# subgroup:"):
-            subgroup = line.removeprefix("# subgroup:").strip()
         elif match := re.match(r"([0-9A-F ]+?)\s*; fully-qualified\s*# \S+ E[\d.]+ (.+)", line):
-            yield (
-                "".join(chr(int(code, 16)) for code in match[1].split()),
-                match[2],
-                group,
-                subgroup,
-            )
+            text = "".join(chr(int(code, 16)) for code in match[1].split())
+            yield text, match[2], group
 
 
 def is_variant(text: str, name: str, group: str, listed: set[str]) -> bool:
-    """Whether skin tone, gender, hair or family members alone tell an emoji from another one."""
+    """Whether an emoji differs from another one only by skin tone, gender, hair or family."""
     if any(character in SKIN_TONES + GENDER_SIGNS for character in text[1:]):
         return True
     neutral = text.replace(MAN, PERSON).replace(WOMAN, PERSON)
@@ -148,80 +139,79 @@ def list_emoji() -> list[Emoji]:
     annotations = {language: read_annotations(language) for language in LANGUAGES}
     group_names = {language: read_group_names(language) for language in LANGUAGES}
     result = []
-    for text, english, group, subgroup in rows:
+    for text, english, group in rows:
         key = text.replace(VARIATION_SELECTOR, "")
-        names, keywords = {}, {}
-        for language, (all_names, all_keywords) in annotations.items():
-            name = all_names.get(key) or (english if language == "en" else "")
-            if name:
-                names[language] = name
-                keywords[language] = tuple(
-                    word for word in all_keywords.get(key, ()) if word != name
-                )
-        groups = {language: group_names[language][group] for language in LANGUAGES}
-        variant = is_variant(text, english, group, listed)
-        result.append(Emoji(text, group, subgroup, groups, names, keywords, variant))
+        names = {"en": english} | {
+            language: found[key] for language, (found, _) in annotations.items() if found.get(key)
+        }
+        keywords = {
+            language: tuple(word for word in annotations[language][1].get(key, ()) if word != name)
+            for language, name in names.items()
+        }
+        result.append(
+            Emoji(
+                text,
+                group,
+                groups={language: group_names[language][group] for language in LANGUAGES},
+                names=names,
+                keywords=keywords,
+                variant=is_variant(text, english, group, listed),
+            )
+        )
     return result
 
 
-def captions(emoji: Emoji, combinations: int = 6) -> list[tuple[str, float]]:
+def captions(emoji: Emoji, combinations: int = 6) -> Captions:
     """(caption, probability) pairs: languages alike, the name 60 % of the time, else keywords.
 
     Half of the keyword captions are a single keyword; the others are two or three, the group among
     them, chosen once for each emoji. With fewer than three keywords the name comes more often.
     """
     result = []
+    share = 1.0 / len(emoji.names)
     for language, name in emoji.names.items():
-        share = 1.0 / len(emoji.names)
         words = list(emoji.keywords[language])
-        if not words:
-            result.append((name, share))
-            continue
-        draw = random.Random(f"{emoji.codepoints} {language}")
-        pool = list(dict.fromkeys([*words, emoji.groups[language]]))
-        joined = {
-            ", ".join(draw.sample(pool, min(len(pool), draw.choice((2, 3)))))
-            for _ in range(combinations)
-        }
         # A flag's only keyword is "flag".
         keyword_share = (1.0 - NAME_SHARE) * min(1.0, len(words) / 3)
         result.append((name, (1.0 - keyword_share) * share))
-        half = keyword_share * share / 2
-        result += [(word, half / len(words)) for word in words]
-        result += [(text, half / len(joined)) for text in sorted(joined)]
+        if words:
+            draw = random.Random(f"{emoji.codepoints} {language}")
+            pool = list(dict.fromkeys([*words, emoji.groups[language]]))
+            joined = {
+                ", ".join(draw.sample(pool, min(len(pool), draw.choice((2, 3)))))
+                for _ in range(combinations)
+            }
+            half = keyword_share * share / 2
+            result += [(word, half / len(words)) for word in words]
+            result += [(text, half / len(joined)) for text in sorted(joined)]
     return result
 
 
-def load_font(path: pathlib.Path = FONT_FILE) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(str(path), STRIKE_SIZE, layout_engine=ImageFont.Layout.RAQM)
+def load_font(path: Path = FONT_FILE) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(str(path), FONT_SIZE, layout_engine=ImageFont.Layout.RAQM)
 
 
 def render(text: str, font: ImageFont.FreeTypeFont) -> Image.Image | None:
     """The font's own 136x128 bitmap on white; None where the font has no single image for it."""
     left, top, right, bottom = font.getbbox(text, anchor="ls")
-    if (right - left, bottom - top) != (STRIKE_WIDTH, STRIKE_HEIGHT):
+    if (right - left, bottom - top) != BITMAP_SIZE:
         return None
-    glyph = Image.new("RGBA", (STRIKE_WIDTH, STRIKE_HEIGHT), (255, 255, 255, 0))
+    glyph = Image.new("RGBA", BITMAP_SIZE, (255, 255, 255, 0))
     ImageDraw.Draw(glyph).text((-left, -top), text, font=font, anchor="ls", embedded_color=True)
-    white = Image.new("RGBA", glyph.size, "white")
-    image = Image.alpha_composite(white, glyph).convert("RGB")
+    image = Image.fromarray(decoding.to_rgb(glyph))
     return None if image.getextrema() == ((255, 255),) * 3 else image
 
 
 def square(image: Image.Image, size: int = IMAGE_SIZE) -> np.ndarray:
     """uint8 [size, size, 3]: padded with white to a square, then resized with antialiasing."""
     side = max(image.size)
-    canvas = Image.new("RGB", (side, side), "white")
-    canvas.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
-    return np.asarray(canvas.resize((size, size), Image.Resampling.BICUBIC))
+    padded = ImageOps.pad(image, (side, side), color="white")
+    return np.asarray(padded.resize((size, size), Image.Resampling.BICUBIC))
 
 
 def is_heldout(codepoints: str) -> bool:
     """Whether an image is never trained on: 5 % by a hash of its code points, U+FE0F left out."""
-    codes = " ".join(code for code in codepoints.split() if code != "FE0F")
-    return (
-        int.from_bytes(hashlib.sha256(codes.encode()).digest()[:8], "big") % 100 < HELDOUT_PERCENT
-    )
+    return sources.is_heldout(" ".join(code for code in codepoints.split() if code != "FE0F"))
 
 
 def build(emoji: Sequence[Emoji] | None = None) -> tuple[list[Emoji], dict[str, np.ndarray]]:
@@ -231,44 +221,44 @@ def build(emoji: Sequence[Emoji] | None = None) -> tuple[list[Emoji], dict[str, 
     `captions` is UTF-8 JSON, a list of [text, probability] for each image. The layout is the one
     that `sources.read_npz` reads.
     """
-    require_files()
-    font = load_font()
     emoji = list_emoji() if emoji is None else emoji
-    kept, images, labels, heldout = [], [], [], []
-    classes: dict[bytes, int] = {}
-    class_heldout: list[bool] = []
-    for item in emoji:
-        image = render(item.text, font)
-        if image is None:
-            continue
-        label = classes.setdefault(hashlib.sha256(image.tobytes()).digest(), len(classes))
-        if label == len(class_heldout):
-            class_heldout.append(is_heldout(item.codepoints))
-        kept.append(item)
-        images.append(square(image))
-        labels.append(label)
-        heldout.append(class_heldout[label])
-    text = json.dumps([captions(item) for item in kept], ensure_ascii=False)
+    font = load_font()
+    rendered = ((item, render(item.text, font)) for item in emoji)
+    kept = [
+        (item, square(image), hashlib.sha256(image.tobytes()).digest())
+        for item, image in rendered
+        if image is not None
+    ]
+    items, images, digests = zip(*kept, strict=True)
+    labels = {digest: label for label, digest in enumerate(dict.fromkeys(digests))}
+    firsts = dict(zip(reversed(digests), reversed(items), strict=True))  # the first of each class
+    heldout = [is_heldout(firsts[digest].codepoints) for digest in digests]
+    text = json.dumps([captions(item) for item in items], ensure_ascii=False)
     arrays = {
         "image": np.stack(images),
-        "label": np.asarray(labels, np.int32),
+        "label": np.asarray([labels[digest] for digest in digests], np.int32),
         "split": np.where(heldout, "heldout", "train"),
-        "key": np.asarray([item.codepoints for item in kept]),
-        "name_en": np.asarray([item.names["en"] for item in kept]),
-        "name_zh": np.asarray([item.names.get("zh", "") for item in kept]),
-        "group": np.asarray([item.group for item in kept]),
-        "variant": np.asarray([item.variant for item in kept]),
+        "key": np.asarray([item.codepoints for item in items]),
+        "name_en": np.asarray([item.names["en"] for item in items]),
+        "name_zh": np.asarray([item.names.get("zh", "") for item in items]),
+        "group": np.asarray([item.group for item in items]),
+        "variant": np.asarray([item.variant for item in items]),
         "captions": np.frombuffer(text.encode(), np.uint8),
     }
-    return kept, arrays
+    return list(items), arrays
 
 
 def train_captions(arrays: dict[str, np.ndarray]) -> list[str]:
     """The training captions for a tokenizer: about 40 an image, by their probabilities."""
-    lines = []
     all_captions = json.loads(arrays["captions"].tobytes())
-    for pairs, split in zip(all_captions, arrays["split"], strict=True):
-        if split == "train":
-            for text, probability in pairs:
-                lines += [text] * max(1, round(40 * probability))
-    return lines
+    train = [
+        pairs
+        for pairs, split in zip(all_captions, arrays["split"], strict=True)
+        if split == "train"
+    ]
+    return [
+        text
+        for pairs in train
+        for text, probability in pairs
+        for _ in range(max(1, round(40 * probability)))
+    ]

@@ -3,7 +3,7 @@
 import dataclasses
 import difflib
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -31,15 +31,11 @@ class Filters:
     def __post_init__(self):
         if self.min_size is not None and not self.min_size > 0:
             raise ValueError(f"filters.min_size is {self.min_size!r}; it must be a number above 0")
-        ranges = {"aspect": self.aspect, "caption_length": self.caption_length}
-        ranges |= {f"scores.{name}": limits for name, limits in self.scores.items()}
+        scores = {f"scores.{name}": limits for name, limits in self.scores.items()}
+        ranges = {"aspect": self.aspect, "caption_length": self.caption_length} | scores
         for name, limits in ranges.items():
             if limits is not None and not limits[0] <= limits[1]:
-                raise ValueError(f"filters.{name} is {limits}; the least comes first")
-
-    @property
-    def need_sizes(self) -> bool:
-        return self.min_size is not None or self.aspect is not None
+                raise ValueError(f"filters.{name} is {limits}; its smaller end must come first")
 
     def kept(self, index: Index, broken: np.ndarray) -> np.ndarray:
         """bool [N]; says in the log what each filter took away.
@@ -50,13 +46,14 @@ class Filters:
         Raises:
           ValueError: the index has no sizes, or no such score.
         """
-        if self.need_sizes and not index.sizes.any():
+        if (self.min_size or self.aspect) and not index.sizes.any():
             raise ValueError(
                 "filters on the size need each example's width and height, and its json or record "
                 "does not have them: data.measure=True reads them from the images, once"
             )
         kept = np.ones(len(index), bool)
-        for name, passed in self._tests(index):
+        for name, values, (least, most), unknown in self._tests(index):
+            passed = unknown | ((values >= least) & (values <= most))
             logging.info(
                 "filter %s: %d of %d examples do not pass", name, (~passed).sum(), len(kept)
             )
@@ -64,27 +61,20 @@ class Filters:
         kept[broken] = True
         return kept
 
-    def _tests(self, index: Index) -> list[tuple[str, np.ndarray]]:
-        width, height = index.sizes[:, 0], index.sizes[:, 1]
-        unknown, tests = width == 0, []
+    def _tests(self, index: Index) -> Iterator[tuple[str, np.ndarray, Range, np.ndarray]]:
+        """(name, values, their range, which are unknown and pass) of each filter that is set."""
+        width, height = index.sizes.T
         if self.min_size is not None:
-            tests.append(("min_size", unknown | (np.minimum(width, height) >= self.min_size)))
+            yield "min_size", np.minimum(width, height), (self.min_size, np.inf), width == 0
         if self.aspect is not None:
-            aspect = width / np.maximum(height, 1)
-            tests.append(("aspect", unknown | _between(aspect, self.aspect)))
+            yield "aspect", width / np.maximum(height, 1), self.aspect, width == 0
         if self.caption_length is not None:
-            inside = _between(index.lengths, self.caption_length)
-            tests.append(("caption_length", (index.lengths == 0) | inside))
+            yield "caption_length", index.lengths, self.caption_length, index.lengths == 0
         for name, limits in self.scores.items():
             if name not in index.fields:
                 known = ", ".join(sorted(index.names)) or "none"
                 raise ValueError(f"filters.scores.{name}: no example has it; there are: {known}")
-            tests.append((name, _between(index.fields[name], limits)))
-        return tests
-
-
-def _between(values: np.ndarray, limits: Range) -> np.ndarray:
-    return (values >= limits[0]) & (values <= limits[1])
+            yield name, index.fields[name], limits, np.zeros(len(index), bool)
 
 
 def make_filters(section: Mapping[str, Any] | None) -> Filters:

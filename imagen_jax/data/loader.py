@@ -4,9 +4,11 @@ The order comes from Grain's index shuffle (`order`), the threads that prepare b
 device from Grain's prefetch. Threads are enough: Pillow decodes and resizes without Python's lock.
 """
 
+import bisect
 import dataclasses
 import functools
 import hashlib
+import itertools
 import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -17,17 +19,22 @@ import numpy as np
 
 from imagen_jax.data.captions import Captions
 from imagen_jax.data.embeddings import EmbeddedSource, Embedding
-from imagen_jax.data.mixture import MixtureSource
-from imagen_jax.data.order import BucketOrder, Order, Size, epochs, mixed, nearest_bucket
+from imagen_jax.data.order import BucketOrder, Size, epochs, mixed, nearest_bucket
 from imagen_jax.data.shard_sources import ShardSource
-from imagen_jax.data.sources import CONDITIONINGS, ArraySource, BrokenExample, Source, check_choice
+from imagen_jax.data.sources import (
+    CONDITIONINGS,
+    ArraySource,
+    BrokenExample,
+    MixtureSource,
+    Source,
+    check_choice,
+)
 from imagen_jax.images import pixels
 
 CROPS = ("centre", "random")
 Caption = str | Embedding
 Tokenize = Callable[[list[str]], tuple[np.ndarray, np.ndarray]]
 FOREVER = 2**62
-OFTEN = 4  # times an epoch that an image of a rare bucket is drawn, from which on it is said
 
 
 class TooManyBroken(Exception):
@@ -62,11 +69,11 @@ class Damage:
         return len(self.broken) / min(max(self.read, 1000), self.size)
 
     def error(self) -> TooManyBroken:
-        shown = "; ".join(list(self.broken.values())[:5])
         return TooManyBroken(
             f"{len(self.broken)} broken examples, {self.share:.1%} of those read, are more than "
-            f"the {self.max_share:.1%} allowed. The first: {shown}. Mend or remove them, or raise "
-            "data.max_broken_share."
+            f"the {self.max_share:.1%} allowed. The first: "
+            f"{'; '.join(itertools.islice(self.broken.values(), 5))}. Mend or remove them, or "
+            "raise data.max_broken_share."
         )
 
 
@@ -99,20 +106,17 @@ def uniform(*parts: Any) -> float:
 
 def draw_caption(captions: Sequence[tuple[Caption, float]], number: float) -> Caption:
     """The caption at a number in [0, 1) of the captions' summed weights."""
-    left = number * sum(weight for _, weight in captions)
-    for text, weight in captions:
-        left -= weight
-        if left < 0:
-            return text
-    return captions[-1][0]
+    ends = list(itertools.accumulate(weight for _, weight in captions))
+    place = bisect.bisect_right(ends, number * ends[-1])
+    return captions[min(place, len(captions) - 1)][0]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Loader:
     """Batches of a source: `batch(step)` for one, `batches(start)` for all, prepared in threads.
 
-    A source may bring embedded texts: an attribute `embedded` that is True, and for each caption an
-    `Embedding` in place of its text. They are drawn as captions are, and need no `tokenize`.
+    The captions of an `EmbeddedSource` are embedded already: they are chosen as texts are, and need
+    no `tokenize`.
 
     Args:
       batch_size: examples of the whole batch, on all processes together.
@@ -150,25 +154,31 @@ class Loader:
     def __post_init__(self):
         check_choice("conditioning", self.conditioning, CONDITIONINGS)
         check_choice("crop", self.crop, CROPS)
-        if self.conditioning == "text" and self.tokenize is None and not self.embedded:
-            raise ValueError("conditioning 'text' needs a tokenize function")
-        if self.crop_size is not None and not 0 < self.crop_size <= self.resolution:
-            raise ValueError(f"crop_size is {self.crop_size}; it must be in 1...{self.resolution}")
-        if self.prompt is not None and self.conditioning != "text":
-            raise ValueError(f"conditioning {self.conditioning!r} reads no prompt: {self.prompt!r}")
-        if self.rows is not None:
-            check_rows(self.rows, self.batch_size)
-        if not 0 <= self.seed < 2**32:
-            raise ValueError(f"seed is {self.seed}; it must be in [0, 2**32)")
-        if not len(self.source):
-            raise ValueError("the source holds no example")
+        check_rows(self.rows, self.batch_size)
+        text, side = self.conditioning == "text", self.resolution
+        embedded = isinstance(self.source, EmbeddedSource)
+        faults = {
+            "the source holds no example": not len(self.source),
+            "conditioning 'text' needs a tokenize function": (
+                text and not embedded and self.tokenize is None
+            ),
+            f"conditioning {self.conditioning!r} reads no prompt: {self.prompt!r}": (
+                not text and self.prompt is not None
+            ),
+            f"crop_size is {self.crop_size}; it must be in 1...{side}": (
+                self.crop_size is not None and not 0 < self.crop_size <= side
+            ),
+            f"seed is {self.seed}; it must be in [0, 2**32)": not 0 <= self.seed < 2**32,
+        }
+        for fault, found in faults.items():
+            if found:
+                raise ValueError(fault)
         if self.buckets:
             self._check_buckets()
-        sides = [side for size in self.buckets for side in size] or [self.resolution]
-        whole = self.crop == "random" or bool(self.buckets)
-        object.__setattr__(self, "source", _reduced(self.source, max(sides), whole))
-        if self.buckets:
-            self._log_buckets()
+            self.order.log_counts(self.buckets)
+        largest = max([side for size in self.buckets for side in size], default=self.resolution)
+        source = _reduced(self.source, largest, self.crop == "random" or bool(self.buckets))
+        object.__setattr__(self, "source", source)
 
     def _check_buckets(self) -> None:
         if self.crop_size is not None or isinstance(self.source, MixtureSource):
@@ -178,7 +188,7 @@ class Loader:
         sizes = getattr(self.source, "sizes", None)
         if sizes is None:
             raise ValueError("buckets need the sizes of images, which this source does not know")
-        unknown, count = int((~_measured(sizes)).sum()), len(sizes)
+        unknown, count = len(sizes) - len(_measured(sizes)), len(sizes)
         if unknown > self.max_broken_share * count or unknown == count:
             raise ValueError(
                 f"buckets need the width and height of images, and those of {unknown} of {count} "
@@ -189,20 +199,15 @@ class Loader:
         if unknown:
             logging.warning("%d of %d images of unknown size are left out", unknown, count)
 
-    @property
-    def embedded(self) -> bool:
-        """Whether the source brings texts that are embedded already."""
-        return getattr(self.source, "embedded", False)
-
     @functools.cached_property
     def damage(self) -> Damage:
         return Damage(len(self.source), self.max_broken_share)
 
     @functools.cached_property
-    def order(self) -> Order:
-        """Global example number -> index into the source."""
+    def order(self) -> BucketOrder | grain.MapDataset:
+        """Global example number (step * batch_size + row), without end -> index into the source."""
         if self.buckets:
-            known = np.flatnonzero(_measured(self.source.sizes))
+            known = _measured(self.source.sizes)
             bucket = nearest_bucket(self.source.sizes[known], self.buckets)
             rows = tuple(known[bucket == i] for i in range(len(self.buckets)))
             return BucketOrder(rows, self.batch_size, self.seed, self.shuffle)
@@ -211,30 +216,14 @@ class Loader:
             return mixed(sizes, self.source.rates, self.seed, self.shuffle)
         return epochs(len(self.source), self.seed, self.shuffle)
 
-    def _log_buckets(self) -> None:
-        """Says how often the images of each bucket are drawn; warns where that is often."""
-        order = self.order
-        for size, rows, batches in zip(self.buckets, order.rows, order.counts, strict=True):
-            drawn = batches * self.batch_size / max(len(rows), 1)
-            logging.log(
-                logging.WARNING if drawn >= OFTEN else logging.INFO,
-                "bucket %dx%d: %d images in %d of %d batches an epoch, each %.2f times",
-                *size,
-                len(rows),
-                batches,
-                order.counts.sum(),
-                drawn,
-            )
-
-    def size(self, number: int) -> Size:
-        """(width, height) that the image at a global number is resized to cover."""
+    def sizes(self, number: int) -> tuple[Size, Size]:
+        """(width, height) that the image at a global number is resized to cover, and of what is
+        then cut out of it.
+        """
+        size = self.resolution, self.resolution
         if self.buckets:
-            return self.buckets[self.order.bucket(number // self.batch_size)]
-        return self.resolution, self.resolution
-
-    def image_size(self, number: int) -> Size:
-        """(width, height) of the image in a batch: what is cut out of `size`, or all of it."""
-        return self.size(number) if self.crop_size is None else (self.crop_size, self.crop_size)
+            size = self.buckets[self.order.place(number // self.batch_size)[0]]
+        return size, size if self.crop_size is None else (self.crop_size, self.crop_size)
 
     def example(self, number: int) -> dict[str, Any]:
         """The example at a global number (step * batch_size + row), the next good one if broken."""
@@ -247,22 +236,15 @@ class Loader:
                 self.damage.report(error)
         else:
             raise self.damage.error()
-        at = None
-        if self.crop == "random":
-            at = uniform(self.seed, number, "crop x"), uniform(self.seed, number, "crop y")
-        crop = self.image_size(number)
-        image = pixels.resize_and_crop(example["image"], self.size(number), crop, at)
-        if self.flip and uniform(self.seed, number, "flip") < 0.5:
+        draw = functools.partial(uniform, self.seed, number)
+        at = (draw("crop x"), draw("crop y")) if self.crop == "random" else None
+        image = pixels.resize_and_crop(example["image"], *self.sizes(number), at)
+        if self.flip and draw("flip") < 0.5:
             image = image[:, ::-1]
-        result = {"image": image}
-        if self.prompt is not None:
-            result["caption"] = self.prompt
-        elif self.conditioning == "text":
-            draw = uniform(self.seed, number, "caption")
-            result["caption"] = draw_caption(example["captions"], draw)
-        elif self.conditioning == "label":
-            result["label"] = example["label"]
-        return result
+        if self.conditioning == "text":
+            captions = example["captions"] if self.prompt is None else [(self.prompt, 1.0)]
+            return {"image": image, "caption": draw_caption(captions, draw("caption"))}
+        return {"image": image, "label": example.get("label")}
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
         """This process's rows of batch `step`: image, and ids or text with mask, or label."""
@@ -272,7 +254,7 @@ class Loader:
     def examples(self, numbers: Sequence[int]) -> dict[str, np.ndarray]:
         """The examples of these global numbers as a batch."""
         self.damage.count(len(numbers))
-        width, height = self.image_size(numbers[0])
+        _, (width, height) = self.sizes(numbers[0])
         images = np.empty((len(numbers), height, width, 3), np.uint8)
         examples = []
         for row, number in enumerate(numbers):
@@ -280,7 +262,7 @@ class Loader:
             images[row] = example.pop("image")  # not kept and stacked: that takes the memory twice
             examples.append(example)
         batch = {"image": images}
-        if self.conditioning == "text" and self.embedded:
+        if self.conditioning == "text" and isinstance(self.source, EmbeddedSource):
             texts = zip(*(item["caption"].padded() for item in examples), strict=True)
             batch["text"], batch["mask"] = map(np.stack, texts)
         elif self.conditioning == "text":
@@ -291,17 +273,17 @@ class Loader:
 
     def batches(self, start: int = 0) -> Iterator[dict[str, np.ndarray]]:
         """Batches start, start + 1, ... without end; starting late costs nothing."""
-        return prepared(self.batch, [self], start)
+        return prepared(self.batch, self, start)
 
 
 def _measured(sizes: np.ndarray) -> np.ndarray:
-    """Which (width, height) are known: they are 0 where the source could not tell."""
-    return np.all(sizes > 0, axis=-1)
+    """The rows whose (width, height) are known: they are 0 where the source could not tell."""
+    return np.flatnonzero(np.all(sizes > 0, axis=-1))
 
 
-def check_rows(rows: Sequence[int], batch_size: int) -> None:
-    """ValueError unless these are rows of a batch, at least one."""
-    if len(rows) == 0 or min(rows) < 0 or max(rows) >= batch_size:
+def check_rows(rows: Sequence[int] | None, batch_size: int) -> None:
+    """ValueError unless these are rows of a batch, at least one, or None for all of them."""
+    if rows is not None and (len(rows) == 0 or min(rows) < 0 or max(rows) >= batch_size):
         raise ValueError(f"rows are {list(rows)[:5]}...; they must be in 0...{batch_size - 1}")
 
 
@@ -310,28 +292,76 @@ def _reduced(source: Source, side: int, whole: bool) -> Source:
     when more than their largest centred square is needed.
     """
     if isinstance(source, MixtureSource):
-        return source.prepared(lambda part: _reduced(part, side, whole))
+        return dataclasses.replace(
+            source, sources=[_reduced(part, side, whole) for part in source.sources]
+        )
     if isinstance(source, EmbeddedSource):
         return dataclasses.replace(source, source=_reduced(source.source, side, whole))
-    if isinstance(source, ArraySource) and not whole:
-        return source.resized(side)
+    if isinstance(source, ArraySource) and not whole and source.images.shape[1:3] != (side, side):
+        images = np.stack([pixels.resize(image, side) for image in source.images])
+        return dataclasses.replace(source, images=images)
     if isinstance(source, ShardSource):
         return dataclasses.replace(source, cover=side)
     return source
 
 
 def prepared(
-    batch: Callable[[int], dict[str, np.ndarray]], loaders: Sequence[Loader], start: int
+    batch: Callable[[int], dict[str, np.ndarray]], loader: Loader, start: int
 ) -> Iterator[dict[str, np.ndarray]]:
-    """batch(start), batch(start + 1), ... made ahead in threads from what the loaders read."""
-    first = loaders[0]
-    options = grain.ReadOptions(num_threads=first.num_threads, prefetch_buffer_size=first.prefetch)
-    steps = grain.MapDataset.range(start, FOREVER)
-    batches = iter(steps.map(batch).to_iter_dataset(options))
+    """batch(start), batch(start + 1), ... made ahead in as many threads as the loader wants."""
+    options = grain.ReadOptions(loader.num_threads, loader.prefetch)
+    batches = iter(grain.MapDataset.range(start, FOREVER).map(batch).to_iter_dataset(options))
     try:
         yield from batches
-    except TooManyBroken:  # said anew, without Grain's note on its tracebacks
-        damages = [loader.damage for loader in loaders]
-        raise max(damages, key=lambda damage: damage.share - damage.max_share).error() from None
+    except TooManyBroken as error:  # raised again, without Grain's note on its tracebacks
+        raise TooManyBroken(*error.args) from None
     finally:
         batches.close()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PriorLoader:
+    """Batches whose first rows are `instance`'s and whose last rows are `prior`'s: what a model is
+    to learn, and what it must not forget meanwhile.
+
+    DreamBooth's prior preservation (arXiv 2208.12242, section 3.3): a few images of a subject, and
+    images of its class that the model itself has made.
+
+    Args:
+      instance, prior: loaders of their own rows of the whole batch, for one process; each goes
+        through its set in its own order.
+      rows: which rows of the whole batch this process gets; None: all.
+    """
+
+    instance: Loader
+    prior: Loader
+    rows: Sequence[int] | None = None
+
+    def __post_init__(self):
+        if self.instance.rows is not None or self.prior.rows is not None:
+            raise ValueError("the loaders of a PriorLoader give all their rows")
+        check_rows(self.rows, self.batch_size)
+
+    @property
+    def batch_size(self) -> int:
+        """Rows of the whole batch, on all processes together."""
+        return self.instance.batch_size + self.prior.batch_size
+
+    def batch(self, step: int) -> dict[str, np.ndarray]:
+        """This process's rows of batch `step`, a pure function of the seeds and the step."""
+        rows = range(self.batch_size) if self.rows is None else sorted(map(int, self.rows))
+        first = self.instance.batch_size  # of the prior's
+        own = {
+            self.instance: [row for row in rows if row < first],
+            self.prior: [row - first for row in rows if row >= first],
+        }
+        parts = [
+            loader.examples([step * loader.batch_size + row for row in numbers])
+            for loader, numbers in own.items()
+            if numbers
+        ]
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def batches(self, start: int = 0) -> Iterator[dict[str, np.ndarray]]:
+        """Batches start, start + 1, ... without end."""
+        return prepared(self.batch, self.instance, start)

@@ -5,20 +5,14 @@ Each permutation is Grain's index shuffle, which takes no memory and answers for
 
 import dataclasses
 import functools
+import logging
 from collections.abc import Callable, Sequence
-from typing import Protocol, runtime_checkable
 
 import grain
 import numpy as np
 
 Size = tuple[int, int]  # (width, height)
-
-
-@runtime_checkable
-class Order(Protocol):
-    """Numbers 0, 1, 2, ... without end; number = step * batch_size + row."""
-
-    def __getitem__(self, number: int) -> int: ...
+OFTEN = 4  # a warning names the buckets whose images come this many times an epoch
 
 
 def epochs(size: int, seed: int, shuffle: bool) -> grain.MapDataset:
@@ -30,7 +24,7 @@ def epochs(size: int, seed: int, shuffle: bool) -> grain.MapDataset:
 def mixed(
     sizes: Sequence[int], rates: Sequence[float], seed: int, shuffle: bool
 ) -> grain.MapDataset:
-    """Sets of these sizes, one behind the other in the source, each drawn at its rate.
+    """Sets of these sizes, one after the other in the source, each sampled at its rate.
 
     They are interleaved evenly: any stretch of numbers has them in proportion, to an example.
     """
@@ -80,17 +74,12 @@ class BucketOrder:
             for i, rows in enumerate(self.rows)
         ]
 
-    def bucket(self, step: int) -> int:
-        """The bucket of batch `step`."""
-        return self._place(step)[0]
-
     @functools.cached_property
-    def _place(self) -> Callable[[int], tuple[int, int]]:
-        """As `_find_place`, once for all examples of a batch."""
+    def place(self) -> Callable[[int], tuple[int, int]]:
+        """(bucket of a step's batch, how many of this bucket came before), once a batch."""
         return functools.lru_cache(maxsize=64)(self._find_place)
 
     def _find_place(self, step: int) -> tuple[int, int]:
-        """(bucket, how many batches of it came before) of batch `step`."""
         ends = np.cumsum(self.counts)
         epoch, slot = step // int(ends[-1]), int(self._batches[step])
         bucket = int(np.searchsorted(ends, slot, side="right"))
@@ -99,5 +88,19 @@ class BucketOrder:
 
     def __getitem__(self, number: int) -> int:
         step, row = divmod(number, self.batch_size)
-        bucket, before = self._place(step)
+        bucket, before = self.place(step)
         return int(self.rows[bucket][self._within[bucket][before * self.batch_size + row]])
+
+    def log_counts(self, buckets: Sequence[Size]) -> None:
+        """Logs how often the images of each bucket come, as a warning where that is often."""
+        for size, rows, batches in zip(buckets, self.rows, self.counts, strict=True):
+            drawn = batches * self.batch_size / max(len(rows), 1)
+            logging.log(
+                logging.WARNING if drawn >= OFTEN else logging.INFO,
+                "bucket %dx%d: %d images in %d of %d batches an epoch, each %.2f times",
+                *size,
+                len(rows),
+                batches,
+                self.counts.sum(),
+                drawn,
+            )

@@ -44,7 +44,7 @@ SHUFFLE_BUFFER = 1000
 
 @seqio.utils.map_over_dataset(num_seeds=1)
 def draw_caption(example: dict[str, Any], seed: Any) -> dict[str, Any]:
-    """Draws `text` out of `captions` {text, weight} by the weights, evenly where there are none."""
+    """Picks `text` from `captions` {text, weight} by the weights, evenly where there are none."""
     captions = example["captions"]
     weights = captions.get("weight", tf.ones(tf.shape(captions["text"])))
     index = tf.random.stateless_categorical(tf.math.log(weights)[None], 1, seed)[0, 0]
@@ -53,27 +53,24 @@ def draw_caption(example: dict[str, Any], seed: Any) -> dict[str, Any]:
 
 @seqio.map_over_dataset
 def keep_label(example: dict[str, Any]) -> dict[str, Any]:
-    """The image and its class number alone."""
+    """Only the image and its class number."""
     return {"image": example["image"], "label": tf.cast(example["label"], tf.int32)}
 
 
 # --------------------------------------------------------------------------------------- tasks
 
 PIXELS = seqio.PassThroughVocabulary(size=256)
-ENCODED = seqio.Feature(PIXELS, add_eos=False, rank=0, dtype=tf.string)
+IMAGE = {"image": seqio.Feature(PIXELS, add_eos=False, rank=0, dtype=tf.string)}
 
 
 def text_features(vocabulary: seqio.Vocabulary) -> dict[str, seqio.Feature]:
     """The features of a text-conditioned Task."""
-    return {"image": ENCODED, "text": seqio.Feature(vocabulary, add_eos=True)}
+    return IMAGE | {"text": seqio.Feature(vocabulary, add_eos=True)}
 
 
 def label_features() -> dict[str, seqio.Feature]:
     """The features of a label-conditioned Task."""
-    return {
-        "image": ENCODED,
-        "label": seqio.Feature(PIXELS, add_eos=False, rank=0, dtype=tf.int32),
-    }
+    return IMAGE | {"label": seqio.Feature(PIXELS, add_eos=False, rank=0, dtype=tf.int32)}
 
 
 def _add_task(
@@ -81,32 +78,30 @@ def _add_task(
     builder: str,
     splits: Mapping[str, str],
     data_dir: str | Path | None,
-    preprocessors: list[Any],
-    features: dict[str, seqio.Feature],
+    vocabulary: seqio.Vocabulary | None,
 ) -> seqio.Task:
-    """Registers a TFDS set as a Task; downloads and prepares it where it is not there."""
+    """Registers a TFDS set as a Task, of labels where there is no vocabulary; downloads and
+    prepares it where it is not there.
+    """
     data_dir = None if data_dir is None else str(data_dir)
+    captioned = [
+        draw_caption,
+        functools.partial(seqio.preprocessors.tokenize, copy_pretokenized=False),
+        seqio.preprocessors.append_eos_after_trim,
+    ]
     tfds.builder(builder, data_dir=data_dir).download_and_prepare()
-    source = seqio.TfdsDataSource(
-        builder,
-        tfds_data_dir=data_dir,
-        splits=splits,
-        decoders={"image": tfds.decode.SkipDecoding()},
-    )
     return seqio.TaskRegistry.add(
         name,
-        source=source,
-        preprocessors=preprocessors,
-        output_features=features,
+        source=seqio.TfdsDataSource(
+            builder,
+            tfds_data_dir=data_dir,
+            splits=splits,
+            decoders={"image": tfds.decode.SkipDecoding()},
+        ),
+        preprocessors=[keep_label] if vocabulary is None else captioned,
+        output_features=label_features() if vocabulary is None else text_features(vocabulary),
         shuffle_buffer_size=SHUFFLE_BUFFER,
     )
-
-
-CAPTIONED = (
-    draw_caption,
-    functools.partial(seqio.preprocessors.tokenize, copy_pretokenized=False),
-    seqio.preprocessors.append_eos_after_trim,
-)
 
 
 def add_emoji_task(
@@ -118,9 +113,9 @@ def add_emoji_task(
     """
     from imagen_jax.data import tfds_emoji  # noqa: F401  (registers the builder)
 
-    splits = {"train": "train", "validation": "heldout"}
-    features = text_features(vocabulary)
-    return _add_task(name, "emoji:1.0.0", splits, data_dir, list(CAPTIONED), features)
+    return _add_task(
+        name, "emoji:1.0.0", {"train": "train", "validation": "heldout"}, data_dir, vocabulary
+    )
 
 
 def add_coco_task(
@@ -129,33 +124,26 @@ def add_coco_task(
     data_dir: str | Path | None = None,
     builder: str = "coco_captions:1.1.0",
 ) -> seqio.Task:
-    """Registers COCO with its captions, one of each image's five drawn every time.
+    """Registers COCO with its captions; each time an image comes, one of its five is picked.
 
     Its splits are Karpathy's (arXiv 1412.2306): train is his train and restval together, 113,287
     images; validation and test have 5,000 each. Downloads 19 GB where it is not there.
     """
     splits = {"train": "train+restval", "validation": "val", "test": "test"}
-    features = text_features(vocabulary)
-    return _add_task(name, builder, splits, data_dir, list(CAPTIONED), features)
+    return _add_task(name, builder, splits, data_dir, vocabulary)
 
 
 def add_cifar_task(
     name: str, data_dir: str | Path | None = None, builder: str = "cifar10:3.0.2"
 ) -> seqio.Task:
     """Registers CIFAR-10 with its ten labels; splits train and test."""
-    splits = {"train": "train", "test": "test"}
-    return _add_task(name, builder, splits, data_dir, [keep_label], label_features())
+    return _add_task(name, builder, {"train": "train", "test": "test"}, data_dir, None)
 
 
 class ImageFeatureConverter(seqio.FeatureConverter):
     """Task features to the batch's: image, and padded `ids` with their `mask`, or `label`."""
 
-    TASK_FEATURES: Mapping[str, Any] = {}
-    MODEL_FEATURES: Mapping[str, Any] = {}
-    PACKING_FEATURE_DTYPES = None
-
     def __init__(self, conditioning: str | None = "text"):
-        check_choice("conditioning", conditioning, CONDITIONINGS)
         spec = seqio.FeatureConverter.FeatureSpec
         image = {"image": spec(dtype=tf.uint8, rank=3)}
         label = {"label": spec(dtype=tf.int32, rank=0)}
@@ -171,40 +159,30 @@ class ImageFeatureConverter(seqio.FeatureConverter):
 
     def _convert_features(self, ds: tf.data.Dataset, task_feature_lengths: Mapping[str, int]):
         def convert(example: dict[str, Any]) -> dict[str, Any]:
-            features = {name: example[name] for name in self.TASK_FEATURES if name != "text"}
-            if "text" in self.TASK_FEATURES:
+            features = {name: example[name] for name in self.TASK_FEATURES}
+            if "text" in features:
                 length = task_feature_lengths["text"]
-                ids = example["text"][:length]
+                ids = features.pop("text")[:length]
                 mask = tf.sequence_mask(tf.size(ids), length)
-                ids = tf.ensure_shape(tf.pad(ids, [[0, length - tf.size(ids)]]), [length])
-                features |= {"ids": ids, "mask": tf.ensure_shape(mask, [length])}
+                ids = tf.pad(ids, [[0, length - tf.size(ids)]])
+                features |= {"ids": tf.ensure_shape(ids, [length]), "mask": mask}
             return features
 
         return ds.map(convert, num_parallel_calls=tf.data.AUTOTUNE)
 
     def get_model_feature_lengths(self, task_feature_lengths: Mapping[str, int]):
-        lengths = dict(task_feature_lengths)
-        if "text" in lengths:
-            lengths["ids"] = lengths["mask"] = lengths.pop("text")
-        return lengths
+        text = task_feature_lengths.get("text")
+        return {name: task_feature_lengths.get(name, text) for name in self.MODEL_FEATURES}
 
 
 # -------------------------------------------------------------------------------------- stream
 
 
-def _decoded(image: Any) -> Any:
-    """PNG, JPEG, GIF or BMP bytes as uint8 [H, W, 3]; what is decoded stays as it is."""
-    if image.dtype == tf.string:
-        image = tf.io.decode_image(image, channels=3, expand_animations=False)
-    return tf.ensure_shape(image, [None, None, 3])
-
-
 def _resized(image: Any, resolution: int, whole: bool) -> Any:
-    """The shorter side at `resolution`, antialiased as in `preprocess`; the largest centred square
-    of it, or with `whole` all of it.
+    """The shorter side at `resolution`, antialiased as in `images.pixels`: the largest centred
+    square of it, or with `whole` all of it.
     """
-    height, width = tf.shape(image)[0], tf.shape(image)[1]
-    side = tf.minimum(height, width)
+    side = tf.reduce_min(tf.shape(image)[:2])
     size = tf.fill([2], resolution)
     if whole:
         size = tf.cast(tf.round(tf.shape(image)[:2] * resolution / side), tf.int32)
@@ -253,14 +231,13 @@ class StreamLoader:
             raise ValueError(
                 f"batch_size {self.batch_size} does not divide by {self.process_count} processes"
             )
-        features = self.found.output_features
-        if self.conditioning == "text" and self.vocab_size is not None and "text" in features:
-            size = features["text"].vocabulary.vocab_size
-            if size > self.vocab_size:
-                raise ValueError(
-                    f"the text of {self.task} has {size} ids, but the text encoder's vocab_size is "
-                    f"{self.vocab_size}"
-                )
+        text = self.found.output_features.get("text")
+        known = text.vocabulary.vocab_size if text and self.conditioning == "text" else 0
+        if self.vocab_size is not None and known > self.vocab_size:
+            raise ValueError(
+                f"the text of {self.task} has {known} ids, but the text encoder's vocab_size is "
+                f"{self.vocab_size}"
+            )
 
     @functools.cached_property
     def found(self) -> Any:
@@ -277,19 +254,17 @@ class StreamLoader:
             ) from None
 
     @property
-    def rows(self) -> int:
-        """Examples of a batch on this process."""
-        return self.batch_size // self.process_count
-
-    @property
     def side(self) -> int:
         """Of the squares in a batch."""
         return self.resolution if self.crop_size is None else self.crop_size
 
     def image(self, number: Any, example: dict[str, Any]) -> dict[str, Any]:
         """The example that comes as this number on this process, its image decoded and cut."""
-        random = self.crop == "random"
-        image = _resized(_decoded(example["image"]), self.resolution, whole=random)
+        image, random = example["image"], self.crop == "random"
+        if image.dtype == tf.string:  # and not decoded yet: PNG, JPEG, GIF or BMP
+            image = tf.io.decode_image(image, channels=3, expand_animations=False)
+        image = tf.ensure_shape(image, [None, None, 3])
+        image = _resized(image, self.resolution, whole=random)
         if random:
             seed = tf.stack([self.seed, number * self.process_count + self.process_index])
             image = tf.image.stateless_random_crop(image, (self.side, self.side, 3), seed)
@@ -319,7 +294,7 @@ class StreamLoader:
         if self.conditioning == "label":
             lengths["label"] = 1  # a scalar: the converter wants a length, the Task none
         dataset = ImageFeatureConverter(self.conditioning)(dataset, lengths)
-        dataset = dataset.batch(self.rows, drop_remainder=True)
+        dataset = dataset.batch(self.batch_size // self.process_count, drop_remainder=True)
         options = tf.data.Options()
         options.deterministic = True
         return dataset.prefetch(tf.data.AUTOTUNE).with_options(options)
@@ -346,7 +321,7 @@ class Stream(Iterator):
 
     def __init__(self, loader: StreamLoader):
         self.iterator = loader.dataset().as_numpy_iterator()
-        self.rows = loader.rows
+        self.rows = loader.batch_size // loader.process_count
         self.step, self.place = 0, [loader.process_index, loader.process_count]
         self.damage = Damage(FOREVER, loader.max_broken_share)
 
@@ -363,7 +338,7 @@ class Stream(Iterator):
             return batch
 
     def get_state(self) -> dict[str, Any]:
-        """JSON-able. Of several processes each can restore its own state alone."""
+        """JSON-able. Each of several processes can restore only its own state."""
         data = self.iterator.save().numpy()
         kept = base64.b64encode(data).decode() if len(data) <= MAX_STATE_BYTES else None
         return {"step": self.step, "process": self.place, "iterator": kept}

@@ -9,19 +9,52 @@ from typing import Any
 
 import numpy as np
 
-from imagen_jax.data import records, tar_index
+from imagen_jax.data import fields, records, tar_index
 from imagen_jax.data.filters import make_filters
 from imagen_jax.data.index import Index, index_folder, read_index
-from imagen_jax.data.shards import Shard, find_shards, is_remote, local_folder
-from imagen_jax.data.sources import CONDITIONINGS, SPLITS, BrokenExample, check_choice, is_heldout
+from imagen_jax.data.shards import Shard, find_shards, is_remote
+from imagen_jax.data.sources import broken_as, check_reading, in_split, make_example
 from imagen_jax.images import decoding
 
-NEARBY = 2**16  # bytes between two members that are cheaper to read than to ask for twice
 NEEDED = ("image", "json")  # what must be sound in every example, whatever is read of it
 
-Fields = Mapping[str, str]  # role -> the name of its member, field or feature
-# (shard, spans, fields, roles) -> {"image": bytes, "captions": ..., "label": ...} as asked for
-Read = Callable[[Shard, np.ndarray, Fields, tuple[str, ...]], dict[str, Any]]
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+    """How examples lie in shards.
+
+    suffix: of the shards among the files of a folder. options: what an index depends on besides
+    its shards. names: of the members, fields or features that are "image", "text" and "label".
+    scan: the index of a shard. read: (shard, spans, names) to the value of each of these names,
+    the bytes of a file for the image.
+    """
+
+    suffix: str
+    options: tuple
+    names: Mapping[str, str]
+    scan: Callable[[Shard], Index]
+    read: Callable[[Shard, np.ndarray, Mapping[str, str]], dict[str, Any]]
+
+
+# (suffix, places of the records, the bytes of one)
+RECORDS = {
+    "tfrecord": ("", records.tfrecord_spans, records.read_tfrecord),
+    "array_record": (".array_record", records.array_record_spans, records.read_array_record),
+}
+
+
+def record_format(kind: str, names: Mapping[str, str], parse: bool) -> Format:
+    """How shards of tf.train.Example are read; `parse`: whether the index reads records whole."""
+    suffix, spans, read = RECORDS[kind]
+    return Format(
+        suffix=suffix,
+        options=(kind, names["text"], parse),
+        names=names,
+        scan=functools.partial(
+            records.scan_records, spans=spans, read=read, text=names["text"], parse=parse
+        ),
+        read=functools.partial(records.read_example, read=read),
+    )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -30,15 +63,14 @@ class ShardSource:
 
     rows: those of the index that pass the filters and the split. cover: the side of the square that
     images will be made to cover, so that large JPEGs are decoded faster; None decodes them whole.
-    with_images: False leaves them out, for who wants captions alone.
+    with_images: False leaves images out, for those who read only captions.
     """
 
     shards: tuple[Shard, ...]
     index: Index
     starts: np.ndarray  # the first row of each shard
     rows: np.ndarray
-    read: Read
-    fields: Fields
+    format: Format
     conditioning: str | None
     max_pixels: int = decoding.MAX_PIXELS
     cover: int | None = None
@@ -59,102 +91,24 @@ class ShardSource:
     def __getitem__(self, index: int) -> dict[str, Any]:
         row = int(self.rows[index])
         key = self.index.key(row)
-        roles = ("image",) * self.with_images + (self.conditioning,) * (
-            self.conditioning is not None
-        )
+        wanted = {self.conditioning, "image" if self.with_images else None}
+        names = {role: name for role, name in self.format.names.items() if role in wanted}
         shard = self.shards[self.shard_of(row)]
-        try:
-            if fault := self.index.fault(row, (*NEEDED, *roles)):
+        with broken_as(key):
+            if fault := self.index.fault(row, (*NEEDED, *names)):
                 raise ValueError(fault)
-            example = self.read(shard, self.index.spans[row], self.fields, roles)
-            if self.with_images:
-                data = example["image"]
-                example["image"] = decoding.read(data, self.max_pixels, self.cover)
-        except ImportError:
-            raise
-        except Exception as error:  # decoders and file systems raise as many kinds as there are
-            raise BrokenExample(key, str(error) or type(error).__name__) from error
-        return example | {"key": key}
-
-
-def _read_tar_example(
-    shard: Shard, spans: np.ndarray, fields: Fields, roles: tuple[str, ...]
-) -> dict[str, Any]:
-    wanted = {role: spans[("image", "text", "label").index(role)] for role in roles}
-    for role, (_, size) in wanted.items():
-        if not size and role != "image":
-            raise ValueError(f"has no {role}: there is no .{fields[role]}, or it is empty")
-    found = _read_spans(shard, {role: (int(at), int(size)) for role, (at, size) in wanted.items()})
-    example = {}
-    if "image" in roles:
-        example["image"] = found["image"]
-    if "text" in roles:
-        example["captions"] = tar_index.parse_text(found["text"], fields["text"])
-    if "label" in roles:
-        example["label"] = tar_index.parse_label(found["label"], fields["label"])
-    return example
-
-
-def _read_spans(shard: Shard, spans: dict[str, tuple[int, int]]) -> dict[str, bytes]:
-    """The bytes at (offset, size); what lies close together is read at once."""
-    if not spans:
-        return {}
-    first = min(offset for offset, _ in spans.values())
-    stop = max(offset + size for offset, size in spans.values())
-    if stop - first <= sum(size for _, size in spans.values()) + NEARBY:
-        data = shard.read(first, stop)
-        return {name: data[at - first : at - first + size] for name, (at, size) in spans.items()}
-    return {name: shard.read(at, at + size) for name, (at, size) in spans.items()}
-
-
-def _parse_record(record: bytes, fields: Fields, roles: tuple[str, ...]) -> dict[str, Any]:
-    values, example = records.parse_example(record), {}
-    if "image" in roles:
-        example["image"] = records.example_image(values, fields["image"])
-    if "text" in roles:
-        example["captions"] = records.example_captions(values, fields["text"])
-    if "label" in roles:
-        example["label"] = records.example_label(values, fields["label"])
-    return example
-
-
-def _read_tfrecord_example(
-    shard: Shard, spans: np.ndarray, fields: Fields, roles: tuple[str, ...]
-) -> dict[str, Any]:
-    span = int(spans[0, 0]), int(spans[0, 1])
-    return _parse_record(records.read_tfrecord(shard, span), fields, roles)
-
-
-def _read_array_record_example(
-    shard: Shard, spans: np.ndarray, fields: Fields, roles: tuple[str, ...]
-) -> dict[str, Any]:
-    record = records.read_array_record(shard, int(spans[0, 0]))
-    return _parse_record(record, fields, roles)
-
-
-@dataclasses.dataclass(frozen=True)
-class Format:
-    """How examples lie in shards whose names end in `suffix`. options: what else an index is of."""
-
-    suffix: str
-    scan: Callable[[Shard], Index]
-    options: tuple
-    read: Read
-    fields: Fields
-
-
-def record_format(
-    kind: str,
-    scan: Callable[..., Index],
-    read: Read,
-    fields: Fields,
-    parse: bool,
-    suffix: str = "",
-) -> Format:
-    """How shards of tf.train.Example are read; `parse`: whether the index reads records whole."""
-    text = fields["text"]
-    scanned = functools.partial(scan, text=text, parse=parse)
-    return Format(suffix, scanned, (kind, text, parse), read, fields)
+            values = self.format.read(shard, self.index.spans[row], names)
+            file, text, label = (values.get(role) for role in ("image", "text", "label"))
+            if "image" in names and not isinstance(file, bytes):
+                raise ValueError("has no bytes of an image file")
+            return make_example(
+                key,
+                image=decoding.read(file, self.max_pixels, self.cover)
+                if "image" in names
+                else None,
+                captions=fields.to_captions(text, names["text"]) if "text" in names else None,
+                label=fields.to_label(label) if "label" in names else None,
+            )
 
 
 def read_tar(
@@ -186,11 +140,15 @@ def read_tar(
     Raises:
       ValueError: there are no such shards, or no example is left.
     """
-    scan = functools.partial(tar_index.scan_tar, text=text, label=label, measure=measure)
-    options = ("tar", text, label, measure)
-    fields = {"text": text, "label": label}
-    form = Format(".tar", scan, options, _read_tar_example, fields)
-    return _make(path, form, split, conditioning, filters, index_dir, max_pixels)
+    names = {"image": "image", "text": text, "label": label}
+    form = Format(
+        suffix=".tar",
+        options=("tar", text, label, measure),
+        names=names,
+        scan=functools.partial(tar_index.scan_tar, names=names, measure=measure),
+        read=tar_index.read_example,
+    )
+    return _read(path, form, split, conditioning, filters, index_dir, max_pixels)
 
 
 def read_tfrecord(
@@ -210,17 +168,16 @@ def read_tfrecord(
     Args:
       image, text, label: names of features: the bytes of an image file, one caption or several, a
         class number.
-      filters: see `Filters`; width, height and scores are features, too.
+      filters: see `Filters`; width, height and scores are features as well.
       measure: index these features also where there are no filters, as buckets need; it reads the
         whole of each record, once.
 
     The other arguments are those of `read_tar`; a folder stands for the files in it that have
     "tfrecord" in their name, or for all where none has.
     """
-    fields = {"image": image, "text": text, "label": label}
-    parse = measure or bool(filters)
-    form = record_format("tfrecord", records.scan_tfrecord, _read_tfrecord_example, fields, parse)
-    return _make(path, form, split, conditioning, filters, index_dir, max_pixels)
+    names = {"image": image, "text": text, "label": label}
+    form = record_format("tfrecord", names, parse=measure or bool(filters))
+    return _read(path, form, split, conditioning, filters, index_dir, max_pixels)
 
 
 def read_array_record(
@@ -237,18 +194,16 @@ def read_array_record(
 ) -> ShardSource:
     """Local ArrayRecord files of tf.train.Example, by random access; arguments of `read_tfrecord`.
 
-    Write them with group_size:1, or each read unpacks a whole group.
+    Write them with group_size:1; otherwise each read unpacks a whole group.
     """
     if is_remote(str(path)):
-        raise ValueError(f"{path}: ArrayRecord is read from disks and mounted buckets alone")
-    fields = {"image": image, "text": text, "label": label}
-    parse = measure or bool(filters)
-    scan, read = records.scan_array_record, _read_array_record_example
-    form = record_format("array_record", scan, read, fields, parse, ".array_record")
-    return _make(path, form, split, conditioning, filters, index_dir, max_pixels)
+        raise ValueError(f"{path}: ArrayRecord files are read only from disks and mounted buckets")
+    names = {"image": image, "text": text, "label": label}
+    form = record_format("array_record", names, parse=measure or bool(filters))
+    return _read(path, form, split, conditioning, filters, index_dir, max_pixels)
 
 
-def _make(
+def _read(
     path: str | Path,
     form: Format,
     split: str,
@@ -257,11 +212,10 @@ def _make(
     index_dir: str | Path | None,
     max_pixels: int,
 ) -> ShardSource:
-    check_choice("split", split, SPLITS)
-    check_choice("conditioning", conditioning, CONDITIONINGS)
+    check_reading(split, conditioning)
     chosen = make_filters(filters)
     shards = find_shards(str(path), form.suffix)
-    folder = index_folder(local_folder(str(path))) if index_dir is None else Path(index_dir)
+    folder = index_folder(str(path)) if index_dir is None else Path(index_dir)
     index, counts = read_index(shards, form.scan, form.options, folder.expanduser(), chosen.scores)
     if not len(index):
         raise ValueError(f"{path}: there is no example in its {len(shards)} shards")
@@ -269,8 +223,7 @@ def _make(
     broken = np.asarray([row for row in index.faults if index.fault(row, roles)], np.int64)
     kept = chosen.kept(index, broken)
     if split != "all":
-        heldout = np.fromiter((is_heldout(index.key(row)) for row in range(len(index))), bool)
-        kept &= heldout == (split == "heldout")
+        kept &= np.fromiter((in_split(index.key(row), split) for row in range(len(index))), bool)
     rows = np.flatnonzero(kept)
     logging.info("%s: %d of %d examples in %d shards", path, len(rows), len(index), len(shards))
     if np.count_nonzero(kept[broken]) == len(rows) < len(index):
@@ -280,7 +233,6 @@ def _make(
             first = f"{index.key(row)}: {index.fault(row, roles)}"
             message += f" but {len(rows)} that are broken, the first: {first}"
         raise ValueError(message)
-    starts = np.cumsum([0, *counts[:-1]])
     return ShardSource(
-        shards, index, starts, rows, form.read, form.fields, conditioning, max_pixels
+        shards, index, np.cumsum([0, *counts[:-1]]), rows, form, conditioning, max_pixels
     )

@@ -7,13 +7,14 @@ import dataclasses
 import functools
 import glob
 import itertools
+import math
 import os
 import re
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 MOST_NAMES = 1_000_000
+NEARBY = 2**16  # bytes between two parts of a file that are cheaper to read than to ask for twice
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 # What tells a changed file from the one before, by file system.
 STAMPS = ("mtime", "LastModified", "updated", "etag", "ETag", "created")
@@ -21,7 +22,7 @@ STAMPS = ("mtime", "LastModified", "updated", "etag", "ETag", "created")
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """A file of a set: its path or URL, its bytes, and what changes when it is written anew."""
+    """A file of a set: its path or URL, its size, and a stamp that changes when it is rewritten."""
 
     path: str
     size: int
@@ -34,7 +35,7 @@ class Shard:
     def open(self) -> Any:
         """The file from its start; it can seek."""
         if not is_remote(self.path):
-            return open(self.path, "rb", buffering=0)
+            return open(self.path, "rb")
         files, path = _file_system(self.path)
         return files.open(path, "rb")
 
@@ -46,18 +47,27 @@ class Shard:
         files, path = _file_system(self.path)
         data = files.cat_file(path, start, stop)
         if len(data) > stop - start:
-            raise ValueError(f"{self.path}: its server gives whole files alone, and no parts")
+            raise ValueError(f"{self.path}: its server serves only whole files, not parts of them")
         return data
+
+    def read_parts(self, spans: Mapping[str, tuple[int, int]]) -> dict[str, bytes]:
+        """The bytes at each (offset, size); what lies close together is read at once."""
+        first = min((offset for offset, _ in spans.values()), default=0)
+        stop = max((offset + size for offset, size in spans.values()), default=0)
+        if stop - first > sum(size for _, size in spans.values()) + NEARBY:
+            return {name: self.read(at, at + size) for name, (at, size) in spans.items()}
+        data = self.read(first, stop)
+        return {name: data[at - first : at - first + size] for name, (at, size) in spans.items()}
 
 
 def check_uncompressed(shard: Shard) -> None:
     """ValueError where a shard that cannot be read is compressed: then it has no random access."""
     start = shard.read(0, 6)
-    for signature, program in COMPRESSED.items():
-        if start.startswith(signature):
-            raise ValueError(
-                f"{shard.path} is compressed with {program}; unpack it: shards are read in parts"
-            )
+    program = next((COMPRESSED[sign] for sign in COMPRESSED if start.startswith(sign)), None)
+    if program is not None:
+        raise ValueError(
+            f"{shard.path} is compressed with {program}; unpack it: shards are read in parts"
+        )
 
 
 @functools.lru_cache(maxsize=256)
@@ -70,26 +80,14 @@ def is_remote(path: str) -> bool:
     return re.match(r"[a-z][a-z0-9+.-]*://", path) is not None
 
 
-def local_folder(path: str) -> Path | None:
-    """The folder of a local path or pattern; None for a URL."""
-    if is_remote(path):
-        return None
-    path = os.path.expanduser(path)
-    return Path(path if os.path.isdir(path) else os.path.dirname(path))
-
-
-@functools.lru_cache(maxsize=64)
-def _connection(scheme: str) -> Any:
+def _file_system(url: str) -> tuple[Any, str]:
+    """The file system of a URL, and the path in it. Its credentials are the environment's."""
+    scheme = url.partition("://")[0]
     try:
         import fsspec
     except ImportError as error:
         raise ImportError(f"{scheme}:// needs fsspec: pip install imagen_jax[remote]") from error
-    return fsspec.filesystem(scheme)
-
-
-def _file_system(url: str) -> tuple[Any, str]:
-    """The file system of a URL, and the path in it. Its credentials are the environment's."""
-    files = _connection(url.partition("://")[0])
+    files = fsspec.filesystem(scheme)  # the same one each time
     return files, files._strip_protocol(url)
 
 
@@ -126,22 +124,16 @@ def _local_matches(name: str, suffix: str) -> list[Shard]:
     return [Shard(name, found.st_size, str(found.st_mtime_ns)) for name, found in stats.items()]
 
 
-def _of_folder(paths: list[str], suffix: str) -> list[str]:
+def _of_folder(paths: Iterable[str], suffix: str) -> list[str]:
     """The shards among the files of a folder; statistics and tables may lie beside them."""
     if suffix:
         return [path for path in paths if path.endswith(suffix)]
-    return [path for path in paths if "tfrecord" in path.rpartition("/")[2].lower()] or paths
+    return [path for path in paths if "tfrecord" in path.rpartition("/")[2].lower()] or [*paths]
 
 
 def _remote_matches(url: str) -> Callable[[str, str], list[Shard]]:
     """As `_local_matches`, for names like this URL; each folder is asked for once."""
     files, _ = _file_system(url)
-
-    def shard(info: dict[str, Any]) -> Shard:
-        if info["size"] is None:  # of a page of links
-            info = files.info(info["name"])
-        stamp = repr([str(info[key]) for key in STAMPS if key in info])
-        return Shard(files.unstrip_protocol(info["name"]), int(info["size"]), stamp)
 
     @functools.cache
     def listed(folder: str) -> dict[str, dict[str, Any]]:
@@ -164,35 +156,37 @@ def _remote_matches(url: str) -> Callable[[str, str], list[Shard]]:
         path = files._strip_protocol(name).rstrip("/")
         if any(sign in path for sign in "*?["):
             infos = files.glob(path, detail=True).values()
-            return [shard(info) for info in infos if info["type"] == "file"]
-        if info := named(path):
-            return [shard(info)]
-        beside = listed(path)
-        return [shard(beside[name]) for name in _of_folder(list(beside), suffix)]
+        elif info := named(path):
+            infos = [info]
+        else:
+            infos = [listed(path)[name] for name in _of_folder(listed(path), suffix)]
+        return [_remote_shard(files, info) for info in infos if info["type"] == "file"]
 
     return matches
+
+
+def _remote_shard(files: Any, info: dict[str, Any]) -> Shard:
+    if info["size"] is None:  # of a page of links
+        info = files.info(info["name"])
+    stamp = repr([str(info[key]) for key in STAMPS if key in info])
+    return Shard(files.unstrip_protocol(info["name"]), int(info["size"]), stamp)
 
 
 def expand_braces(pattern: str) -> list[str]:
     """ "a{00..02}.tar" -> a00.tar, a01.tar, a02.tar; "{a,b}" -> a, b. Several multiply."""
     parts = re.split(r"\{([^{}]*)\}", pattern)
-    choices = [[part] if i % 2 == 0 else list(_choices(part)) for i, part in enumerate(parts)]
-    count = 1
-    for choice in choices:
-        count *= len(choice)
-    if count > MOST_NAMES:
+    choices = [[part] if i % 2 == 0 else _choices(part) for i, part in enumerate(parts)]
+    if math.prod(map(len, choices)) > MOST_NAMES:
         raise ValueError(f"{pattern} stands for more than {MOST_NAMES:,} names")
     return ["".join(names) for names in itertools.product(*choices)]
 
 
-def _choices(inside: str) -> Iterator[str]:
+def _choices(inside: str) -> list[str]:
     if found := re.fullmatch(r"(\d+)\.\.(\d+)", inside):
         first, last = int(found[1]), int(found[2])
         if not first <= last < first + MOST_NAMES:
             raise ValueError(f"{{{inside}}} must count upward, to {MOST_NAMES:,} names at most")
         padded = found[1].startswith("0") or found[2].startswith("0")
         width = max(len(found[1]), len(found[2])) if padded else 0
-        return (f"{number:0{width}d}" for number in range(first, last + 1))
-    if "," in inside:
-        return iter(inside.split(","))
-    return iter([f"{{{inside}}}"])
+        return [f"{number:0{width}d}" for number in range(first, last + 1)]
+    return inside.split(",") if "," in inside else [f"{{{inside}}}"]

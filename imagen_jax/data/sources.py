@@ -6,31 +6,45 @@ an image cannot be read.
 """
 
 import collections
+import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from imagen_jax.data.captions import CAPTION_FILES, Captions, normalized, read_captions, read_text
-from imagen_jax.images import decoding, pixels
+from imagen_jax.images import decoding
+from imagen_jax.storage.trees import name_some
 
 SPLITS = ("train", "heldout", "all")
-CONDITIONINGS = ("text", "label", None)
+CONDITIONINGS = {"text": "captions", "label": "label", None: "image"}  # what of an example it reads
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 HELDOUT_PERCENT = 5
 
 
 class BrokenExample(Exception):
-    """An image or record that cannot be read. The loader skips it, counts it and goes on."""
+    """An image or record that cannot be read. The loader skips and counts it."""
 
     def __init__(self, key: str, reason: str):
         super().__init__(f"{key}: {reason}")
         self.key = key
+
+
+@contextlib.contextmanager
+def broken_as(key: str) -> Iterator[None]:
+    """What fails within is a BrokenExample of this key, unless it is a library that is missing."""
+    try:
+        yield
+    except ImportError:
+        raise
+    except Exception as error:  # decoders and file systems raise as many kinds as there are
+        raise BrokenExample(key, str(error) or type(error).__name__) from error
 
 
 @runtime_checkable
@@ -42,23 +56,33 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> dict[str, Any]: ...
 
 
-def is_heldout(key: str, percent: int = HELDOUT_PERCENT) -> bool:
-    """Whether a hash of the key falls into the held-out share: the same on every machine."""
+def make_example(key: str, **fields: Any) -> dict[str, Any]:
+    """An example with those fields that are not None."""
+    return {"key": key} | {name: value for name, value in fields.items() if value is not None}
+
+
+def is_heldout(key: str) -> bool:
+    """Whether a hash of the key falls into the held-out 5 %: the same on every machine."""
     # surrogateescape: names of files are bytes, and not UTF-8 on every disk
     digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
-    return int.from_bytes(digest[:8], "big") % 100 < percent
+    return int.from_bytes(digest[:8], "big") % 100 < HELDOUT_PERCENT
 
 
-def check_choice(name: str, value: str | None, choices: Sequence[str | None]) -> None:
+def in_split(key: str, split: str) -> bool:
+    """Whether the example of this key is in a split, of a set that does not say it itself."""
+    return split == "all" or is_heldout(key) == (split == "heldout")
+
+
+def check_choice(name: str, value: str | None, choices: Collection[str | None]) -> None:
+    """ValueError names what may be chosen."""
     if value not in choices:
         raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, choices))}")
 
 
-def check_images(images: np.ndarray) -> None:
-    if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8:
-        raise ValueError(
-            f"images are {images.dtype} {list(images.shape)}; they must be uint8 [N, H, W, 3]"
-        )
+def check_reading(split: str, conditioning: str | None) -> None:
+    """ValueError where these are not arguments that every reader takes."""
+    check_choice("split", split, SPLITS)
+    check_choice("conditioning", conditioning, CONDITIONINGS)
 
 
 # ---------------------------------------------------------------------------------- in memory
@@ -78,7 +102,9 @@ class ArraySource:
     extra: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
-        check_images(self.images)
+        shape, dtype = self.images.shape, self.images.dtype
+        if len(shape) != 4 or shape[-1] != 3 or dtype != np.uint8:
+            raise ValueError(f"images are {dtype} {list(shape)}; they must be uint8 [N, H, W, 3]")
         for name in ("captions", "labels", "keys"):
             rows = getattr(self, name)
             if rows is not None and len(rows) != len(self.images):
@@ -88,17 +114,15 @@ class ArraySource:
         return len(self.images)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        key = str(index) if self.keys is None else str(self.keys[index])
-        example = {"image": self.images[index], "key": key}
-        if self.captions is not None:
-            example["captions"] = self.captions[index]
-        if self.labels is not None:
-            example["label"] = int(self.labels[index])
-        return example
+        return make_example(
+            key=str(index if self.keys is None else self.keys[index]),
+            image=self.images[index],
+            captions=None if self.captions is None else self.captions[index],
+            label=None if self.labels is None else int(self.labels[index]),
+        )
 
     def select(self, rows: np.ndarray) -> "ArraySource":
-        """The rows of a boolean mask or of indices, in their order."""
-        rows = np.flatnonzero(rows) if rows.dtype == bool else rows
+        """The rows of these indices, in their order."""
         return ArraySource(
             self.images[rows],
             None if self.captions is None else [self.captions[row] for row in rows],
@@ -107,16 +131,9 @@ class ArraySource:
             {name: values[rows] for name, values in self.extra.items()},
         )
 
-    def resized(self, resolution: int) -> "ArraySource":
-        """All images at a stage's resolution, so that no batch has to resize them again."""
-        if self.images.shape[1:3] == (resolution, resolution):
-            return self
-        images = np.stack([pixels.resize(image, resolution) for image in self.images])
-        return dataclasses.replace(self, images=images)
-
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """All arrays of an npz file; ValueError where it is none, or is damaged."""
+    """All arrays of an npz file; ValueError where it is another kind of file, or damaged."""
     if path.is_dir():
         raise ValueError(f"{path} is a folder; it must be an npz file")
     if not path.is_file():
@@ -137,29 +154,32 @@ def _npz_captions(values: np.ndarray, path: Path) -> list[Captions]:
     """Captions as plain strings, one an image, or as UTF-8 JSON: [[[text, weight], ...], ...]."""
     if values.dtype.kind == "U" and values.ndim == 1:
         return [[(str(text), 1.0)] for text in values]
-    if values.dtype == np.uint8:
-        try:
-            rows = [
-                [(text, float(weight)) for text, weight in row]
-                for row in json.loads(values.tobytes())
-            ]
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"captions in {path} cannot be read: {error}") from error
-        if all(row and all(isinstance(text, str) for text, _ in row) for row in rows):
-            return rows
-    raise ValueError(
-        f"captions in {path} are {values.dtype} {list(values.shape)}; they must be strings [N], or "
-        "the bytes (uint8) of a JSON list with a list of [text, weight] for each image"
-    )
+    try:
+        captions = [
+            [(text, float(weight)) for text, weight in row] for row in json.loads(values.tobytes())
+        ]
+        if not all(row and all(isinstance(text, str) for text, _ in row) for row in captions):
+            raise ValueError("an image has no caption, or one that is not a string")
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"captions in {path} are {values.dtype} {list(values.shape)}; they must be strings [N],"
+            " or the bytes (uint8) of a JSON list with a list of [text, weight] for each image: "
+            f"{error}"
+        ) from error
+    return captions
 
 
-def _row_array(arrays: dict[str, np.ndarray], name: str, kinds: str, path: Path) -> Any:
-    """Takes an optional array with a row an image out of `arrays`; `kinds` are numpy's letters."""
-    values, count = arrays.pop(name, None), len(arrays["image"])
+def _row_array(
+    arrays: dict[str, np.ndarray], name: str, kinds: str, path: Path, count: int
+) -> np.ndarray | None:
+    """Takes an optional array of `count` rows out of `arrays`; `kinds` are numpy's letters."""
+    values = arrays.pop(name, None)
     if values is not None and (values.shape != (count,) or values.dtype.kind not in kinds):
-        found = f"{values.dtype} {list(values.shape)}"
         wanted = "strings" if "U" in kinds else "whole numbers"
-        raise ValueError(f"{name} in {path} is {found}; it must be {wanted} [{count}]")
+        raise ValueError(
+            f"{name} in {path} is {values.dtype} {list(values.shape)}; it must be {wanted} "
+            f"[{count}]"
+        )
     return values
 
 
@@ -173,28 +193,60 @@ def read_npz(
     it is damaged or lacks something.
     """
     path = Path(path).expanduser()
-    check_choice("split", split, SPLITS)
-    check_choice("conditioning", conditioning, CONDITIONINGS)
+    check_reading(split, conditioning)
     arrays = _read_arrays(path)
-    needed = {"text": "captions", "label": "label", None: "image"}[conditioning]
-    if missing := {"image", needed} - arrays.keys():
+    if missing := {"image", CONDITIONINGS[conditioning]} - arrays.keys():
         raise ValueError(f"{path} has no {' and no '.join(sorted(missing))}; it has {list(arrays)}")
-    check_images(arrays["image"])
-    labels = _row_array(arrays, "label", "iu", path) if conditioning == "label" else None
-    keys = _row_array(arrays, "key", "USiu", path)
-    splits = _row_array(arrays, "split", "U", path)
-    images, captions = arrays.pop("image"), arrays.pop("captions", None)
-    keys = [str(key) for key in (range(len(images)) if keys is None else keys)]
-    if splits is None:
-        splits = np.asarray(["heldout" if is_heldout(key) else "train" for key in keys])
-    extra = {n: array for n, array in arrays.items() if array.shape[:1] == images.shape[:1]}
-    texts = _npz_captions(captions, path) if conditioning == "text" else None
-    source = ArraySource(images, texts, labels, keys, extra)
+    source = ArraySource(arrays.pop("image"))
+    count, captions = len(source), arrays.pop("captions", None)
+    labels = _row_array(arrays, "label", "iu", path, count) if conditioning == "label" else None
+    keys = _row_array(arrays, "key", "USiu", path, count)
+    splits = _row_array(arrays, "split", "U", path, count)
+    keys = [str(key) for key in (range(count) if keys is None else keys)]
+    source = dataclasses.replace(
+        source,
+        captions=_npz_captions(captions, path) if conditioning == "text" else None,
+        labels=labels,
+        keys=keys,
+        extra={name: array for name, array in arrays.items() if array.shape[:1] == (count,)},
+    )
     if split == "all":
         return source
-    if not (splits == split).any():
+    own = [in_split(key, split) for key in keys] if splits is None else splits == split
+    if not np.any(own):
         raise ValueError(f"{path} has no image in its split {split!r}")
-    return source.select(splits == split)
+    return source.select(np.flatnonzero(own))
+
+
+# ------------------------------------------------------------------------------------- mixtures
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class MixtureSource:
+    """Sets one after the other; `Loader` samples each at its rate, whatever its size.
+
+    rates: positive, in any unit: 3 and 1 are the same as 0.75 and 0.25.
+    """
+
+    sources: Sequence[Source]
+    rates: Sequence[float]
+
+    def __post_init__(self):
+        if not self.sources or len(self.sources) != len(self.rates):
+            raise ValueError(f"there are {len(self.rates)} rates for {len(self.sources)} sets")
+        if not all(0 < rate < float("inf") for rate in self.rates):
+            raise ValueError(f"the rates of a mixture must be above 0, not {list(self.rates)}")
+
+    @functools.cached_property
+    def ends(self) -> list[int]:
+        return np.cumsum([len(source) for source in self.sources]).tolist()
+
+    def __len__(self) -> int:
+        return self.ends[-1]
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        number = int(np.searchsorted(self.ends, index, side="right"))
+        return self.sources[number][index - (self.ends[number - 1] if number else 0)]
 
 
 # --------------------------------------------------------------------------- folder of images
@@ -204,14 +256,14 @@ def read_npz(
 class FolderSource:
     """Images in a folder and the folders below it, read when they are asked for.
 
-    with_images: False leaves them out, for who wants captions alone.
+    with_images: False leaves images out, for those who read only captions.
     """
 
     folder: Path
     files: tuple[str, ...]  # relative to the folder, sorted
-    captions: dict[str, Captions] = dataclasses.field(default_factory=dict)  # of a caption file
-    texts: dict[str, str] = dataclasses.field(default_factory=dict)  # an image's own text file
-    labels: tuple[int, ...] | None = None
+    # by file: those of a caption file, or the name of the image's own text file
+    captions: dict[str, Captions | str] = dataclasses.field(default_factory=dict)
+    labels: np.ndarray | None = None
     class_names: tuple[str, ...] = ()
     max_pixels: int = decoding.MAX_PIXELS
     with_images: bool = True
@@ -222,23 +274,16 @@ class FolderSource:
     def __getitem__(self, index: int) -> dict[str, Any]:
         name = self.files[index]
         path = self.folder / name
-        try:
-            example = {"key": name}
-            if self.with_images:
-                example["image"] = decoding.decode(path, self.max_pixels)
-            if name in self.captions:
-                example["captions"] = self.captions[name]
-            elif name in self.texts:
-                example["captions"] = read_text(self.folder / self.texts[name])
-        except (OSError, ValueError) as error:
-            raise BrokenExample(str(path), str(error)) from error
-        if self.labels is not None:
-            example["label"] = self.labels[index]
-        return example
-
-
-def _named(names: Sequence[str], limit: int = 5) -> str:
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" * (len(names) > limit))
+        captions = self.captions.get(name)
+        with broken_as(str(path)):
+            if isinstance(captions, str):
+                captions = read_text(self.folder / captions)
+            return make_example(
+                key=name,
+                image=decoding.decode(path, self.max_pixels) if self.with_images else None,
+                captions=captions,
+                label=None if self.labels is None else int(self.labels[index]),
+            )
 
 
 def read_folder(
@@ -254,34 +299,28 @@ def read_folder(
     by a hash of their names.
     """
     folder = Path(path).expanduser()
-    check_choice("split", split, SPLITS)
-    check_choice("conditioning", conditioning, CONDITIONINGS)
+    check_reading(split, conditioning)
     if not folder.is_dir():
         raise ValueError(f"there is no folder {folder}")
     found = _files_below(folder)
     images = sorted(name for name in found if name.lower().endswith(IMAGE_SUFFIXES))
     if not images:
         raise ValueError(f"{folder} holds no image ({', '.join(IMAGE_SUFFIXES)})")
+    own = tuple(name for name in images if in_split(name, split))
+    if not own:
+        raise ValueError(f"{folder} has no image in its split {split!r}")
 
-    captions, texts, labels, class_names = {}, {}, None, ()
+    captions, labels, class_names = {}, None, ()
+    if conditioning == "text":
+        captions = _folder_captions(folder, found, images)
     if conditioning == "label":
-        class_names = tuple(sorted({name.split("/")[0] for name in images if "/" in name}))
         if outside := [name for name in images if "/" not in name]:
             raise ValueError(
-                f"{folder}: {_named(outside)} must lie in a sub-folder named after its class"
+                f"{folder}: {name_some(outside)} must lie in a sub-folder named after its class"
             )
-    if conditioning == "text":
-        texts = _texts_beside(found, images)
-        captions = _folder_captions(folder, found, images, texts)
-
-    if split != "all":
-        images = [name for name in images if is_heldout(name) == (split == "heldout")]
-        if not images:
-            raise ValueError(f"{folder} has no image in its split {split!r}")
-    if conditioning == "label":
-        numbers = {name: number for number, name in enumerate(class_names)}
-        labels = tuple(numbers[name.split("/")[0]] for name in images)
-    return FolderSource(folder, tuple(images), captions, texts, labels, class_names, max_pixels)
+        class_names = tuple(sorted({name.split("/")[0] for name in images}))
+        labels = np.searchsorted(class_names, [name.split("/")[0] for name in own])
+    return FolderSource(folder, own, captions, labels, class_names, max_pixels)
 
 
 def _files_below(folder: Path) -> set[str]:
@@ -297,41 +336,39 @@ def _files_below(folder: Path) -> set[str]:
             continue
         read.add(real)
         for entry in sorted(os.scandir(folder / name), key=lambda entry: entry.name):
-            path = f"{name}/{entry.name}" if name else entry.name
-            if entry.name.startswith("."):
-                continue
-            if entry.is_file():
+            path = os.path.join(name, entry.name)
+            hidden = entry.name.startswith(".")
+            if entry.is_file() and not hidden:
                 found.add(path)
-            elif entry.is_dir():
-                add = waiting.append if entry.is_symlink() else waiting.appendleft
-                add(path)
+            elif entry.is_dir() and not hidden:
+                (waiting.append if entry.is_symlink() else waiting.appendleft)(path)
     return found
 
 
-def _texts_beside(found: set[str], images: list[str]) -> dict[str, str]:
-    """The text file of each image that has one: cat.txt, or cat.TXT, for cat.png."""
+def _folder_captions(folder: Path, found: set[str], images: list[str]) -> dict[str, Captions | str]:
+    """The captions of the caption file, else the name of the text file, of each image.
+
+    ValueError where an image has neither. Its text file is cat.txt, or cat.TXT, for cat.png.
+    """
     texts = {name[:-4]: name for name in sorted(found) if name.lower().endswith(".txt")}
     stems = {name: name.rpartition(".")[0] for name in images}
-    return {name: texts[stem] for name, stem in stems.items() if stem in texts}
-
-
-def _folder_captions(
-    folder: Path, found: set[str], images: list[str], texts: dict[str, str]
-) -> dict[str, Captions]:
-    """The captions of the caption file, by the images' names; none may be without a caption."""
+    captions = {name: texts[stem] for name, stem in stems.items() if stem in texts}
     files = sorted(name for name in found if name.lower() in CAPTION_FILES)
     if len(files) > 1:
         raise ValueError(f"{folder} holds {' and '.join(files)}; keep one of them")
-    listed = read_captions(folder / files[0]) if files else {}
-    spelled = {normalized(name): name for name in images}
-    if unknown := sorted(listed.keys() - spelled.keys()):
-        raise ValueError(f"{folder / files[0]} names images that are not there: {_named(unknown)}")
-    captions = {spelled[name]: rows for name, rows in listed.items()}
-    missing = [name for name in images if name not in captions and name not in texts]
-    if missing:
+    for file in files:
+        listed = read_captions(folder / file)
+        spelled = {normalized(name): name for name in images}
+        if unknown := sorted(listed.keys() - spelled.keys()):
+            raise ValueError(
+                f"{folder / file} names images that are not there: {name_some(unknown)}"
+            )
+        captions |= {spelled[name]: rows for name, rows in listed.items()}
+    if missing := [name for name in images if name not in captions]:
         raise ValueError(
             f"{len(missing)} of {len(images)} images in {folder} have no caption: "
-            f"{_named(missing)}. Write {Path(missing[0]).with_suffix('.txt')} beside it, or a row "
-            f"of {' or '.join(CAPTION_FILES)}, or train without text (conditioning label or None)."
+            f"{name_some(missing)}. Write {Path(missing[0]).with_suffix('.txt')} beside it, or a "
+            f"row of {' or '.join(CAPTION_FILES)}, or train without text (conditioning label or "
+            "None)."
         )
     return captions

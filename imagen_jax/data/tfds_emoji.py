@@ -7,6 +7,8 @@ import tensorflow_datasets as tfds
 
 from imagen_jax.data import emoji
 
+TEXTS = ("key", "name_en", "name_zh", "group")
+
 
 class Emoji(tfds.core.GeneratorBasedBuilder):
     """Colour emoji of the installed font, with names and keywords in English and Chinese."""
@@ -25,10 +27,7 @@ class Emoji(tfds.core.GeneratorBasedBuilder):
                         shape=(emoji.IMAGE_SIZE, emoji.IMAGE_SIZE, 3), encoding_format="png"
                     ),
                     "label": tfds.features.Scalar(np.int64),
-                    "key": tfds.features.Text(),
-                    "name_en": tfds.features.Text(),
-                    "name_zh": tfds.features.Text(),
-                    "group": tfds.features.Text(),
+                    **{name: tfds.features.Text() for name in TEXTS},
                     "variant": tfds.features.Scalar(np.bool_),
                     "captions": tfds.features.Sequence(caption),
                 }
@@ -45,12 +44,13 @@ class Emoji(tfds.core.GeneratorBasedBuilder):
         captions = json.loads(arrays["captions"].tobytes())
         for row, pairs in enumerate(captions):
             if arrays["split"][row] == split:
-                example = {
-                    "image": arrays["image"][row],
-                    "label": int(arrays["label"][row]),
-                    "variant": bool(arrays["variant"][row]),
-                    "captions": [{"text": text, "weight": weight} for text, weight in pairs],
-                }
-                for name in ("key", "name_en", "name_zh", "group"):
-                    example[name] = str(arrays[name][row])
-                yield example["key"], example
+                yield (
+                    str(arrays["key"][row]),
+                    {
+                        "image": arrays["image"][row],
+                        "label": int(arrays["label"][row]),
+                        "variant": bool(arrays["variant"][row]),
+                        "captions": [{"text": text, "weight": weight} for text, weight in pairs],
+                        **{name: str(arrays[name][row]) for name in TEXTS},
+                    },
+                )

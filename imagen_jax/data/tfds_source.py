@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from imagen_jax.data.index import stripped, to_captions
-from imagen_jax.data.sources import CONDITIONINGS, BrokenExample, check_choice
-from imagen_jax.images import decoding
+from imagen_jax.data.fields import to_captions
+from imagen_jax.data.sources import CONDITIONINGS, broken_as, check_choice, make_example
+from imagen_jax.images import decoding, pixels
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -18,26 +17,23 @@ class TfdsSource:
 
     records: Any
     name: str
-    conditioning: str | None
-    image: str
-    text: str
-    label: str
+    image: str  # names of features; None: not read
+    text: str | None
+    label: str | None
 
     def __len__(self) -> int:
         return len(self.records)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         key = f"{self.name}[{index}]"
-        try:
+        with broken_as(key):
             record = self.records[index]
-            example = {"image": _rgb(record[self.image]), "key": key}
-            if self.conditioning == "text":
-                example["captions"] = stripped(to_captions(record[self.text]))
-            elif self.conditioning == "label":
-                example["label"] = int(record[self.label])
-            return example
-        except Exception as error:  # decoders raise as many kinds as there are formats
-            raise BrokenExample(key, f"{type(error).__name__}: {error}") from error
+            return make_example(
+                key,
+                image=_rgb(record[self.image]),
+                captions=to_captions(record[self.text], self.text) if self.text else None,
+                label=int(record[self.label]) if self.label else None,
+            )
 
 
 def _rgb(image: np.ndarray) -> np.ndarray:
@@ -49,9 +45,7 @@ def _rgb(image: np.ndarray) -> np.ndarray:
             f"its image is {image.dtype} {list(image.shape)}; it must be uint8 or uint16 "
             "[height, width, 1 to 4]"
         )
-    if image.shape[-1] == 3:
-        return image
-    return decoding.to_rgb(Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image))
+    return decoding.to_rgb(pixels.to_pil(image))
 
 
 def read_tfds(
@@ -73,13 +67,14 @@ def read_tfds(
     builder = prepare_tfds(path, data_dir)
     if split == "heldout" and split not in builder.info.splits:
         split = "test"
-    wanted = {"text": text, "label": label, None: image}[conditioning]
-    if missing := {image, wanted} - set(builder.info.features):
+    text = text if conditioning == "text" else None
+    label = label if conditioning == "label" else None
+    if missing := {image, text, label} - {None, *builder.info.features}:
         raise ValueError(
             f"{path} has no feature {', '.join(sorted(missing))}; it has "
             f"{', '.join(builder.info.features)}"
         )
-    return TfdsSource(builder.as_data_source(split), path, conditioning, image, text, label)
+    return TfdsSource(builder.as_data_source(split), path, image, text, label)
 
 
 def prepare_tfds(path: str, data_dir: str | Path | None = None) -> Any:
@@ -90,7 +85,7 @@ def prepare_tfds(path: str, data_dir: str | Path | None = None) -> Any:
         raise ImportError("TFDS data needs TensorFlow: pip install imagen_jax[tfds]") from error
     if path == "emoji":
         from imagen_jax.data import tfds_emoji  # noqa: F401  (registers the builder)
-    data_dir = data_dir or Path("~/tensorflow_datasets/array_record").expanduser()
-    builder = tfds.builder(path, data_dir=data_dir, file_format="array_record")
+    default = Path("~/tensorflow_datasets/array_record").expanduser()
+    builder = tfds.builder(path, data_dir=data_dir or default, file_format="array_record")
     builder.download_and_prepare()
     return builder

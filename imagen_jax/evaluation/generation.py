@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from imagen_jax.evaluation.report import ProgressLine, write_report
-from imagen_jax.images.image_list import save_png
+from imagen_jax.images.png import save_png
 from imagen_jax.storage.atomic import written_whole
 
 # (prompts or labels, global index of the first) -> an image each.

@@ -114,7 +114,7 @@ def read_image(file: Path | bytes, treatment: Treatment) -> np.ndarray:
 
     Grey becomes RGB, what is transparent white, 16 bits 8, what EXIF says is turned upright, an
     animation its first frame; then the largest centred square, resized with antialiasing
-    (`data.preprocess.resize`). Raises OSError or ValueError where it is broken.
+    (`images.pixels.resize`). Raises OSError or ValueError where it is broken.
     """
     data = file if isinstance(file, bytes) else file.read_bytes()
     pixels = decode(data)

@@ -10,6 +10,8 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 MAX_PIXELS = 89_478_485
 # Pillow knows more, some of which start other programs (EPS: Ghostscript).
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF", "JPEG2000")
+# What its readers raise besides OSError and ValueError.
+PILLOW_ERRORS = (SyntaxError, EOFError, Image.DecompressionBombError)
 
 
 def decode(file: Path | bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -23,16 +25,17 @@ def decode(file: Path | bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
 def read(file: Path | bytes, max_pixels: int = MAX_PIXELS, cover: int | None = None) -> Image.Image:
     """As `decode`, a Pillow image in RGB.
 
-    cover: the side of the square that the image will be made to cover. A JPEG then comes smaller
-    by a factor that its decoder averages pixels by, which saves time, where no more than averaging
-    is left to do or the rest is still more than halved.
+    cover: the side of the square that the image will be resized to cover. A JPEG is then decoded at
+    a half, a quarter or an eighth of its size, which averages pixels and saves time, where that is
+    the whole reduction or leaves more than a factor of two.
     """
+    source = io.BytesIO(file) if isinstance(file, bytes) else file
     try:
-        source = io.BytesIO(file) if isinstance(file, bytes) else file
         with Image.open(source, formats=FORMATS) as image:
             if image.width * image.height > max_pixels:
-                size = f"{image.width}x{image.height}"
-                raise ValueError(f"{size} pixels are more than the {max_pixels} allowed")
+                raise ValueError(
+                    f"{image.width}x{image.height} pixels are more than the {max_pixels} allowed"
+                )
             if cover is not None:
                 scale = _decoder_scale(min(image.size) / cover)
                 image.draft(None, (image.width // scale, image.height // scale))
@@ -41,18 +44,18 @@ def read(file: Path | bytes, max_pixels: int = MAX_PIXELS, cover: int | None = N
     except UnidentifiedImageError as error:
         name = "" if isinstance(file, bytes) else f"{file}: "
         raise ValueError(f"{name}no image of a known format") from error
-    except (SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        raise ValueError(str(error)) from error  # what Pillow's readers raise besides OSError
+    except PILLOW_ERRORS as error:
+        raise ValueError(str(error)) from error
 
 
 def size(data: bytes) -> tuple[int, int]:
-    """(width, height) of an image file when it is upright, by its header alone."""
+    """(width, height) of an image file when it is upright, from its header; 0, 0 if unknown."""
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             turned = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
             return image.size[::-1] if turned else image.size
-    except (SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        raise ValueError(str(error)) from error
+    except (OSError, ValueError, *PILLOW_ERRORS):
+        return 0, 0
 
 
 def _decoder_scale(factor: float) -> int:
@@ -71,33 +74,30 @@ def to_rgb(image: Image.Image) -> np.ndarray:
 
 def _as_rgb(image: Image.Image) -> Image.Image:
     """The image in RGB, upright, on white; where it is RGB already, itself and no copy."""
-    grey_range = _grey_range(image)
+    white = _white_level(image)
     ImageOps.exif_transpose(image, in_place=True)
-    if grey_range is not None:
-        scaled = np.asarray(image, np.float64) / grey_range * 255
-        grey = np.clip(np.floor(scaled + 0.5), 0, 255).astype(np.uint8)
-        return Image.fromarray(grey).convert("RGB")
+    if white is not None:
+        grey = np.floor(np.asarray(image, np.float64) / white * 255 + 0.5)
+        return Image.fromarray(np.clip(grey, 0, 255).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
+        background = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(background, image.convert("RGBA"))
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _grey_range(image: Image.Image) -> float | None:
+def _white_level(image: Image.Image) -> float | None:
     """What is white in a grey image of more than 8 bits, which Pillow would clip; else None."""
-    if image.mode.startswith("I;16"):
+    # PNG and PPM have 16 bits at most
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         return 65535.0
     if image.mode == "I":
-        if image.format in ("PNG", "PPM"):  # which have 16 bits at most
-            return 65535.0
-        raise ValueError("it has 32 bits of grey, and no one knows what is white; save it with 8")
-    if image.mode == "F":
-        low, high = image.getextrema()
-        if 0 <= low <= high <= 1:
-            return 1.0
+        raise ValueError("it has 32 bits of grey, and what is white is not known; save it with 8")
+    if image.mode != "F":
+        return None
+    low, high = image.getextrema()
+    if not 0 <= low <= high <= 1:
         raise ValueError(
             f"its floating-point grey goes from {low:g} to {high:g}; it must lie in 0...1, or be "
             "saved with 8 bits"
         )
-    return None
+    return 1.0

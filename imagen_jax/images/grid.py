@@ -1,13 +1,14 @@
-"""Images side by side, with a caption under each. Needs NumPy and Pillow alone."""
+"""Images side by side, with a caption under each. Needs only NumPy and Pillow."""
 
+import contextlib
+import itertools
 from collections.abc import Sequence
 from functools import cache
 from math import ceil, sqrt
-from pathlib import Path
 from textwrap import wrap
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from imagen_jax.images.pixels import to_pil
 
@@ -43,9 +44,9 @@ def image_grid(
 
     Args:
         images: PIL images, uint8 arrays, or floats in [-1, 1].
-        captions: one an image, drawn below it. A caption that no installed font can draw
+        captions: one for each image, drawn below it. A caption that no installed font can draw
             (Chinese on a bare machine) becomes the image's number, counted from 1.
-        columns: images a row; about square when None.
+        columns: images in a row; None makes the grid about square.
         gap: pixels of white around each image.
         min_cell: captioned images narrower than this are enlarged by a whole factor,
             pixel for pixel, so that words fit below them.
@@ -58,42 +59,30 @@ def image_grid(
     if captions is not None:
         images = [enlarge(image, min_cell) for image in images]
     columns = min(columns or ceil(sqrt(len(images))), len(images))
-    width = max(image.width for image in images)
-    height = max(image.height for image in images)
-
+    width, height = (max(sides) for sides in zip(*(image.size for image in images), strict=True))
     size = 12 if width < 200 else 15
-    texts = [[] for _ in images]
-    if captions is not None:
-        texts = [
-            caption_lines(caption, number, size, width)
-            for number, caption in enumerate(captions, start=1)
-        ]
-    text_height = (size + 3) * max(len(lines) for lines in texts)
-    rows = ceil(len(images) / columns)
-    cell_width, cell_height = width + 2 * gap, height + text_height + 2 * gap
-    grid = Image.new("RGB", (columns * cell_width, rows * cell_height), "white")
+    texts = [
+        caption_lines(caption, number, size, width)
+        for number, caption in enumerate(captions or [""] * len(images), start=1)
+    ]
+    cell_width = width + 2 * gap
+    cell_height = height + (size + 3) * max(map(len, texts)) + 2 * gap
+    grid_size = columns * cell_width, ceil(len(images) / columns) * cell_height
+    grid = Image.new("RGB", grid_size, "white")
     draw = ImageDraw.Draw(grid)
     for number, (image, lines) in enumerate(zip(images, texts, strict=True)):
         left = number % columns * cell_width + gap
         top = number // columns * cell_height + gap
         grid.paste(image, (left + (width - image.width) // 2, top))
         for row, line in enumerate(lines):
-            draw.text(
-                (left + width // 2, top + height + 2 + row * (size + 3)),
-                line,
-                fill="black",
-                font=font_for(line, size),
-                anchor="ma",
-            )
+            place = left + width // 2, top + height + 2 + row * (size + 3)
+            draw.text(place, line, fill="black", font=font_for(line, size), anchor="ma")
     return grid
 
 
 def enlarge(image: Image.Image, min_cell: int) -> Image.Image:
     """`image` times the smallest whole factor that makes it at least `min_cell` wide."""
-    factor = ceil(min_cell / image.width)
-    if factor == 1:
-        return image
-    return image.resize((image.width * factor, image.height * factor), Image.NEAREST)
+    return ImageOps.scale(image, ceil(min_cell / image.width), Image.Resampling.NEAREST)
 
 
 def caption_lines(caption: str, number: int, size: int, width: int, lines: int = 2) -> list[str]:
@@ -108,24 +97,17 @@ def caption_lines(caption: str, number: int, size: int, width: int, lines: int =
 @cache
 def font_for(text: str, size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont | None:
     """A font that draws every character of `text`, or None."""
-    default = ImageFont.load_default(size)
-    if covers(default, text):
-        return default
-    for name in WIDE_FONTS:
-        font = open_font(name, size)
-        if font is not None and covers(font, text):
-            return font
-    return None
+    fonts = itertools.chain(
+        [ImageFont.load_default(size)], (open_font(name, size) for name in WIDE_FONTS)
+    )
+    return next((font for font in fonts if font is not None and covers(font, text)), None)
 
 
 @cache
 def open_font(name: str, size: int) -> ImageFont.FreeTypeFont | None:
     """The installed font file `name` (Pillow searches the system's folders), or None."""
-    for candidate in (name, *sorted(map(str, Path("/usr/share/fonts").glob(f"*/*/{name}")))):
-        try:
-            return ImageFont.truetype(candidate, size)
-        except OSError:
-            continue
+    with contextlib.suppress(OSError):
+        return ImageFont.truetype(name, size)
     return None
 
 
@@ -134,5 +116,5 @@ def covers(font: ImageFont.FreeTypeFont | ImageFont.ImageFont, text: str) -> boo
     if isinstance(font, ImageFont.ImageFont):  # Pillow's bitmap font, when FreeType is absent
         return text.isascii()
     missing = bytes(font.getmask(UNKNOWN))
-    visible = {character for character in text if not character.isspace() and character != "…"}
-    return all(bytes(font.getmask(character)) != missing for character in visible)
+    visible = set("".join(text.split())) - {"…"}
+    return missing not in (bytes(font.getmask(character)) for character in visible)

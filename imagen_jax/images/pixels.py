@@ -1,4 +1,4 @@
-"""From an RGB image of any size to the image that a stage trains on."""
+"""Pixels: sizes (resized, cropped) and ranges (uint8, floats in [-1, 1])."""
 
 from typing import Any
 
@@ -19,32 +19,25 @@ def resize_and_crop(
 ) -> np.ndarray:
     """uint8 [height, width, 3]: resized until it just covers `size`, of which `crop` is cut out.
 
-    A whole factor is an average of whole pixels; other factors use Lanczos, enlarging bicubic.
+    A whole factor averages whole pixels, other reductions use Lanczos, and upsampling is bicubic.
 
     Args:
       size, crop: (width, height); crop None is `size`, so that only the longer side is cut.
       at: where to cut, of all places there are: (x, y) in [0, 1); None is the centre.
     """
-    image = image if isinstance(image, Image.Image) else Image.fromarray(image)
-    crop = size if crop is None else crop
-    if image.size == crop and crop == size:
+    image = to_pil(image)
+    crop = crop or size
+    if image.size == crop == size:
         return np.asarray(image)
     factor = min(have / wanted for have, wanted in zip(image.size, size, strict=True))
-    sides = [wanted * factor for wanted in crop]  # of the piece, in the image's own pixels
-    box = [
-        _place(max(have - side, 0), None if at is None else at[axis])
-        for axis, (have, side) in enumerate(zip(image.size, sides, strict=True))
-    ]
-    box += [min(b + side, have) for b, side, have in zip(box, sides, image.size, strict=True)]
+    sides = np.multiply(crop, factor)  # of the piece, in the image's own pixels
+    slack = np.maximum(image.size - sides, 0)
+    start = slack / 2 if at is None else np.minimum(np.multiply(at, slack + 1), slack)
+    box = (*np.floor(start), *np.minimum(np.floor(start) + sides, image.size))
     if factor.is_integer():
         return np.asarray(image.reduce(int(factor), tuple(map(round, box))))
     kernel = Image.Resampling.LANCZOS if factor > 1 else Image.Resampling.BICUBIC
-    return np.asarray(image.resize(crop, kernel, box=tuple(box)))
-
-
-def _place(slack: float, at: float | None) -> int:
-    """Where a piece begins, in whole pixels, that may be moved by `slack`."""
-    return int(slack / 2) if at is None else min(int(at * (slack + 1)), int(slack))
+    return np.asarray(image.resize(crop, kernel, box=box))
 
 
 def to_float(pixels: Any) -> Any:
@@ -56,10 +49,8 @@ def to_pil(image: np.ndarray | Image.Image) -> Image.Image:
     """An image as PIL: PIL itself, uint8 [H,W,C], or floats in [-1, 1] [H,W,C]."""
     if isinstance(image, Image.Image):
         return image
-    image = np.asarray(image)
-    if image.dtype != np.uint8:
-        image = to_uint8(image)
-    return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+    pixels = image if np.asarray(image).dtype == np.uint8 else to_uint8(image)
+    return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
 
 
 def to_uint8(images: np.ndarray) -> np.ndarray:

@@ -23,8 +23,9 @@ from imagen_jax.cascade.sample import plan_steps
 from imagen_jax.devices.compilation_cache import use_compilation_cache
 from imagen_jax.diffusion.editing import Edit
 from imagen_jax.diffusion.sampling import SamplingSettings, Spacing, with_overrides
-from imagen_jax.images.image_list import SETTINGS_KEY, ImageList
+from imagen_jax.images.image_list import ImageList
 from imagen_jax.images.pixels import to_pil, to_uint8
+from imagen_jax.images.png import SETTINGS_KEY
 from imagen_jax.pipeline.model_directory import Parts
 from imagen_jax.pipeline.progress import ProgressBar
 from imagen_jax.pipeline.request import Subjects, check_count, check_seed, read_subjects

@@ -10,8 +10,8 @@ from jax.extend import core
 
 
 def count(function: Callable, *arguments: Any) -> dict[str, float]:
-    """FLOPs of "convolution", "dense" (a matrix of parameters) and "attention" (products of
-    activations: those with a batch); shapes will do as arguments. Everything else is left out.
+    """FLOPs by kind: "convolution", "dense" (a matrix of parameters) and "attention" (products of
+    activations, which have a batch). Nothing else is counted. Arguments may be shapes.
     """
     counts: Counter[str] = Counter()
     _add(jax.make_jaxpr(function)(*arguments).jaxpr, 1, counts)
@@ -19,7 +19,7 @@ def count(function: Callable, *arguments: Any) -> dict[str, float]:
 
 
 def total(function: Callable, *arguments: Any) -> float:
-    """All that `count` counts. What remat makes again is among it."""
+    """The sum of what `count` counts, the recomputation of remat included."""
     return sum(count(function, *arguments).values())
 
 
@@ -39,22 +39,22 @@ def _add(jaxpr: core.Jaxpr, times: int, counts: Counter) -> None:
 
 
 def _convolution(equation: core.JaxprEqn) -> int:
-    """2 x pairs of an output's and a kernel's pixel that meet a pixel of the image, x channels."""
+    """2 x pairs of an output's and a kernel's pixel that meet a pixel of the image x channels."""
     params = equation.params
     numbers = params["dimension_numbers"]
     image, kernel = (variable.aval.shape for variable in equation.invars)
     output = equation.outvars[0].aval.shape
-    pairs = 1
-    for i in range(len(numbers.lhs_spec) - 2):
-        pairs *= overlaps(
-            image[numbers.lhs_spec[i + 2]],
-            kernel[numbers.rhs_spec[i + 2]],
-            output[numbers.out_spec[i + 2]],
-            stride=params["window_strides"][i],
-            before=params["padding"][i][0],
-            image_dilation=params["lhs_dilation"][i],
-            kernel_dilation=params["rhs_dilation"][i],
-        )
+    axes = zip(
+        [image[i] for i in numbers.lhs_spec[2:]],
+        [kernel[i] for i in numbers.rhs_spec[2:]],
+        [output[i] for i in numbers.out_spec[2:]],
+        params["window_strides"],
+        [before for before, _ in params["padding"]],
+        params["lhs_dilation"],
+        params["rhs_dilation"],
+        strict=True,
+    )
+    pairs = math.prod(overlaps(*axis) for axis in axes)
     batch, features = (output[axis] for axis in numbers.out_spec[:2])
     return 2 * pairs * batch * features * kernel[numbers.rhs_spec[1]]
 
@@ -63,14 +63,13 @@ def overlaps(
     image: int,
     kernel: int,
     output: int,
-    *,
     stride: int = 1,
     before: int = 0,
     image_dilation: int = 1,
     kernel_dilation: int = 1,
 ) -> int:
-    """Along one axis: pairs of an output's and a kernel's pixel that meet one of the image, not its
-    padding (`before`) nor what dilation puts between.
+    """Along one axis: pairs of an output's and a kernel's pixel that meet a pixel of the image, not
+    its padding (`before`) nor a gap of its dilation.
     """
     last = (image - 1) * image_dilation
     return sum(

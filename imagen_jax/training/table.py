@@ -40,29 +40,29 @@ def parameter_table(params: Mapping[str, Params], shapes: bool = True) -> str:
     return "\n".join(lines)
 
 
-def forward_call(config: RunConfig, params: Params) -> tuple[Callable, tuple]:
-    """The network's forward pass and the shapes that it takes for one image of training."""
+def forward_call(config: RunConfig, params: Params, images: int = 1) -> tuple[Callable, tuple]:
+    """The network's forward pass, and its arguments' shapes for a number of training images."""
     stage = config.stage
 
     def shape(*sizes: int, dtype: Any = np.float32) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(sizes, dtype)
+        return jax.ShapeDtypeStruct((images, *sizes), dtype)
 
     side, channels = stage.training_side, stage.channels
     conditions: dict[str, Any] = {}
     if stage.conditioning == "text":
         length = config.text.max_length
-        values = shape(1, length, stage.text_width)
-        conditions["text"] = TextEmbeddings(values, shape(1, length, dtype=bool))
+        values = shape(length, stage.text_width)
+        conditions["text"] = TextEmbeddings(values, shape(length, dtype=bool))
     elif stage.conditioning == "label":
-        conditions["label"] = shape(1, dtype=np.int32)
+        conditions["label"] = shape(dtype=np.int32)
     if stage.low_resolution is not None:
-        conditions["low_res"] = shape(1, side, side, channels)
-        conditions["aug_level"] = shape(1)
+        conditions["low_res"] = shape(side, side, channels)
+        conditions["aug_level"] = shape()
 
     def forward(params, x, t, conditions):
         return apply_network(stage, params, x, t, **conditions)
 
-    return forward, (params, shape(1, side, side, channels), shape(1), conditions)
+    return forward, (params, shape(side, side, channels), shape(), conditions)
 
 
 def forward_flops(config: RunConfig, params: Params) -> float:
@@ -78,7 +78,7 @@ def model_table(
     mesh: jax.sharding.Mesh,
     frozen: Frozen | None = None,
 ) -> str:
-    """Parameters by module, their total, the state's size in memory, and FLOPs an image."""
+    """Parameters by module, their total, the state's size in memory, and FLOPs per image."""
     state = jax.eval_shape(init, jax.random.key(0))
     lines = [f"stage {config.stage.name}: {config.stage.resolution}x{config.stage.resolution}"]
     lines.append(parameter_table(state.params))

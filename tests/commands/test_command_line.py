@@ -1,12 +1,24 @@
-"""scripts/command_line.py: one line for each error that is no bug, and folders to write into."""
+"""What commands share: lists by stage, one line for an expected error, folders to write into."""
 
 import sys
 from pathlib import Path
 
 import pytest
 
-from imagen_jax.commands.command_line import one_line_errors
+from imagen_jax.commands.command_line import make_parser, names, numbers, one_line_errors
 from imagen_jax.storage.folders import make_folder, output_folder
+
+
+def test_a_comma_separates_the_stages(capsys):
+    assert numbers(int)("3") == 3
+    assert numbers(float)("3,1.5") == [3.0, 1.5]
+    assert [names("ddim"), names("ddim,heun")] == ["ddim", ["ddim", "heun"]]
+    parser = make_parser("What it does.\n\n    an example")
+    parser.add_argument("--steps", type=numbers(int))
+    assert "\n\n    an example" in parser.format_help()
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--steps", "3,x"])
+    assert "invalid int value: '3,x'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
-"""scripts/convert.py from the outside, and training with a text encoder of its making."""
+"""Conversion as the command does it, and training with a text encoder that it wrote."""
 
+import contextlib
+import io
 import json
 import os
 import subprocess
@@ -13,7 +15,8 @@ from tiny_cascade import tiny_pipeline
 
 from imagen_jax.cascade.cascade import TEXT_ENCODER, Cascade
 from imagen_jax.cascade.stage import Stage, init_params
-from imagen_jax.convert.t5 import load_huggingface
+from imagen_jax.commands.convert import main
+from imagen_jax.convert.t5 import load_huggingface, save_huggingface
 from imagen_jax.diffusion import DiscreteBeta
 from imagen_jax.diffusion.sampling import SamplingSettings
 from imagen_jax.models import UNetConfig, UNetLevel, t5
@@ -43,9 +46,9 @@ def script(name: str, *arguments, cwd: Path = ROOT) -> subprocess.CompletedProce
 
 
 def convert(*arguments) -> str:
-    done = script("convert.py", *arguments)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        main([str(argument) for argument in arguments])
+    return said.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -124,12 +127,19 @@ def test_a_mistake_is_one_line(model, tmp_path):
         (("--model", model, "--part", "unet", "--to", "imagen_jax"), "--part unet is for"),
         (("--model", model, "--stage", "mine", "--to", "imagen_jax"), "--stage is for"),
     ):
-        done = script("convert.py", *arguments, *out)
-        assert done.returncode == 1
-        assert done.stderr.startswith("error: "), done.stderr
-        assert len(done.stderr.strip().splitlines()) == 1
-        assert said in done.stderr
+        with pytest.raises(SystemExit) as stopped:
+            convert(*arguments, *out)
+        assert stopped.value.code.startswith("error: ")
+        assert len(stopped.value.code.splitlines()) == 1
+        assert said in stopped.value.code
         assert not (tmp_path / "out").exists()
+
+
+def test_a_mistake_ends_the_script_with_status_1(tmp_path):
+    done = script("convert.py", "--model", "none", "--to", "diffusers", "--out", tmp_path / "out")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: "), done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
 
 
 @pytest.fixture(scope="module")
@@ -156,8 +166,6 @@ def test_training_on_an_encoder_of_hugging_face(dataset, tmp_path):
     """Named by a relative path, left out of the config, and gone when the run is over."""
     place = tmp_path / "here"
     place.mkdir()
-    from imagen_jax.convert.t5 import save_huggingface
-
     words = t5.init(ENCODER.config, jax.random.key(1))
     save_huggingface(place / "t5", ENCODER.config, words)
     (place / "t5" / "spiece.model").write_bytes(SPIECE.read_bytes())

@@ -154,7 +154,7 @@ def test_another_tokenizer_is_refused(setting, whole, repository, tmp_path):
     size = {"text.encoder.vocab_size": "9000", "text.tokenizer": str(spiece)}
     changed = {**setting, **size}
     said = fails(command(changed, whole))
-    assert "made otherwise" in said
+    assert "made differently" in said
     assert "tokenizer 'bytes, 3 special' there, 'sentencepiece " in said
     train = [str(ROOT / "scripts" / "train.py"), *command(changed, tmp_path)[1:2]]
     keys = {**changed, "data.embeddings": str(whole)}

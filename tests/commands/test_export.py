@@ -33,8 +33,8 @@ def runs(tmp_path):
     return f"{tmp_path / 'one'},{tmp_path / 'two'}"
 
 
-def test_runs_become_a_model_with_settings_curves_and_a_image(runs, tmp_path, capsys):
-    pytest.importorskip("matplotlib", reason="the image of the loss is drawn by matplotlib")
+def test_runs_become_a_model_with_settings_curves_and_an_image(runs, tmp_path, capsys):
+    pytest.importorskip("matplotlib", reason="the image of the loss needs matplotlib")
     out = tmp_path / "models" / "mine"
     settings = (
         "--sampler ddim,dpmpp_2m --steps 3,1 --guidance 2 --threshold static --aug_level 0,.4"

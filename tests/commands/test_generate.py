@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from tiny_cascade import tiny_pipeline
 
-from imagen_jax.images.image_list import read_settings
+from imagen_jax.images.png import read_settings
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "generate.py"
 

@@ -151,8 +151,8 @@ BROKEN = {
     "an unknown type": (with_header("b31", put(156, b"Z")), "unknown type"),
     "a sparse file": (with_header("b32", put(156, b"S")), "sparse file"),
     "a sparse file by pax": (pax("b33", b"22 GNU.sparse.major=1\n"), "sparse file"),
-    "json that is none": (with_json("b34", b'{"width": 12'), "no JSON"),
-    "json that is a list": (with_json("b35", b"[1, 2]"), "no JSON object"),
+    "json that is none": (with_json("b34", b'{"width": 12'), "is not JSON"),
+    "json that is a list": (with_json("b35", b"[1, 2]"), "not a JSON object"),
     "json of many levels": (with_json("b36", b"[" * 100_000), ""),
     "the same name twice": (twice, "comes twice"),
 }

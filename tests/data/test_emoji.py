@@ -71,7 +71,7 @@ def test_captions_follow_the_stated_shares(by_text):
 def test_a_joined_sequence_is_one_image_and_a_made_up_one_is_dropped(by_text):
     font = emoji.load_font()
     couple = emoji.render("👩🏽‍❤️‍👨🏿", font)
-    assert couple.size == (emoji.STRIKE_WIDTH, emoji.STRIKE_HEIGHT)
+    assert couple.size == emoji.BITMAP_SIZE
     assert emoji.render("🐈‍🍕", font) is None  # falls apart into a cat and a pizza
 
 

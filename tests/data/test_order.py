@@ -4,11 +4,10 @@ import logging
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from imagen_jax.data import ArraySource, Loader, MixtureSource
 from imagen_jax.data.order import BucketOrder, nearest_bucket
-from imagen_jax.images import pixels
+from tests.images.ramp import ramp
 
 BUCKETS = ((12, 8), (8, 8), (8, 12))
 SHAPES = [(24, 16)] * 21 + [(20, 20)] * 9 + [(10, 16)] * 2  # (width, height)
@@ -31,37 +30,7 @@ def shaped(**changes) -> Loader:
     return Loader(Shaped(), 4, 8, **{"conditioning": None, "buckets": BUCKETS} | changes)
 
 
-def ramp(width: int, height: int) -> np.ndarray:
-    """Red says the column, green the row."""
-    image = np.zeros((height, width, 3), np.uint8)
-    image[..., 0], image[..., 1] = np.arange(width), np.arange(height)[:, None]
-    return image
-
-
 # ------------------------------------------------------------------------------------------ crops
-
-
-def test_a_crop_is_a_piece_of_the_resized_image(rng):
-    image = np.asarray(
-        Image.fromarray(rng.integers(0, 256, (9, 7, 3), np.uint8)).resize((90, 70), 3)
-    )
-    # By a whole factor: exactly; the resized image is 45 x 35, and the crop 16 of it.
-    whole = np.asarray(Image.fromarray(image).reduce(2))
-    piece = pixels.resize_and_crop(image, (35, 35), (16, 16), (0.999, 0.0))
-    np.testing.assert_array_equal(piece, whole[:16, -16:])
-    # By another one: within rounding.
-    whole = np.asarray(Image.fromarray(image).resize((36, 28), Image.Resampling.LANCZOS), int)
-    piece = pixels.resize_and_crop(image, (28, 28), (28, 14), (0.0, 0.999))
-    assert np.abs(piece - whole[14:, :28]).max() <= 2
-
-
-def test_crops_of_a_image_of_the_right_size_copy_its_pixels():
-    image = ramp(100, 64)
-    for at in (None, (0.0, 0.0), (0.5, 0.999), (0.999, 0.3)):
-        piece = pixels.resize_and_crop(image, (64, 64), (16, 16), at)
-        left, top = piece[0, 0, :2]
-        np.testing.assert_array_equal(piece, image[top : top + 16, left : left + 16])
-    assert pixels.resize_and_crop(image, (64, 64), (16, 16))[0, 0, :2].tolist() == [42, 24]
 
 
 def test_random_crops_reach_every_place_and_depend_on_seed_and_number_alone():
@@ -78,12 +47,6 @@ def test_random_crops_reach_every_place_and_depend_on_seed_and_number_alone():
     np.testing.assert_array_equal(joined, batches[2])
     other = Loader(source, 60, 8, seed=1, **settings).batch(3)["image"]
     assert not np.array_equal(other, batches[3])
-
-
-def test_small_images_are_enlarged_before_the_crop():
-    piece = pixels.resize_and_crop(ramp(5, 4), (16, 16), (8, 8), (0.0, 0.0))
-    assert piece.shape == (8, 8, 3)
-    assert piece[..., 0].max() <= 3
 
 
 @pytest.mark.parametrize(
@@ -126,7 +89,7 @@ def test_every_example_comes_as_often_as_its_bucket_has_batches():
     """21, 9 and 2 examples fill 5, 2 and 1 batches of 4: 8 batches an epoch."""
     order = shaped().order
     assert order.counts.tolist() == [5, 2, 1]
-    epochs = [[order.bucket(step) for step in range(8 * e, 8 * e + 8)] for e in range(9)]
+    epochs = [[order.place(step)[0] for step in range(8 * e, 8 * e + 8)] for e in range(9)]
     assert all(np.bincount(epoch).tolist() == [5, 2, 1] for epoch in epochs)
     assert len(set(map(tuple, epochs))) > 1
     plain = BucketOrder(order.rows, 4, seed=0, shuffle=False)  # a shuffle of few takes long

@@ -4,7 +4,6 @@ import bz2
 import dataclasses
 import functools
 import gzip
-import io
 import itertools
 import json
 import logging
@@ -21,7 +20,6 @@ from imagen_jax.data import SOURCES, Loader, records, shards, tar_index
 from imagen_jax.data.loader import TooManyBroken
 from imagen_jax.data.shards import expand_braces, find_shards
 from imagen_jax.data.sources import BrokenExample, is_heldout
-from imagen_jax.images import decoding
 from tests.data.shard_files import (
     add,
     example_record,
@@ -274,13 +272,12 @@ def test_a_server_that_ignores_ranges_is_no_source_of_parts(monkeypatch):
     (shard,) = find_shards("memory://whole/a.tar", ".tar")
     assert shard.read(10, 20) == bytes(10)
     monkeypatch.setattr(type(memory), "cat_file", lambda self, path, start, stop: bytes(1000))
-    with pytest.raises(ValueError, match="gives whole files alone"):
+    with pytest.raises(ValueError, match="serves only whole files"):
         shard.read(10, 20)
 
 
 def test_a_url_needs_fsspec_and_says_so(monkeypatch):
     monkeypatch.setitem(sys.modules, "fsspec", None)
-    shards._connection.cache_clear()
     with pytest.raises(ImportError, match=r"s3:// needs fsspec: pip install imagen_jax\[remote\]"):
         find_shards("s3://bucket/a.tar", ".tar")
 
@@ -356,7 +353,7 @@ def test_captions_come_from_a_text_file_or_a_field(tmp_path):
     assert read(path, text="json.short")[0]["captions"] == [("s", 1.0)]
     assert read(path, text="json.many")[0]["captions"] == [("x", 1.0), ("y", 1.0)]
     for name in ("json.n", "json.gone"):
-        with pytest.raises(BrokenExample, match=f"no text '{name[5:]}'"):
+        with pytest.raises(BrokenExample, match=f"no text '{name}'"):
             read(path, text=name)[0]
     with pytest.raises(BrokenExample, match=r"a: has no text: there is no \.caption"):
         read(path, text="caption")[0]
@@ -382,11 +379,11 @@ def test_damaged_records_are_broken_examples(tmp_path):
 @pytest.mark.parametrize(
     ("record", "match"),
     [
-        (b"\xff\xff no example", "no tf.train.Example"),
+        (b"\xff\xff no example", "not a tf.train.Example"),
         (serialized(text="x"), "'image' is missing; its features are: text"),
         (serialized(image=[b"a", b"b"], text="x"), "'image' has 2 values"),
         (serialized(image=3, text="x"), "no bytes of an image file"),
-        (serialized(image=image(1), text=7), "'text' is no text"),
+        (serialized(image=image(1), text=7), "no text 'text'"),
         (serialized(image=image(1), text=b"caf\xe9"), "not in UTF-8"),
         (serialized(image=b"GIF89a", text="x"), "a.array_record/0"),
     ],
@@ -416,7 +413,7 @@ def test_a_damaged_array_record_file_costs_its_examples_alone(tmp_path, rng):
     (tmp_path / "b.array_record").write_bytes(rng.bytes(70_000))
     source = SOURCES["array_record"](tmp_path)
     assert greys_or_none(source) == [0, 1, 2, 3, None]
-    with pytest.raises(ValueError, match="disks and mounted buckets alone"):
+    with pytest.raises(ValueError, match="only from disks and mounted buckets"):
         SOURCES["array_record"]("gs://bucket/a.array_record")
 
 
@@ -449,22 +446,6 @@ def test_examples_are_those_of_tensorflow(tmp_path):
 def test_captions_can_be_read_without_their_images(made):
     source = dataclasses.replace(read(made), with_images=False)
     assert source[4].keys() == {"captions", "key"}
-
-
-@pytest.mark.parametrize("factor", [1, 1.5, 2, 3, 4, 7.3, 8, 16])
-def test_a_jpeg_is_reduced_by_its_decoder_as_by_averaging(factor, rng):
-    """Within rounding where the whole factor is, and never below twice the size elsewhere."""
-    side = round(32 * factor)
-    smooth = Image.fromarray(rng.integers(0, 256, (6, 6, 3), np.uint8)).resize((side, side), 3)
-    smooth.save(file := io.BytesIO(), "JPEG", quality=95, subsampling=0)
-    data = file.getvalue()
-    reduced = decoding.read(data, cover=32)
-    whole = decoding.read(data)
-    scale = whole.width / reduced.width
-    assert scale in (1, factor) or reduced.width >= 64
-    if scale.is_integer():
-        averaged = np.asarray(whole.reduce(int(scale)), int)
-        assert np.abs(averaged - np.asarray(reduced, int)).max() <= 3
 
 
 def test_the_log_says_what_was_filtered(made, caplog):

@@ -65,7 +65,7 @@ def test_a_pickle_that_runs_code_is_not_run(tmp_path):
             torch.save(content, path)
         with pytest.raises(SystemExit) as stopped:
             convert(path, tmp_path / "out")
-        assert stopped.value.code.startswith(f"error: {path} is no state dict of PyTorch: ")
+        assert stopped.value.code.startswith(f"error: {path} is not a state dict of PyTorch: ")
         assert "\n" not in stopped.value.code
         assert not (tmp_path / "out").exists()
     assert not ran.exists()

@@ -18,9 +18,8 @@ import imagen_jax
 from imagen_jax.cascade import cascade as cascade_room
 from imagen_jax.cascade.cascade import TEXT_ENCODER, Cascade
 from imagen_jax.devices import compilation_cache
-from imagen_jax.images.grid import image_grid
-from imagen_jax.images.image_list import ImageList, read_settings, save_png
-from imagen_jax.images.pixels import to_uint8
+from imagen_jax.images.image_list import ImageList
+from imagen_jax.images.png import read_settings, save_png
 from imagen_jax.models import EfficientLevel
 from imagen_jax.pipeline import generation as drawing
 from imagen_jax.pipeline import loading
@@ -77,7 +76,7 @@ def test_without_a_seed_each_call_differs_and_tells_its_seed(model):
     assert (pixels(draw(model, "a cat", 1, seed=seed)) == pixels(first)).all()
 
 
-def test_a_image_is_made_again_from_its_png(model, tmp_path):
+def test_an_image_is_made_again_from_its_png(model, tmp_path):
     images = draw(
         model, ["a cat", "红苹果"], 2, seed=5, guidance=2.0, steps=(3, 2), negative_prompt="blue"
     )
@@ -358,39 +357,6 @@ def test_a_notebook_shows_a_grid(model):
     assert images._repr_png_().startswith(b"\x89PNG")
     assert ImageList([])._repr_png_() is None
     assert images.grid(columns=3).width > images.grid(columns=1).width
-
-
-def test_a_grid_holds_every_image_and_caption():
-    red, blue = Image.new("RGB", (8, 8), "red"), Image.new("RGB", (8, 8), "blue")
-    plain = np.asarray(image_grid([red, blue, red], columns=2, gap=1))
-    assert plain.shape == (20, 20, 3)
-    assert (plain[1:9, 1:9] == [255, 0, 0]).all()
-    assert (plain[1:9, 11:19] == [0, 0, 255]).all()
-    assert (plain[11:19, 11:19] == 255).all()
-    captioned = np.asarray(image_grid([red, blue], ["a cat", "红苹果"]))
-    below = captioned[4 + 96 + 2 :]
-    assert (below[:, : below.shape[1] // 2] < 128).any()
-    assert (below[:, below.shape[1] // 2 :] < 128).any()
-    with pytest.raises(ValueError, match="2 captions for 1"):
-        image_grid([red], ["a", "b"])
-
-
-def test_pixels_are_rounded_and_clipped():
-    every = np.arange(256)
-    assert (to_uint8(every / 127.5 - 1) == every).all()
-    floats = np.array([-2, -1, -1 + 1.5 / 255, 0, 1, 2], np.float32)
-    assert to_uint8(floats).tolist() == [0, 0, 1, 128, 255, 255]
-
-
-def test_settings_of_other_files_are_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no file .*none\.png"):
-        read_settings(tmp_path / "none.png")
-    Image.new("RGB", (4, 4)).save(tmp_path / "plain.png")
-    with pytest.raises(ValueError, match="holds no imagen_jax settings"):
-        read_settings(tmp_path / "plain.png")
-    (tmp_path / "text.png").write_text("not an image")
-    with pytest.raises(ValueError, match="not an image"):
-        read_settings(tmp_path / "text.png")
 
 
 def test_the_users_own_compilation_cache_stays(monkeypatch, tmp_path):

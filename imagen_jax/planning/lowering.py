@@ -1,0 +1,131 @@
+"""The programs that a plan compiles: the very train step of a run, and its sampler."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+
+from imagen_jax.cascade import sample as stage_sampling
+from imagen_jax.cascade.stage import init_params
+from imagen_jax.devices import sharding
+from imagen_jax.diffusion.samplers import initial_state
+from imagen_jax.models import t5
+from imagen_jax.training import build, flops
+from imagen_jax.training.batches import abstract_batch
+from imagen_jax.training.loop import lower_step
+from imagen_jax.training.run_config import RunConfig
+from imagen_jax.training.state import NETWORK
+from imagen_jax.training.table import forward_call
+
+
+@dataclasses.dataclass(frozen=True)
+class Lowered:
+    """A program before it is compiled.
+
+    parts: what it keeps on the chips, for the table of memory. counted: its FLOPs over all chips by
+    kind, from the jaxpr. useful: those of one forward pass, by network and text encoder, and how
+    often each is needed: three times for what is trained. loops: how often a loop runs whose length
+    is decided when it runs.
+    """
+
+    program: jax.stages.Lowered
+    parts: dict[str, Any]
+    counted: dict[str, float]
+    useful: dict[str, tuple[float, int]]
+    images: int
+    loops: int = 1
+
+    @property
+    def needed(self) -> dict[str, float]:
+        """FLOPs that the model needs, without recomputation, by network and text encoder."""
+        return {name: times * value for name, (value, times) in self.useful.items()}
+
+
+def _forward_useful(config: RunConfig, encoder: Any, network: Any) -> dict[str, float]:
+    """FLOPs of one forward pass for one image: of the network, and of the text encoder."""
+    forward, arguments = forward_call(config, network)
+    counted = {"network": flops.total(forward, *arguments)}
+    if encoder is not None:
+        params = jax.eval_shape(lambda key: t5.init(encoder.config, key), jax.random.key(0))
+        ids = jax.ShapeDtypeStruct((1, encoder.max_length), np.int32)
+        mask = jax.ShapeDtypeStruct(ids.shape, bool)
+
+        def encode(params, ids, mask):
+            return t5.encode(encoder.config, params, ids, mask)
+
+        counted["text_encoder"] = flops.total(encode, params, ids, mask)
+    return counted
+
+
+def lower_training(config: RunConfig, mesh: Any) -> Lowered:
+    """The very train step of a run, for a mesh of devices that need not be here."""
+    sharding.check_batch(mesh, config.batch_size)
+    if config.text is not None:  # which tokenizer makes the ids does not matter: one without a file
+        text = dataclasses.replace(config.text, tokenizer="bytes")
+        config = dataclasses.replace(config, text=text)
+    encoder = build.make_text_encoder(config)
+    train_step, init, frozen = build.make_training(config, encoder, mesh)
+    state, batch = jax.eval_shape(init, jax.random.key(0)), abstract_batch(config)
+    params = {} if frozen is None else {"frozen": frozen}
+    network = frozen.network if config.lora is not None else state.params[NETWORK]
+    forward = _forward_useful(config, encoder if "ids" in batch else None, network)
+    times = dict.fromkeys(forward, 3)
+    if frozen is not None and frozen.text_encoder is not None:
+        times["text_encoder"] = 1
+    return Lowered(
+        lower_step(train_step, state, batch, mesh, frozen),
+        {
+            "parameters": state.params,
+            "optimizer": state.opt_state,
+            "ema": state.ema,
+            **params,
+        },
+        flops.count(train_step, state, batch, jax.random.key(0), frozen),
+        {name: (config.batch_size * value, times[name]) for name, value in forward.items()},
+        config.batch_size,
+    )
+
+
+def lower_sampling(config: RunConfig, mesh: Any, batch: int) -> Lowered:
+    """The very sampler of a run's stage: all its steps on `batch` images at the full size."""
+    sharding.check_batch(mesh, batch)
+    stage = config.stage
+    settings = config.sample.sampling if config.sample else stage_sampling.SamplingSettings()
+    params = jax.eval_shape(lambda key: init_params(stage, key), jax.random.key(0))
+    params = _placed(params, sharding.state_shardings(params, mesh))
+    uncropped = dataclasses.replace(config, stage=dataclasses.replace(stage, crop=None))
+    forward, (_, x_t, t, conditions) = forward_call(uncropped, params, batch)
+    once = flops.count(forward, params, x_t, t, conditions)
+    runs = settings.steps * (2 if stage.conditioning is not None else 1)  # guidance doubles it
+    conditions.pop("aug_level", None)
+    if stage.conditioning == "text":
+        conditions["null"] = conditions["text"]
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch))
+    inputs = (keys, stage_sampling.Conditions(**conditions), jax.eval_shape(initial_state, x_t))
+    rows = sharding.batch_sharding(mesh)
+    inputs = _placed(inputs, jax.tree.map(lambda leaf: rows if leaf.shape else None, inputs))
+    keys, conditions, state = inputs
+    grid, first, last = stage_sampling.plan_steps(stage, settings)
+    choices = stage_sampling.Choices(
+        settings.sampler, settings.threshold, settings.learned_variance
+    )
+    numbers = stage_sampling.make_numbers(settings, grid)
+    arguments = (params, keys, conditions, numbers, state, np.int32(first), np.int32(last))
+    return Lowered(
+        stage_sampling.advance_stage.lower(stage, choices, *arguments),
+        {"parameters": params},
+        {kind: value * runs for kind, value in once.items()},
+        {"network": (sum(once.values()), runs)},
+        batch,
+        settings.steps,
+    )
+
+
+def _placed(shapes: Any, shardings: Any) -> Any:
+    """The shapes of arrays that lie on a mesh in this way."""
+    return jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        shapes,
+        shardings,
+    )
