@@ -10,48 +10,42 @@ import os
 from pathlib import Path
 
 import numpy as np
-from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
+from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory, text_format
 
 MAX_BYTES = 2**31  # protobuf's own limit
 MAX_AXES = 32
 DT_FLOAT = 1
-PACKAGE = "imagen_jax.graph"
-FIELD = descriptor_pb2.FieldDescriptorProto
-ONE, MANY = FIELD.LABEL_OPTIONAL, FIELD.LABEL_REPEATED
-# Message -> its fields: name, number, how often, type (a message's name, or a plain type).
-MESSAGES = {
-    "Axis": [("size", 1, ONE, FIELD.TYPE_INT64)],
-    "Shape": [("dim", 2, MANY, "Axis")],
-    "Tensor": [
-        ("dtype", 1, ONE, FIELD.TYPE_INT32),
-        ("tensor_shape", 2, ONE, "Shape"),
-        ("tensor_content", 4, ONE, FIELD.TYPE_BYTES),
-        ("float_val", 5, MANY, FIELD.TYPE_FLOAT),
-    ],
-    "Value": [("tensor", 8, ONE, "Tensor")],
-    "Attribute": [("key", 1, ONE, FIELD.TYPE_STRING), ("value", 2, ONE, "Value")],
-    "Node": [
-        ("name", 1, ONE, FIELD.TYPE_STRING),
-        ("op", 2, ONE, FIELD.TYPE_STRING),
-        ("attr", 5, MANY, "Attribute"),
-    ],
-    "Graph": [("node", 1, MANY, "Node")],
-}
+GRAPH_PROTO = """
+name: "imagen_jax/graph.proto" package: "imagen_jax" syntax: "proto3"
+message_type { name: "Dim"
+  field { name: "size" number: 1 type: TYPE_INT64 label: LABEL_OPTIONAL } }
+message_type { name: "TensorShape"
+  field { name: "dim" number: 2 type_name: "Dim" label: LABEL_REPEATED } }
+message_type { name: "Tensor"
+  field { name: "dtype" number: 1 type: TYPE_INT32 label: LABEL_OPTIONAL }
+  field { name: "tensor_shape" number: 2 type_name: "TensorShape" label: LABEL_OPTIONAL }
+  field { name: "tensor_content" number: 4 type: TYPE_BYTES label: LABEL_OPTIONAL }
+  field { name: "float_val" number: 5 type: TYPE_FLOAT label: LABEL_REPEATED } }
+message_type { name: "AttrValue"
+  field { name: "tensor" number: 8 type_name: "Tensor" label: LABEL_OPTIONAL } }
+message_type { name: "NodeDef"
+  nested_type { name: "AttrEntry" options { map_entry: true }
+    field { name: "key" number: 1 type: TYPE_STRING label: LABEL_OPTIONAL }
+    field { name: "value" number: 2 type_name: "AttrValue" label: LABEL_OPTIONAL } }
+  field { name: "name" number: 1 type: TYPE_STRING label: LABEL_OPTIONAL }
+  field { name: "op" number: 2 type: TYPE_STRING label: LABEL_OPTIONAL }
+  field { name: "attr" number: 5 type_name: "AttrEntry" label: LABEL_REPEATED } }
+message_type { name: "GraphDef"
+  field { name: "node" number: 1 type_name: "NodeDef" label: LABEL_REPEATED } }
+"""
 
 
 @functools.cache
 def graph_class() -> type[message.Message]:
     """The protocol buffer GraphDef, in a pool of its own beside TensorFlow's."""
-    file = descriptor_pb2.FileDescriptorProto(name="graph.proto", package=PACKAGE, syntax="proto3")
-    for name, fields in MESSAGES.items():
-        entry = file.message_type.add(name=name)
-        for field, number, label, kind in fields:
-            named = isinstance(kind, str)
-            what = {"type_name": f".{PACKAGE}.{kind}"} if named else {"type": kind}
-            entry.field.add(name=field, number=number, label=label, **what)
     pool = descriptor_pool.DescriptorPool()
-    pool.Add(file)
-    return message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{PACKAGE}.Graph"))
+    pool.Add(text_format.Parse(GRAPH_PROTO, descriptor_pb2.FileDescriptorProto()))
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName("imagen_jax.GraphDef"))
 
 
 def read_constants(path: str | os.PathLike) -> dict[str, np.ndarray]:
@@ -69,10 +63,7 @@ def read_constants(path: str | os.PathLike) -> dict[str, np.ndarray]:
             raise ValueError(f"it has {path.stat().st_size} bytes, more than a graph can have")
         graph = graph_class().FromString(path.read_bytes())
         tensors = {
-            node.name: attribute.value.tensor
-            for node in graph.node
-            for attribute in node.attr
-            if node.op == "Const" and attribute.key == "value"
+            node.name: node.attr["value"].tensor for node in graph.node if node.op == "Const"
         }
         constants = {name: _array(name, t) for name, t in tensors.items() if t.dtype == DT_FLOAT}
     except message.DecodeError:

@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 
 # Weights as safetensors, configs, tokenizers.
 FILES = ("*.safetensors", "*.json", "*.model")
@@ -68,37 +69,41 @@ def resolve(
     return _download(name, list(allow_patterns or allowed), [*left_out, *ignore_patterns], revision)
 
 
-def _download(name: str, allowed: list[str], left_out: list[str], revision: str | None) -> Path:
+def _import_hub(name: str) -> ModuleType:
     try:
         import huggingface_hub
-        from huggingface_hub import errors
     except ModuleNotFoundError:
         raise ModuleNotFoundError(
             f"There is no directory {name}; to fetch it from the Hugging Face hub, install "
             "huggingface_hub (pip install 'imagen_jax[hub]')."
         ) from None
+    return huggingface_hub
+
+
+def _download(name: str, allowed: list[str], left_out: list[str], revision: str | None) -> Path:
+    hub = _import_hub(name)
     at = "" if revision is None else f" at revision {revision!r}"
     # In this order: some are kinds of others.
     refusals = (
         (
-            errors.GatedRepoError,
+            hub.errors.GatedRepoError,
             PermissionError,
             f"{name} asks for its terms to be accepted: accept them on its page on the Hugging "
             "Face hub, then log in here with `hf auth login`, or set HF_TOKEN.",
         ),
         (
-            errors.RevisionNotFoundError,
+            hub.errors.RevisionNotFoundError,
             FileNotFoundError,
             f"{name} on the Hugging Face hub has no revision {revision!r}.",
         ),
         (
-            errors.RepositoryNotFoundError,
+            hub.errors.RepositoryNotFoundError,
             FileNotFoundError,
             f"There is neither a directory {name} nor a repository of that name on the Hugging "
             "Face hub; if it is private, log in with `hf auth login`, or set HF_TOKEN.",
         ),
         (
-            errors.LocalEntryNotFoundError,
+            hub.errors.LocalEntryNotFoundError,
             FileNotFoundError,
             f"{name}{at} is not (whole) in the cache of the Hugging Face hub, and the hub cannot "
             "be reached: connect, unset HF_HUB_OFFLINE if it is set, or give a directory that "
@@ -106,7 +111,7 @@ def _download(name: str, allowed: list[str], left_out: list[str], revision: str 
         ),
     )
     try:
-        path = huggingface_hub.snapshot_download(
+        path = hub.snapshot_download(
             name, revision=revision, allow_patterns=allowed, ignore_patterns=left_out
         )
     except (OSError, ValueError) as error:

@@ -85,6 +85,20 @@ class EfficientUNetConfig:
             )
 
 
+def _upsample(cfg: EfficientUNetConfig, h, channels: int, stride: int, name: str):
+    dtype = jnp.dtype(cfg.dtype)
+    if cfg.upsample_kernel == 1:  # of the smaller map: the same numbers for less work
+        return nearest_upsample(nn.Dense(channels, dtype=dtype, name=name)(h), stride)
+    return Conv3x3(channels, dtype, name=name)(nearest_upsample(h, stride))
+
+
+def _add_inputs(h, inputs, embedding):
+    gains = nn.Dense(len(inputs), kernel_init=zeros, name="skip_gains")(nn.swish(embedding))
+    for i, image in enumerate(inputs):
+        h += gains[:, i, None, None, None].astype(h.dtype) * image
+    return h
+
+
 class EfficientUNet(nn.Module):
     """`EfficientUNetConfig` as a network: images [B,H,W,C] and 1000*t [B] to images
     [B,H,W,out_channels].
@@ -94,8 +108,7 @@ class EfficientUNet(nn.Module):
 
     @nn.compact
     def __call__(self, x, time, text: TextEmbeddings | None, label, low_res, aug_level):
-        cfg = self.config
-        dtype = jnp.dtype(cfg.dtype)
+        cfg, dtype = self.config, jnp.dtype(self.config.dtype)
         wrap = functools.partial(rematerialized, remat=cfg.remat)
         stem = cfg.stem_channels or cfg.levels[0].channels
         width = cfg.embedding_width or 4 * stem
@@ -137,18 +150,9 @@ class EfficientUNet(nn.Module):
             h = attend(h, level.attention, f"up{i}_attention")
             if level.stride > 1:
                 channels = cfg.levels[i - 1].channels if i else stem
-                if cfg.upsample_kernel == 1:
-                    h = nn.Dense(channels, dtype=dtype, name=f"up{i}_conv")(h)
-                    h = nearest_upsample(h, level.stride)
-                else:
-                    h = nearest_upsample(h, level.stride)
-                    h = Conv3x3(channels, dtype, name=f"up{i}_conv")(h)
+                h = _upsample(cfg, h, channels, level.stride, f"up{i}_conv")
         h = nn.swish(GroupNorm(name="norm_out")(h))
         out_channels = cfg.out_channels * cfg.patch_size**2
         h = Conv3x3(out_channels, jnp.dtype("float32"), kernel_init=zeros, name="conv_out")(h)
         h = depth_to_space(h, cfg.patch_size)
-        if cfg.input_skip:
-            gains = nn.Dense(len(inputs), kernel_init=zeros, name="skip_gains")(nn.swish(embedding))
-            for i, image in enumerate(inputs):
-                h += gains[:, i, None, None, None].astype(h.dtype) * image
-        return h
+        return _add_inputs(h, inputs, embedding) if cfg.input_skip else h
