@@ -9,7 +9,8 @@ from imagen_jax.diffusion.sampling import SamplingSettings
 from imagen_jax.models import EfficientLevel, EfficientUNetConfig
 from imagen_jax.models.t5 import T5Config
 from imagen_jax.pipeline.pipeline import Pipeline
-from imagen_jax.text.encoder import ByteTokenizer, TextEncoder
+from imagen_jax.text.encoder import TextEncoder
+from imagen_jax.text.tokenizers import ByteTokenizer
 
 WIDTH = 8
 ENCODER = TextEncoder(

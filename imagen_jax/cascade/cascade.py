@@ -4,7 +4,7 @@ Every stage is sampled by itself (`imagen_jax.cascade.sample`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -15,9 +15,8 @@ from imagen_jax.cascade.sample import Conditions, InjectedNoise, plan_steps, sam
 from imagen_jax.cascade.stage import Stage, init_params
 from imagen_jax.diffusion.editing import Edit
 from imagen_jax.diffusion.samplers import SamplerState
-from imagen_jax.diffusion.sampling import SamplingSettings, settings_from_dict
+from imagen_jax.diffusion.sampling import SamplingSettings
 from imagen_jax.models import t5
-from imagen_jax.text import encoder as text_room
 from imagen_jax.text.encoder import TextEncoder
 from imagen_jax.typing import Keys, Params
 
@@ -81,26 +80,6 @@ def stage_index(cascade: Cascade, name: str | None) -> int:
     if name not in names:
         raise ValueError(f"There is no stage {name!r} in the model, only {', '.join(names)}.")
     return names.index(name)
-
-
-def to_dict(cascade: Cascade) -> dict[str, Any]:
-    """The cascade as JSON values."""
-    stages = [
-        {"stage": stage.to_dict(), "sampling": asdict(settings)}
-        for stage, settings in zip(cascade.stages, cascade.sampling, strict=True)
-    ]
-    encoder = None if cascade.encoder is None else text_room.to_dict(cascade.encoder)
-    return {"stages": stages, TEXT_ENCODER: encoder}
-
-
-def from_dict(values: Mapping[str, Any], directory: str) -> Cascade:
-    """The inverse of `to_dict`; the tokenizer's file lies in `directory`."""
-    stages = tuple(Stage.from_dict(entry["stage"]) for entry in values["stages"])
-    sampling = tuple(settings_from_dict(entry["sampling"]) for entry in values["stages"])
-    encoder = values.get(TEXT_ENCODER)
-    if encoder is not None:
-        encoder = text_room.from_dict(encoder, directory)
-    return Cascade(stages, sampling, encoder)
 
 
 @dataclass(frozen=True)

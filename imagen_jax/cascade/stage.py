@@ -1,8 +1,7 @@
 """A stage: one diffusion model of the cascade, as data, and what its parameters make of it."""
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -131,44 +130,9 @@ class Stage:
         """Side of the images in a training batch."""
         return self.resolution if self.crop is None else self.crop
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON values; the network and the schedules carry their `kind`."""
-        values = dataclasses.asdict(self)
-        for field, kinds in KINDS.items():
-            kind = next(name for name, cls in kinds.items() if type(getattr(self, field)) is cls)
-            values[field] = {"kind": kind, **values[field]}
-        return values
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "Stage":
-        """The inverse of `to_dict`. ValueError names an unknown kind or key."""
-        values = dict(values)
-        for field, kinds in KINDS.items():
-            if field not in values and field in OPTIONAL:
-                continue
-            section = dict(values[field])
-            kind = section.pop("kind", None)
-            if kind not in kinds:
-                raise ValueError(f"{field} kind {kind!r} is unknown; known are {', '.join(kinds)}")
-            if field == "network":
-                level = models.LEVELS[kinds[kind]]
-                section["levels"] = tuple(_make(level, item, "level") for item in section["levels"])
-            values[field] = _make(kinds[kind], section, field)
-        values["loss"] = _make(Loss, values["loss"], "loss")
-        values["aug_levels"] = tuple(values["aug_levels"])
-        return _make(cls, values, "stage")
-
-
+# For storage.codec: what these fields of a stage may be.
 KINDS = {"network": models.NETWORKS, "schedule": SCHEDULES, "aug_schedule": SCHEDULES}
-OPTIONAL = {"aug_schedule"}  # models saved before it was a field have none
-
-
-def _make(cls: type, values: Mapping[str, Any], what: str) -> Any:
-    known = [field.name for field in dataclasses.fields(cls)]
-    unknown = sorted(set(values) - set(known))
-    if unknown:
-        raise ValueError(f"{what} has unknown keys {unknown}; known are {known}")
-    return cls(**values)
 
 
 def init_params(stage: Stage, key: Keys) -> Params:

@@ -167,15 +167,14 @@ def time_jax(case: Case, steps: int, sample_steps: int, _: None) -> dict:
 
 def stage_of(case: Case):
     """The stage of a case, that of its config where it names one."""
-    from imagen_jax.cascade.stage import Stage
-    from imagen_jax.storage.codec import typed
+    from imagen_jax.cascade.stage import KINDS, Stage
+    from imagen_jax.storage.codec import from_dict, to_dict
     from imagen_jax.training.config import load_config
-    from imagen_jax.training.run_config import KINDS
 
     section = {"name": "base", "resolution": case.resolution, "network": case.ours}
     if isinstance(case.ours, str):
-        section = load_config(ROOT / "configs" / f"{case.ours}.py").stage.to_dict()
-    return typed(Stage, section | {"text_width": TEXT_WIDTH}, "stage", KINDS)
+        section = to_dict(load_config(ROOT / "configs" / f"{case.ours}.py").stage)
+    return from_dict(Stage, section | {"text_width": TEXT_WIDTH}, "stage", KINDS)
 
 
 def time_torch(case: Case, steps: int, sample_steps: int, parameters: int) -> dict:

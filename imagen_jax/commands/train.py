@@ -111,9 +111,9 @@ def with_absolute_sources(raw: Any) -> dict[str, Any]:
     from another folder, where the path could be taken for a name on the hub.
     """
     from imagen_jax.pipeline.loading import shipped_models
-    from imagen_jax.storage.codec import as_dict
+    from imagen_jax.storage.codec import to_dict
 
-    values = as_dict(raw)
+    values = to_dict(raw)
     for section in (values, values.get("text")):
         source = section.get("init_from") if isinstance(section, dict) else None
         if isinstance(source, str) and source not in shipped_models() and Path(source).is_dir():

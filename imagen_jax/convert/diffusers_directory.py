@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from imagen_jax.storage.json_file import read_object
 from imagen_jax.storage.safetensors import check_inside, find_variant, pickles_in
-from imagen_jax.text.encoder import SENTENCEPIECE_FILE
+from imagen_jax.text.tokenizers import SENTENCEPIECE_FILE
 
 INDEX = "model_index.json"
 UNET_WEIGHTS = "diffusion_pytorch_model"

@@ -12,8 +12,7 @@ from typing import Any
 
 from imagen_jax.cascade.stage import Stage
 from imagen_jax.convert.diffusers_directory import INDEX, UNET_WEIGHTS
-from imagen_jax.convert.diffusers_scheduler import DDPM as SCHEDULER
-from imagen_jax.convert.diffusers_scheduler import PREDICTIONS, SPACINGS
+from imagen_jax.convert.diffusers_scheduler import DDPM, PREDICTIONS, SPACINGS
 from imagen_jax.convert.diffusers_unet import CLASS_NAME, config_to_diffusers, unet_layout
 from imagen_jax.convert.t5 import config_to_huggingface, save_huggingface
 from imagen_jax.diffusion.sampling import SamplingSettings
@@ -23,12 +22,8 @@ from imagen_jax.models import EfficientUNetConfig
 from imagen_jax.storage.json_file import write_object
 from imagen_jax.storage.layout_files import save_layout
 from imagen_jax.storage.safetensors import SHARD_BYTES
-from imagen_jax.text.encoder import (
-    SentencePieceTokenizer,
-    TextEncoder,
-    copy_tokenizer,
-    vocab_size,
-)
+from imagen_jax.text.encoder import TextEncoder
+from imagen_jax.text.tokenizers import SentencePieceTokenizer, copy_tokenizer, vocab_size
 from imagen_jax.typing import Params
 
 # Class names of the pipelines.
@@ -117,13 +112,13 @@ def scheduler_to_diffusers(
     spacing = settings.spacing
     variance, notes = _variance(stage, settings)
     if settings.sampler != "ddpm":
-        notes.append(f"{SCHEDULER} is written in place of sampler {settings.sampler!r}")
+        notes.append(f"{DDPM} is written in place of sampler {settings.sampler!r}")
     if spacing == "time" and stage.schedule.num_steps % settings.steps == 0:
         spacing = "trailing"  # every so many steps from the last one on: the same times
-    if fixed_steps(spacing) is None and spacing not in SPACINGS[SCHEDULER]:
-        notes.append(f"{SCHEDULER} has no spacing {spacing!r}; 'leading' is written")
+    if fixed_steps(spacing) is None and spacing not in SPACINGS[DDPM]:
+        notes.append(f"{DDPM} has no spacing {spacing!r}; 'leading' is written")
     values = {
-        "_class_name": SCHEDULER,
+        "_class_name": DDPM,
         **_betas(stage.schedule),
         "prediction_type": {ours: name for name, ours in PREDICTIONS.items()}[stage.prediction],
         "variance_type": variance,
@@ -132,7 +127,7 @@ def scheduler_to_diffusers(
         "sample_max_value": float(NO_CAP if settings.cap is None else settings.cap),
         "clip_sample": settings.threshold == "static",
         "clip_sample_range": 1.0,
-        "timestep_spacing": spacing if spacing in SPACINGS[SCHEDULER] else "leading",
+        "timestep_spacing": spacing if spacing in SPACINGS[DDPM] else "leading",
         "steps_offset": settings.steps_offset,
     }
     used = {name: getattr(settings, name) for name in UNKNOWN_SETTINGS}
@@ -233,7 +228,7 @@ def save_pipeline(
     index = {
         "_class_name": SUPER_RESOLUTION if upsamples else BASE,
         "unet": ["diffusers", CLASS_NAME],
-        "scheduler": ["diffusers", SCHEDULER],
+        "scheduler": ["diffusers", DDPM],
         "text_encoder": [None, None],
         "tokenizer": [None, None],
         "safety_checker": [None, None],
@@ -242,9 +237,9 @@ def save_pipeline(
         "requires_safety_checker": False,
     }
     if upsamples:
-        noising = {"_class_name": SCHEDULER, **_betas(stage.aug_schedule)}
+        noising = {"_class_name": DDPM, **_betas(stage.aug_schedule)}
         _write_json(directory / "image_noising_scheduler" / SCHEDULER_FILE, noising)
-        index["image_noising_scheduler"] = ["diffusers", SCHEDULER]
+        index["image_noising_scheduler"] = ["diffusers", DDPM]
     if encoder is not None:
         place = directory / "text_encoder"
         save_huggingface(place, encoder.config, encoder_params, dtype=dtype, variant=variant)

@@ -26,7 +26,8 @@ from imagen_jax.convert.fields import Fields
 from imagen_jax.diffusion.sampling import SamplingSettings
 from imagen_jax.storage.layout_files import ShardingOf, read_layout
 from imagen_jax.storage.safetensors import open_tensors
-from imagen_jax.text.encoder import SentencePieceTokenizer, TextEncoder, check_vocabulary
+from imagen_jax.text.encoder import TextEncoder, check_vocabulary
+from imagen_jax.text.tokenizers import SentencePieceTokenizer
 from imagen_jax.typing import Params
 
 TEXT_LENGTH = 77
@@ -158,7 +159,7 @@ def read_encoder(
     )
 
 
-def read_encoder_marks(
+def probe_encoder(
     directory: DiffusersDirectory, encoder: TextEncoder, paths: tuple[str, ...]
 ) -> dict[str, np.ndarray]:
     """Those of these parameters of the encoder that it has, each in one tensor; nothing else."""

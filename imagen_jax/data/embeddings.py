@@ -22,6 +22,8 @@ from imagen_jax.data.captions import Captions
 from imagen_jax.data.records import array_records
 from imagen_jax.data.sources import Source, broken_as
 from imagen_jax.storage.atomic import written_whole
+from imagen_jax.storage.codec import to_dict
+from imagen_jax.storage.json_file import read_dataclass
 from imagen_jax.storage.trees import flatten
 
 MANIFEST = "embeddings.json"
@@ -57,6 +59,11 @@ class Manifest:
     dtype: str
     fingerprint: Mapping[str, Any]
 
+    def __post_init__(self):
+        numbers = self.examples, self.shard_size, self.length, self.width
+        if min(numbers) < 1:
+            raise ValueError(f"its sizes are {numbers}")
+
     @property
     def shards(self) -> int:
         return -(-self.examples // self.shard_size)
@@ -68,20 +75,12 @@ def shard_path(directory: Path, manifest: Manifest, number: int) -> Path:
 
 def read_manifest(directory: str | os.PathLike) -> Manifest:
     """The manifest of a directory. ValueError where it is missing or damaged."""
-    path = Path(directory) / MANIFEST
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        manifest = Manifest(**values)
-        numbers = manifest.examples, manifest.shard_size, manifest.length, manifest.width
-        if not all(isinstance(number, int) and number > 0 for number in numbers):
-            raise ValueError(f"its sizes are {numbers}")
+        return read_dataclass(Path(directory) / MANIFEST, "a description of embeddings", Manifest)
     except FileNotFoundError:
         raise ValueError(
             f"there are no embeddings in {directory}: scripts/embed_text.py makes them"
         ) from None
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
-    return manifest
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:
@@ -92,20 +91,16 @@ def write_manifest(directory: Path, manifest: Manifest) -> None:
     """
     path = directory / MANIFEST
     if path.exists():
-        _check_same(directory, dataclasses.asdict(read_manifest(directory)), _values(manifest))
+        _check_same(directory, to_dict(read_manifest(directory)), to_dict(manifest))
         return
     with written_whole(path) as file:
-        file.write_text(json.dumps(_values(manifest), indent=1))
-
-
-def _values(manifest: Manifest) -> dict[str, Any]:
-    return json.loads(json.dumps(dataclasses.asdict(manifest)))
+        file.write_text(json.dumps(to_dict(manifest), indent=1))
 
 
 def check_fingerprint(directory: str | os.PathLike, wanted: Mapping[str, Any]) -> None:
     """ValueError names what the embeddings were made with that differs from `wanted`."""
     found = read_manifest(directory).fingerprint
-    wanted = json.loads(json.dumps(wanted))
+    wanted = to_dict(wanted)
     if wanted.get("weights") is None:  # the config does not say which: they cannot be compared
         wanted = wanted | {"weights": found.get("weights")}
     _check_same(directory, {name: found.get(name) for name in wanted}, wanted)

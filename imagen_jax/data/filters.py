@@ -1,7 +1,6 @@
 """Which examples of an indexed set are used, by what the index knows of them."""
 
 import dataclasses
-import difflib
 import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from imagen_jax.data.index import Index
+from imagen_jax.storage.codec import from_dict
 
 Range = tuple[float, float]
 
@@ -30,12 +30,12 @@ class Filters:
 
     def __post_init__(self):
         if self.min_size is not None and not self.min_size > 0:
-            raise ValueError(f"filters.min_size is {self.min_size!r}; it must be a number above 0")
+            raise ValueError(f"min_size is {self.min_size!r}; it must be above 0")
         scores = {f"scores.{name}": limits for name, limits in self.scores.items()}
         ranges = {"aspect": self.aspect, "caption_length": self.caption_length} | scores
         for name, limits in ranges.items():
             if limits is not None and not limits[0] <= limits[1]:
-                raise ValueError(f"filters.{name} is {limits}; its smaller end must come first")
+                raise ValueError(f"{name} is {limits}; its smaller end must come first")
 
     def kept(self, index: Index, broken: np.ndarray) -> np.ndarray:
         """bool [N]; says in the log what each filter took away.
@@ -79,25 +79,5 @@ class Filters:
 
 def make_filters(section: Mapping[str, Any] | None) -> Filters:
     """The filters of a config's section `data.filters`."""
-    section = {name: value for name, value in (section or {}).items() if value is not None}
-    known = [field.name for field in dataclasses.fields(Filters)]
-    for name, value in section.items():
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1) or [", ".join(known)]
-            raise ValueError(f"unknown config key 'data.filters.{name}'; known: {near[0]}")
-        if name in ("aspect", "caption_length"):
-            section[name] = _range(name, value)
-    if not isinstance(section.get("min_size", 1), int):
-        raise ValueError(f"filters.min_size is {section['min_size']!r}; it must be a whole number")
-    scores = section.get("scores", {})
-    if not isinstance(scores, Mapping):
-        raise ValueError(f"filters.scores is {scores!r}; it must be a section of keys")
-    scores = {name: _range(f"scores.{name}", limits) for name, limits in scores.items()}
-    return Filters(**{**section, "scores": scores})
-
-
-def _range(name: str, limits: Any) -> Range:
-    pair = isinstance(limits, (list, tuple)) and len(limits) == 2
-    if not pair or not all(isinstance(end, (int, float)) for end in limits):
-        raise ValueError(f"filters.{name} is {limits!r}; it must be two numbers, [least, most]")
-    return float(limits[0]), float(limits[1])
+    given = {name: value for name, value in (section or {}).items() if value is not None}
+    return from_dict(Filters, given, "data.filters")

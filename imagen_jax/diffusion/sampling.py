@@ -1,6 +1,6 @@
 """How a stage is sampled: its own settings, kept with the model, and a caller's wishes on top."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from math import isfinite
 from typing import Any
@@ -111,19 +111,6 @@ def is_number(value: Any) -> bool:
 
 def _is_share(value: Any) -> bool:
     return is_number(value) and 0 <= value <= 1
-
-
-def settings_from_dict(values: Mapping[str, Any]) -> SamplingSettings:
-    """SamplingSettings of JSON values; an unknown key is an error."""
-    known = [field.name for field in fields(SamplingSettings)]
-    unknown = sorted(set(values) - set(known))
-    if unknown:
-        raise ValueError(f"Unknown sampling settings {unknown}; known are {known}.")
-    values = dict(values)
-    for name in ("guidance_interval", "spacing"):  # JSON has no tuples
-        if isinstance(values.get(name), list):
-            values[name] = tuple(values[name])
-    return SamplingSettings(**values)
 
 
 def sampling_grid(schedule: Schedule, settings: SamplingSettings) -> TimeGrid:

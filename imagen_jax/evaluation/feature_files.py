@@ -9,7 +9,7 @@ import functools
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 from jax.sharding import Mesh
 
@@ -18,8 +18,9 @@ from imagen_jax.convert.inception import inception_shapes, params_from_graph
 from imagen_jax.evaluation.clip_tokenizer import tokenize, tokenizer_files
 from imagen_jax.evaluation.features import FeatureExtractor, make_extractor
 from imagen_jax.evaluation.report import fingerprint
-from imagen_jax.models.clip import ClipConfig, TowerConfig
-from imagen_jax.storage.json_file import read_object, write_object
+from imagen_jax.models.clip import ClipConfig
+from imagen_jax.storage.codec import to_dict
+from imagen_jax.storage.json_file import read_dataclass, read_object, write_object
 from imagen_jax.storage.layout_files import read_params
 from imagen_jax.storage.safetensors import save_params
 from imagen_jax.typing import Params
@@ -27,7 +28,6 @@ from imagen_jax.typing import Params
 FEATURES = "features"
 CONFIG_FILE = f"{FEATURES}.json"
 GRAPH_SUFFIX, PICKLE_SUFFIX = ".pb", ".pth"
-KINDS = ("inception", "clip")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -38,6 +38,20 @@ class FeatureNetwork:
     config: ClipConfig | None  # None for Inception
     params: Params
     directory: Path | None = None  # that has the tokenizer, if there is one
+
+
+@dataclasses.dataclass(frozen=True)
+class FeatureFile:
+    """The keys of features.json. fingerprint: of the weights, for readers of the file alone."""
+
+    kind: Literal["inception", "clip"]
+    name: str
+    fingerprint: str | None = None
+    config: ClipConfig | None = None
+
+    def __post_init__(self):
+        if (self.kind == "clip") != (self.config is not None):
+            raise ValueError("a CLIP model needs 'config', and no other network has it")
 
 
 def is_feature_network(source: str | os.PathLike) -> bool:
@@ -79,28 +93,11 @@ def read_network(source: str | os.PathLike) -> FeatureNetwork:
 
 
 def _read_own(path: Path) -> FeatureNetwork:
-    file = path / CONFIG_FILE
-    values = read_object(file, "the config of a feature network")
-    kind, name = values.get("kind"), values.get("name")
-    if kind not in KINDS or not isinstance(name, str):
-        raise ValueError(
-            f"{file} has the kind {kind!r}; known are {', '.join(KINDS)}, with a name."
-        )
-    config = None
-    if kind == "clip":
-        try:
-            config = _config_from_dict(values.get("config"))
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{file} does not describe a CLIP model: {error}") from None
-    shapes = inception_shapes() if config is None else clip_shapes(config)
-    return FeatureNetwork(name, config, read_params(path, FEATURES, shapes), path)
-
-
-def _config_from_dict(values: Any) -> ClipConfig:
-    if not isinstance(values, dict):
-        raise ValueError("it has no object 'config'")
-    towers = {name: TowerConfig(**values[name]) for name in ("vision", "text") if name in values}
-    return ClipConfig(**{**values, **towers})
+    what = "the config of a feature network"
+    found = read_dataclass(path / CONFIG_FILE, what, FeatureFile)
+    shapes = inception_shapes() if found.config is None else clip_shapes(found.config)
+    params = read_params(path, FEATURES, shapes)
+    return FeatureNetwork(found.name, found.config, params, path)
 
 
 def write_network(
@@ -118,17 +115,10 @@ def write_network(
         if not (target.exists() and target.samefile(file)):
             shutil.copyfile(file, target)
     kind = "inception" if network.config is None else "clip"
-    config = None if network.config is None else dataclasses.asdict(network.config)
-    # Last: a directory without it is none of ours.
-    write_object(
-        directory / CONFIG_FILE,
-        {
-            "kind": kind,
-            "name": network.name,
-            "fingerprint": fingerprint({kind: network.params}),
-            "config": config,
-        },
-    )
+    digest = fingerprint({kind: network.params})
+    # Last: a directory without it is not one of ours.
+    own = FeatureFile(kind, network.name, digest, network.config)
+    write_object(directory / CONFIG_FILE, to_dict(own))
 
 
 def load_extractor(

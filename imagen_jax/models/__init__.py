@@ -14,9 +14,21 @@ from imagen_jax.models.unet import UNet, UNetConfig, UNetLevel
 from imagen_jax.storage.trees import flatten, unflatten
 from imagen_jax.typing import Images, Params, TextEmbeddings
 
+__all__ = [
+    "NETWORKS",
+    "EfficientLevel",
+    "EfficientUNetConfig",
+    "UNetConfig",
+    "UNetLevel",
+    "apply",
+    "compute_params",
+    "draft",
+    "init",
+    "reduction",
+]
+
 NetworkConfig = UNetConfig | EfficientUNetConfig
 NETWORKS = {"unet": UNetConfig, "efficient_unet": EfficientUNetConfig}
-LEVELS = {UNetConfig: UNetLevel, EfficientUNetConfig: EfficientLevel}
 MODULES = {UNetConfig: UNet, EfficientUNetConfig: EfficientUNet}
 # The last layers compute in float32, whatever the config's dtype.
 FLOAT32 = ("conv_out/", "skip_gains/")

@@ -1,61 +1,49 @@
 """A stage's parameters with an adapter from a file merged in."""
 
-import functools
 import os
 from collections.abc import Mapping
+from functools import partial
 
 from imagen_jax.cascade.cascade import Cascade, part_shapes
 from imagen_jax.cascade.stage import Stage
 from imagen_jax.convert.lora import LoraFile, misfits, read_lora
 from imagen_jax.models.lora import merge_lora
-from imagen_jax.pipeline.model_directory import Parts
-from imagen_jax.typing import Params
+from imagen_jax.pipeline.lazy_params import LazyParams, as_lazy
 
 
 def choose_stage(file: LoraFile, cascade: Cascade, name: str | None) -> Stage:
-    """The stage that an adapter is for: as told, as the file says, or the only one that it fits."""
+    """The stage that an adapter is for: as told, as the file says, or the only one that it fits.
+
+    Raises:
+        ValueError: there is no stage of that name, or the adapter fits several.
+    """
     stages = {stage.name: stage for stage in cascade.stages}
-    if name is not None:
-        if name not in stages:
-            raise ValueError(f"There is no stage {name!r}, only {', '.join(stages)}.")
-        return stages[name]
-    if file.stage_name in stages:
-        return stages[file.stage_name]
-    fitting = [
-        stage
-        for name, stage in stages.items()
-        if len(stages) == 1 or not misfits(file, stage, part_shapes(cascade, name))
-    ]
+    if name is not None and name not in stages:
+        raise ValueError(f"There is no stage {name!r}, only {', '.join(stages)}.")
+    for known in (name, file.stage_name):
+        if known in stages:
+            return stages[known]
+    if len(stages) == 1:
+        return cascade.stages[0]
+    fitting = [own for own in stages if not misfits(file, stages[own], part_shapes(cascade, own))]
     if len(fitting) > 1:
-        names = ", ".join(stage.name for stage in fitting)
-        raise ValueError(f"{file.path} fits the stages {names}: say which by stage=.")
-    return fitting[0] if fitting else cascade.stages[0]
-
-
-class AdaptedParts(Parts):
-    """Parameters by part, one stage's with an adapter merged in when they are first asked for."""
-
-    def __init__(self, base: Mapping, name: str, lora: Params, scale: float):
-        readers = {part: functools.partial(base.__getitem__, part) for part in base}
-        super().__init__(readers | {name: lambda: merge_lora(base[name], lora, scale)})
-        self._base = base
-
-    def free(self, name: str) -> None:
-        super().free(name)
-        if isinstance(self._base, Parts):
-            self._base.free(name)
+        raise ValueError(f"{file.path} fits the stages {', '.join(fitting)}: say which by stage=.")
+    return stages[fitting[0]] if fitting else cascade.stages[0]
 
 
 def adapted_params(
     path: str | os.PathLike, cascade: Cascade, params: Mapping, scale: float, stage: str | None
-) -> tuple[str, AdaptedParts]:
-    """The name of the stage that an adapter is for, and all parts with it merged into that stage.
+) -> tuple[str, LazyParams]:
+    """The name of the stage that an adapter is for, and all parameters; its own get the adapter
+    merged in when they are first asked for.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it is damaged, or does not fit the stage; the message lists where.
     """
-    file = LoraFile(path)
+    file, base = LoraFile(path), as_lazy(params)
     chosen = choose_stage(file, cascade, stage)
     lora = read_lora(file, chosen, part_shapes(cascade, chosen.name))
-    return chosen.name, AdaptedParts(params, chosen.name, lora, scale)
+    readers = {name: partial(base.__getitem__, name) for name in base}
+    readers[chosen.name] = lambda: merge_lora(base[chosen.name], lora, scale)
+    return chosen.name, LazyParams(readers, base.probe, base.free)

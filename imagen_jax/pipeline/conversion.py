@@ -8,7 +8,7 @@ from imagen_jax.convert.t5 import save_huggingface
 from imagen_jax.pipeline.encoder_files import is_encoder, read_encoder, write_encoder
 from imagen_jax.pipeline.loading import load_encoder, load_model
 from imagen_jax.pipeline.model_directory import write_model
-from imagen_jax.text.encoder import copy_tokenizer
+from imagen_jax.text.tokenizers import copy_tokenizer
 
 
 def _memory_dtype(dtype: str | None) -> str:

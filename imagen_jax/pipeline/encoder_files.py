@@ -5,11 +5,11 @@ where it has one, the tokenizer's spiece.model. A workdir keeps its frozen encod
 weights, or, where they are large, as a reference to where they are.
 """
 
-import dataclasses
 import hashlib
 import os
 import shutil
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,22 +22,31 @@ from imagen_jax.convert.t5x import load_t5x, read_t5x_config
 from imagen_jax.convert.t5x_checkpoint import CHECKPOINT
 from imagen_jax.devices.hosts import whole
 from imagen_jax.models.t5 import T5Config
-from imagen_jax.storage.codec import Section, as_dict
-from imagen_jax.storage.json_file import read_object, write_object
+from imagen_jax.storage.codec import Section, to_dict
+from imagen_jax.storage.json_file import read_dataclass, read_object, write_object
 from imagen_jax.storage.layout_files import ShardingOf, read_params
 from imagen_jax.storage.safetensors import open_model, save_params, weight_files
 from imagen_jax.storage.trees import flatten, unflatten
-from imagen_jax.text.encoder import OPTIONAL, SENTENCEPIECE_FILE, TextEncoder, tokenizer_digest
+from imagen_jax.text.encoder import TextEncoder
+from imagen_jax.text.tokenizers import SENTENCEPIECE_FILE, tokenizer_digest
 from imagen_jax.typing import Params
 
 CONFIG_FILE = f"{TEXT_ENCODER}.json"
 REFERENCE_FILE = f"{TEXT_ENCODER}_reference.json"
 LARGEST_COPY = 10**9  # bytes of an encoder that a workdir keeps itself
 SAMPLE = 2**20  # bytes of each file that a fingerprint reads, at its start and at its end
-# How an encoder is run or was begun, not what it is.
-FREE = ("dtype", "remat", "embedding_init_scale")
-# What shapes do not tell of a T5X checkpoint.
-UNTOLD = ("max_distance", "norm_eps", "activation")
+# How an encoder is run or was initialized, not what it is.
+NOT_COMPARED = ("dtype", "remat", "embedding_init_scale")
+# What the shapes of a T5X checkpoint do not tell.
+T5X_UNKNOWN = ("max_distance", "norm_eps", "activation")
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Where the frozen encoder of a workdir is, and the fingerprint of its files there."""
+
+    source: str
+    fingerprint: str
 
 
 def is_encoder(source: str | os.PathLike) -> bool:
@@ -50,21 +59,13 @@ def is_encoder(source: str | os.PathLike) -> bool:
 
 
 def read_config(source: str | os.PathLike) -> T5Config:
-    """The sizes of an encoder. Raises ValueError where its files are damaged or no T5's."""
+    """The sizes of an encoder. Raises ValueError where its files are damaged or not a T5's."""
     path = Path(source)
     if (path / CHECKPOINT).is_file():
         return read_t5x_config(path)
     if (path / CONFIG_FILE).is_file():
-        return _own_config(path)
+        return read_dataclass(path / CONFIG_FILE, "the config of a text encoder", T5Config)
     return config_from_huggingface(read_object(path / "config.json", "the config of a model"))
-
-
-def _own_config(path: Path) -> T5Config:
-    values = read_object(path / CONFIG_FILE, "the config of a text encoder")
-    unknown = sorted(set(values) - {field.name for field in dataclasses.fields(T5Config)})
-    if unknown:
-        raise ValueError(f"{path / CONFIG_FILE} has the unknown fields {unknown}.")
-    return T5Config(**values)
 
 
 def read_encoder(
@@ -77,7 +78,7 @@ def read_encoder(
 
     Args:
         dtype: of the parameters; None keeps the files' own.
-        sharding: where each parameter shall lie; None gives numpy arrays.
+        sharding: where each parameter is to lie; None gives numpy arrays.
         variant: of Hugging Face's weights, such as "bf16".
 
     Raises:
@@ -87,7 +88,7 @@ def read_encoder(
     if (path / CHECKPOINT).is_file():
         return load_t5x(path, dtype, sharding=sharding)
     if (path / CONFIG_FILE).is_file():
-        config = _own_config(path)
+        config = read_config(path)
         return config, read_weights(path, config, dtype, sharding)
     return load_huggingface(path, dtype, sharding=sharding, variant=variant)
 
@@ -114,16 +115,18 @@ def write_encoder(
     tokenizer = None if tokenizer_from is None else Path(tokenizer_from) / SENTENCEPIECE_FILE
     if tokenizer is not None and tokenizer.is_file():
         shutil.copyfile(tokenizer, directory / SENTENCEPIECE_FILE)
-    write_object(directory / CONFIG_FILE, dataclasses.asdict(config))
+    write_object(directory / CONFIG_FILE, to_dict(config))
 
 
 def check_config(source: str | os.PathLike, found: T5Config, wanted: T5Config) -> None:
     """ValueError names the fields by which an encoder differs from the config's `text.encoder`."""
-    free = (*FREE, *UNTOLD) if (Path(source) / CHECKPOINT).is_file() else FREE
+    in_t5x = (Path(source) / CHECKPOINT).is_file()
+    ignored = (*NOT_COMPARED, *T5X_UNKNOWN) if in_t5x else NOT_COMPARED
+    there = to_dict(found)
     differing = [
-        f"{field.name} {getattr(wanted, field.name)!r} (there {getattr(found, field.name)!r})"
-        for field in dataclasses.fields(T5Config)
-        if field.name not in free and getattr(found, field.name) != getattr(wanted, field.name)
+        f"{name} {value!r} (there {there[name]!r})"
+        for name, value in to_dict(wanted).items()
+        if name not in ignored and value != there[name]
     ]
     if differing:
         raise ValueError(
@@ -140,7 +143,7 @@ def text_section(section: Mapping[str, Any], source: str | os.PathLike) -> dict[
     """
     values = dict(section)
     if values.get("encoder") is None:
-        values["encoder"] = dataclasses.asdict(read_config(source))
+        values["encoder"] = to_dict(read_config(source))
     if values.get("tokenizer") is None:
         tokenizer = Path(source) / SENTENCEPIECE_FILE
         if not tokenizer.is_file():
@@ -152,27 +155,27 @@ def text_section(section: Mapping[str, Any], source: str | os.PathLike) -> dict[
     return values
 
 
-def with_encoder(raw: Section) -> Section:
+def with_encoder(raw: Section) -> dict[str, Any]:
     """A run's config with what its section `text` leaves out: an encoder by itself has it."""
-    values = as_dict(raw)
+    values = to_dict(raw)
     section = values.get("text") or {}
     source = section.get("init_from") or values.get("init_from")
-    if not section or not isinstance(source, str) or not is_encoder(source):
-        return raw
-    return {**values, "text": text_section(section, source)}
+    if section and isinstance(source, str) and is_encoder(source):
+        values["text"] = text_section(section, source)
+    return values
 
 
 def text_fingerprint(encoder: TextEncoder, source: str | os.PathLike | None) -> dict[str, Any]:
     """What embeddings depend on: the encoder's files (None where it is not said where they are) and
     sizes, the tokenizer's content, and how text is prepared. JSON-able.
     """
-    sizes = dataclasses.asdict(encoder.config)
+    values = to_dict(encoder)
+    sizes = values.pop("config")
     return {
         "weights": None if source is None else fingerprint(_directory(source)),
-        "encoder": {name: value for name, value in sizes.items() if name not in FREE},
+        "encoder": {name: value for name, value in sizes.items() if name not in NOT_COMPARED},
+        **values,
         "tokenizer": tokenizer_digest(encoder.tokenizer),
-        "max_length": encoder.max_length,
-        **{name: getattr(encoder, name) for name in OPTIONAL},
     }
 
 
@@ -190,9 +193,8 @@ def fingerprint(directory: str | os.PathLike, names: Collection[str] | None = No
     beginnings and ends.
     """
     root, digest = Path(directory), hashlib.sha256()
-    for path in sorted(path for path in root.rglob("*") if path.is_file()):
-        if names is not None and path.name not in names:
-            continue
+    files = [path for path in root.rglob("*") if path.is_file()]
+    for path in sorted(path for path in files if names is None or path.name in names):
         size = path.stat().st_size
         digest.update(f"{path.relative_to(root)} {size}\n".encode())
         with open(path, "rb") as file:
@@ -234,9 +236,9 @@ def keep(workdir: str | os.PathLike, source: str | os.PathLike, params: Params) 
     if sum(leaf.nbytes for leaf in flat.values()) > LARGEST_COPY:
         folder = encoder_folder(source)
     if folder is not None:
-        values = {"source": os.path.abspath(folder), "fingerprint": reference_fingerprint(folder)}
+        reference = Reference(os.path.abspath(folder), reference_fingerprint(folder))
         if jax.process_index() == 0:
-            write_object(workdir / REFERENCE_FILE, values)
+            write_object(workdir / REFERENCE_FILE, to_dict(reference))
         return
     gathered = {name: whole(leaf) for name, leaf in flat.items()}
     if jax.process_index() == 0:
@@ -264,15 +266,18 @@ def read_kept(
     workdir = Path(workdir)
     if not (workdir / REFERENCE_FILE).is_file():
         return read_weights(workdir, config, dtype, sharding)
-    values = read_object(workdir / REFERENCE_FILE, "a reference to a text encoder")
-    source = values.get("source")
-    if not isinstance(source, str) or not is_encoder(source):
-        raise ValueError(f"{workdir} was trained with the text encoder in {source}: it is gone.")
-    # Earlier versions took the fingerprint of the whole folder.
-    if values.get("fingerprint") not in (reference_fingerprint(source), fingerprint(source)):
+    what = "a reference to a text encoder"
+    kept = read_dataclass(workdir / REFERENCE_FILE, what, Reference)
+    if not is_encoder(kept.source):
         raise ValueError(
-            f"{workdir} was trained with the text encoder in {source}, whose files have changed."
+            f"{workdir} was trained with the text encoder in {kept.source}: it is gone."
         )
-    found, params = read_encoder(source, dtype, sharding)
-    check_config(source, found, config)
+    # Earlier versions took the fingerprint of the whole folder.
+    if kept.fingerprint not in (reference_fingerprint(kept.source), fingerprint(kept.source)):
+        raise ValueError(
+            f"{workdir} was trained with the text encoder in {kept.source}, whose files have "
+            "changed."
+        )
+    found, params = read_encoder(kept.source, dtype, sharding)
+    check_config(kept.source, found, config)
     return params

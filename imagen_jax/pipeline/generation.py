@@ -26,7 +26,7 @@ from imagen_jax.diffusion.sampling import SamplingSettings, Spacing, with_overri
 from imagen_jax.images.image_list import ImageList
 from imagen_jax.images.pixels import to_pil, to_uint8
 from imagen_jax.images.png import SETTINGS_KEY
-from imagen_jax.pipeline.model_directory import Parts
+from imagen_jax.pipeline.lazy_params import LazyParams
 from imagen_jax.pipeline.progress import ProgressBar
 from imagen_jax.pipeline.request import Subjects, check_count, check_seed, read_subjects
 from imagen_jax.text import encoder as text_room
@@ -96,7 +96,7 @@ def draw(
     use_compilation_cache()
     rows = np.repeat(np.arange(subjects.count), num_images)
     release = None
-    if options.low_memory and isinstance(params, Parts):
+    if options.low_memory and isinstance(params, LazyParams):
         release = params.free
     conditions = encode_subjects(cascade, params, subjects, rows, batch_size)
     if release is not None and cascade.encoder is not None:

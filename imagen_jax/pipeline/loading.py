@@ -2,6 +2,7 @@
 DeepFloyd IF in diffusers' layout.
 """
 
+import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -11,21 +12,23 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import NamedSharding
 
-from imagen_jax.cascade import cascade as cascade_room
-from imagen_jax.cascade.cascade import TEXT_ENCODER, Cascade
+from imagen_jax.cascade import description
+from imagen_jax.cascade.cascade import TEXT_ENCODER, Cascade, stage_index
 from imagen_jax.convert import diffusers_directory, diffusers_pipeline
 from imagen_jax.convert.hub import NAME, resolve
 from imagen_jax.convert.lora import save_lora
 from imagen_jax.devices.compilation_cache import use_compilation_cache
-from imagen_jax.models.lora import DEFAULT_TARGETS, LoraConfig, merge_lora
+from imagen_jax.devices.sharding import AXES, partition_spec
+from imagen_jax.models.lora import LoraConfig, merge_lora
 from imagen_jax.models.t5 import T5Config
-from imagen_jax.pipeline import encoder_files, model_directory
-from imagen_jax.pipeline.joining import join_pipelines, marks_of
-from imagen_jax.pipeline.model_directory import ENCODER_MARKS, MODEL_FILE, Parts
+from imagen_jax.pipeline import encoder_files
+from imagen_jax.pipeline.joining import join_pipelines
+from imagen_jax.pipeline.lazy_params import PROBED, LazyParams
+from imagen_jax.pipeline.model_directory import MODEL_FILE, open_params, read_model
 from imagen_jax.pipeline.pipeline import Pipeline
+from imagen_jax.storage.codec import from_dict
 from imagen_jax.storage.layout_files import ShardingOf
 from imagen_jax.storage.safetensors import pickles_in
 from imagen_jax.storage.trees import flatten, unflatten
@@ -51,14 +54,15 @@ def load_model(
     """A pipeline from the name of a shipped model, a model directory, or a training workdir; or
     DeepFloyd IF in diffusers' layout, from a directory or by its name on the Hugging Face hub.
 
-    Several sources are put in a row: `load_model(["workdirs/base", "workdirs/sr"])` is the cascade
-    of the stages of both, with the text encoder of the first that has one.
+    Pass several sources to chain separately trained stages: `load_model(["workdirs/base",
+    "workdirs/sr"])` is the cascade of the stages of both, with the text encoder of the first that
+    has one.
 
     Args:
         dtype: of the parameters in memory and of the networks' arithmetic, "float32" or "bfloat16",
             whatever the model was trained or saved in.
         mesh: devices over which to spread the parameters, by the rules of training
-            (`training.sharding.make_mesh` makes one). None: the default device.
+            (`devices.sharding.make_mesh` makes one). None: the default device.
         variant: of the weights of IF, such as "fp16".
         revision: a branch, tag or commit on the hub.
 
@@ -76,15 +80,11 @@ def load_model(
         isinstance(entry, str | os.PathLike) for entry in sources
     ):
         raise ValueError(f"load_model takes a name, a directory or a list of them, not {source!r}.")
-    options = {"dtype": dtype, "mesh": mesh, "variant": variant, "revision": revision}
-    if single:
-        pipeline = load_one(source, **options)
-    else:
-        pipelines = []
-        for entry in source:
-            read = any(each.cascade.encoder is not None for each in pipelines)
-            pipelines.append(load_one(entry, **options, encoder_known=read))
-        pipeline = join_pipelines(pipelines)
+    pipelines, encoder_known = [], False
+    for entry in sources:
+        pipelines.append(load_one(entry, dtype, mesh, variant, revision, encoder_known))
+        encoder_known = encoder_known or pipelines[-1].cascade.encoder is not None
+    pipeline = pipelines[0] if single else join_pipelines(pipelines)
     pipeline.cascade = computing_in(pipeline.cascade, dtype)
     pipeline.mesh = mesh
     return pipeline
@@ -113,28 +113,27 @@ def load_one(
     """`load_model` of one source. `encoder_known`: the weights of a text encoder of the same config
     are there already, and are not fetched from the hub.
     """
-    without_encoder = False
-    shipped = source in shipped_models()
-    directory = PRETRAINED / source if shipped else Path(source)
-    name = source if shipped else directory.resolve().name
-    if not directory.is_dir() and NAME.fullmatch(os.fspath(source)):
+    name = os.fspath(source)
+    shipped = name in shipped_models()
+    directory = PRETRAINED / name if shipped else Path(source)
+    on_hub = not directory.is_dir() and NAME.fullmatch(name) is not None
+    if revision is not None and not on_hub:
+        raise ValueError(f"revision {revision!r} is for names on the hub, not for {source}.")
+    if on_hub:
         left_out = ENCODER_WEIGHTS if encoder_known else ()
         directory = resolve(source, revision=revision, variant=variant, ignore_patterns=left_out)
-        name, without_encoder = source, encoder_known
-    elif revision is not None:
-        raise ValueError(f"revision {revision!r} is for names on the hub, not for {source}.")
+    elif not shipped:
+        name = directory.resolve().name
     if directory.is_dir() and is_diffusers(directory):
-        name = os.fspath(name)
-        return load_diffusers(directory, name, dtype, mesh, variant, not without_encoder)
+        with_encoder = not (on_hub and encoder_known)
+        return load_diffusers(directory, name, dtype, mesh, variant, with_encoder)
     if variant is not None:
         raise ValueError(f"variant {variant!r} is for DeepFloyd IF, which {source} is not.")
     if (directory / MODEL_FILE).is_file():
-        cascade, values = model_directory.read_model(directory)
+        cascade, values = read_model(directory)
         return Pipeline(
             cascade,
-            model_directory.read_parts(
-                directory, cascade, dtype=dtype, sharding=sharding_over(mesh)
-            ),
+            open_params(directory, cascade, dtype=dtype, sharding=sharding_over(mesh)),
             name=name if shipped else values.get("name", name),
             fingerprint=values.get("fingerprint"),
             notes=values.get("notes"),
@@ -157,27 +156,27 @@ def sharding_over(mesh: jax.sharding.Mesh | None) -> ShardingOf:
     if mesh is None:
         device = jax.sharding.SingleDeviceSharding(jnp.zeros(()).device)
         return lambda path, shape: device
-    # Imported here: without a mesh nothing of training is needed.
-    from imagen_jax.devices.sharding import AXES, partition_spec
-
     if set(mesh.axis_names) != set(AXES):
         raise ValueError(f"The mesh has the axes {mesh.axis_names}; it needs {AXES}.")
     return lambda path, shape: NamedSharding(mesh, partition_spec(path, shape, mesh))
 
 
-def on_mesh(params: Params, mesh: jax.sharding.Mesh | None) -> Params:
-    """Parameters in memory, spread over the mesh, or on the default device."""
-    sharding = sharding_over(mesh)
-    flat = flatten(params)
-    return unflatten(
-        {path: jax.device_put(leaf, sharding(path, leaf.shape)) for path, leaf in flat.items()}
-    )
+def on_mesh(params: Params, dtype: str, mesh: jax.sharding.Mesh | None) -> Params:
+    """Parameters in memory, floating-point ones in `dtype`, spread over the mesh or on the default
+    device.
+    """
+    sharding, placed = sharding_over(mesh), {}
+    for path, leaf in flatten(params).items():
+        if jnp.issubdtype(leaf.dtype, jnp.floating):
+            leaf = leaf.astype(jnp.dtype(dtype))
+        placed[path] = jax.device_put(leaf, sharding(path, leaf.shape))
+    return unflatten(placed)
 
 
 def is_diffusers(directory: Path) -> bool:
     """Whether it is neither ours nor a training run's, and has what IF's directories have."""
     ours = (directory / MODEL_FILE).is_file() or (directory / "checkpoints").is_dir()
-    pickles = bool(pickles_in(directory))
+    pickles = pickles_in(directory)
     original = (directory / "config.yml").is_file() or (
         pickles and not any(directory.glob("*.safetensors"))
     )
@@ -202,20 +201,18 @@ def load_diffusers(
     """
     found = diffusers_directory.read_directory(directory, variant, encoder_weights)
     cascade = diffusers_pipeline.cascade_from_diffusers(found, dtype)
-    (stage,), encoder, sharding = cascade.stages, cascade.encoder, sharding_over(mesh)
+    (stage,), sharding = cascade.stages, sharding_over(mesh)
     readers = {stage.name: partial(diffusers_pipeline.read_unet, found, stage, dtype, sharding)}
-    marks = {}
+    probe = None
     if found.text_encoder is not None:
-        readers[TEXT_ENCODER] = partial(
-            diffusers_pipeline.read_encoder, found, encoder, dtype, sharding
-        )
-        marks[TEXT_ENCODER] = partial(
-            diffusers_pipeline.read_encoder_marks, found, encoder, ENCODER_MARKS
-        )
-    # Not of the text encoder: of several models in a row, only one need have it.
+        own = found, cascade.encoder
+        readers[TEXT_ENCODER] = partial(diffusers_pipeline.read_encoder, *own, dtype, sharding)
+        probe = partial(diffusers_pipeline.probe_encoder, *own, PROBED)
+    # Not of the text encoder: of several chained models, only one needs to have it.
     files = diffusers_pipeline.unet_files(found)
     digest = encoder_files.fingerprint(found.unet.directory, files)
-    return Pipeline(cascade, Parts(readers, marks), name=name, fingerprint=f"{digest}-{dtype}")
+    params = LazyParams(readers, probe)
+    return Pipeline(cascade, params, name=name, fingerprint=f"{digest}-{dtype}")
 
 
 def load_workdir(
@@ -227,25 +224,22 @@ def load_workdir(
     which is merged in, where the run found it.
     """
     step, params, run = read_run(directory)
-    cascade = cascade_room.from_dict(run["model"], os.fspath(directory))
-    params = on_mesh(jax.tree.map(lambda leaf: as_dtype(leaf, dtype), params), mesh)
-    stage, marks = cascade.stages[0], {}
+    cascade = description.from_dict(run["model"], directory)
+    params = on_mesh(params, dtype, mesh)
+    stage = cascade.stages[0]
     readers = {stage.name: lambda: params["network"]}
     if "lora" in params:
         source = run["config"]["init_from"]
         check_present(source, directory)
         base = load_model(source, dtype=dtype, mesh=mesh)
-        name = base.cascade.stages[cascade_room.stage_index(base.cascade, stage.name)].name
+        name = base.cascade.stages[stage_index(base.cascade, stage.name)].name
         scale = run_lora(run).scale
         readers[stage.name] = lambda: merge_lora(base.params[name], params["lora"], scale)
     if TEXT_ENCODER in params:
         readers[TEXT_ENCODER] = lambda: params[TEXT_ENCODER]
-        marks[TEXT_ENCODER] = lambda: marks_of(params[TEXT_ENCODER])
     elif cascade.encoder is not None:
-        found = partial(frozen_encoder, directory, run, cascade, dtype, mesh)
-        readers[TEXT_ENCODER] = found
-        marks[TEXT_ENCODER] = lambda: marks_of(found())
-    return Pipeline(cascade, Parts(readers, marks), name=directory.name, notes={"step": step})
+        readers[TEXT_ENCODER] = partial(frozen_encoder, directory, run, cascade, dtype, mesh)
+    return Pipeline(cascade, LazyParams(readers), name=directory.name, notes={"step": step})
 
 
 def frozen_encoder(
@@ -307,17 +301,16 @@ def export_lora(workdir: str | os.PathLike, path: str | os.PathLike) -> Path:
     workdir, path = Path(workdir), Path(path)
     _, params, run = read_run(workdir)
     if "lora" not in params:
-        raise ValueError(f"{workdir} trained the parameters themselves, no adapter to them.")
+        raise ValueError(f"{workdir} trained the parameters themselves, not an adapter.")
     if jax.process_index() == 0:
-        stage = cascade_room.from_dict(run["model"], os.fspath(workdir)).stages[0]
+        stage = description.from_dict(run["model"], workdir).stages[0]
         save_lora(path, stage, params["lora"], run_lora(run))
     return path
 
 
 def run_lora(run: Mapping[str, Any]) -> LoraConfig:
     """The config's section `lora` of a run that trained an adapter."""
-    section = dict(run["config"]["lora"])
-    return LoraConfig(**section | {"targets": tuple(section.get("targets", DEFAULT_TARGETS))})
+    return from_dict(LoraConfig, run["config"]["lora"], "lora")
 
 
 def read_run(directory: Path) -> tuple[int, Params, dict[str, Any]]:
@@ -333,15 +326,8 @@ def read_run(directory: Path) -> tuple[int, Params, dict[str, Any]]:
             f"diffusers' layout (no {diffusers_directory.INDEX}) nor the workdir of a training run "
             "(no checkpoint in checkpoints/)."
         )
-    # Imported here: Orbax is slow to import, and nothing but a workdir needs it.
+    # Imported here: Orbax is slow to import, and only workdirs need it.
     from imagen_jax.storage.checkpoint import Checkpoints
 
-    checkpoints = Checkpoints(place, read_only=True)
-    stored = checkpoints.read_parameters()
-    checkpoints.close()
-    return stored
-
-
-def as_dtype(leaf: np.ndarray, dtype: str) -> np.ndarray:
-    """Floating-point numbers as `dtype`, others as they are."""
-    return leaf.astype(jnp.dtype(dtype)) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+    with contextlib.closing(Checkpoints(place, read_only=True)) as checkpoints:
+        return checkpoints.read_parameters()

@@ -20,7 +20,6 @@ from imagen_jax.diffusion.sampling import (
     Spacing,
     by_stage,
     is_number,
-    settings_from_dict,
 )
 from imagen_jax.images.image_list import ImageList
 from imagen_jax.pipeline import model_directory
@@ -37,6 +36,7 @@ from imagen_jax.pipeline.request import (
     to_pixels,
     upscaled_from,
 )
+from imagen_jax.storage.codec import from_dict
 
 
 def _options(method: str, given: Mapping[str, Any]) -> Options:
@@ -53,8 +53,8 @@ def _options(method: str, given: Mapping[str, Any]) -> Options:
 class Pipeline:
     """A cascade with its parameters.
 
-    params: of each stage by its name and of "text_encoder"; `Parts` reads them when first used.
-    mesh: the devices that the parameters are spread over; a batch of images is, too.
+    params: of each stage by its name and of "text_encoder"; `LazyParams` reads them when they are
+    first used. mesh: the devices that the parameters are spread over; a batch of images is, too.
     """
 
     def __init__(
@@ -334,7 +334,9 @@ class Pipeline:
                     "do not hold."
                 )
         try:
-            sampling = [settings_from_dict(entry) for entry in settings["sampling"]]
+            sampling = [
+                from_dict(SamplingSettings, entry, "sampling") for entry in settings["sampling"]
+            ]
             wishes = {
                 "prompt": settings["prompt"],
                 "size": settings["size"],

@@ -3,8 +3,11 @@
 import json
 import math
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Any
+
+from imagen_jax.storage.codec import NO_KINDS, Kinds, from_dict
 
 # config.json is a few kB, the index of the largest models well below 1 MB, tokenizer.json 20 MB.
 MAX_BYTES = 64 * 2**20
@@ -13,8 +16,7 @@ MAX_BYTES = 64 * 2**20
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
         raise ValueError(f"it has {twice!r} twice")
     return values
 
@@ -22,7 +24,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _constant(name: str) -> float:
     if name == "-Infinity":  # diffusers writes it: lambda_min_clipped of DPM-Solver
         return -math.inf
-    raise ValueError(f"it has {name}, which is no JSON number")
+    raise ValueError(f"it has {name}, which is not a JSON number")
 
 
 def _finite(digits: str) -> float:
@@ -75,6 +77,15 @@ def read_object(path: str | os.PathLike, kind: str) -> dict[str, Any]:
         return parse_object(path.read_bytes())
     except ValueError as error:
         raise ValueError(f"{path} is not {kind}: {error}.") from None
+
+
+def read_dataclass(path: str | os.PathLike, kind: str, cls: type, kinds: Kinds = NO_KINDS) -> Any:
+    """The JSON object in a file as the dataclass `cls`: `read_object`, then `from_dict`."""
+    values = read_object(path, kind)
+    try:
+        return from_dict(cls, values, "", kinds)
+    except ValueError as error:
+        raise ValueError(f"{path} is not {kind}: {error}.") from error
 
 
 def write_object(path: str | os.PathLike, values: dict[str, Any]) -> None:

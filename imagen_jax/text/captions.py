@@ -8,7 +8,8 @@ import html
 import re
 import urllib.parse
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from typing import Literal
 
 _DOMAIN = r"[a-zA-Z0-9.\-]+[.](?:com|co|ru|net|org|edu|gov|it)[\w/-]*\b\/?(?!@)"
 _DASHES = (
@@ -18,6 +19,7 @@ _DASHES = (
 _FILES = "png|jpg|jpeg|bmp|webp|eps|pdf|apk|mp4"
 
 Rules = Iterable[tuple[str, str]]
+Kind = Literal["lower", "clean"]
 
 ADDRESSES: Rules = [
     ("<person>", "person"),
@@ -71,11 +73,6 @@ def _apply(rules: Rules, text: str) -> str:
     return text
 
 
-def lower_caption(text: str) -> str:
-    """In lower case, without white space around it."""
-    return text.lower().strip()
-
-
 def clean_caption(text: str) -> str:
     """Without addresses, markup, file names, article numbers, shop words and Chinese characters.
 
@@ -104,25 +101,24 @@ def _clean_once(text: str) -> str:
     return _apply(WORDS, text).strip()
 
 
-CAPTIONS: dict[str, Callable[[str], str]] = {"lower": lower_caption, "clean": clean_caption}
-
-
-def prepare_caption(text: str, kind: str | None) -> str:
-    """The text as a model of this kind reads it: "clean", "lower", or None, as it is.
+def prepare_caption(text: str, kind: Kind | None) -> str:
+    """The text as a model of this kind was trained on: "clean", "lower" (in lower case, without
+    white space around it), or None, as it is.
 
     Without the packages that cleaning needs it is lowered, with a warning.
     """
     if kind is None:
         return text
-    try:
-        prepared = CAPTIONS[kind](text)
-    except ModuleNotFoundError as error:
-        warnings.warn(
-            f"Cleaning prompts needs {error.name} (pip install 'imagen_jax[captions]'); they are "
-            "only put in lower case.",
-            stacklevel=2,
-        )
-        return lower_caption(text)
+    prepared = text.lower().strip()
+    if kind == "clean":
+        try:
+            prepared = clean_caption(text)
+        except ModuleNotFoundError as error:
+            warnings.warn(
+                f"Cleaning prompts needs {error.name} (pip install 'imagen_jax[captions]'); they "
+                "are only put in lower case.",
+                stacklevel=2,
+            )
     if text.strip() and not prepared:
-        warnings.warn(f"Of the prompt {text!r} cleaning leaves nothing.", stacklevel=2)
+        warnings.warn(f"Cleaning leaves nothing of the prompt {text!r}.", stacklevel=2)
     return prepared

@@ -15,6 +15,7 @@ from imagen_jax.data.embeddings import read_embedded
 from imagen_jax.devices.sharding import host_groups, host_rows
 from imagen_jax.text import encoder as text
 from imagen_jax.text.encoder import TextEncoder
+from imagen_jax.text.tokenizers import token_ids
 from imagen_jax.training.feed import Batch, Batches
 from imagen_jax.training.run_config import (
     MEMORY,
@@ -36,8 +37,10 @@ def read_set(
     if not isinstance(section, MixedConfig) and section.prompt is not None:
         conditioning = None
     if isinstance(section, DataConfig) and section.source == MIXTURE:
-        parts = [read_set(part, conditioning) for part in section.sets]
-        return data.MixtureSource(parts, [part.rate for part in section.sets])
+        sets = [section.sets[name] for name in sorted(section.sets)]
+        return data.MixtureSource(
+            [read_set(own, conditioning) for own in sets], [own.rate for own in sets]
+        )
     wheres = {DataConfig: "data", PriorConfig: "data.prior", MixedConfig: "data.sets"}
     where = wheres[type(section)]
     if section.source == MEMORY:
@@ -171,7 +174,7 @@ class Tokenizer:
     def __call__(self, captions: list[str]) -> tuple[np.ndarray, np.ndarray]:
         if self.seen < self.COUNTED:
             limit = self.encoder.max_length - 1
-            lengths = [len(ids) for ids in text.token_ids(self.encoder.tokenizer, captions)]
+            lengths = [len(ids) for ids in token_ids(self.encoder.tokenizer, captions)]
             before, self.seen = self.seen, self.seen + len(captions)
             self.cut += sum(length > limit for length in lengths)
             if self.cut and before < self.COUNTED <= self.seen:

@@ -9,14 +9,14 @@ import jax
 from jax.sharding import Mesh
 
 from imagen_jax.cascade.cascade import Cascade, SamplingSettings
-from imagen_jax.cascade.cascade import to_dict as cascade_to_dict
+from imagen_jax.cascade.description import to_dict as cascade_to_dict
 from imagen_jax.cascade.stage import init_params
 from imagen_jax.devices.sharding import check_batch
 from imagen_jax.models import t5
 from imagen_jax.models.lora import init_lora, target_kernels
-from imagen_jax.storage.codec import Section, as_dict
-from imagen_jax.text import encoder as text
-from imagen_jax.text.encoder import TextEncoder
+from imagen_jax.storage.codec import Section, to_dict
+from imagen_jax.text.encoder import TextEncoder, check_vocabulary
+from imagen_jax.text.tokenizers import copy_tokenizer
 from imagen_jax.training.loop import LoopConfig
 from imagen_jax.training.optimizer import make_optimizer
 from imagen_jax.training.run_config import RunConfig, read_ranges
@@ -44,13 +44,8 @@ def make_text_encoder(config: RunConfig) -> TextEncoder | None:
     """The encoder and its tokenizer, or None where the stage reads no text."""
     if config.text is None or config.stage.conditioning != "text":
         return None
-    if config.text.tokenizer == "bytes":
-        tokenizer = text.make_tokenizer("bytes")
-    else:
-        tokenizer = text.make_tokenizer("sentencepiece", config.text.tokenizer)
-    choices = {name: getattr(config.text, name) for name in text.OPTIONAL}
-    encoder = TextEncoder(config.text.encoder, tokenizer, config.text.max_length, **choices)
-    text.check_vocabulary(encoder)
+    encoder = config.text.text_encoder()
+    check_vocabulary(encoder)
     return encoder
 
 
@@ -62,7 +57,7 @@ def make_cascade(config: RunConfig, encoder: TextEncoder | None) -> Cascade:
 
 def describe(config: RunConfig, encoder: TextEncoder | None, raw: Section) -> dict[str, Any]:
     """What goes into each checkpoint: the config as written, and the model for a pipeline."""
-    return {"config": as_dict(raw), "model": cascade_to_dict(make_cascade(config, encoder))}
+    return {"config": to_dict(raw), "model": cascade_to_dict(make_cascade(config, encoder))}
 
 
 def write_description(workdir: Path, description: Mapping[str, Any], encoder: TextEncoder | None):
@@ -76,7 +71,7 @@ def write_description(workdir: Path, description: Mapping[str, Any], encoder: Te
     content = json.dumps(description["config"], indent=1, ensure_ascii=False)
     (workdir / "config.json").write_text(content + "\n", encoding="utf-8")
     if encoder is not None:
-        text.copy_tokenizer(encoder.tokenizer, workdir)
+        copy_tokenizer(encoder.tokenizer, workdir)
 
 
 def make_training(

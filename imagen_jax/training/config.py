@@ -1,26 +1,28 @@
-"""From a config file to typed values: reading it, overriding keys, and checking every key.
+"""A config file, and the keys that a command line overrides.
 
-Each section of the ConfigDict becomes a frozen dataclass whose fields are the keys it may have, so
-an unknown key, a missing one or a value of the wrong type is an error that names it.
+Not ml_collections' own `config_flags`, which cannot override None and refuses list indices, and 1e5
+for an int.
 """
 
 import ast
 import importlib.util
-import inspect
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from imagen_jax.storage.codec import nearest
+from imagen_jax.storage.codec import nearest, to_dict
 
 
 def load_config(path: str | Path) -> ConfigDict:
     """Calls `get_config()` of a Python file."""
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"there is no config file {path}{_nearest_file(path)}")
+        others = ", ".join(sorted(file.name for file in path.parent.glob("*.py")))
+        raise ValueError(
+            f"there is no config file {path}" + (f"; {path.parent} has {others}" if others else "")
+        )
     spec = importlib.util.spec_from_file_location("imagen_jax_config", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -29,30 +31,20 @@ def load_config(path: str | Path) -> ConfigDict:
     return ConfigDict(module.get_config(), convert_dict=True)
 
 
-def _nearest_file(path: Path) -> str:
-    names = [p.name for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
-    return f"; {path.parent} has {', '.join(sorted(names))}" if names else ""
-
-
 def split_overrides(arguments: Iterable[str]) -> tuple[list[str], dict[str, str]]:
     """Takes `--config.key=value` (or `--config.key value`) out of a command line.
 
     Returns the other arguments and {key: value}.
     """
-    rest, overrides, waiting = [], {}, None
-    for argument in arguments:
-        if waiting is not None:
-            overrides[waiting], waiting = argument, None
-        elif argument.startswith(("--config.", "-config.")):
-            key, equals, value = argument.lstrip("-").removeprefix("config.").partition("=")
-            if equals:
-                overrides[key] = value
-            else:
-                waiting = key
-        else:
+    rest, overrides, remaining = [], {}, iter(arguments)
+    for argument in remaining:
+        if not argument.startswith(("--config.", "-config.")):
             rest.append(argument)
-    if waiting is not None:
-        raise ValueError(f"--config.{waiting} needs a value: --config.{waiting}=...")
+            continue
+        key, equals, value = argument.lstrip("-").removeprefix("config.").partition("=")
+        overrides[key] = value if equals else next(remaining, None)
+        if overrides[key] is None:
+            raise ValueError(f"--config.{key} needs a value: --config.{key}=...")
     return rest, overrides
 
 
@@ -60,48 +52,33 @@ def apply_overrides(config: ConfigDict, overrides: Mapping[str, str]) -> None:
     """Sets keys such as "optimizer.learning_rate" or "stage.network.levels.0.channels".
 
     A value is read as a Python literal, and as a plain string where it is none. Whether the key
-    exists and the type fits is checked when the section is made typed (`build`).
+    exists and the type fits is checked when the config is read (`read_config`).
     """
+    values = to_dict(config)
     for key, text in overrides.items():
         try:
             value = ast.literal_eval(text)
         except (ValueError, SyntaxError):
             value = {"true": True, "false": False, "none": None}.get(text.lower(), text)
-        *parents, last = key.replace("[", ".").replace("]", "").split(".")
-        node: Any = config
-        for i, name in enumerate(parents):
-            child = _child(node, name)
-            if isinstance(child, tuple):  # lists of levels: tuples cannot be changed in place
-                child = list(child)
-                _set(node, name, child)
-            if not isinstance(child, (Mapping, ConfigDict, list)):
-                path = ".".join(parents[: i + 1])
-                known = node.keys() if isinstance(node, (Mapping, ConfigDict)) else ()
+        path = key.replace("[", ".").replace("]", "").split(".")
+        node = values
+        for i, name in enumerate(path[:-1], start=1):
+            child = _entries(node).get(name)
+            if not isinstance(child, dict | list):
                 raise ValueError(
-                    f"--config.{key}: {path!r} is no section of the config{nearest(name, known)}"
+                    f"--config.{key}: {'.'.join(path[:i])!r} is not a section of the config"
+                    f"{nearest(name, _entries(node))}"
                 )
             node = child
-        _set(node, last, value)
+        last = path[-1]
+        if isinstance(node, list) and last not in _entries(node):
+            raise ValueError(f"--config.{key}: the list has {len(node)} entries")
+        node[int(last) if isinstance(node, list) else last] = value
+    with config.unlocked(), config.ignore_type():
+        for name, value in values.items():
+            config[name] = value
 
 
-def _child(node: Any, name: str) -> Any:
-    if isinstance(node, list):
-        return node[int(name)] if name.isdigit() and int(name) < len(node) else None
-    return node.get(name)
-
-
-def _set(node: Any, name: str, value: Any) -> None:
-    if isinstance(node, list):
-        if not name.isdigit() or int(name) >= len(node):
-            raise ValueError(f"{name!r} is no index of a list of {len(node)}")
-        node[int(name)] = value
-    elif isinstance(node, ConfigDict):
-        with node.unlocked(), node.ignore_type():
-            node[name] = value
-    else:
-        node[name] = value
-
-
-def keywords(function: Any, taken: Iterable[str]) -> list[str]:
-    """The names of a function's parameters but for those `taken`."""
-    return [name for name in inspect.signature(function).parameters if name not in set(taken)]
+def _entries(node: dict | list) -> dict[str, Any]:
+    """What a key may go on with: the keys of a section, the indices of a list."""
+    return node if isinstance(node, dict) else {str(i): item for i, item in enumerate(node)}

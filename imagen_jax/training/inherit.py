@@ -1,18 +1,19 @@
 """Fine-tuning a model needs no copy of its config: what a config leaves out is the model's own."""
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 from imagen_jax.cascade.cascade import Cascade, stage_index
-from imagen_jax.storage.codec import Section, as_dict
+from imagen_jax.cascade.stage import KINDS
+from imagen_jax.storage.codec import Section, to_dict
 from imagen_jax.text import encoder as text
-from imagen_jax.text.encoder import SentencePieceTokenizer, TextEncoder
+from imagen_jax.text.encoder import TextEncoder
+from imagen_jax.text.tokenizers import SentencePieceTokenizer
 
 
 def is_open(config: Section) -> bool:
     """Whether the config leaves the network to the model of `init_from`: it names no levels."""
-    stage = as_dict(config).get("stage")
+    stage = to_dict(config).get("stage")
     return stage is None or not (stage.get("network") or {}).get("levels")
 
 
@@ -25,13 +26,13 @@ def filled(config: Section, cascade: Cascade) -> dict[str, Any]:
     Raises:
         ValueError: the model has several stages and `stage.name` is none of them.
     """
-    values = as_dict(config)
+    values = to_dict(config)
     given = values.get("stage") or {}
     index = stage_index(cascade, given.get("name"))
-    stage = cascade.stages[index].to_dict()
+    stage = to_dict(cascade.stages[index], KINDS)
     given = given | {"name": given.get("name") or stage["name"]}
     values["stage"] = _over(stage, given)
-    sampling = dataclasses.asdict(cascade.sampling[index])
+    sampling = to_dict(cascade.sampling[index])
     values["sample"] = {**sampling, **(values.get("sample") or {})}
     if cascade.encoder is not None and stage["conditioning"] == "text":
         section = {**_text_section(cascade.encoder), "init_from": values.get("init_from")}
@@ -51,10 +52,7 @@ def _over(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _text_section(encoder: TextEncoder) -> dict[str, Any]:
-    sentencepiece = isinstance(encoder.tokenizer, SentencePieceTokenizer)
-    return {
-        "encoder": dataclasses.asdict(encoder.config),
-        "tokenizer": encoder.tokenizer.path if sentencepiece else "bytes",
-        "max_length": encoder.max_length,
-        **{name: getattr(encoder, name) for name in text.OPTIONAL},
-    }
+    values = text.to_dict(encoder)
+    if isinstance(encoder.tokenizer, SentencePieceTokenizer):
+        values["tokenizer"] = encoder.tokenizer.path
+    return {"encoder": values.pop("config"), **values}

@@ -1,51 +1,78 @@
 """What a run is configured by: a typed section for each of a config's, checked where it is read."""
 
 import dataclasses
+import inspect
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from imagen_jax import data, models
-from imagen_jax.cascade.stage import Stage
+from imagen_jax.cascade.stage import KINDS, Stage
 from imagen_jax.devices.sharding import MeshConfig
 from imagen_jax.diffusion.sampling import SamplingSettings
-from imagen_jax.diffusion.schedules import SCHEDULES
-from imagen_jax.models import NETWORKS
 from imagen_jax.models.lora import LoraConfig
 from imagen_jax.models.t5 import T5Config
-from imagen_jax.storage.codec import Section, as_dict, nearest, typed
-from imagen_jax.training.config import keywords
+from imagen_jax.storage.codec import MERGED, Section, from_dict, nearest, to_dict
+from imagen_jax.text import captions
+from imagen_jax.text.encoder import Null, Padding, TextEncoder
+from imagen_jax.text.tokenizers import make_tokenizer
 from imagen_jax.training.optimizer import OptimizerConfig
 
-STREAM = "seqio"
+STREAM, MIXTURE, MEMORY = "seqio", "mixture", "memory"
 
 
-MEMORY = "memory"
-
-
-MIXTURE = "mixture"
+def require(*rules: tuple[bool, str]) -> None:
+    """ValueError with the message of the first rule (holds, message) that does not hold."""
+    for holds, message in rules:
+        if not holds:
+            raise ValueError(message)
 
 
 @dataclasses.dataclass(frozen=True)
-class PriorConfig:
-    """A second image set that a fine-tuned model shall not forget (DreamBooth, arXiv 2208.12242).
+class SetConfig:
+    """An image set: `source`, a key of data.SOURCES or one of `others`; `path`, a file, folder,
+    name, or pattern of shards; its `split`.
 
-    source, path, split, prompt, options: as in DataConfig. share: of each batch's rows. weight: of
-    these rows' mean loss beside the others' (eq. 2: lambda).
+    Keys that only the source's reader knows go into `options`: filters, text, label, index_dir of
+    tar; data_dir of tfds.
     """
 
+    others: ClassVar[tuple[str, ...]] = ()
     source: str
     path: str | None = None
     split: str = "train"
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict, metadata={MERGED: True})
+
+    def __post_init__(self):
+        sources, options = [*data.SOURCES, *self.others], set()
+        if self.source not in sources:
+            raise ValueError(f"source is {self.source!r}{nearest(self.source, sources)}")
+        if self.source in data.SOURCES:
+            options = {*inspect.signature(data.SOURCES[self.source]).parameters} - {"conditioning"}
+        known = options.union(field.name for field in dataclasses.fields(self)) - {"options"}
+        for name in sorted(self.options.keys() - options):
+            hint = nearest(name, sorted(known))
+            raise ValueError(f"unknown key {name!r} for source {self.source!r}{hint}")
+
+
+@dataclasses.dataclass(frozen=True)
+class PriorConfig(SetConfig):
+    """A second image set that a fine-tuned model should not forget (DreamBooth, arXiv 2208.12242).
+
+    prompt: the caption of its images. share: of each batch's rows. weight: of these rows' mean
+    loss beside the others' (eq. 2: lambda).
+    """
+
+    others: ClassVar[tuple[str, ...]] = (MEMORY,)
     prompt: str | None = None
     share: float = 0.5
     weight: float = 1.0
-    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
-        if not 0 < self.share < 1:
-            raise ValueError(f"share must be between 0 and 1, not {self.share}")
-        if not self.weight > 0:
-            raise ValueError(f"weight must be positive, not {self.weight}")
+        super().__post_init__()
+        require(
+            (0 < self.share < 1, f"share must be between 0 and 1, not {self.share}"),
+            (self.weight > 0, f"weight must be positive, not {self.weight}"),
+        )
 
     def rows(self, batch_size: int) -> int:
         """How many of a batch's rows, its last, are of this set."""
@@ -59,36 +86,28 @@ class PriorConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class MixedConfig:
-    """A set of a mixture; rate: how often it is drawn beside the others. The rest: DataConfig."""
+class MixedConfig(SetConfig):
+    """A set of a mixture; rate: how often its images are chosen beside those of the others."""
 
-    source: str
-    path: str | None = None
-    split: str = "train"
     rate: float = 1.0
-    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
-class DataConfig:
-    """ImageList: `source` npz, folder, tar, array_record, tfrecord, tfds, seqio, mixture or memory;
-    `path` a file, folder, name, or pattern of shards.
+class DataConfig(SetConfig):
+    """The images that a run trains on.
 
     prompt: the caption of every image, for a set that has none. prior: a second set, whose
     images fill the last rows of each batch. sets: those of a mixture, by names of your own.
     embeddings: a directory of scripts/embed_text.py with the set's captions, embedded. module:
     imported first, where a Task of `path` is registered (seqio). crop: "centre" or "random"; None
     is random for a stage that trains on crops. buckets: [width, height] of batches of other shapes
-    than squares. num_threads, prefetch: of sets with random access. `options` are the reader's own
-    arguments (filters, text, label, index_dir of tar; data_dir of tfds).
+    than squares. num_threads, prefetch: of sets with random access.
     """
 
-    source: str
-    path: str | None = None
-    split: str = "train"
+    others: ClassVar[tuple[str, ...]] = (STREAM, MIXTURE, MEMORY)
     prompt: str | None = None
     prior: PriorConfig | None = None
-    sets: tuple[MixedConfig, ...] = ()
+    sets: Mapping[str, MixedConfig] = dataclasses.field(default_factory=dict)
     embeddings: str | None = None
     module: str | None = None
     shuffle: bool = True
@@ -98,75 +117,37 @@ class DataConfig:
     max_broken_share: float = 0.01
     num_threads: int = 4
     prefetch: int = 8
-    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
-        if self.source == STREAM and (self.prompt is not None or self.prior is not None):
-            raise ValueError(
-                f"source {STREAM!r} is a stream: it has captions of its own and no prior"
-            )
-        one_set = self.source not in (STREAM, MIXTURE) and self.prior is None
-        own_captions = one_set and self.prompt is None
-        if self.embeddings is not None and not own_captions:
-            raise ValueError(
-                "embeddings are for one set with random access and captions of its own"
-            )
-        if self.source == STREAM and self.flip:
-            raise ValueError(f"flip is not for source {STREAM!r}: let the Task mirror its images")
-        if self.source != STREAM and self.module is not None:
-            raise ValueError(f"module is for source {STREAM!r}: it registers Tasks")
-        if bool(self.sets) != (self.source == MIXTURE):
-            raise ValueError(f"sets are what source {MIXTURE!r} mixes, and it needs them")
-        if self.buckets and (self.prior is not None or self.source in (STREAM, MIXTURE)):
-            raise ValueError("buckets are of one set with random access, without a prior")
-
-
-def data_section(section: Mapping[str, Any]) -> dict[str, Any]:
-    """Moves the keys that only a source's reader knows into `options`, in its parts too."""
-    known = [*data.SOURCES, STREAM, MIXTURE, MEMORY]
-    sorted_out = _with_options(section, "data", DataConfig, known)
-    sets = sorted_out.get("sets")
-    if isinstance(sets, Mapping):
-        sorted_out["sets"] = [
-            _with_options(part, f"data.sets.{name}", MixedConfig, [*data.SOURCES])
-            for name, part in sorted(sets.items())  # a ConfigDict has no order
-        ]
-    prior = sorted_out.get("prior")
-    if isinstance(prior, Mapping):
-        known = [*data.SOURCES, MEMORY]
-        sorted_out["prior"] = _with_options(prior, "data.prior", PriorConfig, known)
-    return sorted_out
-
-
-def _with_options(
-    section: Mapping[str, Any], path: str, cls: type, known_sources: list[str]
-) -> dict[str, Any]:
-    source = section.get("source")
-    if source not in known_sources:
-        hint = nearest(str(source), known_sources)
-        raise ValueError(f"config key '{path}.source' is {source!r}{hint}")
-    own = [field.name for field in dataclasses.fields(cls) if field.name != "options"]
-    reader = data.SOURCES.get(source)
-    options = keywords(reader, ("path", "split", "conditioning")) if reader else []
-    for name in section:
-        if name not in own and name not in options:
-            hint = nearest(name, [*own, *options])
-            raise ValueError(f"unknown config key '{path}.{name}' for source {source!r}{hint}")
-    chosen = {name: value for name, value in section.items() if name in own}
-    return chosen | {"options": {k: v for k, v in section.items() if k in options}}
-
-
-def check_buckets(section: DataConfig, stage: Stage) -> None:
-    """ValueError where a stage cannot train on images of these shapes."""
-    if section.buckets and (stage.low_resolution is not None or stage.crop is not None):
-        raise ValueError(f"data.buckets are for base models on whole images, not {stage.name!r}")
-    step = models.reduction(stage.network)
-    for size in section.buckets:
-        if min(size) < 1 or any(side % step for side in size):
-            raise ValueError(f"data.buckets has {list(size)}; sides must be multiples of {step}")
-
-
-KINDS = {"network": NETWORKS, "schedule": SCHEDULES, "aug_schedule": SCHEDULES}
+        super().__post_init__()
+        stream, mixture = self.source == STREAM, self.source == MIXTURE
+        one_set = not stream and not mixture and self.prior is None
+        require(
+            (
+                not stream or (self.prompt is None and self.prior is None),
+                f"source {STREAM!r} is a stream: it has its own captions, and no prior",
+            ),
+            (
+                self.embeddings is None or (one_set and self.prompt is None),
+                "embeddings are for one set with random access and its own captions",
+            ),
+            (
+                not (stream and self.flip),
+                f"flip is not for source {STREAM!r}: let the Task mirror its images",
+            ),
+            (
+                stream or self.module is None,
+                f"module is for source {STREAM!r}: it registers Tasks",
+            ),
+            (
+                bool(self.sets) == mixture,
+                f"sets are what source {MIXTURE!r} mixes, and it needs them",
+            ),
+            (
+                not self.buckets or one_set,
+                "buckets are for one set with random access, without a prior",
+            ),
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,13 +166,18 @@ class TextConfig:
     trainable: bool = False
     dropout: float = 0.1
     init_from: str | None = None
-    null: str = "zeros"
-    padding: str = "zeros"
-    caption: str | None = None
+    null: Null = "zeros"
+    padding: Padding = "zeros"
+    caption: captions.Kind | None = None
 
     def __post_init__(self):
         if not 0 <= self.dropout <= 1:
             raise ValueError(f"text.dropout must be in [0, 1], not {self.dropout}")
+
+    def text_encoder(self) -> TextEncoder:
+        """The encoder and its tokenizer, whose file is read when it is first used."""
+        choices = self.max_length, self.null, self.padding, self.caption
+        return TextEncoder(self.encoder, make_tokenizer(self.tokenizer), *choices)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,7 +196,7 @@ class CheckpointConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SampleConfig:
-    """Images drawn during training, every `every` steps and at the end. None: only at the end.
+    """Images sampled during training, every `every` steps and at the end. None: only at the end.
 
     prompts: for a model of text; labels: for one of classes; count: for one of neither.
     """
@@ -220,7 +206,9 @@ class SampleConfig:
     labels: tuple[int, ...] = ()
     count: int = 8
     seed: int = 0
-    sampling: SamplingSettings = dataclasses.field(default_factory=SamplingSettings)
+    sampling: SamplingSettings = dataclasses.field(
+        default_factory=SamplingSettings, metadata={MERGED: True}
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -274,31 +262,51 @@ class RunConfig:
     def __post_init__(self):
         if self.data.prior is not None:
             self.data.prior.rows(self.batch_size)
-        check_buckets(self.data, self.stage)
-        if self.lora is not None and self.init_from is None:
-            raise ValueError("lora adapts a model that is trained: init_from must say which")
-        if self.lora is not None and self.text is not None and self.text.trainable:
-            raise ValueError("lora trains an adapter alone: text.trainable must be False")
-        if self.stage.conditioning == "text" and self.text is None:
-            raise ValueError("the stage is conditioned on text, but there is no section 'text'")
-        if self.data.embeddings is not None and (
-            self.text is None or self.text.trainable or self.text.null != "zeros"
-        ):
-            raise ValueError(
-                "data.embeddings is for text of a frozen encoder: text.trainable must be False and "
-                "text.null 'zeros'"
-            )
-        if not 0 <= self.label_dropout <= 1:
-            raise ValueError(f"label_dropout must be in [0, 1], not {self.label_dropout}")
-        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
-            raise ValueError(f"ema_decay must be in [0, 1) or None, not {self.ema_decay}")
-        decay_steps = self.optimizer.decay_steps
-        if decay_steps is not None and self.num_steps > decay_steps:
-            raise ValueError(
-                f"num_steps {self.num_steps} goes past optimizer.decay_steps {decay_steps}, where "
-                "the learning rate is 0: raise it, too, or set it to None for a constant rate"
-            )
         read_ranges(self.skip_batches)
+        stage, buckets, step = self.stage, self.data.buckets, models.reduction(self.stage.network)
+        odd = [list(size) for size in buckets if min(size) < 1 or any(side % step for side in size)]
+        text, decay_steps = self.text, self.optimizer.decay_steps
+        frozen_text = text is not None and not text.trainable
+        require(
+            (
+                not buckets or (stage.low_resolution is None and stage.crop is None),
+                f"data.buckets are for base models on whole images, not {stage.name!r}",
+            ),
+            (
+                not odd,
+                f"data.buckets has {', '.join(map(str, odd))}; sides must be multiples of {step}",
+            ),
+            (
+                self.lora is None or self.init_from is not None,
+                "lora adapts a model that is trained: init_from must say which",
+            ),
+            (
+                self.lora is None or text is None or frozen_text,
+                "lora trains an adapter alone: text.trainable must be False",
+            ),
+            (
+                stage.conditioning != "text" or text is not None,
+                "the stage is conditioned on text, but there is no section 'text'",
+            ),
+            (
+                self.data.embeddings is None or (frozen_text and text.null == "zeros"),
+                "data.embeddings is for text of a frozen encoder: text.trainable must be False and "
+                "text.null 'zeros'",
+            ),
+            (
+                0 <= self.label_dropout <= 1,
+                f"label_dropout must be in [0, 1], not {self.label_dropout}",
+            ),
+            (
+                self.ema_decay is None or 0 <= self.ema_decay < 1,
+                f"ema_decay must be in [0, 1) or None, not {self.ema_decay}",
+            ),
+            (
+                decay_steps is None or self.num_steps <= decay_steps,
+                f"num_steps {self.num_steps} goes past optimizer.decay_steps {decay_steps}, where "
+                "the learning rate is 0: raise it, too, or set it to None for a constant rate",
+            ),
+        )
 
 
 def read_ranges(text: str | None) -> tuple[tuple[int, int], ...]:
@@ -311,19 +319,4 @@ def read_ranges(text: str | None) -> tuple[tuple[int, int], ...]:
 
 def read_config(config: Section) -> RunConfig:
     """A ConfigDict (or dict) as a RunConfig. ValueError names an unknown, missing or bad key."""
-    config = as_dict(config)
-    config["data"] = data_section(config.get("data") or {})
-    if isinstance(config.get("sample"), dict):
-        config["sample"] = _sample_section(config["sample"])
-    return typed(RunConfig, config, "", KINDS)
-
-
-def _sample_section(section: Mapping[str, Any]) -> dict[str, Any]:
-    """Moves the sampler's keys (steps, guidance, ...) into `sampling`."""
-    sampler = [field.name for field in dataclasses.fields(SamplingSettings)]
-    own = [field.name for field in dataclasses.fields(SampleConfig) if field.name != "sampling"]
-    for name in section:
-        if name not in own and name not in sampler:
-            raise ValueError(f"unknown config key 'sample.{name}'{nearest(name, own + sampler)}")
-    chosen = {name: value for name, value in section.items() if name in own}
-    return chosen | {"sampling": {k: v for k, v in section.items() if k in sampler}}
+    return from_dict(RunConfig, to_dict(config), "config", KINDS)

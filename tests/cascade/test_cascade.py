@@ -10,6 +10,7 @@ import pytest
 from tiny_cascade import BASE, BASE_SETTINGS, CASCADE, ENCODER, SR, SR_SETTINGS, random_params
 
 from imagen_jax.cascade import cascade as cascade_room
+from imagen_jax.cascade import description
 from imagen_jax.cascade.cascade import (
     Cascade,
     Conditions,
@@ -20,7 +21,8 @@ from imagen_jax.cascade.cascade import (
 from imagen_jax.cascade.sample import AUGMENTATION_INDEX, InjectedNoise, advance_stage, begin_stage
 from imagen_jax.diffusion.augmentation import upsample
 from imagen_jax.diffusion.samplers import noise_from_keys
-from imagen_jax.diffusion.sampling import SamplingSettings, settings_from_dict, with_overrides
+from imagen_jax.diffusion.sampling import SamplingSettings, with_overrides
+from imagen_jax.storage.codec import from_dict
 from imagen_jax.text import encoder as text_room
 from imagen_jax.typing import TextEmbeddings
 
@@ -189,8 +191,8 @@ def test_low_resolution_images_are_enlarged_and_noised(key):
 
 
 def test_a_cascade_goes_through_json(tmp_path):
-    values = json.loads(json.dumps(cascade_room.to_dict(CASCADE)))
-    assert cascade_room.from_dict(values, str(tmp_path)) == CASCADE
+    values = json.loads(json.dumps(description.to_dict(CASCADE)))
+    assert description.from_dict(values, str(tmp_path)) == CASCADE
 
 
 def test_a_cascade_must_fit_together():
@@ -232,7 +234,7 @@ def test_settings_refuse_what_makes_no_sense(wrong: dict, named: str):
 @pytest.mark.parametrize("spacing", ["time", "leading", "smart185", (900, 500, 0)])
 def test_settings_go_through_json(spacing):
     settings = SamplingSettings(spacing=spacing, steps_offset=1, lambda_min=-5.1)
-    assert settings_from_dict(json.loads(json.dumps(asdict(settings)))) == settings
+    assert from_dict(SamplingSettings, json.loads(json.dumps(asdict(settings)))) == settings
     assert settings.steps == {"smart185": 185, (900, 500, 0): 3}.get(spacing, 256)
 
 
@@ -243,7 +245,7 @@ def test_a_continuous_schedule_has_no_time_steps():
 
 def test_settings_refuse_an_unknown_key():
     with pytest.raises(ValueError, match="'stepz'"):
-        settings_from_dict({"stepz": 3})
+        from_dict(SamplingSettings, {"stepz": 3})
 
 
 def test_a_callers_wishes_go_to_their_stages():

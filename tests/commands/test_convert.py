@@ -23,7 +23,8 @@ from imagen_jax.models import UNetConfig, UNetLevel, t5
 from imagen_jax.pipeline.encoder_files import read_encoder
 from imagen_jax.pipeline.loading import load_model
 from imagen_jax.pipeline.pipeline import Pipeline
-from imagen_jax.text.encoder import SentencePieceTokenizer, TextEncoder
+from imagen_jax.text.encoder import TextEncoder
+from imagen_jax.text.tokenizers import SentencePieceTokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 SPIECE = ROOT / "imagen_jax" / "pretrained" / "emoji" / "spiece.model"

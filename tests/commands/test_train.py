@@ -159,7 +159,7 @@ def test_a_mistake_is_one_line(tmp_path, dataset):
     done = run(arguments(tmp_path, dataset, batchsize=3), check=False)
     assert done.returncode == 1
     assert done.stderr.strip() == (
-        "error: unknown config key 'batchsize'; did you mean 'batch_size'?"
+        "error: unknown key 'config.batchsize'; did you mean 'batch_size'?"
     )
     assert not list(tmp_path.iterdir())
 

@@ -28,7 +28,8 @@ from imagen_jax.diffusion.time_steps import spaced_steps
 from imagen_jax.models import EfficientLevel, EfficientUNetConfig, UNetConfig, UNetLevel, t5
 from imagen_jax.storage.layout_files import read_layout
 from imagen_jax.storage.safetensors import open_tensors
-from imagen_jax.text.encoder import ByteTokenizer, SentencePieceTokenizer, TextEncoder, tokenize
+from imagen_jax.text.encoder import TextEncoder, tokenize
+from imagen_jax.text.tokenizers import ByteTokenizer, SentencePieceTokenizer
 from imagen_jax.training.run_config import read_config
 from imagen_jax.typing import TextEmbeddings
 

@@ -16,7 +16,7 @@ from imagen_jax.convert import t5 as convert
 from imagen_jax.models import t5
 from imagen_jax.storage.layout_files import save_layout
 from imagen_jax.storage.safetensors import open_tensors
-from imagen_jax.text.encoder import SentencePieceTokenizer, vocab_size
+from imagen_jax.text.tokenizers import SentencePieceTokenizer, vocab_size
 from tests.convert.refusals import assert_refused
 
 VALUES = {"model_type": "t5", "vocab_size": 12, "d_model": 8, "num_heads": 2, "d_kv": 4}

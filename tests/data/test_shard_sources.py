@@ -136,10 +136,10 @@ def test_shards_without_examples_are_said_to_be_empty(tmp_path):
 @pytest.mark.parametrize(
     ("filters", "match"),
     [
-        ({"min_sise": 3}, r"filters\.min_sise'; known: min_size"),
-        ({"aspect": 2.0}, r"filters\.aspect is 2\.0; it must be two numbers"),
+        ({"min_sise": 3}, r"filters\.min_sise'; did you mean 'min_size\'"),
+        ({"aspect": 2.0}, r"filters\.aspect' is 2\.0; it must be a list"),
         ({"caption_length": [9, 3]}, "caption_length is"),
-        ({"scores": {"rank": [None, 3]}}, r"scores\.rank is"),
+        ({"scores": {"rank": [None, 3]}}, r"scores\.rank\.0' is None"),
         ({"min_size": 0}, "min_size is 0"),
     ],
 )

@@ -119,12 +119,12 @@ def test_faults_are_named(network, tmp_path):
     path = tmp_path / "features.json"
     sound = json.loads(path.read_text())
     for change, said in (
-        ({"kind": "vgg"}, "the kind 'vgg'"),
-        ({"name": 3}, "with a name"),
-        ({"config": None}, "no object 'config'"),
+        ({"kind": "vgg"}, "'kind' is 'vgg'; it must be one of 'inception', 'clip'"),
+        ({"name": 3}, "'name' is 3; it must be of type str"),
+        ({"config": None}, "a CLIP model needs 'config'"),
         ({"config": {**sound["config"], "depth": 2}}, "depth"),
-        ({"config": {**sound["config"], "text": 1}}, "does not describe a CLIP model"),
-        ({"config": {**sound["config"], "patch_size": "8"}}, "does not describe a CLIP model"),
+        ({"config": {**sound["config"], "text": 1}}, r"'config\.text' is 1"),
+        ({"config": {**sound["config"], "patch_size": "8"}}, r"'config\.patch_size' is '8'"),
         ({"config": {**sound["config"], "vocab_size": 51}}, "misshapen: text/token_embedding"),
     ):
         path.write_text(json.dumps(sound | change))

@@ -126,7 +126,7 @@ def test_a_damaged_encoder_is_named(forms):
     path = forms / "ours" / encoder_files.CONFIG_FILE
     values = json.loads(path.read_text())
     path.write_text(json.dumps(values | {"layers": 3}))
-    with pytest.raises(ValueError, match=r"text_encoder.json has the unknown fields \['layers'\]"):
+    with pytest.raises(ValueError, match=r"text_encoder\.json is .*: unknown key 'layers'"):
         encoder_files.read_encoder(forms / "ours")
     path.write_text(json.dumps(values | {"d_ff": 17}))
     with pytest.raises(ValueError, match="does not fit the model"):

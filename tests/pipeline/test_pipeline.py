@@ -15,7 +15,7 @@ from PIL import Image
 from tiny_cascade import BASE, BASE_SETTINGS, CASCADE, SR, network, random_params, tiny_pipeline
 
 import imagen_jax
-from imagen_jax.cascade import cascade as cascade_room
+from imagen_jax.cascade import description
 from imagen_jax.cascade.cascade import TEXT_ENCODER, Cascade
 from imagen_jax.devices import compilation_cache
 from imagen_jax.images.image_list import ImageList
@@ -292,7 +292,7 @@ def write_workdir(workdir: Path, cascade: Cascade, params: dict, text: dict | No
 
     checkpoints = Checkpoints(workdir / "checkpoints")
     state = State(np.int32(3), jax.tree.map(np.zeros_like, params), params)
-    run = {"model": cascade_room.to_dict(cascade), "config": {"text": text}}
+    run = {"model": description.to_dict(cascade), "config": {"text": text}}
     checkpoints.save(3, jax.tree.map(jax.numpy.asarray, state), run=run, loss=1.0)
     checkpoints.close()
 

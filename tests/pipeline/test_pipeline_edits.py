@@ -10,7 +10,7 @@ from tiny_cascade import CASCADE, random_params, tiny_pipeline
 from imagen_jax.cascade.cascade import Cascade
 from imagen_jax.pipeline import request as arguments
 from imagen_jax.pipeline.generation import choose_batch
-from imagen_jax.pipeline.model_directory import Parts
+from imagen_jax.pipeline.lazy_params import LazyParams
 from imagen_jax.pipeline.pipeline import Pipeline
 
 QUIET = {"seed": 3, "progress": False}
@@ -155,7 +155,7 @@ def test_no_text_is_an_empty_prompt_where_the_model_knows_it(image):
 def test_low_memory_lets_each_part_go_before_the_next_is_read():
     params, held, most = random_params(CASCADE), set(), 0
 
-    class Counted(Parts):
+    class Counted(LazyParams):
         def free(self, name):
             held.discard(name)
             super().free(name)

@@ -46,7 +46,8 @@ def test_options_of_a_sharded_source_go_to_its_reader(shards, tmp_path):
     assert len(loader.source) == 27
     assert shapes(loader.batch(2)) == shapes(batches.abstract_batch(config))
     with pytest.raises(
-        ValueError, match=r"'data\.filter' for source 'tar'; did you mean 'filters'"
+        ValueError,
+        match=r"config\.data: unknown key 'filter' for source 'tar'; did you mean 'filters'",
     ):
         read_config(settings(shards, filter={}))
 
@@ -59,18 +60,21 @@ def test_a_mixture_is_made_of_named_sets(shards):
     raw = tiny(data=repr({"source": "mixture", "sets": sets}))
     config, loader = loader_of(raw)
     assert isinstance(loader.source, MixtureSource)
-    assert [part.rate for part in config.data.sets] == [3.0, 1.0]
-    assert config.data.sets[1].options == {"text": "json.caption"}
+    assert [part.rate for part in config.data.sets.values()] == [3.0, 1.0]
+    assert config.data.sets["b"].options == {"text": "json.caption"}
     drawn = [loader.order[number] // 32 for number in range(80)]
     assert np.bincount(drawn).tolist() == [60, 20]
     assert shapes(loader.batch(0)) == shapes(batches.abstract_batch(config))
     for wrong, match in [
         ({"source": "mixture"}, "needs them"),
         ({"source": "tar", "path": shards, "sets": sets}, "what source 'mixture' mixes"),
-        ({"source": "mixture", "sets": {"a": {"source": "tarr"}}}, r"'data\.sets\.a\.source' is"),
+        (
+            {"source": "mixture", "sets": {"a": {"source": "tarr"}}},
+            r"sets\.a: source is 'tarr'",
+        ),
         (
             {"source": "mixture", "sets": {"a": {"source": "tar", "pth": 1}}},
-            r"'data\.sets\.a\.pth'",
+            r"config\.data\.sets\.a: unknown key 'pth'",
         ),
     ]:
         with pytest.raises(ValueError, match=match):

@@ -12,7 +12,7 @@ from imagen_jax.cascade.stage import Stage
 from imagen_jax.devices.sharding import make_mesh
 from imagen_jax.diffusion.schedules import DiscreteBeta, LinearBeta
 from imagen_jax.models import UNetConfig, UNetLevel
-from imagen_jax.storage.codec import as_dict
+from imagen_jax.storage.codec import to_dict
 from imagen_jax.training import batches, build, inherit
 from imagen_jax.training.config import apply_overrides, load_config, split_overrides
 from imagen_jax.training.run_config import read_config
@@ -69,18 +69,18 @@ def _channels(config):
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("batchsize", "4", "unknown config key 'batchsize'; did you mean 'batch_size'"),
-        ("optimizer.lerning_rate", "1", "'optimizer.lerning_rate'; did you mean 'learning_rate'"),
-        ("optimiser.learning_rate", "1", "no section of the config; did you mean 'optimizer'"),
+        ("batchsize", "4", "unknown key 'config.batchsize'; did you mean 'batch_size'"),
+        ("optimizer.lerning_rate", "1", "optimizer.lerning_rate'; did you mean 'learning_rate'"),
+        ("optimiser.learning_rate", "1", "not a section of the config; did you mean 'optimizer'"),
         ("stage.network.levels.0.chanels", "1", "levels.0.chanels'; did you mean 'channels'"),
-        ("stage.network.levels.5.channels", "1", "no section"),
+        ("stage.network.levels.5.channels", "1", "not a section"),
         ("stage.network.kind", "efficientunet", "did you mean 'efficient_unet'"),
         ("stage.loss.weight", "mse", "mse"),
         ("data.source", "fodler", "did you mean 'folder'"),
-        ("data.data_dirs", "x", "'data.data_dirs' for source 'npz'"),
+        ("data.data_dirs", "x", "config.data: unknown key 'data_dirs' for source 'npz'"),
         ("text.encoder.dmodel", "8", "did you mean 'd_model'"),
         ("optimizer.kind", "adamm", "adamm"),
-        ("batch_size", "many", "'batch_size' is 'many'; it must be of type int"),
+        ("batch_size", "many", "'config.batch_size' is 'many'; it must be of type int"),
         ("batch_size", "2.5", "must be of type int"),
         ("data.flip", "3", "must be of type bool"),
         ("sample", "{'stesp': 7}", "did you mean 'steps'"),
@@ -88,16 +88,16 @@ def _channels(config):
         ("text.dropout", "3", "text.dropout must be in [0, 1], not 3"),
         ("ema_decay", "2", "ema_decay must be in [0, 1) or None, not 2"),
         ("optimizer.decay_steps", "5", "num_steps 12 goes past optimizer.decay_steps 5"),
-        ("checkpoint.keep", "0", "config section 'checkpoint': keep must be 1 or more, not 0"),
+        ("checkpoint.keep", "0", "config.checkpoint: keep must be 1 or more, not 0"),
         (
             "data.path",
             "2024",
-            """type str; on the command line quote it twice: --config.data.path='"2024"\'""",
+            """type str; on a command line, quote it twice: '"2024"\'""",
         ),
         ("data.path", "True", "type str"),
-        ("sample", "{'steps': 'x'}", "config key 'sample.steps' is 'x'"),
-        ("sample", "{'sampler': 'eular'}", "config section 'sample': Unknown sampler 'eular'"),
-        ("sample", "{'steps': 0}", "config section 'sample': steps must be"),
+        ("sample", "{'steps': 'x'}", "'config.sample.steps' is 'x'"),
+        ("sample", "{'sampler': 'eular'}", "config.sample: Unknown sampler 'eular'"),
+        ("sample", "{'steps': 0}", "config.sample: steps must be"),
     ],
 )
 def test_a_wrong_key_or_value_is_named(key, value, message):
@@ -115,7 +115,7 @@ def test_a_number_quoted_twice_is_a_string():
 def test_a_missing_key_is_named():
     config = tiny()
     del config["num_steps"]
-    with pytest.raises(ValueError, match="'num_steps', which is needed"):
+    with pytest.raises(ValueError, match=r"'config\.num_steps', which is needed"):
         read_config(config)
 
 
@@ -125,7 +125,7 @@ def test_options_of_a_source_go_to_its_reader():
 
 
 def test_a_config_goes_through_json():
-    raw = as_dict(tiny())
+    raw = to_dict(tiny())
     assert read_config(json.loads(json.dumps(raw))) == read_config(tiny())
 
 
@@ -152,7 +152,7 @@ def test_every_config_of_the_repository_is_valid(repository):
     for path in paths:
         config = load_config(path)
         if inherit.is_open(config):
-            config = inherit.filled(as_dict(config) | {"init_from": "somewhere"}, IF_CASCADE)
+            config = inherit.filled(to_dict(config) | {"init_from": "somewhere"}, IF_CASCADE)
         assert read_config(config).stage.name
 
 

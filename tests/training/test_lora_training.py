@@ -149,7 +149,7 @@ def test_a_dry_run_counts_what_is_trained_and_what_is_not(base):
         ({"init_from": "None"}, "init_from must say which"),
         ({"text__trainable": "True"}, "text.trainable must be False"),
         ({"lora": "{'rank': 0}"}, "lora.rank must be 1 or more"),
-        ({"lora": "{'rnak': 4}"}, "'lora.rnak'; did you mean 'rank'"),
+        ({"lora": "{'rnak': 4}"}, "'config.lora.rnak'; did you mean 'rank'"),
     ],
 )
 def test_a_mistake_in_the_section_is_named(overrides, message):
@@ -171,5 +171,5 @@ def test_a_run_of_whole_parameters_has_no_adapter(tmp_path, model, base):
     raw = lora_config(base, num_steps="1")
     raw.lora = None
     run(raw, model, tmp_path)
-    with pytest.raises(ValueError, match="no adapter"):
+    with pytest.raises(ValueError, match="not an adapter"):
         export_lora(tmp_path, tmp_path / "lora.safetensors")

@@ -93,8 +93,11 @@ def test_two_folders_without_captions_become_batches(tmp_path):
         ({"share": 0.01}, "data.prior.share 0.01 of batch_size 8 is 0 images"),
         ({"share": 1.0}, "share must be between 0 and 1, not 1.0"),
         ({"weight": 0.0}, "weight must be positive"),
-        ({"source": "fodler"}, "'data.prior.source' is 'fodler'; did you mean 'folder'"),
-        ({"wieght": 1.0}, "'data.prior.wieght' for source 'folder'; did you mean 'weight'"),
+        ({"source": "fodler"}, "config.data.prior: source is 'fodler'; did you mean 'folder'"),
+        (
+            {"wieght": 1.0},
+            "config.data.prior: unknown key 'wieght' for source 'folder'; did you mean 'weight'",
+        ),
     ],
 )
 def test_a_mistake_in_the_section_is_named(changes, message):

@@ -1,0 +1,66 @@
+"""Parameters that are read when they are first asked for, and can be freed again."""
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+
+import numpy as np
+
+from imagen_jax.cascade.cascade import TEXT_ENCODER
+from imagen_jax.storage.trees import flatten
+from imagen_jax.typing import Params
+
+# A few small tensors by their paths, by which two trained text encoders are told apart.
+Probe = Mapping[str, np.ndarray]
+PROBED = ("final_norm/scale", "relative_bias/embedding")
+
+
+class LazyParams(Mapping):
+    """The parameters of each stage by its name, and of "text_encoder".
+
+    readers: each reads one of them, whatever is in memory. probe: reads the probe of the text
+    encoder alone; without it, all of the encoder is read for that. on_free: called with the name of
+    what `free` lets go.
+    """
+
+    def __init__(
+        self,
+        readers: Mapping[str, Callable[[], Params]],
+        probe: Callable[[], Probe | None] | None = None,
+        on_free: Callable[[str], None] | None = None,
+    ):
+        self.readers = dict(readers)
+        self._probe, self._on_free = probe, on_free
+        self._read: dict[str, Params] = {}
+
+    def __getitem__(self, name: str) -> Params:
+        if name not in self._read:
+            self._read[name] = self.readers[name]()
+        return self._read[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.readers)
+
+    def __len__(self) -> int:
+        return len(self.readers)
+
+    def free(self, name: str) -> None:
+        """Lets go of the parameters in memory; the next access reads them again."""
+        self._read.pop(name, None)
+        if self._on_free is not None:
+            self._on_free(name)
+
+    def probe(self) -> Probe | None:
+        """A few tensors of the text encoder; None where its weights are not there."""
+        if self._probe is not None:
+            return self._probe()
+        if TEXT_ENCODER not in self.readers:
+            return None
+        flat = flatten(self.readers[TEXT_ENCODER]())
+        return {path: np.asarray(flat[path]) for path in PROBED if path in flat}
+
+
+def as_lazy(params: Mapping[str, Params]) -> LazyParams:
+    """Parameters that are in memory in the same form."""
+    if isinstance(params, LazyParams):
+        return params
+    return LazyParams({name: partial(params.__getitem__, name) for name in params})

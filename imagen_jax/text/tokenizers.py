@@ -1,0 +1,97 @@
+"""The tokenizers of T5 and its relatives: SentencePiece models, and the bytes of UTF-8.
+
+They get text as it is: case folding and normalization belong to the SentencePiece model.
+"""
+
+import functools
+import hashlib
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+PAD_ID = 0
+EOS_ID = 1
+NUM_SPECIAL = 3  # pad, eos and unk, before the bytes
+SENTENCEPIECE_FILE = "spiece.model"
+
+
+@dataclass(frozen=True)
+class SentencePieceTokenizer:
+    """The tokenizer of T5, mT5 and umT5: a SentencePiece model file, read at the first use."""
+
+    path: str
+
+
+@dataclass(frozen=True)
+class ByteTokenizer:
+    """The tokenizer of ByT5 (arXiv 2105.13626): UTF-8 bytes after the ids of pad, eos and unk."""
+
+
+Tokenizer = SentencePieceTokenizer | ByteTokenizer
+
+
+def make_tokenizer(name: str) -> Tokenizer:
+    """The tokenizer that a config names: "bytes", or the path of a SentencePiece model."""
+    return ByteTokenizer() if name == "bytes" else SentencePieceTokenizer(name)
+
+
+@functools.lru_cache(maxsize=8)
+def _read(path: str, modified: int):
+    # Imported here: bytes need no SentencePiece.
+    import sentencepiece
+
+    processor = sentencepiece.SentencePieceProcessor()
+    try:
+        processor.Load(path)
+    except (OSError, RuntimeError) as error:
+        raise ValueError(f"{path} is not a SentencePiece model: {error}") from error
+    if (processor.pad_id(), processor.eos_id()) != (PAD_ID, EOS_ID):
+        raise ValueError(
+            f"{path} has pad id {processor.pad_id()} and eos id {processor.eos_id()}; T5's "
+            f"tokenizers have {PAD_ID} and {EOS_ID} (scripts/train_tokenizer.py makes such)."
+        )
+    return processor
+
+
+def _processor(tokenizer: SentencePieceTokenizer):
+    try:
+        modified = os.stat(tokenizer.path).st_mtime_ns
+    except OSError as error:
+        raise ValueError(
+            f"No SentencePiece model at {tokenizer.path}: {error.strerror}."
+        ) from error
+    return _read(tokenizer.path, modified)
+
+
+def vocab_size(tokenizer: Tokenizer) -> int:
+    """Number of ids that the tokenizer can give."""
+    if isinstance(tokenizer, ByteTokenizer):
+        return 256 + NUM_SPECIAL
+    return _processor(tokenizer).GetPieceSize()
+
+
+def token_ids(tokenizer: Tokenizer, prompts: Sequence[str]) -> list[list[int]]:
+    """The ids of each prompt, of any length, without the end mark."""
+    # Lone surrogates have no UTF-8 form; "replace" gives the question mark.
+    texts = [prompt.encode("utf-8", "replace") for prompt in prompts]
+    if isinstance(tokenizer, ByteTokenizer):
+        return [[byte + NUM_SPECIAL for byte in text] for text in texts]
+    processor = _processor(tokenizer)
+    return [processor.EncodeAsIds(text.decode("utf-8")) for text in texts]
+
+
+def tokenizer_digest(tokenizer: Tokenizer) -> str:
+    """The kind of a tokenizer, and some digits that change with its vocabulary."""
+    if isinstance(tokenizer, ByteTokenizer):
+        return f"bytes, {NUM_SPECIAL} special"
+    content = _processor(tokenizer).serialized_model_proto()
+    return f"sentencepiece {hashlib.sha256(content).hexdigest()[:16]}"
+
+
+def copy_tokenizer(tokenizer: Tokenizer, directory: str | os.PathLike) -> None:
+    """Puts the tokenizer's file, if it has one, into a directory, as `SENTENCEPIECE_FILE`."""
+    if isinstance(tokenizer, SentencePieceTokenizer):
+        target = os.path.join(directory, SENTENCEPIECE_FILE)
+        if not (os.path.exists(target) and os.path.samefile(tokenizer.path, target)):
+            shutil.copyfile(tokenizer.path, target)
