@@ -17,15 +17,12 @@ from imagen_jax.evaluation.features import FeatureExtractor, FeatureNetwork, mak
 from imagen_jax.models.clip import ClipConfig
 from imagen_jax.storage.codec import to_dict
 from imagen_jax.storage.json_file import read_dataclass, read_object, write_object
-from imagen_jax.storage.layout import Tensors
-from imagen_jax.storage.reading import read_layout
-from imagen_jax.storage.safetensors import TensorFiles, save_params
-from imagen_jax.storage.trees import flatten
+from imagen_jax.storage.layout_files import read_params
+from imagen_jax.storage.safetensors import save_params
 
 FEATURES = "features"
 CONFIG_FILE = f"{FEATURES}.json"
 GRAPH_SUFFIX, PICKLE_SUFFIX = ".pb", ".pth"
-SHARD_BYTES = 5 * 10**9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,9 +81,7 @@ def _read_own(path: Path) -> FeatureNetwork:
     what = "the config of a feature network"
     found = read_dataclass(path / CONFIG_FILE, what, FeatureFile)
     shapes = inception_shapes() if found.config is None else clip_shapes(found.config)
-    layout = {path: Tensors((path,)) for path in flatten(shapes)}
-    where = os.fspath(path / f"{FEATURES}.safetensors")
-    params = read_layout(layout, TensorFiles(path, FEATURES), shapes, where=where)
+    params = read_params(path, FEATURES, shapes)
     return FeatureNetwork(found.name, found.config, params, path)
 
 
@@ -99,7 +94,7 @@ def write_network(
         dtype: of the weights on disk; None leaves them float32.
     """
     directory = Path(directory)
-    save_params(directory, FEATURES, network.params, dtype, SHARD_BYTES)
+    save_params(directory, FEATURES, network.params, dtype)
     for file in tokenizer_files(network.directory) if network.directory is not None else ():
         target = directory / file.name
         if not (target.exists() and target.samefile(file)):
