@@ -1,5 +1,6 @@
 """PyTorch's feature networks on random weights, and real photographs, for tests that compare."""
 
+import functools
 import importlib.util
 import sys
 import types
@@ -51,6 +52,7 @@ def reference_features(network, images: list[np.ndarray]) -> list[np.ndarray]:
     return [np.concatenate([outputs[i].numpy() for outputs in each]) for i in range(len(each[0]))]
 
 
+@functools.cache
 def photographs() -> dict[str, np.ndarray]:
     """Real ones, of odd sizes, smaller and larger than what the networks see."""
     data = pytest.importorskip("skimage.data")

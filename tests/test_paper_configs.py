@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from imagen_jax.cascade.cascade import Cascade, SamplingSettings
+from imagen_jax.cascade.cascade import Cascade, Sampling
 from imagen_jax.cascade.stage import init_params
 from imagen_jax.diffusion.schedules import Cosine, LinearBeta
 from imagen_jax.models.t5 import T5_V1_1
@@ -61,7 +61,7 @@ def test_stages_are_the_papers(paper):
     assert all(stage.prediction == "eps" and stage.loss.weight == "eps" for stage in stages)
     assert [type(stage.schedule) for stage in stages] == [Cosine, Cosine, LinearBeta]
     assert [stage.training_side for stage in stages] == [64, 256, 256]
-    Cascade(tuple(stages), (SamplingSettings(),) * 3, None)  # each fits the one before
+    Cascade(tuple(stages), (Sampling(),) * 3, None)  # each fits the one before
 
 
 @pytest.mark.parametrize("name", SIZES)

@@ -4,13 +4,14 @@ import jax
 import numpy as np
 
 from imagen_jax.cascade.cascade import TEXT_ENCODER, Cascade, part_shapes
-from imagen_jax.cascade.stage import Stage
-from imagen_jax.diffusion.sampling import SamplingSettings
+from imagen_jax.cascade.stage import Conditions, Stage
+from imagen_jax.diffusion.sampling import Sampling
 from imagen_jax.models import EfficientLevel, EfficientUNetConfig
 from imagen_jax.models.t5 import T5Config
 from imagen_jax.pipeline.pipeline import Pipeline
-from imagen_jax.text.encoder import TextEncoder
+from imagen_jax.text.encoder import TextEncoder, null_text
 from imagen_jax.text.tokenizers import ByteTokenizer
+from imagen_jax.typing import TextEmbeddings
 
 WIDTH = 8
 ENCODER = TextEncoder(
@@ -18,8 +19,8 @@ ENCODER = TextEncoder(
     ByteTokenizer(),
     max_length=12,
 )
-BASE_SETTINGS = SamplingSettings("ddpm", steps=4, guidance=3.0)
-SR_SETTINGS = SamplingSettings("ddpm", steps=3, aug_level=0.2)
+BASE_SETTINGS = Sampling("ddpm", steps=4, guidance=3.0)
+SR_SETTINGS = Sampling("ddpm", steps=3, aug_level=0.2)
 
 
 def network(low_res_channels: int = 0, num_classes: int | None = None) -> EfficientUNetConfig:
@@ -49,6 +50,16 @@ def random_params(cascade: Cascade, seed: int = 0) -> dict:
         return rng.normal(0, 0.6, leaf.shape).astype(np.float32)
 
     return {name: jax.tree.map(draw, part_shapes(cascade, name)) for name in names}
+
+
+def random_conditions(count: int) -> Conditions:
+    """Text of some samples, and one null for all."""
+    rng = np.random.default_rng(1)
+    width, length = ENCODER.config.d_model, ENCODER.max_length
+    values = rng.normal(size=(count, length, width)).astype(np.float32)
+    mask = np.arange(length) < np.array([[3], [5], [12]])[:count]
+    null = jax.tree.map(np.asarray, null_text(1, length, width))
+    return Conditions(TextEmbeddings(values, mask), null)
 
 
 def tiny_pipeline() -> Pipeline:

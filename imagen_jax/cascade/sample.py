@@ -1,64 +1,45 @@
-"""Drawing the images of one stage, from noise or from an image that is edited.
+"""Sampling the images of one stage, from noise or from an image that is edited.
 
-Pure functions of parameters, keys and conditions, compiled for each stage by itself; numbers such
+Pure functions of parameters, noise and conditions, compiled for each stage by itself; numbers such
 as guidance, times and augmentation level are traced, so that a new value never recompiles.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
-from math import ceil, inf
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from imagen_jax import models
-from imagen_jax.cascade.stage import Stage, make_stage_denoiser
+from imagen_jax.cascade.stage import Conditions, Stage, make_stage_denoiser
 from imagen_jax.diffusion.augmentation import augment, upsample
-from imagen_jax.diffusion.denoiser import Guidance, Thresholding
 from imagen_jax.diffusion.editing import (
     Edit,
-    Mask,
+    check_edit,
+    edited_grid,
     edited_start,
-    first_step,
     inpainting,
     jumping,
-    path_grid,
-    resampling_path,
 )
 from imagen_jax.diffusion.samplers import (
-    MAX_STEPS,
     SAMPLERS,
     Noise,
-    Sampler,
-    SamplerOptions,
     SamplerState,
-    TimeGrid,
     initial_state,
     noise_from_keys,
     sample_loop,
 )
-from imagen_jax.diffusion.sampling import SamplingSettings, sampling_grid
-from imagen_jax.typing import Images, Keys, Params, TextEmbeddings
+from imagen_jax.diffusion.sampling import Number, Sampling, traced
+from imagen_jax.diffusion.time_grids import MAX_STEPS, TimeGrid, sampling_grid
+from imagen_jax.typing import Images, Keys, Params
 
-AUGMENTATION_INDEX = MAX_STEPS + 1  # noise indices 0 ... MAX_STEPS belong to the sampler
-Shape = tuple[int, int, int]  # of one image: height, width, channels
+# Noise indices 0 ... MAX_STEPS belong to the sampler; a longer path leaves the next one out.
+AUGMENTATION_INDEX = MAX_STEPS + 1
 KNOWN_INDEX = MAX_STEPS + 2  # what a key is folded with for the kept part of an edited image
-
-
-class Conditions(NamedTuple):
-    """What a batch is made of; each field has one row a sample, or is None.
-
-    null: what guidance leads away from, one row for all or one a sample: the null text or the
-    negative prompt. low_res: images in [-1, 1] of the stage's low resolution.
-    """
-
-    text: TextEmbeddings | None = None
-    null: TextEmbeddings | None = None
-    label: Int[Array, " batch"] | None = None
-    low_res: Images | None = None
+Shape = tuple[int, int, int]  # of one image: height, width, channels
 
 
 class InjectedNoise(NamedTuple):
@@ -74,278 +55,180 @@ class InjectedNoise(NamedTuple):
     known: Float[Array, "steps_and_one batch height width channels"] | None = None
 
 
-class Choices(NamedTuple):
-    """What a compiled program is made for, besides its stage; SamplingSettings and Edit say it."""
+def split_noise(
+    shape: Shape, noise: Keys | InjectedNoise
+) -> tuple[Noise, Callable[[], Images], Noise]:
+    """The noise of the sampler, of the low-resolution input, and of an edit's kept part."""
+    if isinstance(noise, InjectedNoise):
+        return (lambda i: noise.steps[i]), (lambda: noise.augmentation), (lambda i: noise.known[i])
 
-    sampler: str
-    threshold: str
-    learned_variance: bool
-    known: str | None = None
-    jumps: bool = False
+    def along(path_noise: Noise) -> Noise:
+        return lambda index: path_noise(jnp.where(index > MAX_STEPS, index + 1, index))
 
-
-class Numbers(NamedTuple):
-    """The traced part of SamplingSettings."""
-
-    grid: TimeGrid
-    guidance: Guidance
-    thresholding: Thresholding
-    options: SamplerOptions
-    aug_level: Float[Array, ""] | float
+    drawn = noise_from_keys(noise, shape)
+    known = noise_from_keys(jax.vmap(jax.random.fold_in, (0, None))(noise, KNOWN_INDEX), shape)
+    return along(drawn), partial(drawn, AUGMENTATION_INDEX), along(known)
 
 
-def plan_steps(
-    stage: Stage, settings: SamplingSettings, edit: Edit | None = None
-) -> tuple[TimeGrid, int, int]:
-    """The times of a stage, the first step to run, and the one to stop before."""
-    grid = sampling_grid(stage.schedule, settings)
-    if edit is None:
-        return jax.tree.map(np.asarray, grid), 0, settings.steps
-    start = first_step(settings.steps, edit.strength)
-    if edit.resamplings > 1:
-        path = resampling_path(settings.steps, start, edit.resamplings, edit.jump_length)
-        grid = path_grid(grid, path)
-    return jax.tree.map(np.asarray, grid), start, int(grid.num_steps)
+def plan_steps(stage: Stage, sampling: Sampling, edit: Edit | None = None) -> TimeGrid:
+    """The times of a stage, with the first step to run and the one to stop before.
 
-
-def make_numbers(settings: SamplingSettings, grid: TimeGrid) -> Numbers:
-    """The settings' numbers, on this grid of times."""
-    start, stop = settings.guidance_interval
-    guidance = Guidance(settings.guidance, start, stop, settings.guidance_rescale)
-    thresholding = Thresholding(settings.percentile, inf if settings.cap is None else settings.cap)
-    options = SamplerOptions(settings.gamma, settings.eta)
-    floats = (guidance, thresholding, options, settings.aug_level)
-    return Numbers(grid, *jax.tree.map(np.float32, floats))
-
-
-def _noise(shape: Shape, keys: Keys, injected: InjectedNoise | None) -> Noise:
-    if injected is not None:
-        return lambda index: injected.steps[index].astype(jnp.float32)
-    return noise_from_keys(keys, shape)
-
-
-def _path_noise(shape: Shape, keys: Keys, injected: InjectedNoise | None) -> Noise:
-    """Noise of a path longer than any grid: drawn, it skips the index of the augmentation."""
-    noise = _noise(shape, keys, injected)
-    if injected is not None:
-        return noise
-    return lambda index: noise(jnp.where(index > MAX_STEPS, index + 1, index))
-
-
-def _known_noise(shape: Shape, keys: Keys, injected: InjectedNoise | None) -> Noise:
-    """Noise of the kept part of an edited image, independent of the sampler's."""
-    if injected is None:
-        return _path_noise(shape, jax.vmap(jax.random.fold_in, (0, None))(keys, KNOWN_INDEX), None)
-    if injected.known is None:
-        raise ValueError("Injected noise lacks `known`, the noise of the kept part of the image.")
-    return lambda index: injected.known[index].astype(jnp.float32)
+    Raises:
+        ValueError: a spacing that the stage's schedule cannot have; an edit that makes no sense or
+            leaves no step to run.
+    """
+    grid = sampling_grid(stage.schedule, sampling)
+    return grid if edit is None else edited_grid(grid, check_edit(edit))
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def begin_stage(
+def start_stage(
     stage: Stage,
     shape: Shape,
-    keys: Keys,
+    noise: Keys | InjectedNoise,
     low_res: Images | None,
-    aug_level: Float[Array, ""] | float,
-    injected: InjectedNoise | None = None,
+    aug_level: Number,
+    edit: Edit | None = None,
+    t: Number = 1.0,
 ) -> tuple[SamplerState, Float[Array, "batch high wide channels"] | None]:
-    """Initial noise, and the low-resolution input enlarged and noised as the network wants it."""
-    noise = _noise(shape, keys, injected)
+    """The first state, noise or the edited image at time t, and the low-resolution input as the
+    network wants it: upsampled and augmented.
+    """
+    sampler_noise, augmentation_noise, _ = split_noise(shape, noise)
     if low_res is not None:
         low_res = upsample(low_res, shape[:2], stage.upsampling)
-        given = injected is not None and injected.augmentation is not None
-        eps = injected.augmentation if given else noise(AUGMENTATION_INDEX)
-        low_res = augment(low_res, aug_level, eps, stage.aug_schedule)
-    return initial_state(noise(0)), low_res
+        low_res = augment(low_res, aug_level, augmentation_noise(), stage.aug_schedule)
+    eps = sampler_noise(0)
+    state = initial_state(eps) if edit is None else edited_start(edit, eps, stage.schedule, t)
+    return state, low_res
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def begin_edit(
+@partial(jax.jit, static_argnums=0)
+def run_steps(
     stage: Stage,
-    known: str,
-    noise: SamplerState,
-    image: Images,
-    mask: Mask | None,
-    t: Float[Array, ""] | float,
-) -> SamplerState:
-    """The image at time t, with the noise that `begin_stage` gave."""
-    return edited_start(image, noise.x, stage.schedule, t, mask, known)
-
-
-def _make_sampler(
-    shape: Shape,
-    choices: Choices,
-    keys: Keys,
-    kept: tuple[Images, Mask | None] | None,
-    injected: InjectedNoise | None,
-) -> tuple[Sampler, Noise]:
-    """The sampler of these choices, wrapped for an edit, and its noise."""
-    sampler = SAMPLERS[choices.sampler]
-    image, mask = kept or (None, None)
-    noise = (_path_noise if choices.jumps else _noise)(shape, keys, injected)
-    if choices.jumps:
-        sampler = jumping(sampler)
-    if mask is not None:
-        known_noise = _known_noise(shape, keys, injected) if choices.known == "noised" else noise
-        sampler = inpainting(sampler, image, mask, choices.known, known_noise)
-    return sampler, noise
-
-
-@partial(jax.jit, static_argnums=(0, 1))
-def advance_stage(
-    stage: Stage,
-    choices: Choices,
     params: Params,
-    keys: Keys,
+    noise: Keys | InjectedNoise,
     conditions: Conditions,
-    numbers: Numbers,
+    sampling: Sampling,
+    grid: TimeGrid,
     state: SamplerState,
-    start: Int[Array, ""] | int,
-    stop: Int[Array, ""] | int,
-    injected: InjectedNoise | None = None,
-    kept: tuple[Images, Mask | None] | None = None,
+    edit: Edit | None = None,
 ) -> SamplerState:
-    """Steps `start` ... `stop` - 1 of a batch; `conditions.low_res` as `begin_stage` gives it.
+    """The steps of a grid for a batch.
 
-    `kept`: image and mask of an edit.
+    `conditions.low_res` as `start_stage` gives it, `conditions.null` and the edit's image and mask
+    with one row a sample.
     """
-    batch = state.x.shape[0]
-    null = conditions.null
-    if null is not None:
-        null = jax.tree.map(lambda x: jnp.broadcast_to(x, (batch, *x.shape[1:])), null)
-    denoise = make_stage_denoiser(
-        stage,
-        params,
-        text=conditions.text,
-        null=null,
-        label=conditions.label,
-        low_res=conditions.low_res,
-        aug_level=jnp.broadcast_to(jnp.asarray(numbers.aug_level, jnp.float32), (batch,)),
-        guidance=numbers.guidance,
-        threshold=choices.threshold,
-        thresholding=numbers.thresholding,
-        learned_variance=choices.learned_variance,
+    denoise = make_stage_denoiser(stage, params, conditions, sampling)
+    sampler_noise, _, known_noise = split_noise(state.x.shape[1:], noise)
+    sampler = SAMPLERS[sampling.sampler]
+    if edit is not None:
+        sampler = jumping(sampler)
+        if edit.mask is not None:
+            sampler = inpainting(sampler, edit, known_noise)
+    return sample_loop(sampler, denoise, stage.schedule, grid, state, sampler_noise, sampling)
+
+
+def sample_steps(
+    stage: Stage,
+    params: Params,
+    noise: Keys | InjectedNoise,
+    conditions: Conditions,
+    sampling: Sampling,
+    edit: Edit | None = None,
+    size: tuple[int, int] | None = None,
+    every: int | None = None,
+) -> Iterator[tuple[int, SamplerState]]:
+    """As `sample_stage`: the number of steps done and the state, after `every` steps and after the
+    last; only after the last when None.
+    """
+    if (stage.low_resolution is None) != (conditions.low_res is None):
+        raise ValueError(
+            f"Stage {stage.name!r} needs images of {stage.low_resolution} pixels to upsample."
+            if conditions.low_res is None
+            else f"Stage {stage.name!r} starts from noise and takes no low-resolution images."
+        )
+    grid, sampling = plan_steps(stage, sampling, edit), traced(sampling)
+    shape = (*stage_size(stage, conditions.low_res, size), stage.channels)
+    batch = noise.steps.shape[1] if isinstance(noise, InjectedNoise) else len(noise)
+    if edit is not None:
+        _check_fits(stage, edit, noise, (batch, *shape))
+        edit = _rows(edit, batch)
+    state, low_res = start_stage(
+        stage, shape, noise, conditions.low_res, sampling.aug_level, edit, grid.times[grid.start]
     )
-    sampler, noise = _make_sampler(state.x.shape[1:], choices, keys, kept, injected)
-    return sample_loop(
-        sampler,
-        denoise,
-        stage.schedule,
-        numbers.grid,
-        state,
-        noise,
-        numbers.options,
-        start,
-        stop,
-    )
+    conditions = conditions._replace(null=_rows(conditions.null, batch), low_res=low_res)
+    first, last = int(grid.start), int(grid.stop)
+    for start in range(first, last, every or last - first):
+        stop = min(start + (every or last), last)
+        part = grid._replace(start=np.int32(start), stop=np.int32(stop))
+        state = run_steps(stage, params, noise, conditions, sampling, part, state, edit)
+        yield stop - first, state
 
 
 def sample_stage(
     stage: Stage,
     params: Params,
-    keys: Keys,
+    noise: Keys | InjectedNoise,
     conditions: Conditions = Conditions(),
-    settings: SamplingSettings = SamplingSettings(),
-    *,
-    size: tuple[int, int] | None = None,
+    sampling: Sampling = Sampling(),
     edit: Edit | None = None,
-    injected: InjectedNoise | None = None,
-    callback: Callable[[int, SamplerState], None] | None = None,
-    every: int | None = None,
+    size: tuple[int, int] | None = None,
 ) -> Images:
     """Images in [-1, 1] of one batch at one stage.
 
     Args:
         params: of the stage's network.
-        keys: one a sample.
-        size: (height, width) that a base stage draws, when not its resolution; a stage that
-            enlarges follows the size of its input.
-        edit: an image of the stage's resolution to start from.
-        callback: called with the number of steps done and the state, every `every` steps (a tenth
-            of all when None) and after the last.
+        noise: one key a sample, or the noise itself.
+        edit: an image of the stage's resolution to start from, one for all or one a sample.
+        size: (height, width) that a base stage samples, when not its resolution; a stage that
+            upsamples follows the size of its input.
 
     Raises:
         ValueError: the stage takes low-resolution images and there are none, or the reverse; a
             spacing that the stage's schedule cannot have; an edit of another resolution.
     """
-    if (stage.low_resolution is None) != (conditions.low_res is None):
-        raise ValueError(
-            f"Stage {stage.name!r} needs images of {stage.low_resolution} pixels to enlarge."
-            if conditions.low_res is None
-            else f"Stage {stage.name!r} starts from noise and takes no low-resolution images."
-        )
-    grid, first, last = plan_steps(stage, settings, edit)
-    numbers, kept = make_numbers(settings, grid), None
-    choices = Choices(settings.sampler, settings.threshold, settings.learned_variance)
-    shape = (*stage_size(stage, conditions.low_res, size), stage.channels)
-    state, low_res = begin_stage(
-        stage, shape, keys, conditions.low_res, numbers.aug_level, injected
-    )
-    conditions = conditions._replace(low_res=low_res)
-    if edit is not None:
-        kept = _kept(stage, edit, (len(keys), *shape))
-        state = begin_edit(stage, edit.known, state, *kept, grid.times[first])
-        choices = choices._replace(known=edit.known, jumps=edit.resamplings > 1)
-    chunk = last - first if callback is None else every or ceil((last - first) / 10)
-    for start in range(first, last, chunk):
-        stop = min(start + chunk, last)
-        state = advance_stage(
-            stage,
-            choices,
-            params,
-            keys,
-            conditions,
-            numbers,
-            state,
-            np.int32(start),
-            np.int32(stop),
-            injected,
-            kept,
-        )
-        if callback is not None:
-            callback(stop - first, jax.block_until_ready(state))
-    return jnp.clip(state.x, -1.0, 1.0)
+    steps = sample_steps(stage, params, noise, conditions, sampling, edit, size)
+    return jnp.clip(next(steps)[1].x, -1.0, 1.0)
 
 
 def stage_size(
     stage: Stage, low_res: Images | np.ndarray | None, size: tuple[int, int] | None = None
 ) -> tuple[int, int]:
-    """(height, width) of what a stage draws.
+    """(height, width) of what a stage samples.
 
     Raises:
-        ValueError: a size that the network cannot have, or another one than that of the input.
+        ValueError: a size that the network cannot have.
     """
     if low_res is not None:
-        enlarged = [side * stage.resolution // stage.low_resolution for side in low_res.shape[1:3]]
-        if size is not None and tuple(size) != tuple(enlarged):
-            raise ValueError(
-                f"Stage {stage.name!r} makes {enlarged[0]}x{enlarged[1]} of its input, not {size}."
-            )
-        size = tuple(enlarged)
-    square = (stage.resolution, stage.resolution)
-    size, step = square if size is None else tuple(size), models.reduction(stage.network)
+        size = tuple(side * stage.resolution // stage.low_resolution for side in low_res.shape[1:3])
+    square, step = (stage.resolution, stage.resolution), models.reduction(stage.network)
+    size = square if size is None else tuple(size)
     if getattr(stage.network, "draft", False) and size != square:
         raise ValueError(
-            f"Stage {stage.name!r} draws {square[0]}x{square[1]} alone: its draft of the text has "
+            f"Stage {stage.name!r} makes only {square[0]}x{square[1]}: its draft of the text has "
             f"that size, not {size[0]}x{size[1]}."
         )
     if min(size) < 1 or any(side % step for side in size):
         raise ValueError(
-            f"Stage {stage.name!r} draws images whose sides are multiples of {step}, "
+            f"Stage {stage.name!r} makes images whose sides are multiples of {step}, "
             f"not {size[0]}x{size[1]} (height x width)."
         )
     return size
 
 
-def _kept(stage: Stage, edit: Edit, shape: tuple[int, ...]) -> tuple[Images, Mask | None]:
-    """Image and mask of an edit, one row a sample."""
-    if edit.image.shape != shape and edit.image.shape != (1, *shape[1:]):
+def _check_fits(
+    stage: Stage, edit: Edit, noise: Keys | InjectedNoise, shape: tuple[int, ...]
+) -> None:
+    if edit.image.shape not in (shape, (1, *shape[1:])):
         raise ValueError(
             f"Stage {stage.name!r} edits {shape[0]} images of shape {shape[1:]}, or one for all; "
             f"got {edit.image.shape}."
         )
-    image = jnp.broadcast_to(jnp.asarray(edit.image, jnp.float32), shape)
-    if edit.mask is None:
-        return image, None
-    return image, jnp.broadcast_to(jnp.asarray(edit.mask, jnp.float32), (*shape[:3], 1))
+    if edit.known == "noised" and isinstance(noise, InjectedNoise) and noise.known is None:
+        raise ValueError("Injected noise lacks `known`, the noise of the kept part of the image.")
+
+
+def _rows(tree: Any, batch: int) -> Any:
+    """One row a sample, where there is one for all."""
+    return jax.tree.map(lambda x: jnp.broadcast_to(x, (batch, *x.shape[1:])), tree)

@@ -1,7 +1,8 @@
 """A stage: one diffusion model of the cascade, as data, and what its parameters make of it."""
 
 import dataclasses
-from typing import Literal
+import functools
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,25 +10,33 @@ from jaxtyping import Array, Float, Int
 
 from imagen_jax import models
 from imagen_jax.diffusion.augmentation import AUGMENTATION_SCHEDULE, UPSAMPLINGS
-from imagen_jax.diffusion.denoiser import (
-    NO_GUIDANCE,
-    PAPER_THRESHOLDING,
-    Denoiser,
-    Guidance,
-    Thresholding,
-    make_denoiser,
-)
+from imagen_jax.diffusion.denoiser import Denoiser, make_denoiser
 from imagen_jax.diffusion.losses import Loss
+from imagen_jax.diffusion.sampling import Number, Sampling
 from imagen_jax.diffusion.schedules import SCHEDULES, Cosine, DiscreteBeta, Schedule, network_time
 from imagen_jax.models import EfficientUNetConfig, UNetConfig
+from imagen_jax.storage.codec import require
 from imagen_jax.typing import Images, Keys, Params, TextEmbeddings
+
+
+class Conditions(NamedTuple):
+    """What a batch is made of; each field has one row a sample, or is None.
+
+    null: what guidance leads away from, one row for all or one a sample: the null text or the
+    negative prompt. low_res: images in [-1, 1] of the stage's low resolution.
+    """
+
+    text: TextEmbeddings | None = None
+    null: TextEmbeddings | None = None
+    label: Int[Array, " batch"] | None = None
+    low_res: Images | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
     """One diffusion model: network, noise, what it predicts, at which resolution, from what.
 
-    resolution: side of its images. low_resolution: side of the images it enlarges, None for a
+    resolution: side of its images. low_resolution: side of the images it upsamples, None for a
     base model. crop: side of the squares cut out of images of `resolution` for training, None for
     whole images. conditioning: "text" (embeddings of `text_width`), "label" (the network's
     `num_classes`) or None. prediction: what the network outputs. time_power: training draws t = u
@@ -53,77 +62,78 @@ class Stage:
     upsampling: str = "bilinear"
 
     def __post_init__(self):
-        network, step = self.network, models.reduction(self.network)
-        if self.resolution < 1 or self.resolution % step:
-            raise ValueError(
-                f"stage {self.name!r}: resolution {self.resolution} is no multiple of {step}"
-            )
-        if self.crop is not None:
-            self._check_crop(step)
-        if self.conditioning == "text" and not self.text_width:
-            raise ValueError(f"stage {self.name!r}: conditioning 'text' needs text_width")
-        pooling_heads = getattr(network, "pooling_heads", None)
-        if self.conditioning == "text" and pooling_heads and self.text_width % pooling_heads:
-            raise ValueError(
-                f"stage {self.name!r}: text_width {self.text_width} does not split into "
-                f"network.pooling_heads {pooling_heads}"
-            )
-        if getattr(network, "draft", False) and self.conditioning != "text":
-            raise ValueError(
-                f"stage {self.name!r}: network.draft guesses from text, but conditioning is "
-                f"{self.conditioning!r}"
-            )
-        if (self.conditioning == "label") != (network.num_classes is not None):
-            raise ValueError(
-                f"stage {self.name!r}: conditioning {self.conditioning!r} and network.num_classes "
-                f"{network.num_classes} do not fit: num_classes is for conditioning 'label' alone"
-            )
-        if (self.low_resolution is not None) != bool(network.low_res_channels):
-            raise ValueError(
-                f"stage {self.name!r}: low_resolution {self.low_resolution} and "
-                f"network.low_res_channels {network.low_res_channels} do not fit: an enlarging "
-                "stage needs both, a base model neither"
-            )
-        if network.in_channels != self.channels or network.out_channels not in (
-            self.channels,
-            2 * self.channels,
-        ):
-            raise ValueError(
-                f"stage {self.name!r}: the network takes {network.in_channels} and gives "
-                f"{network.out_channels} channels for images of {self.channels}"
-            )
-        low, high = self.aug_levels
-        if not 0 <= low <= high <= 1:
-            raise ValueError(
-                f"stage {self.name!r}: aug_levels {self.aug_levels} must rise within [0, 1]"
-            )
-        if not self.time_power > 0:
-            raise ValueError(
-                f"stage {self.name!r}: time_power must be positive, not {self.time_power}"
-            )
-        if self.upsampling not in UPSAMPLINGS:
-            raise ValueError(
-                f"stage {self.name!r}: upsampling {self.upsampling!r} is none of "
-                f"{tuple(UPSAMPLINGS)}"
-            )
-        if self.loss.vlb_weight and not (
-            network.out_channels == 2 * self.channels and isinstance(self.schedule, DiscreteBeta)
-        ):
-            raise ValueError(
-                f"stage {self.name!r}: loss.vlb_weight {self.loss.vlb_weight} needs a network with "
-                f"a learned variance (out_channels {2 * self.channels}, not "
-                f"{network.out_channels}) and a schedule of kind discrete_beta"
-            )
+        self._check_fields()
+        self._check_network()
 
-    def _check_crop(self, step: int) -> None:
+    def _check_fields(self) -> None:
+        name, step = f"stage {self.name!r}", models.reduction(self.network)
+        (low, high), crop = self.aug_levels, self.crop
         # The low-resolution crop has whole pixels, too.
-        enlargement = 1 if self.low_resolution is None else self.resolution / self.low_resolution
-        fits = 0 < self.crop <= self.resolution and self.crop % step == 0
-        if not fits or self.crop % enlargement:
-            raise ValueError(
-                f"stage {self.name!r}: crop {self.crop} must be at most {self.resolution}, and a "
-                f"multiple of {step} and of the enlargement, {enlargement:g}"
-            )
+        scale = self.resolution / self.low_resolution if self.low_resolution else 1
+        require(
+            (
+                self.resolution >= 1 and self.resolution % step == 0,
+                f"{name}: resolution {self.resolution} is not a multiple of {step}",
+            ),
+            (
+                crop is None
+                or (0 < crop <= self.resolution and crop % step == 0 and crop % scale == 0),
+                f"{name}: crop {crop} must be at most {self.resolution}, and a multiple of {step} "
+                f"and of the upsampling factor, {scale:g}",
+            ),
+            (
+                self.text_width or self.conditioning != "text",
+                f"{name}: conditioning 'text' needs text_width",
+            ),
+            (
+                0 <= low <= high <= 1,
+                f"{name}: aug_levels {self.aug_levels} must rise within [0, 1]",
+            ),
+            (self.time_power > 0, f"{name}: time_power must be positive, not {self.time_power}"),
+            (
+                self.upsampling in UPSAMPLINGS,
+                f"{name}: upsampling {self.upsampling!r} must be one of {tuple(UPSAMPLINGS)}",
+            ),
+        )
+
+    def _check_network(self) -> None:
+        name, network, kind = f"stage {self.name!r}", self.network, self.conditioning
+        heads = getattr(network, "pooling_heads", None) or 1
+        outputs, learned = network.out_channels, 2 * self.channels
+        require(
+            (
+                kind != "text" or self.text_width % heads == 0,
+                f"{name}: text_width {self.text_width} does not split into network.pooling_heads "
+                f"{heads}",
+            ),
+            (
+                kind == "text" or not getattr(network, "draft", False),
+                f"{name}: network.draft guesses from text, but conditioning is {kind!r}",
+            ),
+            (
+                (kind == "label") == (network.num_classes is not None),
+                f"{name}: conditioning {kind!r} and network.num_classes {network.num_classes} do "
+                "not fit: num_classes is for conditioning 'label' alone",
+            ),
+            (
+                (self.low_resolution is not None) == bool(network.low_res_channels),
+                f"{name}: low_resolution {self.low_resolution} and network.low_res_channels "
+                f"{network.low_res_channels} do not fit: a super-resolution stage needs both, a "
+                "base model neither",
+            ),
+            (
+                network.in_channels == self.channels and outputs in (self.channels, learned),
+                f"{name}: the network takes {network.in_channels} and gives {outputs} channels for "
+                f"images of {self.channels}",
+            ),
+            (
+                not self.loss.vlb_weight
+                or (outputs == learned and isinstance(self.schedule, DiscreteBeta)),
+                f"{name}: loss.vlb_weight {self.loss.vlb_weight} needs a network with a learned "
+                f"variance (out_channels {learned}, not {outputs}) and a schedule of kind "
+                "discrete_beta",
+            ),
+        )
 
     @property
     def training_side(self) -> int:
@@ -150,13 +160,14 @@ def apply_network(
     text: TextEmbeddings | None = None,
     label: Int[Array, " batch"] | None = None,
     low_res: Images | None = None,
-    aug_level: Float[Array, " batch"] | None = None,
+    aug_level: Number | None = None,
 ) -> Float[Array, "batch height width out_channels"]:
-    """The network's output at x_t, t in [0, 1]; `low_res` enlarged and augmented at `aug_level` in
-    [0, 1].
+    """The network's output at x_t, t in [0, 1]; `low_res` upsampled and augmented at `aug_level` in
+    [0, 1], one level or one an example.
     """
     level = None
     if aug_level is not None and low_res is not None:
+        aug_level = jnp.broadcast_to(jnp.asarray(aug_level, jnp.float32), t.shape)
         level = network_time(stage.aug_schedule, aug_level)
     return models.apply(
         stage.network,
@@ -176,49 +187,33 @@ def null_label(stage: Stage, batch: int) -> Int[Array, " batch"]:
 
 
 def make_stage_denoiser(
-    stage: Stage,
-    params: Params,
-    *,
-    text: TextEmbeddings | None = None,
-    null: TextEmbeddings | None = None,
-    label: Int[Array, " batch"] | None = None,
-    low_res: Images | None = None,
-    aug_level: Float[Array, " batch"] | None = None,
-    guidance: Guidance = NO_GUIDANCE,
-    threshold: str = "dynamic",
-    thresholding: Thresholding = PAPER_THRESHOLDING,
-    learned_variance: bool = True,
+    stage: Stage, params: Params, conditions: Conditions, sampling: Sampling
 ) -> Denoiser:
-    """(x_t, t) -> Denoised for a batch with these conditions, guided away from `null` (or from "no
-    class").
-    """
-    if stage.conditioning == "label":
-        text, null = None, None
+    """(x_t, t) -> Denoised for a batch, guided away from the null text (or from "no class").
 
-    def predict(x_t, t):
-        return apply_network(
-            stage, params, x_t, t, text=text, label=label, low_res=low_res, aug_level=aug_level
-        )
+    Args:
+        conditions: with one row of `null` a sample, and with `low_res` upsampled and augmented at
+            `sampling.aug_level`.
+    """
+    network = functools.partial(apply_network, stage, params, aug_level=sampling.aug_level)
+    low_res = conditions.low_res
+    if stage.conditioning == "text":
+        towards, away = {"text": conditions.text}, {"text": conditions.null}
+    elif stage.conditioning == "label":
+        towards = {"label": conditions.label}
+        away = {"label": null_label(stage, len(conditions.label))}
+    else:
+        towards, away = {}, {}
 
     def predict_pair(x_t, t):
-        away = null if stage.conditioning == "text" else null_label(stage, x_t.shape[0])
-        towards = text if stage.conditioning == "text" else label
         both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), towards, away)
-        x_t, t, low, level = jax.tree.map(
-            lambda a: jnp.concatenate([a, a]), (x_t, t, low_res, aug_level)
-        )
-        conditions = {stage.conditioning: both}
-        out = apply_network(stage, params, x_t, t, low_res=low, aug_level=level, **conditions)
-        return tuple(jnp.split(out, 2))
+        x_t, t, low = jax.tree.map(lambda a: jnp.concatenate([a, a]), (x_t, t, low_res))
+        return tuple(jnp.split(network(x_t, t, low_res=low, **both), 2))
 
-    guided = (stage.conditioning == "text" and null is not None) or stage.conditioning == "label"
     return make_denoiser(
-        predict,
-        predict_pair if guided else None,
+        functools.partial(network, low_res=low_res, **towards),
+        predict_pair if any(value is not None for value in away.values()) else None,
         stage.schedule,
         stage.prediction,
-        guidance,
-        threshold,
-        thresholding,
-        learned_variance,
+        sampling,
     )

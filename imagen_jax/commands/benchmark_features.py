@@ -94,14 +94,13 @@ def measure(options: argparse.Namespace) -> dict:
     import torch
 
     from imagen_jax.convert.inception import params_from_pytorch
-    from imagen_jax.evaluation.features import make_extractor
+    from imagen_jax.evaluation.features import FeatureNetwork, make_extractor
 
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     state = random_state()
-    ours = make_extractor(
-        "ours", "random", None, params_from_pytorch(state), batch_size=options.batch_size
-    )
+    network = FeatureNetwork("ours", None, params_from_pytorch(state))
+    ours = make_extractor(network, batch_size=options.batch_size)
     sides = {"imagen_jax": ours.images, "torch_fidelity": theirs(state)}
     shape = (options.batch_size, options.side, options.side, 3)
     images = np.random.default_rng(1).integers(0, 256, shape, np.uint8)

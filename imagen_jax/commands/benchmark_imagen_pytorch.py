@@ -120,8 +120,10 @@ def time_jax(case: Case, steps: int, sample_steps: int, _: None) -> dict:
     import jax
     import numpy as np
 
-    from imagen_jax.cascade.cascade import Conditions, sample_keys, sample_stage
-    from imagen_jax.diffusion.sampling import SamplingSettings
+    from imagen_jax.cascade.cascade import sample_keys
+    from imagen_jax.cascade.sample import sample_stage
+    from imagen_jax.cascade.stage import Conditions
+    from imagen_jax.diffusion.sampling import Sampling
     from imagen_jax.models.t5 import T5Config
     from imagen_jax.text.encoder import null_text
     from imagen_jax.training import build, optimizer
@@ -157,7 +159,7 @@ def time_jax(case: Case, steps: int, sample_steps: int, _: None) -> dict:
     n = case.sample_batch
     text = TextEmbeddings(batch["text"][:n], batch["mask"][:n])
     conditions = Conditions(text, null_text(1, TEXT_LENGTH, TEXT_WIDTH))
-    settings = SamplingSettings(
+    settings = Sampling(
         sampler="ddpm", steps=sample_steps, guidance=GUIDANCE, threshold="dynamic", percentile=95.0
     )
 

@@ -81,12 +81,8 @@ def convert(options: argparse.Namespace) -> None:
 def convert_features(source: Path, directory: Path, dtype: str | None) -> None:
     """Writes a feature network in our form; FID's Inception may come as PyTorch's file."""
     from imagen_jax.convert.inception import params_from_pytorch
-    from imagen_jax.evaluation.feature_files import (
-        PICKLE_SUFFIX,
-        FeatureNetwork,
-        read_network,
-        write_network,
-    )
+    from imagen_jax.evaluation.feature_files import PICKLE_SUFFIX, read_network, write_network
+    from imagen_jax.evaluation.features import FeatureNetwork
 
     if source.suffix == PICKLE_SUFFIX:
         params = params_from_pytorch(read_pickle(source), str(source))

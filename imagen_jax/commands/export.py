@@ -45,7 +45,7 @@ def parser() -> argparse.ArgumentParser:
 def export(options: argparse.Namespace) -> None:
     # After the options are read: a wrong one need not wait for JAX.
     from imagen_jax.cascade.cascade import Cascade
-    from imagen_jax.diffusion.sampling import with_overrides
+    from imagen_jax.diffusion.overrides import with_overrides
     from imagen_jax.pipeline.loading import join_pipelines, load_model
     from imagen_jax.pipeline.model_directory import write_model
 

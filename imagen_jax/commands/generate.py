@@ -13,20 +13,35 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from imagen_jax.commands.command_line import make_parser, names, numbers
 from imagen_jax.storage.folders import output_folder
+
+# Options that all of a pipeline's methods take under the same name.
+PIPELINE_OPTIONS = (
+    "num_images",
+    "size",
+    "guidance",
+    "steps",
+    "sampler",
+    "spacing",
+    "seed",
+    "negative_prompt",
+    "label",
+    "batch_size",
+    "aug_level",
+    "low_memory",
+)
 
 
 def parser() -> argparse.ArgumentParser:
-    parse = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parse = make_parser(__doc__)
     add = parse.add_argument
-    add("prompts", nargs="*", metavar="PROMPT", help="what to paint")
+    add("prompts", nargs="*", metavar="PROMPT", help="what the images show")
     add(
         "--model",
         type=names,
         help="shipped model, model directory, training workdir or name on the Hugging Face hub "
-        "(default: emoji); stages trained apart in a row: A,B",
+        "(default: emoji); A,B to chain separately trained stages",
     )
     add("--dtype", default="float32", help="of the parameters: float32 (default) or bfloat16")
     add("--variant", help="of DeepFloyd IF's weights, such as fp16")
@@ -46,36 +61,20 @@ def parser() -> argparse.ArgumentParser:
     add("--from_png", type=Path, metavar="FILE", help="make this image again, all else left out")
     add("--aspect_ratio", help="width to height, such as 16:9, instead of a square")
     add("--image", type=Path, metavar="FILE", help="image to edit, or with --mask to inpaint")
-    add("--mask", type=Path, metavar="FILE", help="white where --image is to be drawn anew")
+    add("--mask", type=Path, metavar="FILE", help="white where --image is to be sampled anew")
     add(
         "--strength", type=numbers(float), help="of the edit, in (0, 1]: less keeps more of --image"
     )
-    add("--upscale", type=Path, metavar="FILE", help="image to enlarge")
+    add("--upscale", type=Path, metavar="FILE", help="image to upsample")
     add(
         "--aug_level",
         type=numbers(float),
-        help="noise on what stages enlarge, in [0, 1]; or A,A,... by stage",
+        help="noise on the input of super-resolution stages, in [0, 1]; or A,A,... by stage",
     )
     add("--low_memory", action="store_true", help="only one stage's parameters at a time")
     add("--no_grid", action="store_true", help="no grid.png")
     add("--quiet", action="store_true", help="no progress bar")
     return parse
-
-
-def numbers(kind: type):
-    """A reader of "3" as a number and of "3,1" as numbers by stage."""
-
-    def number(text: str):
-        values = [kind(part) for part in text.split(",")]
-        return values[0] if len(values) == 1 else values
-
-    number.__name__ = kind.__name__  # what argparse calls a wrong value
-    return number
-
-
-def names(text: str) -> str | list[str]:
-    values = text.split(",")
-    return values[0] if len(values) == 1 else values
 
 
 def file_name(index: int, prompt: str | None, digits: int) -> str:
@@ -98,7 +97,11 @@ def generate(options: argparse.Namespace) -> None:
         raise ValueError('Give a prompt: scripts/generate.py "a smiling cat with heart eyes".')
     with output_folder(options.out):
         began = time.monotonic()
-        pipeline, images = paint(options) if settings is None else paint_again(options, settings)
+        pipeline = load(options, settings)
+        if settings is None:
+            images = sample(pipeline, options)
+        else:
+            images = pipeline.generate_again(settings, progress=not options.quiet)
         seconds = time.monotonic() - began
         write(options, images)
     made = images[0].info["imagen_jax"]
@@ -114,74 +117,49 @@ def generate(options: argparse.Namespace) -> None:
 
 
 def check_images(options: argparse.Namespace) -> None:
-    """ValueError where options of editing, inpainting and enlarging do not go together."""
-    needs = {"--mask": "--image", "--strength": "--image"}
-    for name, needed in needs.items():
-        given = getattr(options, name[2:]) is not None
-        if given and getattr(options, needed[2:]) is None:
-            raise ValueError(f"{name} is for {needed}, which is not given.")
+    """ValueError where options of editing, inpainting and upsampling do not go together."""
+    for name in ("mask", "strength"):
+        if getattr(options, name) is not None and options.image is None:
+            raise ValueError(f"--{name} is for --image, which is not given.")
     alone = [name for name in ("image", "upscale", "aspect_ratio") if getattr(options, name)]
     if len(alone) > 1:
         raise ValueError(f"--{alone[0]} and --{alone[1]} do not go together.")
 
 
-def paint(options: argparse.Namespace) -> tuple[Any, Any]:
-    """(the pipeline, images of the prompts)."""
+def load(options: argparse.Namespace, settings: dict[str, Any] | None) -> Any:
+    """The pipeline: of the options, or else of the settings of the image to be made again."""
     from imagen_jax.pipeline.loading import load_model
 
-    pipeline = load_model(options.model or "emoji", dtype=options.dtype, variant=options.variant)
-    if options.lora is not None:
-        pipeline.load_lora(options.lora, options.lora_scale)
-    prompts = options.prompts or None
-    how = {
-        "guidance": options.guidance,
-        "steps": options.steps,
-        "sampler": options.sampler,
-        "spacing": options.spacing,
-        "seed": options.seed,
-        "negative_prompt": options.negative_prompt,
-        "label": options.label,
-        "batch_size": options.batch_size,
-        "progress": not options.quiet,
-        "aug_level": options.aug_level,
-        "low_memory": options.low_memory,
-    }
-    count = {"num_images": options.num_images, "size": options.size}
-    strength = {} if options.strength is None else {"strength": options.strength}
-    if options.upscale is not None:
-        images = pipeline.upscale(options.upscale, prompts, **count, **how)
-    elif options.mask is not None:
-        images = pipeline.inpaint(options.image, options.mask, prompts, **strength, **count, **how)
-    elif options.image is not None:
-        images = pipeline.edit(options.image, prompts, **strength, **count, **how)
-    else:
-        images = pipeline.generate_images(
-            prompts, aspect_ratio=options.aspect_ratio, **count, **how
-        )
-    return pipeline, images
-
-
-def paint_again(options: argparse.Namespace, settings: dict[str, Any]) -> tuple[Any, Any]:
-    """(the pipeline, the image of these settings)."""
-    from imagen_jax.pipeline.loading import load_model
-
+    model = options.model or (settings or {}).get("model", "emoji")
     try:
-        pipeline = load_model(
-            options.model or settings.get("model", "emoji"),
-            dtype=options.dtype,
-            variant=options.variant,
-        )
+        pipeline = load_model(model, dtype=options.dtype, variant=options.variant)
     except ValueError as error:
-        raise ValueError(f"{error} Tell with --model where the image's model is.") from None
+        hint = "" if settings is None else " Tell with --model where the image's model is."
+        raise ValueError(f"{error}{hint}") from None
     if options.lora is not None:
         pipeline.load_lora(options.lora, options.lora_scale)
-    if settings.get("fingerprint") != pipeline.fingerprint:
+    if settings is not None and settings.get("fingerprint") != pipeline.fingerprint:
         print(
             f"Warning: {options.from_png} was made by other weights of {pipeline.name!r}, or in "
             "another dtype; the image will differ.",
             file=sys.stderr,
         )
-    return pipeline, pipeline.generate_again(settings, progress=not options.quiet)
+    return pipeline
+
+
+def sample(pipeline: Any, options: argparse.Namespace) -> Any:
+    """The images that the options ask for."""
+    given = {name: getattr(options, name) for name in PIPELINE_OPTIONS}
+    given |= {"prompt": options.prompts or None, "progress": not options.quiet}
+    if options.upscale is not None:
+        return pipeline.upscale(options.upscale, **given)
+    if options.image is None:
+        return pipeline.generate_images(aspect_ratio=options.aspect_ratio, **given)
+    if options.strength is not None:
+        given["strength"] = options.strength
+    if options.mask is not None:
+        return pipeline.inpaint(options.image, options.mask, **given)
+    return pipeline.edit(options.image, **given)
 
 
 def write(options: argparse.Namespace, images: Any) -> None:
@@ -204,8 +182,8 @@ def write(options: argparse.Namespace, images: Any) -> None:
                 print(f"  image {number} of the grid: {caption} (no font here draws it)")
 
 
-def main() -> int:
-    options = parser().parse_args()
+def main(arguments: list[str] | None = None) -> int:
+    options = parser().parse_args(arguments)
     warnings.showwarning = lambda message, *rest: print(f"Warning: {message}", file=sys.stderr)
     try:
         generate(options)

@@ -81,12 +81,12 @@ def make_sheets(options: argparse.Namespace) -> None:
 
 
 def serve(options: argparse.Namespace) -> None:
-    from imagen_jax.human_study.server import ADDRESS, AnswerFile, make_server
+    from imagen_jax.human_study.server import ADDRESS, AnswerFile, StudyServer
     from imagen_jax.human_study.study import read_study
 
     study = read_study(options.study)
     answers = AnswerFile(options.answers or options.study / "answers.jsonl", study)
-    with make_server(options.study, study, answers, options.port) as server:
+    with StudyServer(options.study, study, answers, options.port) as server:
         print(
             f"http://{ADDRESS}:{server.server_address[1]}  (answers in {answers.path})", flush=True
         )
@@ -94,15 +94,15 @@ def serve(options: argparse.Namespace) -> None:
 
 
 def analyse(options: argparse.Namespace) -> None:
-    from imagen_jax.evaluation.report import write_report
     from imagen_jax.human_study import study as human
+    from imagen_jax.storage.json_file import write_object
 
     study = human.read_study(options.study)
     answers = human.read_answers(options.answers or options.study / "answers.jsonl", study)
     result = human.analyse(study, answers)
     print(human.text_table(result))
     if options.out is not None:
-        write_report(options.out, result)
+        write_object(options.out, result)
 
 
 def main(arguments: list[str] | None = None) -> None:

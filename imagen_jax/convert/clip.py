@@ -2,16 +2,14 @@
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
 
-from imagen_jax.convert.fields import Fields
+from imagen_jax.convert.fields import Fields, read_config
 from imagen_jax.models import clip
-from imagen_jax.storage.json_file import read_object
-from imagen_jax.storage.layout import CONVOLUTION, LINEAR, Layout, Tensors
-from imagen_jax.storage.reading import read_layout
+from imagen_jax.storage.layout import CONVOLUTION, LINEAR, Layout, Tensors, affine
+from imagen_jax.storage.layout_files import read_layout
 from imagen_jax.storage.safetensors import open_model
 from imagen_jax.typing import Params
 
@@ -36,7 +34,7 @@ VISION = TOWER | {
 }
 # Configs from before transformers 4.31 have this wrong id, and mean the largest one in a caption.
 OLD_EOS_ID = 2
-# Far above every CLIP: what is larger is no model, and would exhaust the memory.
+# Far above every CLIP: a larger one is not a model, and would exhaust the memory.
 MAX_LAYERS = 256
 MAX_SIZE = 2**22
 
@@ -59,19 +57,20 @@ UNUSED = (
 )
 
 
-def _size(fields: Fields, name: str) -> int:
-    value, limit = fields.count(name), MAX_LAYERS if name == "num_hidden_layers" else MAX_SIZE
-    if value > limit:
-        fields.refuse(name, f"at most {limit}")
-    return value
+def _section(values: Mapping[str, Any], name: str, defaults: Mapping[str, Any]) -> Fields:
+    # Where there is the one of the older name, transformers heeds it alone.
+    section = values.get(f"{name}_config_dict") or values.get(f"{name}_config") or {}
+    if not isinstance(section, dict):
+        raise ValueError(f"{name}_config is {section!r:.40}; it must be an object.")
+    return Fields(f"the {name} tower", {**defaults, **section})
 
 
 def _tower(fields: Fields) -> clip.TowerConfig:
     return clip.TowerConfig(
-        width=_size(fields, "hidden_size"),
-        heads=_size(fields, "num_attention_heads"),
-        layers=_size(fields, "num_hidden_layers"),
-        hidden=_size(fields, "intermediate_size"),
+        width=fields.count("hidden_size", MAX_SIZE),
+        heads=fields.count("num_attention_heads", MAX_SIZE),
+        layers=fields.count("num_hidden_layers", MAX_LAYERS),
+        hidden=fields.count("intermediate_size", MAX_SIZE),
         activation=fields.choice("hidden_act", {name: name for name in clip.ACTIVATIONS}),
         norm_eps=fields.positive("layer_norm_eps"),
     )
@@ -81,45 +80,30 @@ def config_from_huggingface(values: Mapping[str, Any]) -> clip.ClipConfig:
     """The sizes in a model's config.json. Raises ValueError for what is not supported."""
     if values.get("model_type") != MODEL_TYPE:
         raise ValueError(f"The model type is {values.get('model_type')!r}, not {MODEL_TYPE!r}.")
-    sections = {}
-    for name, defaults in (("text", TEXT), ("vision", VISION)):
-        # Where there is the one of the older name, transformers heeds it alone.
-        section = values.get(f"{name}_config_dict") or values.get(f"{name}_config") or {}
-        if not isinstance(section, dict):
-            raise ValueError(f"{name}_config is {section!r:.40}; it must be an object.")
-        sections[name] = Fields(f"the {name} tower", defaults | section)
-    text, vision = sections["text"], sections["vision"]
+    text, vision = _section(values, "text", TEXT), _section(values, "vision", VISION)
     if vision.count("num_channels") != 3:
         vision.refuse("num_channels", "3")
-    eos_id = _size(text, "eos_token_id")
+    eos_id = text.count("eos_token_id", MAX_SIZE)
     whole = Fields("the model", {"projection_dim": 512, **values})
     return clip.ClipConfig(
         vision=_tower(vision),
         text=_tower(text),
-        embedding_dim=_size(whole, "projection_dim"),
-        image_size=_size(vision, "image_size"),
-        patch_size=_size(vision, "patch_size"),
-        vocab_size=_size(text, "vocab_size"),
-        max_length=_size(text, "max_position_embeddings"),
+        embedding_dim=whole.count("projection_dim", MAX_SIZE),
+        image_size=vision.count("image_size", MAX_SIZE),
+        patch_size=vision.count("patch_size", MAX_SIZE),
+        vocab_size=text.count("vocab_size", MAX_SIZE),
+        max_length=text.count("max_position_embeddings", MAX_SIZE),
         eos_id=None if eos_id == OLD_EOS_ID else eos_id,
     )
 
 
-def _affine(ours: str, theirs: list[str], join: str | None = None) -> Layout:
-    """Of a linear layer or, where its name says so, a LayerNorm."""
-    norm = "norm" in ours
-    weight = Tensors(tuple(f"{name}.weight" for name in theirs), None if norm else LINEAR, join)
-    bias = Tensors(tuple(f"{name}.bias" for name in theirs), None, join)
-    return {f"{ours}/{'scale' if norm else 'kernel'}": weight, f"{ours}/bias": bias}
-
-
 def _tower_layout(tower: str, layers: int) -> Layout:
-    layout: dict[str, Tensors] = {}
+    positions = Tensors((f"{tower}_model.embeddings.position_embedding.weight",))
+    layout = {f"{tower}/position_embedding": positions}
     for ours, theirs in LAYER_MODULES.items():
         names = [f"{tower}_model.encoder.layers.{i}.{theirs}" for i in range(layers)]
-        layout |= _affine(f"{tower}/layers/{ours}", names, "stack")
-    embeddings = f"{tower}_model.embeddings"
-    layout[f"{tower}/position_embedding"] = Tensors((f"{embeddings}.position_embedding.weight",))
+        axes = None if "norm" in ours else LINEAR
+        layout |= affine(f"{tower}/layers/{ours}", names, axes, "stack")
     return layout
 
 
@@ -131,11 +115,11 @@ def clip_layout(config: clip.ClipConfig) -> Layout:
         **_tower_layout("text", config.text.layers),
         "vision/patch_embedding": Tensors((f"{vision}.patch_embedding.weight",), CONVOLUTION),
         "vision/class_token": Tensors((f"{vision}.class_embedding",)),
-        **_affine("vision/norm_in", ["vision_model.pre_layrnorm"]),  # spelt so
-        **_affine("vision/norm_out", ["vision_model.post_layernorm"]),
+        **affine("vision/norm_in", ["vision_model.pre_layrnorm"], None),  # spelt so
+        **affine("vision/norm_out", ["vision_model.post_layernorm"], None),
         "vision/projection/kernel": Tensors(("visual_projection.weight",), LINEAR),
         "text/token_embedding": Tensors((f"{text}.token_embedding.weight",)),
-        **_affine("text/norm_out", ["text_model.final_layer_norm"]),
+        **affine("text/norm_out", ["text_model.final_layer_norm"], None),
         "text/projection/kernel": Tensors(("text_projection.weight",), LINEAR),
     }
 
@@ -158,19 +142,13 @@ def read_clip(
         ValueError: they are damaged, pickled, or do not fit each other; the message names the
             tensors.
     """
-    directory = Path(directory)
-    path = directory / "config.json"
-    values = read_object(path, "the config of a model")
-    try:
-        config = config_from_huggingface(values)
-    except ValueError as error:
-        raise ValueError(f"{path} does not describe a CLIP model: {error}") from None
+    config = read_config(directory, "a CLIP model", config_from_huggingface)
     params = read_layout(
         clip_layout(config),
         open_model(directory),
         clip_shapes(config),
         dtype=dtype,
-        where=str(directory),
+        where=os.fspath(directory),
         ignored=UNUSED,
     )
     return config, params

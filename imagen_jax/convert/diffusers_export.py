@@ -5,93 +5,88 @@ otherwise when called, and a caller can set right, comes back as notes.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from imagen_jax.cascade.stage import Stage
-from imagen_jax.convert.diffusers_directory import INDEX, TOKENIZER_FILE, UNET_WEIGHTS
+from imagen_jax.convert.diffusers_directory import INDEX, UNET_WEIGHTS
+from imagen_jax.convert.diffusers_scheduler import DDPM, PREDICTIONS, SPACINGS
 from imagen_jax.convert.diffusers_unet import CLASS_NAME, config_to_diffusers, unet_layout
 from imagen_jax.convert.t5 import config_to_huggingface, save_huggingface
-from imagen_jax.diffusion.sampling import SamplingSettings
-from imagen_jax.diffusion.schedules import BETAS, DiscreteBeta, Schedule, network_time
-from imagen_jax.diffusion.time_steps import fixed_steps
+from imagen_jax.diffusion.sampling import Sampling
+from imagen_jax.diffusion.schedules import DiscreteBeta, Schedule, network_time
+from imagen_jax.diffusion.time_grids import fixed_steps
 from imagen_jax.models import EfficientUNetConfig
 from imagen_jax.storage.json_file import write_object
-from imagen_jax.storage.writing import SHARD_BYTES, save_layout
-from imagen_jax.text import tokenizers
+from imagen_jax.storage.layout_files import save_layout
+from imagen_jax.storage.safetensors import SHARD_BYTES
 from imagen_jax.text.encoder import TextEncoder
-from imagen_jax.text.tokenizers import SentencePieceTokenizer
+from imagen_jax.text.tokenizers import SentencePieceTokenizer, copy_tokenizer, vocab_size
 from imagen_jax.typing import Params
 
-# Class names of the pipelines that draw and that enlarge.
-DRAWING, ENLARGING = "IFPipeline", "IFSuperResolutionPipeline"
-PREDICTIONS = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
+# Class names of the pipelines.
+BASE, SUPER_RESOLUTION = "IFPipeline", "IFSuperResolutionPipeline"
 # Tokens to which IF's pipelines pad every prompt.
 PROMPT_LENGTH = 77
 # Stands for no cap of dynamic thresholding: JSON has no infinity.
 NO_CAP = 1e9
-SCHEDULER = "DDPMScheduler"
-SPACINGS = ("leading", "trailing", "linspace")
+SCHEDULER_FILE = "scheduler_config.json"
 # Settings that no scheduler of diffusers has, and their value where they do nothing.
 UNKNOWN_SETTINGS = {"guidance_interval": (0.0, 1.0), "guidance_rescale": 0.0}
 
 
-def _network_faults(stage: Stage) -> list[str]:
-    """What UNet2DConditionModel cannot express of a stage's network; empty where it can."""
+def _network_faults(stage: Stage) -> Iterator[str]:
+    """What UNet2DConditionModel cannot express of a stage's network."""
     network = stage.network
     if isinstance(network, EfficientUNetConfig):
         used = [name for name in ("input_skip", "draft") if getattr(network, name)]
         more = f", nor its {' and '.join(used)}" if used else ""
-        return [f"network.kind 'efficient_unet': {CLASS_NAME} has no such blocks{more}"]
-    faults = []
-    if stage.conditioning != "text":
-        faults.append(f"conditioning {stage.conditioning!r}: its attention always reads text")
-    try:
-        config_to_diffusers(network, stage.text_width or 1)
-    except ValueError as error:
-        if stage.conditioning == "text":
-            faults.append(str(error).rstrip("."))
-    return faults
+        yield f"network.kind 'efficient_unet': {CLASS_NAME} has no such blocks{more}"
+    elif stage.conditioning != "text":
+        yield f"conditioning {stage.conditioning!r}: its attention always reads text"
+    else:
+        try:
+            config_to_diffusers(network, stage.text_width)
+        except ValueError as error:
+            yield str(error).rstrip(".")
 
 
-def _schedule_faults(name: str, schedule: Schedule) -> list[str]:
-    if isinstance(schedule, DiscreteBeta):
-        return []
-    return [
-        f"{name} {type(schedule).__name__}: it runs in continuous time, and diffusers' named betas "
-        "have other noise at the times that the network was shown (those of discrete_beta agree)"
-    ]
+def _schedule_faults(name: str, schedule: Schedule) -> Iterator[str]:
+    if not isinstance(schedule, DiscreteBeta):
+        yield (
+            f"{name} {type(schedule).__name__}: it runs in continuous time, and diffusers' named "
+            "betas have other noise at the times that the network was shown (those of "
+            "discrete_beta agree)"
+        )
 
 
-def _pipeline_faults(stage: Stage, encoder: TextEncoder | None) -> list[str]:
+def _pipeline_faults(stage: Stage, encoder: TextEncoder | None) -> Iterator[str]:
     """What IF's pipelines cannot express of all around the network."""
-    faults = _schedule_faults("schedule", stage.schedule)
+    yield from _schedule_faults("schedule", stage.schedule)
     if stage.network.out_channels != 2 * stage.channels:
-        faults.append(
+        yield (
             f"network.out_channels {stage.network.out_channels}: IF's pipelines split off a "
             f"learned variance, {2 * stage.channels} channels"
         )
     if stage.low_resolution is not None:
-        faults += _schedule_faults("aug_schedule", stage.aug_schedule)
+        yield from _schedule_faults("aug_schedule", stage.aug_schedule)
         if stage.upsampling != "bilinear_align_corners":
-            faults.append(
-                f"upsampling {stage.upsampling!r}: IF's pipelines enlarge by "
+            yield (
+                f"upsampling {stage.upsampling!r}: IF's pipelines upsample by "
                 "'bilinear_align_corners'"
             )
     if encoder is not None and not isinstance(encoder.tokenizer, SentencePieceTokenizer):
-        faults.append("tokenizer 'bytes': IF's pipelines have T5's, a SentencePiece model")
-    return faults
+        yield "tokenizer 'bytes': IF's pipelines have T5's, a SentencePiece model"
 
 
-def _refuse(stage: Stage, faults: list[str]) -> None:
-    if faults:
-        raise ValueError(f"diffusers cannot express stage {stage.name!r}: {'; '.join(faults)}.")
+def _refuse(stage: Stage, faults: Iterator[str]) -> None:
+    if said := "; ".join(faults):
+        raise ValueError(f"diffusers cannot express stage {stage.name!r}: {said}.")
 
 
 def _betas(schedule: DiscreteBeta) -> dict[str, Any]:
-    if schedule.beta_schedule not in BETAS:
-        raise ValueError(f"unknown beta_schedule {schedule.beta_schedule!r}")
     return {
         "num_train_timesteps": schedule.num_steps,
         "beta_schedule": schedule.beta_schedule,
@@ -100,17 +95,7 @@ def _betas(schedule: DiscreteBeta) -> dict[str, Any]:
     }
 
 
-def _thresholding(settings: SamplingSettings) -> dict[str, Any]:
-    return {
-        "thresholding": settings.threshold == "dynamic",
-        "dynamic_thresholding_ratio": settings.percentile / 100,
-        "sample_max_value": float(NO_CAP if settings.cap is None else settings.cap),
-        "clip_sample": settings.threshold == "static",
-        "clip_sample_range": 1.0,
-    }
-
-
-def _variance(stage: Stage, settings: SamplingSettings) -> tuple[str, list[str]]:
+def _variance(stage: Stage, settings: Sampling) -> tuple[str, list[str]]:
     if settings.learned_variance and stage.network.out_channels == 2 * stage.channels:
         return "learned_range", []
     kinds = {0.0: "fixed_small", 1.0: "fixed_large"}
@@ -119,36 +104,36 @@ def _variance(stage: Stage, settings: SamplingSettings) -> tuple[str, list[str]]
     return kind, [] if same else [f"gamma {settings.gamma} has no counterpart; {kind} is written"]
 
 
-def scheduler_to_diffusers(
-    stage: Stage, settings: SamplingSettings
-) -> tuple[dict[str, Any], list[str]]:
+def scheduler_to_diffusers(stage: Stage, settings: Sampling) -> tuple[dict[str, Any], list[str]]:
     """(scheduler_config.json, notes on what it cannot say) of a stage with a discrete schedule."""
     _refuse(stage, _schedule_faults("schedule", stage.schedule))
     spacing = settings.spacing
     variance, notes = _variance(stage, settings)
     if settings.sampler != "ddpm":
-        notes.append(f"{SCHEDULER} is written in place of sampler {settings.sampler!r}")
+        notes.append(f"{DDPM} is written in place of sampler {settings.sampler!r}")
     if spacing == "time" and stage.schedule.num_steps % settings.steps == 0:
         spacing = "trailing"  # every so many steps from the last one on: the same times
-    if fixed_steps(spacing) is None and spacing not in SPACINGS:
-        notes.append(f"{SCHEDULER} has no spacing {spacing!r}; 'leading' is written")
+    if fixed_steps(spacing) is None and spacing not in SPACINGS[DDPM]:
+        notes.append(f"{DDPM} has no spacing {spacing!r}; 'leading' is written")
     values = {
-        "_class_name": SCHEDULER,
+        "_class_name": DDPM,
         **_betas(stage.schedule),
-        "prediction_type": PREDICTIONS[stage.prediction],
+        "prediction_type": {ours: name for name, ours in PREDICTIONS.items()}[stage.prediction],
         "variance_type": variance,
-        **_thresholding(settings),
-        "timestep_spacing": spacing if spacing in SPACINGS else "leading",
+        "thresholding": settings.threshold == "dynamic",
+        "dynamic_thresholding_ratio": settings.percentile / 100,
+        "sample_max_value": float(NO_CAP if settings.cap is None else settings.cap),
+        "clip_sample": settings.threshold == "static",
+        "clip_sample_range": 1.0,
+        "timestep_spacing": spacing if spacing in SPACINGS[DDPM] else "leading",
         "steps_offset": settings.steps_offset,
     }
-    for name, idle in UNKNOWN_SETTINGS.items():
-        value = getattr(settings, name)
-        if value != idle:
-            notes.append(f"no scheduler of diffusers has {name} {value}")
-    return values, notes
+    used = {name: getattr(settings, name) for name in UNKNOWN_SETTINGS}
+    unknown = [f"{name} {value}" for name, value in used.items() if value != UNKNOWN_SETTINGS[name]]
+    return values, notes + [f"no scheduler of diffusers has {each}" for each in unknown]
 
 
-def call_arguments(stage: Stage, settings: SamplingSettings) -> dict[str, Any]:
+def call_arguments(stage: Stage, settings: Sampling) -> dict[str, Any]:
     """What to call the pipeline with for our sampling settings: they are in no file of it."""
     steps = None if settings.spacing == "time" else fixed_steps(settings.spacing)
     values = {"num_inference_steps": settings.steps} if steps is None else {"timesteps": [*steps]}
@@ -182,8 +167,6 @@ def save_unet(
     """
     check_unet(stage)
     values = config_to_diffusers(stage.network, stage.text_width, stage.resolution)
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
     files = save_layout(
         directory,
         UNET_WEIGHTS,
@@ -193,7 +176,7 @@ def save_unet(
         max_shard_bytes=max_shard_bytes,
         variant=variant,
     )
-    write_object(directory / "config.json", values)
+    write_object(Path(directory) / "config.json", values)
     return files
 
 
@@ -204,7 +187,7 @@ def check_unet(stage: Stage) -> None:
 
 def check_pipeline(stage: Stage, encoder: TextEncoder | None) -> None:
     """ValueError names everything of a stage and its text encoder that diffusers cannot express."""
-    _refuse(stage, _network_faults(stage) + _pipeline_faults(stage, encoder))
+    _refuse(stage, chain(_network_faults(stage), _pipeline_faults(stage, encoder)))
     if encoder is not None:
         config_to_huggingface(encoder.config)
 
@@ -212,7 +195,7 @@ def check_pipeline(stage: Stage, encoder: TextEncoder | None) -> None:
 def save_pipeline(
     directory: str | os.PathLike,
     stage: Stage,
-    settings: SamplingSettings,
+    settings: Sampling,
     params: Params,
     encoder: TextEncoder | None = None,
     encoder_params: Params | None = None,
@@ -220,7 +203,7 @@ def save_pipeline(
     dtype: str | None = None,
     variant: str | None = None,
 ) -> list[str]:
-    """Writes a stage as IFPipeline, or IFSuperResolutionPipeline where it enlarges.
+    """Writes a stage as IFPipeline, or IFSuperResolutionPipeline where it upsamples.
 
     Args:
         params: of the stage.
@@ -237,13 +220,13 @@ def save_pipeline(
     """
     check_pipeline(stage, encoder)
     scheduler, notes = scheduler_to_diffusers(stage, settings)
-    directory, enlarging = Path(directory), stage.low_resolution is not None
+    directory, upsamples = Path(directory), stage.low_resolution is not None
     save_unet(directory / "unet", stage, params, dtype=dtype, variant=variant)
-    _write_scheduler(directory / "scheduler", scheduler)
+    _write_json(directory / "scheduler" / SCHEDULER_FILE, scheduler)
     index = {
-        "_class_name": ENLARGING if enlarging else DRAWING,
+        "_class_name": SUPER_RESOLUTION if upsamples else BASE,
         "unet": ["diffusers", CLASS_NAME],
-        "scheduler": ["diffusers", SCHEDULER],
+        "scheduler": ["diffusers", DDPM],
         "text_encoder": [None, None],
         "tokenizer": [None, None],
         "safety_checker": [None, None],
@@ -251,33 +234,31 @@ def save_pipeline(
         "watermarker": [None, None],
         "requires_safety_checker": False,
     }
-    if enlarging:
-        noising = {"_class_name": SCHEDULER, **_betas(stage.aug_schedule)}
-        _write_scheduler(directory / "image_noising_scheduler", noising)
-        index["image_noising_scheduler"] = ["diffusers", SCHEDULER]
+    if upsamples:
+        noising = {"_class_name": DDPM, **_betas(stage.aug_schedule)}
+        _write_json(directory / "image_noising_scheduler" / SCHEDULER_FILE, noising)
+        index["image_noising_scheduler"] = ["diffusers", DDPM]
     if encoder is not None:
         place = directory / "text_encoder"
         save_huggingface(place, encoder.config, encoder_params, dtype=dtype, variant=variant)
         (name,) = config_to_huggingface(encoder.config)["architectures"]
         index["text_encoder"] = ["transformers", name]
         index["tokenizer"] = ["transformers", "T5Tokenizer"]
-        _write_tokenizer(directory / "tokenizer", encoder)
+        _write_json(directory / "tokenizer" / "tokenizer_config.json", _tokenizer_config(encoder))
+        copy_tokenizer(encoder.tokenizer, directory / "tokenizer")
         notes += _text_notes(encoder)
     write_object(directory / INDEX, index)
     return notes
 
 
-def _write_scheduler(directory: Path, values: Mapping[str, Any]) -> None:
-    directory.mkdir(parents=True, exist_ok=True)
-    write_object(directory / "scheduler_config.json", dict(values))
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_object(path, values)
 
 
-def _write_tokenizer(directory: Path, encoder: TextEncoder) -> None:
-    directory.mkdir(parents=True, exist_ok=True)
-    tokenizers.copy_tokenizer(encoder.tokenizer, directory)
-    assert tokenizers.SENTENCEPIECE_FILE == TOKENIZER_FILE
-    spare = encoder.config.vocab_size - tokenizers.vocab_size(encoder.tokenizer)
-    values = {
+def _tokenizer_config(encoder: TextEncoder) -> dict[str, Any]:
+    spare = encoder.config.vocab_size - vocab_size(encoder.tokenizer)
+    return {
         "tokenizer_class": "T5Tokenizer",
         "pad_token": "<pad>",
         "eos_token": "</s>",
@@ -285,21 +266,18 @@ def _write_tokenizer(directory: Path, encoder: TextEncoder) -> None:
         "extra_ids": 100 if spare >= 100 else 0,  # names that T5 gives to ids after the last piece
         "model_max_length": PROMPT_LENGTH,
     }
-    write_object(directory / "tokenizer_config.json", values)
 
 
-def _text_notes(encoder: TextEncoder) -> list[str]:
+def _text_notes(encoder: TextEncoder) -> Iterator[str]:
     """Where IF's pipelines make other embeddings of a prompt than this model was trained with."""
-    notes = []
     if encoder.max_length != PROMPT_LENGTH:
-        notes.append(
+        yield (
             f"prompts are padded to {PROMPT_LENGTH} tokens there, to {encoder.max_length} here: "
             "give prompt_embeds of that length"
         )
     if encoder.padding != "encoded":
-        notes.append("the embeddings of padding are zero here: zero them in prompt_embeds")
+        yield "the embeddings of padding are zero here: zero them in prompt_embeds"
     if encoder.null != "empty":
-        notes.append("the null text is zeros here: give zeros as negative_prompt_embeds")
+        yield "the null text is zeros here: give zeros as negative_prompt_embeds"
     if encoder.caption is None:
-        notes.append("prompts are made lower-case and cleaned there, and are read as they are here")
-    return notes
+        yield "prompts are made lower-case and cleaned there, and are read as they are here"

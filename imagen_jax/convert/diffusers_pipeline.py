@@ -9,7 +9,7 @@ import numpy as np
 from imagen_jax.cascade.cascade import Cascade
 from imagen_jax.cascade.stage import Stage, init_params
 from imagen_jax.convert import t5
-from imagen_jax.convert.diffusers_directory import DiffusersDirectory, Weights
+from imagen_jax.convert.diffusers_directory import DiffusersDirectory
 from imagen_jax.convert.diffusers_scheduler import (
     DDPM,
     PREDICTIONS,
@@ -23,25 +23,26 @@ from imagen_jax.convert.diffusers_unet import (
     unet_layout,
 )
 from imagen_jax.convert.fields import Fields
-from imagen_jax.diffusion.sampling import SamplingSettings
-from imagen_jax.storage.reading import ShardingOf, read_layout
-from imagen_jax.storage.safetensors import TensorFiles
+from imagen_jax.diffusion.overrides import check_sampling
+from imagen_jax.diffusion.sampling import Sampling
+from imagen_jax.storage.layout_files import ShardingOf, read_layout
+from imagen_jax.storage.safetensors import open_tensors
 from imagen_jax.text.encoder import TextEncoder, check_vocabulary
 from imagen_jax.text.tokenizers import SentencePieceTokenizer
 from imagen_jax.typing import Params
 
 TEXT_LENGTH = 77
 MAX_SIDE = 2**13  # of an image
-ENLARGEMENT = 4  # of stages II and III; no file says it
+UPSAMPLING = 4  # factor of stages II and III; no file says it
 NOISE_STEP = 250  # noise on the low-resolution input, in time steps
-# Stage I, and those that enlarge.
+# How stage I is sampled, and how stages II and III are.
 BASE = {"steps": 100, "guidance": 7.0}
 SUPER_RESOLUTION = {"steps": 50, "guidance": 4.0}
 
 
 def stage_from_diffusers(
     directory: DiffusersDirectory, dtype: str = "float32"
-) -> tuple[Stage, SamplingSettings]:
+) -> tuple[Stage, Sampling]:
     """The pipeline's U-Net and schedulers as a stage, named after what it does and its resolution.
 
     Args:
@@ -52,29 +53,30 @@ def stage_from_diffusers(
     """
     network = config_from_diffusers(directory.unet_config, dtype=dtype)
     unet = Fields("The diffusers U-Net", {"sample_size": None, **directory.unet_config})
-    resolution, enlarging = unet.count("sample_size", MAX_SIDE), bool(network.low_res_channels)
-    if enlarging != directory.super_resolution:
+    resolution = unet.count("sample_size", MAX_SIDE)
+    super_resolution = bool(network.low_res_channels)
+    if super_resolution != directory.super_resolution:
         raise ValueError(
             f"{directory.path} is an {directory.pipeline}, but its U-Net's class_embed_type is "
             f"{directory.unet_config.get('class_embed_type')!r}; it must be "
             f"{'timestep' if directory.super_resolution else None!r}."
         )
-    if enlarging and resolution % ENLARGEMENT:
-        unet.refuse("sample_size", f"a multiple of {ENLARGEMENT}")
+    if super_resolution and resolution % UPSAMPLING:
+        unet.refuse("sample_size", f"a multiple of {UPSAMPLING}")
     scheduler, fields = scheduler_fields(directory.scheduler, "The diffusers scheduler")
     schedule, augmentation, more = schedule_of(fields), {}, BASE
-    if enlarging:
+    if super_resolution:
         owner = "The diffusers image_noising_scheduler"
         noise = schedule_of(scheduler_fields(directory.low_res_scheduler, owner, (DDPM,))[1])
         level = (min(NOISE_STEP, noise.num_steps - 1) + 1) / noise.num_steps
         augmentation = {
-            "low_resolution": resolution // ENLARGEMENT,
+            "low_resolution": resolution // UPSAMPLING,
             "aug_schedule": noise,
             "upsampling": "bilinear_align_corners",
         }
         more = {**SUPER_RESOLUTION, "aug_level": level}
     stage = Stage(
-        f"{'sr' if enlarging else 'base'}{resolution}",
+        f"{'sr' if super_resolution else 'base'}{resolution}",
         resolution,
         network,
         text_width=text_width_from_diffusers(directory.unet_config),
@@ -86,7 +88,7 @@ def stage_from_diffusers(
     learns = network.out_channels == 2 * network.in_channels
     steps = min(more["steps"], schedule.num_steps)
     settings = settings_of(scheduler, fields, learns)
-    return stage, SamplingSettings(**{**more, "steps": steps, **settings})
+    return stage, check_sampling(Sampling(**{**more, "steps": steps, **settings}))
 
 
 def encoder_from_diffusers(
@@ -120,13 +122,9 @@ def cascade_from_diffusers(directory: DiffusersDirectory, dtype: str = "float32"
     return Cascade((stage,), (settings,), encoder_from_diffusers(directory, dtype))
 
 
-def _files(weights: Weights) -> TensorFiles:
-    return TensorFiles(weights.directory, weights.name, weights.variant)
-
-
-def unet_files(directory: DiffusersDirectory) -> list[str]:
+def unet_files(directory: DiffusersDirectory) -> set[str]:
     """The names of the files of the U-Net's parameters."""
-    return _files(directory.unet).files()
+    return {tensor.path.name for tensor in open_tensors(*directory.unet).values()}
 
 
 def read_unet(
@@ -138,7 +136,7 @@ def read_unet(
     """The stage's parameters, read tensor by tensor; arguments and errors as of `read_layout`."""
     return read_layout(
         unet_layout(stage.network),
-        _files(directory.unet),
+        open_tensors(*directory.unet),
         jax.eval_shape(lambda key: init_params(stage, key), jax.random.key(0)),
         dtype=dtype,
         sharding=sharding,
@@ -155,7 +153,7 @@ def read_encoder(
     """The text encoder's parameters, likewise."""
     return t5.params_from_huggingface(
         encoder.config,
-        _files(directory.text_encoder),
+        open_tensors(*directory.text_encoder),
         dtype,
         sharding=sharding,
         where=str(directory.text_encoder.directory),
@@ -166,6 +164,6 @@ def probe_encoder(
     directory: DiffusersDirectory, encoder: TextEncoder, paths: tuple[str, ...]
 ) -> dict[str, np.ndarray]:
     """Those of these parameters of the encoder that it has, each in one tensor; nothing else."""
-    files, layout = _files(directory.text_encoder), t5.encoder_layout(encoder.config)
+    files, layout = open_tensors(*directory.text_encoder), t5.encoder_layout(encoder.config)
     wanted = {path: layout[path].names for path in paths if path in layout}
-    return {path: files.read(name) for path, (name,) in wanted.items() if name in files}
+    return {path: files[name][()] for path, (name,) in wanted.items() if name in files}

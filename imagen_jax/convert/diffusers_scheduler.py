@@ -1,11 +1,11 @@
-"""A scheduler's file in diffusers' layout: its schedule, and how images are drawn with it."""
+"""A scheduler's file in diffusers' layout: its schedule, and how images are sampled with it."""
 
 import math
 import sys
 from collections.abc import Mapping
 from typing import Any
 
-from imagen_jax.convert.fields import Fields
+from imagen_jax.convert.fields import Fields, known_fields
 from imagen_jax.diffusion.schedules import BETAS, DiscreteBeta
 
 DDPM, SOLVER = "DDPMScheduler", "DPMSolverMultistepScheduler"
@@ -75,16 +75,9 @@ def scheduler_fields(
     """
     name = values.get("_class_name", DDPM)
     Fields(owner, {"_class_name": name}).choice("_class_name", dict.fromkeys(known))
-    defaults = DEFAULTS[name]
     # A file written after a change of scheduler keeps the other one's fields, of no effect.
-    for field in sorted(set(values) - {field for fields in DEFAULTS.values() for field in fields}):
-        # Names that start with "_" are notes.
-        if not field.startswith("_") and values[field] not in (None, False):
-            raise ValueError(
-                f"{owner} has an unknown field, {field} = {values[field]!r}; supported are those "
-                f"of {name}."
-            )
-    fields = Fields(owner, {field: values.get(field, value) for field, value in defaults.items()})
+    idle = {field for fields in DEFAULTS.values() for field in fields}
+    fields = known_fields(owner, values, DEFAULTS[name], idle, name)
     if fields.values["trained_betas"] is not None:
         fields.refuse("trained_betas", "null")
     if fields.flag("rescale_betas_zero_snr"):
@@ -103,10 +96,8 @@ def schedule_of(fields: Fields) -> DiscreteBeta:
 
 def _threshold(name: str, fields: Fields) -> dict[str, Any]:
     if fields.flag("thresholding"):
-        ratio = fields.positive("dynamic_thresholding_ratio")
+        ratio = fields.positive("dynamic_thresholding_ratio", most=1.0)
         cap = fields.positive("sample_max_value")
-        if ratio > 1:
-            fields.refuse("dynamic_thresholding_ratio", "a share, at most 1")
         if cap < 1:
             fields.refuse("sample_max_value", "a number from 1")
         return {"threshold": "dynamic", "percentile": 100 * ratio, "cap": cap}
@@ -126,26 +117,26 @@ def _solver(fields: Fields) -> dict[str, Any]:
         fields.refuse("solver_order", "2")
     fields.choice("variance_type", {None: None, "learned_range": None})
     lowest = fields.values["lambda_min_clipped"]
-    number = isinstance(lowest, int | float) and not isinstance(lowest, bool)
-    if not number or not (lowest == -math.inf or abs(lowest) <= sys.float_info.max):
+    if lowest == -math.inf:
+        return {"sampler": "dpmpp_2m", "lambda_min": None}
+    if type(lowest) not in (int, float) or not abs(lowest) <= sys.float_info.max:
         fields.refuse("lambda_min_clipped", "a number")
-    if lowest != -math.inf and fields.values["timestep_spacing"] == "trailing":
+    if fields.values["timestep_spacing"] == "trailing":
         fields.refuse("timestep_spacing", "leading or linspace, with lambda_min_clipped")
-    return {"sampler": "dpmpp_2m", "lambda_min": None if lowest == -math.inf else float(lowest)}
-
-
-def _ddpm(fields: Fields, learns_variance: bool) -> dict[str, Any]:
-    learned, gamma = fields.choice("variance_type", VARIANCES)
-    if learned and not learns_variance:
-        fields.refuse("variance_type", "one without a learned variance, as the U-Net gives none")
-    return {"sampler": "ddpm", "learned_variance": learned, "gamma": gamma}
+    return {"sampler": "dpmpp_2m", "lambda_min": float(lowest)}
 
 
 def settings_of(name: str, fields: Fields, learns_variance: bool) -> dict[str, Any]:
-    """The part of SamplingSettings that a scheduler's file holds."""
+    """The part of Sampling that a scheduler's file holds."""
     if fields.values["steps_offset"] != 0:
         fields.count("steps_offset")
-    own = _solver(fields) if name == SOLVER else _ddpm(fields, learns_variance)
+    if name == SOLVER:
+        own = _solver(fields)
+    else:
+        learned, gamma = fields.choice("variance_type", VARIANCES)
+        own = {"sampler": "ddpm", "learned_variance": learned, "gamma": gamma}
+        if learned and not learns_variance:
+            fields.refuse("variance_type", "one that is not learned, as the U-Net gives none")
     return {
         **own,
         "spacing": fields.choice("timestep_spacing", SPACINGS[name]),

@@ -4,13 +4,12 @@ The `config.json` of a `unet` folder gives our config, and the config gives the 
 """
 
 import dataclasses
-import functools
 from collections.abc import Mapping
 from typing import Any
 
-from imagen_jax.convert.fields import Fields
+from imagen_jax.convert.fields import Fields, known_fields
 from imagen_jax.models import UNetConfig, UNetLevel
-from imagen_jax.storage.layout import CONVOLUTION, LINEAR, Layout, Tensors
+from imagen_jax.storage.layout import CONVOLUTION, LINEAR, Layout, Tensors, affine
 
 CLASS_NAME = "UNet2DConditionModel"
 OWNER = "The diffusers U-Net"
@@ -81,25 +80,57 @@ BLOCKS = {
     "SimpleCrossAttnDownBlock2D": (True, "SimpleCrossAttnUpBlock2D"),
 }
 
+# Layers of ours: (theirs, the permutation of their weight, None of a norm's).
+ALWAYS = {
+    "embedding/time_in": ("time_embedding.linear_1", LINEAR),
+    "embedding/time_out": ("time_embedding.linear_2", LINEAR),
+    "conv_in": ("conv_in", CONVOLUTION),
+    "norm_out": ("conv_norm_out", None),
+    "conv_out": ("conv_out", CONVOLUTION),
+}
+AUG_LEVEL = {
+    "embedding/aug_level_in": ("class_embedding.linear_1", LINEAR),
+    "embedding/aug_level_out": ("class_embedding.linear_2", LINEAR),
+}
+TEXT_PROJECTION = {"text_projection": ("encoder_hid_proj", LINEAR)}
+POOLING = {
+    "embedding/pooling/norm_in": ("add_embedding.norm1", None),
+    "embedding/pooling/query": ("add_embedding.pool.q_proj", LINEAR),
+    "embedding/pooling/key": ("add_embedding.pool.k_proj", LINEAR),
+    "embedding/pooling/value": ("add_embedding.pool.v_proj", LINEAR),
+    "embedding/pooling/out": ("add_embedding.proj", LINEAR),
+    "embedding/pooling/norm_out": ("add_embedding.norm2", None),
+}
+RES_BLOCK = {
+    "norm1": ("norm1", None),
+    "conv1": ("conv1", CONVOLUTION),
+    "scale_shift": ("time_emb_proj", LINEAR),
+    "norm2": ("norm2", None),
+    "conv2": ("conv2", CONVOLUTION),
+}
+SHORTCUT = {"shortcut": ("conv_shortcut", CONVOLUTION)}  # a 1x1 convolution there, a matrix here
+ATTENTION = {
+    "norm": ("group_norm", None),
+    "query": ("to_q", LINEAR),
+    "text_key": ("add_k_proj", LINEAR),
+    "text_value": ("add_v_proj", LINEAR),
+    "out": ("to_out.0", LINEAR),
+}
+SELF_ATTENTION = {"key": ("to_k", LINEAR), "value": ("to_v", LINEAR)}
+TEXT_NORM = {"text_norm": ("norm_cross", None)}
+
 
 def _fields(values: Mapping[str, Any]) -> Fields:
     """The fields that we express, once all the others have been found to be harmless."""
     name = values.get("_class_name", CLASS_NAME)
     if name != CLASS_NAME:
         raise ValueError(f"The network is a {name!r} of diffusers; supported is {CLASS_NAME!r}.")
-    for field, (supported, default) in FIXED.items():
-        fixed = Fields(OWNER, {field: values.get(field, default)})
-        if fixed.values[field] != supported:
-            fixed.refuse(field, repr(supported))
-    for field in sorted(set(values) - set(DEFAULTS) - set(FIXED) - IRRELEVANT):
-        # Names that start with "_" are notes: class, version, origin.
-        if not field.startswith("_") and values[field] not in (None, False):
-            raise ValueError(
-                f"{OWNER} has an unknown field, {field} = {values[field]!r}; supported are those "
-                f"of {CLASS_NAME} that DeepFloyd IF sets."
-            )
-    known = {field: values.get(field, default) for field, default in DEFAULTS.items()}
-    return Fields(OWNER, known)
+    fixed = {field: values.get(field, default) for field, (_, default) in FIXED.items()}
+    for field, (supported, _) in FIXED.items():
+        if fixed[field] != supported:
+            Fields(OWNER, fixed).refuse(field, repr(supported))
+    idle = {*FIXED, *IRRELEVANT}
+    return known_fields(OWNER, values, DEFAULTS, idle, f"{CLASS_NAME} that DeepFloyd IF sets")
 
 
 def _levels(fields: Fields) -> tuple[UNetLevel, ...]:
@@ -107,12 +138,13 @@ def _levels(fields: Fields) -> tuple[UNetLevel, ...]:
     count = len(channels)
     num_blocks = fields.counts("layers_per_block", count, MAX_LAYERS)
     only_cross = fields.flags("only_cross_attention", count)
-    down = fields.names("down_block_types", count)
-    if not set(down) <= set(BLOCKS):
-        fields.refuse("down_block_types", f"a list of {' or '.join(BLOCKS)}")
-    up = [BLOCKS[name][1] for name in reversed(down)]
-    if fields.names("up_block_types", count) != up:
-        fields.refuse("up_block_types", f"the mirror of the way down, {up}")
+    down, up = fields.values["down_block_types"], fields.values["up_block_types"]
+    listed = isinstance(down, list | tuple) and len(down) == count
+    if not listed or not all(name in tuple(BLOCKS) for name in down):
+        fields.refuse("down_block_types", f"a list of {count} of {' or '.join(BLOCKS)}")
+    mirror = [BLOCKS[name][1] for name in reversed(down)]
+    if up not in (mirror, tuple(mirror)):
+        fields.refuse("up_block_types", f"the mirror of the way down, {mirror}")
     kinds = [
         ("cross" if cross else "self") if BLOCKS[name][0] else None
         for name, cross in zip(down, only_cross, strict=True)
@@ -121,10 +153,9 @@ def _levels(fields: Fields) -> tuple[UNetLevel, ...]:
 
 
 def _mid_attention(fields: Fields) -> str:
+    only_cross = fields.values["only_cross_attention"] is True
     if fields.values["mid_block_only_cross_attention"] is not None:
         only_cross = fields.flag("mid_block_only_cross_attention")
-    else:
-        only_cross = fields.values["only_cross_attention"] is True
     return "cross" if only_cross else "self"
 
 
@@ -133,16 +164,16 @@ def _check_divisions(fields: Fields, config: UNetConfig, text_width: int) -> Non
         fields.refuse("block_out_channels", "a list that begins with an even number")
     widths = {level.channels for level in config.levels}
     attending = {level.channels for level in config.levels if level.attention}
-    for channels in sorted(widths):
-        if channels % config.norm_groups:
-            fields.refuse("norm_num_groups", f"a divisor of the {channels} channels")
-    for channels in sorted(attending | {config.levels[-1].channels}):
-        if channels % config.head_channels:
-            fields.refuse("attention_head_dim", f"a divisor of the {channels} channels")
+    for field, divisor, sizes in (
+        ("norm_num_groups", config.norm_groups, widths),
+        ("attention_head_dim", config.head_channels, attending | {config.levels[-1].channels}),
+        ("addition_embed_type_num_heads", config.pooling_heads or 1, {text_width}),
+    ):
+        for channels in sorted(sizes):
+            if channels % divisor:
+                fields.refuse(field, f"a divisor of the {channels} channels")
     if config.text_norm == "group" and (config.text_projection or text_width) % TEXT_NORM_GROUPS:
         fields.refuse("cross_attention_dim", f"a multiple of {TEXT_NORM_GROUPS} for group_norm")
-    if config.pooling_heads is not None and text_width % config.pooling_heads:
-        fields.refuse("addition_embed_type_num_heads", f"a divisor of the text's {text_width}")
 
 
 def text_width_from_diffusers(values: Mapping[str, Any]) -> int:
@@ -160,8 +191,8 @@ def config_from_diffusers(values: Mapping[str, Any], **overrides: Any) -> UNetCo
     """
     fields = _fields(values)
     in_channels = fields.count("in_channels")
-    enlarging = fields.choice("class_embed_type", {"timestep": True, None: False})
-    if enlarging and in_channels % 2:
+    upsamples = fields.choice("class_embed_type", {"timestep": True, None: False})
+    if upsamples and in_channels % 2:
         fields.refuse("in_channels", "an even number with class_embed_type 'timestep'")
     projected = fields.values["encoder_hid_dim"] is not None
     fields.choice("encoder_hid_dim_type", {None: 0, "text_proj": 0} if projected else {None: 0})
@@ -170,9 +201,9 @@ def config_from_diffusers(values: Mapping[str, Any], **overrides: Any) -> UNetCo
     config = UNetConfig(
         levels=_levels(fields),
         mid_attention=_mid_attention(fields),
-        in_channels=in_channels // 2 if enlarging else in_channels,
+        in_channels=in_channels // 2 if upsamples else in_channels,
         out_channels=fields.count("out_channels"),
-        low_res_channels=in_channels // 2 if enlarging else 0,
+        low_res_channels=in_channels // 2 if upsamples else 0,
         head_channels=fields.count("attention_head_dim"),
         activation=fields.choice("act_fn", ACTIVATIONS),
         norm_groups=fields.count("norm_num_groups"),
@@ -225,8 +256,7 @@ def config_to_diffusers(
         for name in BLOCKS
         if BLOCKS[name][0] == bool(level.attention)
     ]
-    projected, enlarging = config.text_projection is not None, bool(config.low_res_channels)
-    heads = DEFAULTS["addition_embed_type_num_heads"]
+    projected, upsamples = config.text_projection is not None, bool(config.low_res_channels)
     values = {
         "_class_name": CLASS_NAME,
         **{field: supported for field, (supported, _) in FIXED.items()},
@@ -252,75 +282,34 @@ def config_to_diffusers(
         "cross_attention_norm": {ours: name for name, ours in TEXT_NORMS.items()}[config.text_norm],
         "encoder_hid_dim": text_width if projected else None,
         "encoder_hid_dim_type": "text_proj" if projected else None,
-        "class_embed_type": "timestep" if enlarging else None,
+        "class_embed_type": "timestep" if upsamples else None,
         "addition_embed_type": None if config.pooling_heads is None else "text",
-        "addition_embed_type_num_heads": config.pooling_heads or heads,
+        "addition_embed_type_num_heads": config.pooling_heads
+        or DEFAULTS["addition_embed_type_num_heads"],
     }
     config_from_diffusers(values)  # refuses what does not divide
     return values
 
 
-def _linear(ours: str, theirs: str, scale: str = "kernel", axes: tuple | None = LINEAR) -> Layout:
-    weight, bias = Tensors((f"{theirs}.weight",), axes), Tensors((f"{theirs}.bias",))
-    return {f"{ours}/{scale}": weight, f"{ours}/bias": bias}
-
-
-_convolution = functools.partial(_linear, axes=CONVOLUTION)
-_norm = functools.partial(_linear, scale="scale", axes=None)
-
-
-def _embedding(config: UNetConfig) -> Layout:
+def _layers(ours: str, theirs: str, layers: Mapping[str, Any]) -> Layout:
+    """The tensors of layers, by a table of ours: (theirs, axes), whose names begin with these."""
     table = {}
-    mlps = {"time": "time_embedding"}
-    if config.low_res_channels:
-        mlps["aug_level"] = "class_embedding"
-    for ours, theirs in mlps.items():
-        table |= _linear(f"embedding/{ours}_in", f"{theirs}.linear_1")
-        table |= _linear(f"embedding/{ours}_out", f"{theirs}.linear_2")
-    if config.pooling_heads is not None:
-        pooling, theirs = "embedding/pooling", "add_embedding"
-        # One row there, a vector here.
-        table[f"{pooling}/class_token"] = Tensors((f"{theirs}.pool.positional_embedding",), (0, 1))
-        table |= _norm(f"{pooling}/norm_in", f"{theirs}.norm1")
-        for part in ("query", "key", "value"):
-            table |= _linear(f"{pooling}/{part}", f"{theirs}.pool.{part[0]}_proj")
-        table |= _linear(f"{pooling}/out", f"{theirs}.proj")
-        table |= _norm(f"{pooling}/norm_out", f"{theirs}.norm2")
-    if config.text_projection is not None:
-        table |= _linear("text_projection", "encoder_hid_proj")
+    for name, (their_name, axes) in layers.items():
+        table |= affine(ours + name, [theirs + their_name], axes)
     return table
 
 
 def _res_block(ours: str, theirs: str, shortcut: bool = False) -> Layout:
-    table = {}
-    for part in ("norm1", "norm2"):
-        table |= _norm(f"{ours}/{part}", f"{theirs}.{part}")
-    for part in ("conv1", "conv2"):
-        table |= _convolution(f"{ours}/{part}", f"{theirs}.{part}")
-    table |= _linear(f"{ours}/scale_shift", f"{theirs}.time_emb_proj")
-    if shortcut:
-        # A 1x1 convolution there, a matrix here.
-        table |= _convolution(f"{ours}/shortcut", f"{theirs}.conv_shortcut")
-    return table
+    return _layers(f"{ours}/", f"{theirs}.", RES_BLOCK | (SHORTCUT if shortcut else {}))
 
 
 def _attention(config: UNetConfig, kind: str | None, ours: str, theirs: str) -> Layout:
     if kind is None:
         return {}
-    names = {
-        "query": "to_q",
-        "text_key": "add_k_proj",
-        "text_value": "add_v_proj",
-        "out": "to_out.0",
-    }
-    if kind == "self":
-        names |= {"key": "to_k", "value": "to_v"}
-    table = _norm(f"{ours}/norm", f"{theirs}.group_norm")
-    if config.text_norm is not None:
-        table |= _norm(f"{ours}/text_norm", f"{theirs}.norm_cross")
-    for part, name in names.items():
-        table |= _linear(f"{ours}/{part}", f"{theirs}.{name}")
-    return table
+    layers = ATTENTION | (SELF_ATTENTION if kind == "self" else {})
+    return _layers(
+        f"{ours}/", f"{theirs}.", layers | (TEXT_NORM if config.text_norm is not None else {})
+    )
 
 
 def unet_layout(config: UNetConfig) -> Layout:
@@ -330,7 +319,18 @@ def unet_layout(config: UNetConfig) -> Layout:
     """
     _check_expressible(config)
     last = len(config.levels) - 1
-    table = _embedding(config) | _convolution("conv_in", "conv_in")
+    layers = dict(ALWAYS)
+    if config.low_res_channels:
+        layers |= AUG_LEVEL
+    if config.text_projection is not None:
+        layers |= TEXT_PROJECTION
+    if config.pooling_heads is not None:
+        layers |= POOLING
+    table = _layers("", "", layers)
+    if config.pooling_heads is not None:
+        # One row there, a vector here.
+        class_token = Tensors(("add_embedding.pool.positional_embedding",), (0, 1))
+        table["embedding/pooling/class_token"] = class_token
     width = config.levels[0].channels
     skips = [width]
     for i, level in enumerate(config.levels):
@@ -358,4 +358,4 @@ def unet_layout(config: UNetConfig) -> Layout:
             width = level.channels
         if i:
             table |= _res_block(f"up{i}_resample", f"{up}.upsamplers.0")
-    return table | _norm("norm_out", "conv_norm_out") | _convolution("conv_out", "conv_out")
+    return table

@@ -1,17 +1,21 @@
 """Fields of another project's config, read one by one; what is not supported is named."""
 
+import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NoReturn
 
-# Far above every model: what is larger is none, and would exhaust the memory.
+from imagen_jax.storage.json_file import read_object
+
+# Far above every model: a larger size is a fault, and would exhaust the memory.
 MAX_SIZE = 2**24
 MAX_LENGTH = 64  # of a list, which has one entry a level
 
 
 def _is_count(value: Any, most: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= most
+    return type(value) is int and 0 < value <= most
 
 
 @dataclass(frozen=True)
@@ -24,13 +28,12 @@ class Fields:
     values: Mapping[str, Any]
 
     def refuse(self, field: str, supported: str) -> NoReturn:
-        value = self.values[field]
-        shown = repr(value) if len(repr(value)) <= 80 else repr(value)[:77] + "..."
+        shown = repr(self.values[field])[:80] if field in self.values else "missing"
         raise ValueError(f"{self.owner}'s {field} is {shown}; supported is {supported}.")
 
-    def choice(self, field: str, choices: Mapping[str | None, Any]) -> Any:
+    def choice(self, field: str, choices: Mapping[Any, Any]) -> Any:
         """What a name (or null) stands for."""
-        value = self.values[field]
+        value = self.values.get(field)
         if not isinstance(value, str | None) or value not in choices:
             self.refuse(field, " or ".join(map(repr, choices)))
         return choices[value]
@@ -40,16 +43,16 @@ class Fields:
             self.refuse(field, "true or false")
         return self.values[field]
 
-    def positive(self, field: str) -> float:
+    def positive(self, field: str, most: float = sys.float_info.max) -> float:
         value = self.values[field]
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not 0 < value <= sys.float_info.max:
-            self.refuse(field, "a positive number")
+        if type(value) not in (int, float) or not 0 < value <= most:
+            limit = "" if most == sys.float_info.max else f", at most {most}"
+            self.refuse(field, f"a positive number{limit}")
         return float(value)
 
     def count(self, field: str, most: int = MAX_SIZE) -> int:
         """A positive integer, or a list that repeats one."""
-        value = self.values[field]
+        value = self.values.get(field)
         items = value if isinstance(value, list | tuple) and value else [value]
         if not all(_is_count(item, most) and item == items[0] for item in items):
             self.refuse(field, f"an integer from 1 to {most}, the same throughout")
@@ -57,26 +60,60 @@ class Fields:
 
     def counts(self, field: str, length: int | None = None, most: int = MAX_SIZE) -> list[int]:
         """A list of positive integers; with a known length, a single one stands for all."""
-        value = self.values[field]
-        items = [value] * length if length and _is_count(value, most) else value
-        fits = isinstance(items, list | tuple) and len(items) == (length or len(items)) > 0
-        if not fits or len(items) > MAX_LENGTH or not all(_is_count(item, most) for item in items):
-            several = length or f"1 to {MAX_LENGTH}"
-            self.refuse(field, f"a list of {several} integers from 1 to {most}")
-        return list(items)
+        what = f"integers from 1 to {most}"
+        return self._list(field, length, what, lambda value: _is_count(value, most))
 
     def flags(self, field: str, length: int) -> list[bool]:
         """A list of so many flags; a single one stands for all."""
+        return self._list(field, length, "flags", lambda value: isinstance(value, bool))
+
+    def _list(
+        self, field: str, length: int | None, what: str, fits: Callable[[Any], bool]
+    ) -> list[Any]:
         value = self.values[field]
-        items = [value] * length if isinstance(value, bool) else value
-        fits = isinstance(items, list | tuple) and len(items) == length
-        if not fits or not all(isinstance(item, bool) for item in items):
-            self.refuse(field, f"true, false or a list of {length} of them")
+        items = [value] * length if length and fits(value) else value
+        several = isinstance(items, list | tuple) and len(items) == (length or len(items))
+        if not several or not 0 < len(items) <= MAX_LENGTH or not all(map(fits, items)):
+            self.refuse(field, f"a list of {length or f'1 to {MAX_LENGTH}'} {what}")
         return list(items)
 
-    def names(self, field: str, length: int) -> list[str]:
-        value = self.values[field]
-        fits = isinstance(value, list | tuple) and len(value) == length
-        if not fits or not all(isinstance(item, str) for item in value):
-            self.refuse(field, f"a list of {length} names")
-        return list(value)
+
+def read_config(directory: str | os.PathLike, what: str, parse: Callable[[Any], Any]) -> Any:
+    """What `parse` makes of the config.json in a model's folder.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is damaged, or `parse` refuses it: it does not describe `what`.
+    """
+    path = Path(directory) / "config.json"
+    values = read_object(path, "the config of a model")
+    try:
+        return parse(values)
+    except ValueError as error:
+        raise ValueError(f"{path} does not describe {what}: {error}") from None
+
+
+def known_fields(
+    owner: str,
+    values: Mapping[str, Any],
+    defaults: Mapping[str, Any],
+    idle: Collection[str],
+    supported: str,
+) -> Fields:
+    """The fields of `defaults`, which holds what those stand for that `values` leaves out.
+
+    Args:
+        idle: further fields, which have no effect here.
+        supported: whose fields are known, for the message.
+
+    Raises:
+        ValueError: there is another field, set to more than null or false. Names that start with
+            "_" are notes: class, version, origin.
+    """
+    for field in sorted(set(values) - set(defaults) - set(idle)):
+        if not field.startswith("_") and values[field] not in (None, False):
+            raise ValueError(
+                f"{owner} has an unknown field, {field} = {values[field]!r}; supported are those "
+                f"of {supported}."
+            )
+    return Fields(owner, {field: values.get(field, value) for field, value in defaults.items()})

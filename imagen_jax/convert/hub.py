@@ -4,9 +4,12 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 
-# Weights as safetensors, configs, tokenizers. Pickles are not fetched: they are never read.
+# Weights as safetensors, configs, tokenizers.
 FILES = ("*.safetensors", "*.json", "*.model")
+# Never fetched: they are never read.
+PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth", "*.pkl", "*.msgpack", "*.h5")
 # Kept out where no variant is asked for: each holds the model once more.
 VARIANTS = ("fp16", "bf16", "fp32", "non_ema", "ema")
 # Parts of pipelines that nothing here reads.
@@ -18,9 +21,9 @@ def file_patterns(variant: str | None = None) -> tuple[list[str], list[str]]:
     """The names of files to fetch, as patterns, and those to leave out of them."""
     if variant is None:
         left_out = [f"*.{name}{end}" for name in VARIANTS for end in (".*", "-*")]
-        return list(FILES), [*UNUSED_FOLDERS, *left_out]
+        return list(FILES), [*UNUSED_FOLDERS, *PICKLES, *left_out]
     weights = [f"*.{variant}.safetensors", f"*.{variant}-*.safetensors", f"*-of-*.{variant}.*"]
-    return [*weights, "*.json", "*.model"], list(UNUSED_FOLDERS)
+    return [*weights, "*.json", "*.model"], [*UNUSED_FOLDERS, *PICKLES]
 
 
 def resolve(
@@ -59,50 +62,62 @@ def resolve(
         raise ValueError(f"{name} is a file; give the directory that holds the model.")
     if not NAME.fullmatch(name) or ".." in name:
         raise FileNotFoundError(
-            f"There is no directory {name!r}, and it is no name on the Hugging Face hub, which has "
-            "the form 'organization/model'."
+            f"There is no directory {name!r}, and it is not a name on the Hugging Face hub, which "
+            "has the form 'organization/model'."
         )
     allowed, left_out = file_patterns(variant)
-    pickles = ["*.bin", "*.ckpt", "*.pt", "*.pth", "*.pkl", "*.msgpack", "*.h5"]
-    left_out = [*left_out, *pickles, *ignore_patterns]
-    return _download(name, list(allow_patterns or allowed), left_out, revision)
+    return _download(name, list(allow_patterns or allowed), [*left_out, *ignore_patterns], revision)
 
 
-def _download(name: str, allowed: list[str], left_out: list[str], revision: str | None) -> Path:
+def _import_hub(name: str) -> ModuleType:
     try:
         import huggingface_hub
-        from huggingface_hub import errors
     except ModuleNotFoundError:
         raise ModuleNotFoundError(
             f"There is no directory {name}; to fetch it from the Hugging Face hub, install "
             "huggingface_hub (pip install 'imagen_jax[hub]')."
         ) from None
+    return huggingface_hub
+
+
+def _download(name: str, allowed: list[str], left_out: list[str], revision: str | None) -> Path:
+    hub = _import_hub(name)
     at = "" if revision is None else f" at revision {revision!r}"
-    try:
-        path = huggingface_hub.snapshot_download(
-            name, revision=revision, allow_patterns=allowed, ignore_patterns=left_out
-        )
-    except errors.GatedRepoError:
-        raise PermissionError(
+    # In this order: some are kinds of others.
+    refusals = (
+        (
+            hub.errors.GatedRepoError,
+            PermissionError,
             f"{name} asks for its terms to be accepted: accept them on its page on the Hugging "
-            "Face hub, then log in here with `hf auth login`, or set HF_TOKEN."
-        ) from None
-    except errors.RevisionNotFoundError:
-        raise FileNotFoundError(
-            f"{name} on the Hugging Face hub has no revision {revision!r}."
-        ) from None
-    except errors.RepositoryNotFoundError:
-        raise FileNotFoundError(
+            "Face hub, then log in here with `hf auth login`, or set HF_TOKEN.",
+        ),
+        (
+            hub.errors.RevisionNotFoundError,
+            FileNotFoundError,
+            f"{name} on the Hugging Face hub has no revision {revision!r}.",
+        ),
+        (
+            hub.errors.RepositoryNotFoundError,
+            FileNotFoundError,
             f"There is neither a directory {name} nor a repository of that name on the Hugging "
-            "Face hub; if it is private, log in with `hf auth login`, or set HF_TOKEN."
-        ) from None
-    except errors.LocalEntryNotFoundError:
-        raise FileNotFoundError(
+            "Face hub; if it is private, log in with `hf auth login`, or set HF_TOKEN.",
+        ),
+        (
+            hub.errors.LocalEntryNotFoundError,
+            FileNotFoundError,
             f"{name}{at} is not (whole) in the cache of the Hugging Face hub, and the hub cannot "
             "be reached: connect, unset HF_HUB_OFFLINE if it is set, or give a directory that "
-            "holds the model."
-        ) from None
+            "holds the model.",
+        ),
+    )
+    try:
+        path = hub.snapshot_download(
+            name, revision=revision, allow_patterns=allowed, ignore_patterns=left_out
+        )
     except (OSError, ValueError) as error:
+        for kind, ours, said in refusals:
+            if isinstance(error, kind):
+                raise ours(said) from None
         # Other answers of the hub, of the network, and of a full disk.
         reason = str(error).strip().split("\n")[0]
         raise OSError(

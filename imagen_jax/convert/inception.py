@@ -14,8 +14,8 @@ import numpy as np
 
 from imagen_jax.convert.frozen_graph import read_constants
 from imagen_jax.models import inception
-from imagen_jax.storage.layout import CONVOLUTION, LINEAR, Layout, Tensors
-from imagen_jax.storage.reading import HostTensors, read_layout
+from imagen_jax.storage.layout import CONVOLUTION, LINEAR, Layout, Tensors, affine
+from imagen_jax.storage.layout_files import read_layout
 from imagen_jax.storage.trees import flatten, unflatten
 from imagen_jax.typing import Params
 
@@ -28,102 +28,90 @@ NORM = {
 }
 COUNTER = ".num_batches_tracked"  # of PyTorch's batch normalization; of no use here
 
-# The convolutions of a block by PyTorch's name, and the beginning of TensorFlow's in that block.
-POOL = {"branch_pool": "tower_2/conv"}
-MIXED_35 = {
-    "branch1x1": "conv",
-    "branch5x5_1": "tower/conv",
-    "branch5x5_2": "tower/conv_1",
-    "branch3x3dbl_1": "tower_1/conv",
-    "branch3x3dbl_2": "tower_1/conv_1",
-    "branch3x3dbl_3": "tower_1/conv_2",
-    **POOL,
-}
-REDUCE_35 = {
-    "branch3x3": "conv",
-    "branch3x3dbl_1": "tower/conv",
-    "branch3x3dbl_2": "tower/conv_1",
-    "branch3x3dbl_3": "tower/conv_2",
-}
-MIXED_17 = {
-    "branch1x1": "conv",
-    "branch7x7_1": "tower/conv",
-    "branch7x7_2": "tower/conv_1",
-    "branch7x7_3": "tower/conv_2",
-    "branch7x7dbl_1": "tower_1/conv",
-    "branch7x7dbl_2": "tower_1/conv_1",
-    "branch7x7dbl_3": "tower_1/conv_2",
-    "branch7x7dbl_4": "tower_1/conv_3",
-    "branch7x7dbl_5": "tower_1/conv_4",
-    **POOL,
-}
-REDUCE_17 = {
-    "branch3x3_1": "tower/conv",
-    "branch3x3_2": "tower/conv_1",
-    "branch7x7x3_1": "tower_1/conv",
-    "branch7x7x3_2": "tower_1/conv_1",
-    "branch7x7x3_3": "tower_1/conv_2",
-    "branch7x7x3_4": "tower_1/conv_3",
-}
-MIXED_8 = {
-    "branch1x1": "conv",
-    "branch3x3_1": "tower/conv",
-    "branch3x3_2a": "tower/mixed/conv",
-    "branch3x3_2b": "tower/mixed/conv_1",
-    "branch3x3dbl_1": "tower_1/conv",
-    "branch3x3dbl_2": "tower_1/conv_1",
-    "branch3x3dbl_3a": "tower_1/mixed/conv",
-    "branch3x3dbl_3b": "tower_1/mixed/conv_1",
-    **POOL,
-}
 STEM = ("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "Conv2d_3b_1x1", "Conv2d_4a_3x3")
-BLOCKS = {
-    **{f"Mixed_5{letter}": MIXED_35 for letter in "bcd"},
-    "Mixed_6a": REDUCE_35,
-    **{f"Mixed_6{letter}": MIXED_17 for letter in "bcde"},
-    "Mixed_7a": REDUCE_17,
-    **{f"Mixed_7{letter}": MIXED_8 for letter in "bc"},
+# The blocks of each kind ("7bc": Mixed_7b and Mixed_7c): their convolutions by PyTorch's name, and
+# the end of TensorFlow's.
+KINDS = {
+    "5bcd": {
+        "branch1x1": "conv",
+        "branch5x5_1": "tower/conv",
+        "branch5x5_2": "tower/conv_1",
+        "branch3x3dbl_1": "tower_1/conv",
+        "branch3x3dbl_2": "tower_1/conv_1",
+        "branch3x3dbl_3": "tower_1/conv_2",
+        "branch_pool": "tower_2/conv",
+    },
+    "6a": {
+        "branch3x3": "conv",
+        "branch3x3dbl_1": "tower/conv",
+        "branch3x3dbl_2": "tower/conv_1",
+        "branch3x3dbl_3": "tower/conv_2",
+    },
+    "6bcde": {
+        "branch1x1": "conv",
+        "branch7x7_1": "tower/conv",
+        "branch7x7_2": "tower/conv_1",
+        "branch7x7_3": "tower/conv_2",
+        "branch7x7dbl_1": "tower_1/conv",
+        "branch7x7dbl_2": "tower_1/conv_1",
+        "branch7x7dbl_3": "tower_1/conv_2",
+        "branch7x7dbl_4": "tower_1/conv_3",
+        "branch7x7dbl_5": "tower_1/conv_4",
+        "branch_pool": "tower_2/conv",
+    },
+    "7a": {
+        "branch3x3_1": "tower/conv",
+        "branch3x3_2": "tower/conv_1",
+        "branch7x7x3_1": "tower_1/conv",
+        "branch7x7x3_2": "tower_1/conv_1",
+        "branch7x7x3_3": "tower_1/conv_2",
+        "branch7x7x3_4": "tower_1/conv_3",
+    },
+    "7bc": {
+        "branch1x1": "conv",
+        "branch3x3_1": "tower/conv",
+        "branch3x3_2a": "tower/mixed/conv",
+        "branch3x3_2b": "tower/mixed/conv_1",
+        "branch3x3dbl_1": "tower_1/conv",
+        "branch3x3dbl_2": "tower_1/conv_1",
+        "branch3x3dbl_3a": "tower_1/mixed/conv",
+        "branch3x3dbl_3b": "tower_1/mixed/conv_1",
+        "branch_pool": "tower_2/conv",
+    },
 }
-
-
-def _numbered(name: str, number: int) -> str:
-    """TensorFlow's names: mixed, mixed_1, mixed_2, ..."""
-    return f"{name}_{number}" if number else name
+BLOCKS = {f"Mixed_{kind[0]}{letter}": names for kind, names in KINDS.items() for letter in kind[1:]}
 
 
 def convolutions() -> Iterator[tuple[str, str]]:
-    """Each convolution's name here (PyTorch's, dots as slashes) and TensorFlow's."""
+    """Each convolution's name here (PyTorch's, dots as slashes) and TensorFlow's, which numbers
+    them: conv, conv_1, ..., mixed, mixed_1, ...
+    """
     for number, name in enumerate(STEM):
-        yield name, _numbered("conv", number)
+        yield name, f"conv_{number}".removesuffix("_0")
     for number, (block, names) in enumerate(BLOCKS.items()):
         for ours, theirs in names.items():
-            yield f"{block}/{ours}", f"{_numbered('mixed', number)}/{theirs}"
+            yield f"{block}/{ours}", f"{f'mixed_{number}'.removesuffix('_0')}/{theirs}"
 
 
 def pytorch_layout() -> Layout:
     """Where each parameter, before folding, is in a state dict."""
-    layout = {
-        "fc/kernel": Tensors(("fc.weight",), LINEAR),
-        "fc/bias": Tensors(("fc.bias",)),
-    }
+    layout = affine("fc", ["fc"], LINEAR)
     for ours, _ in convolutions():
         theirs = ours.replace("/", ".")
         layout[f"{ours}/kernel"] = Tensors((f"{theirs}.conv.weight",), CONVOLUTION)
-        for name, (pytorch, _) in NORM.items():
-            layout[f"{ours}/{name}"] = Tensors((f"{theirs}.bn.{pytorch}",))
+        layout |= {
+            f"{ours}/{name}": Tensors((f"{theirs}.bn.{at[0]}",)) for name, at in NORM.items()
+        }
     return layout
 
 
 def graph_layout() -> Layout:
     """Where each parameter, before folding, is among the graph's constants."""
-    layout = {
-        "fc/kernel": Tensors(("softmax/weights",)),
-        "fc/bias": Tensors(("softmax/biases",)),
-    }
+    layout = {"fc/kernel": Tensors(("softmax/weights",)), "fc/bias": Tensors(("softmax/biases",))}
     for ours, theirs in convolutions():
         layout[f"{ours}/kernel"] = Tensors((f"{theirs}/conv2d_params",))
-        for name, (_, tensorflow) in NORM.items():
-            layout[f"{ours}/{name}"] = Tensors((f"{theirs}/batchnorm/{tensorflow}",))
+        norm = f"{theirs}/batchnorm"
+        layout |= {f"{ours}/{name}": Tensors((f"{norm}/{at[1]}",)) for name, at in NORM.items()}
     return layout
 
 
@@ -148,7 +136,7 @@ def _fold(params: Params) -> Params:
     for ours, _ in convolutions():
         gamma, beta, mean, variance = (flat.pop(f"{ours}/{name}").astype(float) for name in NORM)
         if not (variance >= 0).all():
-            raise ValueError(f"{ours} has a negative variance: these are no trained weights.")
+            raise ValueError(f"{ours} has a negative variance: these are not trained weights.")
         scale = gamma / np.sqrt(variance + inception.NORM_EPS)
         kernel = flat[f"{ours}/kernel"].astype(float) * scale
         flat[f"{ours}/kernel"] = kernel.astype(np.float32)
@@ -163,8 +151,7 @@ def params_from_pytorch(state: Mapping[str, Any], where: str = "The state dict")
         ValueError: tensors are missing, unused or misshapen; the message lists them.
     """
     arrays = {name: array for name, array in state.items() if not name.endswith(COUNTER)}
-    tensors = HostTensors(arrays)
-    return _fold(read_layout(pytorch_layout(), tensors, unfolded_shapes(), where=where))
+    return _fold(read_layout(pytorch_layout(), arrays, unfolded_shapes(), where=where))
 
 
 def params_from_graph(path: str | os.PathLike) -> Params:
@@ -175,5 +162,4 @@ def params_from_graph(path: str | os.PathLike) -> Params:
     """
     # Numbers by themselves are the graph's own, such as the 128 that images are divided by.
     constants = {name: array for name, array in read_constants(path).items() if array.ndim}
-    tensors, where = HostTensors(constants), os.fspath(path)
-    return _fold(read_layout(graph_layout(), tensors, unfolded_shapes(), where=where))
+    return _fold(read_layout(graph_layout(), constants, unfolded_shapes(), where=os.fspath(path)))

@@ -9,6 +9,7 @@ is diffusers' name where diffusers can express the network, else the path of our
 import contextlib
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,15 @@ from imagen_jax.models.lora import DOWN, UP, LoraConfig
 from imagen_jax.storage.atomic import written_whole
 from imagen_jax.storage.json_file import parse_object
 from imagen_jax.storage.layout import LINEAR, Layout
-from imagen_jax.storage.tensor_file import TensorFile
+from imagen_jax.storage.tensor_file import StoredTensor, open_file
 from imagen_jax.storage.trees import flatten, name_some, unflatten
 from imagen_jax.typing import Params
 
 METADATA_KEY = "lora_adapter_metadata"
 STAGE_KEY = "imagen_jax_stage"
 PREFIX = "unet."
-FACTORS = {".lora_A.weight": DOWN, ".lora_B.weight": UP}
+FACTOR = re.compile(r"(?:unet\.)?(.+)\.lora_([AB])\.weight")
+FACTORS = {"A": DOWN, "B": UP}
 
 
 def module_names(stage: Stage, paths: list[str]) -> dict[str, str]:
@@ -38,24 +40,25 @@ def module_names(stage: Stage, paths: list[str]) -> dict[str, str]:
     if isinstance(stage.network, UNetConfig):
         with contextlib.suppress(ValueError):  # diffusers cannot express it
             layout = unet_layout(stage.network)
-    names = {}
+    names = {path: path.replace("/", ".") for path in paths}
     for path in paths:
         tensors = layout.get(f"{path}/kernel")
-        linear = tensors is not None and tensors.axes == LINEAR and tensors.join is None
-        names[path] = tensors.names[0].removesuffix(".weight") if linear else path.replace("/", ".")
+        if tensors is not None and tensors.axes == LINEAR:
+            names[path] = tensors.names[0].removesuffix(".weight")
     return names
 
 
 def save_lora(path: str | os.PathLike, stage: Stage, lora: Params, config: LoraConfig) -> None:
     """Writes an adapter; the file is put in place when it is whole."""
-    path = Path(path)
     factors = flatten(lora)
     names = module_names(stage, sorted({name.rsplit("/", 1)[0] for name in factors}))
-    tensors = {}
-    for suffix, part in FACTORS.items():
-        for ours, theirs in names.items():
-            factor = np.asarray(factors[f"{ours}/{part}"], np.float32)
-            tensors[f"{PREFIX}{theirs}{suffix}"] = np.ascontiguousarray(factor.T)
+    tensors = {
+        f"{PREFIX}{theirs}.lora_{letter}.weight": np.ascontiguousarray(
+            np.asarray(factors[f"{ours}/{part}"], np.float32).T
+        )
+        for letter, part in FACTORS.items()
+        for ours, theirs in names.items()
+    }
     # The fields of peft's LoraConfig that an adapter of this kind needs.
     values = {
         "peft_type": "LORA",
@@ -77,57 +80,48 @@ class LoraFile:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is damaged, or holds what is no LoRA of linear layers.
+        ValueError: the file is damaged, or holds something else than a LoRA of linear layers.
     """
 
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
         if not self.path.is_file():
             raise FileNotFoundError(f"There is no {self.path}.")
-        self._file = TensorFile(self.path)
-        self.stage_name = self._file.metadata.get(STAGE_KEY)
-        self.settings = self._read_settings()
-        self.modules: dict[str, dict[str, str]] = {}
+        tensors, metadata = open_file(self.path)
+        self.stage_name = metadata.get(STAGE_KEY)
+        self.settings = self._read_settings(metadata.get(METADATA_KEY, "{}"))
+        self.modules: dict[str, dict[str, StoredTensor]] = {}
         odd = []
-        for name in self._file.names():
-            suffix = next((suffix for suffix in FACTORS if name.endswith(suffix)), None)
-            if suffix is None:
+        for name, tensor in tensors.items():
+            match = FACTOR.fullmatch(name)
+            if match is None:
                 odd.append(name)
                 continue
-            module = name.removesuffix(suffix).removeprefix(PREFIX)
-            other = self.modules.setdefault(module, {}).setdefault(FACTORS[suffix], name)
-            if other != name:
-                raise ValueError(f"{self.path} has the same factor twice: {other} and {name}.")
+            same = self.modules.setdefault(match[1], {}).setdefault(FACTORS[match[2]], tensor)
+            if same is not tensor:
+                raise ValueError(f"{self.path} has the same factor twice: {same.name} and {name}.")
         odd += [f"{name} without its other half" for name, m in self.modules.items() if len(m) < 2]
         if odd or not self.modules:
             raise ValueError(
-                f"{self.path} is no LoRA of linear layers: every tensor must be a pair of "
+                f"{self.path} is not a LoRA of linear layers: every tensor must be a pair of "
                 f"MODULE.lora_A.weight and MODULE.lora_B.weight, not {name_some(odd) or 'nothing'}."
             )
 
-    def _read_settings(self) -> dict[str, Any]:
-        text = self._file.metadata.get(METADATA_KEY)
-        if text is None:
-            return {}
+    def _read_settings(self, text: str) -> dict[str, Any]:
         try:
             values = parse_object(text.encode())
         except ValueError as error:
             raise ValueError(f"{self.path}: in its {METADATA_KEY}, {error}.") from None
         settings = {name.removeprefix(PREFIX): value for name, value in values.items()}
-        alpha, pattern = settings.get("lora_alpha"), settings.get("alpha_pattern") or {}
-        numbers = [1.0 if alpha is None else alpha]
-        numbers += pattern.values() if isinstance(pattern, dict) else [None]
+        patterns = settings.get("alpha_pattern") or {}
+        alphas = [*patterns.values()] if isinstance(patterns, dict) else [None]
+        alphas += [] if settings.get("lora_alpha") is None else [settings["lora_alpha"]]
         largest = float(np.finfo(np.float32).max)
-        if not all(isinstance(x, int | float) and abs(x) <= largest for x in numbers):
+        if not all(isinstance(alpha, int | float) and abs(alpha) <= largest for alpha in alphas):
             raise ValueError(
-                f"{self.path}: in its {METADATA_KEY}, an alpha is no number of float32."
+                f"{self.path}: in its {METADATA_KEY}, an alpha is not a number of float32."
             )
-        return settings | {"alpha_pattern": pattern}
-
-    def shapes(self, module: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Of lora_A and of lora_B."""
-        parts = self.modules[module]
-        return self._file.shape(parts[DOWN]), self._file.shape(parts[UP])
+        return settings | {"alpha_pattern": patterns}
 
     def read(self, module: str) -> dict[str, np.ndarray]:
         """down [in, rank] and up [rank, out] in float32; `up` has the adapter's scale in it.
@@ -135,44 +129,38 @@ class LoraFile:
         Raises:
             ValueError: they are not finite numbers.
         """
-        parts = {
-            part: np.asarray(self._file.read(name), np.float32).T
-            for part, name in self.modules[module].items()
-        }
-        parts[UP] = parts[UP] * np.float32(self.scale(module))
-        for part, factor in parts.items():
-            if not np.isfinite(factor).all():
-                raise ValueError(f"{self.path}: {self.modules[module][part]} is not finite.")
-        return parts
+        factors = {}
+        for part, tensor in self.modules[module].items():
+            scale = np.float32(self.scale(module) if part == UP else 1)
+            factors[part] = scale * np.asarray(tensor[()], np.float32).T
+            if not np.isfinite(factors[part]).all():
+                raise ValueError(f"{self.path}: {tensor.name} is not finite.")
+        return factors
 
     def scale(self, module: str) -> float:
         """alpha / rank, as the file's settings have it; 1 where it has none."""
-        rank = self.shapes(module)[1][1]
-        alpha = self.settings.get("alpha_pattern", {}).get(module, self.settings.get("lora_alpha"))
+        rank = self.modules[module][UP].shape[1]
+        alpha = self.settings["alpha_pattern"].get(module, self.settings.get("lora_alpha"))
         if alpha is None:
             return 1.0
-        if self.settings.get("use_rslora"):
-            return alpha / rank**0.5
-        return alpha / rank
+        return alpha / rank ** (0.5 if self.settings.get("use_rslora") else 1)
 
 
 def misfits(file: LoraFile, stage: Stage, params: Params) -> list[str]:
     """How an adapter does not fit a stage's network (parameters or their shapes), one line each."""
     kernels = _kernels(stage, params)
     lines = []
-    for module in sorted(file.modules):
-        shapes = file.shapes(module)
+    for module, factors in sorted(file.modules.items()):
+        down, up = factors[DOWN].shape, factors[UP].shape
         if module not in kernels:
-            lines.append(f"{module} is no linear layer of the network")
-        elif [len(shape) for shape in shapes] != [2, 2]:
-            lines.append(f"{module} has tensors of {shapes[0]} and {shapes[1]}, no matrices")
-        elif shapes[0][0] == 0:
-            lines.append(f"{module} has rank 0")
-        elif shapes[0][0] != shapes[1][1]:
-            lines.append(f"{module} has rank {shapes[0][0]} in lora_A and {shapes[1][1]} in lora_B")
-        elif (shapes[0][1], shapes[1][0]) != kernels[module][1]:
+            lines.append(f"{module} is not a linear layer of the network")
+        elif (len(down), len(up)) != (2, 2):
+            lines.append(f"{module} has tensors of {down} and {up}, not matrices")
+        elif down[0] == 0 or down[0] != up[1]:
+            lines.append(f"{module} has rank {down[0]} in lora_A and {up[1]} in lora_B")
+        elif (down[1], up[0]) != kernels[module][1]:
             wanted = " to ".join(map(str, kernels[module][1]))
-            lines.append(f"{module} is for {shapes[0][1]} to {shapes[1][0]} channels, not {wanted}")
+            lines.append(f"{module} is for {down[1]} to {up[0]} channels, not {wanted}")
     return lines
 
 
@@ -198,8 +186,10 @@ def read_lora(file: LoraFile, stage: Stage, params: Params) -> Params:
     if lines:
         raise ValueError(f"{file.path} does not fit stage {stage.name!r}: {name_some(lines)}.")
     kernels = _kernels(stage, params)
-    flat = {}
-    for module in file.modules:
-        path, _ = kernels[module]
-        flat |= {f"{path}/{part}": value for part, value in file.read(module).items()}
-    return unflatten(flat)
+    return unflatten(
+        {
+            f"{kernels[module][0]}/{part}": factor
+            for module in file.modules
+            for part, factor in file.read(module).items()
+        }
+    )

@@ -38,8 +38,6 @@ def augment(
 
 def upsample(images: Images, size: Size, method: str = "bilinear") -> Resized:
     """Resize to the size that the network works at; `method` is a key of UPSAMPLINGS."""
-    if method not in UPSAMPLINGS:
-        raise ValueError(f"unknown upsampling {method!r}; choose one of {tuple(UPSAMPLINGS)}")
     return UPSAMPLINGS[method](images, _sides(size))
 
 
@@ -50,7 +48,7 @@ def downsample(images: Images, resolution: int) -> Resized:
     images made the way that the base stage's were.
     """
     batch, height, width, channels = images.shape
-    if resolution < 1 or height % resolution or width % resolution:
+    if height % resolution or width % resolution:
         return _bilinear(images, _sides(resolution), antialias=True)
     rows, columns = height // resolution, width // resolution
     blocks = images.reshape(batch, resolution, rows, resolution, columns, channels)
@@ -58,16 +56,13 @@ def downsample(images: Images, resolution: int) -> Resized:
 
 
 def _sides(size: Size) -> tuple[int, int]:
-    sides = (size, size) if isinstance(size, int | np.integer) else tuple(size)
-    if len(sides) != 2 or min(sides) < 1:
-        raise ValueError(f"resolution must be at least 1, got {size}")
-    return sides
+    return (size, size) if isinstance(size, int | np.integer) else tuple(size)
 
 
 def _bilinear_align_corners(images: Images, size: tuple[int, int]) -> Resized:
     """Bilinear between the centres of the corner pixels, which stay where they are.
 
-    As torch's `interpolate(mode="bilinear", align_corners=True)`, which DeepFloyd IF enlarges with.
+    As torch's `interpolate(mode="bilinear", align_corners=True)`, which DeepFloyd IF uses.
     """
     x = images.astype(jnp.float32)
     for axis, resolution in enumerate(size, start=1):

@@ -10,12 +10,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from imagen_jax.diffusion.process import check_prediction, convert, per_example
+from imagen_jax.diffusion.process import convert, per_example
+from imagen_jax.diffusion.sampling import Number, Sampling
 from imagen_jax.diffusion.schedules import Schedule
 from imagen_jax.typing import Images
-
-# A number, or one an example; it may be traced, so that a new value never recompiles.
-Traced = Float[Array, "..."] | float | int
 
 
 class Denoised(NamedTuple):
@@ -30,39 +28,9 @@ class Denoised(NamedTuple):
     variance: Images | None = None
 
 
-class Guidance(NamedTuple):
-    """How the conditional and the unconditional output mix. Each is a number, or one an example.
-
-    weight: 1 is no guidance (arXiv 2205.11487, eq. 2). interval_start, interval_stop: times t
-    between which guidance acts, ends included (arXiv 2404.07724). rescale: 0 is none, 1 brings the
-    standard deviation of the guided output fully back to that of the conditional one (arXiv
-    2305.08891, section 3.4).
-    """
-
-    weight: Traced = 1.0
-    interval_start: Traced = 0.0
-    interval_stop: Traced = 1.0
-    rescale: Traced = 0.0
-
-
-class Thresholding(NamedTuple):
-    """Parameters of dynamic thresholding.
-
-    percentile: of |x0| in each image, in [0, 100] (the paper: 99.5). cap: the scale is never above
-    it (the paper: none; DeepFloyd IF: 1.5).
-    """
-
-    percentile: Traced = 99.5
-    cap: Traced = float("inf")
-
-
-NO_GUIDANCE = Guidance()
-PAPER_THRESHOLDING = Thresholding()
-
-
 Predict = Callable[[Images, Float[Array, " batch"]], Images]
 PredictPair = Callable[[Images, Float[Array, " batch"]], tuple[Images, Images]]
-Denoiser = Callable[[Images, Traced], Denoised]
+Denoiser = Callable[[Images, Number], Denoised]
 
 
 def static_threshold(x0: Images) -> Images:
@@ -70,33 +38,33 @@ def static_threshold(x0: Images) -> Images:
     return jnp.clip(x0, -1.0, 1.0)
 
 
-def dynamic_threshold(x0: Images, thresholding: Thresholding) -> Images:
+def dynamic_threshold(x0: Images, sampling: Sampling) -> Images:
     """Clips each image to [-s, s] and divides by s: a percentile of its |x0|, at least 1.
 
     arXiv 2205.11487, section 2.3; the cap is DeepFloyd IF's.
     """
     magnitudes = jnp.abs(x0).reshape(x0.shape[0], -1)
-    percentile = jnp.broadcast_to(jnp.asarray(thresholding.percentile, jnp.float32), x0.shape[:1])
+    percentile = jnp.broadcast_to(jnp.asarray(sampling.percentile, jnp.float32), x0.shape[:1])
     scale = jax.vmap(jnp.percentile)(magnitudes, percentile)
-    scale = per_example(jnp.clip(scale, 1.0, thresholding.cap), x0)
+    scale = per_example(jnp.clip(scale, 1.0, sampling.cap), x0)
     return jnp.clip(x0 / scale, -1.0, 1.0)
 
 
 THRESHOLDS = {
-    "none": lambda x0, thresholding: x0,
-    "static": lambda x0, thresholding: static_threshold(x0),
+    "none": lambda x0, sampling: x0,
+    "static": lambda x0, sampling: static_threshold(x0),
     "dynamic": dynamic_threshold,
 }
 
 
-def guidance_weight(guidance: Guidance, t: Float[Array, " batch"]) -> Float[Array, " batch"]:
-    """The weight that acts at each time: `guidance.weight` inside the interval, 1 outside."""
-    inside = (guidance.interval_start <= t) & (t <= guidance.interval_stop)
-    return jnp.where(inside, jnp.asarray(guidance.weight, jnp.float32), 1.0)
+def guidance_weight(sampling: Sampling, t: Float[Array, " batch"]) -> Float[Array, " batch"]:
+    """The weight that acts at each time: `sampling.guidance` inside the interval, 1 outside."""
+    start, stop = sampling.guidance_interval
+    return jnp.where((start <= t) & (t <= stop), jnp.asarray(sampling.guidance, jnp.float32), 1.0)
 
 
 def guide(
-    conditional: Images, unconditional: Images, weight: Traced, rescale: Traced = 0.0
+    conditional: Images, unconditional: Images, weight: Number, rescale: Number = 0.0
 ) -> Images:
     """w cond + (1 - w) uncond (arXiv 2205.11487, eq. 2), rescaled to the deviation of cond.
 
@@ -118,10 +86,7 @@ def make_denoiser(
     predict_pair: PredictPair | None,
     schedule: Schedule,
     prediction: str,
-    guidance: Guidance = NO_GUIDANCE,
-    threshold: str = "dynamic",
-    thresholding: Thresholding = PAPER_THRESHOLDING,
-    learned_variance: bool = True,
+    sampling: Sampling = Sampling(),
 ) -> Denoiser:
     """The denoiser of a network.
 
@@ -130,43 +95,35 @@ def make_denoiser(
             twice as many channels as x_t, the second half is a learned variance in [-1, 1].
         predict_pair: the conditional and the unconditional output, from one doubled batch; not
             evaluated where every weight is 1. None where there is no unconditional one; then
-            `guidance` is not used.
+            guidance is not used.
         prediction: what the network outputs: "eps", "x0" or "v".
-        threshold: a key of THRESHOLDS.
-        learned_variance: whether to pass it on, where the network gives one.
-
-    Raises:
-        ValueError: unknown prediction or threshold.
+        sampling: its guidance, thresholding, and whether a learned variance is passed on. Its
+            numbers may be traced, and those of guidance and thresholding may be one an example.
     """
-    check_prediction(prediction)
-    if threshold not in THRESHOLDS:
-        raise ValueError(f"unknown threshold {threshold!r}; choose one of {tuple(THRESHOLDS)}")
 
-    def guided(x_t: Images, t: Float[Array, " batch"]) -> tuple[Images, Images | None]:
-        channels = x_t.shape[-1]
-        if predict_pair is None:
-            return _split(predict(x_t, t), channels)
-
-        weight = guidance_weight(guidance, t)
-
-        def both() -> tuple[Images, Images | None]:
-            conditional, unconditional = predict_pair(x_t, t)
-            conditional, variance = _split(conditional, channels)
-            unconditional, _ = _split(unconditional, channels)
-            return guide(conditional, unconditional, weight, guidance.rescale), variance
-
-        def conditional_only() -> tuple[Images, Images | None]:
-            return _split(predict(x_t, t), channels)
-
-        return jax.lax.cond(jnp.any(weight != 1.0), both, conditional_only)
-
-    def denoise(x_t: Images, t: Traced) -> Denoised:
+    def denoise(x_t: Images, t: Number) -> Denoised:
         x_t = x_t.astype(jnp.float32)
         t = jnp.broadcast_to(jnp.asarray(t, jnp.float32), x_t.shape[:1])
-        output, variance = guided(x_t, t)
+
+        def conditional_only() -> tuple[Images, Images | None]:
+            return _split(predict(x_t, t), x_t.shape[-1])
+
+        def guided() -> tuple[Images, Images | None]:
+            pair = predict_pair(x_t, t)
+            (conditional, variance), (unconditional, _) = (
+                _split(output, x_t.shape[-1]) for output in pair
+            )
+            rescale = sampling.guidance_rescale
+            return guide(conditional, unconditional, weight, rescale), variance
+
+        if predict_pair is None:
+            output, variance = conditional_only()
+        else:
+            weight = guidance_weight(sampling, t)
+            output, variance = jax.lax.cond(jnp.any(weight != 1.0), guided, conditional_only)
         x0 = convert(output, x_t, schedule.logsnr(t), prediction, "x0")
-        variance = variance if learned_variance else None
-        return Denoised(THRESHOLDS[threshold](x0, thresholding), variance)
+        x0 = THRESHOLDS[sampling.threshold](x0, sampling)
+        return Denoised(x0, variance if sampling.learned_variance else None)
 
     return denoise
 
@@ -178,9 +135,4 @@ def _split(
     output = output.astype(jnp.float32)
     if output.shape[-1] == channels:
         return output, None
-    if output.shape[-1] != 2 * channels:
-        raise ValueError(
-            f"the network gives {output.shape[-1]} channels for an image of {channels}; "
-            f"it should give {channels}, or {2 * channels} with a learned variance"
-        )
     return output[..., :channels], 0.5 * (output[..., channels:] + 1.0)

@@ -1,12 +1,11 @@
 """Editing images with an unchanged model: image to image, inpainting, resampling.
 
-Everything here is a time grid, a first state or a wrapped sampler, for the loop that draws images
+Everything here is a time grid, a first state or a wrapped sampler, for the loop that samples images
 from noise (`sample_loop`).
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from math import ceil
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -14,23 +13,18 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from imagen_jax.diffusion.denoiser import Denoiser
+from imagen_jax.diffusion.overrides import is_number
 from imagen_jax.diffusion.process import add_noise, alpha_sigma
-from imagen_jax.diffusion.samplers import (
-    MAX_STEPS,
-    Noise,
-    Sampler,
-    SamplerOptions,
-    SamplerState,
-    Step,
-    TimeGrid,
-    initial_state,
-)
+from imagen_jax.diffusion.samplers import Noise, Sampler, SamplerState, Step, initial_state
+from imagen_jax.diffusion.sampling import Sampling
 from imagen_jax.diffusion.schedules import Schedule
+from imagen_jax.diffusion.time_grids import TimeGrid, padded_grid
+from imagen_jax.storage.codec import require
 from imagen_jax.typing import Images
 
 Mask = Float[Array, "#batch height width 1"]
 
-# What the kept part of the image is while the rest is drawn.
+# What the kept part of the image is while the rest is sampled.
 KNOWN = {
     # The image itself, without noise: as diffusers' pipelines for DeepFloyd IF have it.
     "clean": lambda image, eps, logsnr: image,
@@ -39,13 +33,22 @@ KNOWN = {
 }
 
 
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["image", "mask"],
+    meta_fields=["known"],
+    drop_fields=["strength", "resamplings", "jump_length"],
+)
 @dataclass(frozen=True)
 class Edit:
     """What to make of an image in [-1, 1], of the resolution of the stage that edits it.
 
-    mask: 1 where to draw anew, 0 where to keep; None: everywhere, image to image. strength: in (0,
-    1], the share of the steps that are run, from an image as noisy as the first of them takes.
-    known: a key of KNOWN. resamplings: how often each stretch of `jump_length` steps is drawn (1:
+    A compiled program does not see what makes the time grid (`edited_grid`): strength, resamplings
+    and jump_length.
+
+    mask: 1 where to sample, 0 where to keep; None: everywhere, image to image. strength: in
+    (0, 1], the share of the steps that are run, from an image as noisy as the first of them takes.
+    known: a key of KNOWN. resamplings: how often each stretch of `jump_length` steps is sampled (1:
     once), so that the new part comes to fit the kept one (arXiv 2201.09865, section 4.2).
     """
 
@@ -56,24 +59,33 @@ class Edit:
     resamplings: int = 1
     jump_length: int = 10
 
-    def __post_init__(self) -> None:
-        number = isinstance(self.strength, int | float | np.number)
-        if not number or not 0.0 < self.strength <= 1.0:
-            raise ValueError(
-                f"strength must be a number above 0 and at most 1, got {self.strength!r}"
-            )
-        if self.known not in KNOWN:
-            raise ValueError(f"unknown known {self.known!r}; choose one of {tuple(KNOWN)}")
-        if min(self.resamplings, self.jump_length) < 1:
-            raise ValueError(
-                "resamplings and jump_length must be at least 1, "
-                f"got {self.resamplings} and {self.jump_length}"
-            )
-        if self.mask is not None and self.mask.shape[1:] != (*self.image.shape[1:3], 1):
-            raise ValueError(
-                f"a mask of shape {self.mask.shape} does not fit images of {self.image.shape}; "
-                "it has one channel and their height and width"
-            )
+
+def check_edit(edit: Edit) -> Edit:
+    """The edit itself.
+
+    Raises:
+        ValueError: a value that makes no sense, which it names.
+    """
+    strength, image = edit.strength, edit.image.shape
+    mask = (*image[:3], 1) if edit.mask is None else edit.mask.shape
+    require(
+        (
+            is_number(strength) and 0.0 < strength <= 1.0,
+            f"strength must be a number above 0 and at most 1, got {strength!r}",
+        ),
+        (edit.known in KNOWN, f"unknown known {edit.known!r}; choose one of {tuple(KNOWN)}"),
+        (
+            min(edit.resamplings, edit.jump_length) >= 1,
+            "resamplings and jump_length must be at least 1, "
+            f"got {edit.resamplings} and {edit.jump_length}",
+        ),
+        (
+            mask[1:] == (*image[1:3], 1),
+            f"a mask of shape {mask} does not fit images of {image}; "
+            "it has one channel and their height and width",
+        ),
+    )
+    return edit
 
 
 def first_step(num_steps: int, strength: float) -> int:
@@ -114,50 +126,45 @@ def resampling_path(
     return np.asarray(path)
 
 
-def path_grid(grid: TimeGrid, path: Sequence[int] | Int[np.ndarray, " path"]) -> TimeGrid:
-    """The grid of a path through the places of `grid`, for a sampler that is `jumping`.
+def edited_grid(grid: TimeGrid, edit: Edit) -> TimeGrid:
+    """The part of a stage's grid that an edit runs, its resampling included.
 
-    Padded to a multiple of MAX_STEPS: paths of about the same length share a compiled program.
+    Raises:
+        ValueError: a strength that leaves no step to run.
     """
-    times = np.asarray(grid.times)[np.asarray(path)]
-    size = MAX_STEPS * ceil((len(times) - 1) / MAX_STEPS) + 1
-    padded = np.full(size, times[-1], np.float32)
-    padded[: len(times)] = times
-    return TimeGrid(padded, np.int32(len(times) - 1))
+    num_steps = int(grid.stop)
+    start = first_step(num_steps, edit.strength)
+    path = resampling_path(num_steps, start, edit.resamplings, edit.jump_length)
+    return padded_grid(grid.times[path], start)
 
 
 def edited_start(
-    image: Images,
-    eps: Images,
-    schedule: Schedule,
-    t: Float[Array, ""] | float,
-    mask: Mask | None = None,
-    known: str = "clean",
+    edit: Edit, eps: Images, schedule: Schedule, t: Float[Array, ""] | np.floating | float
 ) -> SamplerState:
     """The state before the first step, at time t: the image with noise."""
     logsnr = schedule.logsnr(t)
-    noised = add_noise(image, eps, logsnr)
-    if mask is not None:
-        noised = _blend(mask, noised, KNOWN[known](image, eps, logsnr))
+    noised = add_noise(edit.image, eps, logsnr)
+    if edit.mask is not None:
+        noised = _blend(edit.mask, noised, KNOWN[edit.known](edit.image, eps, logsnr))
     return initial_state(noised)
 
 
-def inpainting(
-    sampler: Sampler, image: Images, mask: Mask, known: str, known_noise: Noise
-) -> Sampler:
+def inpainting(sampler: Sampler, edit: Edit, known_noise: Noise) -> Sampler:
     """The sampler, with the kept part of the image put back after each step.
 
     Args:
-        known_noise: known_noise(i + 1) is the noise of the kept part after step i; "clean" draws
-            none.
+        edit: with a mask.
+        known_noise: known_noise(i + 1) is the noise of the kept part after step i; an edit whose
+            kept part is "clean" uses none.
     """
 
     def step(
-        denoise: Denoiser, state: SamplerState, step: Step, noise: Noise, options: SamplerOptions
+        denoise: Denoiser, state: SamplerState, step: Step, noise: Noise, sampling: Sampling
     ) -> SamplerState:
-        state = sampler(denoise, state, step, noise, options)
-        eps = known_noise(step.index + 1) if known == "noised" else None
-        return state._replace(x=_blend(mask, state.x, KNOWN[known](image, eps, step.logsnr_s)))
+        state = sampler(denoise, state, step, noise, sampling)
+        eps = known_noise(step.index + 1) if edit.known == "noised" else None
+        kept = KNOWN[edit.known](edit.image, eps, step.logsnr_s)
+        return state._replace(x=_blend(edit.mask, state.x, kept))
 
     return step
 
@@ -170,7 +177,7 @@ def jumping(sampler: Sampler) -> Sampler:
     """
 
     def step(
-        denoise: Denoiser, state: SamplerState, step: Step, noise: Noise, options: SamplerOptions
+        denoise: Denoiser, state: SamplerState, step: Step, noise: Noise, sampling: Sampling
     ) -> SamplerState:
         def up() -> SamplerState:
             alpha_t, _ = alpha_sigma(step.logsnr_t)
@@ -180,7 +187,7 @@ def jumping(sampler: Sampler) -> Sampler:
             return SamplerState(x, state.x0, jnp.float32(-jnp.inf))
 
         def down() -> SamplerState:
-            return sampler(denoise, state, step, noise, options)
+            return sampler(denoise, state, step, noise, sampling)
 
         return jax.lax.cond(step.s > step.t, up, down)
 

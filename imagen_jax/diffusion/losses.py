@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from imagen_jax.diffusion.process import check_prediction, velocity
+from imagen_jax.diffusion.process import velocity
 from imagen_jax.diffusion.schedules import Schedule, logsnr_slope
 from imagen_jax.diffusion.variational import variational_bound
+from imagen_jax.storage.codec import require
 from imagen_jax.typing import LogSNR
 
 # Weights are taken at this logsnr beyond it, which only zero terminal SNR is: exp(30) is finite.
@@ -35,14 +36,12 @@ class Loss:
     vlb_weight: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.weight not in LOSS_WEIGHTS:
-            raise ValueError(
-                f"unknown loss weight {self.weight!r}; choose one of {tuple(LOSS_WEIGHTS)}"
-            )
-        if not self.min_snr_gamma > 0.0:
-            raise ValueError(f"min_snr_gamma must be positive, got {self.min_snr_gamma}")
-        if not self.vlb_weight >= 0.0:
-            raise ValueError(f"vlb_weight must not be negative, got {self.vlb_weight}")
+        known = tuple(LOSS_WEIGHTS)
+        require(
+            (self.weight in known, f"unknown loss weight {self.weight!r}; choose one of {known}"),
+            (self.min_snr_gamma > 0, f"min_snr_gamma must be positive, got {self.min_snr_gamma}"),
+            (self.vlb_weight >= 0, f"vlb_weight must not be negative, got {self.vlb_weight}"),
+        )
 
 
 # log of the weight on |eps - eps_hat|^2, from (logsnr, -d logsnr / dt, loss).
@@ -77,17 +76,14 @@ def prediction_target(
     logsnr: LogSNR,
 ) -> Float[Array, "batch ..."]:
     """What a network of this kind should output."""
-    check_prediction(prediction)
-    if prediction == "v":
-        return velocity(x0, eps, logsnr)
-    return (x0 if prediction == "x0" else eps).astype(jnp.float32)
+    targets = {"eps": eps, "x0": x0, "v": velocity(x0, eps, logsnr)}
+    return targets[prediction].astype(jnp.float32)
 
 
 def loss_weight(
     loss: Loss, prediction: str, t: Float[Array, " batch"], schedule: Schedule
 ) -> Float[Array, " batch"]:
     """Weight on the squared error of the network's own output that makes it `loss`."""
-    check_prediction(prediction)
     logsnr = jnp.clip(schedule.logsnr(t), -LARGEST_LOGSNR, LARGEST_LOGSNR)
     slope = jnp.minimum(logsnr_slope(schedule, t), jnp.exp(LARGEST_LOGSNR))
     log_weight = LOSS_WEIGHTS[loss.weight](logsnr, slope, loss) + LOG_EPS_ERROR[prediction](logsnr)

@@ -55,12 +55,6 @@ CONVERSIONS = {
 PREDICTIONS = ("eps", "x0", "v")
 
 
-def check_prediction(prediction: str) -> None:
-    """Raises ValueError unless `prediction` is one of PREDICTIONS."""
-    if prediction not in PREDICTIONS:
-        raise ValueError(f"unknown prediction {prediction!r}; choose one of {PREDICTIONS}")
-
-
 def convert(
     value: Float[Array, "batch ..."],
     x_t: Float[Array, "batch ..."],
@@ -69,8 +63,6 @@ def convert(
     target: str,
 ) -> Float[Array, "batch ..."]:
     """What a prediction `value` of kind `source` at `x_t` says about the kind `target`."""
-    check_prediction(source)
-    check_prediction(target)
     alpha, sigma = (per_example(scale, x_t) for scale in alpha_sigma(logsnr))
     c_value, c_x = CONVERSIONS[source, target](alpha, sigma)
     return c_value * value.astype(jnp.float32) + c_x * x_t.astype(jnp.float32)

@@ -14,9 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from imagen_jax.storage.codec import require
 from imagen_jax.typing import LogSNR
 
-Time = Float[Array, "*batch"] | float | int
+Time = Float[Array, "*batch"] | Float[np.ndarray, "*batch"] | np.floating | float | int
 
 
 @dataclass(frozen=True)
@@ -33,12 +34,11 @@ class Cosine:
     shift: float = 0.0
 
     def __post_init__(self) -> None:
-        if not self.logsnr_min < self.logsnr_max:
-            raise ValueError(
-                f"logsnr_min must be below logsnr_max, got {self.logsnr_min} and {self.logsnr_max}"
-            )
-        if not isfinite(self.shift):
-            raise ValueError(f"shift must be finite, got {self.shift}")
+        low, high = self.logsnr_min, self.logsnr_max
+        require(
+            (low < high, f"logsnr_min must be below logsnr_max, got {low} and {high}"),
+            (isfinite(self.shift), f"shift must be finite, got {self.shift}"),
+        )
 
     def _angles(self) -> tuple[float, float]:
         """Angle of t = 0 above 0, of t = 1 below pi / 2; tan(angle) = sigma / alpha, unshifted."""
@@ -79,13 +79,7 @@ class LinearBeta:
     logsnr_max: float = 20.0
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.beta_start <= self.beta_end < 1.0:
-            raise ValueError(
-                "betas must satisfy 0 < beta_start <= beta_end < 1, "
-                f"got {self.beta_start} and {self.beta_end}"
-            )
-        if self.num_steps < 1:
-            raise ValueError(f"num_steps must be at least 1, got {self.num_steps}")
+        _check_betas(self.beta_start, self.beta_end, self.num_steps)
 
     def logsnr(self, t: Time) -> LogSNR:
         times, decays = _linear_beta_table(self)
@@ -96,6 +90,16 @@ class LinearBeta:
     def time(self, logsnr: LogSNR | float) -> Float[Array, "*batch"]:
         times, decays = _linear_beta_table(self)
         return jnp.interp(jax.nn.softplus(-jnp.asarray(logsnr, jnp.float32)), decays, times)
+
+
+def _check_betas(beta_start: float, beta_end: float, num_steps: int) -> None:
+    require(
+        (
+            0.0 < beta_start <= beta_end < 1.0,
+            f"betas must satisfy 0 < beta_start <= beta_end < 1, got {beta_start} and {beta_end}",
+        ),
+        (num_steps >= 1, f"num_steps must be at least 1, got {num_steps}"),
+    )
 
 
 @lru_cache
@@ -127,25 +131,15 @@ class DiscreteBeta:
             raise ValueError(
                 f"unknown beta_schedule {self.beta_schedule!r}; choose one of {tuple(BETAS)}"
             )
-        if not 0.0 < self.beta_start <= self.beta_end < 1.0:
-            raise ValueError(
-                "betas must satisfy 0 < beta_start <= beta_end < 1, "
-                f"got {self.beta_start} and {self.beta_end}"
-            )
-        if self.num_steps < 1:
-            raise ValueError(f"num_steps must be at least 1, got {self.num_steps}")
+        _check_betas(self.beta_start, self.beta_end, self.num_steps)
 
     def betas(self) -> np.ndarray:
         """beta_n, float32."""
         return BETAS[self.beta_schedule](self).astype(np.float32)
 
     def logsnr(self, t: Time) -> LogSNR:
-        position = self._position(t)
-        table = _discrete_decays(self)
-        below = jnp.clip(jnp.floor(position).astype(jnp.int32), 0, self.num_steps - 1)
-        between = position - below
-        decays = jnp.asarray(table)
-        decay = (1.0 - between) * decays[below] + between * decays[below + 1]
+        steps = np.arange(self.num_steps + 1, dtype=np.float32)
+        decay = jnp.interp(self._position(t), steps, _discrete_decays(self))
         return -decay - jnp.log(-jnp.expm1(-decay))
 
     def time(self, logsnr: LogSNR | float) -> Float[Array, "*batch"]:
@@ -223,7 +217,7 @@ def network_time(schedule: Schedule, t: Time) -> Float[Array, "*batch"]:
 
 
 def training_time(schedule: Schedule, t: Time) -> Float[Array, "*batch"]:
-    """The time that a uniform draw stands for: t itself, or that of a time step."""
+    """The time that a uniform sample stands for: t itself, or that of a time step."""
     return schedule.nearest_step(t) if isinstance(schedule, DiscreteBeta) else t
 
 

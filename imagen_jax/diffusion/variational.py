@@ -64,16 +64,7 @@ def variational_bound(
     Args:
         output: the network's at x_t = add_noise(x0, eps, schedule.logsnr(t)); in the second half of
             its channels the place of log variance between the posterior's (-1) and beta's (1).
-
-    Raises:
-        ValueError: `output` has not twice the channels of `x0`.
     """
-    channels = x0.shape[-1]
-    if output.shape[-1] != 2 * channels:
-        raise ValueError(
-            f"the variational bound needs {2 * channels} output channels, the second half of them "
-            f"a learned variance; got {output.shape[-1]}"
-        )
     mean, place = jnp.split(output.astype(jnp.float32), 2, axis=-1)
     x0, logsnr = x0.astype(jnp.float32), schedule.logsnr(t)
     x_t = add_noise(x0, eps, logsnr)

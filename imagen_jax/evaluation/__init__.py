@@ -1,1 +1,1 @@
-"""How good a model is: images found again among all others, and enlarged ones beside the true."""
+"""How good a model is: FID, KID, CMMD, CLIP score, retrieval, PSNR and SSIM, with a report."""

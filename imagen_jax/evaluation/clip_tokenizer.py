@@ -41,46 +41,44 @@ def tokenize(
         ValueError: the directory has no tokenizer, a damaged one, or one for another model.
         ModuleNotFoundError: `tokenizers` is not installed.
     """
-    tokenizer, start, end = _load(os.fspath(directory), vocab_size)
+    tokenizer = _load(os.fspath(directory), vocab_size, max_length)
     texts = [text.encode("utf-8", "replace").decode() for text in texts]  # no lone surrogates
-    ids = np.full((len(texts), max_length), end, np.int32)
-    long = 0
-    for row, encoding in enumerate(tokenizer.encode_batch(texts, add_special_tokens=False)):
-        words = encoding.ids[: max_length - 2]
-        long += len(words) < len(encoding.ids)
-        ids[row, : len(words) + 1] = [start, *words]
-    if long:
+    encodings = tokenizer.encode_batch(texts)
+    if long := sum(len(encoding.overflowing) > 0 for encoding in encodings):
         warnings.warn(
             f"{long} captions have more than {max_length - 2} tokens; the rest is cut off.",
             stacklevel=2,
         )
-    return ids
+    return np.asarray([encoding.ids for encoding in encodings], np.int32)
 
 
 @functools.lru_cache(maxsize=4)
-def _load(directory: str, vocab_size: int) -> "tuple[Tokenizer, int, int]":
+def _load(directory: str, vocab_size: int, max_length: int) -> "Tokenizer":
     files = tokenizer_files(directory)
     if not files:
         raise ValueError(
             f"{directory} has no tokenizer: neither {TOKENIZER_FILE} nor "
             f"{' and '.join(VOCABULARY_FILES)}."
         )
+    from tokenizers.processors import TemplateProcessing
+
     where = files[0]
     try:
         tokenizer = _read(files)
-    except ImportError:
-        raise
     except Exception as error:  # the library raises bare exceptions
         raise ValueError(f"{where} is not CLIP's tokenizer: {error}") from None
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
     start, end = (tokenizer.token_to_id(mark) for mark in (START, END))
     if start is None or end is None:
         raise ValueError(f"{where} is not CLIP's tokenizer: it lacks {START} or {END}.")
     largest = max(tokenizer.get_vocab().values())
     if largest >= vocab_size:
         raise ValueError(f"{where} has the id {largest}, but the model has {vocab_size} tokens.")
-    return tokenizer, start, end
+    tokenizer.post_processor = TemplateProcessing(
+        single=f"{START} $A {END}", special_tokens=[(START, start), (END, end)]
+    )
+    tokenizer.enable_truncation(max_length)
+    tokenizer.enable_padding(length=max_length, pad_id=end, pad_token=END)
+    return tokenizer
 
 
 def _read(files: list[Path]) -> "Tokenizer":

@@ -5,42 +5,24 @@ CLIP, the tokenizer's files.
 """
 
 import dataclasses
-import functools
 import os
 import shutil
 from pathlib import Path
-from typing import Literal
-
-from jax.sharding import Mesh
+from typing import Any, Literal
 
 from imagen_jax.convert.clip import MODEL_TYPE, clip_shapes, read_clip
 from imagen_jax.convert.inception import inception_shapes, params_from_graph
-from imagen_jax.evaluation.clip_tokenizer import tokenize, tokenizer_files
-from imagen_jax.evaluation.features import FeatureExtractor, make_extractor
-from imagen_jax.evaluation.report import fingerprint
+from imagen_jax.evaluation.clip_tokenizer import tokenizer_files
+from imagen_jax.evaluation.features import FeatureExtractor, FeatureNetwork, make_extractor
 from imagen_jax.models.clip import ClipConfig
 from imagen_jax.storage.codec import to_dict
 from imagen_jax.storage.json_file import read_dataclass, read_object, write_object
-from imagen_jax.storage.layout import Tensors
-from imagen_jax.storage.reading import read_layout
-from imagen_jax.storage.safetensors import TensorFiles, save_params
-from imagen_jax.storage.trees import flatten
-from imagen_jax.typing import Params
+from imagen_jax.storage.layout_files import read_params
+from imagen_jax.storage.safetensors import save_params
 
 FEATURES = "features"
 CONFIG_FILE = f"{FEATURES}.json"
 GRAPH_SUFFIX, PICKLE_SUFFIX = ".pb", ".pth"
-SHARD_BYTES = 5 * 10**9
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class FeatureNetwork:
-    """A network and its weights, before it is on any device."""
-
-    name: str
-    config: ClipConfig | None  # None for Inception
-    params: Params
-    directory: Path | None = None  # that has the tokenizer, if there is one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,9 +81,7 @@ def _read_own(path: Path) -> FeatureNetwork:
     what = "the config of a feature network"
     found = read_dataclass(path / CONFIG_FILE, what, FeatureFile)
     shapes = inception_shapes() if found.config is None else clip_shapes(found.config)
-    layout = {path: Tensors((path,)) for path in flatten(shapes)}
-    where = os.fspath(path / f"{FEATURES}.safetensors")
-    params = read_layout(layout, TensorFiles(path, FEATURES), shapes, where=where)
+    params = read_params(path, FEATURES, shapes)
     return FeatureNetwork(found.name, found.config, params, path)
 
 
@@ -114,51 +94,20 @@ def write_network(
         dtype: of the weights on disk; None leaves them float32.
     """
     directory = Path(directory)
-    save_params(directory, FEATURES, network.params, dtype, SHARD_BYTES)
+    save_params(directory, FEATURES, network.params, dtype)
     for file in tokenizer_files(network.directory) if network.directory is not None else ():
         target = directory / file.name
         if not (target.exists() and target.samefile(file)):
             shutil.copyfile(file, target)
-    kind = "inception" if network.config is None else "clip"
-    digest = fingerprint({kind: network.params})
     # Last: a directory without it is not one of ours.
-    own = FeatureFile(kind, network.name, digest, network.config)
+    own = FeatureFile(network.kind, network.name, network.fingerprint, network.config)
     write_object(directory / CONFIG_FILE, to_dict(own))
 
 
-def load_extractor(
-    source: str | os.PathLike,
-    *,
-    resize: str | None = None,
-    mesh: Mesh | None = None,
-    batch_size: int = 32,
-) -> FeatureExtractor:
-    """The extractor of a network that `read_network` reads.
-
-    Its fingerprint changes with any of the weights, not with the form that they were read from.
-
-    Args:
-        resize: of Inception: "legacy_tensorflow" (None), "pytorch_fid" or "clean".
-        mesh: whose devices on this host share each batch; None takes all of this host's.
-        batch_size: images that go through the network at once.
+def load_extractor(source: str | os.PathLike, **options: Any) -> FeatureExtractor:
+    """The extractor of a network that `read_network` reads, with options of `make_extractor`.
 
     Raises:
         FileNotFoundError, ValueError: files are missing, damaged or of something else.
     """
-    network = read_network(source)
-    config, kind = network.config, "inception" if network.config is None else "clip"
-    reads_text = config is not None and network.directory is not None
-    return make_extractor(
-        network.name,
-        fingerprint({kind: network.params}),
-        config,
-        network.params,
-        resize=resize,
-        tokenize=functools.partial(
-            tokenize, network.directory, config.vocab_size, config.max_length
-        )
-        if reads_text
-        else None,
-        mesh=mesh,
-        batch_size=batch_size,
-    )
+    return make_extractor(read_network(source), **options)

@@ -1,22 +1,46 @@
 """Feature vectors of images and captions, by frozen networks, on all devices of this host."""
 
 import functools
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
+from imagen_jax.evaluation.clip_tokenizer import tokenize
 from imagen_jax.evaluation.resizing import RESIZES
 from imagen_jax.models import clip, inception
+from imagen_jax.storage import fingerprints
+from imagen_jax.storage.codec import require
 from imagen_jax.typing import Images, Params, Tokens
 
 INCEPTION_RESIZES = ("legacy_tensorflow", "pytorch_fid", "clean")
 CLIP_RESIZES = ("clip",)
 AXIS = "images"  # of the mesh that a batch is split over
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureNetwork:
+    """A network and its weights, before it is on any device."""
+
+    name: str
+    config: clip.ClipConfig | None  # None for Inception, which has no choices
+    params: Params
+    directory: Path | None = None  # that has the tokenizer, if there is one
+
+    @property
+    def kind(self) -> Literal["inception", "clip"]:
+        return "inception" if self.config is None else "clip"
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with any of the weights, not with the form that they were read from."""
+        return fingerprints.of_parameters({self.kind: self.params})
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +53,7 @@ class FeatureExtractor:
 
     name: str
     fingerprint: str
-    config: clip.ClipConfig | None  # None for Inception, which has no choices
+    config: clip.ClipConfig | None  # None for Inception
     params: Params
     resize: str  # one of `resizing.RESIZES`
     tokenize: Callable[[Sequence[str]], np.ndarray] | None
@@ -56,8 +80,12 @@ class FeatureExtractor:
         CLIP's are not normalized. Raises ValueError for an image of another type or shape.
         """
         for index, image in enumerate(images):
-            check_image(index, image)
-        return self._run(functools.partial(image_features, self.config), images, self._pixels)
+            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3 or not image.size:
+                raise ValueError(
+                    f"Image {index} is {image.dtype} {list(image.shape)}; it must be uint8 "
+                    "[height, width, 3]."
+                )
+        return self._run(image_features, images, self._pixels)
 
     def _pixels(self, images: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
         """float32 [images, side, side, 3] in the network's range."""
@@ -74,84 +102,77 @@ class FeatureExtractor:
             raise ValueError(f"{self.name} ({self.kind}) reads no text; a CLIP model does.")
         if isinstance(texts, str):
             raise ValueError(f"texts is the string {texts!r}; give a list of strings.")
-        return self._run(functools.partial(text_features, self.config), texts, self.tokenize)
+        return self._run(text_features, texts, self.tokenize)
 
     def describe(self) -> dict[str, Any]:
         """What decides the features, as JSON values for a report."""
         names = ("kind", "name", "fingerprint", "resize", "side", "dim")
         return {name: getattr(self, name) for name in names}
 
+    @property
+    def identity(self) -> str:
+        """`describe` as text: features of another identity do not compare."""
+        return json.dumps(self.describe(), sort_keys=True)
+
     def _run(
         self,
-        compute: Callable[[Params, jax.Array], jax.Array],
+        compute: Callable[[clip.ClipConfig | None, Params, jax.Array], jax.Array],
         items: Sequence | np.ndarray,
         prepare: Callable[[Sequence | np.ndarray], np.ndarray],
     ) -> np.ndarray:
         """The features of all items. The next batch is prepared while the devices compute one."""
         sharding = NamedSharding(self.mesh, PartitionSpec(AXIS))
-        done, running = [np.empty((0, self.dim), np.float32)], None
+        done = [np.empty((0, self.dim), np.float32)]
         for start in range(0, len(items), self.batch_size):
             batch = prepare(items[start : start + self.batch_size])
-            short = self.batch_size - len(batch)
-            filled = np.concatenate([batch, np.repeat(batch[:1], short, axis=0)])
-            ahead = compute(self.params, jax.device_put(filled, sharding)), len(batch)
-            if running is not None:
-                done.append(np.asarray(running[0])[: running[1]])
-            running = ahead
-        if running is not None:
-            done.append(np.asarray(running[0])[: running[1]])
-        return np.concatenate(done)
+            padding = np.repeat(batch[:1], self.batch_size - len(batch), axis=0)
+            placed = jax.device_put(np.concatenate([batch, padding]), sharding)
+            done.append(compute(self.config, self.params, placed))
+            done[-2] = np.asarray(done[-2])  # waits for the batch before
+        return np.concatenate(done)[: len(items)]
 
 
 def make_extractor(
-    name: str,
-    fingerprint: str,
-    config: clip.ClipConfig | None,
-    params: Params,
+    network: FeatureNetwork,
     *,
     resize: str | None = None,
-    tokenize: Callable[[Sequence[str]], np.ndarray] | None = None,
     mesh: Mesh | None = None,
     batch_size: int = 32,
 ) -> FeatureExtractor:
-    """A FeatureExtractor with its parameters on this host's devices of `mesh` (None: on all).
+    """A network with its parameters on this host's devices of `mesh` (None: on all).
 
     Args:
-        resize: None takes the network's own: "legacy_tensorflow", the original FID's, or "clip".
-        batch_size: is rounded up to equal shares for the devices.
+        resize: of Inception: "legacy_tensorflow" (None: the original FID's), "pytorch_fid" or
+            "clean".
+        batch_size: images that go through the network at once, rounded up to equal shares for the
+            devices.
 
     Raises:
         ValueError: the network has no such resize, or the batch size is not positive.
     """
+    config, tokenizer = network.config, None
     known = INCEPTION_RESIZES if config is None else CLIP_RESIZES
     resize = known[0] if resize is None else resize
-    if resize not in known:
-        raise ValueError(f"{name} has no resize {resize!r}; it has {', '.join(known)}.")
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}; it must be at least 1.")
+    require(
+        (resize in known, f"{network.name} has no resize {resize!r}; it has {', '.join(known)}."),
+        (batch_size >= 1, f"batch_size is {batch_size}; it must be at least 1."),
+    )
+    if config is not None and network.directory is not None:
+        sizes = config.vocab_size, config.max_length
+        tokenizer = functools.partial(tokenize, network.directory, *sizes)
     devices = jax.devices() if mesh is None else mesh.devices.flat
     local = [device for device in devices if device.process_index == jax.process_index()]
     mesh = Mesh(np.array(local), (AXIS,))
     return FeatureExtractor(
-        name,
-        fingerprint,
+        network.name,
+        network.fingerprint,
         config,
-        jax.device_put(params, NamedSharding(mesh, PartitionSpec())),
+        jax.device_put(network.params, NamedSharding(mesh, PartitionSpec())),
         resize,
-        tokenize,
+        tokenizer,
         mesh,
         -(-batch_size // len(local)) * len(local),
     )
-
-
-def check_image(index: int, image: np.ndarray) -> None:
-    """ValueError unless an image is uint8 [height, width, 3]."""
-    fits = image.ndim == 3 and image.shape[-1] == 3 and image.size
-    if image.dtype != np.uint8 or not fits:
-        raise ValueError(
-            f"Image {index} is {image.dtype} {list(image.shape)}; it must be uint8 "
-            "[height, width, 3]."
-        )
 
 
 # Float32 products throughout: on TPUs and GPUs the default drops digits that the metrics need.

@@ -1,40 +1,21 @@
-"""Images of a list of prompts, one file each: what is there already is never drawn again."""
+"""Images of a list of prompts, one file each: what is there already is never generated again."""
 
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from PIL import Image
 
-from imagen_jax.evaluation.report import ProgressLine, write_report
+from imagen_jax.evaluation.progress import image_bar
+from imagen_jax.evaluation.shards import WHOLE, Shard
 from imagen_jax.images.png import save_png
 from imagen_jax.storage.atomic import written_whole
+from imagen_jax.storage.json_file import read_object, write_object
 
 # (prompts or labels, global index of the first) -> an image each.
 Generate = Callable[[Sequence[str | int], int], Sequence[Image.Image]]
 SETTINGS_FILE = "settings.json"
-
-
-class Share(NamedTuple):
-    """The part of the work that this process does: share `index` of `count`, from 0."""
-
-    index: int = 0
-    count: int = 1
-
-
-ALL = Share()
-LEAST_PART = 128  # images
-
-
-def parts(total: int, batch_size: int, share: Share = ALL) -> list[range]:
-    """The indices 0 ... total - 1 in parts of whole batches; every count-th part for a share.
-
-    A part is generated and its features are computed by one process.
-    """
-    size = batch_size * -(-LEAST_PART // batch_size)
-    starts = range(share.index * size, total, share.count * size)
-    return [range(start, min(start + size, total)) for start in starts]
 
 
 def image_file(directory: Path, index: int) -> Path:
@@ -47,7 +28,6 @@ def open_directory(directory: Path, settings: dict[str, Any]) -> None:
 
     Raises ValueError that names the setting which differs: images of two settings never mix.
     """
-    directory.mkdir(parents=True, exist_ok=True)
     path = directory / SETTINGS_FILE
     settings = json.loads(json.dumps(settings))  # tuples as lists
     if not path.is_file():
@@ -55,12 +35,11 @@ def open_directory(directory: Path, settings: dict[str, Any]) -> None:
             raise ValueError(
                 f"{directory} holds images and no {SETTINGS_FILE}; give another --out."
             )
-        write_report(path, settings)
-        return
+        write_object(path, settings)
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_object(path, "the settings of a run")
     except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}); delete {directory}.") from None
+        raise ValueError(f"{error} Delete {directory}.") from None
     for name in sorted({*settings, *found}):
         if settings.get(name) != found.get(name):
             raise ValueError(
@@ -74,17 +53,17 @@ def generate_images(
     prompts: Sequence[str | int],
     directory: Path,
     batch_size: int,
-    share: Share = ALL,
+    shard: Shard = WHOLE,
 ) -> int:
-    """Draws prompt i with the noise of index i into `image_file(directory, i)`; how many it drew.
+    """Generates image i with the noise of index i as `image_file(directory, i)`; returns how many.
 
-    A batch of which an image is missing is drawn anew, whole; its images depend on nothing but
+    A batch of which an image is missing is generated again, whole. Its images depend on nothing but
     their indices, so that a run killed half-way and started again gives the same files.
     """
     batches = [
-        part[start : start + batch_size]
-        for part in parts(len(prompts), batch_size, share)
-        for start in range(0, len(part), batch_size)
+        chunk[start : start + batch_size]
+        for chunk in shard.chunks(len(prompts), batch_size)
+        for start in range(0, len(chunk), batch_size)
     ]
     missing = [
         batch
@@ -92,23 +71,23 @@ def generate_images(
         if not all(image_file(directory, index).is_file() for index in batch)
     ]
     count = sum(map(len, missing))
-    line = ProgressLine("images", count)
-    for batch in missing:
-        images = generate(prompts[batch.start : batch.stop], batch.start)
-        for index, image in zip(batch, images, strict=True):
-            with written_whole(image_file(directory, index)) as file:
-                save_png(image, file)
-        line.advance(len(batch))
+    with image_bar("images", count) as bar:
+        for batch in missing:
+            images = generate(prompts[batch.start : batch.stop], batch.start)
+            for index, image in zip(batch, images, strict=True):
+                with written_whole(image_file(directory, index)) as file:
+                    save_png(image, file)
+            bar.update(len(batch))
     return count
 
 
-def image_files(directory: Path, count: int, share: Share = ALL) -> list[Path]:
+def image_files(directory: Path, count: int, shard: Shard = WHOLE) -> list[Path]:
     """The files of images 0 ... count - 1.
 
     Raises ValueError where this process should have all of them and some are missing.
     """
     files = [image_file(directory, index) for index in range(count)]
-    missing = [file.name for file in files if share == ALL and not file.is_file()]
+    missing = [file.name for file in files if shard == WHOLE and not file.is_file()]
     if missing:
         raise ValueError(f"{directory} lacks {len(missing)} of {count}, {missing[0]} first.")
     return files

@@ -4,8 +4,8 @@ import base64
 import html
 import io
 import json
+import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -31,6 +31,7 @@ NAMES = {
     "psnr": "PSNR in dB",
     "ssim": "SSIM",
 }
+NUMBER = re.compile(r"-?[\d.]+(e[+-]?\d+)?")
 Row = tuple[str, str, float, str]  # metric, of which network or stage, value, what else
 
 
@@ -64,18 +65,17 @@ def _rest(entry: Mapping[str, Any]) -> str:
 
 def notes_of(values: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
     """(figure, reasons) of each one that is off its protocol."""
-    notes = []
-    for metric, title in NAMES.items():
-        for name, entry in (values.get(metric) or {}).items():
-            if isinstance(entry, Mapping) and entry.get("off_protocol"):
-                notes.append((f"{title}, {name}", list(entry["off_protocol"])))
-    return notes
+    return [
+        (f"{title}, {name}", entry["off_protocol"])
+        for metric, title in NAMES.items()
+        for name, entry in values.get(metric, {}).items()
+        if isinstance(entry, Mapping) and entry.get("off_protocol")
+    ]
 
 
 def make_page(
     report: Mapping[str, Any],
     images: Mapping[str, Image.Image],
-    curve: Path | None = None,
     table: Sequence[Sequence[str]] | None = None,
 ) -> str:
     """The page; all text escaped, all images inside it.
@@ -83,22 +83,17 @@ def make_page(
     Args:
         report: what report.json holds; the points of a sweep under "points".
         images: to be shown, by title.
-        curve, table: of a sweep.
+        table: of the points of a sweep.
     """
     points = report.get("points") or [report]
     title = f"Evaluation of {report['model']['name']}"
     body = [f"<h1>{html.escape(title)}</h1>", f"<p>{html.escape(str(report['date']))}</p>"]
     body += _notes(points)
-    if curve is not None:
-        data = base64.b64encode(curve.read_bytes()).decode()
-        body += ["<h2>Curve</h2>", f'<img alt="curve" src="data:image/png;base64,{data}">']
-    if table is not None:
-        body += ["<h2>Points</h2>", _table(table[0], table[1:])]
+    if table is None:
+        rows = [(NAMES[m], name, f"{value:.5g}", rest) for m, name, value, rest in rows_of(report)]
+        body += ["<h2>Figures</h2>", _table([("metric", "of", "value", "details"), *rows])]
     else:
-        figures = [
-            (NAMES[m], name, f"{value:.5g}", rest) for m, name, value, rest in rows_of(report)
-        ]
-        body += ["<h2>Figures</h2>", _table(("metric", "of", "value", "details"), figures)]
+        body += ["<h2>Points</h2>", _table(table)]
     for name, image in images.items():
         body += [f"<h2>{html.escape(name)}</h2>", _image(image, name)]
     settings = {
@@ -128,19 +123,13 @@ def _notes(points: Sequence[Mapping[str, Any]]) -> list[str]:
     return [f'<div class="note">{head}{"".join(blocks)}</div>']
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = ["".join(f"<th>{html.escape(cell)}</th>" for cell in head)]
-    for row in rows:
-        lines.append("".join(f"<td{_kind(cell)}>{html.escape(cell)}</td>" for cell in row))
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    lines = ["".join(f"<th>{html.escape(cell)}</th>" for cell in rows[0])]
+    for row in rows[1:]:
+        kinds = ["number" if NUMBER.fullmatch(cell) else "text" for cell in row]
+        cells = zip(kinds, map(html.escape, row), strict=True)
+        lines.append("".join(f'<td class="{kind}">{cell}</td>' for kind, cell in cells))
     return "<table>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>"
-
-
-def _kind(cell: str) -> str:
-    try:
-        float(cell)
-    except ValueError:
-        return ""
-    return ' class="number"'
 
 
 def _image(image: Image.Image, name: str) -> str:

@@ -1,10 +1,10 @@
-"""A folder of images to be measured: what is in it, and what was done to each before."""
+"""A folder of images to be measured: what is in it, and how each becomes a square of one size."""
 
 import hashlib
 import io
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,12 +13,13 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from imagen_jax.data.sources import BrokenExample, Source, read_folder
+from imagen_jax.evaluation.shards import WHOLE
 from imagen_jax.images.decoding import decode
 from imagen_jax.images.pixels import resize
 
 
 @dataclass
-class Treatment:
+class Preprocessing:
     """How many images needed something to become RGB squares of one size.
 
     counts: by what was done. broken: names of those that could not be read and were left out.
@@ -29,15 +30,17 @@ class Treatment:
     broken: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
-        return {"size": self.size, **dict(sorted(self.counts.items())), "broken": self.broken}
+        done = {name: count for name, count in sorted(self.counts.items()) if count}
+        return {"size": self.size, **done, "broken": self.broken}
 
 
-class Part(NamedTuple):
-    """Some images in a row: those that could be read, and their places among all of the part.
+class Chunk(NamedTuple):
+    """Some images in a row: those that could be read, and their places among all images.
 
-    digest: changes with any byte of their files.
+    start: the place of the first. digest: changes with any byte of their files.
     """
 
+    start: int
     images: np.ndarray  # uint8 [images, size, size, 3]
     rows: list[int]
     digest: str
@@ -86,11 +89,26 @@ def matching_images(folder: str | Path, files: Sequence[Path], of: Path) -> list
     return [found[name] for name in names]
 
 
-def common_size(files: Sequence[Path]) -> int:
-    """The side of all these images' squares, by the files' headers.
+@dataclass(frozen=True)
+class SourceImages:
+    """The images of a data source by index: of TFDS, or arrays in memory."""
+
+    source: Source
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self.source[index]["image"]
+
+
+def common_size(files: Sequence[Path] | SourceImages) -> int:
+    """The side of all these images' squares, by the files' headers; of a source, of its first.
 
     Raises ValueError where they differ; the message says that a size must be given.
     """
+    if isinstance(files, SourceImages):
+        return min(files[0].shape[:2])
     sizes = Counter()
     for file in files:
         try:
@@ -109,8 +127,8 @@ def common_size(files: Sequence[Path]) -> int:
     return min(next(iter(sizes)))
 
 
-def read_image(file: Path | bytes, treatment: Treatment) -> np.ndarray:
-    """uint8 [size, size, 3] of `treatment.size`, with what was done to it counted.
+def read_image(file: Path | bytes, preprocessing: Preprocessing) -> np.ndarray:
+    """uint8 [size, size, 3] of `preprocessing.size`, with what was done to it counted.
 
     Grey becomes RGB, what is transparent white, 16 bits 8, what EXIF says is turned upright, an
     animation its first frame; then the largest centred square, resized with antialiasing
@@ -119,110 +137,81 @@ def read_image(file: Path | bytes, treatment: Treatment) -> np.ndarray:
     data = file if isinstance(file, bytes) else file.read_bytes()
     pixels = decode(data)
     with Image.open(io.BytesIO(data)) as opened:
-        kind = _kind(opened)
-        treatment.counts.update(_what_else(opened))
-    return _to_square(pixels, kind, treatment)
+        preprocessing.counts.update(_decoded_from(opened))
+    return _to_square(pixels, preprocessing)
 
 
-def _to_square(image: np.ndarray, kind: str | None, treatment: Treatment) -> np.ndarray:
-    treatment.counts["pictures"] += 1
-    if kind is not None:
-        treatment.counts[kind] += 1
-    (height, width), size = image.shape[:2], treatment.size
-    if height != width:
-        treatment.counts["cropped"] += 1
-    if min(height, width) != size:
-        treatment.counts["resized" if min(height, width) > size else "enlarged"] += 1
+def _to_square(image: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
+    (height, width), size, counts = image.shape[:2], preprocessing.size, preprocessing.counts
+    counts["pictures"] += 1
+    counts["cropped"] += height != width
+    counts["resized"] += min(height, width) > size
+    counts["enlarged"] += min(height, width) < size
     return resize(image, size)
 
 
-def _kind(image: Image.Image) -> str | None:
-    """What is not plain 8-bit RGB about an image."""
+def _decoded_from(image: Image.Image) -> list[str]:
+    """What is not plain 8-bit RGB, upright, of one frame about an image: decoding changed it."""
     if image.mode.startswith(("I", "F")):
-        return "grey_of_16_bits_or_more"
-    if image.has_transparency_data:
-        return "transparent_on_white"
-    kinds = {"1": "grey", "L": "grey", "P": "palette", "RGB": None}
-    return kinds.get(image.mode, f"mode_{image.mode}")
-
-
-def _what_else(image: Image.Image) -> list[str]:
-    """What decoding changed besides the colours."""
-    turned = image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
-    return ["turned_upright"] * turned + ["first_of_several_frames"] * _has_more(image)
-
-
-def _has_more(image: Image.Image) -> bool:
-    """Whether anything follows the first frame."""
+        found = ["grey_of_16_bits_or_more"]
+    elif image.has_transparency_data:
+        found = ["transparent_on_white"]
+    elif image.mode == "RGB":
+        found = []
+    else:
+        kinds = {"1": "grey", "L": "grey", "P": "palette"}
+        found = [kinds.get(image.mode, f"mode_{image.mode}")]
+    if image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9):
+        found.append("turned_upright")
     try:
-        return getattr(image, "n_frames", 1) > 1
+        several = getattr(image, "n_frames", 1) > 1
     except Exception:  # Pillow's readers raise many kinds where a later frame is damaged
-        return True
+        several = True
+    return [*found, "first_of_several_frames"] if several else found
 
 
-def read_parts(
-    files: Sequence[Path],
-    treatment: Treatment,
-    part_size: int,
+def read_chunks(
+    items: Sequence[Path] | SourceImages,
+    preprocessing: Preprocessing,
+    ranges: Iterable[range] | None = None,
     skip_broken: bool | None = False,
-    share: tuple[int, int] = (0, 1),
-) -> Iterator[Part]:
-    """The images of the files, `part_size` files at a time; for share (i, n) parts i, i + n, ...
+) -> Iterator[Chunk]:
+    """Images from files or of a source, preprocessed.
 
-    Raises ValueError, naming the file, where one is broken and `skip_broken` is false, or None, for
-    images of which none may be left out.
+    Args:
+        ranges: the indices of the images in each chunk; None is all of them.
+
+    Raises ValueError, naming the image, where one is broken and `skip_broken` is false, or None,
+    for images of which none may be left out.
     """
-
-    def read(row: int) -> tuple[np.ndarray, bytes]:
-        data = files[row].read_bytes()
-        try:
-            return read_image(data, treatment), data
-        except (OSError, ValueError) as error:
-            raise BrokenExample(str(files[row]), str(error)) from error
-
-    return _parts(read, len(files), treatment, part_size, skip_broken, share)
-
-
-def source_parts(
-    source: Source,
-    treatment: Treatment,
-    part_size: int,
-    skip_broken: bool = False,
-    share: tuple[int, int] = (0, 1),
-) -> Iterator[Part]:
-    """The same of a data source: TFDS, or arrays in memory."""
-
-    def read(row: int) -> tuple[np.ndarray, bytes]:
-        image = source[row]["image"]
-        return _to_square(image, None, treatment), np.ascontiguousarray(image).tobytes()
-
-    return _parts(read, len(source), treatment, part_size, skip_broken, share)
-
-
-def _parts(
-    read: Callable[[int], tuple[np.ndarray, bytes]],
-    total: int,
-    treatment: Treatment,
-    part_size: int,
-    skip_broken: bool | None,
-    share: tuple[int, int],
-) -> Iterator[Part]:
-    index, count = share
-    for start in range(index * part_size, total, count * part_size):
-        images, rows, digest = [], [], hashlib.sha256(str(treatment.size).encode())
-        for row in range(start, min(start + part_size, total)):
+    for indices in WHOLE.chunks(len(items)) if ranges is None else ranges:
+        images, rows = [], []
+        digest = hashlib.sha256(str(preprocessing.size).encode())
+        for index in indices:
             try:
-                image, data = read(row)
+                image, data = _read(items[index], preprocessing)
             except BrokenExample as error:
                 if not skip_broken:
                     advice = "--skip_broken leaves such images out, and says so in the report"
                     if skip_broken is None:
                         advice = "psnr and ssim leave no image out: mend it, or remove its pair"
                     raise ValueError(f"cannot read {error}; {advice}") from None
-                treatment.broken.append(error.key)
+                preprocessing.broken.append(error.key)
                 continue
             digest.update(hashlib.sha256(data).digest())
             images.append(image)
-            rows.append(row - start)
-        shape = (len(images), treatment.size, treatment.size, 3)
-        yield Part(np.asarray(images, np.uint8).reshape(shape), rows, digest.hexdigest())
+            rows.append(index)
+        shape = (len(images), preprocessing.size, preprocessing.size, 3)
+        pixels = np.asarray(images, np.uint8).reshape(shape)
+        yield Chunk(indices.start, pixels, rows, digest.hexdigest())
+
+
+def _read(item: Path | np.ndarray, preprocessing: Preprocessing) -> tuple[np.ndarray, bytes]:
+    """(the image as it is measured, the bytes that tell it from others)."""
+    if isinstance(item, np.ndarray):
+        return _to_square(item, preprocessing), np.ascontiguousarray(item).tobytes()
+    data = item.read_bytes()
+    try:
+        return read_image(data, preprocessing), data
+    except (OSError, ValueError) as error:
+        raise BrokenExample(str(item), str(error)) from error

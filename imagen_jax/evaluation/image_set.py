@@ -1,19 +1,39 @@
-"""The images that a model is measured on, and the prompts that stand for them."""
+"""The emoji that a model is measured on, and the prompts that stand for them."""
 
-import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from imagen_jax.data.sources import ArraySource, read_npz
-from imagen_jax.evaluation.retrieval import Gallery, make_gallery
+from imagen_jax.images.pixels import resize
+from imagen_jax.storage import fingerprints
 
+EMOJI = Path("data/emoji/emoji.npz")
+SIZE = 32  # pixels, at which images are compared
 LANGUAGES = ("en", "zh")
-NEEDED = ("label", "split", "name_en", "name_zh", "variant")
+NEEDED = ("split", "name_en", "name_zh", "variant")
 DRAW_SEED = 0  # which images are drawn never depends on the seed of the noise
 TRAIN_IMAGES = 200
+
+
+class Gallery(NamedTuple):
+    """The distinct images of a set at 32x32, and the class of each."""
+
+    images: np.ndarray  # uint8 [classes, 32, 32, 3]
+    classes: np.ndarray  # int [classes]
+
+
+def make_gallery(images: np.ndarray, classes: np.ndarray) -> Gallery:
+    """The first image of each class, so that pixel-identical images count as one."""
+    known, first = np.unique(classes, return_index=True)
+    return Gallery(shrink(images[first]), known)
+
+
+def shrink(images: np.ndarray) -> np.ndarray:
+    """uint8 images [N, H, W, 3] at 32x32, resized as a base model's training images are."""
+    return np.stack([resize(image, SIZE) for image in images])
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,29 +49,27 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.source)
 
-    @property
-    def classes(self) -> np.ndarray:
-        return self.source.labels
-
-    @property
-    def variant(self) -> np.ndarray:
-        return self.source.extra["variant"].astype(bool)
-
     def names(self, language: str) -> list[str]:
         """The full name of each image, empty where the language has none."""
         return [str(name) for name in self.source.extra[f"name_{language}"]]
 
+    def describe(self) -> dict[str, Any]:
+        """For a report."""
+        return {
+            "path": self.path,
+            "fingerprint": self.fingerprint,
+            "split": self.split,
+            "pictures": len(self),
+            "distinct_in_all_splits": len(self.gallery.classes),
+        }
 
-@dataclass(frozen=True, eq=False)
-class Prompts:
-    """One row a sample: what to paint, in which language, and which image of the set it names."""
 
-    text: list[str]
-    language: np.ndarray  # str [samples]
-    image: np.ndarray  # int [samples], rows of the ImageSet
+class ImagePrompt(NamedTuple):
+    """What one image is generated from: a name, and the row of the image in the set that has it."""
 
-    def __len__(self) -> int:
-        return len(self.text)
+    text: str
+    language: str
+    image: int
 
 
 def read_image_set(path: str | Path, split: str, num: int | None = None) -> ImageSet:
@@ -74,8 +92,7 @@ def read_image_set(path: str | Path, split: str, num: int | None = None) -> Imag
         raise ValueError(f"num must be at least 1: {num}.")
     everything = read_npz(path, "all", "label")
     with np.load(path) as archive:
-        missing = [name for name in NEEDED if name not in archive.files]
-        if missing:
+        if missing := [name for name in NEEDED if name not in archive.files]:
             raise ValueError(
                 f"{path} has no {', '.join(missing)}; scripts/prepare_emoji.py writes them all."
             )
@@ -90,29 +107,24 @@ def read_image_set(path: str | Path, split: str, num: int | None = None) -> Imag
         make_gallery(everything.images, everything.labels),
         split,
         str(path),
-        hashlib.sha256(path.read_bytes()).hexdigest()[:16],
+        fingerprints.of_bytes(path.read_bytes()),
     )
 
 
-def make_prompts(images: ImageSet, languages: Sequence[str] = LANGUAGES) -> Prompts:
+def make_prompts(images: ImageSet, language: str | None = None) -> list[ImagePrompt]:
     """The full names of all images, in each language that has one; an image's follow each other.
 
-    A prompt's place in this list is its global index, which its noise is drawn from: it does not
+    A prompt's place in this list is its global index, which its noise is made from: it does not
     change when more images are asked for.
+
+    Args:
+        language: one of LANGUAGES; None is all.
     """
-    names = {language: images.names(language) for language in languages}
-    rows = [
-        (names[language][row], language, row)
+    languages = LANGUAGES if language is None else (language,)
+    names = {name: images.names(name) for name in languages}
+    return [
+        ImagePrompt(names[language][row], language, row)
         for row in range(len(images))
         for language in languages
         if names[language][row]
     ]
-    text, language, image = zip(*rows, strict=True)
-    return Prompts(list(text), np.asarray(language), np.asarray(image))
-
-
-def select(prompts: Prompts, rows: Sequence[int] | np.ndarray) -> Prompts:
-    """The prompts of these rows."""
-    rows = np.asarray(rows, int)
-    text = [prompts.text[row] for row in rows]
-    return Prompts(text, prompts.language[rows], prompts.image[rows])

@@ -1,229 +1,348 @@
-"""What scripts/evaluate.py measures with, read from its options: networks, references, prompts."""
+"""What an evaluation is asked for, and what is read for it: prompts, images, networks, references
+and the model under evaluation.
+"""
 
-import argparse
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-EMOJI = Path("data/emoji/emoji.npz")
+import jax
+from jax.sharding import Mesh
+
+from imagen_jax.data.tfds_source import read_tfds
+from imagen_jax.devices.sharding import MeshConfig, make_mesh
+from imagen_jax.diffusion.overrides import with_overrides
+from imagen_jax.diffusion.sampling import Sampling
+from imagen_jax.evaluation import image_folder, image_set, measures, shards
+from imagen_jax.evaluation.feature_files import load_extractor
+from imagen_jax.evaluation.features import (
+    INCEPTION_RESIZES,
+    FeatureExtractor,
+    FeatureNetwork,
+    make_extractor,
+)
+from imagen_jax.evaluation.image_quality import QUALITY
+from imagen_jax.evaluation.prompts import COCO_SIZE, PromptList, plain_list, read_prompts
+from imagen_jax.evaluation.reference import (
+    Reference,
+    is_val2014,
+    make_reference,
+    read_reference,
+    write_reference,
+)
+from imagen_jax.models import inception
+from imagen_jax.pipeline.loading import load_model
+from imagen_jax.pipeline.pipeline import Pipeline
+from imagen_jax.pipeline.request import check_count, check_seed, last_stage
+from imagen_jax.storage import fingerprints
+from imagen_jax.storage.codec import require
+
+KNOWN_METRICS = (
+    *measures.METRICS,
+    "retrieval",
+    *QUALITY,
+    "images",
+)  # "images": no figure, images alone
 RANDOM = "random_inception"
+StageValues = float | tuple[float, ...]  # one for all stages, or one each
 
 
-def share_of(text: str | None) -> Any:
-    """ "2/4" -> the second of four."""
-    from imagen_jax.evaluation.generation import ALL, Share
+@dataclass(frozen=True)
+class EvaluationRequest:
+    """What is to be measured; the options of scripts/evaluate.py explain each field.
 
-    if text is None:
-        return ALL
-    number, _, count = text.partition("/")
-    if not (number.isdigit() and count.isdigit() and 1 <= int(number) <= int(count)):
-        raise ValueError(f"--share is {text!r}; it must be I/N, for example 1/4 to 4/4.")
-    return Share(int(number) - 1, int(count))
+    Raises ValueError for a field that cannot be, by itself or with the others.
+    """
+
+    model: str | list[str] = "emoji"
+    dtype: str = "float32"
+    variant: str | None = None
+    images: Path | None = None
+    truth: Path | None = None
+    prompts: str | None = None
+    data: Path | None = None
+    metrics: tuple[str, ...] = ("retrieval",)
+    features: tuple[str, ...] = ()
+    resize: tuple[str, ...] = INCEPTION_RESIZES[:1]
+    reference: Path | None = None
+    make_reference: str | None = None
+    split: str = "heldout"
+    language: str | None = None
+    num: int | None = None
+    num_images: int = 1
+    guidance: Sequence[StageValues] = ()
+    aug_level: Sequence[StageValues] = ()
+    steps: int | list[int] | None = None
+    sampler: str | list[str] | None = None
+    size: int | None = None
+    seed: int = 0
+    batch_size: int = 16
+    share: str | None = None
+    skip_broken: bool = False
+    out: Path | None = None
+
+    def __post_init__(self):
+        metrics, resizes, reference = set(self.metrics), set(self.resize), self.reference
+        require(
+            (
+                metrics and metrics <= set(KNOWN_METRICS),
+                f"--metrics are {', '.join(metrics)}; known are {', '.join(KNOWN_METRICS)}.",
+            ),
+            (
+                resizes and resizes <= set(INCEPTION_RESIZES),
+                f"--resize is {', '.join(resizes)}; known are {', '.join(INCEPTION_RESIZES)}.",
+            ),
+            (
+                self.make_reference is None or (reference is not None and self.features),
+                "--make_reference needs --features DIR and --reference FILE to write.",
+            ),
+            (
+                reference is None or not reference.is_dir(),
+                f"--reference {reference} is a folder; give a file.",
+            ),
+        )
+        check_count("batch_size", self.batch_size)
+        check_count("num_images", self.num_images)
+        check_seed(self.seed)
+        shards.read_shard(self.share)
+
+    @property
+    def shard(self) -> shards.Shard:
+        return shards.read_shard(self.share)
 
 
-def read_extractors(options: argparse.Namespace) -> tuple[Any, ...]:
+@dataclass(frozen=True, eq=False)
+class EvaluationRun:
+    """A request and what was read for it, the same for every point of a sweep.
+
+    prompts: in their order; None for images of unknown captions. emoji: the images that retrieval,
+    psnr and ssim look at. files: given images, measured instead
+    of generated ones, one a prompt in their order. named_by_ids: whether these are named after the
+    prompts' ids; None where there are no prompts or no such images. true_files: what psnr and ssim
+    compare them with.
+    """
+
+    request: EvaluationRequest
+    prompts: PromptList | None = None
+    emoji: image_set.ImageSet | None = None
+    files: tuple[Path, ...] | None = None
+    named_by_ids: bool | None = None
+    true_files: tuple[Path, ...] | None = None
+    extractors: tuple[FeatureExtractor, ...] = ()
+    reference: Reference | None = None
+
+    @property
+    def texts(self) -> list[str] | None:
+        """The prompt of every image."""
+        if self.prompts is None:
+            return None
+        return [text for text in self.prompts.texts for _ in range(self.request.num_images)]
+
+
+def read_run(request: EvaluationRequest) -> EvaluationRun:
+    """Everything but the model and what takes long.
+
+    Raises ValueError where a metric lacks something that it needs.
+    """
+    prompts, emoji = _read_prompts(request)
+    files, named_by_ids, true_files = _read_files(request, prompts)
+    made = None
+    if request.reference is not None and request.make_reference is None:
+        made = read_reference(request.reference)
+    extractors = read_extractors(request)
+    run = EvaluationRun(request, prompts, emoji, files, named_by_ids, true_files, extractors, made)
+    _check_needs(run)
+    return run
+
+
+def _check_needs(run: EvaluationRun) -> None:
+    """ValueError where a metric lacks something, a network has no metric, or images no prompt."""
+    request, metrics, reference = run.request, run.request.metrics, run.reference
+    of_emoji = {"retrieval", *(QUALITY if run.true_files is None else ())} & set(metrics)
+    counted = None not in (run.files, run.prompts) and not set(metrics) <= set(QUALITY)
+    files, texts = len(run.files or ()), len(run.texts or ())
+    require(
+        (
+            run.emoji is not None or not of_emoji,
+            f"{', '.join(sorted(of_emoji))} look at emoji: give --prompts emoji; psnr and ssim "
+            "also compare --images with --truth.",
+        ),
+        (
+            not counted or files == texts,
+            f"There are {files} images for {texts} prompts: give one each, named after the "
+            "prompts' ids, or in the order of the sorted names.",
+        ),
+    )
+    kinds = {extractor.kind for extractor in run.extractors}
+    for name in [name for name in metrics if name in measures.METRICS]:
+        metric = measures.METRICS[name]
+        made = reference is not None or request.make_reference is not None
+        require(
+            (
+                metric.network in kinds,
+                f"{name} needs a network of kind {metric.network}: give its converted weights "
+                "with --features DIR (scripts/convert.py makes them of the public files).",
+            ),
+            (
+                metric.target != "reference" or made,
+                f"{name} needs --reference FILE, which --make_reference makes.",
+            ),
+            (
+                metric.target != "captions" or run.prompts is not None,
+                f"{name} needs the captions of the images: give --prompts.",
+            ),
+        )
+    for extractor in run.extractors:
+        wanted = measures.metrics_of(metrics, extractor)
+        require(
+            (wanted, f"No metric of {', '.join(metrics)} reads the features of {extractor.name}.")
+        )
+        if reference is not None and set(wanted) & set(measures.DISTANCES):
+            reference.of(extractor)
+
+
+def _read_prompts(
+    request: EvaluationRequest,
+) -> tuple[PromptList | None, image_set.ImageSet | None]:
+    """(prompts, the emoji if they are the prompts)."""
+    source = request.prompts or (None if request.images else "emoji")
+    if source is None:
+        return None, None
+    if source != "emoji":
+        return read_prompts(source, request.data).first(request.num), None
+    emoji = read_emoji(request, request.split)
+    names = image_set.make_prompts(emoji, request.language)
+    return plain_list("emoji", [prompt.text for prompt in names]), emoji
+
+
+def read_emoji(request: EvaluationRequest, split: str) -> image_set.ImageSet:
+    return image_set.read_image_set(request.data or image_set.EMOJI, split, request.num)
+
+
+def _read_files(
+    request: EvaluationRequest, prompts: PromptList | None
+) -> tuple[tuple[Path, ...] | None, bool | None, tuple[Path, ...] | None]:
+    """(--images in the order of the prompts, whether they are named after the prompts' ids,
+    --truth in the same order), None where not given.
+    """
+    if request.images is None:
+        if request.truth is not None:
+            raise ValueError("--truth is for --images, which are not given.")
+        return None, None, None
+    files, by_ids, true_files = image_folder.list_images(request.images), None, None
+    if prompts is not None:
+        files, by_ids = image_folder.order_by_ids(files, prompts.ids)
+    if request.truth is not None:
+        true_files = tuple(image_folder.matching_images(request.truth, files, request.images))
+    return tuple(files), by_ids, true_files
+
+
+# ------------------------------------------------------------------------------- the networks
+
+
+def read_extractors(request: EvaluationRequest) -> tuple[FeatureExtractor, ...]:
     """The feature networks, spread over all devices; Inception once for each way to resize."""
-    directories = [name for name in options.features.split(",") if name]
-    if not directories:
-        return ()
-    from imagen_jax.evaluation.extraction import by_name
-    from imagen_jax.evaluation.feature_files import load_extractor
-    from imagen_jax.evaluation.features import INCEPTION_RESIZES
-
-    resizes = options.resize.split(",")
-    if unknown := set(resizes) - set(INCEPTION_RESIZES):
-        raise ValueError(f"--resize knows {', '.join(INCEPTION_RESIZES)}, not {unknown.pop()!r}.")
     found = []
-    for name in directories:
+    for name in request.features:
         extractor = random_inception() if name == RANDOM else load_extractor(name)
         if extractor.kind == "inception":
-            found += [replace(extractor, name=f"{extractor.name}, {r}", resize=r) for r in resizes]
+            found += [
+                replace(extractor, name=f"{extractor.name}, {resize}", resize=resize)
+                for resize in request.resize
+            ]
         else:
             found.append(extractor)
-    return tuple(by_name(found).values())
+    if len({extractor.name for extractor in found}) < len(found):
+        raise ValueError(f"--features names a network twice: {[e.name for e in found]}.")
+    return tuple(found)
 
 
-def random_inception() -> Any:
+def random_inception() -> FeatureExtractor:
     """Inception with random weights: for trying things out where the true ones are not at hand."""
-    import jax
-
-    from imagen_jax.evaluation.features import make_extractor
-    from imagen_jax.evaluation.report import fingerprint
-    from imagen_jax.models import inception
-
     params = inception.init(jax.random.key(0))
-    return make_extractor("random Inception", fingerprint({"inception": params}), None, params)
+    return make_extractor(FeatureNetwork("random Inception", None, params))
 
 
 # ------------------------------------------------------------------------------- the reference
 
 
-def check_reference(options: argparse.Namespace) -> None:
-    """ValueError where the reference has no file, or no network to be made with."""
-    if options.make_reference is not None and not (options.reference and options.features):
-        raise ValueError("--make_reference needs --features DIR and --reference FILE to write.")
-    if options.reference is not None and options.reference.is_dir():
-        raise ValueError(f"--reference {options.reference} is a folder; give a file.")
-
-
-def open_reference(options: argparse.Namespace) -> tuple[Any, ...]:
-    """(parts, treatment, total, what they are) of the images of --make_reference, none read."""
-    from imagen_jax.evaluation import protocol
-    from imagen_jax.evaluation.generation import LEAST_PART
-    from imagen_jax.evaluation.image_folder import (
-        Treatment,
-        common_size,
-        list_images,
-        read_parts,
-        source_parts,
-    )
-
-    name, share = options.make_reference, share_of(options.share)
-    about: dict[str, Any] = {"kind": name.split(":")[0]}
-    if about["kind"] in ("emoji", "tfds"):
-        source, named = reference_source(options)
-        treatment = Treatment(options.size or min(source[0]["image"].shape[:2]))
-        parts, files = source_parts(source, treatment, LEAST_PART, options.skip_broken, share), []
-        about, total = about | named, len(source)
-    else:
-        files = list_images(name)
-        treatment, total = Treatment(options.size or common_size(files)), len(files)
-        parts = read_parts(files, treatment, LEAST_PART, options.skip_broken, share)
-        about = {"kind": "folder", "path": name}
-    about["val2014"] = protocol.is_val2014(about, [file.name for file in files])
-    return parts, treatment, total, about
-
-
-def make_reference(options: argparse.Namespace, opened: tuple[Any, ...], extractors: Any) -> None:
-    """Writes --reference of the images of `open_reference`; of a share, its parts beside it."""
-    from imagen_jax.evaluation import reference
-
-    parts, treatment, total, about = opened
-    directory = options.reference.with_name(f"{options.reference.name}.parts")
-    share = share_of(options.share)
-    made = reference.make_reference(extractors, parts, about, treatment, total, directory, share)
-    if made is None:
-        print(f"Share {options.share} of the reference is done; run without --share to write it.")
-        return
-    options.reference.parent.mkdir(parents=True, exist_ok=True)
-    reference.write_reference(options.reference, made)
-    print(f"{options.reference}: {made.count} images, fingerprint {made.fingerprint}")
-
-
-def reference_source(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
-    """(source, what it is) of emoji:SPLIT, drawn as the prompts are, or tfds:NAME:SPLIT."""
-    from imagen_jax.data.tfds_source import read_tfds
-    from imagen_jax.evaluation.image_set import read_image_set
-    from imagen_jax.evaluation.results import describe_emoji
-
-    kind, _, rest = options.make_reference.partition(":")
+def save_reference(request: EvaluationRequest, extractors: Sequence[FeatureExtractor]) -> None:
+    """Writes --reference of the images of --make_reference: of a folder, of emoji:SPLIT, chosen as
+    the prompts are, or of tfds:NAME:SPLIT. Of a shard, its chunks' features beside it.
+    """
+    kind, _, rest = request.make_reference.partition(":")
     if kind == "emoji":
-        images = read_image_set(options.data or EMOJI, rest or options.split, options.num)
-        return images.source, describe_emoji(images)
-    builder, _, split = rest.rpartition(":")
-    if not builder:
-        raise ValueError(f"--make_reference {options.make_reference} must be tfds:NAME:SPLIT.")
-    return read_tfds(builder, split, None), {"name": builder, "split": split}
-
-
-# ------------------------------------------------------------------------------- what to measure
-
-
-def read_job(options: argparse.Namespace) -> Any:
-    """Prompts, networks and the reference that is there: everything but the model and what takes
-    long (`read_truth`).
-    """
-    from imagen_jax.evaluation import measures, runner
-    from imagen_jax.evaluation.reference import read_reference
-    from imagen_jax.pipeline.request import check_count, check_seed
-
-    metrics = tuple(dict.fromkeys(name for name in options.metrics.split(",") if name))
-    runner.check_known(metrics)
-    check_count("batch_size", options.batch_size)
-    check_count("num_images", options.num_images)
-    check_seed(options.seed)
-    share = share_of(options.share)
-    prompts, emoji, emoji_names = read_prompts(options)
-    files, true_files, named_by_ids = read_files(options, prompts)
-    wanted = {"retrieval", *(() if true_files else runner.QUALITY)} & set(metrics)
-    if emoji is None and wanted:
-        raise ValueError(
-            f"{', '.join(sorted(wanted))} look at emoji: give --prompts emoji; psnr and ssim also "
-            "compare --images with --truth."
-        )
-    making = options.make_reference is not None
-    reference = None
-    if options.reference is not None and not making:
-        reference = read_reference(options.reference)
-    extractors = read_extractors(options)
-    measures.check_extractors(metrics, extractors)
-    known = [name for name in metrics if not (making and name in measures.OF_REFERENCE)]
-    measures.check_inputs(known, extractors, reference, None if prompts is None else prompts.texts)
-    job = runner.Job(
-        metrics,
-        options.size,
-        prompts,
-        options.num_images,
-        emoji,
-        emoji_names,
-        files,
-        true_files,
+        emoji = read_emoji(request, rest or request.split)
+        items, source = image_folder.SourceImages(emoji.source), emoji.describe()
+    elif kind == "tfds":
+        name, _, split = rest.rpartition(":")
+        if not name:
+            raise ValueError(f"--make_reference {request.make_reference} must be tfds:NAME:SPLIT.")
+        items = image_folder.SourceImages(read_tfds(name, split, None))
+        source = {"name": name, "split": split}
+    else:
+        kind, items = "folder", image_folder.list_images(request.make_reference)
+        source = {"path": request.make_reference}
+    source = {"kind": kind, **source}
+    source["val2014"] = is_val2014(source, items if kind == "folder" else ())
+    path = request.reference
+    made = make_reference(
         extractors,
-        measures.Truth(reference, {}, {}, None),
-        options.skip_broken,
-        share,
-        options.batch_size,
-        named_by_ids,
+        items,
+        request.size or image_folder.common_size(items),
+        source,
+        path.with_name(f"{path.name}.parts"),
+        shard=request.shard,
+        skip_broken=request.skip_broken,
     )
-    runner.check_files(job)
-    return job
+    if made is None:
+        print(f"Share {request.share} of the reference is done; run without --share to write it.")
+        return
+    write_reference(path, made)
+    print(f"{path}: {made.count} images, fingerprint {made.fingerprint}")
 
 
-def read_truth(options: argparse.Namespace, job: Any) -> Any:
-    """Statistics of the reference and features of the captions."""
-    from imagen_jax.evaluation.measures import prepare_truth
-    from imagen_jax.evaluation.reference import read_reference
-
-    reference = job.truth.reference
-    if options.make_reference is not None:
-        reference = read_reference(options.reference)
-    captions = None if job.prompts is None else job.texts
-    return prepare_truth(job.metrics, job.extractors, reference, captions)
+# ------------------------------------------------------------------------------- the model
 
 
-def read_files(options: argparse.Namespace, prompts: Any) -> tuple[Any, Any, bool | None]:
-    """(--images in the order of the prompts, --truth in the same order, whether the names of
-    --images are the prompts' ids), None where not given.
-    """
-    from imagen_jax.evaluation.image_folder import list_images, matching_images, order_by_ids
+@dataclass(frozen=True, eq=False)
+class EvaluatedModel:
+    """The model under evaluation as one point of a sweep samples it; `about` is for the report."""
 
-    if options.images is None:
-        if options.truth is not None:
-            raise ValueError("--truth is for --images, which are not given.")
-        return None, None, None
-    files, by_ids = list_images(options.images), None
-    if prompts is not None:
-        files, by_ids = order_by_ids(files, prompts.ids)
-    true_files = None
-    if options.truth is not None:
-        true_files = tuple(matching_images(options.truth, files, options.images))
-    return tuple(files), true_files, by_ids
+    pipeline: Pipeline
+    sampling: tuple[Sampling, ...]
+    about: dict[str, Any]
 
 
-def read_prompts(options: argparse.Namespace) -> tuple[Any, Any, Any]:
-    """(prompts, the emoji if they are the prompts, their names one a generated image)."""
-    import numpy as np
+def all_devices() -> Mesh | None:
+    """A mesh over all devices, which share each batch; None where there is one."""
+    return make_mesh(MeshConfig()) if jax.device_count() > 1 else None
 
-    from imagen_jax.evaluation import image_set as image_set
-    from imagen_jax.evaluation.prompts import plain_list, read_prompts
 
-    source = options.prompts or (None if options.images else "emoji")
-    if source is None:
-        return None, None, None
-    if source != "emoji":
-        return read_prompts(source, options.data).first(options.num), None, None
-    emoji = image_set.read_image_set(options.data or EMOJI, options.split, options.num)
-    languages = image_set.LANGUAGES if options.language is None else (options.language,)
-    found = image_set.make_prompts(emoji, languages)
-    rows = np.repeat(np.arange(len(found)), options.num_images)
-    return plain_list("emoji", found.text), emoji, image_set.select(found, rows)
+def read_model(request: EvaluationRequest) -> EvaluatedModel:
+    """The model with the request's own sampling. ValueError where no stage makes its size."""
+    pipeline = load_model(
+        request.model, mesh=all_devices(), dtype=request.dtype, variant=request.variant
+    )
+    last_stage(pipeline.cascade, pipeline.name, request.size)
+    sampling = with_overrides(
+        pipeline.cascade.sampling, steps=request.steps, sampler=request.sampler
+    )
+    about = {
+        "name": pipeline.name,
+        "source": request.model,
+        "dtype": request.dtype,
+        "fingerprint": pipeline.fingerprint or fingerprints.of_parameters(pipeline.params),
+        "notes": pipeline.notes,
+    }
+    return EvaluatedModel(pipeline, sampling, about)
+
+
+def choose_size(request: EvaluationRequest, sizes: Sequence[int]) -> int:
+    """Of the images that a model makes: for emoji the smallest that retrieval sees whole."""
+    if request.size is not None:
+        return request.size
+    if request.prompts in (None, "emoji"):
+        return min((size for size in sizes if size >= image_set.SIZE), default=sizes[-1])
+    return COCO_SIZE if request.prompts == "coco30k" and COCO_SIZE in sizes else sizes[-1]

@@ -1,166 +1,154 @@
 """From features to figures: FID, KID, CMMD, CLIP score and R-precision, each by each network."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from imagen_jax.evaluation import retrieval
-from imagen_jax.evaluation.clip_score import caption_ranks, cosines, distinct_captions
-from imagen_jax.evaluation.extraction import Extractor
-from imagen_jax.evaluation.kernel_distance import KID_SEED, cmmd, kernel_distance
-from imagen_jax.evaluation.reference import Reference, statistics_of
-from imagen_jax.evaluation.statistics import Statistics, frechet_distance
+from imagen_jax.evaluation import distances
+from imagen_jax.evaluation.distances import Statistics, statistics_of
+from imagen_jax.evaluation.features import FeatureExtractor
+from imagen_jax.evaluation.reference import Reference
 
-# The kind of network that a metric reads.
-KINDS = {
-    "fid": "inception",
-    "kid": "inception",
-    "cmmd": "clip",
-    "clip": "clip",
-    "r_precision": "clip",
-}
-OF_REFERENCE = ("fid", "kid", "cmmd")
-OF_CAPTIONS = ("clip", "r_precision")
 KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000
 NEGATIVES, NEGATIVES_SEED = 99, 0
 
 
-@dataclass(frozen=True, eq=False)
-class Truth:
-    """What does not change from one point of a sweep to the next: references and captions.
+class Targets(NamedTuple):
+    """What features of images by one network are compared with, as far as the metrics need it.
 
-    statistics: by name of network, of the reference. texts: features of the distinct captions by
-    network, and `row` of each image's own in them.
+    references: [references, dim]. statistics: of the references. captions: [images, dim], the
+    caption of each image.
     """
 
-    reference: Reference | None
-    statistics: Mapping[str, Statistics]
-    texts: Mapping[str, np.ndarray]
-    row: np.ndarray | None
+    references: np.ndarray | None = None
+    statistics: Statistics | None = None
+    captions: np.ndarray | None = None
 
 
-def check_extractors(metrics: Sequence[str], extractors: Sequence[Extractor]) -> None:
-    """ValueError where a metric has no network of its kind, or a network no metric."""
-    kinds = {extractor.kind for extractor in extractors}
-    for metric in metrics:
-        if metric in KINDS and KINDS[metric] not in kinds:
-            raise ValueError(
-                f"{metric} needs a network of kind {KINDS[metric]}: give its converted weights "
-                "with --features DIR (scripts/convert.py makes them of the public files)."
-            )
-    unused = [e.name for e in extractors if e.kind not in {KINDS.get(m) for m in metrics}]
-    if unused:
-        raise ValueError(f"No metric of {', '.join(metrics)} reads the features of {unused[0]}.")
+def fid(images: np.ndarray, targets: Targets) -> dict[str, Any]:
+    return {"value": distances.frechet_distance(statistics_of(images), targets.statistics)}
 
 
-def check_inputs(
-    metrics: Sequence[str],
-    extractors: Sequence[Extractor],
-    reference: Reference | None,
-    captions: Sequence[str] | None,
-) -> None:
-    """ValueError where the reference or the captions are missing, or the reference is by others."""
-    for metric in metrics:
-        if metric in OF_REFERENCE and reference is None:
-            raise ValueError(f"{metric} needs --reference FILE, which --make_reference makes.")
-        if metric in OF_CAPTIONS and captions is None:
-            raise ValueError(f"{metric} needs the captions of the images: give --prompts.")
-    for extractor in extractors:
-        if any(metric in OF_REFERENCE for metric in metrics_of(metrics, extractor)):
-            reference.of(extractor)
-
-
-def prepare_truth(
-    metrics: Sequence[str],
-    extractors: Sequence[Extractor],
-    reference: Reference | None,
-    captions: Sequence[str] | None,
-) -> Truth:
-    """Statistics of the reference, and features of the captions, as far as the metrics read them.
-
-    Raises ValueError as `check_inputs` does.
-    """
-    check_inputs(metrics, extractors, reference, captions)
-    statistics, texts, row = {}, {}, None
-    for extractor in extractors:
-        if "fid" in metrics_of(metrics, extractor):
-            statistics[extractor.name] = statistics_of(reference.of(extractor))
-        if any(metric in OF_CAPTIONS for metric in metrics_of(metrics, extractor)):
-            distinct, row = np.unique(np.asarray(captions), return_inverse=True)
-            texts[extractor.name] = np.asarray(extractor.texts([str(x) for x in distinct]))
-    return Truth(reference, statistics, texts, row)
-
-
-def metrics_of(metrics: Sequence[str], extractor: Extractor) -> list[str]:
-    """Those of the metrics that read this network's features."""
-    return [metric for metric in metrics if KINDS.get(metric) == extractor.kind]
-
-
-def measure(
-    metrics: Sequence[str],
-    extractors: Sequence[Extractor],
-    features: Mapping[str, np.ndarray],
-    truth: Truth,
-    rows: np.ndarray,
-) -> dict[str, dict[str, dict[str, Any]]]:
-    """{metric: {network: {"value": ..., "pictures": ..., ...}}}.
-
-    Args:
-        features: of the images, by network.
-        rows: which of the captions each image belongs to (broken images are left out).
-    """
-    values: dict[str, dict[str, dict[str, Any]]] = {}
-    for extractor in extractors:
-        name = extractor.name
-        for metric in metrics_of(metrics, extractor):
-            found = {"pictures": len(features[name])}
-            if metric in OF_REFERENCE:
-                found["references"] = truth.reference.count
-                found |= _distance(metric, features[name], truth, extractor)
-            else:
-                found |= _alignment(metric, features[name], truth.texts[name][truth.row[rows]])
-            values.setdefault(metric, {})[name] = found
-    return values
-
-
-def _distance(
-    metric: str, features: np.ndarray, truth: Truth, extractor: Extractor
-) -> dict[str, Any]:
-    if len(features) < 2:
-        raise ValueError(f"{metric} needs 2 images or more, not {len(features)}.")
-    if metric == "fid":
-        generated = statistics_of(features)
-        return {"value": frechet_distance(generated, truth.statistics[extractor.name])}
-    true = truth.reference.of(extractor)
-    if metric == "cmmd":
-        return {"value": cmmd(features, true)}
-    size = min(KID_SUBSET_SIZE, len(features), len(true))
-    mean, deviation = kernel_distance(features, true, subsets=KID_SUBSETS, subset_size=size)
+def kid(images: np.ndarray, targets: Targets) -> dict[str, Any]:
+    size = min(KID_SUBSET_SIZE, len(images), len(targets.references))
+    mean, deviation = distances.kernel_distance(
+        images, targets.references, subsets=KID_SUBSETS, subset_size=size
+    )
     return {
         "value": mean,
         "deviation": deviation,
         "subsets": KID_SUBSETS,
         "subset_size": size,
-        "seed": KID_SEED,
+        "seed": distances.KID_SEED,
     }
 
 
-def _alignment(metric: str, images: np.ndarray, texts: np.ndarray) -> dict[str, Any]:
-    if metric == "clip":
-        each = cosines(images, texts)
-        error = float(each.std(ddof=1) / np.sqrt(len(each))) if len(each) > 1 else None
-        return {"value": float(each.mean()), "standard_error": error, "scale": "cosine, -1 to 1"}
-    captions = len(distinct_captions(texts)[0])
-    if captions < 2:
-        raise ValueError("r_precision needs 2 captions or more: others to compare with.")
+def cmmd(images: np.ndarray, targets: Targets) -> dict[str, Any]:
+    return {"value": distances.cmmd(images, targets.references)}
+
+
+def clip_score(images: np.ndarray, targets: Targets) -> dict[str, Any]:
+    """The mean cosine of image and caption: no factor, no clipping.
+
+    Figures of different CLIP models do not compare.
+    """
+    each = distances.cosines(images, targets.captions)
+    error = float(each.std(ddof=1) / np.sqrt(len(each))) if len(each) > 1 else None
+    return {"value": float(each.mean()), "standard_error": error, "scale": "cosine, -1 to 1"}
+
+
+def r_precision(images: np.ndarray, targets: Targets) -> dict[str, Any]:
+    captions = len(distances.distinct_captions(targets.captions)[0])
     negatives = min(NEGATIVES, captions - 1)
-    ranks = caption_ranks(images, texts, negatives=negatives, seed=NEGATIVES_SEED)
-    scores = retrieval.scores(ranks)
+    ranks = distances.caption_ranks(
+        images, targets.captions, negatives=negatives, seed=NEGATIVES_SEED
+    )
     return {
-        "value": scores["top1"],
-        "top5": scores["top5"],
+        "value": float((ranks == 1).mean()),
+        "top5": float((ranks <= 5).mean()),
         "negatives": negatives,
         "seed": NEGATIVES_SEED,
     }
+
+
+class Metric(NamedTuple):
+    """A function of features [images, dim], and what it needs.
+
+    network: the kind of network that makes the features. target: what they are compared with,
+    "reference" or "captions".
+    """
+
+    compute: Callable[[np.ndarray, Targets], dict[str, Any]]
+    network: str
+    target: str
+
+
+METRICS = {
+    "fid": Metric(fid, "inception", "reference"),
+    "kid": Metric(kid, "inception", "reference"),
+    "cmmd": Metric(cmmd, "clip", "reference"),
+    "clip": Metric(clip_score, "clip", "captions"),
+    "r_precision": Metric(r_precision, "clip", "captions"),
+}
+DISTANCES = tuple(name for name, metric in METRICS.items() if metric.target == "reference")
+
+
+def metrics_of(metrics: Sequence[str], extractor: FeatureExtractor) -> list[str]:
+    """Those of the metrics that read this network's features."""
+    return [m for m in metrics if m in METRICS and METRICS[m].network == extractor.kind]
+
+
+def compute_targets(
+    metrics: Sequence[str],
+    extractors: Sequence[FeatureExtractor],
+    reference: Reference | None,
+    captions: Sequence[str] | None,
+) -> dict[str, Targets]:
+    """What the metrics compare with, by name of network: once for all points of a sweep.
+
+    Raises ValueError where the reference has no features by one of the networks.
+    """
+    targets = {}
+    for extractor in extractors:
+        wanted = metrics_of(metrics, extractor)
+        needs = {METRICS[metric].target for metric in wanted}
+        references = statistics = texts = None
+        if "reference" in needs:
+            references = reference.of(extractor)
+        if "fid" in wanted:
+            statistics = statistics_of(references)
+        if "captions" in needs:
+            distinct, row = np.unique(np.asarray(captions), return_inverse=True)
+            texts = np.asarray(extractor.texts([str(text) for text in distinct]))[row]
+        targets[extractor.name] = Targets(references, statistics, texts)
+    return targets
+
+
+def measure(
+    metrics: Sequence[str],
+    extractors: Sequence[FeatureExtractor],
+    features: Mapping[str, np.ndarray],
+    targets: Mapping[str, Targets],
+    rows: Sequence[int] | None = None,
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """{metric: {network: {"value": ..., "pictures": ..., ...}}}.
+
+    Args:
+        features: [images, dim] by network.
+        rows: of the images among those that have captions, where broken ones were left out.
+    """
+    values: dict[str, dict[str, dict[str, Any]]] = {}
+    for extractor in extractors:
+        images, target = features[extractor.name], targets[extractor.name]
+        if rows is not None and target.captions is not None:
+            target = target._replace(captions=target.captions[np.asarray(rows)])
+        for name in metrics_of(metrics, extractor):
+            found: dict[str, Any] = {"pictures": len(images)}
+            if name in DISTANCES:
+                if len(images) < 2:
+                    raise ValueError(f"{name} needs 2 images or more, not {len(images)}.")
+                found["references"] = len(target.references)
+            found |= METRICS[name].compute(images, target)
+            values.setdefault(name, {})[extractor.name] = found
+    return values

@@ -1,7 +1,6 @@
-"""What a model is asked to paint: COCO-30K, DrawBench, or any list in a file."""
+"""What images are generated from: COCO-30K, DrawBench, or any list in a file."""
 
 import csv
-import hashlib
 import io
 import json
 from collections.abc import Sequence
@@ -10,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from imagen_jax.data.coco import Caption
+from imagen_jax.storage import fingerprints
 
-COCO_30K = 30_000
+COCO_30K, COCO_SIZE = 30_000, 256
 # Where the file of a named list is, when the user does not say, and where it comes from.
 FILES = {
     "coco30k": Path("data/coco/coco30k.json"),
@@ -50,7 +50,16 @@ class PromptList:
     def fingerprint(self) -> str:
         """Changes with any prompt, id, category, or with their order."""
         values = json.dumps([self.texts, self.ids, self.categories], ensure_ascii=False)
-        return hashlib.sha256(values.encode()).hexdigest()[:16]
+        return fingerprints.of_bytes(values.encode())
+
+    def describe(self) -> dict[str, Any]:
+        """All but the prompts themselves, for a report."""
+        return {
+            "name": self.name,
+            "count": len(self),
+            "fingerprint": self.fingerprint,
+            "origin": self.origin,
+        }
 
     def first(self, count: int | None) -> "PromptList":
         """The first `count`; all when None."""
@@ -89,11 +98,13 @@ def read_prompts(source: str, path: str | Path | None = None) -> PromptList:
     if path.stat().st_size > MAX_BYTES:
         raise ValueError(f"{path} has more than {MAX_BYTES} bytes: no list of prompts.")
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        found = _parse(text, path.suffix.lower(), name)
+        rows, origin = _read_rows(path.read_text(encoding="utf-8-sig"), path.suffix.lower())
+        found = replace(_from_rows(rows, name), origin=origin)
     except (ValueError, KeyError, TypeError, csv.Error) as error:
         raise ValueError(f"{path} cannot be read as a list of prompts: {error}") from None
-    return _checked(found, path)
+    if len(set(found.ids)) != len(found):
+        raise ValueError(f"{path}: two prompts have the same id.")
+    return found
 
 
 def write_coco(path: Path, captions: Sequence[Caption], origin: dict[str, Any]) -> None:
@@ -103,39 +114,32 @@ def write_coco(path: Path, captions: Sequence[Caption], origin: dict[str, Any]) 
     path.write_text(text + "\n", encoding="utf-8")
 
 
-def describe(prompts: PromptList) -> dict[str, Any]:
-    """All but the prompts themselves, for a report."""
-    return {
-        "name": prompts.name,
-        "count": len(prompts),
-        "fingerprint": prompts.fingerprint,
-        "origin": prompts.origin,
-    }
-
-
-def _parse(text: str, suffix: str, name: str) -> PromptList:
+def _read_rows(text: str, suffix: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """(a row a prompt, how the list was made as far as it says) by the suffix of a file."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     if suffix == ".json":
         values = json.loads(text)
-        found = _from_rows(values["prompts"], name)
-        return replace(found, origin=dict(values.get("origin", {})))
+        return values["prompts"], dict(values.get("origin", {}))
     if suffix == ".jsonl":
-        return _from_rows([json.loads(line) for line in text.splitlines() if line.strip()], name)
+        return [json.loads(line) for line in lines], {}
     if suffix in (".csv", ".tsv"):
         # Quotes mean nothing in PartiPrompts' tsv, whose prompts hold them.
         dialect = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if suffix == ".tsv" else {}
-        return _from_rows(list(csv.DictReader(io.StringIO(text), **dialect)), name)
-    return plain_list(name, [line.strip() for line in text.splitlines() if line.strip()])
+        return list(csv.DictReader(io.StringIO(text), **dialect)), {}
+    return [{"prompt": line} for line in lines], {}
 
 
 def _from_rows(rows: Sequence[dict[str, Any]], name: str) -> PromptList:
     """Rows by column; the columns' names in any case."""
+    if not rows:
+        raise ValueError("it holds no prompt")
     rows = [{str(key).strip().lower(): value for key, value in row.items()} for row in rows]
-    columns = set.intersection(*(set(row) for row in rows)) if rows else set()
+    columns = set.intersection(*map(set, rows))
     column = next((known for known in PROMPT_COLUMNS if known in columns), None)
     if column is None:
         raise ValueError(
             f"it needs a column {', '.join(PROMPT_COLUMNS[:-1])} or {PROMPT_COLUMNS[-1]}; it has "
-            f"{', '.join(sorted(columns)) or 'none'}"
+            f"{', '.join(sorted(columns))}"
         )
     for place, row in enumerate(rows):
         if not isinstance(row[column], str) or not row[column].strip():
@@ -147,11 +151,3 @@ def _from_rows(rows: Sequence[dict[str, Any]], name: str) -> PromptList:
         for column in ("category", "image_id")
     )
     return PromptList(name, texts, ids, categories, image_ids)
-
-
-def _checked(prompts: PromptList, path: Path) -> PromptList:
-    if not len(prompts):
-        raise ValueError(f"{path} holds no prompt.")
-    if len(set(prompts.ids)) != len(prompts):
-        raise ValueError(f"{path}: two prompts have the same id.")
-    return prompts

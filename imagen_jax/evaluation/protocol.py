@@ -4,131 +4,121 @@ The protocol of FID-30K on COCO: 30,000 captions drawn from val2014, an image ea
 against all 40,504 images of val2014, centre-cropped to 256.
 """
 
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
-from imagen_jax.data.coco import TFDS_NAME, TFDS_SPLITS, VAL2014_IMAGES
-from imagen_jax.evaluation.extraction import Extractor
-from imagen_jax.evaluation.measures import KID_SUBSET_SIZE, NEGATIVES, OF_CAPTIONS, OF_REFERENCE
-from imagen_jax.evaluation.prompts import COCO_30K, PromptList
+from imagen_jax.data.coco import VAL2014_IMAGES
+from imagen_jax.evaluation.features import FeatureExtractor
+from imagen_jax.evaluation.image_folder import Preprocessing
+from imagen_jax.evaluation.inputs import EvaluationRun
+from imagen_jax.evaluation.measures import KID_SUBSET_SIZE, METRICS, NEGATIVES
+from imagen_jax.evaluation.prompts import COCO_30K, COCO_SIZE, PromptList
 from imagen_jax.evaluation.reference import Reference
 
-SIZE = 256
 CMMD_SIDE, CMMD_DIM = 336, 768  # of CLIP ViT-L/14-336
-VAL2014_NAME = re.compile(r"(.*/)?COCO_val2014_\d{12}\.\w+")
-
-
-@dataclass(frozen=True, eq=False)
-class Circumstances:
-    """What a figure was obtained from.
-
-    images: how many were measured. prompts: None where they are not known. made_here: whether the
-    model made the images in this run, with all settings recorded. copies: images a prompt.
-    by_order: whether each image has its caption by its place among the sorted names alone.
-    """
-
-    images: int
-    size: int
-    prompts: PromptList | None
-    reference: Reference | None
-    treatment: Mapping[str, Any]
-    made_here: bool
-    copies: int = 1
-    by_order: bool = False
+Checks = list[tuple[bool, str]]  # whether something departs from the protocol, and the sentence
 
 
 def departures(
-    metric: str, extractor: Extractor, found: Mapping[str, Any], at: Circumstances
+    metric: str,
+    extractor: FeatureExtractor,
+    found: Mapping[str, Any],
+    run: EvaluationRun,
+    preprocessing: Preprocessing,
 ) -> list[str]:
-    """What keeps this figure from the protocol, as sentences; none where it is on it."""
-    reasons = _of_images(at) + _of_network(metric, extractor)
-    if metric in OF_REFERENCE:
-        reasons += _of_prompts(at) + _of_reference(at)
-    elif at.prompts is None or at.prompts.name != "coco30k":
-        reasons.append("the prompts are not COCO-30K's: compare only with figures of the same list")
+    """What keeps this figure from the protocol, as sentences; none where it is on it.
+
+    Args:
+        found: the figure, with how many images it is of.
+    """
+    checks = _of_images(found["pictures"], run, preprocessing) + _of_network(metric, extractor)
+    of_reference = METRICS[metric].target == "reference"
+    if of_reference or (run.prompts is not None and run.prompts.name == "coco30k"):
+        checks += _of_prompts(run.prompts)
     else:
-        reasons += _of_prompts(at)
-    if metric in OF_CAPTIONS and at.by_order:
-        reasons.append(
-            "the images are not named after the prompts' ids: each has the caption at its place "
-            "in the order of the names"
-        )
-    if metric == "kid" and found["subset_size"] < KID_SUBSET_SIZE:
-        reasons.append(f"subsets of {found['subset_size']} images, not {KID_SUBSET_SIZE}")
-    if metric == "r_precision" and found["negatives"] < NEGATIVES:
-        reasons.append(f"{found['negatives']} other captions, not {NEGATIVES}")
-    return reasons
+        checks += [
+            (True, "the prompts are not COCO-30K's: compare only with figures of the same list")
+        ]
+    if of_reference:
+        checks += _of_reference(run.reference)
+    else:
+        checks += [
+            (
+                run.named_by_ids is False,
+                "the images are not named after the prompts' ids: each has the caption at its "
+                "place in the order of the names",
+            )
+        ]
+    subset, negatives = found.get("subset_size"), found.get("negatives")
+    checks += [
+        (
+            subset is not None and subset < KID_SUBSET_SIZE,
+            f"subsets of {subset} images, not {KID_SUBSET_SIZE}",
+        ),
+        (
+            negatives is not None and negatives < NEGATIVES,
+            f"{negatives} other captions, not {NEGATIVES}",
+        ),
+    ]
+    return [sentence for departs, sentence in checks if departs]
 
 
-def _of_images(at: Circumstances) -> list[str]:
-    reasons = []
-    if at.images < COCO_30K:
-        reasons.append(f"{at.images} images, not {COCO_30K}")
-    if at.size != SIZE:
-        reasons.append(f"images of {at.size} pixels, not {SIZE}")
-    if at.copies > 1:
-        reasons.append(f"{at.copies} images a caption, not one")
-    if broken := at.treatment.get("broken"):
-        reasons.append(f"{len(broken)} images could not be read and were left out")
-    if enlarged := at.treatment.get("enlarged"):
-        reasons.append(f"{enlarged} images were smaller than {at.size} pixels and were enlarged")
-    if not at.made_here:
-        reasons.append("the images were given: how they were made is not known to this report")
-    return reasons
+def _of_images(count: int, run: EvaluationRun, preprocessing: Preprocessing) -> Checks:
+    size, copies = preprocessing.size, run.request.num_images
+    broken, enlarged = len(preprocessing.broken), preprocessing.counts["enlarged"]
+    return [
+        (count < COCO_30K, f"{count} images, not {COCO_30K}"),
+        (size != COCO_SIZE, f"images of {size} pixels, not {COCO_SIZE}"),
+        (copies > 1, f"{copies} images a caption, not one"),
+        (broken > 0, f"{broken} images could not be read and were left out"),
+        (enlarged > 0, f"{enlarged} images were smaller than {size} pixels and were enlarged"),
+        (
+            run.files is not None,
+            "the images were given: how they were made is not known to this report",
+        ),
+    ]
 
 
-def _of_prompts(at: Circumstances) -> list[str]:
-    if at.prompts is None:
-        return ["the prompts of the images are not known"]
-    if at.prompts.name != "coco30k":
-        return [f"the prompts are {at.prompts.name!r}, not COCO-30K's"]
-    origin, reasons = at.prompts.origin, []
-    if len(at.prompts) != COCO_30K:
-        reasons.append(f"{len(at.prompts)} prompts, not {COCO_30K}")
-    if origin.get("pictures") != VAL2014_IMAGES or "seed" not in origin:
-        reasons.append(
-            f"the prompts' file does not say that they were drawn, with a seed, from the captions "
-            f"of all {VAL2014_IMAGES} images of val2014"
-        )
-    return reasons
+def _of_prompts(prompts: PromptList | None) -> Checks:
+    if prompts is None:
+        return [(True, "the prompts of the images are not known")]
+    if prompts.name != "coco30k":
+        return [(True, f"the prompts are {prompts.name!r}, not COCO-30K's")]
+    all_captions = prompts.origin.get("pictures") == VAL2014_IMAGES and "seed" in prompts.origin
+    return [
+        (len(prompts) != COCO_30K, f"{len(prompts)} prompts, not {COCO_30K}"),
+        (
+            not all_captions,
+            "the prompts' file does not say that they were drawn, with a seed, from the captions "
+            f"of all {VAL2014_IMAGES} images of val2014",
+        ),
+    ]
 
 
-def _of_reference(at: Circumstances) -> list[str]:
-    about, reasons = at.reference.about, []
-    if not about["source"].get("val2014"):
-        reasons.append("the references are not known to be COCO's val2014")
-    if at.reference.count != VAL2014_IMAGES:
-        reasons.append(f"{at.reference.count} references, not {VAL2014_IMAGES}")
-    if about["treatment"]["size"] != SIZE:
-        reasons.append(f"references of {about['treatment']['size']} pixels, not {SIZE}")
-    if broken := about["treatment"]["broken"]:
-        reasons.append(f"{len(broken)} references could not be read and were left out")
-    return reasons
+def _of_reference(reference: Reference) -> Checks:
+    treatment, count = reference.about["treatment"], reference.count
+    size, broken = treatment["size"], len(treatment["broken"])
+    return [
+        (
+            not reference.about["source"].get("val2014"),
+            "the references are not known to be COCO's val2014",
+        ),
+        (count != VAL2014_IMAGES, f"{count} references, not {VAL2014_IMAGES}"),
+        (size != COCO_SIZE, f"references of {size} pixels, not {COCO_SIZE}"),
+        (broken > 0, f"{broken} references could not be read and were left out"),
+    ]
 
 
-def _of_network(metric: str, extractor: Extractor) -> list[str]:
-    reasons, about = [], extractor.describe()
-    if is_random(extractor):
-        reasons.append(
-            f"{extractor.name} has random weights, so this is no {metric.upper()}: it compares "
-            "only with figures of the same weights"
-        )
-    if metric == "cmmd" and (about["side"], about["dim"]) != (CMMD_SIDE, CMMD_DIM):
-        reasons.append(
-            f"{extractor.name} is not CLIP ViT-L/14 at {CMMD_SIDE} pixels, CMMD's network"
-        )
-    return reasons
-
-
-def is_random(extractor: Extractor) -> bool:
-    """Whether the network was never trained; its name then says so."""
-    return "random" in extractor.name.lower()
-
-
-def is_val2014(source: Mapping[str, Any], names: Sequence[str]) -> bool:
-    """Whether a reference's source is COCO's val2014: all images named so, or TFDS's splits."""
-    if source["kind"] == "tfds":
-        return source["name"] == TFDS_NAME and source["split"] == TFDS_SPLITS
-    return bool(names) and all(VAL2014_NAME.fullmatch(name) for name in names)
+def _of_network(metric: str, extractor: FeatureExtractor) -> Checks:
+    about, name = extractor.describe(), extractor.name
+    return [
+        (
+            "random" in name.lower(),
+            f"{name} has random weights, so this is not {metric.upper()}: it compares only with "
+            "figures of the same weights",
+        ),
+        (
+            metric == "cmmd" and (about["side"], about["dim"]) != (CMMD_SIDE, CMMD_DIM),
+            f"{name} is not CLIP ViT-L/14 at {CMMD_SIDE} pixels, CMMD's network",
+        ),
+    ]

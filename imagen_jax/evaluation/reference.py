@@ -1,8 +1,8 @@
 """The features of the true images, in one file with what they were made of."""
 
-import hashlib
 import json
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,20 +10,16 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from imagen_jax.evaluation.extraction import (
-    Extractor,
-    features_of_part,
-    folder_name,
-    identity,
-    write_tensors,
-)
-from imagen_jax.evaluation.generation import ALL, Share
-from imagen_jax.evaluation.image_folder import Part, Treatment
-from imagen_jax.evaluation.report import ProgressLine
-from imagen_jax.evaluation.statistics import Statistics
+from imagen_jax.data.coco import TFDS_NAME, TFDS_SPLITS
+from imagen_jax.evaluation.extraction import extract, write_tensors
+from imagen_jax.evaluation.features import FeatureExtractor
+from imagen_jax.evaluation.image_folder import Preprocessing, SourceImages, read_chunks
+from imagen_jax.evaluation.shards import WHOLE, Shard
+from imagen_jax.storage import fingerprints
 
 NOTE = "imagen_jax_reference"
 VERSION = 1
+VAL2014_NAME = re.compile(r"COCO_val2014_\d{12}\.\w+")
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,18 +27,21 @@ class Reference:
     """Features of the reference images by the name of the network that made them.
 
     about: the source, how many images, their size, what was done to them, and the networks.
-    fingerprint: changes with any of it and with any byte of the images.
     """
 
     features: dict[str, np.ndarray]
     about: dict[str, Any]
-    fingerprint: str
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with all of `about` and with any byte of the images."""
+        return fingerprints.of_bytes(json.dumps(self.about, sort_keys=True).encode())
 
     @property
     def count(self) -> int:
         return int(self.about["pictures"])
 
-    def of(self, extractor: Extractor) -> np.ndarray:
+    def of(self, extractor: FeatureExtractor) -> np.ndarray:
         """The features by this network; ValueError where the file has none by just this one."""
         made_by = self.about["extractors"].get(extractor.name)
         if made_by is None:
@@ -51,57 +50,57 @@ class Reference:
                 f"The reference has no features of {extractor.name}, only of {known}: make it "
                 "again with --make_reference and these --features."
             )
-        if made_by != identity(extractor):
+        if made_by != extractor.identity:
             raise ValueError(
                 f"The reference's features of {extractor.name} are by {made_by}, not by "
-                f"{identity(extractor)}: make it again with --make_reference."
+                f"{extractor.identity}: make it again with --make_reference."
             )
         return self.features[extractor.name]
 
 
 def make_reference(
-    extractors: Sequence[Extractor],
-    images: Iterable[Part],
+    extractors: Sequence[FeatureExtractor],
+    items: Sequence[Path] | SourceImages,
+    size: int,
     source: dict[str, Any],
-    treatment: Treatment,
-    total: int,
     directory: Path,
-    share: Share = ALL,
+    *,
+    shard: Shard = WHOLE,
+    skip_broken: bool = False,
 ) -> Reference | None:
-    """Features of all images by all networks; None for a share, whose parts are kept alone.
+    """Features of all images by all networks; None for a shard, whose chunks are kept alone.
 
-    Each part's features are a file in `directory`, and are not computed again.
+    Each chunk's features are a file in `directory`, and are not computed again.
 
     Args:
-        images: the parts of this share.
+        source: where the images come from.
 
     Raises:
-        ValueError: there are fewer than two images.
+        ValueError: there are fewer than two images, or one is broken and `skip_broken` is false.
     """
-    line = ProgressLine("reference", -(-total // share.count))
-    found: dict[str, list[np.ndarray]] = {extractor.name: [] for extractor in extractors}
-    digest = hashlib.sha256()
-    for number, part in enumerate(images):
-        digest.update(part.digest.encode())
-        for extractor in extractors if part.rows else ():
-            place = share.index + number * share.count
-            path = directory / folder_name(extractor) / f"{place:06d}.safetensors"
-            found[extractor.name].append(features_of_part(extractor, part, path))
-        line.advance(len(part.rows))
-    if share != ALL:
+    preprocessing, ranges = Preprocessing(size), shard.chunks(len(items))
+    chunks = read_chunks(items, preprocessing, ranges, skip_broken)
+    features = extract(extractors, chunks, directory, sum(map(len, ranges)), numbered=True)
+    if shard != WHOLE:
         return None
-    count = treatment.counts["pictures"]
+    count = preprocessing.counts["pictures"]
     if count < 2:
         raise ValueError(f"A reference needs 2 images or more, not {count}.")
     about = {
         "source": source,
         "pictures": count,
-        "treatment": treatment.to_dict(),
-        "digest": digest.hexdigest(),
-        "extractors": {extractor.name: identity(extractor) for extractor in extractors},
+        "treatment": preprocessing.to_dict(),
+        "digest": features.digest,
+        "extractors": {extractor.name: extractor.identity for extractor in extractors},
     }
-    features = {name: np.concatenate(each) for name, each in found.items()}
-    return Reference(features, about, _fingerprint(about))
+    return Reference(features.by_network, about)
+
+
+def is_val2014(source: Mapping[str, Any], files: Sequence[Path]) -> bool:
+    """Whether a reference's source is COCO's val2014: all images named so, or TFDS's splits."""
+    if source["kind"] == "tfds":
+        return source["name"] == TFDS_NAME and source["split"] == TFDS_SPLITS
+    return bool(files) and all(VAL2014_NAME.fullmatch(file.name) for file in files)
 
 
 def write_reference(path: Path, reference: Reference) -> None:
@@ -132,16 +131,4 @@ def read_reference(path: Path) -> Reference:
                 raise ValueError(f"features of {name} {list(values.shape)} are not whole")
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not a reference that can be read: {error!r}.") from None
-    return Reference(features, about, _fingerprint(about))
-
-
-def statistics_of(features: np.ndarray, block: int = 4096) -> Statistics:
-    """Mean and covariance of features, in float64."""
-    statistics = Statistics(features.shape[1])
-    for start in range(0, len(features), block):
-        statistics.update(features[start : start + block])
-    return statistics
-
-
-def _fingerprint(about: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
+    return Reference(features, about)

@@ -1,121 +1,213 @@
-"""What an evaluation writes down: everything that decides its numbers, and images to look at."""
+"""What an evaluation leaves in its directory: report.json, report.html, tables, sheets, a curve."""
 
-import hashlib
-import json
+import csv
 import platform
-import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import jax
 import numpy as np
 from PIL import Image
 
 from imagen_jax import __version__
+from imagen_jax.evaluation import sweep
+from imagen_jax.evaluation.html_report import make_page, notes_of, rows_of
+from imagen_jax.evaluation.image_folder import Preprocessing, read_image
+from imagen_jax.evaluation.inputs import EvaluatedModel, EvaluationRun
+from imagen_jax.evaluation.sweep import SweepPoint
 from imagen_jax.images.grid import enlarge, image_grid
 from imagen_jax.images.pixels import resize, to_pil
-from imagen_jax.storage.atomic import written_whole
-from imagen_jax.typing import Params
+from imagen_jax.storage.json_file import write_object
 
-LIBRARIES = ("jax", "jaxlib", "flax", "numpy", "pillow")
+LIBRARIES = ("jax", "jaxlib", "flax", "numpy", "pillow")  # that figures may depend on
 SHEET_IMAGES, SHEET_SIDE = 64, 256  # on a sheet: how many images, and their pixels at most
-EVERY = 15.0  # seconds between progress lines where the output is no terminal
+STRIP, STRIP_IMAGES = "strip.png", 8  # of each point, in the page of a sweep
+TITLES = {"pictures.png": "Pictures", "retrieval.png": "True and generated images"}
 
 
-def versions() -> dict[str, str]:
-    """Of this package, Python and the libraries that numbers may depend on."""
-    installed = {name: metadata.version(name) for name in LIBRARIES}
-    return {"imagen_jax": __version__, "python": platform.python_version(), **installed}
+@dataclass(frozen=True, eq=False)
+class Report:
+    """What was found out: values for report.json, and tables and sheets by their files' names."""
 
+    values: dict[str, Any] = field(default_factory=dict)
+    tables: dict[str, list[list[str]]] = field(default_factory=dict)
+    sheets: dict[str, Image.Image] = field(default_factory=dict)
 
-def device() -> dict[str, Any]:
-    """Where JAX computes."""
-    devices = jax.devices()
-    return {"platform": devices[0].platform, "kind": devices[0].device_kind, "count": len(devices)}
+    def __or__(self, other: "Report") -> "Report":
+        return Report(
+            self.values | other.values, self.tables | other.tables, self.sheets | other.sheets
+        )
 
+    def only_strip(self) -> "Report":
+        """Without all sheets but the strip, which the page of a sweep shows."""
+        return replace(self, sheets={k: v for k, v in self.sheets.items() if k == STRIP})
 
-def fingerprint(params: Mapping[str, Params]) -> str:
-    """Some digits that change when any parameter does, for a model that was not saved as one."""
-    digest = hashlib.sha256()
-    for part in sorted(params):
-        for path, leaf in jax.tree.leaves_with_path(params[part]):
-            digest.update(f"{part}{jax.tree_util.keystr(path)}{leaf.dtype}{leaf.shape}".encode())
-            digest.update(np.ascontiguousarray(leaf).view(np.uint8).data)
-    return digest.hexdigest()[:16]
-
-
-def write_report(path: Path, report: dict[str, Any]) -> None:
-    """JSON, written whole or not at all."""
-    text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    with written_whole(path) as file:
-        file.write_text(text, encoding="utf-8")
-
-
-def side_by_side(images: Sequence[np.ndarray], gap: int = 2) -> Image.Image:
-    """Images of one thing in a row, the small ones enlarged pixel for pixel."""
-    width = max(image.shape[1] for image in images)
-    enlarged = [enlarge(to_pil(image), width) for image in images]
-    row = Image.new("RGB", (len(images) * (width + gap) - gap, enlarged[0].height), "white")
-    for place, image in enumerate(enlarged):
-        row.paste(image, (place * (width + gap), 0))
-    return row
+    def write(self, directory: Path) -> list[Path]:
+        """The CSV files of the tables and the PNG files of the sheets; gives their paths."""
+        for name, rows in self.tables.items():
+            with open(directory / name, "w", newline="", encoding="utf-8") as stream:
+                csv.writer(stream).writerows(rows)
+        for name, sheet in self.sheets.items():
+            sheet.save(directory / name)
+        return [directory / name for name in (*self.tables, *self.sheets)]
 
 
 def contact_sheet(
     rows: Sequence[Sequence[np.ndarray]], captions: Sequence[str], columns: int = 8
 ) -> Image.Image:
-    """The first images of an evaluation, each beside the true one; large ones shrunk."""
-    shown = [side_by_side([_shrink(image) for image in row]) for row in rows[:SHEET_IMAGES]]
-    return image_grid(shown, list(captions[:SHEET_IMAGES]), columns=columns, min_cell=128)
+    """The first images of an evaluation, each row of images of one thing side by side.
 
-
-def _shrink(image: np.ndarray) -> np.ndarray:
-    return resize(image, SHEET_SIDE) if min(image.shape[:2]) > SHEET_SIDE else image
-
-
-class ProgressLine:
-    """How much is done and when it will be: one line, rewritten in a terminal, else now and then.
-
-    The first part is left out of the rate: it compiles.
+    Large ones are shrunk; those smaller than others in their row are magnified, pixel for pixel.
     """
-
-    def __init__(self, what: str, total: int, stream: TextIO | None = None):
-        self.what, self.total = what, total
-        self.stream = sys.stderr if stream is None else stream
-        self.begin = self.shown = time.monotonic()
-        self.done = self.first = 0
-        self.first_seconds = 0.0
-
-    def advance(self, count: int) -> None:
-        """`count` more are done."""
-        now = time.monotonic()
-        self.done += count
-        if not self.first:
-            self.first, self.first_seconds = self.done, now - self.begin
-        finished = self.done >= self.total
-        terminal = self.stream.isatty()
-        if terminal or finished or now - self.shown >= EVERY:
-            self.shown = now
-            end = "\r" if terminal and not finished else "\n"
-            print(f"{self.text(now):<79}", end=end, file=self.stream, flush=True)
-
-    def text(self, now: float) -> str:
-        line = f"{self.what}: {self.done}/{self.total}"
-        seconds = now - self.begin
-        if self.done >= self.total:
-            return f"{line} in {clock(seconds)}"
-        if self.done > self.first:
-            rate = (self.done - self.first) / max(seconds - self.first_seconds, 1e-9)
-        else:
-            rate = self.done / max(seconds, 1e-9)
-        return f"{line}, {rate:.2f}/s, ETA {clock((self.total - self.done) / rate)}"
+    shown = []
+    for row in rows[:SHEET_IMAGES]:
+        images = [resize(x, SHEET_SIDE) if min(x.shape[:2]) > SHEET_SIDE else x for x in row]
+        width = max(image.shape[1] for image in images)
+        images = [enlarge(to_pil(image), width) for image in images]
+        shown.append(image_grid(images, columns=len(images), gap=1))
+    return image_grid(shown, captions[:SHEET_IMAGES], columns=columns, min_cell=128)
 
 
-def clock(seconds: float | int) -> str:
-    """75 s as 1:15."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+def image_sheets(
+    files: Sequence[Path], captions: Sequence[str] | None, size: int
+) -> dict[str, Image.Image]:
+    """The first images with their captions, large ones shrunk; and a strip of a few."""
+    preprocessing = Preprocessing(min(size, SHEET_SIDE))
+    shown = [read_image(file, preprocessing) for file in files[:SHEET_IMAGES]]
+    captions = None if captions is None else captions[:SHEET_IMAGES]
+    return {
+        "pictures.png": image_grid(shown, captions, columns=STRIP_IMAGES, min_cell=128),
+        STRIP: image_grid(shown[:STRIP_IMAGES], columns=STRIP_IMAGES),
+    }
+
+
+# ------------------------------------------------------------------------------- what decides
+
+
+def sampling(model: EvaluatedModel) -> dict[str, Any]:
+    """How each stage is sampled, by its name."""
+    stages = model.pipeline.cascade.stages
+    return {s.name: asdict(entry) for s, entry in zip(stages, model.sampling, strict=True)}
+
+
+def describe(run: EvaluationRun, model: EvaluatedModel | None) -> dict[str, Any]:
+    """Everything that decides the figures besides the code, as JSON values."""
+    request, reference, devices = run.request, run.reference, jax.devices()
+    images = None if request.images is None else str(request.images)
+    about: dict[str, Any] = {
+        "model": {"name": f"images in {images}"} if model is None else model.about,
+        "prompts": None if run.prompts is None else run.prompts.describe(),
+        "features": [extractor.describe() for extractor in run.extractors],
+        "settings": {
+            "metrics": list(request.metrics),
+            "num_images": request.num_images,
+            "size": request.size,
+            "batch_size": request.batch_size,
+            "skip_broken": request.skip_broken,
+            "images": images,
+            "images_named_by_ids": run.named_by_ids,
+        },
+        "versions": {
+            "imagen_jax": __version__,
+            "python": platform.python_version(),
+            **{name: metadata.version(name) for name in LIBRARIES},
+        },
+        "device": {
+            "platform": devices[0].platform,
+            "kind": devices[0].device_kind,
+            "count": len(devices),
+        },
+        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+    if model is not None:
+        about["settings"] |= {"seed": request.seed, "sampling": sampling(model)}
+    if reference is not None:
+        about["reference"] = {**reference.about, "fingerprint": reference.fingerprint}
+    if run.emoji is not None:
+        about["data"] = run.emoji.describe()
+    return about
+
+
+def image_settings(run: EvaluationRun, model: EvaluatedModel) -> dict[str, Any]:
+    """What decides the generated images: those of other settings never mix with them."""
+    about = describe(run, model)
+    return {
+        "model": {key: model.about[key] for key in ("name", "fingerprint", "dtype")},
+        "prompts": run.prompts.fingerprint,
+        **{key: about["settings"][key] for key in ("num_images", "size", "seed", "batch_size")},
+        "sampling": about["settings"]["sampling"],
+        "versions": {key: about["versions"][key] for key in ("imagen_jax", "jax")},
+        "device": {key: about["device"][key] for key in ("platform", "kind")},
+    }
+
+
+# ------------------------------------------------------------------------------- what is written
+
+
+def write_results(
+    out: Path,
+    about: dict[str, Any],
+    points: Sequence[SweepPoint],
+    reports: Sequence[Report],
+    models: Sequence[EvaluatedModel],
+) -> tuple[dict[str, Any], list[Path]]:
+    """(what report.json holds, the files written): of one point, or of a sweep with its curve."""
+    values = [report.values for report in reports]
+    if len(points) == 1:
+        result, paths = values[0] | about, []
+        shown = {
+            TITLES.get(name, name): sheet
+            for name, sheet in reports[0].sheets.items()
+            if name != STRIP
+        }
+        page = make_page(result, shown)
+    else:
+        entries = [
+            {**asdict(point), "sampling": sampling(model), **found}
+            for point, model, found in zip(points, models, values, strict=True)
+        ]
+        about["settings"].pop("sampling")
+        result = {"points": entries, **about}
+        rows, shown = sweep.table(points, values), {}
+        paths = Report(tables={"sweep.csv": rows}).write(out)
+        if sweep.has_curve(values[0]):
+            paths.append(out / "sweep.png")
+            sweep.plot(points, values, paths[-1])
+            shown["Curve"] = Image.open(paths[-1])
+        shown |= {
+            point.name: report.sheets[STRIP]
+            for point, report in zip(points, reports, strict=True)
+            if STRIP in report.sheets
+        }
+        page = make_page(result, shown, rows)
+    write_object(out / "report.json", result)
+    (out / "report.html").write_text(page, encoding="utf-8")
+    return result, [*paths, out / "report.json", out / "report.html"]
+
+
+def summary(report: Mapping[str, Any]) -> str:
+    """The figures in a few lines, those of a sweep by point."""
+    lines = []
+    for entry in report.get("points", ()):
+        figures = [f"{metric} {value:.5g}" for metric, _, value, _ in rows_of(entry)]
+        point = SweepPoint(entry["guidance"], entry["aug_level"])
+        lines.append(f"{point.name}: {', '.join(figures)}")
+    if found := report.get("retrieval"):
+        groups = {"all": found, **found["by_language"], "variants": found["variants"]}
+        lines += [
+            f"{name:9s} top-1 {scores['top1']:6.1%}  top-5 {scores['top5']:6.1%}  n {scores['n']}"
+            for name, scores in groups.items()
+            if scores["n"]
+        ]
+    lines += [
+        f"{metric} ({name}): {value:.5g} ({rest})"
+        for metric, name, value, rest in rows_of(report)
+        if metric != "retrieval"
+    ]
+    off = notes_of(report)
+    lines += [f"off protocol: {name}: {'; '.join(reasons)}" for name, reasons in off]
+    return "\n".join(lines)

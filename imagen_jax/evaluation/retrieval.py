@@ -2,48 +2,17 @@
 set, by mean squared error at 32x32, is the one whose name it was generated from.
 """
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from imagen_jax.images.pixels import resize
+from imagen_jax.evaluation.image_folder import Preprocessing, read_chunks
+from imagen_jax.evaluation.image_set import Gallery, ImagePrompt, ImageSet, shrink
+from imagen_jax.evaluation.report import Report, contact_sheet
 
-SIZE = 32
 TOP = (1, 5)
-
-
-class Gallery(NamedTuple):
-    """The distinct images of a set at 32x32, and the class of each."""
-
-    images: np.ndarray  # uint8 [classes, 32, 32, 3]
-    classes: np.ndarray  # int [classes]
-
-
-class Found(NamedTuple):
-    """Of each generated image: the rank of the right class, 1 being the nearest, and the class
-    that is the nearest.
-    """
-
-    rank: np.ndarray  # int [samples]
-    nearest: np.ndarray  # int [samples]
-
-
-def make_gallery(images: np.ndarray, classes: np.ndarray) -> Gallery:
-    """The first image of each class, so that pixel-identical images count as one."""
-    if len(images) != len(classes):
-        raise ValueError(f"there are {len(classes)} classes for {len(images)} images")
-    known, first = np.unique(classes, return_index=True)
-    return Gallery(shrink(images[first]), known)
-
-
-def shrink(images: np.ndarray) -> np.ndarray:
-    """uint8 images [N, H, W, 3] at 32x32, resized as a base model's training images are."""
-    if images.dtype != np.uint8 or images.ndim != 4:
-        raise ValueError(
-            f"images are {images.dtype} {list(images.shape)}; they must be uint8 [N, H, W, 3]"
-        )
-    return np.stack([resize(image, SIZE) for image in images])
 
 
 def squared_distances(images: np.ndarray, others: np.ndarray) -> np.ndarray:
@@ -53,27 +22,23 @@ def squared_distances(images: np.ndarray, others: np.ndarray) -> np.ndarray:
     return np.square(a).sum(1)[:, None] - 2.0 * a @ b.T + np.square(b).sum(1)[None]
 
 
-def find(images: np.ndarray, classes: np.ndarray, gallery: Gallery) -> Found:
-    """Where each generated image finds its class in the gallery.
+def find(
+    images: np.ndarray, classes: np.ndarray, gallery: Gallery
+) -> tuple[np.ndarray, np.ndarray]:
+    """Where each generated image finds its class in the gallery: (rank, nearest class) of each.
 
     The rank is one more than the number of classes that are strictly nearer: classes that look the
     same at 32x32 do not count against each other.
 
     Args:
         images: uint8 [samples, H, W, 3], of any size.
-        classes: the right class of each.
+        classes: the right class of each, one of the gallery's.
     """
-    if len(images) != len(classes):
-        raise ValueError(f"there are {len(classes)} classes for {len(images)} images")
-    unknown = sorted(set(np.asarray(classes).tolist()) - set(gallery.classes.tolist()))
-    if unknown:
-        raise ValueError(f"classes {unknown[:5]} are not in the gallery")
     distances = squared_distances(shrink(images), gallery.images)
     right = np.searchsorted(gallery.classes, classes)  # make_gallery sorts them
     own = np.take_along_axis(distances, right[:, None], axis=1)
     rank = 1 + (distances < own).sum(axis=1)
-    nearest = np.where(rank == 1, classes, gallery.classes[distances.argmin(axis=1)])
-    return Found(rank, nearest)
+    return rank, np.where(rank == 1, classes, gallery.classes[distances.argmin(axis=1)])
 
 
 def scores(rank: np.ndarray) -> dict[str, Any]:
@@ -89,13 +54,44 @@ def summarize(
 
     "chance" is what images without any relation to the names would get.
     """
-    groups: Mapping[str, np.ndarray] = {name: language == name for name in np.unique(language)}
     return {
         **scores(rank),
         "median_rank": float(np.median(rank)) if len(rank) else None,
         "candidates": candidates,
         "chance": {f"top{k}": min(1.0, k / candidates) for k in TOP},
-        "by_language": {str(name): scores(rank[rows]) for name, rows in groups.items()},
+        "by_language": {str(x): scores(rank[language == x]) for x in np.unique(language)},
         "variants": scores(rank[variant]),
         "not_variants": scores(rank[~variant]),
     }
+
+
+def evaluate_retrieval(
+    emoji: ImageSet, prompts: Sequence[ImagePrompt], files: Sequence[Path], size: int
+) -> Report:
+    """Looks for each generated image among all distinct ones of the set."""
+    chunks = read_chunks(files, Preprocessing(size))
+    images = np.concatenate([shrink(chunk.images) for chunk in chunks])
+    shown = emoji.source.select(np.asarray([prompt.image for prompt in prompts]))
+    rank, nearest = find(images, shown.labels, emoji.gallery)
+    language = np.asarray([prompt.language for prompt in prompts])
+    variant = shown.extra["variant"].astype(bool)
+    values = summarize(rank, language, variant, len(emoji.gallery.classes))
+    columns = {
+        "index": range(len(images)),
+        "key": shown.keys,
+        "language": language,
+        "prompt": [prompt.text for prompt in prompts],
+        "variant": variant.astype(int),
+        "rank": rank,
+        "nearest_class": nearest,
+    }
+    rows = [[str(cell) for cell in row] for row in zip(*columns.values(), strict=True)]
+    # English below both, since few machines have a font that draws Chinese.
+    names = zip(rank, language, shown.extra["name_en"], strict=True)
+    captions = [f"rank {rank} ({language}): {name}" for rank, language, name in names]
+    pairs = list(zip(shrink(shown.images), images, strict=True))
+    return Report(
+        {"retrieval": values},
+        {"retrieval.csv": [list(columns), *rows]},
+        {"retrieval.png": contact_sheet(pairs, captions)},
+    )

@@ -9,15 +9,20 @@ from typing import Any
 
 import numpy as np
 
-from imagen_jax.diffusion.sampling import SamplingSettings, with_overrides
-from imagen_jax.evaluation.measures import OF_REFERENCE
+from imagen_jax.diffusion.overrides import with_overrides
+from imagen_jax.diffusion.sampling import Sampling
+from imagen_jax.evaluation.html_report import NAMES, rows_of
+from imagen_jax.evaluation.measures import DISTANCES
 
 # What counts as alignment: the first of these that was measured. Higher is better.
 ALIGNMENTS = ("clip", "r_precision", "retrieval")
+# FID, KID and CMMD are of trained networks.
+RANDOM_NAMES = {"fid": "Fréchet distance", "kid": "kernel distance", "cmmd": "Gaussian distance"}
+Figure = tuple[str, str]  # metric, and of which network
 
 
 @dataclass(frozen=True)
-class Point:
+class SweepPoint:
     """A guidance weight (or one a stage) and a level of noise; None keeps the model's own."""
 
     guidance: float | tuple[float, ...] | None = None
@@ -26,64 +31,46 @@ class Point:
     @property
     def name(self) -> str:
         """For files and tables: guidance_1.35-8_aug_level_0.1."""
-        values = {"guidance": self.guidance, "aug_level": self.aug_level}
-        words = [
-            f"{name}_{text(value, '-')}" for name, value in values.items() if value is not None
-        ]
+        words = [f"{k}_{text(v, '-')}" for k, v in vars(self).items() if v is not None]
         return "_".join(words) or "own_settings"
 
 
-def text(value: float | tuple[float, ...] | list[float] | None, separator: str = ":") -> str:
+def text(value: float | Sequence[float] | None, separator: str = ":") -> str:
     """1.35, or by stage 1.35:8; nothing for None."""
-    if value is None:
-        return ""
-    values = value if isinstance(value, tuple | list) else (value,)
+    values = [] if value is None else np.atleast_1d(value)
     return separator.join(f"{entry:g}" for entry in values)
-
-
-@dataclass(frozen=True)
-class Axes:
-    """What a plot sets against each other: (metric, network), network None for retrieval."""
-
-    distance: tuple[str, str | None]
-    alignment: tuple[str, str | None]
 
 
 def make_points(
     guidances: Sequence[float | tuple[float, ...]], aug_levels: Sequence[float | tuple[float, ...]]
-) -> list[Point]:
+) -> list[SweepPoint]:
     """Every weight with every level; one point of the model's own where neither is given."""
-    points = [Point(g, a) for a in aug_levels or [None] for g in guidances or [None]]
+    points = [SweepPoint(g, a) for a in aug_levels or [None] for g in guidances or [None]]
     names = [point.name for point in points]
     if len(set(names)) != len(names):
         raise ValueError(f"A sweep has two equal points: {', '.join(names)}.")
     return points
 
 
-def settings_at(settings: Sequence[SamplingSettings], point: Point) -> tuple[SamplingSettings, ...]:
-    """The settings of every stage at a point: traced numbers alone differ, nothing recompiles."""
-    return with_overrides(settings, guidance=point.guidance, aug_level=point.aug_level)
+def sampling_at(sampling: Sequence[Sampling], point: SweepPoint) -> tuple[Sampling, ...]:
+    """How every stage is sampled at a point: traced numbers alone differ, nothing recompiles."""
+    return with_overrides(sampling, guidance=point.guidance, aug_level=point.aug_level)
 
 
-def choose_axes(values: Mapping[str, Any]) -> list[Axes]:
-    """A plot for each distance that was measured, against the first alignment; none where either
-    is missing.
-    """
-    alignment = next((name for name in ALIGNMENTS if name in values), None)
-    if alignment is None:
-        return []
-    network = None if alignment == "retrieval" else next(iter(values[alignment]))
-    return [
-        Axes((metric, name), (alignment, network))
-        for metric in OF_REFERENCE
-        for name in values.get(metric, {})
-    ]
+def measured(values: Mapping[str, Any], metrics: Sequence[str]) -> list[Figure]:
+    """Every figure of these metrics that was measured."""
+    return [(metric, name) for metric, name, _, _ in rows_of(values) if metric in metrics]
 
 
-def figure(values: Mapping[str, Any], axis: tuple[str, str | None]) -> float:
-    """The number on an axis."""
-    metric, network = axis
-    return values[metric]["top1"] if network is None else values[metric][network]["value"]
+def has_curve(values: Mapping[str, Any]) -> bool:
+    """Whether a distance and an alignment were measured, to be set against each other."""
+    return bool(measured(values, DISTANCES) and measured(values, ALIGNMENTS))
+
+
+def series(values: Sequence[Mapping[str, Any]], figure: Figure) -> np.ndarray:
+    """float [points]: a figure at each point."""
+    rows = [row for found in values for row in rows_of(found)]
+    return np.asarray([value for metric, name, value, _ in rows if (metric, name) == figure])
 
 
 def pareto(
@@ -98,85 +85,61 @@ def pareto(
     return ~(no_worse & better).any(axis=0)
 
 
-def table(points: Sequence[Point], values: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+def table(points: Sequence[SweepPoint], values: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     """A row a point: guidance, aug_level, every figure, and for each plot whether it is on the
     Pareto front.
     """
-    axes = choose_axes(values[0])
-    columns = _columns(values[0])
-    fronts = [
-        pareto(
-            [figure(v, plot.alignment) for v in values], [figure(v, plot.distance) for v in values]
-        )
-        for plot in axes
-    ]
-    head = [_label(axis) for axis in columns]
-    rows = [["guidance", "aug_level", *head, *(f"front: {_label(a.distance)}" for a in axes)]]
-    for number, (point, found) in enumerate(zip(points, values, strict=True)):
-        numbers = [f"{figure(found, axis):.6g}" for axis in columns]
-        marks = [str(int(front[number])) for front in fronts]
-        rows.append([text(point.guidance), text(point.aug_level), *numbers, *marks])
-    return rows
+    distances, alignments = (measured(values[0], names) for names in (DISTANCES, ALIGNMENTS))
+    columns = {
+        "guidance": [text(point.guidance) for point in points],
+        "aug_level": [text(point.aug_level) for point in points],
+    }
+    for figure in distances + alignments:
+        columns[_label(figure)] = [f"{value:.6g}" for value in series(values, figure)]
+    for distance in distances if alignments else ():
+        front = pareto(series(values, alignments[0]), series(values, distance))
+        columns[f"front: {_label(distance)}"] = [str(int(on_front)) for on_front in front]
+    return [list(columns), *map(list, zip(*columns.values(), strict=True))]
 
 
-def _columns(values: Mapping[str, Any]) -> list[tuple[str, str | None]]:
-    columns: list[tuple[str, str | None]] = []
-    for metric in (*OF_REFERENCE, *ALIGNMENTS):
-        if metric == "retrieval" and metric in values:
-            columns.append((metric, None))
-        elif metric in values:
-            columns += [(metric, network) for network in values[metric]]
-    return columns
+def _label(figure: Figure) -> str:
+    metric, network = figure
+    if metric == "retrieval":
+        return NAMES[metric]
+    names = NAMES | {"r_precision": "r_precision"}
+    names |= RANDOM_NAMES if "random" in network.lower() else {}
+    return f"{names[metric]}, {network}"
 
 
-def _label(axis: tuple[str, str | None]) -> str:
-    metric, network = axis
-    names = {"fid": "FID", "kid": "KID", "cmmd": "CMMD", "clip": "CLIP score"}
-    if network is None:
-        return "retrieval top-1"
-    if "random" in network.lower():
-        # No FID, KID or CMMD: those are of trained networks.
-        names = {"fid": "Fréchet distance", "kid": "kernel distance", "cmmd": "Gaussian distance"}
-    return f"{names.get(metric, metric)}, {network}"
-
-
-def plot(points: Sequence[Point], values: Sequence[Mapping[str, Any]], path: Path) -> None:
+def plot(points: Sequence[SweepPoint], values: Sequence[Mapping[str, Any]], path: Path) -> None:
     """A PNG: distance over alignment, a line for each augmentation level, the front ringed.
 
-    Needs matplotlib. Raises ValueError where no distance or no alignment was measured.
+    Needs matplotlib, a distance and an alignment.
     """
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure as Drawing
 
-    axes = choose_axes(values[0])
-    if not axes:
-        raise ValueError("A curve needs a distance and an alignment.")
-    drawing = Figure(figsize=(6.2 * len(axes), 4.6), layout="constrained", dpi=110)
-    for place, chosen in zip(drawing.subplots(1, len(axes), squeeze=False)[0], axes, strict=True):
-        _draw(place, points, values, chosen)
+    distances, alignment = measured(values[0], DISTANCES), measured(values[0], ALIGNMENTS)[0]
+    drawing = Drawing(figsize=(6.2 * len(distances), 4.6), layout="constrained", dpi=110)
+    places = drawing.subplots(1, len(distances), squeeze=False)[0]
+    for place, distance in zip(places, distances, strict=True):
+        _draw(place, points, series(values, alignment), series(values, distance))
+        place.set_xlabel(f"{_label(alignment)} (higher is better)", fontsize=9)
+        label = f"{_label(distance)}\n(lower is better)".replace(", ", "\n", 1)
+        place.set_ylabel(label, fontsize=9)
     drawing.savefig(path, format="png")
 
 
-def _draw(place: Any, points: Sequence[Point], values: Sequence[Any], axes: Axes) -> None:
-    across = np.asarray([figure(v, axes.alignment) for v in values])
-    up = np.asarray([figure(v, axes.distance) for v in values])
+def _draw(place: Any, points: Sequence[SweepPoint], across: np.ndarray, up: np.ndarray) -> None:
     for level in dict.fromkeys(point.aug_level for point in points):
         rows = [row for row, point in enumerate(points) if point.aug_level == level]
         label = None if level is None else f"aug_level {text(level)}"
         place.plot(across[rows], up[rows], "o-", markersize=4, linewidth=1, label=label)
-        for row in rows:
-            label = text(points[row].guidance)
-            place.annotate(
-                label, (across[row], up[row]), textcoords="offset points", xytext=(5, 4), fontsize=8
-            )
+    for point, *at in zip(points, across, up, strict=True):
+        label = text(point.guidance)
+        place.annotate(label, at, textcoords="offset points", xytext=(5, 4), fontsize=8)
     front = pareto(across, up)
-    place.plot(
-        across[front], up[front], "o", markersize=9, fillstyle="none", color="black",
-        label="Pareto front",
-    )  # fmt: skip
-    place.set_xlabel(f"{_label(axes.alignment)} (higher is better)", fontsize=9)
-    place.set_ylabel(
-        f"{_label(axes.distance)}\n(lower is better)".replace(", ", "\n", 1), fontsize=9
-    )
+    ring = {"markersize": 9, "fillstyle": "none", "color": "black", "label": "Pareto front"}
+    place.plot(across[front], up[front], "o", **ring)
     place.set_title("numbers at the points: guidance", fontsize=9)
     place.grid(alpha=0.3)
     place.legend(fontsize=8)

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 from imagen_jax.human_study.study import (
     RATER,
@@ -21,7 +21,16 @@ from imagen_jax.human_study.study import (
 
 ADDRESS = "127.0.0.1"
 MAX_BODY = 10_000  # bytes of an answer
-PAGE, SCRIPT = (Path(__file__).with_name(name) for name in ("page.html", "page.js"))
+PAGES = {
+    "/": (Path(__file__).with_name("page.html"), "text/html; charset=utf-8"),
+    "/page.js": (Path(__file__).with_name("page.js"), "text/javascript; charset=utf-8"),
+}
+HEADERS = {
+    "Cache-Control": "no-store",
+    "X-Content-Type-Options": "nosniff",
+    "Content-Security-Policy": "default-src 'self'; style-src 'self' 'unsafe-inline'; "
+    "frame-ancestors 'none'",
+}
 
 
 class AnswerFile:
@@ -60,96 +69,86 @@ def open_trials(study: Study, rater: str, answered: set[str]) -> list[dict]:
     return [asdict(trial) for trial in trials if trial.id not in answered]
 
 
-def make_server(directory: Path, study: Study, answers: AnswerFile, port: int):
-    """A server bound to 127.0.0.1; port 0 takes a free one. Call `serve_forever`."""
-    sheets = {name for trial in study.trials.values() for name in trial.sheets}
-    questions = {
-        name: {"text": question.text, "choices": question.choices}
-        for name, question in STUDIES[study.kind].items()
-    }
+class StudyHandler(BaseHTTPRequestHandler):
+    """Answers a request to a `StudyServer`."""
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self):
-            if not self.is_local():
+    def do_GET(self):
+        path, _, query = self.path.partition("?")
+        if path in self.server.files:
+            file, kind = self.server.files[path]
+            self.reply(file.read_bytes(), kind)
+        elif path == "/trials":
+            rater = parse_qs(query).get("rater", [""])[0]
+            if not RATER.fullmatch(rater):
+                self.refuse(HTTPStatus.BAD_REQUEST, "Give a name of 1 to 40 letters or digits.")
                 return
-            try:
-                parts = urlsplit(self.path)
-            except ValueError:  # "//[x"
-                self.refuse(HTTPStatus.BAD_REQUEST, "This is no address.")
-                return
-            if parts.path == "/":
-                self.reply(PAGE.read_bytes(), "text/html; charset=utf-8")
-            elif parts.path == "/page.js":
-                self.reply(SCRIPT.read_bytes(), "text/javascript; charset=utf-8")
-            elif parts.path == "/trials":
-                rater = parse_qs(parts.query).get("rater", [""])[0]
-                if not RATER.fullmatch(rater):
-                    self.refuse(HTTPStatus.BAD_REQUEST, "Give a name of 1 to 40 letters or digits.")
-                    return
-                left = open_trials(study, rater, answers.answered(rater))
-                self.reply_json({"questions": questions, "trials": left})
-            elif parts.path.removeprefix("/sheets/") in sheets:
-                file = directory / "sheets" / parts.path.removeprefix("/sheets/")
-                self.reply(file.read_bytes(), "image/png")
-            else:
-                self.refuse(HTTPStatus.NOT_FOUND, "There is nothing here.")
+            study, answers = self.server.study, self.server.answers
+            questions = {name: asdict(question) for name, question in STUDIES[study.kind].items()}
+            left = open_trials(study, rater, answers.answered(rater))
+            self.reply_json({"questions": questions, "trials": left})
+        else:
+            self.refuse(HTTPStatus.NOT_FOUND, "There is nothing here.")
 
-        def do_POST(self):
-            length = self.headers.get("Content-Length", "")
-            if not self.is_local():
-                return
-            if self.path != "/answers":
-                self.refuse(HTTPStatus.NOT_FOUND, "There is nothing here.")
-            elif self.headers.get_content_type() != "application/json":
-                self.refuse(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "Send application/json.")
-            elif not length.isdigit() or int(length) > MAX_BODY:
-                self.refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"Send at most {MAX_BODY} bytes.")
-            else:
-                self.take(self.rfile.read(int(length)))
+    def do_POST(self):
+        length = self.headers.get("Content-Length", "")
+        if self.path != "/answers":
+            self.refuse(HTTPStatus.NOT_FOUND, "There is nothing here.")
+        elif self.headers.get_content_type() != "application/json":
+            self.refuse(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "Send application/json.")
+        elif not length.isdigit() or int(length) > MAX_BODY:
+            self.refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"Send at most {MAX_BODY} bytes.")
+        else:
+            self.take(self.rfile.read(int(length)))
 
-        def take(self, body: bytes) -> None:
-            try:
-                answers.add(json.loads(body))
-            except DuplicateAnswer as error:
-                self.refuse(HTTPStatus.CONFLICT, str(error))
-            except (ValueError, RecursionError) as error:
-                self.refuse(HTTPStatus.BAD_REQUEST, str(error))
-            else:
-                self.reply_json({"ok": True})
+    def take(self, body: bytes) -> None:
+        try:
+            self.server.answers.add(json.loads(body))
+        except DuplicateAnswer as error:
+            self.refuse(HTTPStatus.CONFLICT, str(error))
+        except (ValueError, RecursionError) as error:
+            self.refuse(HTTPStatus.BAD_REQUEST, str(error))
+        else:
+            self.reply_json({"ok": True})
 
-        def is_local(self) -> bool:
-            """Whether the request is for this address by name: other sites' pages cannot say so."""
-            port = self.server.server_address[1]
-            hosts = {f"{ADDRESS}:{port}", f"localhost:{port}"}
-            origin = self.headers.get("Origin")
-            if self.headers.get("Host") in hosts and (
-                origin is None or origin.removeprefix("http://") in hosts
-            ):
-                return True
-            self.refuse(HTTPStatus.FORBIDDEN, "This page is for this machine alone.")
+    def parse_request(self) -> bool:
+        """Refuses what is not for this address by name: other sites' pages cannot name it."""
+        if not super().parse_request():
             return False
+        port = self.server.server_address[1]
+        hosts = {f"{ADDRESS}:{port}", f"localhost:{port}"}
+        origin = self.headers.get("Origin")
+        if self.headers.get("Host") in hosts and (
+            origin is None or origin.removeprefix("http://") in hosts
+        ):
+            return True
+        self.refuse(HTTPStatus.FORBIDDEN, "This page is for this machine alone.")
+        return False
 
-        def reply_json(self, values: object) -> None:
-            self.reply(json.dumps(values).encode(), "application/json")
+    def reply_json(self, values: object) -> None:
+        self.reply(json.dumps(values).encode(), "application/json")
 
-        def refuse(self, status: HTTPStatus, message: str) -> None:
-            self.close_connection = True  # what was sent along is not read
-            self.reply(json.dumps({"error": message}).encode(), "application/json", status)
+    def refuse(self, status: HTTPStatus, message: str) -> None:
+        self.close_connection = True  # what was sent along is not read
+        self.reply(json.dumps({"error": message}).encode(), "application/json", status)
 
-        def reply(self, body: bytes, kind: str, status: HTTPStatus = HTTPStatus.OK) -> None:
-            self.send_response(status)
-            self.send_header("Content-Type", kind)
-            self.send_header("Content-Length", str(len(body)))
-            self.send_header("Cache-Control", "no-store")
-            self.send_header("X-Content-Type-Options", "nosniff")
-            self.send_header(
-                "Content-Security-Policy",
-                "default-src 'self'; style-src 'self' 'unsafe-inline'; frame-ancestors 'none'",
-            )
-            self.end_headers()
-            self.wfile.write(body)
+    def reply(self, body: bytes, kind: str, status: HTTPStatus = HTTPStatus.OK) -> None:
+        self.send_response(status)
+        named = {"Content-Type": kind, "Content-Length": str(len(body)), **HEADERS}
+        for name, value in named.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
 
-        def log_message(self, format: str, *arguments: object) -> None:
-            pass  # the terminal is for errors
+    def log_message(self, format: str, *arguments: object) -> None:
+        pass  # the terminal is for errors
 
-    return ThreadingHTTPServer((ADDRESS, port), Handler)
+
+class StudyServer(ThreadingHTTPServer):
+    """Bound to 127.0.0.1; port 0 takes a free one. Call `serve_forever`."""
+
+    def __init__(self, directory: Path, study: Study, answers: AnswerFile, port: int):
+        super().__init__((ADDRESS, port), StudyHandler)
+        self.study, self.answers = study, answers
+        names = [name for trial in study.trials.values() for name in trial.sheets]
+        sheets = {f"/sheets/{name}": (directory / "sheets" / name, "image/png") for name in names}
+        self.files = PAGES | sheets

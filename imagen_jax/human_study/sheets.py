@@ -1,8 +1,7 @@
 """The images of a study: sheets of two models side by side, in an order that nobody can guess."""
 
-import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from PIL import Image
 
 from imagen_jax.evaluation.generation import SETTINGS_FILE, image_files
 from imagen_jax.evaluation.image_folder import (
-    Treatment,
+    Preprocessing,
     common_size,
     list_images,
     order_by_ids,
@@ -20,13 +19,15 @@ from imagen_jax.evaluation.image_folder import (
 from imagen_jax.evaluation.prompts import PromptList
 from imagen_jax.human_study.study import STUDIES, Secret, Study, Trial
 from imagen_jax.images.grid import image_grid
+from imagen_jax.storage.codec import require
+from imagen_jax.storage.json_file import read_object
 
 COLUMNS = 4  # of a sheet
 NOISE = 60.0  # of the spoilt image in a control of photorealism, of 255
 
 
 @dataclass(frozen=True)
-class Set:
+class StudyImages:
     """The images of one model or of the truth: as many for each prompt, in their order.
 
     files: of each prompt. named: whether something besides the order of the names pairs them with
@@ -39,13 +40,13 @@ class Set:
 
     def of(self, prompt: int) -> list[Image.Image]:
         """Without anything that their files say besides the pixels."""
-        treatment = Treatment(self.size)
-        return [Image.fromarray(read_image(file, treatment)) for file in self.files[prompt]]
+        preprocessing = Preprocessing(self.size)
+        return [Image.fromarray(read_image(file, preprocessing)) for file in self.files[prompt]]
 
 
 def read_set(
     directory: Path, prompts: PromptList, num: int, per_prompt: int, size: int | None = None
-) -> Set:
+) -> StudyImages:
     """The images of the first `num` prompts: of a run of scripts/evaluate.py, or of any folder.
 
     A run may be of more of these prompts, with more images each. A folder holds `per_prompt`
@@ -62,17 +63,16 @@ def read_set(
         files, named = _of_folder(folder, prompts, num, per_prompt)
         stride = per_prompt
     each = [tuple(files[row * stride : row * stride + per_prompt]) for row in range(num)]
-    return Set(tuple(each), size or common_size([file for row in each for file in row]), named)
+    return StudyImages(
+        tuple(each), size or common_size([file for row in each for file in row]), named
+    )
 
 
 def _of_run(folder: Path, prompts: PromptList, num: int, per_prompt: int) -> tuple[list[Path], int]:
     """(the files in the order of the prompts, how many are of each)."""
     path = folder / SETTINGS_FILE
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-        made_of, stride = settings["prompts"], settings["num_images"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no file of scripts/evaluate.py: {error!r}.") from None
+    settings = read_object(path, "the settings of scripts/evaluate.py")
+    made_of, stride = settings.get("prompts"), settings.get("num_images")
     if type(stride) is not int or stride < per_prompt:
         raise ValueError(
             f"{folder} has num_images = {stride!r}; {per_prompt} images a prompt are needed: "
@@ -107,20 +107,15 @@ def _of_folder(
     )
 
 
-@dataclass(frozen=True, eq=False)
-class _Shown:
-    """What a trial shows before it gets an id: sheets in the order shown."""
-
-    caption: str
-    sheets: tuple[Image.Image, ...]
-    secret: Secret
+# What a trial shows before it gets an id: its caption, its sheets in the order shown, its secret.
+Shown = tuple[str, Sequence[Image.Image], Secret]
 
 
 def make_study(
     kind: str,
     prompts: PromptList,
-    a: Set,
-    b: Set,
+    a: StudyImages,
+    b: StudyImages,
     names: tuple[str, str],
     directory: Path,
     *,
@@ -135,32 +130,33 @@ def make_study(
 
     Raises ValueError where the study is unknown or cannot have controls.
     """
-    if kind not in STUDIES:
-        raise ValueError(f"Unknown study {kind!r}; known are {', '.join(STUDIES)}.")
-    if controls < 1 or len(prompts) < 2:
-        raise ValueError(
+    require(
+        (kind in STUDIES, f"Unknown study {kind!r}; known are {', '.join(STUDIES)}."),
+        (
+            controls >= 1 and len(prompts) >= 2,
             f"{controls} controls of {len(prompts)} prompts cannot be made: without a control no "
-            "rater's answers are kept, and one needs 2 prompts."
-        )
-    draw = random.Random(seed)
-    makers: dict[str, tuple[Callable, Callable]] = {
+            "rater's answers are kept, and one needs 2 prompts.",
+        ),
+    )
+    makers = {
         "drawbench": (_pair, _other_prompt),
         "photorealism": (_pair, _spoilt),
         "captions": (_single, _wrong_caption),
     }
     trial, control = makers[kind]
-    shown = [entry for row in range(len(prompts)) for entry in trial(draw, prompts, a, b, row)]
+    draw, sets = random.Random(seed), {"a": a, "b": b}
+    shown = [entry for row in range(len(prompts)) for entry in trial(draw, prompts, sets, row)]
     rows = [draw.randrange(len(prompts)) for _ in range(controls)]
-    shown += [control(draw, prompts, a, b, row) for row in rows]
+    shown += [control(draw, prompts, sets, row) for row in rows]
     draw.shuffle(shown)
     (directory / "sheets").mkdir(parents=True, exist_ok=True)
     trials, key = {}, {}
-    for entry in shown:
+    for caption, sheets, secret in shown:
         name = f"{draw.getrandbits(48):012x}"
-        files = tuple(f"{name}-{side}.png" for side in range(len(entry.sheets)))
-        for file, sheet in zip(files, entry.sheets, strict=True):
+        files = tuple(f"{name}-{side}.png" for side in range(len(sheets)))
+        for file, sheet in zip(files, sheets, strict=True):
             sheet.save(directory / "sheets" / file)
-        trials[name], key[name] = Trial(name, entry.caption, files), entry.secret
+        trials[name], key[name] = Trial(name, caption, files), secret
     return Study(kind, dict(zip("ab", names, strict=True)), seed, trials, key)
 
 
@@ -175,48 +171,63 @@ def _sheet(images: Sequence[Image.Image]) -> Image.Image:
     return image_grid(images, columns=min(COLUMNS, len(images)))
 
 
-def _pair(draw: random.Random, prompts: PromptList, a: Set, b: Set, row: int) -> list[_Shown]:
+def _pair(
+    draw: random.Random, prompts: PromptList, sets: Mapping[str, StudyImages], row: int
+) -> list[Shown]:
     """The sheets of both at one prompt, sides drawn."""
-    sheets = {"a": _sheet(a.of(row)), "b": _sheet(b.of(row))}
     order = draw.sample("ab", 2)
-    secret = _secret(prompts, row, order)
-    return [_Shown(prompts.texts[row], tuple(sheets[name] for name in order), secret)]
+    sheets = [_sheet(sets[name].of(row)) for name in order]
+    return [(prompts.texts[row], sheets, _secret(prompts, row, order))]
 
 
-def _other_prompt(draw: random.Random, prompts: PromptList, a: Set, b: Set, row: int) -> _Shown:
-    """One model's images of the prompt beside its images of another: it is plain which fit."""
-    name = draw.choice("ab")
-    chosen = {"a": a, "b": b}[name]
-    sheets = [_sheet(chosen.of(row)), _sheet(chosen.of(_another(draw, prompts, row)))]
-    side = draw.choice(("left", "right"))
-    secret = _secret(prompts, row, (name, name), {"alignment": side})
-    return _Shown(prompts.texts[row], tuple(sheets if side == "left" else sheets[::-1]), secret)
-
-
-def _spoilt(draw: random.Random, prompts: PromptList, a: Set, b: Set, row: int) -> _Shown:
-    """A true image beside itself with noise: it is plain which is real."""
-    (image,) = b.of(row)
-    generator = np.random.default_rng(draw.getrandbits(32))
-    noisy = np.asarray(image, float) + generator.normal(0, NOISE, (*image.size[::-1], 3))
-    spoilt = Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8))
-    sheets, side = [_sheet([image]), _sheet([spoilt])], draw.choice(("left", "right"))
-    secret = _secret(prompts, row, ("b", "b"), {"photorealism": side})
-    return _Shown(prompts.texts[row], tuple(sheets if side == "left" else sheets[::-1]), secret)
-
-
-def _single(draw: random.Random, prompts: PromptList, a: Set, b: Set, row: int) -> list[_Shown]:
+def _single(
+    draw: random.Random, prompts: PromptList, sets: Mapping[str, StudyImages], row: int
+) -> list[Shown]:
     """The image of each, by itself."""
     return [
-        _Shown(prompts.texts[row], (_sheet(chosen.of(row)),), _secret(prompts, row, (name,)))
-        for name, chosen in (("a", a), ("b", b))
+        (prompts.texts[row], [_sheet(images.of(row))], _secret(prompts, row, (name,)))
+        for name, images in sets.items()
     ]
 
 
-def _wrong_caption(draw: random.Random, prompts: PromptList, a: Set, b: Set, row: int) -> _Shown:
+def _other_prompt(
+    draw: random.Random, prompts: PromptList, sets: Mapping[str, StudyImages], row: int
+) -> Shown:
+    """One model's images of the prompt beside its images of another: it is plain which fit."""
+    name = draw.choice("ab")
+    right, wrong = sets[name].of(row), sets[name].of(_another(draw, prompts, row))
+    sheets, side = _on_one_side(draw, right, wrong)
+    return prompts.texts[row], sheets, _secret(prompts, row, (name, name), {"alignment": side})
+
+
+def _spoilt(
+    draw: random.Random, prompts: PromptList, sets: Mapping[str, StudyImages], row: int
+) -> Shown:
+    """A true image beside itself with noise: it is plain which is real."""
+    (image,) = sets["b"].of(row)
+    generator = np.random.default_rng(draw.getrandbits(32))
+    noisy = np.asarray(image, float) + generator.normal(0, NOISE, (*image.size[::-1], 3))
+    spoilt = Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8))
+    sheets, side = _on_one_side(draw, [image], [spoilt])
+    return prompts.texts[row], sheets, _secret(prompts, row, ("b", "b"), {"photorealism": side})
+
+
+def _on_one_side(
+    draw: random.Random, right: Sequence[Image.Image], wrong: Sequence[Image.Image]
+) -> tuple[list[Image.Image], str]:
+    """(the sheets of right and wrong images in the order drawn, the side of the right ones)."""
+    side = draw.choice(("left", "right"))
+    sheets = [_sheet(right), _sheet(wrong)]
+    return (sheets if side == "left" else sheets[::-1]), side
+
+
+def _wrong_caption(
+    draw: random.Random, prompts: PromptList, sets: Mapping[str, StudyImages], row: int
+) -> Shown:
     """A true image with the caption of another."""
     caption = prompts.texts[_another(draw, prompts, row)]
-    secret = _secret(prompts, row, ("b",), {"caption": "no"})
-    return _Shown(caption, (_sheet(b.of(row)),), secret)
+    sheets = [_sheet(sets["b"].of(row))]
+    return caption, sheets, _secret(prompts, row, ("b",), {"caption": "no"})
 
 
 def _another(draw: random.Random, prompts: PromptList, row: int) -> int:

@@ -12,6 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from imagen_jax.storage.codec import require
+from imagen_jax.storage.json_file import read_object, write_object
+
 PASS_MARK = 0.8  # raters with fewer of the control questions right are left out, the paper's
 Z = 1.959964  # of a 95 % interval
 BOOTSTRAPS, BOOTSTRAP_SEED = 10_000, 0
@@ -101,31 +104,31 @@ class DuplicateAnswer(ValueError):
 
 def write_study(study: Study, directory: Path) -> None:
     """trials.json, which raters may see, and key.json, which they may not."""
-    trials = {"kind": study.kind, "trials": [asdict(trial) for trial in study.trials.values()]}
+    trials = [asdict(trial) for trial in study.trials.values()]
+    write_object(directory / TRIALS_FILE, {"kind": study.kind, "trials": trials})
     key = {name: asdict(secret) for name, secret in study.key.items()}
     secret = {"kind": study.kind, "names": study.names, "seed": study.seed, "key": key}
-    for name, values in ((TRIALS_FILE, trials), (KEY_FILE, secret)):
-        text = json.dumps(values, indent=1, ensure_ascii=False)
-        (directory / name).write_text(text + "\n", encoding="utf-8")
+    write_object(directory / KEY_FILE, secret)
 
 
 def read_study(directory: Path) -> Study:
     """What `write_study` wrote. Raises FileNotFoundError, or ValueError where it is damaged."""
     try:
-        trials = json.loads((directory / TRIALS_FILE).read_text(encoding="utf-8"))
-        secret = json.loads((directory / KEY_FILE).read_text(encoding="utf-8"))
-        found = [Trial(row["id"], row["caption"], tuple(row["sheets"])) for row in trials["trials"]]
+        public = read_object(directory / TRIALS_FILE, "the trials of a study")
+        secret = read_object(directory / KEY_FILE, "the key of a study")
+        trials = {
+            row["id"]: Trial(**row | {"sheets": tuple(row["sheets"])}) for row in public["trials"]
+        }
         key = {
-            name: Secret(row["prompt"], row["category"], tuple(row["models"]), row["control"])
+            name: Secret(**row | {"models": tuple(row["models"])})
             for name, row in secret["key"].items()
         }
-        if trials["kind"] not in STUDIES or {trial.id for trial in found} != set(key):
+        if public["kind"] not in STUDIES or trials.keys() != key.keys():
             raise ValueError("trials and key do not belong together")
-        for name in (name for trial in found for name in trial.sheets):
+        for name in (name for trial in trials.values() for name in trial.sheets):
             if not SHEET.fullmatch(name):  # it is served as a file
-                raise ValueError(f"{name!r} is no name of a sheet")
-        by_id = {trial.id: trial for trial in found}
-        return Study(trials["kind"], secret["names"], secret["seed"], by_id, key)
+                raise ValueError(f"{name!r} is not the name of a sheet")
+        return Study(public["kind"], secret["names"], secret["seed"], trials, key)
     except FileNotFoundError:
         raise FileNotFoundError(
             f"{directory} has no {TRIALS_FILE} and {KEY_FILE}; scripts/human_eval.py sheets makes "
@@ -148,20 +151,28 @@ def check_answer(study: Study, values: Any, before: set[tuple[str, str]]) -> Ans
         DuplicateAnswer: the rater has answered the trial.
         ValueError: anything else is wrong; the message names it.
     """
-    if not isinstance(values, dict) or set(values) != {"rater", "trial", "answers"}:
-        raise ValueError("An answer must be an object with rater, trial and answers, no more.")
+    whole = isinstance(values, dict) and set(values) == {"rater", "trial", "answers"}
+    require((whole, "An answer must be an object with rater, trial and answers, no more."))
     rater, trial, answers = values["rater"], values["trial"], values["answers"]
-    if not isinstance(rater, str) or not RATER.fullmatch(rater):
-        raise ValueError("rater must be 1 to 40 letters, digits, or . @ + - _ and spaces.")
-    if not isinstance(trial, str) or trial not in study.trials:
-        raise ValueError(f"There is no trial {str(trial)[:40]!r}.")
     questions = STUDIES[study.kind]
-    if not isinstance(answers, dict) or set(answers) != set(questions):
-        raise ValueError(f"answers must answer {', '.join(questions)}, each once.")
+    require(
+        (
+            isinstance(rater, str) and RATER.fullmatch(rater),
+            "rater must be 1 to 40 letters, digits, or . @ + - _ and spaces.",
+        ),
+        (
+            isinstance(trial, str) and trial in study.trials,
+            f"There is no trial {str(trial)[:40]!r}.",
+        ),
+        (
+            isinstance(answers, dict) and set(answers) == set(questions),
+            f"answers must answer {', '.join(questions)}, each once.",
+        ),
+    )
     for name, choice in answers.items():
-        if not isinstance(choice, str) or choice not in questions[name].choices:
-            known = ", ".join(questions[name].choices)
-            raise ValueError(f"{name} is {str(choice)[:40]!r}; it must be one of {known}.")
+        known = questions[name].choices
+        right = isinstance(choice, str) and choice in known
+        require((right, f"{name} is {str(choice)[:40]!r}; it must be one of {', '.join(known)}."))
     if (rater, trial) in before:
         raise DuplicateAnswer(f"{rater} has answered trial {trial} already.")
     return Answer(rater, trial, dict(answers))
@@ -198,18 +209,38 @@ def analyse(study: Study, answers: Sequence[Answer]) -> dict[str, Any]:
 
     Raises ValueError where there are no answers, no controls, or no rater is left.
     """
-    if not answers:
-        raise ValueError("There are no answers yet; scripts/human_eval.py serve collects them.")
-    if all(secret.control is None for secret in study.key.values()):
-        raise ValueError("The study has no controls, which tell the raters who read the questions.")
+    require(
+        (answers, "There are no answers yet; scripts/human_eval.py serve collects them."),
+        (
+            any(secret.control for secret in study.key.values()),
+            "The study has no controls, which tell the raters who read the questions.",
+        ),
+    )
     raters = control_scores(study, answers)
-    kept = {r for r, score in raters.items() if score["share"] is not None and score["passed"]}
-    rows = [
-        answer
-        for answer in answers
-        if answer.rater in kept and study.key[answer.trial].control is None
-    ]
-    result: dict[str, Any] = {
+    kept = {rater for rater, score in raters.items() if score["passed"]}
+    categories: dict[str, list[Answer]] = {}
+    for answer in answers:
+        secret = study.key[answer.trial]
+        if answer.rater in kept and secret.control is None:
+            categories.setdefault(secret.category, []).append(answer)
+    rows = [answer for group in categories.values() for answer in group]
+    if not rows:
+        raise ValueError(
+            f"No answer is left of {len(answers)}: every rater had less than {PASS_MARK:.0%} of "
+            "the control questions right, or answered none."
+        )
+    summarize = caption_scores if study.kind == "captions" else preferences
+    questions = {
+        name: {
+            "text": question.text,
+            "all": summarize(study, name, rows),
+            "categories": {
+                category: summarize(study, name, group) for category, group in categories.items()
+            },
+        }
+        for name, question in STUDIES[study.kind].items()
+    }
+    return {
         "study": study.kind,
         "names": study.names,
         "answers": len(answers),
@@ -217,26 +248,8 @@ def analyse(study: Study, answers: Sequence[Answer]) -> dict[str, Any]:
         "raters": raters,
         "raters_kept": len(kept),
         "pass_mark": PASS_MARK,
-        "questions": {},
+        "questions": questions,
     }
-    if not rows:
-        raise ValueError(
-            f"No answer is left of {len(answers)}: every rater had less than {PASS_MARK:.0%} of "
-            "the control questions right, or answered none."
-        )
-    for name, question in STUDIES[study.kind].items():
-        summarize = caption_scores if name == "caption" else preferences
-        groups: dict[str, list[Answer]] = {}
-        for answer in rows:
-            groups.setdefault(study.key[answer.trial].category, []).append(answer)
-        result["questions"][name] = {
-            "text": question.text,
-            "all": summarize(study, name, rows),
-            "categories": {
-                group: summarize(study, name, entries) for group, entries in groups.items()
-            },
-        }
-    return result
 
 
 def control_scores(study: Study, answers: Sequence[Answer]) -> dict[str, dict[str, Any]]:
@@ -261,52 +274,40 @@ def preferences(study: Study, question: str, answers: Sequence[Answer]) -> dict[
 
     wilson: as if all answers were independent. bootstrap: over prompts, whose answers are not.
     """
-    outcomes = ("a", "neither", "b")
-    prompts = sorted({study.key[answer.trial].prompt for answer in answers})
-    counts = np.zeros((len(prompts), len(outcomes)))
-    for answer in answers:
-        secret, choice = study.key[answer.trial], answer.answers[question]
-        sides = dict(zip(("left", "right"), secret.models, strict=True))
-        outcome = sides.get(choice, "neither")
-        counts[prompts.index(secret.prompt), outcomes.index(outcome)] += 1
-    total = counts.sum()
-    low, high = bootstrap_shares(counts)
-    return {
-        "answers": int(total),
-        "prompts": len(prompts),
-        **{
-            outcome: {
-                "share": float(counts[:, column].sum() / total),
-                "wilson": wilson(counts[:, column].sum(), total),
-                "bootstrap": (float(low[column]), float(high[column])),
-            }
-            for column, outcome in enumerate(outcomes)
-        },
-    }
-
-
-def caption_scores(study: Study, question: str, answers: Sequence[Answer]) -> dict[str, Any]:
-    """The mean score (yes 100, somewhat 50, no 0) of each model's images, and its interval."""
-    scores: dict[str, dict[str, list[float]]] = {}
+    preferred, prompts = [], []
     for answer in answers:
         secret = study.key[answer.trial]
-        by_prompt = scores.setdefault(secret.models[0], {})
-        by_prompt.setdefault(secret.prompt, []).append(SCORES[answer.answers[question]])
-    result: dict[str, Any] = {"answers": len(answers)}
-    for model, by_prompt in sorted(scores.items()):
-        totals = np.asarray([[sum(values), len(values)] for values in by_prompt.values()])
-        draws = resampled(totals)
-        low, high = np.percentile(draws[:, 0] / draws[:, 1], (2.5, 97.5))
-        result[model] = {
-            "score": float(totals[:, 0].sum() / totals[:, 1].sum()),
-            "answers": int(totals[:, 1].sum()),
-            "prompts": len(totals),
-            "bootstrap": (float(low), float(high)),
+        sides = dict(zip(("left", "right"), secret.models, strict=True))
+        preferred.append(sides.get(answer.answers[question], "neither"))
+        prompts.append(secret.prompt)
+    result: dict[str, Any] = {"answers": len(answers), "prompts": len(set(prompts))}
+    for outcome in ("a", "neither", "b"):
+        chosen = np.asarray(preferred) == outcome
+        result[outcome] = {
+            "share": float(chosen.mean()),
+            "wilson": wilson(int(chosen.sum()), len(chosen)),
+            "bootstrap": bootstrap(prompts, chosen),
         }
     return result
 
 
-def wilson(successes: float | int, total: float | int) -> tuple[float, float]:
+def caption_scores(study: Study, question: str, answers: Sequence[Answer]) -> dict[str, Any]:
+    """The mean score (yes 100, somewhat 50, no 0) of each model's images, and its interval."""
+    rows = [(study.key[a.trial], SCORES[a.answers[question]]) for a in answers]
+    result: dict[str, Any] = {"answers": len(answers)}
+    for model in sorted({secret.models[0] for secret, _ in rows}):
+        prompts = [secret.prompt for secret, _ in rows if secret.models[0] == model]
+        scores = [score for secret, score in rows if secret.models[0] == model]
+        result[model] = {
+            "score": float(np.mean(scores)),
+            "answers": len(scores),
+            "prompts": len(set(prompts)),
+            "bootstrap": bootstrap(prompts, scores),
+        }
+    return result
+
+
+def wilson(successes: int, total: int) -> tuple[float, float]:
     """The 95 % interval of a share (Wilson, JASA 22, 1927): inside [0, 1] for any counts."""
     share = successes / total
     centre = share + Z**2 / (2 * total)
@@ -315,40 +316,33 @@ def wilson(successes: float | int, total: float | int) -> tuple[float, float]:
     return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
 
 
-def resampled(counts: np.ndarray) -> np.ndarray:
-    """[BOOTSTRAPS, columns]: sums of counts [prompts, columns] over prompts drawn anew."""
-    prompts = len(counts)
+def bootstrap(prompts: Sequence[str], values: Sequence[float] | np.ndarray) -> tuple[float, float]:
+    """The 95 % interval of the mean of values [answers] when prompts are resampled."""
+    names, row = np.unique(prompts, return_inverse=True)
+    sums, counts = np.bincount(row, values), np.bincount(row)
     generator = np.random.default_rng(BOOTSTRAP_SEED)
-    times = generator.multinomial(prompts, np.full(prompts, 1 / prompts), size=BOOTSTRAPS)
-    return times @ counts
-
-
-def bootstrap_shares(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """2.5 and 97.5 % of each column's share when prompts are drawn anew."""
-    draws = resampled(counts)
-    low, high = np.percentile(draws / draws.sum(axis=1, keepdims=True), (2.5, 97.5), axis=0)
-    return low, high
+    prompts_share = np.full(len(names), 1 / len(names))
+    times = generator.multinomial(len(names), prompts_share, size=BOOTSTRAPS)
+    low, high = np.percentile((times @ sums) / (times @ counts), (2.5, 97.5))
+    return float(low), float(high)
 
 
 def text_table(result: Mapping[str, Any]) -> str:
     """The analysis in lines for a terminal."""
-    names, lines = result["names"], []
     dropped = [rater for rater, score in result["raters"].items() if not score["passed"]]
-    lines.append(
+    lines = [
         f"{result['raters_kept']} raters, {result['answers_kept']} answers; left out: "
         f"{', '.join(dropped) or 'none'}"
-    )
+    ]
     for question, groups in result["questions"].items():
         lines.append(f"{question}: {groups['text']}")
         for group, found in [("all", groups["all"]), *groups["categories"].items()]:
             cells = []
-            for outcome in ("a", "neither", "b"):
-                if outcome not in found:
-                    continue
-                entry = found[outcome]
-                value = entry["score"] if "score" in entry else 100 * entry["share"]
-                scale = 1 if "score" in entry else 100
+            for outcome in [name for name in ("a", "neither", "b") if name in found]:
+                entry, scale = found[outcome], 1 if "score" in found[outcome] else 100
+                value = scale * entry.get("score", entry.get("share"))
                 low, high = (scale * end for end in entry["bootstrap"])
-                cells.append(f"{names.get(outcome, outcome)} {value:.1f} ({low:.1f} to {high:.1f})")
+                name = result["names"].get(outcome, outcome)
+                cells.append(f"{name} {value:.1f} ({low:.1f} to {high:.1f})")
             lines.append(f"  {group}: {'; '.join(cells)}; {found['answers']} answers")
     return "\n".join(lines)

@@ -2,6 +2,8 @@
 `apply(config, params, ...)`.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -9,12 +11,27 @@ from jaxtyping import Array, Float, Int
 from imagen_jax.models.efficient_unet import EfficientLevel, EfficientUNet, EfficientUNetConfig
 from imagen_jax.models.layers import TextDraft
 from imagen_jax.models.unet import UNet, UNetConfig, UNetLevel
+from imagen_jax.storage.trees import flatten, unflatten
 from imagen_jax.typing import Images, Params, TextEmbeddings
+
+__all__ = [
+    "NETWORKS",
+    "EfficientLevel",
+    "EfficientUNetConfig",
+    "UNetConfig",
+    "UNetLevel",
+    "apply",
+    "compute_params",
+    "draft",
+    "init",
+    "reduction",
+]
 
 NetworkConfig = UNetConfig | EfficientUNetConfig
 NETWORKS = {"unet": UNetConfig, "efficient_unet": EfficientUNetConfig}
-LEVELS = {UNetConfig: UNetLevel, EfficientUNetConfig: EfficientLevel}
 MODULES = {UNetConfig: UNet, EfficientUNetConfig: EfficientUNet}
+# The last layers compute in float32, whatever the config's dtype.
+FLOAT32 = ("conv_out/", "skip_gains/")
 
 
 def reduction(config: NetworkConfig) -> int:
@@ -23,10 +40,7 @@ def reduction(config: NetworkConfig) -> int:
     """
     if isinstance(config, UNetConfig):
         return 2 ** (len(config.levels) - 1)
-    factor = config.patch_size
-    for level in config.levels:
-        factor *= level.stride
-    return factor
+    return config.patch_size * math.prod(level.stride for level in config.levels)
 
 
 def init(config: NetworkConfig, key, *, resolution: int, text_width: int | None = None) -> Params:
@@ -38,16 +52,10 @@ def init(config: NetworkConfig, key, *, resolution: int, text_width: int | None 
     if text_width is not None:
         text = TextEmbeddings(jnp.zeros((1, 2, text_width)), jnp.ones((1, 2), bool))
     label = jnp.zeros((1,), jnp.int32) if config.num_classes is not None else None
-    low_res, aug_level = None, None
-    if config.low_res_channels:
-        low_res, aug_level = x[..., : config.low_res_channels], jnp.zeros((1,))
-
-    def run(key):
-        return MODULES[type(config)](config).init(
-            key, x, jnp.zeros((1,)), text, label, low_res, aug_level
-        )
-
-    return jax.jit(run)(key)["params"]
+    low_res = x[..., : config.low_res_channels] if config.low_res_channels else None
+    aug_level = jnp.zeros((1,)) if config.low_res_channels else None
+    run = jax.jit(MODULES[type(config)](config).init)
+    return run(key, x, jnp.zeros((1,)), text, label, low_res, aug_level)["params"]
 
 
 def compute_params(config: NetworkConfig, params: Params) -> Params:
@@ -55,13 +63,9 @@ def compute_params(config: NetworkConfig, params: Params) -> Params:
     make them: so that devices which share parameters send each other half as much.
     """
 
-    def cast(path, leaf):
-        names = [entry.key for entry in path]
-        # The last layers compute in float32.
-        last = names[0] in ("conv_out", "skip_gains")
-        return leaf if last or names[-1] != "kernel" else leaf.astype(config.dtype)
-
-    return jax.tree_util.tree_map_with_path(cast, params)
+    flat = flatten(params)
+    kernels = {path for path in flat if path.endswith("/kernel") and not path.startswith(FLOAT32)}
+    return unflatten({p: x.astype(config.dtype) if p in kernels else x for p, x in flat.items()})
 
 
 def draft(

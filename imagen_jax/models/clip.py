@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from imagen_jax.models.layers import attend, check_choice, check_positive, scanned
 from imagen_jax.typing import Images, Keys, Params, Tokens
 
 
@@ -38,17 +39,10 @@ class TowerConfig:
     norm_eps: float = 1e-5
 
     def __post_init__(self):
-        for name in ("width", "heads", "layers", "hidden"):
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"TowerConfig.{name} is {getattr(self, name)}; it must be at least 1."
-                )
+        check_positive(self, "width", "heads", "layers", "hidden")
         if self.width % self.heads:
             raise ValueError(f"A width of {self.width} does not split into {self.heads} heads.")
-        if self.activation not in ACTIVATIONS:
-            raise ValueError(
-                f"TowerConfig.activation is {self.activation!r}; known are {sorted(ACTIVATIONS)}."
-            )
+        check_choice("TowerConfig.activation", self.activation, ACTIVATIONS)
 
 
 @dataclass(frozen=True)
@@ -68,11 +62,8 @@ class ClipConfig:
     eos_id: int | None = 49407
 
     def __post_init__(self):
-        for name in ("embedding_dim", "image_size", "patch_size", "vocab_size", "max_length"):
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"ClipConfig.{name} is {getattr(self, name)}; it must be at least 1."
-                )
+        sizes = ("embedding_dim", "image_size", "patch_size", "vocab_size", "max_length")
+        check_positive(self, *sizes)
         if self.patch_size > self.image_size:
             raise ValueError(
                 f"A patch of {self.patch_size} pixels does not fit into {self.image_size}."
@@ -88,14 +79,12 @@ class Layer(nn.Module):
     def __call__(self, x: Float[Array, "batch length width"], mask: Array | None):
         config = self.config
         norm = functools.partial(nn.LayerNorm, epsilon=config.norm_eps)
-        heads = (*x.shape[:2], config.heads, config.width // config.heads)
         h = norm(name="attention_norm")(x)
         query, key, value = (
-            nn.Dense(config.width, name=name)(h).reshape(heads)
-            for name in ("query", "key", "value")
+            nn.Dense(config.width, name=name)(h) for name in ("query", "key", "value")
         )
-        h = jax.nn.dot_product_attention(query, key, value, mask=mask)
-        x = x + nn.Dense(config.width, name="out")(h.reshape(x.shape))
+        h = attend(query, key, value, config.heads, mask)
+        x = x + nn.Dense(config.width, name="out")(h)
         h = nn.Dense(config.hidden, name="feed_forward_in")(norm(name="feed_forward_norm")(x))
         h = ACTIVATIONS[config.activation](h)
         return x + nn.Dense(config.width, name="feed_forward_out")(h), None
@@ -103,14 +92,7 @@ class Layer(nn.Module):
 
 def transformer(config: TowerConfig, x: Array, mask: Array | None) -> Array:
     """The layers of the tower whose `__call__` this is called from."""
-    scanned = nn.scan(
-        Layer,
-        variable_axes={"params": 0},
-        split_rngs={"params": True},
-        in_axes=nn.broadcast,
-        length=config.layers,
-    )
-    return scanned(config, name="layers")(x, mask)[0]
+    return scanned(Layer, config.layers)(config, name="layers")(x, mask)[0]
 
 
 class VisionTower(nn.Module):

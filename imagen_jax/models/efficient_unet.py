@@ -85,6 +85,20 @@ class EfficientUNetConfig:
             )
 
 
+def _upsample(cfg: EfficientUNetConfig, h, channels: int, stride: int, name: str):
+    dtype = jnp.dtype(cfg.dtype)
+    if cfg.upsample_kernel == 1:  # of the smaller map: the same numbers for less work
+        return nearest_upsample(nn.Dense(channels, dtype=dtype, name=name)(h), stride)
+    return Conv3x3(channels, dtype, name=name)(nearest_upsample(h, stride))
+
+
+def _add_inputs(h, inputs, embedding):
+    gains = nn.Dense(len(inputs), kernel_init=zeros, name="skip_gains")(nn.swish(embedding))
+    for i, image in enumerate(inputs):
+        h += gains[:, i, None, None, None].astype(h.dtype) * image
+    return h
+
+
 class EfficientUNet(nn.Module):
     """`EfficientUNetConfig` as a network: images [B,H,W,C] and 1000*t [B] to images
     [B,H,W,out_channels].
@@ -94,8 +108,7 @@ class EfficientUNet(nn.Module):
 
     @nn.compact
     def __call__(self, x, time, text: TextEmbeddings | None, label, low_res, aug_level):
-        cfg = self.config
-        dtype = jnp.dtype(cfg.dtype)
+        cfg, dtype = self.config, jnp.dtype(self.config.dtype)
         wrap = functools.partial(rematerialized, remat=cfg.remat)
         stem = cfg.stem_channels or cfg.levels[0].channels
         width = cfg.embedding_width or 4 * stem
@@ -113,21 +126,18 @@ class EfficientUNet(nn.Module):
             hidden = int(cfg.attention_hidden_ratio * h.shape[-1])
             return wrap(Attention)(kind, cfg.num_heads, hidden, dtype, name=name)(h, text)
 
-        def conv(h, channels, name, stride=1):
-            return Conv3x3(channels, dtype, stride, name=name)(h)
-
         inputs = [x]
         if cfg.low_res_channels:
             inputs.append(low_res)
         if cfg.draft:
-            guess = TextDraft((*x.shape[1:3], cfg.in_channels), dtype, name="draft")(text)
-            inputs.append(guess)
+            shape = (*x.shape[1:3], cfg.in_channels)
+            inputs.append(TextDraft(shape, dtype, name="draft")(text))
         folded = space_to_depth(jnp.concatenate(inputs, -1).astype(dtype), cfg.patch_size)
-        h = conv(folded, stem, "conv_in")
+        h = Conv3x3(stem, dtype, name="conv_in")(folded)
         skips = []
         for i, level in enumerate(cfg.levels):
             if level.stride > 1 or level.channels != h.shape[-1]:
-                h = conv(h, level.channels, f"down{i}_conv", level.stride)
+                h = Conv3x3(level.channels, dtype, level.stride, name=f"down{i}_conv")(h)
             for j in range(level.num_res_blocks):
                 h = res_block(h, level.channels, f"down{i}_block{j}")
                 if j == level.num_res_blocks - 1:
@@ -140,17 +150,9 @@ class EfficientUNet(nn.Module):
             h = attend(h, level.attention, f"up{i}_attention")
             if level.stride > 1:
                 channels = cfg.levels[i - 1].channels if i else stem
-                if cfg.upsample_kernel == 1:
-                    h = nn.Dense(channels, dtype=dtype, name=f"up{i}_conv")(h)
-                    h = nearest_upsample(h, level.stride)
-                else:
-                    h = conv(nearest_upsample(h, level.stride), channels, f"up{i}_conv")
+                h = _upsample(cfg, h, channels, level.stride, f"up{i}_conv")
         h = nn.swish(GroupNorm(name="norm_out")(h))
         out_channels = cfg.out_channels * cfg.patch_size**2
         h = Conv3x3(out_channels, jnp.dtype("float32"), kernel_init=zeros, name="conv_out")(h)
         h = depth_to_space(h, cfg.patch_size)
-        if cfg.input_skip:
-            gains = nn.Dense(len(inputs), kernel_init=zeros, name="skip_gains")(nn.swish(embedding))
-            for i, image in enumerate(inputs):
-                h += gains[:, i, None, None, None].astype(h.dtype) * image
-        return h
+        return _add_inputs(h, inputs, embedding) if cfg.input_skip else h

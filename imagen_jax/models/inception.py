@@ -9,7 +9,8 @@ input are one matrix product, and a 1x1 convolution comes before the average poo
 after it, since both are linear.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -46,132 +47,138 @@ class Weights(nn.Module):
         return kernel, self.param("bias", nn.initializers.zeros_init(), self.shape[-1:])
 
 
-def convolve(
-    x: FeatureMap,
-    name: str,
-    features: int,
-    window: tuple[int, int] = (3, 3),
-    stride: int = 1,
-    padding: str = "SAME",
-) -> FeatureMap:
-    """ReLU of a convolution, whose weights belong to the module that calls this."""
-    kernel, bias = Weights((*window, x.shape[-1], features), name=name)()
+class Conv(NamedTuple):
+    """A convolution with its ReLU; the module that calls it has its weights, by this name."""
+
+    name: str
+    features: int
+    window: tuple[int, int] = (1, 1)
+    stride: int = 1
+    padding: str = "SAME"
+
+
+def convolve(x: FeatureMap, conv: Conv) -> FeatureMap:
+    """A convolution of any window."""
+    kernel, bias = Weights((*conv.window, x.shape[-1], conv.features), name=conv.name)()
     layout = ("NHWC", "HWIO", "NHWC")
     # At stride 1 XLA:CPU takes two to three times as long without padding as with it.
-    crop = padding == "VALID" and stride == 1
-    padding = "SAME" if crop else padding
-    x = jax.lax.conv_general_dilated(x, kernel, (stride,) * 2, padding, dimension_numbers=layout)
+    crop = conv.padding == "VALID" and conv.stride == 1
+    padding = "SAME" if crop else conv.padding
+    strides = (conv.stride, conv.stride)
+    x = jax.lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=layout)
     if crop:
-        top, left = window[0] // 2, window[1] // 2
+        top, left = conv.window[0] // 2, conv.window[1] // 2
         x = x[:, top : x.shape[1] - top, left : x.shape[2] - left]
     return nn.relu(x + bias)
 
 
-def pointwise(x: FeatureMap, **features: int) -> list[FeatureMap]:
-    """ReLU of 1x1 convolutions of the same input, {name: features}, as one matrix product."""
-    weights = [Weights((1, 1, x.shape[-1], width), name=name)() for name, width in features.items()]
+def pointwise(x: FeatureMap, convs: Sequence[Conv]) -> list[FeatureMap]:
+    """1x1 convolutions of the same input, as one matrix product."""
+    weights = [Weights((1, 1, x.shape[-1], conv.features), name=conv.name)() for conv in convs]
     kernel = jnp.concatenate([kernel[0, 0] for kernel, _ in weights], axis=-1)
     bias = jnp.concatenate([bias for _, bias in weights])
-    return jnp.split(nn.relu(x @ kernel + bias), np.cumsum([*features.values()])[:-1], axis=-1)
+    ends = np.cumsum([conv.features for conv in convs])
+    return jnp.split(nn.relu(x @ kernel + bias), ends[:-1], axis=-1)
 
 
 def max_pool(x: FeatureMap, stride: int = 2, padding: str = "VALID") -> FeatureMap:
     return nn.max_pool(x, (3, 3), (stride, stride), padding)
 
 
-def average_pool(x: FeatureMap) -> FeatureMap:
-    """Means over 3x3 pixels at stride 1, of those inside the image alone."""
-    return nn.avg_pool(x, (3, 3), (1, 1), "SAME", count_include_pad=False)
-
-
 def average_branch(x: FeatureMap, features: int) -> FeatureMap:
-    """ReLU of a 1x1 convolution of the average pool."""
+    """ReLU of a 1x1 convolution of the average pool, which counts no padding."""
     kernel, bias = Weights((1, 1, x.shape[-1], features), name="branch_pool")()
-    return nn.relu(average_pool(x @ kernel[0, 0]) + bias)
+    pooled = nn.avg_pool(x @ kernel[0, 0], (3, 3), (1, 1), "SAME", count_include_pad=False)
+    return nn.relu(pooled + bias)
 
 
 def max_branch(x: FeatureMap, features: int) -> FeatureMap:
     """ReLU of a 1x1 convolution of the max pool: the last block's, by a slip of the graph."""
-    (x,) = pointwise(max_pool(x, 1, "SAME"), branch_pool=features)
-    return x
+    return pointwise(max_pool(x, 1, "SAME"), [Conv("branch_pool", features)])[0]
 
 
-class Mixed35(nn.Module):
-    """A block at 35x35."""
+# The branches of each kind of block. A branch is a chain of convolutions; those in parentheses of
+# their own lie side by side.
+Branches = tuple[tuple[Conv | tuple[Conv, ...], ...], ...]
+MIXED_35 = (
+    (Conv("branch1x1", 64),),
+    (Conv("branch5x5_1", 48), Conv("branch5x5_2", 64, (5, 5))),
+    (
+        Conv("branch3x3dbl_1", 64),
+        Conv("branch3x3dbl_2", 96, (3, 3)),
+        Conv("branch3x3dbl_3", 96, (3, 3)),
+    ),
+)
+REDUCE_35 = (
+    (Conv("branch3x3", 384, (3, 3), 2, "VALID"),),
+    (
+        Conv("branch3x3dbl_1", 64),
+        Conv("branch3x3dbl_2", 96, (3, 3)),
+        Conv("branch3x3dbl_3", 96, (3, 3), 2, "VALID"),
+    ),
+)
 
-    pool_features: int
+
+def mixed_17(width: int) -> Branches:
+    """7x7 convolutions as pairs of 1x7 and 7x1."""
+    return (
+        (Conv("branch1x1", 192),),
+        (
+            Conv("branch7x7_1", width),
+            Conv("branch7x7_2", width, (1, 7)),
+            Conv("branch7x7_3", 192, (7, 1)),
+        ),
+        (
+            Conv("branch7x7dbl_1", width),
+            Conv("branch7x7dbl_2", width, (7, 1)),
+            Conv("branch7x7dbl_3", width, (1, 7)),
+            Conv("branch7x7dbl_4", width, (7, 1)),
+            Conv("branch7x7dbl_5", 192, (1, 7)),
+        ),
+    )
+
+
+REDUCE_17 = (
+    (Conv("branch3x3_1", 192), Conv("branch3x3_2", 320, (3, 3), 2, "VALID")),
+    (
+        Conv("branch7x7x3_1", 192),
+        Conv("branch7x7x3_2", 192, (1, 7)),
+        Conv("branch7x7x3_3", 192, (7, 1)),
+        Conv("branch7x7x3_4", 192, (3, 3), 2, "VALID"),
+    ),
+)
+MIXED_8 = (
+    (Conv("branch1x1", 320),),
+    (
+        Conv("branch3x3_1", 384),
+        (Conv("branch3x3_2a", 384, (1, 3)), Conv("branch3x3_2b", 384, (3, 1))),
+    ),
+    (
+        Conv("branch3x3dbl_1", 448),
+        Conv("branch3x3dbl_2", 384, (3, 3)),
+        (Conv("branch3x3dbl_3a", 384, (1, 3)), Conv("branch3x3dbl_3b", 384, (3, 1))),
+    ),
+)
+
+
+class Block(nn.Module):
+    """Branches of convolutions, and a pooled one, side by side."""
+
+    branches: Branches
+    pool: Callable[[FeatureMap], FeatureMap] = max_pool
 
     @nn.compact
     def __call__(self, x: FeatureMap) -> FeatureMap:
-        pooled = average_branch(x, self.pool_features)
-        one, five, three = pointwise(x, branch1x1=64, branch5x5_1=48, branch3x3dbl_1=64)
-        five = convolve(five, "branch5x5_2", 64, (5, 5))
-        three = convolve(three, "branch3x3dbl_2", 96)
-        three = convolve(three, "branch3x3dbl_3", 96)
-        return jnp.concatenate([one, five, three, pooled], axis=-1)
-
-
-class Reduce35(nn.Module):
-    """From 35x35 to 17x17."""
-
-    @nn.compact
-    def __call__(self, x: FeatureMap) -> FeatureMap:
-        strided = convolve(x, "branch3x3", 384, stride=2, padding="VALID")
-        (three,) = pointwise(x, branch3x3dbl_1=64)
-        three = convolve(three, "branch3x3dbl_2", 96)
-        three = convolve(three, "branch3x3dbl_3", 96, stride=2, padding="VALID")
-        return jnp.concatenate([strided, three, max_pool(x)], axis=-1)
-
-
-class Mixed17(nn.Module):
-    """A block at 17x17: 7x7 convolutions as pairs of 1x7 and 7x1."""
-
-    width: int
-
-    @nn.compact
-    def __call__(self, x: FeatureMap) -> FeatureMap:
-        pooled = average_branch(x, 192)
-        one, seven, double = pointwise(
-            x, branch1x1=192, branch7x7_1=self.width, branch7x7dbl_1=self.width
-        )
-        seven = convolve(seven, "branch7x7_2", self.width, (1, 7))
-        seven = convolve(seven, "branch7x7_3", 192, (7, 1))
-        double = convolve(double, "branch7x7dbl_2", self.width, (7, 1))
-        double = convolve(double, "branch7x7dbl_3", self.width, (1, 7))
-        double = convolve(double, "branch7x7dbl_4", self.width, (7, 1))
-        double = convolve(double, "branch7x7dbl_5", 192, (1, 7))
-        return jnp.concatenate([one, seven, double, pooled], axis=-1)
-
-
-class Reduce17(nn.Module):
-    """From 17x17 to 8x8."""
-
-    @nn.compact
-    def __call__(self, x: FeatureMap) -> FeatureMap:
-        three, seven = pointwise(x, branch3x3_1=192, branch7x7x3_1=192)
-        three = convolve(three, "branch3x3_2", 320, stride=2, padding="VALID")
-        seven = convolve(seven, "branch7x7x3_2", 192, (1, 7))
-        seven = convolve(seven, "branch7x7x3_3", 192, (7, 1))
-        seven = convolve(seven, "branch7x7x3_4", 192, stride=2, padding="VALID")
-        return jnp.concatenate([three, seven, max_pool(x)], axis=-1)
-
-
-class Mixed8(nn.Module):
-    """A block at 8x8, branches that end in a 1x3 beside a 3x1."""
-
-    pool: Callable[[FeatureMap, int], FeatureMap]
-
-    @nn.compact
-    def __call__(self, x: FeatureMap) -> FeatureMap:
-        pooled = self.pool(x, 192)
-        one, three, double = pointwise(x, branch1x1=320, branch3x3_1=384, branch3x3dbl_1=448)
-        double = convolve(double, "branch3x3dbl_2", 384)
-        ends = [
-            convolve(stem, f"{name}{letter}", 384, window)
-            for stem, name in ((three, "branch3x3_2"), (double, "branch3x3dbl_3"))
-            for letter, window in (("a", (1, 3)), ("b", (3, 1)))
-        ]
-        return jnp.concatenate([one, *ends, pooled], axis=-1)
+        starts = [start for start, *_ in self.branches if start.window == (1, 1)]
+        started = dict(zip(starts, pointwise(x, starts), strict=True))
+        outputs = []
+        for start, *rest in self.branches:
+            h = started[start] if start in started else convolve(x, start)
+            for step in rest:
+                convs = (step,) if isinstance(step, Conv) else step
+                h = jnp.concatenate([convolve(h, conv) for conv in convs], axis=-1)
+            outputs.append(h)
+        return jnp.concatenate([*outputs, self.pool(x)], axis=-1)
 
 
 class Inception(nn.Module):
@@ -179,19 +186,21 @@ class Inception(nn.Module):
 
     @nn.compact
     def __call__(self, x: Images) -> InceptionOutputs:
-        x = convolve(x, "Conv2d_1a_3x3", 32, stride=2, padding="VALID")
-        x = convolve(x, "Conv2d_2a_3x3", 32, padding="VALID")
-        x = max_pool(convolve(x, "Conv2d_2b_3x3", 64))
-        (x,) = pointwise(x, Conv2d_3b_1x1=80)
-        x = max_pool(convolve(x, "Conv2d_4a_3x3", 192, padding="VALID"))
-        for letter, pool_features in (("b", 32), ("c", 64), ("d", 64)):
-            x = Mixed35(pool_features, name=f"Mixed_5{letter}")(x)
-        x = Reduce35(name="Mixed_6a")(x)
+        x = convolve(x, Conv("Conv2d_1a_3x3", 32, (3, 3), 2, "VALID"))
+        x = convolve(x, Conv("Conv2d_2a_3x3", 32, (3, 3), padding="VALID"))
+        x = max_pool(convolve(x, Conv("Conv2d_2b_3x3", 64, (3, 3))))
+        (x,) = pointwise(x, [Conv("Conv2d_3b_1x1", 80)])
+        x = max_pool(convolve(x, Conv("Conv2d_4a_3x3", 192, (3, 3), padding="VALID")))
+        for letter, width in (("b", 32), ("c", 64), ("d", 64)):
+            pool = partial(average_branch, features=width)
+            x = Block(MIXED_35, pool, name=f"Mixed_5{letter}")(x)
+        x = Block(REDUCE_35, name="Mixed_6a")(x)
+        average = partial(average_branch, features=192)
         for letter, width in (("b", 128), ("c", 160), ("d", 160), ("e", 192)):
-            x = Mixed17(width, name=f"Mixed_6{letter}")(x)
-        x = Reduce17(name="Mixed_7a")(x)
-        x = Mixed8(average_branch, name="Mixed_7b")(x)
-        x = Mixed8(max_branch, name="Mixed_7c")(x)
+            x = Block(mixed_17(width), average, name=f"Mixed_6{letter}")(x)
+        x = Block(REDUCE_17, name="Mixed_7a")(x)
+        x = Block(MIXED_8, average, name="Mixed_7b")(x)
+        x = Block(MIXED_8, partial(max_branch, features=192), name="Mixed_7c")(x)
         pooled = x.mean(axis=(1, 2))
         return InceptionOutputs(pooled, nn.Dense(CLASSES, name="fc")(pooled))
 

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from imagen_jax.typing import TextEmbeddings
 
@@ -24,10 +24,18 @@ ACTIVATIONS = {"swish": nn.swish, "gelu": functools.partial(nn.gelu, approximate
 
 
 def check_choice(field: str, value: Any, choices: Collection[Any]) -> None:
-    """ValueError unless the network's field has one of these values."""
+    """ValueError unless a config's field has one of these values."""
     if value not in choices:
         known = ", ".join(map(repr, choices))
-        raise ValueError(f"network.{field} is {value!r}; it can be {known}.")
+        raise ValueError(f"{field} is {value!r}; it can be {known}.")
+
+
+def check_positive(config: Any, *fields: str) -> None:
+    """ValueError unless each of these fields of a config is at least 1."""
+    for field in fields:
+        if getattr(config, field) < 1:
+            name = f"{type(config).__name__}.{field}"
+            raise ValueError(f"{name} is {getattr(config, field)}; it must be at least 1.")
 
 
 def check_network(config: Any) -> None:
@@ -35,9 +43,9 @@ def check_network(config: Any) -> None:
     if not config.levels:
         raise ValueError("network.levels is empty; a U-Net has at least one level.")
     for level in config.levels:
-        check_choice("levels.attention", level.attention, ATTENTIONS)
-    check_choice("dtype", config.dtype, DTYPES)
-    check_choice("remat", config.remat, REMATS)
+        check_choice("network.levels.attention", level.attention, ATTENTIONS)
+    check_choice("network.dtype", config.dtype, DTYPES)
+    check_choice("network.remat", config.remat, REMATS)
 
 
 def _is_product(primitive: Any, *shapes: Any, **params: Any) -> bool:
@@ -58,6 +66,20 @@ def rematerialized(block: type[nn.Module], remat: bool | str) -> type[nn.Module]
     if remat is False:
         return block
     return nn.remat(block, policy=_is_product if remat == "products" else None)
+
+
+def scanned(layer: type[nn.Module], length: int) -> type[nn.Module]:
+    """So many layers one after another, their parameters stacked on a first axis.
+
+    A layer maps (carry, *what all layers read) to (carry, None).
+    """
+    return nn.scan(
+        layer,
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        in_axes=nn.broadcast,
+        length=length,
+    )
 
 
 def sinusoidal_embedding(
@@ -119,12 +141,9 @@ class Conv3x3(nn.Module):
             padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
             shifts = [padded[:, i : i + height, j : j + width] for i in range(3) for j in range(3)]
             return jnp.concatenate(shifts, -1) @ kernel.reshape(-1, self.channels) + bias
-        strides = (self.stride, self.stride)
-        layout = ("NHWC", "HWIO", "NHWC")
-        return (
-            jax.lax.conv_general_dilated(x, kernel, strides, "SAME", dimension_numbers=layout)
-            + bias
-        )
+        strides, layout = (self.stride, self.stride), ("NHWC", "HWIO", "NHWC")
+        out = jax.lax.conv_general_dilated(x, kernel, strides, "SAME", dimension_numbers=layout)
+        return out + bias
 
 
 class GroupNorm(nn.Module):
@@ -185,11 +204,8 @@ class ResBlock(nn.Module):
     @nn.compact
     def __call__(self, x, embedding):
         activation = ACTIVATIONS[self.activation]
-
-        def norm(name):
-            return GroupNorm(self.norm_groups, self.norm_eps, name=name)
-
-        h = activation(norm("norm1")(x))
+        norm = functools.partial(GroupNorm, self.norm_groups, self.norm_eps)
+        h = activation(norm(name="norm1")(x))
         if self.resample:
             change = {"down": average_pool, "up": nearest_upsample}[self.resample]
             h, x = change(h), change(x)
@@ -199,7 +215,7 @@ class ResBlock(nn.Module):
         scale_shift = nn.Dense(
             2 * self.channels, dtype=self.dtype, kernel_init=zeros, name="scale_shift"
         )(embedding)
-        h = activation(norm("norm2")(h, scale_shift))
+        h = activation(norm(name="norm2")(h, scale_shift))
         h = Conv3x3(self.channels, self.dtype, kernel_init=zeros, name="conv2")(h)
         if x.shape[-1] != self.channels:
             x = nn.Dense(self.channels, dtype=self.dtype, name="shortcut")(x)
@@ -207,8 +223,31 @@ class ResBlock(nn.Module):
         return out if self.output_scale_factor == 1 else out / self.output_scale_factor
 
 
-def split_heads(x: Float[Array, "b length width"], heads: int) -> Float[Array, "b length h d"]:
-    return x.reshape(*x.shape[:-1], heads, x.shape[-1] // heads)
+def attend(
+    query: Float[Array, "b queries width"],
+    key: Float[Array, "b keys width"],
+    value: Float[Array, "b keys width"],
+    heads: int,
+    mask: Bool[Array, "#b 1 #queries keys"] | None = None,
+    bias: Float[Array, "#b heads queries keys"] | None = None,
+    scale: float | None = None,
+) -> Float[Array, "b queries width"]:
+    """Attention by several heads, each of an equal share of the width, where `mask` is True.
+
+    `bias` is added to the logits; `scale` multiplies them (None: 1/sqrt of a head's width).
+    """
+    query, key, value = (x.reshape(*x.shape[:2], heads, -1) for x in (query, key, value))
+    out = jax.nn.dot_product_attention(query, key, value, bias, mask, scale=scale)
+    return out.reshape(*out.shape[:2], -1)
+
+
+def masked_mean(
+    values: Float[Array, "b length width"], mask: Bool[Array, "b length"]
+) -> Float[Array, "b 1 width"]:
+    """The mean of the vectors where `mask` is True; 0 where it nowhere is."""
+    weight = mask[..., None].astype(jnp.float32)
+    total = (values * weight).sum(1, keepdims=True)
+    return total / jnp.maximum(weight.sum(1, keepdims=True), 1)
 
 
 class Attention(nn.Module):
@@ -233,17 +272,16 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x, text: TextEmbeddings | None):
         b, height, width, channels = x.shape
-
-        def dense(values, features, name):
-            return nn.Dense(features, dtype=self.dtype, name=name)(values)
+        dense = functools.partial(nn.Dense, dtype=self.dtype)
 
         def key_value(values, prefix=""):
             if self.fused:
-                return jnp.split(dense(values, 2 * self.hidden, f"{prefix}key_value"), 2, axis=-1)
-            return [dense(values, self.hidden, prefix + part) for part in ("key", "value")]
+                both = dense(2 * self.hidden, name=f"{prefix}key_value")(values)
+                return jnp.split(both, 2, axis=-1)
+            return [dense(self.hidden, name=prefix + part)(values) for part in ("key", "value")]
 
         h = GroupNorm(self.norm_groups, name="norm")(x).reshape(b, height * width, channels)
-        query = split_heads(dense(h, self.hidden, "query"), self.heads)
+        query = dense(self.hidden, name="query")(h)
         sources = []
         if text is not None:
             context = text.values
@@ -257,12 +295,9 @@ class Attention(nn.Module):
         if not sources:
             return x
         key, value, mask = (jnp.concatenate(parts, axis=1) for parts in zip(*sources, strict=True))
-        key, value = split_heads(key, self.heads), split_heads(value, self.heads)
         mask = mask[:, None, None, :] if self.mask_text else None
-        out = jax.nn.dot_product_attention(query, key, value, mask=mask)
-        out = nn.Dense(channels, dtype=self.dtype, kernel_init=zeros, name="out")(
-            out.reshape(b, height * width, self.hidden)
-        )
+        out = attend(query, key, value, self.heads, mask)
+        out = dense(channels, kernel_init=zeros, name="out")(out)
         return x + out.reshape(x.shape)
 
 
@@ -277,19 +312,13 @@ class AttentionPooling(nn.Module):
     @nn.compact
     def __call__(self, text: TextEmbeddings) -> Float[Array, "batch width"]:
         tokens = nn.LayerNorm(dtype=jnp.float32, name="norm_in")(text.values)
-        weight = text.mask[..., None].astype(jnp.float32)
-        mean = (tokens * weight).sum(1, keepdims=True) / jnp.maximum(
-            weight.sum(1, keepdims=True), 1
-        )
-        hidden = tokens.shape[-1]
+        mean, hidden = masked_mean(tokens, text.mask), tokens.shape[-1]
         query = nn.Dense(hidden, dtype=self.dtype, name="query")(mean)
-        kv = nn.Dense(2 * hidden, dtype=self.dtype, name="key_value")(tokens)
-        query, key, value = (
-            split_heads(a, self.heads) for a in (query, *jnp.split(kv, 2, axis=-1))
-        )
-        out = jax.nn.dot_product_attention(query, key, value, mask=text.mask[:, None, None, :])
-        out = nn.Dense(hidden, dtype=self.dtype, name="out")(out.reshape(out.shape[0], hidden))
-        return nn.LayerNorm(dtype=jnp.float32, name="norm_out")(out + mean[:, 0])
+        key_value = nn.Dense(2 * hidden, dtype=self.dtype, name="key_value")(tokens)
+        key, value = jnp.split(key_value, 2, axis=-1)
+        out = attend(query, key, value, self.heads, text.mask[:, None, None, :])
+        out = nn.Dense(hidden, dtype=self.dtype, name="out")(out)
+        return nn.LayerNorm(dtype=jnp.float32, name="norm_out")((out + mean)[:, 0])
 
 
 class ClassTokenPooling(nn.Module):
@@ -313,19 +342,16 @@ class ClassTokenPooling(nn.Module):
         if hidden % self.heads:
             raise ValueError(f"Text of width {hidden} does not split into {self.heads} heads.")
         mask = text.mask if self.mask_text else jnp.ones_like(text.mask)
-        weight = mask[..., None].astype(jnp.float32)
-        mean = (tokens * weight).sum(1) / jnp.maximum(weight.sum(1), 1)
         initial = nn.initializers.normal(hidden**-0.5)
-        class_token = mean + self.param("class_token", initial, (hidden,))
-        tokens = jnp.concatenate([class_token[:, None], tokens], axis=1)
+        class_token = masked_mean(tokens, mask) + self.param("class_token", initial, (hidden,))
+        tokens = jnp.concatenate([class_token, tokens], axis=1)
         mask = jnp.concatenate([jnp.ones((batch, 1), bool), mask], axis=1)
         query, key, value = (
-            split_heads(nn.Dense(hidden, dtype=self.dtype, name=name)(values), self.heads)
-            for name, values in (("query", tokens[:, :1]), ("key", tokens), ("value", tokens))
+            nn.Dense(hidden, dtype=self.dtype, name=name)(values)
+            for name, values in (("query", class_token), ("key", tokens), ("value", tokens))
         )
-        out = jax.nn.dot_product_attention(query, key, value, mask=mask[:, None, None, :])
-        out = nn.Dense(self.width, dtype=self.dtype, name="out")(out.reshape(batch, hidden))
-        return norm(name="norm_out")(out)
+        out = attend(query, key, value, self.heads, mask[:, None, None, :])
+        return norm(name="norm_out")(nn.Dense(self.width, dtype=self.dtype, name="out")(out[:, 0]))
 
 
 class TextDraft(nn.Module):
@@ -376,15 +402,14 @@ class Embedding(nn.Module):
         if aug_level is not None:
             embedding += mlp(sinusoidal_embedding(aug_level, self.features), "aug_level")
         if text is not None and self.pooling_heads is not None:
-            heads = self.pooling_heads
+            heads, dtype = self.pooling_heads, self.dtype
             if self.class_token:
                 pooling = ClassTokenPooling(
-                    heads, self.width, self.dtype, self.mask_text, name="pooling"
+                    heads, self.width, dtype, self.mask_text, name="pooling"
                 )
                 embedding += pooling(text)
             else:
-                pooled = AttentionPooling(heads, self.dtype, name="pooling")(text)
-                embedding += mlp(pooled, "text")
+                embedding += mlp(AttentionPooling(heads, dtype, name="pooling")(text), "text")
         if self.num_classes is not None:
             # The row after the last class stands for "no class" (classifier-free guidance).
             embedding += nn.Embed(self.num_classes + 1, self.width, name="label")(label)

@@ -13,13 +13,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from imagen_jax.storage.trees import flatten, name_some, unflatten
 from imagen_jax.typing import Keys, Params
 
 DOWN, UP = "down", "up"
 # The projections of every attention layer, to the text's keys and values too; not the pooling of
 # the text. `key_value` is both in one matrix.
 DEFAULT_TARGETS = (r"_attention\d*/(query|(text_)?(key|value|key_value)|out)/kernel$",)
-SHOWN_NAMES = 5
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class LoraConfig:
             try:
                 re.compile(pattern)
             except re.error as error:
-                raise ValueError(f"lora.targets: {pattern!r} is no regex: {error}") from None
+                raise ValueError(f"lora.targets: {pattern!r} is not a regex: {error}") from None
 
     @property
     def scale(self) -> float:
@@ -54,30 +54,20 @@ class LoraConfig:
         return 1.0 if self.alpha is None else self.alpha / self.rank
 
 
-def paths(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Leaves (arrays or shapes) by their path, joined by "/"."""
-    found = {}
-    for name, value in tree.items():
-        path = f"{prefix}{name}"
-        found |= paths(value, f"{path}/") if isinstance(value, Mapping) else {path: value}
-    return found
-
-
 def target_kernels(params: Params, config: LoraConfig) -> dict[str, Any]:
     """The kernels (or their shapes) that the targets find, by path.
 
     Raises:
-        ValueError: a target finds nothing, or something that is no matrix.
+        ValueError: a target finds nothing, or something that is not a matrix.
     """
-    leaves = paths(params)
-    found: dict[str, Any] = {}
+    leaves, found = flatten(params), {}
     for pattern in config.targets:
         matching = {path: leaf for path, leaf in leaves.items() if re.search(pattern, path)}
         if not matching:
             matrices = [path for path, leaf in leaves.items() if len(leaf.shape) == 2]
             raise ValueError(
                 f"lora.targets: {pattern!r} finds no parameter of the network; its matrices are "
-                f"{_shown(matrices)}"
+                f"{name_some(matrices)}"
             )
         found |= matching
     others = [
@@ -86,13 +76,8 @@ def target_kernels(params: Params, config: LoraConfig) -> dict[str, Any]:
         if len(leaf.shape) != 2 or not path.endswith("/kernel")
     ]
     if others:
-        raise ValueError(f"lora.targets find what is no kernel of two axes: {_shown(others)}")
+        raise ValueError(f"lora.targets find what is not a kernel of two axes: {name_some(others)}")
     return found
-
-
-def _shown(names: list[str]) -> str:
-    more = len(names) - SHOWN_NAMES
-    return ", ".join(names[:SHOWN_NAMES]) + (f" and {more} more" if more > 0 else "")
 
 
 def init_lora(params: Params, config: LoraConfig, key: Keys) -> Params:
@@ -101,16 +86,14 @@ def init_lora(params: Params, config: LoraConfig, key: Keys) -> Params:
     Args:
         params: the network's, or their shapes.
     """
-    lora: Params = {}
+    factors = {}
     for number, (path, kernel) in enumerate(sorted(target_kernels(params, config).items())):
         size_in, size_out = kernel.shape
         noise = jax.random.normal(jax.random.fold_in(key, number), (size_in, config.rank))
-        node = lora
-        for name in path.split("/")[:-1]:
-            node = node.setdefault(name, {})
-        node[DOWN] = noise * size_in**-0.5
-        node[UP] = jnp.zeros((config.rank, size_out), jnp.float32)
-    return lora
+        matrix = path.removesuffix("/kernel")
+        factors[f"{matrix}/{DOWN}"] = noise * size_in**-0.5
+        factors[f"{matrix}/{UP}"] = jnp.zeros((config.rank, size_out), jnp.float32)
+    return unflatten(factors)
 
 
 def is_adapter(node: Any) -> bool:
@@ -132,24 +115,18 @@ def merge_lora(
         ValueError: there is an adapter where the network has no such kernel.
     """
 
-    def merge(params: Params, lora: Params, prefix: str) -> Params:
-        merged = dict(params)
-        for name, node in lora.items():
-            path = f"{prefix}{name}"
-            if not isinstance(params.get(name), Mapping):
-                raise ValueError(f"the adapter has {path}, which the network has not")
-            if not is_adapter(node):
-                merged[name] = merge(params[name], node, f"{path}/")
-                continue
-            kernel = params[name].get("kernel")
-            wanted = (node[DOWN].shape[0], node[UP].shape[1])
-            if kernel is None or tuple(kernel.shape) != wanted:
-                found = None if kernel is None else tuple(kernel.shape)
-                raise ValueError(f"the adapter of {path} is for {wanted}, the kernel is {found}")
-            down, up = (jnp.asarray(node[part], jnp.float32) for part in (DOWN, UP))
-            change = jnp.matmul(down, up, precision="highest")
-            total = kernel.astype(jnp.float32) + scale * change
-            merged[name] = {**params[name], "kernel": total.astype(dtype or kernel.dtype)}
-        return merged
-
-    return merge(params, lora, "")
+    merged, factors = flatten(params), flatten(lora)
+    for path in sorted({name.rpartition("/")[0] for name in factors}):
+        kernel = merged.get(f"{path}/kernel")
+        if kernel is None:
+            raise ValueError(f"the adapter has {path}, which the network has not")
+        down, up = (jnp.asarray(factors[f"{path}/{part}"], jnp.float32) for part in (DOWN, UP))
+        if tuple(kernel.shape) != (down.shape[0], up.shape[1]):
+            raise ValueError(
+                f"the adapter of {path} is for {(down.shape[0], up.shape[1])}, the kernel is "
+                f"{tuple(kernel.shape)}"
+            )
+        change = jnp.matmul(down, up, precision="highest")
+        total = kernel.astype(jnp.float32) + scale * change
+        merged[f"{path}/kernel"] = total.astype(dtype or kernel.dtype)
+    return unflatten(merged)

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from imagen_jax.models.layers import attend, check_choice, check_positive, scanned
 from imagen_jax.typing import Keys, Mask, Params, Tokens
 
 ACTIVATIONS = {
@@ -56,20 +57,11 @@ class T5Config:
     dtype: str = "float32"  # or "bfloat16"
 
     def __post_init__(self):
-        for name in ("vocab_size", "d_model", "num_heads", "head_dim", "num_layers", "d_ff"):
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"T5Config.{name} is {getattr(self, name)}; it must be at least 1."
-                )
-        if self.activation not in ACTIVATIONS:
-            raise ValueError(
-                f"T5Config.activation is {self.activation!r}; known are {sorted(ACTIVATIONS)}."
-            )
-        if self.dtype not in ("float32", "bfloat16"):
-            # float16 overflows in the residuals of T5-XXL.
-            raise ValueError(
-                f"T5Config.dtype is {self.dtype!r}; it must be 'float32' or 'bfloat16'."
-            )
+        sizes = ("vocab_size", "d_model", "num_heads", "head_dim", "num_layers", "d_ff")
+        check_positive(self, *sizes)
+        check_choice("T5Config.activation", self.activation, ACTIVATIONS)
+        # float16 overflows in the residuals of T5-XXL.
+        check_choice("T5Config.dtype", self.dtype, ("float32", "bfloat16"))
         if self.num_buckets < 4 or self.num_buckets % 4:
             raise ValueError(
                 f"T5Config.num_buckets is {self.num_buckets}; it must be a multiple of 4."
@@ -173,14 +165,11 @@ class Attention(nn.Module):
             "key": config.d_model**-0.5,
             "value": config.d_model**-0.5,
         }
-        heads = (*x.shape[:2], config.num_heads, config.head_dim)
         query, key, value = (
-            _dense(inner, std, config.dtype, name)(x).reshape(heads) for name, std in stds.items()
+            _dense(inner, std, config.dtype, name)(x) for name, std in stds.items()
         )
-        out = jax.nn.dot_product_attention(query, key, value, bias=bias, mask=mask, scale=1.0)
-        return _dense(config.d_model, inner**-0.5, config.dtype, "out")(
-            out.reshape(*x.shape[:2], inner)
-        )
+        out = attend(query, key, value, config.num_heads, mask, bias=bias, scale=1.0)
+        return _dense(config.d_model, inner**-0.5, config.dtype, "out")(out)
 
 
 class FeedForward(nn.Module):
@@ -252,14 +241,8 @@ class Encoder(nn.Module):
             layer = nn.map_variables(layer, "params", self.gather)
         if config.remat:
             layer = nn.remat(layer, prevent_cse=False)
-        scanned = nn.scan(
-            layer,
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            in_axes=nn.broadcast,
-            length=config.num_layers,
-        )
-        x, _ = scanned(config, name=LAYERS)(x, bias, buckets, mask[:, None, None, :])
+        layers = scanned(layer, config.num_layers)(config, name=LAYERS)
+        x, _ = layers(x, bias, buckets, mask[:, None, None, :])
         return RMSNorm(config.norm_eps, "float32", name="final_norm")(x)
 
 

@@ -79,10 +79,33 @@ class UNetConfig:
 
     def __post_init__(self):
         check_network(self)
-        check_choice("mid_attention", self.mid_attention, ATTENTIONS)
-        check_choice("activation", self.activation, ACTIVATIONS)
-        check_choice("embedding_activation", self.embedding_activation, (None, *ACTIVATIONS))
-        check_choice("text_norm", self.text_norm, ("layer", "group", None))
+        check_choice("network.mid_attention", self.mid_attention, ATTENTIONS)
+        check_choice("network.activation", self.activation, ACTIVATIONS)
+        check_choice(
+            "network.embedding_activation", self.embedding_activation, (None, *ACTIVATIONS)
+        )
+        check_choice("network.text_norm", self.text_norm, ("layer", "group", None))
+
+
+def _embed(cfg: UNetConfig, time, text: TextEmbeddings | None, label, aug_level):
+    first, dtype = cfg.levels[0].channels, jnp.dtype(cfg.dtype)
+    embedding = Embedding(
+        first,
+        cfg.embedding_width or 4 * first,
+        cfg.num_classes,
+        cfg.pooling_heads,
+        dtype,
+        cfg.activation,
+        class_token=True,
+        mask_text=cfg.mask_text,
+        name="embedding",
+    )(time, text, label, aug_level)
+    if cfg.embedding_activation is not None:
+        embedding = ACTIVATIONS[cfg.embedding_activation](embedding)
+    if text is not None and cfg.text_projection is not None:
+        project = nn.Dense(cfg.text_projection, dtype=dtype, name="text_projection")
+        text = text._replace(values=project(text.values))
+    return embedding, text
 
 
 class UNet(nn.Module):
@@ -92,67 +115,32 @@ class UNet(nn.Module):
 
     @nn.compact
     def __call__(self, x, time, text: TextEmbeddings | None, label, low_res, aug_level):
-        cfg = self.config
-        dtype = jnp.dtype(cfg.dtype)
+        cfg, dtype = self.config, jnp.dtype(self.config.dtype)
+        activation, norm = ACTIVATIONS[cfg.activation], (cfg.norm_groups, cfg.norm_eps)
         wrap = functools.partial(rematerialized, remat=cfg.remat)
-        first = cfg.levels[0].channels
-        embedding = Embedding(
-            first,
-            cfg.embedding_width or 4 * first,
-            cfg.num_classes,
-            cfg.pooling_heads,
-            dtype,
-            cfg.activation,
-            class_token=True,
-            mask_text=cfg.mask_text,
-            name="embedding",
-        )(time, text, label, aug_level)
-        if cfg.embedding_activation is not None:
-            embedding = ACTIVATIONS[cfg.embedding_activation](embedding)
-        if text is not None and cfg.text_projection is not None:
-            project = nn.Dense(cfg.text_projection, dtype=dtype, name="text_projection")
-            text = TextEmbeddings(project(text.values), text.mask)
+        embedding, text = _embed(cfg, time, text, label, aug_level)
 
         def res_block(h, channels, name, resample=None, scale=cfg.output_scale_factor):
-            return wrap(ResBlock)(
-                channels,
-                dtype,
-                resample,
-                cfg.activation,
-                cfg.norm_groups,
-                cfg.norm_eps,
-                cfg.activate_embedding,
-                scale,
-                name=name,
-            )(h, embedding)
+            options = (resample, cfg.activation, *norm, cfg.activate_embedding, scale)
+            return wrap(ResBlock)(channels, dtype, *options, name=name)(h, embedding)
 
         def attend(h, kind, name):
             if kind is None:
                 return h
             heads = max(1, h.shape[-1] // cfg.head_channels)
-            return wrap(Attention)(
-                kind,
-                heads,
-                h.shape[-1],
-                dtype,
-                text_norm=cfg.text_norm,
-                mask_text=cfg.mask_text,
-                fused=False,
-                norm_groups=cfg.norm_groups,
-                name=name,
-            )(h, text)
+            options = (cfg.text_norm, cfg.mask_text, False, cfg.norm_groups)
+            return wrap(Attention)(kind, heads, h.shape[-1], dtype, *options, name=name)(h, text)
 
         if cfg.low_res_channels:
             x = jnp.concatenate([x, low_res], axis=-1)
-        h = Conv3x3(first, dtype, name="conv_in")(x.astype(dtype))
+        h = Conv3x3(cfg.levels[0].channels, dtype, name="conv_in")(x.astype(dtype))
         skips = [h]
-        last = len(cfg.levels) - 1
         for i, level in enumerate(cfg.levels):
             for j in range(level.num_res_blocks):
                 h = res_block(h, level.channels, f"down{i}_block{j}")
                 h = attend(h, level.attention, f"down{i}_attention{j}")
                 skips.append(h)
-            if i < last:
+            if i < len(cfg.levels) - 1:
                 h = res_block(h, level.channels, f"down{i}_resample", "down")
                 skips.append(h)
         mid_block = functools.partial(res_block, scale=cfg.mid_output_scale_factor)
@@ -161,14 +149,11 @@ class UNet(nn.Module):
         h = mid_block(h, cfg.levels[-1].channels, "mid_block1")
         for i, level in reversed(list(enumerate(cfg.levels))):
             for j in range(level.num_res_blocks + 1):
-                h = res_block(
-                    jnp.concatenate([h, skips.pop()], -1), level.channels, f"up{i}_block{j}"
-                )
+                h = jnp.concatenate([h, skips.pop()], -1)
+                h = res_block(h, level.channels, f"up{i}_block{j}")
                 h = attend(h, level.attention, f"up{i}_attention{j}")
             if i:
                 h = res_block(h, level.channels, f"up{i}_resample", "up")
-        norm = GroupNorm(cfg.norm_groups, cfg.norm_eps, name="norm_out")
-        h = ACTIVATIONS[cfg.activation](norm(h))
-        return Conv3x3(cfg.out_channels, jnp.dtype("float32"), kernel_init=zeros, name="conv_out")(
-            h
-        )
+        h = activation(GroupNorm(*norm, name="norm_out")(h))
+        float32 = jnp.dtype("float32")
+        return Conv3x3(cfg.out_channels, float32, kernel_init=zeros, name="conv_out")(h)

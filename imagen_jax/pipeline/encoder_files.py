@@ -24,11 +24,9 @@ from imagen_jax.devices.hosts import whole
 from imagen_jax.models.t5 import T5Config
 from imagen_jax.storage.codec import Section, to_dict
 from imagen_jax.storage.json_file import read_dataclass, read_object, write_object
-from imagen_jax.storage.layout import Tensors
-from imagen_jax.storage.reading import ShardingOf, read_layout
-from imagen_jax.storage.safetensors import TensorFiles, open_model, save_params, weight_files
+from imagen_jax.storage.layout_files import ShardingOf, read_params
+from imagen_jax.storage.safetensors import open_model, save_params, weight_files
 from imagen_jax.storage.trees import flatten, unflatten
-from imagen_jax.storage.writing import SHARD_BYTES
 from imagen_jax.text.encoder import TextEncoder
 from imagen_jax.text.tokenizers import SENTENCEPIECE_FILE, tokenizer_digest
 from imagen_jax.typing import Params
@@ -100,14 +98,7 @@ def read_weights(
 ) -> Params:
     """The parameters in a directory's text_encoder.safetensors."""
     shapes = encoder_shapes(config)
-    return read_layout(
-        {name: Tensors((name,)) for name in flatten(shapes)},
-        TensorFiles(directory, TEXT_ENCODER),
-        shapes,
-        dtype=dtype,
-        sharding=sharding,
-        where=os.fspath(directory / f"{TEXT_ENCODER}.safetensors"),
-    )
+    return read_params(directory, TEXT_ENCODER, shapes, dtype=dtype, sharding=sharding)
 
 
 def write_encoder(
@@ -120,7 +111,7 @@ def write_encoder(
 ) -> None:
     """Writes an encoder in our form, with the spiece.model of `tokenizer_from` if it has one."""
     directory = Path(directory)
-    save_params(directory, TEXT_ENCODER, params, dtype, SHARD_BYTES)
+    save_params(directory, TEXT_ENCODER, params, dtype)
     tokenizer = None if tokenizer_from is None else Path(tokenizer_from) / SENTENCEPIECE_FILE
     if tokenizer is not None and tokenizer.is_file():
         shutil.copyfile(tokenizer, directory / SENTENCEPIECE_FILE)
@@ -220,7 +211,8 @@ def reference_fingerprint(directory: str | os.PathLike) -> str:
     path = Path(directory)
     if (path / CHECKPOINT).is_file() or (path / CONFIG_FILE).is_file():
         return fingerprint(path)
-    return fingerprint(path, {"config.json", *open_model(path).files()})
+    files = {tensor.path.name for tensor in open_model(path).values()}
+    return fingerprint(path, {"config.json", *files})
 
 
 def encoder_folder(source: str | os.PathLike) -> Path | None:
@@ -250,7 +242,7 @@ def keep(workdir: str | os.PathLike, source: str | os.PathLike, params: Params) 
         return
     gathered = {name: whole(leaf) for name, leaf in flat.items()}
     if jax.process_index() == 0:
-        save_params(workdir, TEXT_ENCODER, unflatten(gathered), None, SHARD_BYTES)
+        save_params(workdir, TEXT_ENCODER, unflatten(gathered), None)
         (workdir / REFERENCE_FILE).unlink(missing_ok=True)
 
 

@@ -29,7 +29,8 @@ from imagen_jax.pipeline.lazy_params import PROBED, LazyParams
 from imagen_jax.pipeline.model_directory import MODEL_FILE, open_params, read_model
 from imagen_jax.pipeline.pipeline import Pipeline
 from imagen_jax.storage.codec import from_dict
-from imagen_jax.storage.reading import ShardingOf
+from imagen_jax.storage.layout_files import ShardingOf
+from imagen_jax.storage.safetensors import pickles_in
 from imagen_jax.storage.trees import flatten, unflatten
 from imagen_jax.typing import Params
 
@@ -175,7 +176,7 @@ def on_mesh(params: Params, dtype: str, mesh: jax.sharding.Mesh | None) -> Param
 def is_diffusers(directory: Path) -> bool:
     """Whether it is neither ours nor a training run's, and has what IF's directories have."""
     ours = (directory / MODEL_FILE).is_file() or (directory / "checkpoints").is_dir()
-    pickles = any(any(directory.glob(name)) for name in diffusers_directory.PICKLES)
+    pickles = pickles_in(directory)
     original = (directory / "config.yml").is_file() or (
         pickles and not any(directory.glob("*.safetensors"))
     )

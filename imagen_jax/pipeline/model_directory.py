@@ -4,7 +4,6 @@ as safetensors, and the tokenizer's file.
 Nothing in it is executed when it is read.
 """
 
-import hashlib
 import itertools
 import json
 import os
@@ -17,12 +16,10 @@ from typing import Any
 from imagen_jax.cascade import description
 from imagen_jax.cascade.cascade import TEXT_ENCODER, Cascade, part_shapes
 from imagen_jax.pipeline.lazy_params import PROBED, LazyParams, Probe
+from imagen_jax.storage import fingerprints
 from imagen_jax.storage.json_file import parse_object, read_object
-from imagen_jax.storage.layout import Tensors
-from imagen_jax.storage.reading import ShardingOf, read_layout
-from imagen_jax.storage.safetensors import TensorFiles, save_params
-from imagen_jax.storage.trees import flatten
-from imagen_jax.storage.writing import SHARD_BYTES
+from imagen_jax.storage.layout_files import ShardingOf, read_params
+from imagen_jax.storage.safetensors import SHARD_BYTES, open_tensors, save_params
 from imagen_jax.text.tokenizers import copy_tokenizer
 from imagen_jax.typing import Params
 
@@ -34,15 +31,6 @@ def component_names(cascade: Cascade) -> list[str]:
     """What has parameters: the stages, and the text encoder if there is one."""
     names = [stage.name for stage in cascade.stages]
     return names if cascade.encoder is None else [*names, TEXT_ENCODER]
-
-
-def fingerprint(files: list[Path]) -> str:
-    """Some digits that change when any of the files does."""
-    digest = hashlib.sha256()
-    for file in sorted(files):
-        with open(file, "rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()[:16]
 
 
 def write_model(
@@ -86,7 +74,7 @@ def write_model(
         values = {
             "format": FORMAT,
             "name": name or directory.resolve().name,
-            "fingerprint": fingerprint(files),
+            "fingerprint": fingerprints.of_files(files),
             **description.to_dict(cascade),
             "notes": dict(notes or {}),
         }
@@ -147,17 +135,10 @@ def open_params(
 
     def read(name: str) -> Params:
         shapes = part_shapes(cascade, name)
-        return read_layout(
-            {path: Tensors((path,)) for path in flatten(shapes)},
-            TensorFiles(directory, name),
-            shapes,
-            dtype=dtype,
-            sharding=sharding,
-            where=os.fspath(Path(directory) / f"{name}.safetensors"),
-        )
+        return read_params(directory, name, shapes, dtype=dtype, sharding=sharding)
 
     def probe() -> Probe:
-        files = TensorFiles(directory, TEXT_ENCODER)
-        return {path: files.read(path) for path in PROBED if path in files}
+        files = open_tensors(directory, TEXT_ENCODER)
+        return {path: files[path][()] for path in PROBED if path in files}
 
     return LazyParams({name: partial(read, name) for name in component_names(cascade)}, probe)

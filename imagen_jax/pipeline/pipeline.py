@@ -2,8 +2,8 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
-from difflib import get_close_matches
+from dataclasses import replace
+from inspect import signature
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -12,23 +12,30 @@ import numpy as np
 from jax.sharding import Mesh
 from PIL import Image
 
-from imagen_jax.cascade.cascade import Callback, Cascade
+from imagen_jax.cascade.cascade import Cascade
 from imagen_jax.cascade.sample import stage_size
+from imagen_jax.devices.compilation_cache import use_compilation_cache
 from imagen_jax.diffusion.editing import Edit
-from imagen_jax.diffusion.sampling import (
-    SamplingSettings,
-    Spacing,
-    by_stage,
-    is_number,
-)
+from imagen_jax.diffusion.overrides import by_stage, is_number, sampling_from_dict, with_overrides
+from imagen_jax.diffusion.sampling import Number, Sampling, Spacing, Whole
 from imagen_jax.images.image_list import ImageList
 from imagen_jax.pipeline import model_directory
 from imagen_jax.pipeline.adapters import adapted_params
-from imagen_jax.pipeline.generation import Options, Work, draw
+from imagen_jax.pipeline.generation import (
+    encode_request,
+    plan_lengths,
+    sample_cascade,
+    spread,
+    with_settings,
+)
+from imagen_jax.pipeline.lazy_params import LazyParams
+from imagen_jax.pipeline.progress import Callback
 from imagen_jax.pipeline.request import (
     AspectRatio,
     ImageInput,
+    Request,
     base_size,
+    check_request,
     last_stage,
     read_image,
     read_mask,
@@ -36,25 +43,17 @@ from imagen_jax.pipeline.request import (
     to_pixels,
     upscaled_from,
 )
-from imagen_jax.storage.codec import from_dict
+from imagen_jax.storage import fingerprints
+from imagen_jax.storage.codec import nearest
 
-
-def _options(method: str, given: Mapping[str, Any]) -> Options:
-    """Raises TypeError, as Python does, for what is no option; it names the nearest."""
-    known = [field.name for field in fields(Options)]
-    for name in given:
-        if name not in known:
-            near = get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known)}."
-            raise TypeError(f"{method}() has no option {name!r}; {hint}")
-    return Options(**given)
+OVERRIDES = ("guidance", "steps", "sampler", "spacing", "aug_level")  # of Sampling
 
 
 class Pipeline:
     """A cascade with its parameters.
 
-    params: of each stage by its name and of "text_encoder"; `LazyParams` reads them when they are
-    first used. mesh: the devices that the parameters are spread over; a batch of images is, too.
+    params: of each stage by its name and of "text_encoder"; `LazyParams` reads them at first use.
+    mesh: the devices that the parameters are spread over; a batch of images is, too.
     """
 
     def __init__(
@@ -90,8 +89,8 @@ class Pipeline:
         num_images: int = 4,
         size: int | None = None,
         *,
-        guidance: float | Sequence[float | None] | None = None,
-        steps: int | Sequence[int | None] | None = None,
+        guidance: Number | Sequence[Number | None] | None = None,
+        steps: Whole | Sequence[Whole | None] | None = None,
         sampler: str | Sequence[str | None] | None = None,
         spacing: Spacing | Sequence[Spacing | None] | None = None,
         seed: int | None = None,
@@ -101,8 +100,8 @@ class Pipeline:
         progress: bool = True,
         callback: Callback | None = None,
         every: int | None = None,
-        aug_level: float | Sequence[float | None] | None = None,
-        settings: Sequence[SamplingSettings] | None = None,
+        aug_level: Number | Sequence[Number | None] | None = None,
+        sampling: Sequence[Sampling] | None = None,
         first_index: int = 0,
         aspect_ratio: AspectRatio | None = None,
         low_memory: bool = False,
@@ -110,13 +109,13 @@ class Pipeline:
         """Images of a prompt, `num_images` of each when there are several.
 
         Args:
-            prompt: what to paint. None for a model without text.
+            prompt: what the images show. None for a model without text.
             num_images: images a prompt (or a label).
             size: of the images, one of `sizes`: the stage to stop at. The largest when None.
             guidance: weight of the text, 1 is none: of the base stage, or one a stage.
             steps: of the sampler in every stage, or one number a stage.
             sampler: ddpm, ddim, dpmpp_2m or heun in every stage, or one a stage.
-            spacing: of the sampler's times in every stage, or one a stage (`SamplingSettings`); a
+            spacing: of the sampler's times in every stage, or one a stage (`Sampling`); a
                 list, such as DeepFloyd IF's "fast27", says the number of steps too.
             seed: of the noise; equal seeds give equal images. A new one when None; the settings
                 of the images tell which.
@@ -126,11 +125,11 @@ class Pipeline:
                 On a mesh rounded up, to as many on each of the devices that share a batch.
             progress: whether to show a bar.
             callback: called with a `Progress` every `every` steps (a tenth of all when None).
-            aug_level: noise on what the stages enlarge, in [0, 1], or one a stage: more of it
-                invents more.
-            settings: one `SamplingSettings` a stage, instead of the model's own.
-            first_index: index of the first image. ImageInput i has noise of its own from seed and
-                index, whatever else is drawn with it.
+            aug_level: noise on what the super-resolution stages are given, in [0, 1], or one a
+                stage: more of it invents more.
+            sampling: one `Sampling` a stage, instead of the model's own.
+            first_index: index of the first image. Image i has noise of its own from seed and
+                index, whatever else is sampled with it.
             aspect_ratio: width to height, such as "16:9" or 1.5, with about as many pixels as the
                 square of `size`; the nearest that the networks can make.
             low_memory: lets each stage's parameters go before the next one's are read.
@@ -139,35 +138,36 @@ class Pipeline:
             ValueError: an empty prompt, a size that no stage makes, an unknown sampler and the
                 like, before anything is computed.
         """
-        options = Options(
-            guidance=guidance,
-            steps=steps,
-            sampler=sampler,
-            spacing=spacing,
-            seed=seed,
-            negative_prompt=negative_prompt,
-            label=label,
-            batch_size=batch_size,
-            progress=progress,
-            callback=callback,
-            every=every,
-            aug_level=aug_level,
-            settings=settings,
-            first_index=first_index,
-            low_memory=low_memory,
-        )
-        positions, drawn = self._positions(size), base_size(self.cascade, aspect_ratio)
-        if drawn is not None:
-            stage_size(self.cascade.stages[0], None, drawn)
-        work = Work(positions, size=drawn, notes={"aspect_ratio": aspect_ratio})
-        return self._draw(prompt, num_images, options, work)
+        options = {
+            "guidance": guidance,
+            "steps": steps,
+            "sampler": sampler,
+            "spacing": spacing,
+            "seed": seed,
+            "negative_prompt": negative_prompt,
+            "label": label,
+            "batch_size": batch_size,
+            "progress": progress,
+            "callback": callback,
+            "every": every,
+            "aug_level": aug_level,
+            "sampling": sampling,
+            "first_index": first_index,
+            "low_memory": low_memory,
+        }
+        stages, base = self._stages(size), base_size(self.cascade, aspect_ratio)
+        if base is not None:
+            stage_size(self.cascade.stages[0], None, base)
+        notes = {"aspect_ratio": aspect_ratio}
+        request = Request(prompt, num_images=num_images, stages=stages, size=base, notes=notes)
+        return self._generate(request, options)
 
     def edit(
         self,
         image: ImageInput,
         prompt: str | Sequence[str],
         *,
-        strength: float | Sequence[float | None] = 0.7,
+        strength: Number | Sequence[Number | None] = 0.7,
         num_images: int = 1,
         size: int | None = None,
         **options: Any,
@@ -177,22 +177,23 @@ class Pipeline:
         Args:
             image: PIL, a file's path, or uint8 [height, width, 3]; its centred square is taken.
             strength: in (0, 1], the share of the steps that are run, 1 keeps nothing. Of the base
-                stage; by stage in a sequence, None where the stage enlarges what the one before it
-                made and looks at the image no more.
+                stage; by stage in a sequence, None where the stage upsamples what the one before it
+                made and does not see the image.
             options: as of `generate_images`.
 
         Raises:
             ValueError: as `generate_images`; no image; a strength that leaves no step to run.
         """
-        how, positions = _options("edit", options), self._positions(size)
+        options, stages = _checked_options("edit", options), self._stages(size)
         image = read_image(image)
         strengths = by_stage("strength", strength, len(self.cascade.stages), first_only=True)
         edits = [
             None if share is None else Edit(self._pixels(image, i), strength=share)
             for i, share in enumerate(strengths)
         ]
-        work = Work(positions, edits=edits, notes={"edit": {"strength": strengths}})
-        return self._draw(prompt, num_images, how, work)
+        notes = {"edit": {"strength": strengths}}
+        request = Request(prompt, num_images=num_images, stages=stages, edits=edits, notes=notes)
+        return self._generate(request, options)
 
     def inpaint(
         self,
@@ -208,13 +209,13 @@ class Pipeline:
         size: int | None = None,
         **options: Any,
     ) -> ImageList:
-        """An image drawn anew where the mask is white, and kept where it is black.
+        """An image regenerated where the mask is white, and kept where it is black.
 
         Args:
             image, mask: of one size; PIL, files' paths or arrays. The centred square is taken.
             strength: in (0, 1], less starts from what is there.
             resamplings, jump_length: RePaint's (arXiv 2201.09865): each stretch of `jump_length`
-                steps is drawn `resamplings` times, for a better fit to what is kept.
+                steps is sampled `resamplings` times, for a better fit to what is kept.
             known: "noised", RePaint's, or "clean", as diffusers does with DeepFloyd IF.
             options: as of `generate_images`.
 
@@ -222,7 +223,7 @@ class Pipeline:
             ValueError: as `generate_images`; mask and image of different sizes, a mask that keeps
                 everything.
         """
-        how, positions = _options("inpaint", options), self._positions(size)
+        options, stages = _checked_options("inpaint", options), self._stages(size)
         image = read_image(image)
         flat = read_mask(mask, image.size)
         edits = [
@@ -238,12 +239,13 @@ class Pipeline:
         ]
         if not any(edit.mask.any() for edit in edits):
             raise ValueError(
-                "The mask keeps everything of the centred square: what is to be drawn anew must be "
-                "white in it (255, or True)."
+                "The mask keeps everything of the centred square: what is to be regenerated must "
+                "be white in it (255, or True)."
             )
         notes = {"strength": strength, "resamplings": resamplings, "jump_length": jump_length}
-        work = Work(positions, edits=edits, notes={"inpaint": {**notes, "known": known}})
-        return self._draw(prompt, num_images, how, work)
+        notes = {"inpaint": {**notes, "known": known}}
+        request = Request(prompt, num_images=num_images, stages=stages, edits=edits, notes=notes)
+        return self._generate(request, options)
 
     def upscale(
         self,
@@ -254,7 +256,7 @@ class Pipeline:
         num_images: int = 1,
         **options: Any,
     ) -> ImageList:
-        """An image enlarged by the super-resolution stages, in its own shape.
+        """An image upsampled by the super-resolution stages, in its own shape.
 
         It is shrunk to what the first of them takes: the stage of the largest low resolution that
         the image's shorter side reaches.
@@ -267,37 +269,35 @@ class Pipeline:
             options: as of `generate_images`.
 
         Raises:
-            ValueError: as `generate_images`; the model has no stage that enlarges.
+            ValueError: as `generate_images`; the model has no super-resolution stage.
         """
-        how, stages, encoder = (
-            _options("upscale", options),
-            self.cascade.stages,
-            self.cascade.encoder,
-        )
-        last = last_stage(self.cascade, self.name, size)
+        options, stages = _checked_options("upscale", options), self.cascade.stages
+        last, encoder = last_stage(self.cascade, self.name, size), self.cascade.encoder
         low = [i for i in range(last + 1) if stages[i].low_resolution is not None]
         if not low:
             up_to = "" if size is None else f" up to size {size}"
-            raise ValueError(f"{self.name!r} has no stage{up_to} that enlarges images.")
+            raise ValueError(f"{self.name!r} has no super-resolution stage{up_to}.")
         if prompt is None and encoder is not None and encoder.null == "empty":
             prompt = ""
         image = read_image(image)
         reached = [i for i in low if stages[i].low_resolution <= min(image.size)]
         first = reached[-1] if reached else low[0]
-        drawn = upscaled_from(self.cascade, range(first, last + 1), image.size)
-        work = Work(
-            range(first, last + 1),
-            low_res=to_pixels(image, drawn),
-            notes={"upscale": {"from": list(drawn), "stage": stages[first].name}},
+        shrunk = upscaled_from(self.cascade, range(first, last + 1), image.size)
+        request = Request(
+            prompt,
+            num_images=num_images,
+            stages=range(first, last + 1),
+            low_res=to_pixels(image, shrunk),
+            notes={"upscale": {"from": list(shrunk), "stage": stages[first].name}},
         )
-        return self._draw(prompt, num_images, how, work)
+        return self._generate(request, options)
 
-    def _positions(self, size: int | None) -> range:
+    def _stages(self, size: int | None) -> range:
         """The stages up to a size, of a model that begins with noise."""
         first = self.cascade.stages[0]
         if first.low_resolution is not None:
             raise ValueError(
-                f"The model begins with stage {first.name!r}, which enlarges images of "
+                f"The model begins with stage {first.name!r}, which upsamples images of "
                 f"{first.low_resolution} pixels: call upscale(...), or load it together with the "
                 "stage that makes those: load_model([base, this one])."
             )
@@ -307,18 +307,33 @@ class Pipeline:
         side = self.cascade.stages[position].resolution
         return to_pixels(image, (side, side))
 
-    def _draw(
-        self,
-        prompt: str | Sequence[str] | None,
-        num_images: int,
-        options: Options,
-        work: Work,
-    ) -> ImageList:
-        notes = {"model": self.name, "fingerprint": self.fingerprint, **work.notes}
-        work = replace(work, notes=notes)
-        return draw(
-            self.cascade, self.params, self.name, prompt, num_images, options, work, self.mesh
-        )
+    def _generate(self, request: Request, options: Mapping[str, Any]) -> ImageList:
+        """The images of a request and of options as of `generate_images`: checks come first."""
+        options, stages = dict(options), self.cascade.stages
+        sampling = options.pop("sampling", None) or self.cascade.sampling
+        if len(sampling) != len(stages):
+            raise ValueError(
+                f"sampling has {len(sampling)} entries; the model has {len(stages)} stages."
+            )
+        overrides = {name: options.pop(name, None) for name in OVERRIDES}
+        sampling = with_overrides(sampling, **overrides)
+        notes = {"model": self.name, "fingerprint": self.fingerprint, **request.notes}
+        request = replace(request, notes=notes, **{"progress": True, **options})
+        request = check_request(self.cascade, self.name, request)
+        batch_size, place = spread(request.batch_size, self.mesh)
+        low_memory = request.low_memory and isinstance(self.params, LazyParams)
+        request = replace(request, batch_size=batch_size, low_memory=low_memory)
+        plan_lengths(self.cascade, sampling, request)
+        use_compilation_cache()
+        conditions = encode_request(self.cascade, self.params, request)
+        images = sample_cascade(self.cascade, self.params, sampling, request, conditions, place)
+        broken = int(np.sum(~np.isfinite(images).all(axis=(1, 2, 3))))
+        if broken:
+            raise ValueError(
+                f"{broken} of {len(images)} images of {self.name!r} are not finite numbers: "
+                "parameters, or an adapter's, are not finite or too large."
+            )
+        return with_settings(images, request, sampling, stages[request.stages[-1]].resolution)
 
     def generate_again(self, settings: Mapping[str, Any], *, progress: bool = True) -> ImageList:
         """The image whose settings these are (`image.info["imagen_jax"]`), made again.
@@ -334,10 +349,8 @@ class Pipeline:
                     "do not hold."
                 )
         try:
-            sampling = [
-                from_dict(SamplingSettings, entry, "sampling") for entry in settings["sampling"]
-            ]
-            wishes = {
+            sampling = [sampling_from_dict(entry) for entry in settings["sampling"]]
+            given = {
                 "prompt": settings["prompt"],
                 "size": settings["size"],
                 "seed": settings["seed"],
@@ -346,12 +359,12 @@ class Pipeline:
         except (KeyError, TypeError) as error:
             raise ValueError(f"The settings of the image are not whole: {error!r}.") from None
         return self.generate_images(
-            **wishes,
+            **given,
             num_images=1,
             negative_prompt=settings.get("negative_prompt"),
             label=settings.get("label"),
             batch_size=settings.get("batch_size"),
-            settings=sampling,
+            sampling=sampling,
             progress=progress,
             aspect_ratio=settings.get("aspect_ratio"),
         )
@@ -369,7 +382,7 @@ class Pipeline:
         if not is_number(scale) or not isfinite(scale):
             raise ValueError(f"scale must be a finite number: {scale!r}.")
         name, params = adapted_params(path, self.cascade, self.params, scale, stage)
-        digest = model_directory.fingerprint([Path(path)])
+        digest = fingerprints.of_files([Path(path)])
         if self._without_lora is None:
             self._without_lora = self.params, self.fingerprint
         self.params = params
@@ -386,3 +399,13 @@ class Pipeline:
         model_directory.write_model(
             directory, self.cascade, self.params, name=self.name, notes=self.notes, dtype=dtype
         )
+
+
+def _checked_options(method: str, options: dict[str, Any]) -> dict[str, Any]:
+    """The options themselves; TypeError, as Python has it, names one that is unknown."""
+    parameters = signature(Pipeline.generate_images).parameters.values()
+    known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "aspect_ratio"]
+    for name in options:
+        if name not in known:
+            raise TypeError(f"{method}() has no option {name!r}{nearest(name, known)}")
+    return options

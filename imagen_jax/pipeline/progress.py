@@ -1,30 +1,42 @@
-"""A bar over all steps of all batches at all stages."""
+"""Progress: what a callback sees of it, and a bar."""
 
 import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
-from imagen_jax.cascade.cascade import Callback, Progress
+import numpy as np
+
+from imagen_jax.cascade.stage import Stage
+from imagen_jax.diffusion.samplers import SamplerState
 
 
-class ProgressBar:
-    """A bar over all steps of all batches at all stages; passes what it sees on to a callback."""
+@dataclass(frozen=True)
+class Progress:
+    """What a callback sees: `step` of `steps` are done of one batch at one stage.
 
-    def __init__(self, first_stage: str, total: int, callback: Callback | None):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a notebook without ipywidgets gets a bar of text
-            from tqdm.auto import tqdm
+    first, count: which of all samples the batch holds. `x0` are the images that the model has in
+    mind by now, floats in about [-1, 1].
+    """
 
-        self.bar = tqdm(total=total, unit="step", desc=first_stage)
-        self.callback = callback
-        self.before: tuple[str, int, int] = ("", 0, 0)
+    stage: Stage
+    step: int
+    steps: int
+    first: int
+    count: int
+    state: SamplerState
 
-    def __call__(self, progress: Progress) -> None:
-        stage, first, step = self.before
-        same = (stage, first) == (progress.stage.name, progress.first)
-        self.bar.set_description(progress.stage.name, refresh=False)
-        self.bar.update(progress.step - (step if same else 0))
-        self.before = (progress.stage.name, progress.first, progress.step)
-        if self.callback is not None:
-            self.callback(progress)
+    @property
+    def x0(self) -> np.ndarray:
+        return np.asarray(self.state.x0)[: self.count]
 
-    def close(self) -> None:
-        self.bar.close()
+
+Callback = Callable[[Progress], None]
+
+
+def progress_bar(total: int, *, unit: str, shown: bool = True, **options: Any) -> Any:
+    """A bar of tqdm; `options` are tqdm's. Not `shown`, it does nothing."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a notebook without ipywidgets gets a bar of text
+        from tqdm.auto import tqdm
+    return tqdm(total=total, unit=unit, disable=not shown, **options)

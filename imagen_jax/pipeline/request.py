@@ -1,117 +1,177 @@
-"""What callers of a pipeline say, checked and brought into one form."""
+"""Requests: what callers of a pipeline ask for, checked and brought into one form."""
 
 import os
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from math import gcd, lcm, sqrt
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
+import jax
 import numpy as np
 from PIL import Image, ImageOps
 
 from imagen_jax import models
 from imagen_jax.cascade.cascade import Cascade
 from imagen_jax.cascade.stage import Stage
-from imagen_jax.diffusion.sampling import is_number
+from imagen_jax.diffusion.editing import Edit
+from imagen_jax.diffusion.overrides import is_number
 from imagen_jax.images.decoding import decode, to_rgb
 from imagen_jax.images.pixels import to_float
+from imagen_jax.pipeline.progress import Callback
+from imagen_jax.storage.codec import require
 
 LARGEST_SEED = 2**32 - 1
+CPU_BATCH, ACCELERATOR_BATCH = 4, 16
 MAX_PIXELS = 2**26  # of an image from outside
 WIDEST = 8  # an image's longer side, at most, for each pixel of the shorter
 AspectRatio = str | float | int | tuple[float | int, ...]
 ImageInput = Image.Image | np.ndarray | str | os.PathLike
 
 
-class Subjects(NamedTuple):
-    """What to paint: prompts, labels or neither, and what guidance leads away from."""
+@dataclass(frozen=True)
+class Request:
+    """What a caller asks of a cascade, besides how each stage is sampled (`Sampling`).
 
-    prompts: list[str] | None
-    labels: list[int] | None
+    prompt, label: one or several, lists once checked (`check_request`); None for a model that reads
+    none. negative_prompt: what guidance leads away from, None for no text. num_images: of each
+    prompt or label. stages: positions in the cascade. size: (height, width) of the base stage, when
+    not its resolution. low_res: [1, height, width, 3], the image that the first stage upsamples.
+    edits: one a stage of the cascade, None where it samples from noise. seed, first_index: of the
+    noise; image i of all has the key of index first_index + i. batch_size: images at a time.
+    progress, callback, every: a bar; called with a `Progress` every `every` steps (a tenth of all
+    when None). low_memory: lets each stage's parameters go before the next one's are read. notes:
+    for the settings in the images.
+    """
+
+    prompt: str | Sequence[str] | None = None
+    label: int | Sequence[int] | None = None
     negative_prompt: str | None = None
+    num_images: int = 1
+    stages: range = range(1)
+    size: tuple[int, int] | None = None
+    low_res: np.ndarray | None = None
+    edits: Sequence[Edit | None] | None = None
+    seed: int | None = None
+    first_index: int = 0
+    batch_size: int | None = None
+    progress: bool = False
+    callback: Callback | None = None
+    every: int | None = None
+    low_memory: bool = False
+    notes: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def count(self) -> int:
-        return len(self.prompts or self.labels or [None])
+    def rows(self) -> np.ndarray:
+        """The prompt or label of every image, by its place in the list."""
+        return np.repeat(np.arange(len(self.prompt or self.label or [None])), self.num_images)
+
+    def edit(self, position: int) -> Edit | None:
+        """The edit of the stage at this position."""
+        return None if self.edits is None else self.edits[position]
+
+
+def check_request(cascade: Cascade, name: str, request: Request) -> Request:
+    """The request with lists of prompts and labels, a seed and a batch size.
+
+    Raises:
+        ValueError: something that the model does not read, does not know or cannot do.
+    """
+    kinds = {stage.conditioning for stage in cascade.stages}
+    for option, kind, read in (("prompt", "text", "text"), ("label", "label", "classes")):
+        value = getattr(request, option)
+        if value is None and kind in kinds:
+            raise ValueError(f"{name!r} reads {read}: give a {option}.")
+        if value is not None and kind not in kinds:
+            raise ValueError(f"{name!r} reads no {read}, but a {option} was given: {value!r}.")
+    prompts = None if request.prompt is None else _prompts(cascade, name, request.prompt)
+    labels = None if request.label is None else _labels(cascade, request.label)
+    if prompts and labels and len(prompts) != len(labels):
+        raise ValueError(f"{len(prompts)} prompts but {len(labels)} labels.")
+    negative = request.negative_prompt or ""
+    require(
+        (
+            isinstance(negative, str),
+            f"negative_prompt is one string for all images, not {negative!r}.",
+        ),
+        (
+            cascade.encoder is not None or not str(negative).strip(),
+            f"{name!r} reads no text, so no negative_prompt either.",
+        ),
+        (request.first_index >= 0, f"first_index must not be negative: {request.first_index}."),
+    )
+    num_images = check_count("num_images", request.num_images)
+    for option in ("every", "batch_size"):
+        if getattr(request, option) is not None:
+            check_count(option, getattr(request, option))
+    count = num_images * len(prompts or labels or [None])
+    return replace(
+        request,
+        prompt=prompts,
+        label=labels,
+        negative_prompt=negative if negative.strip() else None,
+        num_images=num_images,
+        seed=check_seed(request.seed),
+        batch_size=int(request.batch_size or default_batch_size(count)),
+    )
 
 
 def check_count(name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+    """The number itself; ValueError, naming it, unless it is a whole number from 1 on."""
+    if not _is_whole(value) or value < 1:
         raise ValueError(f"{name} must be a whole number, at least 1: {value!r}.")
     return int(value)
 
 
 def check_seed(seed: int | None) -> int:
-    """The seed, or a new one."""
-    if seed is None:
-        return secrets.randbelow(LARGEST_SEED + 1)
-    if not isinstance(seed, int | np.integer) or not 0 <= seed <= LARGEST_SEED:
+    """The seed, or a new one; ValueError, naming it, unless it is in 0 ... LARGEST_SEED."""
+    seed = secrets.randbelow(LARGEST_SEED + 1) if seed is None else seed
+    if not _is_whole(seed) or not 0 <= seed <= LARGEST_SEED:
         raise ValueError(f"seed must be a whole number from 0 to {LARGEST_SEED}: {seed!r}.")
     return int(seed)
 
 
-def read_subjects(
-    cascade: Cascade,
-    name: str,
-    prompt: str | Sequence[str] | None,
-    label: int | Sequence[int] | None,
-    negative_prompt: str | None,
-) -> Subjects:
-    """Prompts and labels as lists, as far as the model's stages read any."""
-    if negative_prompt is not None and not isinstance(negative_prompt, str):
-        raise ValueError(f"negative_prompt is one string for all images, not {negative_prompt!r}.")
-    kinds = {stage.conditioning for stage in cascade.stages}
-    if "text" in kinds:
-        if prompt is None:
-            raise ValueError(f"{name!r} paints prompts: give one.")
-        if cascade.encoder is None:
-            raise ValueError(
-                f"{name!r} reads text, but came without a text encoder: load it together with the "
-                "model that has its encoder, load_model([that one, this one])."
-            )
-    elif prompt is not None:
-        raise ValueError(f"{name!r} reads no text, but a prompt was given: {prompt!r}.")
-    if "label" in kinds:
-        if label is None:
-            raise ValueError(f"{name!r} paints classes: give label=.")
-    elif label is not None:
-        raise ValueError(f"{name!r} knows no classes, but label={label!r} was given.")
-    knows_empty = cascade.encoder is not None and cascade.encoder.null == "empty"
-    prompts = None if prompt is None else _prompts(prompt, knows_empty)
-    labels = None if label is None else _labels(cascade, label)
-    if prompts and labels and len(prompts) != len(labels):
-        raise ValueError(f"{len(prompts)} prompts but {len(labels)} labels.")
-    if negative_prompt is None or not negative_prompt.strip():
-        return Subjects(prompts, labels)
+def default_batch_size(count: int) -> int:
+    """Images at a time: a power of two that `count` images fill, for few compiled programs."""
+    most = CPU_BATCH if jax.default_backend() == "cpu" else ACCELERATOR_BATCH
+    return min(most, 1 << (count - 1).bit_length())
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def _prompts(cascade: Cascade, name: str, prompt: Any) -> list[str]:
     if cascade.encoder is None:
-        raise ValueError(f"{name!r} reads no text, so no negative_prompt either.")
-    return Subjects(prompts, labels, negative_prompt)
-
-
-def _prompts(prompt: str | Sequence[str], may_be_empty: bool) -> list[str]:
-    if not isinstance(prompt, str | Iterable):
-        raise ValueError(f"A prompt must be a string, or a list of strings: {prompt!r}.")
-    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-    if not prompts:
-        raise ValueError("The list of prompts is empty.")
-    for entry in prompts:
-        if not isinstance(entry, str):
-            raise ValueError(f"A prompt must be a string: {entry!r}.")
-        if not entry.strip() and not may_be_empty:
-            raise ValueError(f"The prompt is empty: {entry!r}. Say what to paint.")
+        raise ValueError(
+            f"{name!r} reads text, but came without a text encoder: load it together with the "
+            "model that has its encoder, load_model([that one, this one])."
+        )
+    prompts = list(prompt) if isinstance(prompt, Iterable) else [prompt]
+    prompts = [prompt] if isinstance(prompt, str) else prompts
+    require(
+        (prompts, "The list of prompts is empty."),
+        (
+            all(isinstance(entry, str) for entry in prompts),
+            f"A prompt must be a string, or a list of strings: {prompt!r}.",
+        ),
+        (
+            cascade.encoder.null == "empty" or all(str(entry).strip() for entry in prompts),
+            f"The prompt is empty: {prompt!r}. Say what the image shows.",
+        ),
+    )
     return prompts
 
 
-def _labels(cascade: Cascade, label: int | Sequence[int]) -> list[int]:
-    labels = [label] if isinstance(label, int | np.integer) else list(label)
-    labels = [int(value) for value in labels]
+def _labels(cascade: Cascade, label: Any) -> list[int]:
+    labels = [int(value) for value in np.atleast_1d(label)]
     if not labels:
         raise ValueError("The list of labels is empty.")
     for stage in cascade.stages:
-        classes = getattr(stage.network, "num_classes", None)
+        classes = stage.network.num_classes
         wrong = [v for v in labels if classes is not None and not 0 <= v < classes]
-        if stage.conditioning == "label" and wrong:
+        if wrong:
             raise ValueError(f"label must lie in 0 ... {classes - 1}: {wrong[0]}.")
     return labels
 
@@ -159,7 +219,7 @@ def upscaled_from(cascade: Cascade, positions: range, size: tuple[int, int]) -> 
     """
     if max(size) > WIDEST * min(size):
         raise ValueError(
-            f"The image is {size[0]}x{size[1]}; what is enlarged must be between 1:{WIDEST} and "
+            f"The image is {size[0]}x{size[1]}; what is upsampled must be between 1:{WIDEST} and "
             f"{WIDEST}:1."
         )
     stages = [cascade.stages[position] for position in positions]
@@ -207,11 +267,11 @@ def _decoded(path: Path) -> np.ndarray:
     try:
         return decode(path, MAX_PIXELS)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is no whole image that can be read: {error}.") from None
+        raise ValueError(f"{path} is not a whole image that can be read: {error}.") from None
 
 
 def read_mask(mask: ImageInput, size: tuple[int, int]) -> Image.Image:
-    """A mask of an image of this size, (width, height): white where to draw anew."""
+    """A mask of an image of this size, (width, height): white where to sample."""
     if isinstance(mask, np.ndarray) and mask.ndim in (2, 3) and mask.shape[2:] in ((), (1,)):
         values = mask.reshape(mask.shape[:2])
         if values.dtype != np.uint8:

@@ -6,10 +6,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from imagen_jax.cascade import sample as stage_sampling
-from imagen_jax.cascade.stage import init_params
+from imagen_jax.cascade.sample import plan_steps, run_steps
+from imagen_jax.cascade.stage import Conditions, init_params
 from imagen_jax.devices import sharding
 from imagen_jax.diffusion.samplers import initial_state
+from imagen_jax.diffusion.sampling import Sampling, traced
 from imagen_jax.models import t5
 from imagen_jax.training import build, flops
 from imagen_jax.training.batches import abstract_batch
@@ -91,34 +92,29 @@ def lower_sampling(config: RunConfig, mesh: Any, batch: int) -> Lowered:
     """The very sampler of a run's stage: all its steps on `batch` images at the full size."""
     sharding.check_batch(mesh, batch)
     stage = config.stage
-    settings = config.sample.sampling if config.sample else stage_sampling.SamplingSettings()
+    sampling = config.sample.sampling if config.sample else Sampling()
     params = jax.eval_shape(lambda key: init_params(stage, key), jax.random.key(0))
     params = _placed(params, sharding.state_shardings(params, mesh))
     uncropped = dataclasses.replace(config, stage=dataclasses.replace(stage, crop=None))
     forward, (_, x_t, t, conditions) = forward_call(uncropped, params, batch)
     once = flops.count(forward, params, x_t, t, conditions)
-    runs = settings.steps * (2 if stage.conditioning is not None else 1)  # guidance doubles it
+    runs = sampling.steps * (2 if stage.conditioning is not None else 1)  # guidance doubles it
     conditions.pop("aug_level", None)
     if stage.conditioning == "text":
         conditions["null"] = conditions["text"]
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch))
-    inputs = (keys, stage_sampling.Conditions(**conditions), jax.eval_shape(initial_state, x_t))
+    inputs = (keys, Conditions(**conditions), jax.eval_shape(initial_state, x_t))
     rows = sharding.batch_sharding(mesh)
     inputs = _placed(inputs, jax.tree.map(lambda leaf: rows if leaf.shape else None, inputs))
     keys, conditions, state = inputs
-    grid, first, last = stage_sampling.plan_steps(stage, settings)
-    choices = stage_sampling.Choices(
-        settings.sampler, settings.threshold, settings.learned_variance
-    )
-    numbers = stage_sampling.make_numbers(settings, grid)
-    arguments = (params, keys, conditions, numbers, state, np.int32(first), np.int32(last))
+    grid = plan_steps(stage, sampling)
     return Lowered(
-        stage_sampling.advance_stage.lower(stage, choices, *arguments),
+        run_steps.lower(stage, params, keys, conditions, traced(sampling), grid, state),
         {"parameters": params},
         {kind: value * runs for kind, value in once.items()},
         {"network": (sum(once.values()), runs)},
         batch,
-        settings.steps,
+        sampling.steps,
     )
 
 

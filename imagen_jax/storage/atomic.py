@@ -3,7 +3,7 @@
 import contextlib
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 
@@ -14,16 +14,31 @@ def written_whole(path: str | os.PathLike) -> Iterator[Path]:
     Its folder is made where it is missing. The file keeps the mode that the user's umask gives it,
     and its bytes are on the disk before it is renamed. Several processes may write one path.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        temporary.touch()
-        mode = temporary.stat().st_mode  # some writers, safetensors' among them, change it
+    with written_together([path]) as (temporary,):
         yield temporary
-        temporary.chmod(mode)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def written_together(paths: Sequence[str | os.PathLike]) -> Iterator[list[Path]]:
+    """New files as those of `written_whole`; all are on the disk before the first takes its place.
+
+    They take their places in the order of `paths`.
+    """
+    paths = [Path(path) for path in paths]
+    suffix = f"{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp"
+    temporary = [path.with_name(f".{path.name}.{suffix}") for path in paths]
+    try:
+        for path in temporary:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        modes = [path.stat().st_mode for path in temporary]  # some writers, safetensors', change it
+        yield temporary
+        for path, mode in zip(temporary, modes, strict=True):
+            path.chmod(mode)
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        for path, target in zip(temporary, paths, strict=True):
+            os.replace(path, target)
     finally:
-        temporary.unlink(missing_ok=True)
+        for path in temporary:
+            path.unlink(missing_ok=True)

@@ -35,6 +35,13 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; known: {', '.join(known)}" if known else ""
 
 
+def require(*rules: tuple[Any, str]) -> None:
+    """ValueError with the message of the first rule (holds, message) that does not hold."""
+    for holds, message in rules:
+        if not holds:
+            raise ValueError(message)
+
+
 def to_dict(value: Any, kinds: Kinds = NO_KINDS) -> Any:
     """A dataclass, a ConfigDict or any mapping as dicts, lists and scalars, ready for JSON."""
     if isinstance(value, ConfigDict | Mapping):

@@ -12,7 +12,7 @@ def check_local(path: str | Path, option: str) -> None:
     scheme = next((part for part in Path(path).parts if re.fullmatch(r"[a-z][a-z0-9]+:", part)), "")
     if scheme:
         raise ValueError(
-            f"{option} {path}: {scheme}// is no folder; mount the bucket and give the path of that"
+            f"{option} {path}: {scheme}// is not a folder; mount the bucket and give that path"
         )
 
 

@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from imagen_jax.storage.atomic import written_whole
 from imagen_jax.storage.codec import NO_KINDS, Kinds, from_dict
 
 # config.json is a few kB, the index of the largest models well below 1 MB, tokenizer.json 20 MB.
@@ -89,6 +90,7 @@ def read_dataclass(path: str | os.PathLike, kind: str, cls: type, kinds: Kinds =
 
 
 def write_object(path: str | os.PathLike, values: dict[str, Any]) -> None:
-    """Writes a JSON object as Hugging Face's libraries do; a parent folder must exist."""
+    """Writes a JSON object as Hugging Face's libraries do, whole or not at all."""
     content = json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False)
-    Path(path).write_text(content + "\n", encoding="utf-8")
+    with written_whole(path) as file:
+        file.write_text(content + "\n", encoding="utf-8")

@@ -6,10 +6,11 @@ in the tree, joined by "/". Nothing here reads or writes a pickle.
 """
 
 import json
+import math
 import os
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,50 +18,36 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save_file
 
+from imagen_jax.storage.atomic import written_together
 from imagen_jax.storage.json_file import read_object
-from imagen_jax.storage.tensor_file import Index, TensorFile
-from imagen_jax.storage.trees import flatten, name_some, unflatten
+from imagen_jax.storage.tensor_file import StoredTensor, open_file
+from imagen_jax.storage.trees import flatten, name_some
 from imagen_jax.typing import Params
 
-SHARD_BYTES = 16 * 2**20
-# Of a shard, for its header: JSON of about 100 bytes and the name for each tensor.
-HEADER_BYTES = 1024
+# Near what the Hugging Face libraries split at; a shard is held in memory while it is written.
+SHARD_BYTES = 5 * 10**9
+# Of a shard, for its header: JSON of about 160 bytes and the name for each tensor.
+HEADER_BYTES, ENTRY_BYTES = 1024, 160
+PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth", "*.pkl")
 
 
-def is_float(dtype: Any) -> bool:
-    return bool(jnp.issubdtype(dtype, jnp.floating))
+def kept_dtype(found: Any, dtype: str | None) -> np.dtype:
+    """The dtype that an array is kept in: `dtype` for a floating-point one, else its own."""
+    floating = jnp.issubdtype(found, jnp.floating)
+    return np.dtype(jnp.dtype(dtype if dtype is not None and floating else found))
 
 
-def _as_stored(value: Any, dtype: str | None) -> np.ndarray:
-    array = np.asarray(value)
-    stored = jnp.dtype(dtype) if dtype is not None and is_float(array.dtype) else array.dtype
-    return np.asarray(array, dtype=stored, order="C")
-
-
-def _split(flat: Mapping[str, Any], dtype: str | None, max_shard_bytes: int) -> list[list[str]]:
+def _split(sizes: Mapping[str, int], max_shard_bytes: int) -> list[list[str]]:
+    """The tensors of each shard, given the bytes of each tensor."""
     shards, room = [[]], max_shard_bytes - HEADER_BYTES
-    for name, value in flat.items():
-        stored = jnp.dtype(dtype) if dtype is not None and is_float(value.dtype) else value.dtype
-        size = int(np.prod(value.shape)) * jnp.dtype(stored).itemsize + len(name.encode()) + 160
-        if size > room and shards[-1]:
+    for name, size in sizes.items():
+        needed = size + len(name.encode()) + ENTRY_BYTES
+        if needed > room and shards[-1]:
             shards.append([])
             room = max_shard_bytes - HEADER_BYTES
         shards[-1].append(name)
-        room -= size
+        room -= needed
     return shards
-
-
-def _write(path: Path, content: bytes) -> None:
-    with open(path, "wb") as file:
-        file.write(content)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def save_params(
@@ -84,60 +71,39 @@ def save_params(
         variant: such as "fp16", for NAME.fp16.safetensors; beside those of other variants.
     """
     directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    _check_file_name(name, "The name of the parameters")
     single, (index, *_) = weight_files(name, variant)
-    stem = single.removesuffix(".safetensors")
     flat = flatten(params)
     if not flat:
         raise ValueError(f"There are no parameters to save as {name!r}.")
-    shards = _split(flat, dtype, max_shard_bytes)
-    count = len(shards)
+    dtypes = {tensor: kept_dtype(value.dtype, dtype) for tensor, value in flat.items()}
+    sizes = {t: math.prod(value.shape) * dtypes[t].itemsize for t, value in flat.items()}
+    shards = _split(sizes, max_shard_bytes)
+    stem, count = single.removesuffix(".safetensors"), len(shards)
     files = [f"{stem}-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
-    files = [single] if count == 1 else files
-    old = set(_existing_files(directory, single, index))
     # The index comes last: until it is in place, an earlier single file is what a reader finds.
-    written = files if count == 1 else [*files, index]
-    temporary = [directory / f".{file}.{os.getpid()}.tmp" for file in written]
-    try:
-        weight_map, total = {}, 0
-        for shard, file, path in zip(shards, files, temporary, strict=False):
-            arrays = {tensor: _as_stored(flat[tensor], dtype) for tensor in shard}
+    written = [single] if count == 1 else [*files, index]
+    old = {single, index, *_old_shards(directory / index, stem)}
+    with written_together([directory / file for file in written]) as temporary:
+        for shard, path in zip(shards, temporary, strict=False):
             # Sorted within the file by safetensors itself: by alignment, then by name.
-            path.touch()
-            mode = path.stat().st_mode  # the user's own; safetensors makes its files private
+            arrays = {t: np.asarray(flat[t], dtype=dtypes[t], order="C") for t in shard}
             save_file(arrays, path, metadata={"format": kind})
-            path.chmod(mode)
-            weight_map |= dict.fromkeys(shard, file)
-            total += sum(array.nbytes for array in arrays.values())
         if count > 1:
-            content = {"metadata": {"total_size": total}, "weight_map": weight_map}
-            _write(temporary[-1], json.dumps(content, indent=1).encode())
-        for path in temporary:
-            _sync(path)
-        for path, file in zip(temporary, written, strict=True):
-            os.replace(path, directory / file)
-    finally:
-        for path in temporary:
-            path.unlink(missing_ok=True)
+            places = {t: file for shard, file in zip(shards, files, strict=True) for t in shard}
+            content = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": places}
+            temporary[-1].write_text(json.dumps(content, indent=1))
     # The old index goes first: without it, a reader finds the single file that replaced it.
     for file in sorted(old - set(written), key=lambda file: file != index):
         (directory / file).unlink(missing_ok=True)
     return [directory / file for file in written]
 
 
-def _existing_files(directory: Path, single: str, index: str) -> Iterator[str]:
-    """The files of an earlier save: the single one, the index, and the shards that it names."""
-    stem = single.removesuffix(".safetensors")
-    if (directory / single).is_file():
-        yield single
-    if (directory / index).is_file():
-        yield index
-        try:
-            shards = set(read_index(directory / index).values())
-        except ValueError:
-            return
-        yield from (file for file in shards if file.startswith(f"{stem}-"))
+def _old_shards(index: Path, stem: str) -> set[str]:
+    """The shards that an earlier save's index names; none where it is missing or damaged."""
+    try:
+        return {file for file in read_index(index).values() if file.startswith(f"{stem}-")}
+    except (FileNotFoundError, ValueError):
+        return set()
 
 
 def _check_file_name(name: Any, what: str) -> None:
@@ -163,9 +129,9 @@ def check_inside(path: Path, directory: Path) -> None:
     In the cache of the Hugging Face hub a snapshot's files are links to the blobs beside it.
     """
     root = directory.resolve()
-    if root.parent.name == "snapshots" or root.parent.parent.name == "snapshots":
-        snapshots = root.parent if root.parent.name == "snapshots" else root.parent.parent
-        root = snapshots.parent if snapshots.parent.name.startswith("models--") else root
+    for snapshots in (root.parent, root.parent.parent):  # the model's folder, or one of its parts
+        if snapshots.name == "snapshots" and snapshots.parent.name.startswith("models--"):
+            root = snapshots.parent
     if not path.resolve().is_relative_to(root):
         raise ValueError(
             f"{path} is a link to {path.resolve()}, outside the model's directory; put what "
@@ -175,151 +141,94 @@ def check_inside(path: Path, directory: Path) -> None:
 
 def weight_files(name: str, variant: str | None) -> tuple[str, tuple[str, ...]]:
     """The name of the single file, and the names that an index may have (one now, one formerly)."""
+    _check_file_name(name, "The name of the parameters")
     if variant is None:
         return f"{name}.safetensors", (f"{name}.safetensors.index.json",)
+    _check_file_name(variant, "The variant")
     indices = f"{name}.safetensors.index.{variant}.json", f"{name}.safetensors.{variant}.index.json"
     return f"{name}.{variant}.safetensors", indices
 
 
-def lone_variant(directory: Path, name: str) -> str | None:
-    """The variant of the weights where a folder has those of one and none without a variant; a
-    warning names it.
+def pickles_in(directory: Path) -> list[str]:
+    """The names of a folder's pickles."""
+    return sorted(path.name for pattern in PICKLES for path in directory.glob(pattern))
+
+
+def find_variant(
+    directory: Path, name: str, variant: str | None = None, fall_back: bool = False
+) -> str | None:
+    """The variant of a folder's safetensors to read: the one asked for; where None is asked for and
+    there are none without a variant, the only one there is, with a warning.
+
+    Args:
+        fall_back: takes those without a variant where the one asked for is missing.
+
+    Raises:
+        FileNotFoundError: there are none.
+        ValueError: there are pickles alone.
     """
-    plain, plain_indices = weight_files(name, None)
-    if any((directory / file).is_file() for file in (plain, *plain_indices)):
-        return None
-    single, indices = weight_files(name, r"(\w+)")
-    patterns = [re.compile(pattern.replace(".", r"\.")) for pattern in (single, *indices)]
-    matches = [pattern.fullmatch(path.name) for path in directory.iterdir() for pattern in patterns]
-    found = {match[1] for match in matches if match}
-    if len(found) != 1:
-        return None
-    (variant,) = found
-    warnings.warn(f"{directory} has the variant {variant!r} alone: it is read.", stacklevel=2)
-    return variant
+    for choice in (variant, None) if fall_back else (variant,):
+        single, indices = weight_files(name, choice)
+        if any((directory / file).is_file() for file in (single, *indices)):
+            return choice
+    end = r"(?:(\w+)\.safetensors|safetensors\.index\.(\w+)\.json|safetensors\.(\w+)\.index\.json)"
+    pattern = re.compile(rf"{re.escape(name)}\.{end}")
+    matches = [pattern.fullmatch(path.name) for path in directory.glob("*")]
+    only, *others = {match[match.lastindex] for match in matches if match} or {None}
+    if variant is None and only is not None and not others:
+        warnings.warn(f"{directory} has the variant {only!r} alone: it is read.", stacklevel=2)
+        return only
+    if pickles := pickles_in(directory):
+        raise ValueError(
+            f"{directory} has its weights in pickles ({pickles[0]}), which are not read: running a "
+            f"pickle is running its author's code. The converted form is {name}.safetensors, as "
+            "save_pretrained of diffusers and transformers writes it."
+        )
+    others = sorted(path.name for path in directory.glob("*.safetensors*"))
+    beside = f"; it has {', '.join(others[:4])}" if others else ""
+    raise FileNotFoundError(
+        f"{directory} has no {weight_files(name, variant)[0]} and no index of shards{beside}."
+    )
 
 
-class TensorFiles(Mapping):
-    """The tensors of a save by name, read from disk one at a time, or by parts.
+def _open_inside(directory: Path, file: str) -> dict[str, StoredTensor]:
+    path = directory / file
+    if not path.is_file():
+        raise FileNotFoundError(f"The shard {path} is missing.")
+    check_inside(path, directory)
+    return open_file(path)[0]
+
+
+def open_tensors(
+    directory: str | os.PathLike, name: str, variant: str | None = None
+) -> dict[str, StoredTensor]:
+    """The tensors of a save by name, to be read one at a time, or by parts.
 
     Args:
         name: of the parameters: "model" for model.safetensors, or its shards and their index.
         variant: such as "fp16", for model.fp16.safetensors.
+
+    Raises:
+        FileNotFoundError: there are neither, or a shard is missing.
+        ValueError: a file is damaged or lies outside the folder, or index and shards disagree.
     """
-
-    def __init__(self, directory: str | os.PathLike, name: str, variant: str | None = None):
-        _check_file_name(name, "The name of the parameters")
-        if variant is not None:
-            _check_file_name(variant, "The variant")
-        self.directory = Path(directory)
-        file, index_files = weight_files(name, variant)
-        single = self.directory / file
-        indices = [self.directory / index for index in index_files]
-        index = next((index for index in indices if index.is_file()), None)
-        if index is not None:
-            self._read_sharded(index)
-        elif single.is_file():
-            self._open = {single.name: self._file(single.name)}
-            self._where = dict.fromkeys(self._open[single.name].names(), single.name)
-        else:
-            raise FileNotFoundError(f"Neither {single} nor {index_files[0]} beside it exists.")
-
-    def _read_sharded(self, index: Path) -> None:
-        weight_map = read_index(index)
-        self._open = {file: self._file(file) for file in sorted(set(weight_map.values()))}
-        listed = set(weight_map.items())
-        held = {(tensor, file) for file, shard in self._open.items() for tensor in shard.names()}
-        if listed != held:
-            differing = sorted(f"{tensor} in {file}" for tensor, file in listed ^ held)
-            raise ValueError(f"{index} and its shards disagree about {name_some(differing)}.")
-        self._where = weight_map
-
-    def _file(self, file: str) -> TensorFile:
-        path = self.directory / file
-        if not path.is_file():
-            raise FileNotFoundError(f"The shard {path} is missing.")
-        check_inside(path, self.directory)
-        return TensorFile(path)
-
-    def files(self) -> list[str]:
-        """The names of the files that hold the tensors."""
-        return sorted(self._open)
-
-    def __getitem__(self, tensor: str) -> np.ndarray:
-        return self.read(tensor)
-
-    def __contains__(self, tensor: object) -> bool:
-        return tensor in self._where  # Mapping's own would read the tensor
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._where)
-
-    def __len__(self) -> int:
-        return len(self._where)
-
-    def shape(self, tensor: str) -> tuple[int, ...]:
-        return self._open[self._where[tensor]].shape(tensor)
-
-    def dtype(self, tensor: str) -> np.dtype:
-        return self._open[self._where[tensor]].dtype(tensor)
-
-    def read(self, tensor: str, index: Index | None = None) -> np.ndarray:
-        """A tensor, or the part of it that `index` (a slice for each axis) selects."""
-        return self._open[self._where[tensor]].read(tensor, index)
+    directory = Path(directory)
+    single, indices = weight_files(name, variant)
+    index = next((directory / file for file in indices if (directory / file).is_file()), None)
+    if index is None:
+        if not (directory / single).is_file():
+            raise FileNotFoundError(
+                f"Neither {directory / single} nor {indices[0]} beside it exists."
+            )
+        return _open_inside(directory, single)
+    weight_map = read_index(index)
+    shards = {file: _open_inside(directory, file) for file in sorted(set(weight_map.values()))}
+    held = {(tensor, file) for file, tensors in shards.items() for tensor in tensors}
+    if differing := sorted(f"{tensor} in {file}" for tensor, file in held ^ weight_map.items()):
+        raise ValueError(f"{index} and its shards disagree about {name_some(differing)}.")
+    return {tensor: shards[file][tensor] for tensor, file in weight_map.items()}
 
 
-def open_model(directory: str | os.PathLike, variant: str | None = None) -> TensorFiles:
-    """The weights of a model that transformers saved; ValueError where they are pickled alone.
-
-    variant: None for the files without one, or else those of the only variant.
-    """
-    try:
-        return TensorFiles(directory, "model", variant or lone_variant(Path(directory), "model"))
-    except FileNotFoundError as error:
-        pickles = sorted(path.name for path in Path(directory).glob("pytorch_model*.bin"))
-        if not pickles:
-            raise
-        raise ValueError(
-            f"{directory} has its weights in pickles ({pickles[0]}), which are not read: save the "
-            "model as safetensors, for example by save_pretrained in transformers."
-        ) from error
-
-
-def check_shapes(
-    where: str, wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]
-) -> None:
-    """Raises ValueError that names what is missing, what is unused and what has another shape."""
-    missing = sorted(set(wanted) - set(found))
-    unused = sorted(set(found) - set(wanted))
-    misshapen = [
-        f"{name} is {tuple(found[name])}, not {tuple(wanted[name])}"
-        for name in sorted(set(wanted) & set(found))
-        if tuple(found[name]) != tuple(wanted[name])
-    ]
-    kinds = {"missing": missing, "unused": unused, "misshapen": misshapen}
-    problems = [
-        f"{len(names)} {kind}: {name_some(names)}" for kind, names in kinds.items() if names
-    ]
-    if problems:
-        raise ValueError(f"{where} does not fit the model. " + "; ".join(problems) + ".")
-
-
-def load_params(
-    directory: str | os.PathLike,
-    name: str,
-    shapes: Params | None = None,
-    dtype: str | None = "float32",
-) -> Params:
-    """Reads what `save_params` wrote, as a tree of numpy arrays.
-
-    Args:
-        shapes: the tree that the model expects, of anything with a `shape` (`jax.eval_shape` gives
-            one); a parameter missing, unused or of another shape is a ValueError that names it.
-        dtype: of the floating-point arrays in memory; None leaves them as they are on disk.
-    """
-    files = TensorFiles(directory, name)
-    if shapes is not None:
-        wanted = {path: tuple(leaf.shape) for path, leaf in flatten(shapes).items()}
-        found = {path: files.shape(path) for path in files}
-        check_shapes(f"{files.directory / name}.safetensors", wanted, found)
-    return unflatten({path: _as_stored(files[path], dtype) for path in sorted(files)})
+def open_model(directory: str | os.PathLike, variant: str | None = None) -> dict[str, StoredTensor]:
+    """The weights of a model that transformers saved; arguments and errors as of `find_variant`."""
+    return open_tensors(directory, "model", find_variant(Path(directory), "model", variant))

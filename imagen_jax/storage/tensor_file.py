@@ -1,13 +1,17 @@
 """One safetensors file: its header checked in full, its tensors read by parts.
 
-Eight bytes of length, a JSON header, the tensors' bytes. Read by plain file access and not through
-a mapping of the whole file, whose pages would count as resident memory beside the copies.
+Eight bytes of length, a JSON header, the tensors' bytes. Our own and not `safetensors.safe_open`,
+which maps the whole file, so that all that was read counts as resident memory beside the copies,
+and which names a damaged header by a code alone.
 """
 
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -39,42 +43,72 @@ Index = tuple[slice, ...]
 
 
 @dataclass(frozen=True)
-class _Entry:
+class StoredTensor:
+    """A tensor in a file. `tensor[index]` reads the part that `index`, a slice for each axis,
+    selects; `tensor[()]` reads all of it.
+    """
+
+    path: Path
+    name: str
     dtype: np.dtype
     shape: tuple[int, ...]
-    start: int  # in the file
-    stop: int
+    start: int  # byte in the file
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def __getitem__(self, index: Index) -> np.ndarray:
+        pairs = zip_longest(index, self.shape, fillvalue=slice(None))
+        bounds = [slice(*part.indices(size)) for part, size in pairs]
+        if any(part.step != 1 for part in bounds):
+            raise ValueError(f"{self.name} can be read in steps of 1 alone, not by {index}.")
+        try:
+            if bounds[1:] != [slice(0, size, 1) for size in self.shape[1:]]:
+                mapped = np.memmap(self.path, np.uint8, "r", self.start, (self.nbytes,))
+                return np.array(mapped.view(self.dtype).reshape(self.shape)[tuple(bounds)])
+            # Rows lie together: read without a mapping.
+            rows = bounds[0] if bounds else slice(0, 1)
+            row = math.prod(self.shape[1:]) * self.dtype.itemsize
+            count = len(range(rows.start, rows.stop))
+            flat = np.fromfile(
+                self.path, np.uint8, count * row, offset=self.start + rows.start * row
+            )
+            return flat.view(self.dtype).reshape((count, *self.shape[1:]) if bounds else ())
+        except ValueError:
+            raise ValueError(f"{self.path} has been cut short since it was opened.") from None
 
 
-def _is_size(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+def are_sizes(values: Any, most: int) -> bool:
+    """Whether this is a list of up to `most` whole numbers from 0, as others' files have shapes."""
+    fits = isinstance(values, list) and len(values) <= most
+    return fits and all(type(value) is int and value >= 0 for value in values)
 
 
-def _entry(name: str, values: object) -> _Entry:
-    """A tensor's entry in the header, its offsets still relative to the end of the header."""
+def _tensor(path: Path, data: int, name: str, values: Any) -> StoredTensor:
+    """A tensor by its entry in the header, whose offsets count from the byte `data` on."""
     if not isinstance(values, dict) or set(values) != {"dtype", "shape", "data_offsets"}:
         raise ValueError(f"the entry of {name!r} lacks one of dtype, shape and data_offsets")
-    shape, offsets = values["shape"], values["data_offsets"]
-    if not isinstance(values["dtype"], str) or values["dtype"] not in DTYPES:
+    dtype, shape, offsets = values["dtype"], values["shape"], values["data_offsets"]
+    for field, fits, known in (
+        ("dtype", str(dtype) in DTYPES, ", ".join(DTYPES)),
+        ("shape", are_sizes(shape, MAX_AXES), f"lists of up to {MAX_AXES} sizes"),
+        ("data_offsets", are_sizes(offsets, 2) and len(offsets) == 2, "pairs of bytes"),
+    ):
+        if not fits:
+            shown = repr(values[field])[:80]
+            raise ValueError(f"{name!r} has the {field} {shown}; known are {known}")
+    tensor = StoredTensor(path, name, np.dtype(DTYPES[dtype]), tuple(shape), data + offsets[0])
+    if offsets[1] - offsets[0] != tensor.nbytes:
         raise ValueError(
-            f"{name!r} has the dtype {values['dtype']!r}; known are {', '.join(DTYPES)}"
+            f"{name!r} of shape {tensor.shape} and dtype {dtype} takes {tensor.nbytes} bytes, but "
+            f"its data_offsets {offsets} are {offsets[1] - offsets[0]} apart"
         )
-    if not isinstance(shape, list) or len(shape) > MAX_AXES or not all(map(_is_size, shape)):
-        raise ValueError(f"{name!r} has the shape {str(shape)[:80]}, which is none")
-    if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_size, offsets)):
-        raise ValueError(f"{name!r} has the data_offsets {str(offsets)[:80]}, which are none")
-    entry = _Entry(np.dtype(DTYPES[values["dtype"]]), tuple(shape), *offsets)
-    size = math.prod(shape) * entry.dtype.itemsize
-    if entry.stop - entry.start != size:
-        raise ValueError(
-            f"{name!r} of shape {entry.shape} and dtype {values['dtype']} takes {size} bytes, but "
-            f"its data_offsets {offsets} are {entry.stop - entry.start} apart"
-        )
-    return entry
+    return tensor
 
 
-def _read_header(path: Path) -> tuple[dict[str, _Entry], dict[str, str]]:
-    size = path.stat().st_size
+def _read_header(path: Path) -> tuple[Mapping[str, Any], int]:
+    """The header, and the byte at which it ends."""
     with open(path, "rb") as file:
         start = file.read(8)
         if len(start) < 8:
@@ -84,81 +118,38 @@ def _read_header(path: Path) -> tuple[dict[str, _Entry], dict[str, str]]:
             raise ValueError(
                 f"its header is said to be {length} bytes long; 2 to {MAX_HEADER_BYTES} are allowed"
             )
-        if 8 + length > size:
-            raise ValueError(f"its header ends at byte {8 + length}, the file at {size}")
         content = file.read(length)
+    if len(content) < length:
+        raise ValueError(f"its header ends at byte {8 + length}, the file at {8 + len(content)}")
     try:
-        header = parse_object(content)
+        return parse_object(content), 8 + length
     except ValueError as error:
         raise ValueError(f"in its header, {error}") from None
+
+
+def _read_tensors(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
+    header, end = _read_header(path)
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict):
-        raise ValueError("its __metadata__ is no object")
-    entries = {name: _entry(name, values) for name, values in header.items()}
-    end, previous = 0, "the header"
-    for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop)):
-        if entry.start != end:
-            fault = "overlaps" if entry.start < end else "leaves a gap after"
-            raise ValueError(f"{name!r} at byte {entry.start} {fault} {previous!r}")
-        end, previous = entry.stop, name
-    if 8 + length + end != size:
-        raise ValueError(f"its tensors end at byte {8 + length + end}, the file at {size}")
-    placed = {
-        name: _Entry(entry.dtype, entry.shape, 8 + length + entry.start, 8 + length + entry.stop)
-        for name, entry in entries.items()
-    }
-    return placed, {name: value for name, value in metadata.items() if isinstance(value, str)}
+        raise ValueError("its __metadata__ is not an object")
+    tensors = {name: _tensor(path, end, name, values) for name, values in header.items()}
+    previous = "the header"
+    for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].nbytes)):
+        if tensor.start != end:
+            fault = "overlaps" if tensor.start < end else "leaves a gap after"
+            raise ValueError(f"{name!r} at byte {tensor.start} {fault} {previous!r}")
+        end, previous = end + tensor.nbytes, name
+    if end != path.stat().st_size:
+        raise ValueError(f"its tensors end at byte {end}, the file at {path.stat().st_size}")
+    return tensors, {name: value for name, value in metadata.items() if isinstance(value, str)}
 
 
-class TensorFile:
-    """The tensors of one file by name; ValueError at once if the file is not whole and sound."""
+def open_file(path: str | os.PathLike) -> tuple[dict[str, StoredTensor], dict[str, str]]:
+    """The tensors of a file by name, not read yet, and its metadata.
 
-    def __init__(self, path: str | os.PathLike):
-        self.path = Path(path)
-        try:
-            self._entries, self.metadata = _read_header(self.path)
-        except ValueError as error:
-            raise ValueError(f"{self.path} is not a whole safetensors file: {error}.") from None
-
-    def names(self) -> list[str]:
-        return list(self._entries)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self._entries[name].shape
-
-    def dtype(self, name: str) -> np.dtype:
-        return self._entries[name].dtype
-
-    def read(self, name: str, index: Index | None = None) -> np.ndarray:
-        """A tensor, or the part of it that `index` (a slice for each axis) selects."""
-        entry = self._entries[name]
-        bounds = [part.indices(size) for part, size in zip(index or (), entry.shape, strict=False)]
-        bounds += [(0, size, 1) for size in entry.shape[len(bounds) :]]
-        if any(step != 1 for _, _, step in bounds):
-            raise ValueError(f"{name!r} can be read in steps of 1 alone, not by {index}.")
-        shape = tuple(max(stop - start, 0) for start, stop, _ in bounds)
-        if entry.stop > self.path.stat().st_size:
-            raise ValueError(f"{self.path} has been cut short since it was opened.")
-        if 0 in shape:
-            return np.empty(shape, entry.dtype)
-        if shape[1:] != entry.shape[1:]:
-            mapped = np.memmap(self.path, np.uint8, "r", entry.start, (entry.stop - entry.start,))
-            whole = mapped.view(entry.dtype).reshape(entry.shape)
-            return np.array(whole[tuple(slice(*bound) for bound in bounds)])
-        # A whole tensor or some of its rows lie together.
-        row = math.prod(entry.shape[1:]) * entry.dtype.itemsize
-        array = np.empty(shape, entry.dtype)
-        with open(self.path, "rb", buffering=0) as file:
-            file.seek(entry.start + (bounds[0][0] * row if bounds else 0))
-            _read_into(file, array.reshape(-1).view(np.uint8), self.path)
-        return array
-
-
-def _read_into(file, array: np.ndarray, path: Path) -> None:
-    view = memoryview(array)
-    while view:
-        # Linux reads at most 2 GiB at once.
-        count = file.readinto(view[: 2**30])
-        if not count:
-            raise ValueError(f"{path} ended while it was read.")
-        view = view[count:]
+    ValueError: the file is not whole and sound.
+    """
+    try:
+        return _read_tensors(Path(path))
+    except ValueError as error:
+        raise ValueError(f"{path} is not a whole safetensors file: {error}.") from None

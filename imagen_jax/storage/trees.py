@@ -1,12 +1,16 @@
 """Trees of arrays as flat dicts by "a/b/c", and back to nested dicts."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import jax
+from flax import traverse_util
 from jax.tree_util import DictKey
 
 from imagen_jax.typing import Params
+
+SHOWN_NAMES = 8
 
 
 def flatten(tree: Any) -> dict[str, Any]:
@@ -20,29 +24,18 @@ def flatten(tree: Any) -> dict[str, Any]:
         for key in (entry.key for entry in path if isinstance(entry, DictKey)):
             if not isinstance(key, str) or not key or "/" in key:
                 raise ValueError(
-                    f"A tree of parameters has the key {key!r}: keys are names without '/'."
+                    f"A tree of parameters has the key {key!r}: keys must be names without '/'."
                 )
         flat[jax.tree_util.keystr(path, simple=True, separator="/")] = leaf
     return flat
 
 
 def unflatten(flat: Mapping[str, Any]) -> Params:
-    """The inverse of `flatten` for nested dicts."""
-    tree = {}
-    for name, value in flat.items():
-        *parents, last = name.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-            if not isinstance(node, dict):
-                raise ValueError(f"Parameter {name!r} lies below another parameter.")
-        if last in node:
-            raise ValueError(f"Parameter {name!r} is also the parent of others.")
-        node[last] = value
-    return tree
-
-
-SHOWN_NAMES = 8
+    """The inverse of `flatten`. ValueError: a parameter lies below another one."""
+    parents = {name[: slash.start()] for name in flat for slash in re.finditer("/", name)}
+    for name in sorted(parents & set(flat)):
+        raise ValueError(f"Parameter {name!r} is also the parent of others.")
+    return traverse_util.unflatten_dict(flat, sep="/")
 
 
 def name_some(names: list[str]) -> str:

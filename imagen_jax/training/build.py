@@ -8,10 +8,11 @@ from typing import Any
 
 import jax
 
-from imagen_jax.cascade import cascade
+from imagen_jax.cascade.cascade import Cascade
 from imagen_jax.cascade.description import to_dict as cascade_to_dict
 from imagen_jax.cascade.stage import init_params
 from imagen_jax.devices.sharding import check_batch
+from imagen_jax.diffusion.sampling import Sampling
 from imagen_jax.models import t5
 from imagen_jax.models.lora import init_lora, target_kernels
 from imagen_jax.storage.codec import Section, to_dict
@@ -33,10 +34,10 @@ def make_text_encoder(config: RunConfig) -> text.TextEncoder | None:
     return encoder
 
 
-def make_cascade(config: RunConfig, encoder: text.TextEncoder | None) -> cascade.Cascade:
+def make_cascade(config: RunConfig, encoder: text.TextEncoder | None) -> Cascade:
     """The run's stage with its sampling settings, as a cascade of its own."""
-    sampling = config.sample.sampling if config.sample else cascade.SamplingSettings()
-    return cascade.Cascade((config.stage,), (sampling,), encoder)
+    sampling = config.sample.sampling if config.sample else Sampling()
+    return Cascade((config.stage,), (sampling,), encoder)
 
 
 def describe(config: RunConfig, encoder: text.TextEncoder | None, raw: Section) -> dict[str, Any]:

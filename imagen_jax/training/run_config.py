@@ -8,23 +8,17 @@ from typing import Any, ClassVar, Literal
 from imagen_jax import data, models
 from imagen_jax.cascade.stage import KINDS, Stage
 from imagen_jax.devices.sharding import MeshConfig
-from imagen_jax.diffusion.sampling import SamplingSettings
+from imagen_jax.diffusion.overrides import check_sampling
+from imagen_jax.diffusion.sampling import Sampling
 from imagen_jax.models.lora import LoraConfig
 from imagen_jax.models.t5 import T5Config
-from imagen_jax.storage.codec import MERGED, Section, from_dict, nearest, to_dict
+from imagen_jax.storage.codec import MERGED, Section, from_dict, nearest, require, to_dict
 from imagen_jax.text import captions
 from imagen_jax.text.encoder import Null, Padding, TextEncoder
 from imagen_jax.text.tokenizers import make_tokenizer
 from imagen_jax.training.optimizer import OptimizerConfig
 
 STREAM, MIXTURE, MEMORY = "seqio", "mixture", "memory"
-
-
-def require(*rules: tuple[bool, str]) -> None:
-    """ValueError with the message of the first rule (holds, message) that does not hold."""
-    for holds, message in rules:
-        if not holds:
-            raise ValueError(message)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,9 +200,10 @@ class SampleConfig:
     labels: tuple[int, ...] = ()
     count: int = 8
     seed: int = 0
-    sampling: SamplingSettings = dataclasses.field(
-        default_factory=SamplingSettings, metadata={MERGED: True}
-    )
+    sampling: Sampling = dataclasses.field(default_factory=Sampling, metadata={MERGED: True})
+
+    def __post_init__(self):
+        object.__setattr__(self, "sampling", check_sampling(self.sampling))
 
 
 @dataclasses.dataclass(frozen=True)

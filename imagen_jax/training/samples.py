@@ -7,10 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from imagen_jax.cascade.cascade import Conditions, SamplingSettings, sample_keys, sample_stage
+from imagen_jax.cascade.cascade import sample_keys
+from imagen_jax.cascade.sample import sample_stage
+from imagen_jax.cascade.stage import Conditions
 from imagen_jax.data.sources import BrokenExample, Source
 from imagen_jax.devices.hosts import whole
-from imagen_jax.diffusion import downsample, upsample
+from imagen_jax.diffusion.augmentation import downsample, upsample
+from imagen_jax.diffusion.sampling import Sampling
 from imagen_jax.images import grid, pixels
 from imagen_jax.text import encoder as text
 from imagen_jax.training.run_config import RunConfig
@@ -26,7 +29,7 @@ def make_generate(config: RunConfig, encoder: text.TextEncoder | None, frozen: F
     the config's section `sample` says.
     """
     stage = config.stage
-    sampling = config.sample.sampling if config.sample else SamplingSettings()
+    sampling = config.sample.sampling if config.sample else Sampling()
 
     def generate(params: Params, keys: Keys, asked: Sequence, low_res: Images | None = None):
         conditions = Conditions(low_res=low_res)

@@ -8,7 +8,7 @@ import numpy as np
 
 from imagen_jax.cascade.cascade import sample_keys
 from imagen_jax.evaluation.feature_files import load_extractor
-from imagen_jax.evaluation.measures import KINDS, OF_REFERENCE, measure, prepare_truth
+from imagen_jax.evaluation.measures import DISTANCES, METRICS, compute_targets, measure
 from imagen_jax.evaluation.prompts import read_prompts
 from imagen_jax.evaluation.reference import read_reference
 from imagen_jax.images.pixels import to_uint8
@@ -18,7 +18,7 @@ from imagen_jax.training.samples import make_generate
 from imagen_jax.training.state import Frozen
 from imagen_jax.typing import Params
 
-METRICS = ("fid", "cmmd", "clip")
+LOGGED = ("fid", "cmmd", "clip")
 
 
 def make_score_fn(
@@ -42,10 +42,11 @@ def make_score_fn(
     extractors = [load_extractor(directory) for directory in section.features]
     reference = None if section.reference is None else read_reference(Path(section.reference))
     kinds = {extractor.kind for extractor in extractors}
-    metrics = [m for m in METRICS if KINDS[m] in kinds and (reference or m not in OF_REFERENCE)]
+    known = [m for m in LOGGED if METRICS[m].network in kinds]
+    metrics = [m for m in known if reference or m not in DISTANCES]
     if not metrics:
         raise ValueError("section 'evaluate' measures nothing: FID needs a reference, CLIP a model")
-    truth = prepare_truth(metrics, extractors, reference, prompts.texts)
+    targets = compute_targets(metrics, extractors, reference, prompts.texts)
     # The keys of a cascade's first stage: the images are those of scripts/evaluate.py.
     keys = sample_keys(section.seed, range(len(prompts)))
     keys = jax.vmap(lambda key: jax.random.fold_in(key, 0))(keys)
@@ -61,7 +62,7 @@ def make_score_fn(
             for extractor in extractors:
                 found[extractor.name].append(extractor.images(images))
         features = {name: np.concatenate(batches) for name, batches in found.items()}
-        values = measure(metrics, extractors, features, truth, np.arange(len(prompts)))
+        values = measure(metrics, extractors, features, targets)
         return {
             f"scores/{metric}/{name}": entry["value"]
             for metric, entries in values.items()

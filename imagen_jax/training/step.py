@@ -14,15 +14,10 @@ from jaxtyping import Array, Bool, Float
 from imagen_jax import models
 from imagen_jax.cascade.stage import Stage, apply_network, null_label
 from imagen_jax.devices.sharding import batch_sharding, gather_shards
-from imagen_jax.diffusion import (
-    add_noise,
-    augment,
-    diffusion_loss,
-    downsample,
-    sample_levels,
-    training_time,
-    upsample,
-)
+from imagen_jax.diffusion.augmentation import augment, downsample, sample_levels, upsample
+from imagen_jax.diffusion.losses import diffusion_loss
+from imagen_jax.diffusion.process import add_noise
+from imagen_jax.diffusion.schedules import training_time
 from imagen_jax.images.pixels import to_float
 from imagen_jax.models.lora import LoraConfig
 from imagen_jax.models.t5 import Gather

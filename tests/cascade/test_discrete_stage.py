@@ -13,12 +13,15 @@ import pytest
 from tiny_cascade import network
 
 from imagen_jax import models
-from imagen_jax.cascade.cascade import Cascade, sample_cascade, sample_keys
-from imagen_jax.cascade.sample import Conditions, InjectedNoise, advance_stage, sample_stage
-from imagen_jax.cascade.stage import Stage, init_params
-from imagen_jax.diffusion import DiscreteBeta, Edit
-from imagen_jax.diffusion.sampling import SamplingSettings
-from imagen_jax.diffusion.time_steps import fixed_steps
+from imagen_jax.cascade.cascade import Cascade, sample_keys
+from imagen_jax.cascade.sample import InjectedNoise, run_steps, sample_steps
+from imagen_jax.cascade.stage import Conditions, Stage, init_params
+from imagen_jax.diffusion.editing import Edit
+from imagen_jax.diffusion.sampling import Sampling
+from imagen_jax.diffusion.schedules import DiscreteBeta
+from imagen_jax.diffusion.time_grids import fixed_steps
+from imagen_jax.pipeline.generation import sample_cascade
+from imagen_jax.pipeline.request import Request
 
 BATCH, WEIGHT, LEVEL = 2, 4.0, 250
 STAGE = Stage(
@@ -31,7 +34,7 @@ STAGE = Stage(
     aug_schedule=DiscreteBeta(),
     upsampling="bilinear_align_corners",
 )
-SETTINGS = SamplingSettings(
+SETTINGS = Sampling(
     steps=12, spacing="leading", guidance=WEIGHT, percentile=95.0, cap=1.0, aug_level=0.251
 )
 RNG = np.random.default_rng(5)
@@ -50,11 +53,15 @@ def params():
     return jax.tree.map(lambda s: jnp.asarray(rng.normal(0, 0.3, s.shape), jnp.float32), shapes)
 
 
-def sample(params, settings=SETTINGS, injected=NOISE, seed=0, **more):
+def chunks(params, settings=SETTINGS, noise=NOISE, edit=None, every=None):
+    """(step, images) after every so many steps."""
     conditions = Conditions(label=LABELS, low_res=LOW_RES)
-    keys = sample_keys(seed, range(BATCH))
-    images = sample_stage(STAGE, params, keys, conditions, settings, injected=injected, **more)
-    return np.asarray(images)
+    steps = sample_steps(STAGE, params, noise, conditions, settings, edit, every=every)
+    return [(step, np.clip(state.x, -1, 1)) for step, state in steps]
+
+
+def sample(params, settings=SETTINGS, noise=NOISE, edit=None):
+    return chunks(params, settings, noise, edit)[-1][1]
 
 
 class Reference:
@@ -144,41 +151,37 @@ def test_edits_are_deepfloyd_ifs(params, reference, mask):
     expected = reference.run(steps, reference.start(steps[6], mask), 6, mask)
     edit = Edit(IMAGE, mask, strength=0.7)
     assert distance(sample(params, settings, edit=edit), expected) < 1e-4
-    seen = []
-    chunked = sample(
-        params, settings, edit=edit, every=5, callback=lambda step, state: seen.append(step)
-    )
-    assert seen == [5, 10, 14]
-    assert distance(chunked, expected) < 1e-4
+    chunked = chunks(params, settings, edit=edit, every=5)
+    assert [step for step, _ in chunked] == [5, 10, 14]
+    assert distance(chunked[-1][1], expected) < 1e-4
 
 
 @pytest.mark.parametrize("known", ["clean", "noised"])
 def test_resampling_keeps_the_image(params, known):
     """Whatever is drawn, from keys or injected; chunks are the single run; lengths are traced."""
     edit = Edit(IMAGE, MASK, 0.9, known, resamplings=2, jump_length=2)
-    images = sample(params, edit=edit, injected=None)
+    keys = sample_keys(0, range(BATCH))
+    images = sample(params, noise=keys, edit=edit)
     np.testing.assert_allclose(images * (1 - MASK), IMAGE * (1 - MASK), atol=1e-6)
-    compiled = advance_stage._cache_size()
-    seen = []
-    chunked = sample(
-        params, edit=edit, injected=None, every=4, callback=lambda step, state: seen.append(step)
-    )
+    compiled = run_steps._cache_size()
+    step, chunked = chunks(params, noise=keys, edit=edit, every=4)[-1]
     # 10 of 12 steps; from levels 0, 2, 4 and 6 back by 2, with the jump 3 steps more each.
-    assert seen[-1] == 10 + 4 * 3
+    assert step == 10 + 4 * 3
     np.testing.assert_allclose(chunked, images, atol=1e-5)
-    once = sample(params, edit=replace(edit, jump_length=3), injected=None)
-    sample(params, replace(SETTINGS, steps=15), edit=replace(edit, strength=0.4), injected=None)
-    assert advance_stage._cache_size() == compiled
+    once = sample(params, noise=keys, edit=replace(edit, jump_length=3))
+    sample(params, replace(SETTINGS, steps=15), noise=keys, edit=replace(edit, strength=0.4))
+    sample(params, noise=keys, edit=replace(edit, resamplings=1))
+    assert run_steps._cache_size() == compiled
     assert distance(once * MASK, images * MASK) > 1e-2
 
 
 def test_new_spacings_and_numbers_never_recompile(params):
     sample(params)
-    compiled = advance_stage._cache_size()
+    compiled = run_steps._cache_size()
     for changes in ({"steps": 20}, {"spacing": "trailing"}, {"spacing": "time"}):
         sample(params, replace(SETTINGS, **changes))
     sample(params, replace(SETTINGS, steps=256, spacing="super27"))
-    assert advance_stage._cache_size() == compiled
+    assert run_steps._cache_size() == compiled
 
 
 def test_a_cascade_edits_at_each_stage(params):
@@ -189,11 +192,11 @@ def test_a_cascade_edits_at_each_stage(params):
     mask[1:, :4] = 1
     mask[2] = 1
     seen = []
-    images = sample_cascade(
-        cascade, {"enlarging": params}, sample_keys(0, range(count)), conditions,
-        edits=[Edit(IMAGE[:1], mask, strength=0.5)], batch_size=2,
+    request = Request(
+        num_images=count, seed=0, edits=[Edit(IMAGE[:1], mask, strength=0.5)], batch_size=2,
         callback=lambda progress: seen.append((progress.step, progress.steps)), every=4,
     )  # fmt: skip
+    images = sample_cascade(cascade, {"enlarging": params}, (SETTINGS,), request, conditions)
     assert seen == [(4, 6), (6, 6)] * 2
     np.testing.assert_array_equal(images * (1 - mask), IMAGE[:1] * (1 - mask))
     assert np.abs(images[1] - IMAGE[0])[:4].min() > 0
@@ -203,6 +206,6 @@ def test_what_an_edit_needs_is_said(params):
     with pytest.raises(ValueError, match=r"edits 2 images of shape \(8, 8, 3\).*\(2, 4, 4, 3\)"):
         sample(params, edit=Edit(LOW_RES))
     with pytest.raises(ValueError, match="lacks `known`"):
-        sample(params, injected=NOISE._replace(known=None), edit=Edit(IMAGE, MASK, known="noised"))
+        sample(params, noise=NOISE._replace(known=None), edit=Edit(IMAGE, MASK, known="noised"))
     with pytest.raises(ValueError, match=r"strength 0.01 leaves none of 12"):
         sample(params, edit=Edit(IMAGE, strength=0.01))

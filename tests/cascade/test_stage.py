@@ -13,16 +13,16 @@ from imagen_jax import models
 from imagen_jax.cascade.cascade import Cascade
 from imagen_jax.cascade.stage import (
     KINDS,
+    Conditions,
     Stage,
     apply_network,
     init_params,
     make_stage_denoiser,
     null_label,
 )
-from imagen_jax.diffusion.denoiser import Guidance
 from imagen_jax.diffusion.losses import Loss
 from imagen_jax.diffusion.process import convert
-from imagen_jax.diffusion.sampling import SamplingSettings
+from imagen_jax.diffusion.sampling import Sampling
 from imagen_jax.diffusion.schedules import DiscreteBeta, LinearBeta
 from imagen_jax.models import UNetConfig, UNetLevel
 from imagen_jax.storage.codec import from_dict, to_dict
@@ -86,18 +86,18 @@ def test_from_dict_names_what_it_does_not_know():
 @pytest.mark.parametrize(
     ("stage", "changes", "message"),
     [
-        (BASE, {"resolution": 5}, "5 is no multiple of 2"),
-        (BASE, {"resolution": 0}, "0 is no multiple of 2"),
+        (BASE, {"resolution": 5}, "5 is not a multiple of 2"),
+        (BASE, {"resolution": 0}, "0 is not a multiple of 2"),
         (BASE, {"text_width": None}, "needs text_width"),
         (BASE, {"conditioning": "label"}, "num_classes None do not fit"),
         (BASE, {"network": network(num_classes=3)}, "num_classes 3 do not fit"),
-        (BASE, {"low_resolution": 2}, "an enlarging stage needs both"),
-        (SR, {"low_resolution": None}, "an enlarging stage needs both"),
+        (BASE, {"low_resolution": 2}, "a super-resolution stage needs both"),
+        (SR, {"low_resolution": None}, "a super-resolution stage needs both"),
         (BASE, {"channels": 1}, "the network takes 3 and gives 3 channels for images of 1"),
         (SR, {"aug_levels": (0.5, 0.2)}, "must rise within"),
         (SR, {"aug_levels": (0.0, 1.5)}, "must rise within"),
         (BASE, {"time_power": 0.0}, "time_power must be positive"),
-        (SR, {"upsampling": "cubic"}, "upsampling 'cubic' is none of"),
+        (SR, {"upsampling": "cubic"}, "upsampling 'cubic' must be one of .*bilinear_align_corners"),
         (BASE, {"loss": Loss(vlb_weight=0.1)}, "out_channels 6, not 3"),
         (DISCRETE, {"schedule": LinearBeta()}, "a schedule of kind discrete_beta"),
     ],
@@ -113,10 +113,9 @@ def test_the_reduction_is_what_resolutions_are_multiples_of():
 
 
 def params_of(stage: Stage) -> dict:
-    settings = SamplingSettings()
     if stage.conditioning == "text":
         stage = replace(stage, conditioning=None, text_width=None)
-    return random_params(Cascade((stage,), (settings,)))[stage.name]
+    return random_params(Cascade((stage,), (Sampling(),)))[stage.name]
 
 
 @pytest.fixture(scope="module")
@@ -138,9 +137,8 @@ def test_guidance_mixes_class_and_no_class(labelled):
 
     @jax.jit
     def denoise(weight):
-        denoiser = make_stage_denoiser(
-            stage, params, label=label, guidance=Guidance(weight), threshold="none"
-        )
+        sampling = Sampling(guidance=weight, threshold="none")
+        denoiser = make_stage_denoiser(stage, params, Conditions(label=label), sampling)
         return denoiser(x_t, t).x0
 
     for weight in (1.0, 2.0):
@@ -158,14 +156,13 @@ def test_guidance_leads_away_from_the_null_text():
     x_t, low_res = (jnp.asarray(rng.normal(size=(2, 4, 4, 3)), jnp.float32) for _ in range(2))
     values = jnp.asarray(rng.normal(size=(2, 3, stage.text_width)), jnp.float32)
     text, null = TextEmbeddings(values, jnp.ones((2, 3), bool)), null_text(2, 3, stage.text_width)
-    t, level = jnp.array([0.3, 0.8]), jnp.array([0.1, 0.2])
+    t, level = jnp.array([0.3, 0.8]), jnp.array([0.2, 0.2])
+    sampling = Sampling(guidance=3.0, threshold="none", aug_level=0.2)
     given = {"low_res": low_res, "aug_level": level}
     call = jax.jit(lambda text: apply_network(stage, params, x_t, t, text=text, **given))
     output = 3.0 * call(text) - 2.0 * call(null)
     expected = convert(output, x_t, stage.schedule.logsnr(t), "eps", "x0")
-    denoiser = make_stage_denoiser(
-        stage, params, text=text, null=null, guidance=Guidance(3.0), threshold="none", **given
-    )
+    denoiser = make_stage_denoiser(stage, params, Conditions(text, null, low_res=low_res), sampling)
     result = jax.jit(lambda: denoiser(x_t, t).x0)()
     np.testing.assert_allclose(result, expected, rtol=1e-3, atol=1e-4)
 

@@ -57,7 +57,7 @@ def test_a_bug_keeps_its_traceback(error):
 
 @pytest.mark.parametrize("path", ["gs://bucket/run", "/home/me/s3:/bucket"])
 def test_a_bucket_is_no_folder(path):
-    with pytest.raises(ValueError, match=r"--workdir .*bucket.*: (gs|s3):// is no folder"):
+    with pytest.raises(ValueError, match=r"--workdir .*bucket.*: (gs|s3):// is not a folder"):
         make_folder(Path(path), "--workdir")
 
 

@@ -17,8 +17,8 @@ from imagen_jax.cascade.cascade import TEXT_ENCODER, Cascade
 from imagen_jax.cascade.stage import Stage, init_params
 from imagen_jax.commands.convert import main
 from imagen_jax.convert.t5 import load_huggingface, save_huggingface
-from imagen_jax.diffusion import DiscreteBeta
-from imagen_jax.diffusion.sampling import SamplingSettings
+from imagen_jax.diffusion.sampling import Sampling
+from imagen_jax.diffusion.schedules import DiscreteBeta
 from imagen_jax.models import UNetConfig, UNetLevel, t5
 from imagen_jax.pipeline.encoder_files import read_encoder
 from imagen_jax.pipeline.loading import load_model
@@ -37,7 +37,7 @@ NETWORK = UNetConfig(
     text_projection=32, text_norm="group", pooling_heads=2, mask_text=False,
 )  # fmt: skip
 STAGE = Stage("mine", 8, NETWORK, text_width=8, schedule=DiscreteBeta())
-SETTINGS = SamplingSettings(steps=20, spacing="leading", guidance=5.0)
+SETTINGS = Sampling(steps=20, spacing="leading", guidance=5.0)
 
 
 def script(name: str, *arguments, cwd: Path = ROOT) -> subprocess.CompletedProcess:

@@ -1,131 +1,20 @@
-"""scripts/evaluate.py on a tiny random model and a tiny image set, and what it refuses."""
+"""The options of scripts/evaluate.py are the fields of the request."""
 
-import json
+import dataclasses
 
-import numpy as np
-import pytest
-from PIL import Image
-from tiny_cascade import CASCADE, random_params
-
-from imagen_jax.cascade.cascade import Cascade
-from imagen_jax.commands.evaluate import main
-from imagen_jax.evaluation.image_set import make_prompts, read_image_set
-from imagen_jax.evaluation.report import ProgressLine, clock, fingerprint
-from imagen_jax.pipeline.pipeline import Pipeline
+from imagen_jax.commands.evaluate import parser
+from imagen_jax.evaluation.inputs import EvaluationRequest
 
 
-@pytest.fixture(scope="module")
-def evaluated(data, model, tmp_path_factory):
-    """Both metrics on the training split, four images at a time, on all devices."""
-    out = tmp_path_factory.mktemp("out") / "results"
-    command = f"--metrics retrieval,psnr --split train --steps 2 --guidance 1.5 --data {data}"
-    arguments = [*command.split(), "--model", str(model), "--batch_size", "4", "--out", str(out)]
-    assert main(arguments) == 0
-    return out, json.loads((out / "report.json").read_text())
+def test_each_option_is_a_field_of_the_request():
+    options = {action.dest for action in parser()._actions} - {"help"}
+    assert options == {field.name for field in dataclasses.fields(EvaluationRequest)}
+    assert EvaluationRequest(**vars(parser().parse_args([]))) == EvaluationRequest()
 
 
-def test_the_report_counts_every_name(evaluated):
-    retrieval = evaluated[1]["retrieval"]
-    assert retrieval["n"] == 15  # 8 images, one without a Chinese name
-    assert retrieval["candidates"] == 11
-    assert retrieval["by_language"]["en"]["n"] == 8
-    assert retrieval["by_language"]["zh"]["n"] == 7
-    assert retrieval["variants"]["n"] + retrieval["not_variants"]["n"] == 15
-    assert 0 <= retrieval["top1"] <= retrieval["top5"] <= 1
-
-
-def test_the_report_says_what_decides_the_numbers(evaluated, model):
-    report = evaluated[1]
-    assert (
-        report["model"]["fingerprint"]
-        == json.loads((model / "model.json").read_text())["fingerprint"]
+def test_values_by_point_and_by_stage():
+    options = parser().parse_args(
+        ["--guidance", "1,2:8", "--metrics", "fid,clip,", "--steps", "4,2"]
     )
-    assert report["settings"]["sampling"]["base"]["guidance"] == 1.5
-    assert report["settings"]["sampling"]["sr"]["steps"] == 2
-    assert {"jax", "flax", "numpy", "imagen_jax"} <= set(report["versions"])
-    assert set(report["seconds"]) == {"generation", "measurement", "super_resolution"}
-
-
-def test_super_resolution_is_compared_with_bicubic(evaluated):
-    value = evaluated[1]["psnr"]["sr"]
-    assert value["n"] == 8
-    assert value["gain"] == pytest.approx(value["model"] - value["bicubic"])
-    assert value["gain"] < 0  # a random network
-    assert 0 < value["bicubic"] < 60
-
-
-def test_sheets_and_table_are_written(evaluated):
-    out = evaluated[0]
-    for name in ("retrieval.png", "sr.png"):
-        with Image.open(out / name) as sheet:
-            assert min(sheet.size) > 100
-    lines = (out / "retrieval.csv").read_text(encoding="utf-8").splitlines()
-    assert len(lines) == 16
-    assert "物" in "".join(lines)
-
-
-def test_a_sample_depends_on_its_index_alone(evaluated, data, model, tmp_path):
-    """Fewer images, of which the last batch has one alone: the rows they share are the same."""
-    command = f"--split train --num 3 --steps 2 --guidance 1.5 --data {data} --model {model}"
-    assert main([*command.split(), "--batch_size", "4", "--out", str(tmp_path)]) == 0
-    fewer = (tmp_path / "retrieval.csv").read_text(encoding="utf-8").splitlines()
-    more = (evaluated[0] / "retrieval.csv").read_text(encoding="utf-8").splitlines()
-    assert len(fewer) in (6, 7)
-    assert more[: len(fewer)] == fewer
-
-
-def test_all_of_heldout_and_a_fixed_choice_of_train(data):
-    assert len(read_image_set(data, "heldout")) == 4
-    assert len(read_image_set(data, "train")) == 8
-    two, four = (read_image_set(data, "train", num) for num in (2, 4))
-    assert make_prompts(four).text[: len(make_prompts(two).text)] == make_prompts(two).text
-
-
-def refused(capsys, *arguments) -> str:
-    assert main([str(argument) for argument in arguments]) == 2
-    return capsys.readouterr().err
-
-
-def test_what_it_refuses_is_said_clearly(capsys, data, model, tmp_path):
-    common = ("--model", model, "--out", tmp_path / "out", "--data")
-    assert "known are fid, kid" in refused(capsys, *common, data, "--metrics", "fidd")
-    assert "scripts/prepare_emoji.py --out" in refused(capsys, *common, tmp_path / "no.npz")
-    assert "num must be at least 1" in refused(capsys, *common, data, "--num", 0)
-    assert "Unknown sampler" in refused(capsys, *common, data, "--sampler", "euler")
-    assert "at least 11 pixels" in refused(capsys, *common, data, "--metrics", "ssim")
-    assert "No stage" in refused(capsys, *common, data, "--size", 7)
-    incomplete = tmp_path / "incomplete.npz"
-    np.savez(incomplete, image=np.zeros((2, 8, 8, 3), np.uint8), label=np.arange(2))
-    assert "has no split, name_en" in refused(capsys, *common, incomplete)
-    (tmp_path / "file").write_text("")
-    assert "is a file" in refused(capsys, "--out", tmp_path / "file")
-    assert not (tmp_path / "out").exists()
-
-
-def test_psnr_needs_a_stage_that_enlarges(capsys, data, tmp_path):
-    base = Cascade(CASCADE.stages[:1], CASCADE.sampling[:1], CASCADE.encoder)
-    Pipeline(base, random_params(base), name="lonely").save_pretrained(tmp_path / "lonely")
-    error = refused(
-        capsys, "--model", tmp_path / "lonely", "--metrics", "psnr", "--data", data, "--out", "out"
-    )
-    assert "need a stage that enlarges" in error
-
-
-def test_the_fingerprint_of_parameters_changes_with_them():
-    params = random_params(CASCADE)
-    before = fingerprint(params)
-    assert before == fingerprint(random_params(CASCADE))
-    params["sr"]["conv_in"]["bias"][0] += 1e-6
-    assert fingerprint(params) != before
-    scalar = {"part": {"w": np.float32(1)}}
-    assert len(fingerprint(scalar)) == 16
-
-
-def test_the_progress_line_counts_without_the_first_part():
-    line = ProgressLine("retrieval", 40)
-    line.begin = 0.0
-    line.done, line.first, line.first_seconds = 20, 4, 60.0
-    assert line.text(68.0) == "retrieval: 20/40, 2.00/s, ETA 0:10"
-    line.done = 40
-    assert line.text(75.0) == "retrieval: 40/40 in 1:15"
-    assert clock(3723) == "1:02:03"
+    assert options.guidance == [1.0, (2.0, 8.0)]
+    assert (options.metrics, options.steps) == (("fid", "clip"), [4, 2])

@@ -1,26 +1,15 @@
-"""scripts/generate.py: files, names, metadata, an image made again, one line for each error."""
+"""generate: files, names, metadata, an image made again, one line for each error."""
 
-import importlib.util
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 from tiny_cascade import tiny_pipeline
 
+from imagen_jax.commands.generate import main
 from imagen_jax.images.png import read_settings
-
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "generate.py"
-
-
-@pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("generate_script", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
@@ -30,16 +19,11 @@ def directory(tmp_path_factory) -> str:
     return str(path)
 
 
-@pytest.fixture
-def run(script, monkeypatch):
-    def run(*arguments: object) -> int:
-        monkeypatch.setattr(sys, "argv", ["generate.py", *map(str, arguments), "--quiet"])
-        return script.main()
-
-    return run
+def run(*arguments: object) -> int:
+    return main([*map(str, arguments), "--quiet"])
 
 
-def test_writes_a_png_a_image_and_a_grid(run, directory, tmp_path, capsys):
+def test_writes_a_png_an_image_and_a_grid(directory, tmp_path, capsys):
     out = tmp_path / "new" / "samples"
     arguments = ["--model", directory, "--num_images", 2, "--batch_size", 2, "--seed", 4]
     assert run("a cat / dog!", "红苹果", *arguments, "--steps", "3,2", "--out", out) == 0
@@ -67,7 +51,7 @@ def test_writes_a_png_a_image_and_a_grid(run, directory, tmp_path, capsys):
     assert read_settings(again / png.name) == settings
 
 
-def test_another_models_image_is_made_with_a_warning(run, directory, tmp_path, capsys):
+def test_another_models_image_is_made_with_a_warning(directory, tmp_path, capsys):
     assert run("cat", "--model", directory, "--num_images", 1, "--out", tmp_path, "--size", 4) == 0
     other = tmp_path / "other"
     pipeline = tiny_pipeline()
@@ -88,12 +72,12 @@ def test_another_models_image_is_made_with_a_warning(run, directory, tmp_path, c
         (["a cat", "--steps", "0"], "steps must be"),
         (["a cat", "--num_images", "0"], "num_images must be"),
         (["a cat", "--model", "emojy"], "Unknown model 'emojy'"),
-        (["a cat", "--label", "3"], "knows no classes"),
+        (["a cat", "--label", "3"], "reads no classes"),
         (["a cat", "--from_png", "x.png"], "give no prompts"),
         (["--from_png", "x.png"], "There is no file x.png"),
     ],
 )
-def test_a_wrong_command_is_one_line(run, directory, tmp_path, capsys, arguments, message):
+def test_a_wrong_command_is_one_line(directory, tmp_path, capsys, arguments, message):
     model = [] if "--model" in arguments or not arguments else ["--model", directory]
     assert run(*arguments, *model, "--out", tmp_path / "out") == 2
     captured = capsys.readouterr()
@@ -103,21 +87,19 @@ def test_a_wrong_command_is_one_line(run, directory, tmp_path, capsys, arguments
     assert not (tmp_path / "out").exists()
 
 
-def test_an_out_that_is_a_file_is_refused(run, directory, tmp_path, capsys):
+def test_an_out_that_is_a_file_is_refused(directory, tmp_path, capsys):
     (tmp_path / "out").write_text("mine")
     assert run("a cat", "--model", directory, "--out", tmp_path / "out") == 2
     assert "is a file" in capsys.readouterr().err
 
 
-def test_an_out_that_cannot_be_written_is_refused_before_generating(
-    run, directory, capsys, monkeypatch
-):
-    monkeypatch.setattr("imagen_jax.load_model", None)  # not even loaded
+def test_an_out_that_cannot_be_written_is_refused_before_generating(directory, capsys, monkeypatch):
+    monkeypatch.setattr("imagen_jax.pipeline.loading.load_model", None)  # not even loaded
     assert run("a cat", "--model", directory, "--out", "/proc/none") == 2
     assert "--out /proc/none cannot be written" in capsys.readouterr().err
 
 
-def test_the_summary_lists_the_stages_that_ran(run, directory, tmp_path, capsys):
+def test_the_summary_lists_the_stages_that_ran(directory, tmp_path, capsys):
     arguments = ["--model", directory, "--num_images", 1, "--batch_size", 2, "--out", tmp_path]
     assert run("a cat", *arguments, "--size", 4) == 0
     summary = capsys.readouterr().out.splitlines()[-1]
@@ -126,19 +108,19 @@ def test_the_summary_lists_the_stages_that_ran(run, directory, tmp_path, capsys)
     assert "sr" not in summary.partition("seed")[2]
 
 
-def test_a_long_prompt_warns_in_one_line(run, directory, tmp_path, capsys):
+def test_a_long_prompt_warns_in_one_line(directory, tmp_path, capsys):
     arguments = ["--model", directory, "--num_images", 1, "--batch_size", 2, "--out", tmp_path]
     assert run("a very long prompt", *arguments) == 0
     assert "Warning: The prompt 'a very long prompt' has 18 tokens" in capsys.readouterr().err
 
 
-def test_wrong_options_need_no_jax():
+def test_wrong_options_need_no_jax(repository):
     program = (
-        "import runpy, sys; sys.modules['jax'] = None; sys.argv = ['generate.py', '--steps', 'x'];"
-        f"runpy.run_path({str(SCRIPT)!r}, run_name='__main__')"
+        "import sys; sys.modules['jax'] = None; from imagen_jax.commands.generate import main; "
+        "main(['--steps', 'x'])"
     )
     result = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=repository
     )
     assert result.returncode == 2
     assert "argument --steps" in result.stderr

@@ -18,7 +18,7 @@ from tiny_cascade import BASE, ENCODER, random_params
 from imagen_jax.cascade.cascade import Cascade
 from imagen_jax.commands import train
 from imagen_jax.commands.train import parse_profile
-from imagen_jax.diffusion.sampling import SamplingSettings
+from imagen_jax.diffusion.sampling import Sampling
 from imagen_jax.pipeline.model_directory import write_model
 from imagen_jax.storage.checkpoint import Checkpoints
 from imagen_jax.training.metrics import Curve, read_losses
@@ -206,7 +206,7 @@ def test_a_full_disk_while_training_is_one_line(tmp_path, dataset):
 
 def shipped(tmp_path: Path, stage) -> Path:
     """A folder of models, one of them of this stage, with its loss curve."""
-    cascade = Cascade((stage,), (SamplingSettings(),), ENCODER)
+    cascade = Cascade((stage,), (Sampling(),), ENCODER)
     write_model(tmp_path / "model", cascade, random_params(cascade), name="model")
     Curve((1.0, 9.0), (2.0, 1.0), ((1.0,), (1.0,))).write(tmp_path / "model/base_curve.json")
     return tmp_path

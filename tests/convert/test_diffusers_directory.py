@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from imagen_jax.convert.diffusers_directory import PIPELINES, read_directory
-from imagen_jax.storage.safetensors import TensorFiles
+from imagen_jax.storage.safetensors import open_tensors
 
 UNET = "diffusion_pytorch_model"
 SCHEDULER = {"_class_name": "DDPMScheduler", "num_train_timesteps": 1000}
@@ -76,8 +76,7 @@ def test_a_variant_is_taken_where_there_is_one(tmp_path):
     save_file({"w": np.ones(2, np.float16)}, path / "unet" / f"{UNET}.fp16.safetensors")
     found = read_directory(path, variant="fp16")
     assert (found.unet.variant, found.text_encoder.variant) == ("fp16", None)
-    weights = TensorFiles(found.unet.directory, found.unet.name, found.unet.variant)
-    assert weights.dtype("w") == np.float16
+    assert open_tensors(*found.unet)["w"].dtype == np.float16
     shard = "model.fp16-00001-of-00001.safetensors"
     save_file({"w": np.ones(2, np.float16)}, path / "text_encoder" / shard)
     index = {"metadata": {}, "weight_map": {"w": shard}}

@@ -1,4 +1,4 @@
-"""Stages as diffusers directories: diffusers and our reader load what was trained."""
+"""Stages as diffusers directories: diffusers and our reader load what was saved."""
 
 import functools
 import json
@@ -22,17 +22,14 @@ from imagen_jax.convert.diffusers_export import (
 )
 from imagen_jax.convert.diffusers_unet import config_from_diffusers, unet_layout
 from imagen_jax.convert.t5 import load_huggingface
-from imagen_jax.data import ArraySource
-from imagen_jax.devices.sharding import make_mesh
-from imagen_jax.diffusion.sampling import SamplingSettings
+from imagen_jax.diffusion.sampling import Sampling
 from imagen_jax.diffusion.schedules import Cosine, DiscreteBeta, LinearBeta
-from imagen_jax.diffusion.time_steps import spaced_steps
+from imagen_jax.diffusion.time_grids import spaced_steps
 from imagen_jax.models import EfficientLevel, EfficientUNetConfig, UNetConfig, UNetLevel, t5
-from imagen_jax.storage.reading import read_layout
-from imagen_jax.storage.safetensors import TensorFiles
+from imagen_jax.storage.layout_files import read_layout
+from imagen_jax.storage.safetensors import open_tensors
 from imagen_jax.text.encoder import TextEncoder, tokenize
 from imagen_jax.text.tokenizers import ByteTokenizer, SentencePieceTokenizer
-from imagen_jax.training import batches, build
 from imagen_jax.training.run_config import read_config
 from imagen_jax.typing import TextEmbeddings
 
@@ -92,39 +89,26 @@ TEXT = {
         "embedding_multiplier": 3.0,
     },
 }
-SETTINGS = SamplingSettings(steps=50, spacing="leading", percentile=95.0, cap=1.5, guidance=7.0)
+SETTINGS = Sampling(steps=50, spacing="leading", percentile=95.0, cap=1.5, guidance=7.0)
 
 
-def trained(section: dict):
-    """(stage, parameters) after 50 steps on random images."""
-    raw = {
-        "stage": section,
-        "text": TEXT | {"trainable": True},
-        "batch_size": 4,
-        "num_steps": 50,
-        "data": {"source": "memory", "num_threads": 1},
-        "optimizer": {"kind": "adam", "learning_rate": 3e-3, "warmup_steps": 5},
-        "ema_decay": None,
-        "mesh": {"data": 1},
-    }
-    config = read_config(raw)
-    encoder = build.make_text_encoder(config)
-    mesh = make_mesh(config.mesh, jax.devices()[:1])
-    train_step, init, _ = build.make_training(config, encoder, mesh)
-    images = np.random.default_rng(0).integers(0, 256, (16, 8, 8, 3), np.uint8)
-    source = ArraySource(images, [[(f"no {i}", 1.0)] for i in range(16)])
-    stream = batches.make_batches(config, encoder, source)(0, None)
-    step = jax.jit(train_step, compiler_options=QUICK)
-    state = jax.jit(init, compiler_options=QUICK)(jax.random.key(0))
-    for number in range(config.num_steps):
-        state, metrics = step(state, next(stream), jax.random.fold_in(jax.random.key(1), number))
-    assert np.isfinite(metrics["loss"])
-    return config.stage, jax.device_get(state.params["network"])
+def random_stage(section: dict):
+    """(stage, parameters): all of them random, as training leaves them."""
+    run = {"stage": section, "text": TEXT, "batch_size": 4, "num_steps": 1}
+    stage = read_config(run | {"data": {"source": "memory"}}).stage
+    shapes = jax.eval_shape(lambda key: init_params(stage, key), jax.random.key(0))
+    rng = np.random.default_rng(0)
+
+    def values(shape: jax.ShapeDtypeStruct) -> np.ndarray:
+        fan_in = np.prod(shape.shape[:-1], dtype=int) if len(shape.shape) > 1 else 4
+        return (rng.standard_normal(shape.shape) / np.sqrt(fan_in)).astype(np.float32)
+
+    return stage, jax.tree.map(values, shapes)
 
 
 @pytest.fixture(scope="module", params=list(SECTIONS))
 def run(request):
-    return trained(SECTIONS[request.param])
+    return random_stage(SECTIONS[request.param])
 
 
 def random_inputs(stage: Stage, seed: int = 0) -> dict[str, np.ndarray]:
@@ -184,7 +168,7 @@ def read_back(directory, variant=None, dtype="float32"):
     )
     shapes = jax.eval_shape(lambda key: init_params(stage, key), jax.random.key(0))
     unet = found.unet
-    files = TensorFiles(unet.directory, unet.name, unet.variant)
+    files = open_tensors(unet.directory, unet.name, unet.variant)
     return network, read_layout(unet_layout(network), files, shapes, dtype=dtype)
 
 
@@ -195,13 +179,13 @@ def spiece_encoder(repository) -> TextEncoder:
     return TextEncoder(config, SentencePieceTokenizer(str(path)), max_length=TOKENS)
 
 
-def test_a_trained_stage_goes_to_diffusers_and_comes_back(run, tmp_path):
+def test_a_stage_goes_to_diffusers_and_comes_back(run, tmp_path):
     diffusers = pytest.importorskip("diffusers", reason=REASON)
     stage, params = run
     save_pipeline(tmp_path, stage, SETTINGS, params)
     inputs = random_inputs(stage)
     expected = ours(stage, params, inputs)
-    assert np.std(expected[..., 3:]) > 0  # the variance was trained too
+    assert np.std(expected[..., 3:]) > 0  # the variance too
     network = diffusers.UNet2DConditionModel.from_pretrained(tmp_path, subfolder="unet").eval()
     assert distance(theirs(network, inputs), expected) < 1e-5
     config, back = read_back(tmp_path)
@@ -309,7 +293,7 @@ def test_diffusers_runs_the_pipeline(run, tmp_path, repository):
 def test_schedulers_visit_the_same_steps_of_the_same_noise(spacing):
     diffusers = pytest.importorskip("diffusers", reason=REASON)
     stage = replace(STAGE, schedule=DiscreteBeta("linear", 1e-4, 0.03, 1000))
-    settings = SamplingSettings(steps=25, spacing=spacing, cap=None)
+    settings = Sampling(steps=25, spacing=spacing, cap=None)
     values, notes = scheduler_to_diffusers(stage, settings)
     assert not notes
     json.dumps(values, allow_nan=False)
@@ -334,7 +318,7 @@ def test_what_scheduler_files_cannot_say_is_noted(enlarging):
     stage = replace(STAGE, **ENLARGED) if enlarging else STAGE
 
     def notes(**settings):
-        return " ".join(scheduler_to_diffusers(stage, SamplingSettings(**settings))[1])
+        return " ".join(scheduler_to_diffusers(stage, Sampling(**settings))[1])
 
     assert "in place of sampler 'heun'" in notes(sampler="heun", spacing="leading")
     assert "no spacing 'logsnr'" in notes(spacing="logsnr", steps=50)
@@ -342,11 +326,11 @@ def test_what_scheduler_files_cannot_say_is_noted(enlarging):
     assert "guidance_rescale 0.7" in notes(spacing="leading", guidance_rescale=0.7)
     assert "gamma 0.3" in notes(spacing="leading", learned_variance=False)
     assert not notes(spacing="fast27")
-    arguments = call_arguments(stage, SamplingSettings(spacing="fast27", guidance=7.0))
+    arguments = call_arguments(stage, Sampling(spacing="fast27", guidance=7.0))
     assert arguments["timesteps"][:2] == [999, 800]
     assert arguments["guidance_scale"] == 7.0
     if stage.low_resolution:
-        settings = SamplingSettings(spacing="leading", aug_level=0.251)
+        settings = Sampling(spacing="leading", aug_level=0.251)
         assert call_arguments(stage, settings)["noise_level"] == 250
 
 
@@ -427,5 +411,5 @@ def test_our_reader_gives_the_same_model(run, tmp_path, repository):
 
 
 def test_the_names_are_those_of_our_reader():
-    assert PIPELINES[diffusers_export.DRAWING] is False
-    assert PIPELINES[diffusers_export.ENLARGING] is True
+    assert PIPELINES[diffusers_export.BASE] is False
+    assert PIPELINES[diffusers_export.SUPER_RESOLUTION] is True

@@ -15,7 +15,7 @@ import pytest
 from imagen_jax.convert import t5 as convert
 from imagen_jax.convert.t5x import load_t5x
 from imagen_jax.models import t5
-from imagen_jax.storage.writing import write_layout
+from imagen_jax.storage.layout_files import write_layout
 from tests.convert.refusals import assert_refused
 from tests.convert.t5x_writer import t5x_arrays, write_checkpoint, write_tree
 
@@ -185,7 +185,7 @@ CHECKPOINTS = {
     "another width": (
         with_inline(array([7], "float32", bytes(28))),
         ValueError,
-        "final_norm/scale is (7,), not (8,)",
+        "encoder/encoder_norm/scale is (7,), not (8,)",
     ),
 }
 

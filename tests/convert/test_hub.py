@@ -11,7 +11,7 @@ from safetensors.numpy import save
 from imagen_jax.convert import hub
 from imagen_jax.convert import t5 as convert
 from imagen_jax.models import t5
-from imagen_jax.storage.writing import write_layout
+from imagen_jax.storage.layout_files import write_layout
 
 huggingface_hub = pytest.importorskip("huggingface_hub", reason="the hub is reached through it")
 

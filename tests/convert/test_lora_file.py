@@ -17,9 +17,10 @@ from imagen_jax.cascade.stage import Stage, apply_network, init_params
 from imagen_jax.convert.diffusers_unet import config_to_diffusers
 from imagen_jax.convert.lora import METADATA_KEY, LoraFile, read_lora, save_lora
 from imagen_jax.models import UNetConfig, UNetLevel
-from imagen_jax.models.lora import LoraConfig, merge_lora, paths
+from imagen_jax.models.lora import LoraConfig, merge_lora
 from imagen_jax.pipeline.adapters import adapted_params
-from imagen_jax.storage.writing import write_layout
+from imagen_jax.storage.layout_files import write_layout
+from imagen_jax.storage.trees import flatten
 from imagen_jax.typing import TextEmbeddings
 
 LORA = LoraConfig(rank=2, alpha=3.0)
@@ -98,8 +99,8 @@ def test_our_own_networks_have_our_own_names(tmp_path):
     file = LoraFile(tmp_path / "a.safetensors")
     assert "down0_attention.text_key_value" in file.modules
     assert file.stage_name == "base"
-    read = paths(read_lora(file, CASCADE.stages[0], params))
-    for name, value in paths(lora).items():
+    read = flatten(read_lora(file, CASCADE.stages[0], params))
+    for name, value in flatten(lora).items():
         scale = LORA.scale if name.endswith("up") else 1.0
         np.testing.assert_allclose(read[name], scale * value, rtol=1e-6)
 
@@ -195,7 +196,7 @@ def test_alphas_and_ranks_may_differ_by_module(tmp_path):
     for rslora, scales in ((False, (3.0, 0.25)), (True, (6 / 2**0.5, 0.5))):
         values = json.dumps(settings | {"use_rslora": rslora})
         save_file(tensors, tmp_path / "a.safetensors", metadata={METADATA_KEY: values})
-        read = paths(read_lora(LoraFile(tmp_path / "a.safetensors"), CASCADE.stages[0], shapes))
+        read = flatten(read_lora(LoraFile(tmp_path / "a.safetensors"), CASCADE.stages[0], shapes))
         for place, module, scale in zip(
             ("down0_attention/query", "up0_attention/out"),
             ("down0_attention.query", "up0_attention.out"),
@@ -205,7 +206,7 @@ def test_alphas_and_ranks_may_differ_by_module(tmp_path):
             up = tensors[f"{module}.lora_B.weight"].T
             np.testing.assert_allclose(read[f"{place}/up"], scale * up, rtol=1e-6)
     save_file(tensors, tmp_path / "a.safetensors")
-    read = paths(read_lora(LoraFile(tmp_path / "a.safetensors"), CASCADE.stages[0], shapes))
+    read = flatten(read_lora(LoraFile(tmp_path / "a.safetensors"), CASCADE.stages[0], shapes))
     up = tensors["up0_attention.out.lora_B.weight"].T
     np.testing.assert_array_equal(read["up0_attention/out/up"], up)
 
@@ -241,7 +242,7 @@ def spoilt(tensors: dict, fault: str) -> dict:
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        ("name", "does not fit stage 'base': down7.to_q is no linear layer"),
+        ("name", "does not fit stage 'base': down7.to_q is not a linear layer"),
         ("rank", "down0_attention.query has rank 3 in lora_A and 2 in lora_B"),
         ("shape", "down0_attention.query is for 8 to 9 channels, not 8 to 16"),
         ("half", "down0_attention.query without its other half"),
@@ -280,9 +281,9 @@ def test_a_scale_that_is_none_changes_nothing(scale):
     [
         ("{", "in its lora_adapter_metadata, it is not JSON"),
         ("[1]", "not an object"),
-        ('{"lora_alpha": "x"}', "an alpha is no number"),
-        ('{"alpha_pattern": 3}', "an alpha is no number"),
-        ('{"lora_alpha": 1' + "0" * 400 + "}", "an alpha is no number"),
+        ('{"lora_alpha": "x"}', "an alpha is not a number"),
+        ('{"alpha_pattern": 3}', "an alpha is not a number"),
+        ('{"lora_alpha": 1' + "0" * 400 + "}", "an alpha is not a number"),
     ],
 )
 def test_damaged_settings_are_named(metadata, message, tmp_path):

@@ -7,16 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from imagen_jax.diffusion import (
-    SAMPLERS,
-    DiscreteBeta,
-    Guidance,
-    SamplerOptions,
-    Thresholding,
-    initial_state,
-    make_denoiser,
-    sample_loop,
-)
+from imagen_jax.diffusion.denoiser import make_denoiser
+from imagen_jax.diffusion.samplers import SAMPLERS, initial_state, sample_loop
+from imagen_jax.diffusion.sampling import Sampling
+from imagen_jax.diffusion.schedules import DiscreteBeta
 
 COSINE = DiscreteBeta()
 IF_STAGE_1 = {
@@ -90,7 +84,11 @@ def scheduler_run(scheduler, x, weight=3.0, learned=True, after=None, steps=None
 def compiled_run(schedule, wrapped, threshold, prediction, learned, grid, x, table, numbers, given):
     """The state after each of the grid's first steps, all in one program."""
     sampler, wrap = wrapped
-    weight, gamma, cap, start = numbers
+    weight, gamma, cap = numbers
+    sampling = Sampling(
+        guidance=weight, threshold=threshold, percentile=95.0, cap=cap, gamma=gamma,
+        learned_variance=learned,
+    )  # fmt: skip
 
     def predict(x, t):
         return network(jnp, x, schedule.time_step(t), 1)
@@ -98,20 +96,15 @@ def compiled_run(schedule, wrapped, threshold, prediction, learned, grid, x, tab
     def pair(x, t):
         return predict(x, t), network(jnp, x, schedule.time_step(t), 0)
 
-    denoise = make_denoiser(
-        predict, pair, schedule, prediction, Guidance(weight), threshold, Thresholding(95.0, cap),
-        learned,
-    )  # fmt: skip
+    denoise = make_denoiser(predict, pair, schedule, prediction, sampling)
     stepper = SAMPLERS[sampler] if wrap is None else wrap(SAMPLERS[sampler], given)
 
     def advance(state, index):
-        state = sample_loop(
-            stepper, denoise, schedule, grid, state, lambda i: table[i], SamplerOptions(gamma),
-            index, index + 1,
-        )  # fmt: skip
+        step = grid._replace(start=index, stop=index + 1)
+        state = sample_loop(stepper, denoise, schedule, step, state, lambda i: table[i], sampling)
         return state, state.x
 
-    return jax.lax.scan(advance, initial_state(x), start + jnp.arange(64))[1]
+    return jax.lax.scan(advance, initial_state(x), grid.start + jnp.arange(64))[1]
 
 
 def our_run(
@@ -122,12 +115,13 @@ def our_run(
 
     wrap(sampler, given) makes another sampler of it.
     """
-    numbers = (*map(np.float32, (weight, gamma, cap)), np.int32(start))
+    numbers = tuple(map(np.float32, (weight, gamma, cap)))
+    grid = grid._replace(start=np.int32(start))
     states = compiled_run(
         schedule, (sampler, wrap), threshold, prediction, learned,
-        jax.tree.map(np.asarray, grid), np.asarray(x, np.float32), table, numbers, given,
+        grid, np.asarray(x, np.float32), table, numbers, given,
     )  # fmt: skip
-    return list(np.asarray(states)[: int(grid.num_steps) - start])
+    return list(np.asarray(states)[: int(grid.stop) - start])
 
 
 def distance(ours, theirs):

@@ -5,7 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagen_jax.diffusion import UPSAMPLINGS, augment, downsample, sample_levels, upsample
+from imagen_jax.diffusion.augmentation import (
+    UPSAMPLINGS,
+    augment,
+    downsample,
+    sample_levels,
+    upsample,
+)
 
 
 def test_level_zero_leaves_the_image_and_level_one_leaves_noise(key):
@@ -68,8 +74,6 @@ def test_resizing_keeps_constants_and_range(key, resize):
     images = jax.random.uniform(key, (2, 12, 12, 3), minval=-1.0, maxval=1.0)
     assert np.abs(resize(images, 20)).max() <= 1.0 + 1e-6
     assert resize(images.astype(jnp.bfloat16), 6).dtype == jnp.float32
-    with pytest.raises(ValueError, match="0"):
-        resize(images, 0)
 
 
 @pytest.mark.parametrize("sizes", [(4, 4, 16), (7, 5, 16), (3, 8, 1), (1, 6, 5), (64, 64, 256)])
@@ -89,5 +93,3 @@ def test_upsamplings_are_not_the_same(key):
     images = jax.random.normal(key, (1, 4, 4, 1))
     one, two = (upsample(images, 8, method) for method in UPSAMPLINGS)
     assert np.abs(one - two).max() > 0.1
-    with pytest.raises(ValueError, match=r"'cubic'.*bilinear_align_corners"):
-        upsample(images, 8, "cubic")

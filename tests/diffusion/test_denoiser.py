@@ -7,18 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagen_jax.diffusion import (
-    PREDICTIONS,
+from imagen_jax.diffusion.denoiser import (
     THRESHOLDS,
-    Cosine,
-    Guidance,
-    LinearBeta,
-    Thresholding,
-    add_noise,
-    convert,
+    dynamic_threshold,
+    guide,
     make_denoiser,
+    static_threshold,
 )
-from imagen_jax.diffusion.denoiser import dynamic_threshold, guide, static_threshold
+from imagen_jax.diffusion.process import PREDICTIONS, add_noise, convert
+from imagen_jax.diffusion.sampling import Sampling, traced
+from imagen_jax.diffusion.schedules import Cosine, LinearBeta
 
 SHAPE = (3, 6, 6, 3)
 SCHEDULE = Cosine()
@@ -37,12 +35,9 @@ def pair(x_t, t):
     return conditional(x_t, t), unconditional(x_t, t)
 
 
-def never(x_t, t):
-    raise AssertionError("this branch must not be built")
-
-
 def denoiser(prediction="eps", threshold="none", **kwargs):
-    return make_denoiser(conditional, pair, SCHEDULE, prediction, threshold=threshold, **kwargs)
+    sampling = Sampling(threshold=threshold, **kwargs)
+    return make_denoiser(conditional, pair, SCHEDULE, prediction, sampling)
 
 
 def images(key):
@@ -68,28 +63,28 @@ def test_guidance_is_the_papers_mix_in_every_prediction(key, prediction, weight)
     eps_cond, eps_uncond = (convert(o, x_t, logsnr, prediction, "eps") for o in pair(x_t, T))
     mixed = weight * eps_cond + (1.0 - weight) * eps_uncond
     expected = convert(mixed, x_t, logsnr, "eps", "x0")
-    x0 = denoiser(prediction, guidance=Guidance(weight=weight))(x_t, T).x0
+    x0 = denoiser(prediction, guidance=weight)(x_t, T).x0
     np.testing.assert_allclose(x0, expected, rtol=1e-4, atol=1e-3)
 
 
 def test_weight_one_is_conditional_alone(key):
     x_t = images(key)
-    expected = make_denoiser(conditional, None, SCHEDULE, "eps", threshold="none")(x_t, T).x0
+    plain = Sampling(threshold="none")
+    expected = make_denoiser(conditional, None, SCHEDULE, "eps", plain)(x_t, T).x0
     for rescale in (0.0, 0.7):
-        guidance = Guidance(weight=1.0, rescale=rescale)
-        np.testing.assert_array_equal(denoiser(guidance=guidance)(x_t, T).x0, expected)
+        result = denoiser(guidance=1.0, guidance_rescale=rescale)(x_t, T).x0
+        np.testing.assert_array_equal(result, expected)
     # Also where another example of the batch is guided.
-    mixed = denoiser(guidance=Guidance(weight=jnp.array([1.0, 4.0, 1.0]), rescale=0.7))(x_t, T).x0
+    mixed = denoiser(guidance=jnp.array([1.0, 4.0, 1.0]), guidance_rescale=0.7)(x_t, T).x0
     np.testing.assert_allclose(mixed[::2], expected[::2], rtol=1e-5, atol=1e-5)
     assert np.abs(mixed[1] - expected[1]).max() > 0.1
 
 
 def test_weight_zero_is_unconditional(key):
     x_t = images(key)
-    expected = make_denoiser(unconditional, None, SCHEDULE, "v", threshold="none")(x_t, T).x0
-    np.testing.assert_allclose(
-        denoiser("v", guidance=Guidance(weight=0.0))(x_t, T).x0, expected, atol=1e-6
-    )
+    plain = Sampling(threshold="none")
+    expected = make_denoiser(unconditional, None, SCHEDULE, "v", plain)(x_t, T).x0
+    np.testing.assert_allclose(denoiser("v", guidance=0.0)(x_t, T).x0, expected, atol=1e-6)
 
 
 class Counted:
@@ -106,12 +101,11 @@ class Counted:
         jax.debug.callback(lambda: setattr(self, "pairs", self.pairs + 1))
         return pair(x_t, t)
 
-    def jitted(self, threshold="none"):
-        def run(x_t, t, guidance, thresholding):
+    def jitted(self):
+        def run(x_t, t, sampling):
             self.traces += 1
-            return make_denoiser(
-                self.predict, self.predict_pair, SCHEDULE, "eps", guidance, threshold, thresholding
-            )(x_t, t).x0
+            denoise = make_denoiser(self.predict, self.predict_pair, SCHEDULE, "eps", sampling)
+            return denoise(x_t, t).x0
 
         return jax.jit(run)
 
@@ -125,28 +119,30 @@ class Counted:
 def test_one_evaluation_where_guidance_does_nothing(key):
     counted, x_t = Counted(), images(key)
     run = counted.jitted()
-    for guidance, t, expected in [
-        (Guidance(weight=1.0), 0.5, (1, 0)),
-        (Guidance(weight=3.0), 0.5, (0, 1)),
-        (Guidance(weight=3.0, interval_start=0.2, interval_stop=0.7), 0.5, (0, 1)),
-        (Guidance(weight=3.0, interval_start=0.2, interval_stop=0.7), 0.1, (1, 0)),
-        (Guidance(weight=3.0, interval_start=0.2, interval_stop=0.7), 0.8, (1, 0)),
+    for guidance, interval, t, expected in [
+        (1.0, (0.0, 1.0), 0.5, (1, 0)),
+        (3.0, (0.0, 1.0), 0.5, (0, 1)),
+        (3.0, (0.2, 0.7), 0.5, (0, 1)),
+        (3.0, (0.2, 0.7), 0.1, (1, 0)),
+        (3.0, (0.2, 0.7), 0.8, (1, 0)),
     ]:
-        run(x_t, t, guidance, Thresholding()).block_until_ready()
-        assert counted.counts() == expected, (guidance, t)
+        sampling = Sampling(guidance=guidance, guidance_interval=interval, threshold="none")
+        run(x_t, t, traced(sampling)).block_until_ready()
+        assert counted.counts() == expected, (guidance, interval, t)
     assert counted.traces == 1
 
 
 def test_new_values_never_retrace(key):
     counted, x_t = Counted(), images(key)
-    run = counted.jitted("dynamic")
+    run = counted.jitted()
     results = [
-        np.asarray(
-            run(x_t, 0.5, Guidance(weight, start, 0.9, rescale), Thresholding(percentile, cap))
-        )
+        np.asarray(run(x_t, 0.5, traced(Sampling(
+            guidance=weight, guidance_interval=(start, 0.9), guidance_rescale=rescale,
+            percentile=percentile, cap=cap,
+        ))))
         for weight, start, rescale, percentile, cap in [
-            (1.0, 0.0, 0.0, 99.5, 1.5), (4.0, 0.0, 0.0, 99.5, 1.5), (4.0, 0.6, 0.0, 99.5, 1.5),
-            (4.0, 0.0, 0.7, 99.5, 1.5), (4.0, 0.0, 0.0, 80.0, 9.0), (4.0, 0.0, 0.0, 99.5, 1.1),
+            (1, 0.0, 0.0, 99.5, 1.5), (4.0, 0.0, 0.0, 99.5, 1.5), (4.0, 0.6, 0.0, 99.5, 1.5),
+            (4.0, 0.0, 0.7, 99.5, 1.5), (4.0, 0.0, 0.0, 80, None), (4.0, 0.0, 0.0, 99.5, 1.1),
         ]
     ]  # fmt: skip
     assert counted.traces == 1
@@ -158,8 +154,8 @@ def test_new_values_never_retrace(key):
 def test_interval_acts_example_by_example(key):
     x_t = images(key)
     free = denoiser()(x_t, T).x0
-    guided = denoiser(guidance=Guidance(weight=5.0))(x_t, T).x0
-    inside = denoiser(guidance=Guidance(5.0, interval_start=0.5, interval_stop=0.7))(x_t, T).x0
+    guided = denoiser(guidance=5.0)(x_t, T).x0
+    inside = denoiser(guidance=5.0, guidance_interval=(0.5, 0.7))(x_t, T).x0
     np.testing.assert_allclose(inside[::2], free[::2], rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(inside[1], guided[1])
 
@@ -182,7 +178,7 @@ def test_rescale_restores_the_deviation(key):
 @pytest.mark.parametrize("cap", [np.inf, 1.5, 1.0])
 def test_dynamic_thresholding_is_numpys(key, percentile, cap):
     x0 = images(key) * jnp.array([0.2, 1.0, 3.0]).reshape(3, 1, 1, 1)
-    result = dynamic_threshold(x0, Thresholding(percentile, cap))
+    result = dynamic_threshold(x0, Sampling(percentile=percentile, cap=cap))
     for image, thresholded in zip(np.asarray(x0, np.float64), result, strict=True):
         scale = min(max(np.percentile(np.abs(image), percentile), 1.0), cap)
         np.testing.assert_allclose(thresholded, np.clip(image, -scale, scale) / scale, atol=5e-6)
@@ -191,15 +187,13 @@ def test_dynamic_thresholding_is_numpys(key, percentile, cap):
 
 def test_dynamic_thresholding_leaves_images_in_range_alone(key):
     x0 = jax.random.uniform(key, SHAPE, minval=-1.0, maxval=1.0)
-    np.testing.assert_array_equal(dynamic_threshold(x0, Thresholding(100.0)), x0)
+    np.testing.assert_array_equal(dynamic_threshold(x0, Sampling(percentile=100.0)), x0)
 
 
 def test_static_thresholding_is_a_clip_and_the_limit_of_the_dynamic_one(key):
     x0 = 2.0 * images(key)
     np.testing.assert_array_equal(static_threshold(x0), np.clip(x0, -1.0, 1.0))
-    np.testing.assert_array_equal(
-        dynamic_threshold(x0, Thresholding(99.5, 1.0)), static_threshold(x0)
-    )
+    np.testing.assert_array_equal(dynamic_threshold(x0, Sampling(cap=1.0)), static_threshold(x0))
 
 
 def test_threshold_modes_reach_the_denoiser(key):
@@ -208,7 +202,7 @@ def test_threshold_modes_reach_the_denoiser(key):
     assert np.abs(raw).max() > 1.0
     np.testing.assert_array_equal(denoiser(threshold="static")(x_t, T).x0, static_threshold(raw))
     np.testing.assert_allclose(
-        denoiser(threshold="dynamic")(x_t, T).x0, dynamic_threshold(raw, Thresholding()), atol=1e-6
+        denoiser(threshold="dynamic")(x_t, T).x0, dynamic_threshold(raw, Sampling()), atol=1e-6
     )
 
 
@@ -221,9 +215,9 @@ def test_learned_variance_is_the_conditional_one_and_not_guided(key):
 
     x_t = images(key)
     for weight in (1.0, 4.0):
-        guidance = Guidance(weight=weight)
-        result = make_denoiser(wide, wide_pair, SCHEDULE, "eps", guidance, "none")(x_t, T)
-        np.testing.assert_array_equal(result.x0, denoiser(guidance=guidance)(x_t, T).x0)
+        sampling = Sampling(guidance=weight, threshold="none")
+        result = make_denoiser(wide, wide_pair, SCHEDULE, "eps", sampling)(x_t, T)
+        np.testing.assert_array_equal(result.x0, denoiser(guidance=weight)(x_t, T).x0)
         np.testing.assert_allclose(result.variance, 0.5 * (np.tanh(x_t) + 1.0), atol=1e-6)
 
 
@@ -236,8 +230,8 @@ def test_a_scalar_time_is_everyones(key):
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("threshold", THRESHOLDS)
 def test_both_ends_are_finite(key, schedule, prediction, threshold):
-    guidance = Guidance(weight=7.5, rescale=0.7)
-    denoise = make_denoiser(conditional, pair, schedule, prediction, guidance, threshold)
+    sampling = Sampling(guidance=7.5, guidance_rescale=0.7, threshold=threshold)
+    denoise = make_denoiser(conditional, pair, schedule, prediction, sampling)
     for t in (0.0, 1.0):
         assert np.all(np.isfinite(denoise(images(key), t).x0))
 
@@ -247,15 +241,9 @@ def test_half_precision_networks_give_float32(key):
         assert x_t.dtype == t.dtype == jnp.float32
         return conditional(x_t, t).astype(jnp.bfloat16)
 
-    denoised = make_denoiser(half, lambda x, t: (half(x, t), half(x, t)), SCHEDULE, "v",
-                             Guidance(weight=2.0))(images(key).astype(jnp.bfloat16), T)  # fmt: skip
+    def both(x_t, t):
+        return half(x_t, t), half(x_t, t)
+
+    denoise = make_denoiser(half, both, SCHEDULE, "v", Sampling(guidance=2.0))
+    denoised = denoise(images(key).astype(jnp.bfloat16), T)
     assert denoised.x0.dtype == jnp.float32
-
-
-def test_impossible_denoisers_are_refused(key):
-    with pytest.raises(ValueError, match="'noise'"):
-        make_denoiser(never, never, SCHEDULE, "noise")
-    with pytest.raises(ValueError, match=r"'clip'.*static"):
-        make_denoiser(never, never, SCHEDULE, "eps", threshold="clip")
-    with pytest.raises(ValueError, match="5 channels"):
-        make_denoiser(lambda x, t: jnp.ones((3, 6, 6, 5)), None, SCHEDULE, "eps")(images(key), T)

@@ -10,9 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagen_jax.diffusion import DiscreteBeta, add_noise, listed_grid
-from imagen_jax.diffusion.schedules import BETAS, alphas_cumprod, network_time, training_time
-from imagen_jax.diffusion.time_steps import STEP_LISTS, spaced_steps, step_grid
+from imagen_jax.diffusion.process import add_noise
+from imagen_jax.diffusion.schedules import (
+    BETAS,
+    DiscreteBeta,
+    alphas_cumprod,
+    network_time,
+    training_time,
+)
+from imagen_jax.diffusion.time_grids import STEP_LISTS, listed_grid, spaced_steps, step_grid
 
 diffusers = pytest.importorskip("diffusers", reason="the reference schedulers")
 import torch  # noqa: E402
@@ -260,7 +266,6 @@ def test_dpm_solver_that_ends_at_time_step_0():
         (lambda: DiscreteBeta("cosine"), "'cosine'.*squaredcos_cap_v2"),
         (lambda: DiscreteBeta("linear", beta_end=2.0), "2.0"),
         (lambda: DiscreteBeta(num_steps=0), "0"),
-        (lambda: spaced_steps(COSINE, "karras", 5), "'karras'.*leading.*fast27"),
         (lambda: spaced_steps(COSINE, "leading", 1001), "1001"),
         (lambda: spaced_steps(COSINE, "leading", 1000, offset=1), "below 1000"),
         (lambda: spaced_steps(COSINE, "dpm_linspace", 999, lambda_min=-5.1), "999"),
@@ -268,7 +273,7 @@ def test_dpm_solver_that_ends_at_time_step_0():
         (lambda: spaced_steps(COSINE, (5, -1), 2), r"\[5, -1\]"),
         (lambda: spaced_steps(COSINE, (1000, 1), 2), "1000"),
         (lambda: spaced_steps(DiscreteBeta(num_steps=100), "fast27", 27), "below 100"),
-        (lambda: step_grid(COSINE, np.array([0.5, 0.1])), "whole numbers"),
+        (lambda: spaced_steps(COSINE, (), 1), "whole numbers"),
     ],
 )
 def test_impossible_time_steps_are_refused(make, named):

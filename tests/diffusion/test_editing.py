@@ -8,21 +8,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagen_jax.diffusion import (
-    Denoised,
+from imagen_jax.diffusion.denoiser import Denoised
+from imagen_jax.diffusion.editing import (
     Edit,
+    check_edit,
+    edited_grid,
     edited_start,
     first_step,
-    initial_state,
     inpainting,
     jumping,
-    listed_grid,
-    path_grid,
     resampling_path,
-    sample_loop,
-    spaced_steps,
-    step_grid,
 )
+from imagen_jax.diffusion.samplers import initial_state, sample_loop
+from imagen_jax.diffusion.time_grids import listed_grid, padded_grid, spaced_steps, step_grid
 
 diffusers = pytest.importorskip("diffusers", reason="the reference schedulers and pipelines")
 import torch  # noqa: E402
@@ -67,8 +65,8 @@ def keep(sampler, given):
     """For `our_run`: the sampler that keeps the image outside of the mask."""
     image, mask, known = given
     if known is None:
-        return inpainting(sampler, image, mask, "clean", lambda index: image * jnp.nan)
-    return inpainting(sampler, image, mask, "noised", lambda index: known[index])
+        return inpainting(sampler, Edit(image, mask), lambda index: image * jnp.nan)
+    return inpainting(sampler, Edit(image, mask, known="noised"), lambda index: known[index])
 
 
 def keep_and_jump(sampler, given):
@@ -93,10 +91,10 @@ def their_schedule(name):
     return scheduler
 
 
-def our_start(strength, mask=None, known="clean"):
+def our_start(strength, mask=None):
     start = first_step(COUNT, strength)
-    image, eps = jnp.asarray(IMAGE), jnp.asarray(TABLE[0])
-    return start, np.asarray(edited_start(image, eps, COSINE, GRID.times[start], mask, known).x)
+    edit, eps = Edit(jnp.asarray(IMAGE), mask), jnp.asarray(TABLE[0])
+    return start, np.asarray(edited_start(edit, eps, COSINE, GRID.times[start]).x)
 
 
 @pytest.mark.parametrize("count", [1, 3, 10, 27, 50, 100])
@@ -181,8 +179,9 @@ def test_the_path_is_repaints(jump_length, resamplings):
 
 def test_no_resampling_is_the_plain_path():
     np.testing.assert_array_equal(resampling_path(12, 5, 1, 3), np.arange(13))
-    grid = path_grid(GRID, resampling_path(COUNT, 3, 1, 4))
-    jax.tree.map(np.testing.assert_array_equal, tuple(grid), tuple(GRID))
+    grid = edited_grid(GRID, Edit(jnp.zeros(SHAPE), strength=13 / 16, jump_length=4))
+    assert int(grid.start) == 3
+    jax.tree.map(np.testing.assert_array_equal, grid._replace(start=np.int32(0)), GRID)
 
 
 def test_paths_start_where_strength_says():
@@ -197,9 +196,9 @@ def test_paths_start_where_strength_says():
 
 
 def test_repaints_long_path_fits():
-    grid = path_grid(step_grid(COSINE, spaced_steps(COSINE, "leading", 250)),
-                     resampling_path(250, 0, 10, 10))  # fmt: skip
-    assert int(grid.num_steps) == 250 + 24 * 9 * 11
+    grid = step_grid(COSINE, spaced_steps(COSINE, "leading", 250))
+    grid = edited_grid(grid, Edit(jnp.zeros(SHAPE), resamplings=10, jump_length=10))
+    assert int(grid.stop) == 250 + 24 * 9 * 11
     assert grid.times.shape == (3 * 1024 + 1,)
 
 
@@ -208,9 +207,9 @@ def test_a_jump_is_the_forward_process(low, high):
     """x_s = sqrt(prod (1 - beta)) x_t + sqrt(1 - prod) z over the betas between."""
     kept = np.prod(1.0 - COSINE.betas().astype(np.float64)[low + 1 : high + 1])
     times = np.array([(low + 1) / 1000, (high + 1) / 1000], np.float32)
-    grid = listed_grid(times[::-1])._replace(times=jnp.asarray(np.pad(times, (0, 1023), "edge")))
+    grid = padded_grid(times)
 
-    def never(denoise, state, step, noise, options):
+    def never(denoise, state, step, noise, sampling):
         return state._replace(x=state.x * jnp.nan)
 
     for x, noise in ((1.0, 0.0), (0.0, 1.0)):
@@ -266,7 +265,7 @@ def test_a_resampled_run_is_ddpm_steps_and_forward_jumps(monkeypatch):
         kept = level**0.5 * to_torch(IMAGE) + (1 - level) ** 0.5 * to_torch(known[i + 1])
         x = mask * x + (1 - mask) * kept
         expected.append(from_torch(x))
-    grid = path_grid(step_grid(COSINE, steps), path)
+    grid = padded_grid(step_grid(COSINE, steps).times[path])
     runs = our_run(COSINE, grid, TABLE[0], wrap=keep_and_jump, given=(IMAGE, MASK, known))
     assert len(runs) == len(expected) == len(path) - 1 > 25
     assert max(map(distance, runs, expected)) < 1e-4
@@ -286,4 +285,4 @@ def test_a_resampled_run_is_ddpm_steps_and_forward_jumps(monkeypatch):
 )
 def test_impossible_edits_are_refused(changes, named):
     with pytest.raises(ValueError, match=named):
-        Edit(**{"image": jnp.zeros(SHAPE), **changes})
+        check_edit(Edit(**{"image": jnp.zeros(SHAPE), **changes}))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagen_jax.diffusion import PREDICTIONS, add_noise, alpha_sigma, convert
+from imagen_jax.diffusion.process import PREDICTIONS, add_noise, alpha_sigma, convert
 
 SHAPE = (5, 4, 4, 3)
 LOGSNRS = jnp.array([-6.0, -2.0, 0.0, 3.0, 6.0])
@@ -81,11 +81,3 @@ def test_half_precision_is_taken_to_float32(key):
     for source, target in PAIRS:
         converted = convert(eps, x0, LOGSNRS.astype(jnp.bfloat16), source, target)
         assert converted.dtype == jnp.float32
-
-
-def test_unknown_predictions_are_named(key):
-    value, x_t = example(key)
-    with pytest.raises(ValueError, match=r"'noise'.*eps"):
-        convert(value, x_t, 0.0, "noise", "x0")
-    with pytest.raises(ValueError, match="'image'"):
-        convert(value, x_t, 0.0, "eps", "image")

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagen_jax.diffusion import Cosine, LinearBeta, alpha_sigma, logsnr_slope, resolution_shift
+from imagen_jax.diffusion.process import alpha_sigma
+from imagen_jax.diffusion.schedules import Cosine, LinearBeta, logsnr_slope, resolution_shift
 
 SCHEDULES = {
     "cosine": Cosine(),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from tiny_cascade import tiny_pipeline
 
-from imagen_jax.commands import evaluate
+from imagen_jax.evaluation import inputs
 
 COUNT, SIDE, LONELY = 12, 8, 3  # image LONELY has no Chinese name
 
@@ -37,7 +37,9 @@ def model(tmp_path_factory):
     return directory
 
 
-@pytest.fixture(autouse=True)
-def one_device(monkeypatch):
-    """The script draws on one device: programs for eight take long to compile."""
-    monkeypatch.setattr(evaluate, "all_devices", lambda: None)
+@pytest.fixture(autouse=True, scope="session")
+def one_device():
+    """Images are generated on one device: programs for eight take long to compile."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inputs, "all_devices", lambda: None)
+        yield

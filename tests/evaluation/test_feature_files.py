@@ -12,12 +12,12 @@ from imagen_jax.commands import convert as convert_script
 from imagen_jax.commands.benchmark_features import random_state
 from imagen_jax.convert.inception import params_from_pytorch
 from imagen_jax.evaluation.feature_files import (
-    FeatureNetwork,
     is_feature_network,
     load_extractor,
     read_network,
     write_network,
 )
+from imagen_jax.evaluation.features import FeatureNetwork
 from imagen_jax.models import clip
 
 CONFIG = clip.ClipConfig(

@@ -10,13 +10,13 @@ from PIL import Image
 
 from imagen_jax.data.sources import ArraySource
 from imagen_jax.evaluation.image_folder import (
-    Treatment,
+    Preprocessing,
+    SourceImages,
     common_size,
     list_images,
     order_by_ids,
+    read_chunks,
     read_image,
-    read_parts,
-    source_parts,
 )
 
 SIDE = 12
@@ -49,10 +49,10 @@ def folder(tmp_path, rng):
 
 
 def test_every_kind_is_read_and_counted(folder):
-    treatment = Treatment(SIDE)
-    (part,) = read_parts(list_images(folder), treatment, 100)
-    assert part.images.shape == (8, SIDE, SIDE, 3)
-    assert treatment.to_dict() == {
+    preprocessing = Preprocessing(SIDE)
+    (chunk,) = read_chunks(list_images(folder), preprocessing)
+    assert chunk.images.shape == (8, SIDE, SIDE, 3)
+    assert preprocessing.to_dict() == {
         "size": SIDE,
         "pictures": 8,
         "broken": [],
@@ -65,7 +65,7 @@ def test_every_kind_is_read_and_counted(folder):
         "resized": 1,
         "transparent_on_white": 1,
     }
-    by_name = dict(zip([file.name for file in list_images(folder)], part.images, strict=True))
+    by_name = dict(zip([file.name for file in list_images(folder)], chunk.images, strict=True))
     assert (by_name["alpha.png"][:6] == 255).all()
     deep = np.arange(SIDE * SIDE).reshape(SIDE, SIDE) * 400 / 65535 * 255
     np.testing.assert_allclose(by_name["deep.png"][..., 0], deep, atol=0.51)
@@ -75,12 +75,13 @@ def test_a_broken_image_is_named_or_counted(folder):
     (folder / "cut.png").write_bytes((folder / "plain.png").read_bytes()[:200])
     (folder / "empty.png").write_bytes(b"")
     with pytest.raises(ValueError, match=r"cut\.png.*--skip_broken"):
-        list(read_parts(list_images(folder), Treatment(SIDE), 100))
-    treatment = Treatment(SIDE)
-    parts = list(read_parts(list_images(folder), treatment, 4, skip_broken=True))
-    assert [len(part.rows) for part in parts] == [3, 3, 2]
-    assert [name.split("/")[-1] for name in treatment.broken] == ["cut.png", "empty.png"]
-    assert treatment.counts["pictures"] == 8
+        list(read_chunks(list_images(folder), Preprocessing(SIDE)))
+    preprocessing = Preprocessing(SIDE)
+    ranges = [range(4), range(4, 8), range(8, 10)]
+    chunks = list(read_chunks(list_images(folder), preprocessing, ranges, skip_broken=True))
+    assert [chunk.rows for chunk in chunks] == [[0, 1, 3], [5, 6, 7], [8, 9]]
+    assert [name.split("/")[-1] for name in preprocessing.broken] == ["cut.png", "empty.png"]
+    assert preprocessing.counts["pictures"] == 8
 
 
 def test_mixed_sizes_need_a_size(folder):
@@ -111,10 +112,14 @@ def test_turned_and_moving_images_are_counted(tmp_path, rng):
     image.save(tmp_path / "turned.png", exif=exif)
     moving = {"save_all": True, "append_images": [other], "lossless": True}
     image.save(tmp_path / "moving.webp", **moving)
-    treatment = Treatment(SIDE)
-    (part,) = read_parts(list_images(tmp_path), treatment, 2)
-    np.testing.assert_array_equal(part.images, [pixels, pixels[::-1, ::-1]])
-    assert treatment.counts["first_of_several_frames"] == treatment.counts["turned_upright"] == 1
+    preprocessing = Preprocessing(SIDE)
+    (chunk,) = read_chunks(list_images(tmp_path), preprocessing)
+    np.testing.assert_array_equal(chunk.images, [pixels, pixels[::-1, ::-1]])
+    assert (
+        preprocessing.counts["first_of_several_frames"]
+        == preprocessing.counts["turned_upright"]
+        == 1
+    )
 
 
 def test_a_damaged_second_frame_is_no_matter(rng):
@@ -122,12 +127,12 @@ def test_a_damaged_second_frame_is_no_matter(rng):
     frames = [Image.fromarray(x) for x in rng.integers(0, 256, (2, 24, 24, 3), np.uint8)]
     buffer = io.BytesIO()
     frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:])
-    whole, counts = buffer.getvalue(), Treatment(24).counts
+    whole, counts = buffer.getvalue(), Preprocessing(24).counts
     for end in range(len(whole) // 2, len(whole)):
-        treatment = Treatment(24)
+        preprocessing = Preprocessing(24)
         with contextlib.suppress(OSError, ValueError):
-            read_image(whole[:end], treatment)
-        counts += treatment.counts
+            read_image(whole[:end], preprocessing)
+        counts += preprocessing.counts
     assert counts["first_of_several_frames"] > 10
 
 
@@ -147,7 +152,8 @@ def test_the_digest_tells_images_apart(rng):
     changed[1, 0, 0, 0] ^= 1
 
     def digest(images, size=4):
-        return next(source_parts(ArraySource(images), Treatment(size), 3)).digest
+        (chunk,) = read_chunks(SourceImages(ArraySource(images)), Preprocessing(size))
+        return chunk.digest
 
     assert digest(images) == digest(images.copy())
     assert len({digest(images), digest(changed), digest(images[::-1]), digest(images, 2)}) == 4
@@ -158,4 +164,4 @@ def test_a_bomb_is_refused(tmp_path):
     Image.new("1", (20_000, 20_000)).save(buffer, "PNG")
     (tmp_path / "bomb.png").write_bytes(buffer.getvalue())
     with pytest.raises(ValueError, match=r"bomb\.png"):
-        list(read_parts([tmp_path / "bomb.png"], Treatment(8), 1))
+        list(read_chunks([tmp_path / "bomb.png"], Preprocessing(8)))

@@ -72,11 +72,7 @@ def test_both_equal_scikit_image(rng):
             np.testing.assert_allclose(ssim(noisy, truth)[row], expected, rtol=1e-9)
 
 
-def test_what_cannot_be_compared_is_named():
+def test_images_smaller_than_the_window_are_refused():
     small = np.zeros((1, 8, 8, 3), np.uint8)
-    with pytest.raises(ValueError, match="float64"):
-        psnr(small.astype(np.float64), small)
-    with pytest.raises(ValueError, match="differ in shape"):
-        psnr(small, small[:, :4])
     with pytest.raises(ValueError, match="at least 11x11"):
         ssim(small, small)

@@ -104,7 +104,7 @@ def test_a_missing_file_says_where_it_comes_from(tmp_path):
     [
         ("a.csv", "Words\nred\n", "needs a column prompts"),
         ("a.csv", "prompt\n''\n \n", "is empty"),
-        ("a.csv", "", "needs a column"),
+        ("a.csv", "", "holds no prompt"),
         ("a.txt", "\n", "holds no prompt"),
         ("a.json", "[1]", "cannot be read as a list"),
         ("a.json", '{"prompts": [{"id": 1, "text": 5}]}', "is empty or no text"),

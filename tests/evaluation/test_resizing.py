@@ -7,7 +7,7 @@ from feature_references import photographs, torch_fidelity
 from imagen_jax.evaluation import resizing
 from imagen_jax.models import clip
 
-PHOTOGRAPHS = ("astronaut", "chelsea", "china", "coffee", "flower", "rocket")
+PHOTOGRAPHS = ("chelsea", "china", "coffee")  # wide, larger and smaller than the networks see
 SIDE = 299
 # Of images in 0...255, or of CLIP's normalized ones.
 CLOSE = 1e-3

@@ -3,14 +3,8 @@
 import numpy as np
 import pytest
 
-from imagen_jax.evaluation.retrieval import (
-    Gallery,
-    find,
-    make_gallery,
-    scores,
-    squared_distances,
-    summarize,
-)
+from imagen_jax.evaluation.image_set import Gallery, make_gallery
+from imagen_jax.evaluation.retrieval import find, scores, squared_distances, summarize
 
 
 def random_images(rng, count, side=32):
@@ -19,17 +13,17 @@ def random_images(rng, count, side=32):
 
 def test_exact_copies_are_all_found(rng):
     images, classes = random_images(rng, 50), np.arange(50)[::-1].copy()
-    found = find(images, classes, make_gallery(images, classes))
-    assert scores(found.rank) == {"top1": 1.0, "top5": 1.0, "n": 50}
-    np.testing.assert_array_equal(found.nearest, classes)
+    rank, nearest = find(images, classes, make_gallery(images, classes))
+    assert scores(rank) == {"top1": 1.0, "top5": 1.0, "n": 50}
+    np.testing.assert_array_equal(nearest, classes)
 
 
 def test_copies_are_found_through_noise_and_at_another_size(rng):
     """Images of 64 pixels, shrunk to 32 like the gallery's, with noise added."""
     images, classes = random_images(rng, 30, 64), np.arange(30)
     noisy = np.clip(images + rng.normal(0, 20, images.shape), 0, 255).astype(np.uint8)
-    found = find(noisy, classes, make_gallery(images, classes))
-    assert (found.rank == 1).all()
+    rank, _ = find(noisy, classes, make_gallery(images, classes))
+    assert (rank == 1).all()
 
 
 def test_noise_is_found_by_chance(rng):
@@ -40,7 +34,7 @@ def test_noise_is_found_by_chance(rng):
     gallery = make_gallery(random_images(rng, 40), np.arange(40))
     noise = np.clip(images * 0.1 + random_images(rng, 1000), 0, 255).astype(np.uint8)
     result = summarize(
-        find(noise, classes, gallery).rank, np.full(1000, "en"), np.zeros(1000, bool), 40
+        find(noise, classes, gallery)[0], np.full(1000, "en"), np.zeros(1000, bool), 40
     )
     assert result["top1"] == pytest.approx(result["chance"]["top1"], abs=0.02)
     assert result["top5"] == pytest.approx(result["chance"]["top5"], abs=0.04)
@@ -53,17 +47,17 @@ def test_pixel_identical_images_are_one_class(rng):
     classes = np.array([10, 11, 12, 13, 11, 15])
     gallery = make_gallery(images, classes)
     assert len(gallery.classes) == 5
-    found = find(images, classes, gallery)
-    assert (found.rank == 1).all()
-    np.testing.assert_array_equal(found.nearest, classes)
+    rank, nearest = find(images, classes, gallery)
+    assert (rank == 1).all()
+    np.testing.assert_array_equal(nearest, classes)
 
 
 def test_classes_that_look_alike_do_not_count_against_each_other(rng):
     images = random_images(rng, 4)
     images[3] = images[0]
-    found = find(images, np.arange(4), make_gallery(images, np.arange(4)))
-    assert (found.rank == 1).all()
-    np.testing.assert_array_equal(found.nearest, np.arange(4))
+    rank, nearest = find(images, np.arange(4), make_gallery(images, np.arange(4)))
+    assert (rank == 1).all()
+    np.testing.assert_array_equal(nearest, np.arange(4))
 
 
 def test_the_rank_counts_the_nearer_classes():
@@ -72,22 +66,12 @@ def test_the_rank_counts_the_nearer_classes():
         np.array([0, 1, 2]),
     )
     grey = np.full((3, 32, 32, 3), 90, np.uint8)
-    found = find(grey, np.array([1, 0, 2]), gallery)
-    np.testing.assert_array_equal(found.rank, [1, 2, 3])
-    np.testing.assert_array_equal(found.nearest, [1, 1, 1])
+    rank, nearest = find(grey, np.array([1, 0, 2]), gallery)
+    np.testing.assert_array_equal(rank, [1, 2, 3])
+    np.testing.assert_array_equal(nearest, [1, 1, 1])
 
 
 def test_distances_are_exact(rng):
     a, b = random_images(rng, 3), random_images(rng, 4)
     expected = np.square(a.astype(int)[:, None] - b.astype(int)[None]).sum((2, 3, 4))
     np.testing.assert_array_equal(squared_distances(a, b), expected)
-
-
-def test_what_cannot_be_searched_is_named(rng):
-    gallery = make_gallery(random_images(rng, 3), np.arange(3))
-    with pytest.raises(ValueError, match=r"classes \[7\] are not"):
-        find(random_images(rng, 1), np.array([7]), gallery)
-    with pytest.raises(ValueError, match="must be uint8"):
-        find(random_images(rng, 1) / 255, np.array([0]), gallery)
-    with pytest.raises(ValueError, match="2 classes for 1 images"):
-        find(random_images(rng, 1), np.array([0, 1]), gallery)

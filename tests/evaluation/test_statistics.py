@@ -1,10 +1,12 @@
-"""Streaming statistics and the Fréchet distance: identities, NumPy's and SciPy's figures."""
+"""Statistics of features and the Fréchet distance: identities, NumPy's and SciPy's figures."""
 
 import numpy as np
 import pytest
 from feature_references import torch_fidelity
 
-from imagen_jax.evaluation.statistics import Statistics, frechet_distance
+from imagen_jax.evaluation import distances
+from imagen_jax.evaluation.distances import frechet_distance
+from imagen_jax.evaluation.distances import statistics_of as of
 
 DIM = 24
 
@@ -15,22 +17,10 @@ def features(rng, count: int, shift: float = 0.0, dim: int = DIM) -> np.ndarray:
     return np.abs(mixed + shift + 5).astype(np.float32)
 
 
-def of(values: np.ndarray, parts: int = 1) -> Statistics:
-    statistics = Statistics(values.shape[1])
-    for part in np.array_split(values, parts):
-        statistics.update(part)
-    return statistics
-
-
-def assert_same(a: Statistics, b: Statistics, tolerance: float = 1e-12):
-    assert a.count == b.count
-    np.testing.assert_allclose(a.mean, b.mean, rtol=tolerance, atol=tolerance)
-    np.testing.assert_allclose(a.covariance, b.covariance, rtol=1e-9, atol=tolerance * 100)
-
-
-def test_they_are_numpys(rng):
+def test_they_are_numpys(rng, monkeypatch):
+    monkeypatch.setattr(distances, "BLOCK", 30)
     values = features(rng, 200)
-    statistics = of(values, 7)
+    statistics = of(values)
     np.testing.assert_allclose(statistics.mean, values.mean(0, dtype=np.float64), rtol=1e-13)
     expected = np.cov(values.astype(np.float64), rowvar=False)
     np.testing.assert_allclose(statistics.covariance, expected, rtol=1e-10, atol=1e-10)
@@ -38,22 +28,18 @@ def test_they_are_numpys(rng):
 
 def test_a_large_offset_does_not_cancel(rng):
     values = rng.standard_normal((1000, 3))
-    shifted = of(values + 1e7, 50)
+    shifted = of(values + 1e7)
     np.testing.assert_allclose(shifted.covariance, np.cov(values, rowvar=False), atol=1e-6)
 
 
-def test_parts_order_and_hosts_do_not_matter(rng):
+def test_parts_and_order_do_not_matter(rng, monkeypatch):
     values = features(rng, 150)
     whole = of(values)
-    assert_same(of(values, 40), whole)
-    assert_same(of(values[::-1], 3), whole)
-    merged = Statistics(DIM)
-    for host in range(3):
-        merged.merge(of(values[host::3], 5))
-    assert_same(merged, whole)
-    merged.update(np.empty((0, DIM)))
-    merged.merge(Statistics(DIM))
-    assert_same(merged, whole)
+    for block, rows in ((4, values), (50, values[::-1])):
+        monkeypatch.setattr(distances, "BLOCK", block)
+        found = of(rows)
+        np.testing.assert_allclose(found.mean, whole.mean, rtol=1e-12)
+        np.testing.assert_allclose(found.covariance, whole.covariance, rtol=1e-9, atol=1e-10)
 
 
 def test_frechet_distance_is_scipys_and_torch_fidelitys(rng):
@@ -82,7 +68,7 @@ def test_between_gaussians_of_one_covariance_it_is_the_means_distance(rng):
 @pytest.mark.parametrize("count", [2, 10, 300])
 def test_of_a_set_with_itself_it_is_zero(rng, count):
     values = 20 * features(rng, count, dim=256)  # of lower rank than 256, or nearly singular
-    assert abs(frechet_distance(of(values), of(values[::-1], 2))) < 1e-3
+    assert abs(frechet_distance(of(values), of(values[::-1]))) < 1e-3
 
 
 def test_without_full_rank_it_is_finite_and_right(rng):
@@ -108,17 +94,10 @@ def test_without_full_rank_it_is_finite_and_right(rng):
 
 
 def test_bad_values_are_named(rng):
-    statistics = of(features(rng, 3))
-    with pytest.raises(ValueError, match=r"must be \[images, 24\]"):
-        statistics.update(np.zeros((2, 5)))
     broken = features(rng, 4)
     broken[2, 3] = np.nan
-    with pytest.raises(ValueError, match="image 5 are not finite"):
-        statistics.update(broken)
-    assert statistics.count == 3
-    with pytest.raises(ValueError, match="24 and of 5 features"):
-        frechet_distance(statistics, of(np.zeros((3, 5))))
-    with pytest.raises(ValueError, match="at least 2 images, not 1"):
-        frechet_distance(statistics, of(features(rng, 1)))
-    with pytest.raises(ValueError, match="do not join"):
-        statistics.merge(Statistics(5))
+    with pytest.raises(ValueError, match="image 2 are not finite"):
+        of(broken)
+    for wrong in (features(rng, 1), features(rng, 4)[0]):
+        with pytest.raises(ValueError, match=r"\[images, dim\] of at least 2 images"):
+            of(wrong)

@@ -14,7 +14,7 @@ from imagen_jax.commands.human_eval import main
 from imagen_jax.data import coco
 from imagen_jax.evaluation.prompts import plain_list, read_prompts, write_coco
 from imagen_jax.human_study import study as human
-from imagen_jax.human_study.server import AnswerFile, make_server
+from imagen_jax.human_study.server import AnswerFile, StudyServer
 from imagen_jax.human_study.sheets import read_set
 
 PROMPTS, COPIES = 20, 2
@@ -94,9 +94,13 @@ def test_a_runs_images_belong_to_its_prompts(images, tmp_path):
     (tmp_path / "a" / "images" / "000003.png").unlink()
     with pytest.raises(ValueError, match="has not ended"):
         read_set(tmp_path / "a", prompts, 5, 1)
-    for text in ("{", "[]", "{}"):
+    for text, said in (
+        ("{", "is not the settings of scripts/evaluate"),
+        ("[]", "is not the settings of scripts/evaluate"),
+        ("{}", "num_images = None"),
+    ):
         (tmp_path / "a" / "images" / "settings.json").write_text(text)
-        with pytest.raises(ValueError, match="no file of scripts/evaluate"):
+        with pytest.raises(ValueError, match=said):
             read_set(tmp_path / "a", prompts, 5, 1)
 
 
@@ -152,7 +156,7 @@ def test_the_seed_decides_sides_and_order(images, study, tmp_path):
 def server(study, tmp_path):
     directory, made = study
     answers = AnswerFile(tmp_path / "answers.jsonl", made)
-    with make_server(directory, made, answers, 0) as running:
+    with StudyServer(directory, made, answers, 0) as running:
         thread = threading.Thread(target=running.serve_forever)
         thread.start()
         try:
@@ -296,7 +300,7 @@ def test_sheets_of_other_names_are_refused(study, tmp_path, name):
     values["trials"][0]["sheets"][0] = name
     (tmp_path / human.TRIALS_FILE).write_text(json.dumps(values))
     shutil.copy(study[0] / human.KEY_FILE, tmp_path)
-    with pytest.raises(ValueError, match="is no name of a sheet"):
+    with pytest.raises(ValueError, match="is not the name of a sheet"):
         human.read_study(tmp_path)
 
 
@@ -315,11 +319,10 @@ def test_the_bootstrap_covers_the_truth(rng):
     """Of 40 samples of 50 prompts, about 95 % of the intervals hold the true share."""
     covered = 0
     for _ in range(40):
-        counts = np.zeros((50, 3))
-        chosen = rng.choice(3, 50, p=(0.5, 0.2, 0.3))
-        counts[np.arange(50), chosen] = 4
-        low, high = human.bootstrap_shares(counts)
-        covered += low[0] <= 0.5 <= high[0]
+        chosen = rng.choice(3, 50, p=(0.5, 0.2, 0.3)) == 0
+        prompts = [str(prompt) for prompt in range(50) for _ in range(4)]
+        low, high = human.bootstrap(prompts, chosen.repeat(4))
+        covered += low <= 0.5 <= high
     assert covered >= 34
 
 

@@ -18,12 +18,11 @@ from tiny_deepfloyd import (
     torch,
 )
 
-from imagen_jax.cascade.cascade import sample_cascade, sample_keys
-from imagen_jax.cascade.sample import InjectedNoise
-from imagen_jax.diffusion import Edit
-from imagen_jax.pipeline.generation import encode_subjects
+from imagen_jax.cascade.sample import InjectedNoise, sample_stage
+from imagen_jax.diffusion.editing import Edit
+from imagen_jax.pipeline.generation import encode_request
 from imagen_jax.pipeline.loading import load_model
-from imagen_jax.pipeline.request import Subjects
+from imagen_jax.pipeline.request import Request
 
 PROMPTS = ["A photo of <b>Two</b> dogs!!", "a red cat & seven balloons"]
 BATCH = len(PROMPTS)
@@ -114,17 +113,13 @@ def run_theirs(name, parts, monkeypatch, noise, **wishes):
 
 
 def run_ours(model, position, noise, first_step=0, low_res=None, edit=None, **changes):
-    cascade, rows = model.cascade, np.arange(BATCH)
-    subjects = Subjects(PROMPTS, None, changes.pop("negative", None))
-    conditions = encode_subjects(cascade, model.params, subjects, rows, BATCH)
-    settings, injected, edits = list(cascade.sampling), [None, None], [None, None]
-    settings[position] = replace(settings[position], steps=STEPS, **changes)
-    injected[position] = noise.injected(first_step, low_res is not None)
-    edits[position] = edit
-    return sample_cascade(
-        cascade, model.params, sample_keys(0, rows), conditions._replace(low_res=low_res),
-        settings=settings, edits=edits, injected=injected, first=position, last=position,
-    )  # fmt: skip
+    cascade, stage = model.cascade, model.cascade.stages[position]
+    request = Request(PROMPTS, negative_prompt=changes.pop("negative", None), batch_size=BATCH)
+    conditions = encode_request(cascade, model.params, request)._replace(low_res=low_res)
+    sampling = replace(cascade.sampling[position], steps=STEPS, **changes)
+    injected = noise.injected(first_step, low_res is not None)
+    params = model.params[stage.name]
+    return np.asarray(sample_stage(stage, params, injected, conditions, sampling, edit))
 
 
 def test_text_to_image(parts, joined, monkeypatch):

@@ -15,8 +15,8 @@ from imagen_jax.models import t5
 from imagen_jax.pipeline import encoder_files
 from imagen_jax.pipeline.loading import load_encoder
 from imagen_jax.storage.checkpoint import MismatchError
+from imagen_jax.storage.layout_files import write_layout
 from imagen_jax.storage.trees import flatten
-from imagen_jax.storage.writing import write_layout
 from imagen_jax.training.build import make_text_encoder
 from imagen_jax.training.loop import start_state
 from imagen_jax.training.run_config import DataConfig, RunConfig, TextConfig

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from imagen_jax.storage.layout import Layout, part_shape
+from imagen_jax.storage import layout
 from imagen_jax.storage.trees import flatten
 
 BLOCK = 2**22  # random numbers that are written over and over
@@ -44,7 +44,7 @@ def theirs(value, tensors):
 
 looked_at = [(flat[path], tensors) for path, tensors in list(layout.items())[::3]]
 equal = all(
-    np.array_equal(theirs(value, tensors), files.read(tensors.names[-1]))
+    np.array_equal(theirs(value, tensors), files[tensors.names[-1]][()])
     for value, tensors in looked_at
 )
 kinds = sorted({str(value.dtype) for value in flat.values()})
@@ -53,17 +53,9 @@ print(json.dumps({"peak": int(peak[0]) * 1024, "params": size, "seconds": took,
 """
 
 
-def tensor_shapes(layout: Layout, shapes: Any) -> dict[str, tuple[int, ...]]:
+def tensor_shapes(table: layout.Layout, shapes: Any) -> dict[str, tuple[int, ...]]:
     """The files' tensors, by name, of a model whose parameters have these shapes."""
-    found = {}
-    for path, leaf in flatten(shapes).items():
-        tensors = layout[path]
-        part = part_shape(tensors, leaf.shape)
-        if tensors.axes is not None:
-            part = (1,) * (len(tensors.axes) - len(part)) + part
-            part = tuple(part[axis] for axis in np.argsort(tensors.axes))
-        found |= dict.fromkeys(tensors.names, part)
-    return found
+    return layout.tensor_shapes(table, {p: leaf.shape for p, leaf in flatten(shapes).items()})
 
 
 def _write_shard(path: Path, shapes: dict[str, tuple[int, ...]], block: np.ndarray) -> None:

@@ -23,11 +23,11 @@ import sys, time
 import jax
 from jax.sharding import SingleDeviceSharding
 from imagen_jax.convert import t5
-from imagen_jax.storage.safetensors import TensorFiles
+from imagen_jax.storage.safetensors import open_tensors
 start = time.monotonic()
 device = SingleDeviceSharding(jax.devices()[0])
 config, params = t5.load_huggingface(sys.argv[1], dtype=None, sharding=lambda path, shape: device)
-files, layout = TensorFiles(sys.argv[1], "model"), t5.encoder_layout(config)
+files, layout = open_tensors(sys.argv[1], "model"), t5.encoder_layout(config)
 """
 
 UNET_READER = """
@@ -36,8 +36,8 @@ import jax
 from jax.sharding import SingleDeviceSharding
 from imagen_jax import models
 from imagen_jax.convert import diffusers_unet
-from imagen_jax.storage.reading import read_layout
-from imagen_jax.storage.safetensors import TensorFiles
+from imagen_jax.storage.layout_files import read_layout
+from imagen_jax.storage.safetensors import open_tensors
 start = time.monotonic()
 device = SingleDeviceSharding(jax.devices()[0])
 values = json.loads((pathlib.Path(sys.argv[1]) / "config.json").read_text())
@@ -46,7 +46,7 @@ width = diffusers_unet.text_width_from_diffusers(values)
 shapes = jax.eval_shape(
     lambda key: models.init(config, key, resolution=64, text_width=width), jax.random.key(0)
 )
-files = TensorFiles(sys.argv[1], "diffusion_pytorch_model")
+files = open_tensors(sys.argv[1], "diffusion_pytorch_model")
 layout = diffusers_unet.unet_layout(config)
 params = read_layout(
     layout, files, shapes, dtype="bfloat16", sharding=lambda path, shape: device

@@ -11,7 +11,15 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from imagen_jax.storage import safetensors as files
-from imagen_jax.storage.safetensors import load_params, save_params
+from imagen_jax.storage.layout_files import read_params
+from imagen_jax.storage.safetensors import open_tensors, save_params
+from imagen_jax.storage.trees import unflatten
+
+
+def load_params(directory, name, shapes=None, dtype="float32") -> dict:
+    """`read_params`; without `shapes`, whatever the files have."""
+    shapes = unflatten(open_tensors(directory, name)) if shapes is None else shapes
+    return read_params(directory, name, shapes, dtype=dtype)
 
 
 @pytest.fixture
@@ -202,4 +210,4 @@ def test_trees_that_have_no_file_names_are_refused(tmp_path):
 @pytest.mark.parametrize("names", [("a", "a/b"), ("a/b", "a")])
 def test_a_parameter_cannot_be_a_parent(names):
     with pytest.raises(ValueError, match="Parameter 'a"):
-        files.unflatten(dict.fromkeys(names, 1))
+        unflatten(dict.fromkeys(names, 1))

@@ -16,7 +16,7 @@ from tiny_cascade import BASE, CASCADE, ENCODER, SR, random_params, tiny_pipelin
 from imagen_jax import load_model
 from imagen_jax.cascade.cascade import Cascade
 from imagen_jax.commands import generate
-from imagen_jax.diffusion.sampling import SamplingSettings
+from imagen_jax.diffusion.sampling import Sampling
 from imagen_jax.models.lora import merge_lora
 from imagen_jax.storage.checkpoint import Checkpoints
 from imagen_jax.training import build, inherit
@@ -48,7 +48,7 @@ def test_what_is_left_out_is_the_models():
 
 
 def test_the_only_stage_needs_no_name():
-    alone = Cascade((BASE,), (SamplingSettings("ddpm", steps=4),), ENCODER)
+    alone = Cascade((BASE,), (Sampling("ddpm", steps=4),), ENCODER)
     for stage in (None, {}, {"name": None}):
         config = read_config(inherit.filled(OPEN | {"stage": stage}, alone))
         assert config.stage == BASE

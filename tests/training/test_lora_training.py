@@ -11,9 +11,10 @@ from fine_tuning import LORA, lora_config, run, save, tiny_model
 from imagen_jax import load_model
 from imagen_jax.cascade.cascade import TEXT_ENCODER
 from imagen_jax.devices.sharding import MeshConfig, make_mesh
-from imagen_jax.models.lora import merge_lora, paths
+from imagen_jax.models.lora import merge_lora
 from imagen_jax.pipeline.loading import export_lora
 from imagen_jax.storage.checkpoint import Checkpoints
+from imagen_jax.storage.trees import flatten
 from imagen_jax.training import build
 from imagen_jax.training.metrics import read_losses
 from imagen_jax.training.run_config import read_config
@@ -48,7 +49,7 @@ def pixels(pipeline, **options) -> np.ndarray:
 
 def test_the_state_holds_the_adapter_alone(trained):
     workdir, state = trained
-    names = {path.split("/")[0] for path in paths(state.params)}
+    names = {path.split("/")[0] for path in flatten(state.params)}
     assert names == {"lora"}
     assert set(state.params["lora"]) == {"down1_attention", "up1_attention"}
     stored = Checkpoints(workdir / "checkpoints", read_only=True)
@@ -60,7 +61,7 @@ def test_the_state_holds_the_adapter_alone(trained):
 
 
 def test_both_factors_learn(trained):
-    for path, leaf in paths(trained[1].params["lora"]).items():
+    for path, leaf in flatten(trained[1].params["lora"]).items():
         assert np.abs(leaf).max() > 0, path
         if path.endswith("/up"):
             assert np.abs(leaf).min() > 0, path

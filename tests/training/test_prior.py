@@ -8,7 +8,7 @@ from PIL import Image
 from tiny_cascade import BASE, ENCODER, random_params
 
 from imagen_jax.cascade.cascade import Cascade
-from imagen_jax.diffusion.sampling import SamplingSettings
+from imagen_jax.diffusion.sampling import Sampling
 from imagen_jax.text import encoder as text_room
 from imagen_jax.training import batches, build
 from imagen_jax.training.run_config import read_config
@@ -45,7 +45,7 @@ def test_both_sets_see_all_times(key):
 
 def test_the_gradient_is_that_of_the_sum(rng):
     """Of the whole loss by autodiff, and of its parts by loss an example and weight."""
-    cascade = Cascade((BASE,), (SamplingSettings("ddpm", steps=4),), ENCODER)
+    cascade = Cascade((BASE,), (Sampling("ddpm", steps=4),), ENCODER)
     params = random_params(cascade)
     params = {NETWORK: params["base"], TEXT_ENCODER: params[TEXT_ENCODER]}
     ids, mask = text_room.tokenize(ENCODER, [f"dog {i}" for i in range(5)])

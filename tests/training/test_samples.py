@@ -6,7 +6,7 @@ from PIL import Image
 from tiny_cascade import ENCODER, SR, random_params, tiny_pipeline
 
 from imagen_jax.data.sources import ArraySource, read_folder
-from imagen_jax.diffusion.sampling import SamplingSettings
+from imagen_jax.diffusion.sampling import Sampling
 from imagen_jax.text import encoder as text
 from imagen_jax.training.run_config import DataConfig, RunConfig, SampleConfig, TextConfig
 from imagen_jax.training.samples import make_sample_fn
@@ -23,7 +23,7 @@ def drawn_under(source, monkeypatch, **data):
         batch_size=1,
         num_steps=1,
         text=TextConfig(ENCODER.config),
-        sample=SampleConfig(prompts=PROMPTS, sampling=SamplingSettings("ddim", steps=1)),
+        sample=SampleConfig(prompts=PROMPTS, sampling=Sampling("ddim", steps=1)),
     )
     params = random_params(tiny_pipeline().cascade)
     sample = make_sample_fn(config, ENCODER, source, Frozen(None, params["text_encoder"]))

@@ -7,12 +7,10 @@ import pytest
 import stand_in
 from tiny_cascade import BASE, CASCADE, ENCODER, SR, random_params, tiny_pipeline
 
-from imagen_jax.diffusion.sampling import SamplingSettings
-from imagen_jax.evaluation.clip_score import clip_score
-from imagen_jax.evaluation.extraction import identity
-from imagen_jax.evaluation.image_folder import Treatment
-from imagen_jax.evaluation.reference import Reference, statistics_of, write_reference
-from imagen_jax.evaluation.statistics import frechet_distance
+from imagen_jax.diffusion.sampling import Sampling
+from imagen_jax.evaluation.distances import cosines, frechet_distance, statistics_of
+from imagen_jax.evaluation.image_folder import Preprocessing
+from imagen_jax.evaluation.reference import Reference, write_reference
 from imagen_jax.training import scores
 from imagen_jax.training.run_config import (
     DataConfig,
@@ -25,7 +23,7 @@ from imagen_jax.training.state import Frozen
 from tests.training import toy
 
 PROMPTS = [f"prompt {i}" for i in range(5)]
-SAMPLING = SamplingSettings("ddim", steps=2, guidance=1.5)
+SAMPLING = Sampling("ddim", steps=2, guidance=1.5)
 
 
 def config(folder, stage=BASE, **section):
@@ -52,10 +50,10 @@ def folder(tmp_path, monkeypatch, rng):
     about = {
         "source": {"kind": "folder"},
         "pictures": 9,
-        "treatment": Treatment(4).to_dict(),
-        "extractors": {stand.name: identity(stand) for stand in networks.values()},
+        "treatment": Preprocessing(4).to_dict(),
+        "extractors": {stand.name: stand.identity for stand in networks.values()},
     }
-    write_reference(tmp_path / "reference.safetensors", Reference(features, about, ""))
+    write_reference(tmp_path / "reference.safetensors", Reference(features, about))
     return tmp_path, features
 
 
@@ -68,11 +66,17 @@ def test_the_figures_are_those_of_the_pipelines_images(folder):
     )
     found = score({"network": params["base"]})
     images = tiny_pipeline().generate_images(
-        PROMPTS, 1, 4, seed=0, settings=(SAMPLING, CASCADE.sampling[1]), progress=False
+        PROMPTS,
+        1,
+        4,
+        seed=0,
+        batch_size=2,
+        sampling=(SAMPLING, CASCADE.sampling[1]),
+        progress=False,
     )
     images = np.stack([np.asarray(image) for image in images])
     inception, clip = stand_in.inception(), stand_in.clip()
-    expected = clip_score(clip.images(images), clip.texts(PROMPTS))
+    expected = cosines(clip.images(images), clip.texts(PROMPTS)).mean()
     assert found["scores/clip/tiny-clip"] == pytest.approx(expected, abs=1e-3)
     expected = frechet_distance(
         statistics_of(inception.images(images)), statistics_of(features[inception.name])

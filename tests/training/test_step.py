@@ -9,7 +9,8 @@ import pytest
 from tiny_cascade import BASE, ENCODER, SR, network
 
 from imagen_jax.cascade.stage import Stage, init_params
-from imagen_jax.diffusion import DiscreteBeta, Loss
+from imagen_jax.diffusion.losses import Loss
+from imagen_jax.diffusion.schedules import DiscreteBeta
 from imagen_jax.images.pixels import to_float
 from imagen_jax.models import t5
 from imagen_jax.text import encoder as text_room

@@ -1,16 +1,48 @@
-"""Whole time steps: which steps of a discrete schedule a sampler visits.
+"""The times that a sampler goes through, made on the host before anything is compiled.
 
-Spacings as diffusers' schedulers have them, and the lists that DeepFloyd IF was published with. A
-step n lies at time t = (n + 1) / num_steps of the schedule, and after the last one comes t = 0.
+Spacings of continuous time; spacings of time steps as diffusers' schedulers have them; and the
+lists of time steps that DeepFloyd IF was published with. A step n lies at time t = (n + 1) /
+num_steps of the schedule, and after the last one comes t = 0.
 """
 
 from collections.abc import Sequence
+from math import ceil
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int
 
-from imagen_jax.diffusion.samplers import TimeGrid, listed_grid
+from imagen_jax.diffusion.sampling import Sampling, Spacing
 from imagen_jax.diffusion.schedules import Schedule
+
+# Time grids are padded to this many steps, so that the number of steps is a traced value.
+MAX_STEPS = 1024
+
+
+class TimeGrid(NamedTuple):
+    """Decreasing times, padded: step i, from `start` to `stop` - 1, goes from times[i] to
+    times[i + 1].
+    """
+
+    times: Float[Array, " padded"] | Float[np.ndarray, " padded"]
+    start: Int[Array, ""] | int
+    stop: Int[Array, ""] | int
+
+
+def _uniform_in_logsnr(
+    schedule: Schedule, start: float, stop: float, fraction: np.ndarray
+) -> np.ndarray:
+    first, last = jnp.clip(schedule.logsnr(jnp.float32([start, stop])), -20.0, 20.0)
+    times = np.asarray(schedule.time(first + (last - first) * fraction))
+    return np.select([fraction == 0.0, fraction == 1.0], [start, stop], times)
+
+
+# Time at a fraction of the way from start to stop.
+SPACINGS = {
+    "time": lambda schedule, start, stop, fraction: start * (1.0 - fraction) + stop * fraction,
+    "logsnr": _uniform_in_logsnr,
+}
 
 # Time steps from the noisiest on, of `total` steps of which the `usable` lowest may be visited.
 # See arXiv 2305.08891, table 2. Those of DPM-Solver leave out the step at which they would end.
@@ -86,14 +118,66 @@ STEP_LISTS = {
 # fmt: on
 
 
-def fixed_steps(spacing: str | tuple[int, ...]) -> tuple[int, ...] | None:
+def sampling_grid(schedule: Schedule, sampling: Sampling) -> TimeGrid:
+    """The times of a stage's sampling.
+
+    Raises:
+        ValueError: the spacing counts time steps and the schedule has none, or too few.
+    """
+    if sampling.spacing in SPACINGS:
+        return time_grid(schedule, sampling.steps, sampling.spacing)
+    steps = spaced_steps(
+        schedule, sampling.spacing, sampling.steps, sampling.steps_offset, sampling.lambda_min
+    )
+    return step_grid(schedule, steps)
+
+
+def time_grid(
+    schedule: Schedule,
+    num_steps: int,
+    spacing: str = "time",
+    start: float = 1.0,
+    stop: float = 0.0,
+) -> TimeGrid:
+    """1 ... MAX_STEPS steps from time `start` to `stop`; `spacing` is a key of SPACINGS."""
+    # Of one length for every number of steps, since JAX compiles for each length.
+    fraction = np.arange(MAX_STEPS + 1, dtype=np.float32) / np.float32(num_steps)
+    times = SPACINGS[spacing](schedule, start, stop, np.minimum(fraction, 1.0))
+    return padded_grid(times[: num_steps + 1])
+
+
+def listed_grid(times: Sequence[float] | np.ndarray) -> TimeGrid:
+    """A grid of given times, each in [0, 1], from the first to the last.
+
+    Raises:
+        ValueError: times that do not decrease, leave [0, 1], or are too many.
+    """
+    times = np.asarray(times, np.float32)
+    falling = np.all(np.diff(times) < 0) and times[0] <= 1 and times[-1] >= 0
+    if not falling or not 1 <= len(times) - 1 <= MAX_STEPS:
+        raise ValueError(
+            f"times must decrease inside [0, 1] in 1 ... {MAX_STEPS} steps, got {times.tolist()}, "
+            f"{len(times) - 1} steps"
+        )
+    return padded_grid(times)
+
+
+def padded_grid(times: np.ndarray, start: int = 0) -> TimeGrid:
+    """A grid of these times, padded to a multiple of MAX_STEPS: one compiled program for all."""
+    stop = len(times) - 1
+    padding = MAX_STEPS * ceil(stop / MAX_STEPS) - stop
+    padded = np.pad(np.asarray(times, np.float32), (0, padding), "edge")
+    return TimeGrid(padded, np.int32(start), np.int32(stop))
+
+
+def fixed_steps(spacing: Any) -> tuple[int, ...] | None:
     """The time steps of a list or of its name; None for a spacing of any number of steps."""
-    return STEP_LISTS.get(spacing) if isinstance(spacing, str) else tuple(spacing)
+    return tuple(spacing) if isinstance(spacing, list | tuple) else STEP_LISTS.get(spacing)
 
 
 def spaced_steps(
     schedule: Schedule,
-    spacing: str | tuple[int, ...],
+    spacing: Spacing,
     num_steps: int,
     offset: int = 0,
     lambda_min: float | None = None,
@@ -108,7 +192,7 @@ def spaced_steps(
             reaches it (diffusers' `lambda_min_clipped`; -5.1 for DeepFloyd IF); None: at the last.
 
     Raises:
-        ValueError: unknown spacing, a schedule that counts no steps, or has too few.
+        ValueError: a schedule that counts no steps, or has too few; a list that does not fit it.
     """
     total = getattr(schedule, "num_steps", None)
     if total is None:
@@ -118,33 +202,27 @@ def spaced_steps(
         )
     listed = fixed_steps(spacing)
     if listed is not None:
-        return _checked(np.asarray(listed), total, spacing)
-    if spacing not in STEP_SPACINGS:
-        known = (*STEP_SPACINGS, *STEP_LISTS)
-        raise ValueError(f"unknown spacing {spacing!r}; choose one of {known}")
-    usable = total
-    if lambda_min is not None:
-        logsnr = np.asarray(schedule.logsnr(jnp.arange(1, total + 1) / total))
-        usable = int(np.sum(0.5 * logsnr >= lambda_min))
-    if not 1 <= num_steps <= usable:
-        raise ValueError(
-            f"spacing {spacing!r} of {usable} time steps cannot have {num_steps} steps"
-        )
-    steps = np.asarray(STEP_SPACINGS[spacing](num_steps, total, usable)).astype(np.int64)
-    return _checked(steps + (offset if "leading" in spacing else 0), total, spacing)
-
-
-def step_grid(schedule: Schedule, steps: Sequence[int] | np.ndarray) -> TimeGrid:
-    """The grid of a sampler that visits these time steps and ends at clean data."""
-    steps = _checked(np.asarray(steps), schedule.num_steps, "list")
-    return listed_grid(np.append((steps + 1) / schedule.num_steps, 0.0))
-
-
-def _checked(steps: np.ndarray, total: int, spacing: str | tuple[int, ...]) -> np.ndarray:
-    good = steps.ndim == 1 and steps.size and np.issubdtype(steps.dtype, np.integer)
-    if not (good and np.all(np.diff(steps) < 0) and steps[0] < total and steps[-1] >= 0):
+        steps = np.asarray(listed)
+    else:
+        usable = total
+        if lambda_min is not None:
+            logsnr = np.asarray(schedule.logsnr(jnp.arange(1, total + 1) / total))
+            usable = int(np.sum(0.5 * logsnr >= lambda_min))
+        if not 1 <= num_steps <= usable:
+            raise ValueError(
+                f"spacing {spacing!r} of {usable} time steps cannot have {num_steps} steps"
+            )
+        steps = np.asarray(STEP_SPACINGS[spacing](num_steps, total, usable)).astype(np.int64)
+        steps = steps + (offset if "leading" in spacing else 0)
+    whole = steps.ndim == 1 and steps.size and np.issubdtype(steps.dtype, np.integer)
+    if not (whole and np.all(np.diff(steps) < 0) and steps[0] < total and steps[-1] >= 0):
         raise ValueError(
             f"time steps must be whole numbers that fall from below {total} to at least 0; "
             f"spacing {spacing!r} gives {steps.tolist()}"
         )
     return steps
+
+
+def step_grid(schedule: Schedule, steps: Sequence[int] | np.ndarray) -> TimeGrid:
+    """The grid of a sampler that visits these time steps and ends at clean data."""
+    return listed_grid(np.append((np.asarray(steps) + 1) / schedule.num_steps, 0.0))

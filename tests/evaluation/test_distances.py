@@ -4,9 +4,7 @@ import numpy as np
 import pytest
 from feature_references import torch_fidelity
 
-from imagen_jax.evaluation import retrieval
-from imagen_jax.evaluation.clip_score import caption_ranks, clip_score
-from imagen_jax.evaluation.kernel_distance import cmmd, kernel_distance
+from imagen_jax.evaluation.distances import caption_ranks, cmmd, cosines, kernel_distance
 
 
 def features(rng, count: int, shift: float = 0.0, dim: int = 32) -> np.ndarray:
@@ -59,24 +57,24 @@ def test_cmmd_is_its_definition(rng, monkeypatch):
     expected = 1000 * (kernel(a, a) + kernel(b, b) - 2 * kernel(a, b))
     np.testing.assert_allclose(cmmd(x, y), expected, rtol=1e-9)
     np.testing.assert_allclose(cmmd(*unit), expected, rtol=1e-9)
-    monkeypatch.setattr("imagen_jax.evaluation.kernel_distance.BLOCK", 7)
+    monkeypatch.setattr("imagen_jax.evaluation.distances.KERNEL_BLOCK", 7)
     np.testing.assert_allclose(cmmd(x, y), expected, rtol=1e-9)
     assert abs(cmmd(x, x)) < 1e-9
 
 
-def test_clip_score_is_the_mean_cosine(rng):
+def test_the_clip_score_is_a_cosine(rng):
     images, texts = features(rng, 20), features(rng, 20)
     norms = np.linalg.norm(images, axis=1) * np.linalg.norm(texts, axis=1)
-    cosines = (images * texts).sum(axis=1) / norms
-    np.testing.assert_allclose(clip_score(images, texts), np.mean(cosines), rtol=1e-5)
-    np.testing.assert_allclose(clip_score(images, 3 * images), 1.0)
-    np.testing.assert_allclose(clip_score(images, -images), -1.0)
+    expected = (images * texts).sum(axis=1) / norms
+    np.testing.assert_allclose(cosines(images, texts), expected, rtol=1e-5)
+    np.testing.assert_allclose(cosines(images, 3 * images), 1.0)
+    np.testing.assert_allclose(cosines(images, -images), -1.0)
 
 
 def test_caption_ranks(rng):
     texts = features(rng, 30)
     ranks = caption_ranks(texts + 0.01 * features(rng, 30), texts, negatives=29)
-    assert retrieval.scores(ranks)["top1"] == 1
+    assert (ranks == 1).all()
     # The farthest of all: each image is the opposite of its caption.
     assert caption_ranks(-texts, texts, negatives=29).min() > 20
     # By chance one in ten is the first of ten.
@@ -107,17 +105,7 @@ def test_bad_values_are_named(rng):
     a, zero = features(rng, 10), np.zeros((2, 32))
     with pytest.raises(ValueError, match="fewer than KID's subset_size 1000"):
         kernel_distance(a, a)
-    with pytest.raises(ValueError, match="one dim"):
-        kernel_distance(a, a[:, :5], subset_size=5)
-    with pytest.raises(ValueError, match="not 0 x 5"):
-        kernel_distance(a, a, subsets=0, subset_size=5)
-    with pytest.raises(ValueError, match="some of each"):
-        cmmd(a, a[:0])
     with pytest.raises(ValueError, match="features of image 0 are zero"):
         cmmd(a, zero)
-    with pytest.raises(ValueError, match="must both be"):
-        clip_score(a, a[:3])
-    with pytest.raises(ValueError, match="no pairs"):
-        clip_score(a[:0], a[:0])
     with pytest.raises(ValueError, match="from 1 to 9 others, not 10"):
         caption_ranks(a, a, negatives=10)

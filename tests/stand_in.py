@@ -1,23 +1,28 @@
 """Feature networks that cost nothing: random projections of small images and of letters."""
 
 import hashlib
-from dataclasses import dataclass
 
 import numpy as np
 
+from imagen_jax.evaluation.features import FeatureExtractor
 from imagen_jax.images.pixels import resize
 
 
-@dataclass(frozen=True)
-class StandIn:
+class StandIn(FeatureExtractor):
     """Counts the images that it has seen in `seen`."""
 
-    kind: str
-    name: str
-    fingerprint: str = "0123"
-    dim: int = 6
-    side: int = 4
-    seen: list = None
+    kind = dim = side = None  # properties of a real network
+
+    def __init__(self, kind, name, fingerprint="0123", dim=6, side=4, seen=None):
+        vars(self).update(
+            kind=kind,
+            name=name,
+            fingerprint=fingerprint,
+            resize=None,
+            dim=dim,
+            side=side,
+            seen=seen,
+        )
 
     def images(self, images):
         if self.seen is not None:
@@ -30,10 +35,6 @@ class StandIn:
         seeds = [int.from_bytes(hashlib.sha256(text.encode()).digest()[:4]) for text in texts]
         rows = [np.random.default_rng(seed).normal(size=self.dim) for seed in seeds]
         return np.asarray(rows, np.float32)
-
-    def describe(self):
-        names = ("kind", "name", "fingerprint", "dim", "side")
-        return {name: getattr(self, name) for name in names}
 
 
 def inception(**more) -> StandIn:

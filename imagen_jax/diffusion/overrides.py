@@ -1,0 +1,125 @@
+"""Sampling as files and callers give it: checked, and overridden stage by stage."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from math import inf
+from typing import Any
+
+import numpy as np
+
+from imagen_jax.diffusion.denoiser import THRESHOLDS
+from imagen_jax.diffusion.samplers import SAMPLERS
+from imagen_jax.diffusion.sampling import Sampling
+from imagen_jax.diffusion.time_grids import (
+    MAX_STEPS,
+    SPACINGS,
+    STEP_LISTS,
+    STEP_SPACINGS,
+    fixed_steps,
+)
+from imagen_jax.storage.codec import from_dict
+
+CHOICES = {
+    "sampler": SAMPLERS,
+    "threshold": THRESHOLDS,
+    "spacing": (*SPACINGS, *STEP_SPACINGS, *STEP_LISTS),
+}
+LARGEST = sys.float_info.max
+# What a number must be: its type, the lowest and the highest, and how to say so.
+NUMBERS = {
+    "steps": (int, 1, MAX_STEPS, f"a whole number from 1 to {MAX_STEPS}"),
+    "steps_offset": (int, 0, LARGEST, "a whole number, at least 0"),
+    "lambda_min": (float, -LARGEST, LARGEST, "a finite number or None"),
+    "guidance": (float, -LARGEST, LARGEST, "a finite number (1 is none)"),
+    "guidance_rescale": (float, 0, 1, "in [0, 1]"),
+    "percentile": (float, sys.float_info.min, 100, "in (0, 100]"),
+    "cap": (float, 1, inf, "at least 1, or None"),
+    "gamma": (float, 0, 1, "in [0, 1]"),
+    "eta": (float, 0, 1, "in [0, 1]"),
+    "aug_level": (float, 0, 1, "in [0, 1]"),
+}
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool)
+
+
+def check_sampling(sampling: Sampling) -> Sampling:
+    """The same with plain numbers and with the number of steps that a list of time steps has.
+
+    Raises:
+        ValueError: a value that makes no sense, which it names.
+    """
+    spacing = sampling.spacing
+    if isinstance(spacing, list):  # JSON has no tuples
+        sampling = replace(sampling, spacing=tuple(spacing))
+    for name, known in CHOICES.items():
+        value = getattr(sampling, name)
+        if value not in known and not (name == "spacing" and isinstance(value, tuple)):
+            raise ValueError(f"Unknown {name} {value!r}; choose one of {', '.join(known)}.")
+    listed, steps = fixed_steps(spacing), sampling.steps
+    if listed is not None and steps not in (Sampling.steps, len(listed)):
+        raise ValueError(
+            f"steps is {steps!r}, but spacing {spacing!r} has {len(listed)} steps; "
+            "choose another spacing for another number."
+        )
+    numbers = {"steps": steps if listed is None else len(listed)}
+    for name, (kind, lowest, highest, meaning) in NUMBERS.items():
+        value = numbers.get(name, getattr(sampling, name))
+        if value is None and getattr(Sampling, name) is None:
+            continue
+        whole = kind is float or isinstance(value, int | np.integer)
+        if not (whole and is_number(value) and lowest <= float(value) <= highest):
+            hint = ""
+            if name == "aug_level" and is_number(value) and 1 < value < 1000:
+                hint = f"; diffusers' noise_level {value:g} is {(value + 1) / 1000:g} here"
+            raise ValueError(f"{name} must be {meaning}: {value!r}{hint}.")
+        numbers[name] = kind(value)
+    interval = tuple(sampling.guidance_interval)
+    if len(interval) != 2 or not all(is_number(t) and 0 <= t <= 1 for t in interval):
+        raise ValueError(f"guidance_interval must be two times in [0, 1]: {interval!r}.")
+    return replace(sampling, guidance_interval=tuple(map(float, interval)), **numbers)
+
+
+def sampling_from_dict(values: Mapping[str, Any]) -> Sampling:
+    """Sampling of JSON values, checked; an unknown key is an error."""
+    return check_sampling(from_dict(Sampling, values, "sampling"))
+
+
+def with_overrides(sampling: Sequence[Sampling], **overrides: Any) -> tuple[Sampling, ...]:
+    """The sampling of every stage with a caller's own values for some fields, checked.
+
+    A sequence has one entry a stage, None where the stage keeps its own. A single value is for
+    every stage; a single `guidance` for the first one, where the text decides. A spacing that is a
+    list of time steps says how many there are, unless `steps` does.
+    """
+    columns = {
+        name: by_stage(name, value, len(sampling), first_only=name == "guidance")
+        for name, value in overrides.items()
+    }
+    chosen = []
+    for index, own in enumerate(sampling):
+        changes = {name: column[index] for name, column in columns.items()}
+        changes = {name: value for name, value in changes.items() if value is not None}
+        listed = fixed_steps(changes.get("spacing"))
+        if listed is not None:
+            changes.setdefault("steps", len(listed))
+        chosen.append(check_sampling(replace(own, **changes)))
+    return tuple(chosen)
+
+
+def by_stage(name: str, value: Any, count: int, first_only: bool = False) -> list[Any]:
+    """One entry a stage, None where nothing is said: a single value is all stages', or the first's.
+
+    Raises:
+        ValueError: a sequence that is empty or has more entries than there are stages.
+    """
+    if value is None or isinstance(value, str) or is_number(value):
+        return [value] + [None if first_only else value] * (count - 1)
+    values = list(value)
+    if not 1 <= len(values) <= count:
+        raise ValueError(
+            f"{name} has {len(values)} entries; the model has {count} stages: {value!r}."
+        )
+    return values + [None] * (count - len(values))
