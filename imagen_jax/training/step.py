@@ -212,9 +212,8 @@ def make_train_step(
     stage, accumulation = config.stage, config.optimizer.accumulation
     optimizer = make_optimizer(config.optimizer)
     dropout = config.label_dropout if encoder is None else config.text.dropout
-    prior = config.data.prior
-    if prior is not None:
-        prior = Prior(prior.rows(config.batch_size), prior.weight)
+    other = config.data.prior
+    prior = None if other is None else Prior(other.rows(config.batch_size), other.weight)
     example_losses = make_losses(stage, encoder, mesh, config.lora)
 
     def weighted_loss(params: Params, rows: tuple, frozen: Frozen):
@@ -240,11 +239,10 @@ def make_train_step(
         state: TrainState, batch: Batch, key: Keys, frozen: Frozen = Frozen()
     ) -> tuple[TrainState, dict[str, Any]]:
         draws = draw(stage, key, batch["image"].shape, dropout, prior)
-        weights = loss_weights(batch["image"].shape[0], prior)
-        grads, losses = gradient(state.params, (batch, draws, weights), frozen)
+        rows = batch, draws, loss_weights(len(batch["image"]), prior)
+        grads, losses = gradient(state.params, rows, frozen)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        step = state.step + 1
+        params, step = optax.apply_updates(state.params, updates), state.step + 1
         ema = None if state.ema is None else update_ema(state.ema, params, step, config.ema_decay)
         bins = jax.nn.one_hot((draws.t * TIME_BINS).astype(jnp.int32), TIME_BINS)
         metrics = {
