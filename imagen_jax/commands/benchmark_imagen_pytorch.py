@@ -36,7 +36,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TEXT_LENGTH, TEXT_WIDTH, GUIDANCE = 32, 256, 3.0
 LEARNING_RATE, EMA_DECAY = 1e-4, 0.999
 TOLERANCE = 0.05
-# What imagen-pytorch imports for other things than its network and sampler.
+# What imagen-pytorch imports besides what its network and sampler need.
 UNUSED = (
     *("torchvision", "torchvision.transforms", "kornia", "kornia.augmentation"),
     *("transformers", "accelerate", "ema_pytorch", "pytorch_warmup", "datasets"),
@@ -334,6 +334,7 @@ def table(results: list[dict]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
+    # Not `make_parser`: this file also runs in imagen-pytorch's environment, which lacks ours.
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

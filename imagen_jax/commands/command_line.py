@@ -1,7 +1,6 @@
-"""What the commands share: how options are read, and how a mistake is told.
+"""What the commands share: how options are read and how mistakes are reported.
 
-Commands that take a config read their options by absl, because of --config.KEY=VALUE; the others by
-argparse.
+Commands that take a config use absl, because of --config.KEY=VALUE; the others use argparse.
 """
 
 import argparse
@@ -55,15 +54,14 @@ def one_line_errors(*expected: type[Exception]) -> Iterator[None]:
         sys.exit(130)
 
 
-def make_parser(description: str) -> argparse.ArgumentParser:
-    """A reader of options whose help begins with the command's docstring as it is written."""
-    return argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def make_parser(description: str, **options: Any) -> argparse.ArgumentParser:
+    """A parser whose help begins with the command's docstring as it is; `options` are argparse's."""
+    style = argparse.RawDescriptionHelpFormatter
+    return argparse.ArgumentParser(description=description, formatter_class=style, **options)
 
 
 def numbers(kind: type) -> Callable[[str], Any]:
-    """A reader of "3" as a number and of "3,1" as numbers by stage."""
+    """What reads "3" as a number and "3,1" as a list of numbers by stage, for argparse."""
 
     def number(text: str) -> Any:
         values = [kind(part) for part in text.split(",")]

@@ -27,15 +27,12 @@ import sys
 import warnings
 from pathlib import Path
 
-from imagen_jax.commands.command_line import names, numbers, one_line_errors
+from imagen_jax.commands.command_line import make_parser, names, numbers, one_line_errors
 
 
 def parser() -> argparse.ArgumentParser:
-    parse = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        argument_default=argparse.SUPPRESS,  # EvaluationRequest has the defaults
-    )
+    # EvaluationRequest has the defaults.
+    parse = make_parser(__doc__, argument_default=argparse.SUPPRESS)
     add = parse.add_argument
     add("--model", type=names, help="shipped model, model directory or training workdir (default: "
         "emoji); A,B chains separately trained stages")  # fmt: skip

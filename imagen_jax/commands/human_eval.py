@@ -15,16 +15,14 @@ beside the true one, --b), captions (does the caption describe the image; yes, s
 import argparse
 from pathlib import Path
 
-from imagen_jax.commands.command_line import one_line_errors
+from imagen_jax.commands.command_line import make_parser, one_line_errors
 from imagen_jax.storage.folders import make_folder
 
 PER_PROMPT = {"drawbench": 8, "photorealism": 1, "captions": 1}
 
 
 def parser() -> argparse.ArgumentParser:
-    parse = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parse = make_parser(__doc__)
     commands = parse.add_subparsers(dest="command", required=True)
     add = commands.add_parser("sheets", help="make the trials").add_argument
     add("--study", choices=tuple(PER_PROMPT), default="drawbench")

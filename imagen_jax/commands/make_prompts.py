@@ -12,13 +12,11 @@ import hashlib
 import sys
 from pathlib import Path
 
-from imagen_jax.commands.command_line import one_line_errors
+from imagen_jax.commands.command_line import make_parser, one_line_errors
 
 
 def parser() -> argparse.ArgumentParser:
-    parse = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parse = make_parser(__doc__)
     source = parse.add_mutually_exclusive_group(required=True)
     source.add_argument("--annotations", type=Path, metavar="FILE", help="captions_val2014.json")
     source.add_argument("--tfds", action="store_true", help="TensorFlow Datasets' coco_captions")

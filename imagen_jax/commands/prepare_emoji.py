@@ -11,37 +11,39 @@ from pathlib import Path
 
 import numpy as np
 
-from imagen_jax.commands.command_line import one_line_errors
+from imagen_jax.commands.command_line import make_parser, one_line_errors
 from imagen_jax.data import emoji
 from imagen_jax.storage.atomic import written_whole
 from imagen_jax.storage.folders import make_folder
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+def parser() -> argparse.ArgumentParser:
+    parse = make_parser(__doc__)
+    add = parse.add_argument
+    add("--out", type=Path, required=True, metavar="DIR", help="folder for emoji.npz")
+    add("--captions", type=Path, metavar="FILE", help="also write the training captions there")
+    return parse
+
+
+def prepare(options: argparse.Namespace) -> None:
+    listed = emoji.list_emoji()
+    make_folder(options.out, "--out")
+    kept, arrays = emoji.build(listed)
+    path = options.out / "emoji.npz"
+    with written_whole(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **arrays)
+    if options.captions:
+        lines = emoji.train_captions(arrays)
+        options.captions.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    train, chinese = arrays["split"] == "train", arrays["name_zh"] != ""
+    print(
+        f"{path}: {len(kept)} images of {len(listed)} listed, {arrays['label'].max() + 1} distinct, "
+        f"{train.sum()} train, {(~train).sum()} held out, {chinese.sum()} with a Chinese name, "
+        f"{arrays['variant'].sum()} variants of skin or gender"
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder for emoji.npz")
-    parser.add_argument(
-        "--captions", type=Path, help="also write the training captions to this text file"
-    )
-    arguments = parser.parse_args()
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parser().parse_args(arguments)
     with one_line_errors(ValueError):
-        listed = emoji.list_emoji()
-        make_folder(arguments.out, "--out")
-        kept, arrays = emoji.build(listed)
-        path = arguments.out / "emoji.npz"
-        with written_whole(path) as temporary, temporary.open("wb") as file:
-            np.savez_compressed(file, **arrays)
-        if arguments.captions:
-            lines = emoji.train_captions(arrays)
-            arguments.captions.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        train = arrays["split"] == "train"
-        chinese = arrays["name_zh"] != ""
-        print(
-            f"{path}: {len(kept)} images of {len(listed)} listed, "
-            f"{arrays['label'].max() + 1} distinct, {train.sum()} train, {(~train).sum()} held "
-            "out, "
-            f"{chinese.sum()} with a Chinese name, {arrays['variant'].sum()} variants of skin or "
-            "gender"
-        )
+        prepare(options)

@@ -6,24 +6,29 @@ The input has one caption a line. See imagen_jax/text/tokenizer_training.py for 
 """
 
 import argparse
-import os
+from pathlib import Path
 
+from imagen_jax.commands.command_line import make_parser, one_line_errors
 from imagen_jax.storage.atomic import written_whole
 from imagen_jax.text.tokenizer_training import train_tokenizer
 from imagen_jax.text.tokenizers import SentencePieceTokenizer, vocab_size
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--input", required=True, help="text file, one caption a line")
-    parser.add_argument("--output", required=True, help="the model file to write")
-    parser.add_argument("--vocab_size", type=int, default=6000)
-    args = parser.parse_args()
-    if not os.path.isfile(args.input):
-        parser.error(f"--input {args.input} is not a file")
-    with open(args.input, encoding="utf-8") as file:
-        model = train_tokenizer(file, args.vocab_size)
-    with written_whole(args.output) as path:
-        path.write_bytes(model)
-    pieces = vocab_size(SentencePieceTokenizer(args.output))
-    print(f"{args.output}: {pieces} pieces, {len(model) / 1024:.0f} KiB")
+def parser() -> argparse.ArgumentParser:
+    parse = make_parser(__doc__)
+    add = parse.add_argument
+    add("--input", type=Path, required=True, metavar="FILE", help="text file, one caption a line")
+    add("--output", required=True, metavar="FILE", help="the model file to write")
+    add("--vocab_size", type=int, default=6000)
+    return parse
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parser().parse_args(arguments)
+    with one_line_errors(ValueError):
+        with options.input.open(encoding="utf-8") as file:
+            model = train_tokenizer(file, options.vocab_size)
+        with written_whole(options.output) as path:
+            path.write_bytes(model)
+    pieces = vocab_size(SentencePieceTokenizer(options.output))
+    print(f"{options.output}: {pieces} pieces, {len(model) / 1024:.0f} KiB")
