@@ -55,7 +55,7 @@ def one_line_errors(*expected: type[Exception]) -> Iterator[None]:
 
 
 def make_parser(description: str, **options: Any) -> argparse.ArgumentParser:
-    """A parser whose help begins with the command's docstring as it is; `options` are argparse's."""
+    """A parser whose help begins with the command's docstring as it is; `options`: argparse's."""
     style = argparse.RawDescriptionHelpFormatter
     return argparse.ArgumentParser(description=description, formatter_class=style, **options)
 

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from imagen_jax.commands.command_line import make_parser, one_line_errors
+from imagen_jax.storage.codec import require
 from imagen_jax.storage.folders import output_folder
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -62,16 +63,16 @@ def convert(options: argparse.Namespace) -> None:
         elif options.part == "unet":
             conversion.network_to_diffusers(source, options.out, stage=options.stage, **files)
         else:
-            notes = conversion.to_diffusers(source, options.out, stage=options.stage, **files)
-            print(*notes, sep="\n")
+            lines = conversion.to_diffusers(source, options.out, stage=options.stage, **files)
+            print(*lines, sep="\n")
     elif is_feature_network(source):
         convert_features(Path(source), options.out, options.dtype)
     else:
         files["dtype"] = options.dtype or "bfloat16"
-        if options.part == "unet":
-            raise ValueError("--part unet is for --to diffusers")
-        if options.stage is not None:
-            raise ValueError("--stage is for --to diffusers; imagen_jax gets all stages")
+        require(
+            (options.part != "unet", "--part unet is for --to diffusers"),
+            (options.stage is None, "--stage is for --to diffusers; imagen_jax gets all stages"),
+        )
         if options.part == "text_encoder" or is_encoder(source):
             conversion.to_text_encoder(source, options.out, **files)
         else:

@@ -39,7 +39,7 @@ def make(options: argparse.Namespace) -> str:
         captions = coco.read_annotations(options.annotations)
         digest = hashlib.sha256(options.annotations.read_bytes()).hexdigest()
         source = {"file": options.annotations.name, "sha256": digest}
-    drawn = coco.draw(captions, options.num, options.seed)
+    sampled = coco.sample(captions, options.num, options.seed)
     images = len({caption.image_id for caption in captions})
     origin = {
         **source,
@@ -48,7 +48,7 @@ def make(options: argparse.Namespace) -> str:
         "pictures": images,
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    write_coco(options.out, drawn, origin)
+    write_coco(options.out, sampled, origin)
     made = read_prompts("coco30k", options.out)
     if images != coco.VAL2014_IMAGES:
         print(

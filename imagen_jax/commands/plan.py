@@ -9,12 +9,13 @@ Needs the TPU compiler (pip install -e '.[tpu]') and no TPU; the paper's models 
 minutes and 15 GB of memory. docs/scaling.md explains the figures.
 """
 
-import json
 from pathlib import Path
 
 from absl import flags
 
 from imagen_jax.commands.command_line import one_line_errors, run_configured
+from imagen_jax.storage.codec import require
+from imagen_jax.storage.json_file import write_object
 from imagen_jax.training.config import apply_overrides, load_config
 
 
@@ -33,7 +34,7 @@ def run(overrides: dict[str, str]) -> None:
         check_options(options.sample, options.images, options.json)
         import jax
 
-        # The compiler is the TPU's; what runs besides, such as shapes, runs here.
+        # The compiler is the TPU's; all else, such as shapes, is worked out on this CPU.
         jax.config.update("jax_platforms", "cpu")
         from imagen_jax.planning.plan import plan, summary
         from imagen_jax.training import inherit
@@ -50,18 +51,23 @@ def run(overrides: dict[str, str]) -> None:
         figures = plan(read_config(raw), options.topology, **sizes)
         print(summary(figures))
         if options.json is not None:
-            content = {"config": options.config, "overrides": overrides, **figures}
-            Path(options.json).write_text(json.dumps(content, indent=1) + "\n")
+            about = {"config": options.config, "overrides": overrides}
+            write_object(options.json, about | figures)
 
 
 def check_options(sample: bool, images: int | None, json_file: str | None) -> None:
     """ValueError for options that are wrong whatever the config holds."""
-    if images is not None and not sample:
-        raise ValueError("--images is for --sample; training plans --config.batch_size")
-    if json_file is not None and Path(json_file).is_dir():
-        raise ValueError(f"--json {json_file} is a folder; give a file")
-    if json_file is not None and not Path(json_file).absolute().parent.is_dir():
-        raise ValueError(f"--json {json_file}: there is no such folder")
+    require(
+        (images is None or sample, "--images is for --sample; training plans --config.batch_size"),
+        (
+            json_file is None or not Path(json_file).is_dir(),
+            f"--json {json_file} is a folder; give a file",
+        ),
+        (
+            json_file is None or Path(json_file).absolute().parent.is_dir(),
+            f"--json {json_file}: there is no such folder",
+        ),
+    )
 
 
 def main(arguments: list[str] | None = None) -> None:

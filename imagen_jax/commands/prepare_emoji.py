@@ -33,11 +33,11 @@ def prepare(options: argparse.Namespace) -> None:
     with written_whole(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **arrays)
     if options.captions:
-        lines = emoji.train_captions(arrays)
-        options.captions.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        lines = (f"{line}\n" for line in emoji.train_captions(arrays))
+        options.captions.write_text("".join(lines), encoding="utf-8")
     train, chinese = arrays["split"] == "train", arrays["name_zh"] != ""
     print(
-        f"{path}: {len(kept)} images of {len(listed)} listed, {arrays['label'].max() + 1} distinct, "
+        f"{path}: {len(kept)} images of {len(listed)}, {arrays['label'].max() + 1} distinct, "
         f"{train.sum()} train, {(~train).sum()} held out, {chinese.sum()} with a Chinese name, "
         f"{arrays['variant'].sum()} variants of skin or gender"
     )

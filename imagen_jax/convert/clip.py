@@ -102,8 +102,9 @@ def _tower_layout(tower: str, layers: int) -> Layout:
     layout = {f"{tower}/position_embedding": positions}
     for ours, theirs in LAYER_MODULES.items():
         names = [f"{tower}_model.encoder.layers.{i}.{theirs}" for i in range(layers)]
-        axes = None if "norm" in ours else LINEAR
-        layout |= affine(f"{tower}/layers/{ours}", names, axes, "stack")
+        layout |= affine(
+            f"{tower}/layers/{ours}", names, None if "norm" in ours else LINEAR, "stack"
+        )
     return layout
 
 
@@ -129,13 +130,8 @@ def clip_shapes(config: clip.ClipConfig) -> Params:
     return jax.eval_shape(lambda key: clip.init(config, key), jax.random.key(0))
 
 
-def read_clip(
-    directory: str | os.PathLike, dtype: str | None = "float32"
-) -> tuple[clip.ClipConfig, Params]:
-    """Config and parameters from a folder of Hugging Face: config.json and model.safetensors.
-
-    Args:
-        dtype: of the parameters; None keeps the tensors' own.
+def read_clip(directory: str | os.PathLike) -> tuple[clip.ClipConfig, Params]:
+    """Config and float32 parameters from a Hugging Face folder: config.json and model.safetensors.
 
     Raises:
         FileNotFoundError: the folder has no config or no weights as safetensors.
@@ -147,7 +143,6 @@ def read_clip(
         clip_layout(config),
         open_model(directory),
         clip_shapes(config),
-        dtype=dtype,
         where=os.fspath(directory),
         ignored=UNUSED,
     )

@@ -139,8 +139,7 @@ def call_arguments(stage: Stage, settings: Sampling) -> dict[str, Any]:
     values = {"num_inference_steps": settings.steps} if steps is None else {"timesteps": [*steps]}
     values["guidance_scale"] = settings.guidance
     if stage.low_resolution is not None:
-        level = network_time(stage.aug_schedule, settings.aug_level)
-        values["noise_level"] = round(float(level))
+        values["noise_level"] = round(float(network_time(stage.aug_schedule, settings.aug_level)))
     return values
 
 
@@ -165,7 +164,7 @@ def save_unet(
     Raises:
         ValueError: diffusers cannot express the network; the message names each feature.
     """
-    check_unet(stage)
+    _refuse(stage, _network_faults(stage))
     values = config_to_diffusers(stage.network, stage.text_width, stage.resolution)
     files = save_layout(
         directory,
@@ -178,11 +177,6 @@ def save_unet(
     )
     write_object(Path(directory) / "config.json", values)
     return files
-
-
-def check_unet(stage: Stage) -> None:
-    """ValueError names everything of a stage's network that diffusers cannot express."""
-    _refuse(stage, _network_faults(stage))
 
 
 def check_pipeline(stage: Stage, encoder: TextEncoder | None) -> None:
@@ -222,7 +216,7 @@ def save_pipeline(
     scheduler, notes = scheduler_to_diffusers(stage, settings)
     directory, upsamples = Path(directory), stage.low_resolution is not None
     save_unet(directory / "unet", stage, params, dtype=dtype, variant=variant)
-    _write_json(directory / "scheduler" / SCHEDULER_FILE, scheduler)
+    write_object(directory / "scheduler" / SCHEDULER_FILE, scheduler)
     index = {
         "_class_name": SUPER_RESOLUTION if upsamples else BASE,
         "unet": ["diffusers", CLASS_NAME],
@@ -236,7 +230,7 @@ def save_pipeline(
     }
     if upsamples:
         noising = {"_class_name": DDPM, **_betas(stage.aug_schedule)}
-        _write_json(directory / "image_noising_scheduler" / SCHEDULER_FILE, noising)
+        write_object(directory / "image_noising_scheduler" / SCHEDULER_FILE, noising)
         index["image_noising_scheduler"] = ["diffusers", DDPM]
     if encoder is not None:
         place = directory / "text_encoder"
@@ -244,16 +238,11 @@ def save_pipeline(
         (name,) = config_to_huggingface(encoder.config)["architectures"]
         index["text_encoder"] = ["transformers", name]
         index["tokenizer"] = ["transformers", "T5Tokenizer"]
-        _write_json(directory / "tokenizer" / "tokenizer_config.json", _tokenizer_config(encoder))
+        write_object(directory / "tokenizer" / "tokenizer_config.json", _tokenizer_config(encoder))
         copy_tokenizer(encoder.tokenizer, directory / "tokenizer")
         notes += _text_notes(encoder)
     write_object(directory / INDEX, index)
     return notes
-
-
-def _write_json(path: Path, values: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_object(path, values)
 
 
 def _tokenizer_config(encoder: TextEncoder) -> dict[str, Any]:

@@ -4,13 +4,14 @@ Of tensorflow/core/framework's graph.proto, node_def.proto, attr_value.proto, te
 tensor_shape.proto a few fields are needed; protobuf skips the others.
 """
 
-import functools
 import math
 import os
 from pathlib import Path
 
 import numpy as np
-from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory, text_format
+from google.protobuf import message
+
+from imagen_jax.storage.protobuf import message_class
 
 MAX_BYTES = 2**31  # protobuf's own limit
 MAX_AXES = 32
@@ -40,14 +41,6 @@ message_type { name: "GraphDef"
 """
 
 
-@functools.cache
-def graph_class() -> type[message.Message]:
-    """The protocol buffer GraphDef, in a pool of its own beside TensorFlow's."""
-    pool = descriptor_pool.DescriptorPool()
-    pool.Add(text_format.Parse(GRAPH_PROTO, descriptor_pb2.FileDescriptorProto()))
-    return message_factory.GetMessageClass(pool.FindMessageTypeByName("imagen_jax.GraphDef"))
-
-
 def read_constants(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """The constants of type float32 by their nodes' names.
 
@@ -61,7 +54,7 @@ def read_constants(path: str | os.PathLike) -> dict[str, np.ndarray]:
     try:
         if path.stat().st_size >= MAX_BYTES:
             raise ValueError(f"it has {path.stat().st_size} bytes, more than a graph can have")
-        graph = graph_class().FromString(path.read_bytes())
+        graph = message_class(GRAPH_PROTO, "GraphDef").FromString(path.read_bytes())
         tensors = {
             node.name: node.attr["value"].tensor for node in graph.node if node.op == "Const"
         }

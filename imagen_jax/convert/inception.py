@@ -138,8 +138,7 @@ def _fold(params: Params) -> Params:
         if not (variance >= 0).all():
             raise ValueError(f"{ours} has a negative variance: these are not trained weights.")
         scale = gamma / np.sqrt(variance + inception.NORM_EPS)
-        kernel = flat[f"{ours}/kernel"].astype(float) * scale
-        flat[f"{ours}/kernel"] = kernel.astype(np.float32)
+        flat[f"{ours}/kernel"] = (flat[f"{ours}/kernel"].astype(float) * scale).astype(np.float32)
         flat[f"{ours}/bias"] = (beta - mean * scale).astype(np.float32)
     return unflatten(flat)
 

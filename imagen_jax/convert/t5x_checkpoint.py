@@ -218,8 +218,7 @@ def _open_zarr(folder: Path) -> ZarrArray:
         ("asks for the filters", filters or "none", NO_FILTERS),
     ):
         if str(value) not in known:
-            shown = str(value)[:80]
-            raise ValueError(f"{path} {what} {shown!r}; known are {', '.join(known)}.")
+            raise ValueError(f"{path} {what} {str(value)[:80]!r}; known are {', '.join(known)}.")
     array = ZarrArray(folder, tuple(shape), np.dtype(ZARR_DTYPES[dtype]))
     if len(chunks) != len(shape) or math.prod(chunks) * array.dtype.itemsize > MAX_CHUNK_BYTES:
         raise ValueError(f"{path} splits shape {shape} into chunks of {chunks}.")

@@ -64,14 +64,14 @@ def captions_of_records(records: Any) -> list[Caption]:
     return _sorted(captions, TFDS_NAME)
 
 
-def draw(captions: list[Caption], count: int, seed: int) -> list[Caption]:
-    """`count` captions drawn without replacement, in the order of a hash of the seed and their id.
+def sample(captions: list[Caption], count: int, seed: int) -> list[Caption]:
+    """`count` captions without repeats, in the order of a hash of the seed and their id.
 
     The same on every machine and with every version of every library; more captions are the same
     ones and others.
     """
     if not 1 <= count <= len(captions):
-        raise ValueError(f"Cannot draw {count} of {len(captions)} captions.")
+        raise ValueError(f"Cannot sample {count} of {len(captions)} captions.")
 
     return sorted(
         captions, key=lambda caption: hashlib.sha256(f"{seed} {caption.id}".encode()).digest()

@@ -21,9 +21,8 @@ import numpy as np
 from imagen_jax.data.captions import Captions
 from imagen_jax.data.records import array_records
 from imagen_jax.data.sources import Source, broken_as
-from imagen_jax.storage.atomic import written_whole
 from imagen_jax.storage.codec import to_dict
-from imagen_jax.storage.json_file import read_dataclass
+from imagen_jax.storage.json_file import read_dataclass, write_object
 from imagen_jax.storage.trees import flatten
 
 MANIFEST = "embeddings.json"
@@ -93,8 +92,7 @@ def write_manifest(directory: Path, manifest: Manifest) -> None:
     if path.exists():
         _check_same(directory, to_dict(read_manifest(directory)), to_dict(manifest))
         return
-    with written_whole(path) as file:
-        file.write_text(json.dumps(to_dict(manifest), indent=1))
+    write_object(path, to_dict(manifest))
 
 
 def check_fingerprint(directory: str | os.PathLike, wanted: Mapping[str, Any]) -> None:

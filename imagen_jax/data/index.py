@@ -68,8 +68,8 @@ class Index:
 
     def fault(self, row: int, roles: Collection[str]) -> str | None:
         """Why an example cannot be used for one of these roles; None where it can."""
-        faults = self.faults.get(row, {})
-        return next((why for role, why in faults.items() if role in roles), None)
+        faults = self.faults.get(row, {}).items()
+        return next((why for role, why in faults if role in roles), None)
 
     def key(self, row: int) -> str:
         start = self.key_ends[row - 1] if row else 0
@@ -188,8 +188,7 @@ def index_folder(path: str) -> Path:
     beside = local if local.is_dir() else local.parent
     if not is_remote(path) and os.access(beside, os.W_OK):
         return beside / ".imagen_jax_index"
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "imagen_jax" / "index"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "imagen_jax" / "index"
 
 
 def _index_path(shard: Shard, options: Any, folder: Path) -> Path:

@@ -30,6 +30,7 @@ from imagen_jax.data.sources import (
     check_choice,
 )
 from imagen_jax.images import pixels
+from imagen_jax.storage.codec import require
 
 CROPS = ("centre", "random")
 Caption = str | Embedding
@@ -104,7 +105,7 @@ def uniform(*parts: Any) -> float:
     return (int.from_bytes(digest, "big") >> 11) / 2**53
 
 
-def draw_caption(captions: Sequence[tuple[Caption, float]], number: float) -> Caption:
+def choose_caption(captions: Sequence[tuple[Caption, float]], number: float) -> Caption:
     """The caption at a number in [0, 1) of the captions' summed weights."""
     ends = list(itertools.accumulate(weight for _, weight in captions))
     place = bisect.bisect_right(ends, number * ends[-1])
@@ -157,22 +158,22 @@ class Loader:
         check_rows(self.rows, self.batch_size)
         text, side = self.conditioning == "text", self.resolution
         embedded = isinstance(self.source, EmbeddedSource)
-        faults = {
-            "the source holds no example": not len(self.source),
-            "conditioning 'text' needs a tokenize function": (
-                text and not embedded and self.tokenize is None
+        require(
+            (len(self.source), "the source holds no example"),
+            (
+                not text or embedded or self.tokenize is not None,
+                "conditioning 'text' needs a tokenize function",
             ),
-            f"conditioning {self.conditioning!r} reads no prompt: {self.prompt!r}": (
-                not text and self.prompt is not None
+            (
+                text or self.prompt is None,
+                f"conditioning {self.conditioning!r} reads no prompt: {self.prompt!r}",
             ),
-            f"crop_size is {self.crop_size}; it must be in 1...{side}": (
-                self.crop_size is not None and not 0 < self.crop_size <= side
+            (
+                self.crop_size is None or 0 < self.crop_size <= side,
+                f"crop_size is {self.crop_size}; it must be in 1...{side}",
             ),
-            f"seed is {self.seed}; it must be in [0, 2**32)": not 0 <= self.seed < 2**32,
-        }
-        for fault, found in faults.items():
-            if found:
-                raise ValueError(fault)
+            (0 <= self.seed < 2**32, f"seed is {self.seed}; it must be in [0, 2**32)"),
+        )
         if self.buckets:
             self._check_buckets()
             self.order.log_counts(self.buckets)
@@ -181,13 +182,21 @@ class Loader:
         object.__setattr__(self, "source", source)
 
     def _check_buckets(self) -> None:
-        if self.crop_size is not None or isinstance(self.source, MixtureSource):
-            raise ValueError("buckets do not go with crop_size, nor with a mixture of sets")
-        if not all(len(size) == 2 and min(size) > 0 for size in self.buckets):
-            raise ValueError(f"buckets are (width, height) each, not {self.buckets}")
         sizes = getattr(self.source, "sizes", None)
-        if sizes is None:
-            raise ValueError("buckets need the sizes of images, which this source does not know")
+        require(
+            (
+                self.crop_size is None and not isinstance(self.source, MixtureSource),
+                "buckets do not go with crop_size, nor with a mixture of sets",
+            ),
+            (
+                all(len(size) == 2 and min(size) > 0 for size in self.buckets),
+                f"buckets are (width, height) each, not {self.buckets}",
+            ),
+            (
+                sizes is not None,
+                "buckets need the sizes of images, which this source does not know",
+            ),
+        )
         unknown, count = len(sizes) - len(_measured(sizes)), len(sizes)
         if unknown > self.max_broken_share * count or unknown == count:
             raise ValueError(
@@ -243,7 +252,7 @@ class Loader:
             image = image[:, ::-1]
         if self.conditioning == "text":
             captions = example["captions"] if self.prompt is None else [(self.prompt, 1.0)]
-            return {"image": image, "caption": draw_caption(captions, draw("caption"))}
+            return {"image": image, "caption": choose_caption(captions, draw("caption"))}
         return {"image": image, "label": example.get("label")}
 
     def batch(self, step: int) -> dict[str, np.ndarray]:

@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
-from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory, text_format
+from google.protobuf import message
 
 from imagen_jax.data import fields
 from imagen_jax.data.index import Index, Row, from_rows
 from imagen_jax.data.shards import Shard, check_uncompressed
+from imagen_jax.storage.protobuf import message_class
 
 LENGTH = 12  # bytes: the length and its checksum
 CHECKSUM = 4
@@ -51,18 +52,10 @@ message_type { name: "Example"
 """
 
 
-@functools.cache
-def example_class() -> type[message.Message]:
-    """The protocol buffer tf.train.Example, in a pool of its own beside TensorFlow's."""
-    pool = descriptor_pool.DescriptorPool()
-    pool.Add(text_format.Parse(EXAMPLE_PROTO, descriptor_pb2.FileDescriptorProto()))
-    return message_factory.GetMessageClass(pool.FindMessageTypeByName("imagen_jax.Example"))
-
-
 def parse_example(record: bytes) -> dict[str, list]:
     """The features of a serialized tf.train.Example by name: lists of bytes, floats or ints."""
     try:
-        example = example_class().FromString(record)
+        example = message_class(EXAMPLE_PROTO, "Example").FromString(record)
     except message.DecodeError as error:
         raise ValueError(f"is not a tf.train.Example: {error}") from error
     kinds = {name: (f, f.WhichOneof("kind")) for name, f in example.features.feature.items()}

@@ -43,7 +43,7 @@ SHUFFLE_BUFFER = 1000
 
 
 @seqio.utils.map_over_dataset(num_seeds=1)
-def draw_caption(example: dict[str, Any], seed: Any) -> dict[str, Any]:
+def choose_caption(example: dict[str, Any], seed: Any) -> dict[str, Any]:
     """Picks `text` from `captions` {text, weight} by the weights, evenly where there are none."""
     captions = example["captions"]
     weights = captions.get("weight", tf.ones(tf.shape(captions["text"])))
@@ -85,7 +85,7 @@ def _add_task(
     """
     data_dir = None if data_dir is None else str(data_dir)
     captioned = [
-        draw_caption,
+        choose_caption,
         functools.partial(seqio.preprocessors.tokenize, copy_pretokenized=False),
         seqio.preprocessors.append_eos_after_trim,
     ]

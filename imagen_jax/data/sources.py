@@ -20,6 +20,7 @@ import numpy as np
 
 from imagen_jax.data.captions import CAPTION_FILES, Captions, normalized, read_captions, read_text
 from imagen_jax.images import decoding
+from imagen_jax.storage.codec import require
 from imagen_jax.storage.trees import name_some
 
 SPLITS = ("train", "heldout", "all")
@@ -232,10 +233,12 @@ class MixtureSource:
     rates: Sequence[float]
 
     def __post_init__(self):
-        if not self.sources or len(self.sources) != len(self.rates):
-            raise ValueError(f"there are {len(self.rates)} rates for {len(self.sources)} sets")
-        if not all(0 < rate < float("inf") for rate in self.rates):
-            raise ValueError(f"the rates of a mixture must be above 0, not {list(self.rates)}")
+        sets, rates = len(self.sources), self.rates
+        above = all(0 < rate < float("inf") for rate in rates)
+        require(
+            (0 < sets == len(rates), f"there are {len(rates)} rates for {sets} sets"),
+            (above, f"the rates of a mixture must be above 0, not {list(rates)}"),
+        )
 
     @functools.cached_property
     def ends(self) -> list[int]:

@@ -78,8 +78,7 @@ def read_network(source: str | os.PathLike) -> FeatureNetwork:
 
 
 def _read_own(path: Path) -> FeatureNetwork:
-    what = "the config of a feature network"
-    found = read_dataclass(path / CONFIG_FILE, what, FeatureFile)
+    found = read_dataclass(path / CONFIG_FILE, "the config of a feature network", FeatureFile)
     shapes = inception_shapes() if found.config is None else clip_shapes(found.config)
     params = read_params(path, FEATURES, shapes)
     return FeatureNetwork(found.name, found.config, params, path)

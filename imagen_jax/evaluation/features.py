@@ -37,33 +37,23 @@ class FeatureNetwork:
     def kind(self) -> Literal["inception", "clip"]:
         return "inception" if self.config is None else "clip"
 
-    @property
+    @functools.cached_property
     def fingerprint(self) -> str:
         """Changes with any of the weights, not with the form that they were read from."""
         return fingerprints.of_parameters({self.kind: self.params})
 
 
-@dataclass(frozen=True, eq=False)
-class FeatureExtractor:
-    """A network with its weights, and the way that images come to its size.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class FeatureExtractor(FeatureNetwork):
+    """A network with its weights on devices, and the way that images come to its size.
 
     `feature_files.load_extractor` makes one. `batch_size` images go through the network at once,
     split over the devices of `mesh`; the last batch is filled up, so that one program serves all.
     """
 
-    name: str
-    fingerprint: str
-    config: clip.ClipConfig | None  # None for Inception
-    params: Params
     resize: str  # one of `resizing.RESIZES`
-    tokenize: Callable[[Sequence[str]], np.ndarray] | None
     mesh: Mesh
     batch_size: int
-
-    @property
-    def kind(self) -> str:
-        """One of "inception" and "clip"."""
-        return "inception" if self.config is None else "clip"
 
     @property
     def dim(self) -> int:
@@ -98,11 +88,12 @@ class FeatureExtractor:
 
     def texts(self, texts: Sequence[str]) -> np.ndarray:
         """float32 [texts, dim], not normalized. ValueError for a network that reads no text."""
-        if self.config is None or self.tokenize is None:
+        if self.config is None or self.directory is None:
             raise ValueError(f"{self.name} ({self.kind}) reads no text; a CLIP model does.")
         if isinstance(texts, str):
             raise ValueError(f"texts is the string {texts!r}; give a list of strings.")
-        return self._run(text_features, texts, self.tokenize)
+        sizes = self.config.vocab_size, self.config.max_length
+        return self._run(text_features, texts, functools.partial(tokenize, self.directory, *sizes))
 
     def describe(self) -> dict[str, Any]:
         """What decides the features, as JSON values for a report."""
@@ -150,28 +141,23 @@ def make_extractor(
     Raises:
         ValueError: the network has no such resize, or the batch size is not positive.
     """
-    config, tokenizer = network.config, None
-    known = INCEPTION_RESIZES if config is None else CLIP_RESIZES
+    known = INCEPTION_RESIZES if network.config is None else CLIP_RESIZES
     resize = known[0] if resize is None else resize
     require(
         (resize in known, f"{network.name} has no resize {resize!r}; it has {', '.join(known)}."),
         (batch_size >= 1, f"batch_size is {batch_size}; it must be at least 1."),
     )
-    if config is not None and network.directory is not None:
-        sizes = config.vocab_size, config.max_length
-        tokenizer = functools.partial(tokenize, network.directory, *sizes)
     devices = jax.devices() if mesh is None else mesh.devices.flat
     local = [device for device in devices if device.process_index == jax.process_index()]
     mesh = Mesh(np.array(local), (AXIS,))
     return FeatureExtractor(
         network.name,
-        network.fingerprint,
-        config,
+        network.config,
         jax.device_put(network.params, NamedSharding(mesh, PartitionSpec())),
-        resize,
-        tokenizer,
-        mesh,
-        -(-batch_size // len(local)) * len(local),
+        network.directory,
+        resize=resize,
+        mesh=mesh,
+        batch_size=-(-batch_size // len(local)) * len(local),
     )
 
 

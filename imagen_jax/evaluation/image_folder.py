@@ -51,8 +51,7 @@ def list_images(folder: str | Path) -> list[Path]:
 
     Raises ValueError where there is no such folder, or no image in it.
     """
-    source = read_folder(folder, conditioning=None)
-    return [Path(folder) / name for name in source.files]
+    return [Path(folder) / name for name in read_folder(folder, conditioning=None).files]
 
 
 def order_by_ids(files: Sequence[Path], ids: Sequence[str]) -> tuple[list[Path], bool]:

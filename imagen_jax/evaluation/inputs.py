@@ -260,8 +260,8 @@ def read_extractors(request: EvaluationRequest) -> tuple[FeatureExtractor, ...]:
 
 def random_inception() -> FeatureExtractor:
     """Inception with random weights: for trying things out where the true ones are not at hand."""
-    params = inception.init(jax.random.key(0))
-    return make_extractor(FeatureNetwork("random Inception", None, params))
+    network = FeatureNetwork("random Inception", None, inception.init(jax.random.key(0)))
+    return make_extractor(network)
 
 
 # ------------------------------------------------------------------------------- the reference

@@ -19,14 +19,14 @@ from imagen_jax.evaluation.html_report import make_page, notes_of, rows_of
 from imagen_jax.evaluation.image_folder import Preprocessing, read_image
 from imagen_jax.evaluation.inputs import EvaluatedModel, EvaluationRun
 from imagen_jax.evaluation.sweep import SweepPoint
-from imagen_jax.images.grid import enlarge, image_grid
+from imagen_jax.images.grid import image_grid, magnify
 from imagen_jax.images.pixels import resize, to_pil
 from imagen_jax.storage.json_file import write_object
 
 LIBRARIES = ("jax", "jaxlib", "flax", "numpy", "pillow")  # that figures may depend on
 SHEET_IMAGES, SHEET_SIDE = 64, 256  # on a sheet: how many images, and their pixels at most
 STRIP, STRIP_IMAGES = "strip.png", 8  # of each point, in the page of a sweep
-TITLES = {"pictures.png": "Pictures", "retrieval.png": "True and generated images"}
+TITLES = {"pictures.png": "Images", "retrieval.png": "True and generated images"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +67,7 @@ def contact_sheet(
     for row in rows[:SHEET_IMAGES]:
         images = [resize(x, SHEET_SIDE) if min(x.shape[:2]) > SHEET_SIDE else x for x in row]
         width = max(image.shape[1] for image in images)
-        images = [enlarge(to_pil(image), width) for image in images]
+        images = [magnify(to_pil(image), width) for image in images]
         shown.append(image_grid(images, columns=len(images), gap=1))
     return image_grid(shown, captions[:SHEET_IMAGES], columns=columns, min_cell=128)
 
@@ -208,6 +208,6 @@ def summary(report: Mapping[str, Any]) -> str:
         for metric, name, value, rest in rows_of(report)
         if metric != "retrieval"
     ]
-    off = notes_of(report)
-    lines += [f"off protocol: {name}: {'; '.join(reasons)}" for name, reasons in off]
+    for name, reasons in notes_of(report):
+        lines.append(f"off protocol: {name}: {'; '.join(reasons)}")
     return "\n".join(lines)

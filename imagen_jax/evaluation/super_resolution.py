@@ -144,8 +144,9 @@ def compare(metric: str, made: np.ndarray, plain: np.ndarray, truth: np.ndarray)
     model, bicubic_values = QUALITY[metric](made, truth), QUALITY[metric](plain, truth)
     with np.errstate(invalid="ignore"):  # where both are exact
         gain = model - bicubic_values
-    better = model > bicubic_values
-    return finite_means(model=model, bicubic=bicubic_values, gain=gain, better=better)
+    return finite_means(
+        model=model, bicubic=bicubic_values, gain=gain, better=model > bicubic_values
+    )
 
 
 def evaluate_pairs(

@@ -70,8 +70,7 @@ def read_set(
 
 def _of_run(folder: Path, prompts: PromptList, num: int, per_prompt: int) -> tuple[list[Path], int]:
     """(the files in the order of the prompts, how many are of each)."""
-    path = folder / SETTINGS_FILE
-    settings = read_object(path, "the settings of scripts/evaluate.py")
+    settings = read_object(folder / SETTINGS_FILE, "the settings of scripts/evaluate.py")
     made_of, stride = settings.get("prompts"), settings.get("num_images")
     if type(stride) is not int or stride < per_prompt:
         raise ValueError(
@@ -122,7 +121,7 @@ def make_study(
     controls: int,
     seed: int,
 ) -> Study:
-    """Writes the sheets and gives the study. Ids and sides are drawn from the seed.
+    """Writes the sheets and gives the study. Ids and sides come from the seed.
 
     Args:
         a: the model under study. b: the other model, or the true images.
@@ -144,15 +143,15 @@ def make_study(
         "captions": (_single, _wrong_caption),
     }
     trial, control = makers[kind]
-    draw, sets = random.Random(seed), {"a": a, "b": b}
-    shown = [entry for row in range(len(prompts)) for entry in trial(draw, prompts, sets, row)]
-    rows = [draw.randrange(len(prompts)) for _ in range(controls)]
-    shown += [control(draw, prompts, sets, row) for row in rows]
-    draw.shuffle(shown)
+    rng, sets = random.Random(seed), {"a": a, "b": b}
+    shown = [entry for row in range(len(prompts)) for entry in trial(rng, prompts, sets, row)]
+    rows = [rng.randrange(len(prompts)) for _ in range(controls)]
+    shown += [control(rng, prompts, sets, row) for row in rows]
+    rng.shuffle(shown)
     (directory / "sheets").mkdir(parents=True, exist_ok=True)
     trials, key = {}, {}
     for caption, sheets, secret in shown:
-        name = f"{draw.getrandbits(48):012x}"
+        name = f"{rng.getrandbits(48):012x}"
         files = tuple(f"{name}-{side}.png" for side in range(len(sheets)))
         for file, sheet in zip(files, sheets, strict=True):
             sheet.save(directory / "sheets" / file)
@@ -172,16 +171,16 @@ def _sheet(images: Sequence[Image.Image]) -> Image.Image:
 
 
 def _pair(
-    draw: random.Random, prompts: PromptList, sets: Mapping[str, StudyImages], row: int
+    rng: random.Random, prompts: PromptList, sets: Mapping[str, StudyImages], row: int
 ) -> list[Shown]:
-    """The sheets of both at one prompt, sides drawn."""
-    order = draw.sample("ab", 2)
+    """The sheets of both at one prompt, on random sides."""
+    order = rng.sample("ab", 2)
     sheets = [_sheet(sets[name].of(row)) for name in order]
     return [(prompts.texts[row], sheets, _secret(prompts, row, order))]
 
 
 def _single(
-    draw: random.Random, prompts: PromptList, sets: Mapping[str, StudyImages], row: int
+    rng: random.Random, prompts: PromptList, sets: Mapping[str, StudyImages], row: int
 ) -> list[Shown]:
     """The image of each, by itself."""
     return [
@@ -191,46 +190,45 @@ def _single(
 
 
 def _other_prompt(
-    draw: random.Random, prompts: PromptList, sets: Mapping[str, StudyImages], row: int
+    rng: random.Random, prompts: PromptList, sets: Mapping[str, StudyImages], row: int
 ) -> Shown:
     """One model's images of the prompt beside its images of another: it is plain which fit."""
-    name = draw.choice("ab")
-    right, wrong = sets[name].of(row), sets[name].of(_another(draw, prompts, row))
-    sheets, side = _on_one_side(draw, right, wrong)
+    name = rng.choice("ab")
+    right, wrong = sets[name].of(row), sets[name].of(_another(rng, prompts, row))
+    sheets, side = _on_one_side(rng, right, wrong)
     return prompts.texts[row], sheets, _secret(prompts, row, (name, name), {"alignment": side})
 
 
 def _spoilt(
-    draw: random.Random, prompts: PromptList, sets: Mapping[str, StudyImages], row: int
+    rng: random.Random, prompts: PromptList, sets: Mapping[str, StudyImages], row: int
 ) -> Shown:
     """A true image beside itself with noise: it is plain which is real."""
     (image,) = sets["b"].of(row)
-    generator = np.random.default_rng(draw.getrandbits(32))
+    generator = np.random.default_rng(rng.getrandbits(32))
     noisy = np.asarray(image, float) + generator.normal(0, NOISE, (*image.size[::-1], 3))
     spoilt = Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8))
-    sheets, side = _on_one_side(draw, [image], [spoilt])
+    sheets, side = _on_one_side(rng, [image], [spoilt])
     return prompts.texts[row], sheets, _secret(prompts, row, ("b", "b"), {"photorealism": side})
 
 
 def _on_one_side(
-    draw: random.Random, right: Sequence[Image.Image], wrong: Sequence[Image.Image]
+    rng: random.Random, right: Sequence[Image.Image], wrong: Sequence[Image.Image]
 ) -> tuple[list[Image.Image], str]:
-    """(the sheets of right and wrong images in the order drawn, the side of the right ones)."""
-    side = draw.choice(("left", "right"))
+    """(the sheets of right and wrong images in a random order, the side of the right ones)."""
+    side = rng.choice(("left", "right"))
     sheets = [_sheet(right), _sheet(wrong)]
     return (sheets if side == "left" else sheets[::-1]), side
 
 
 def _wrong_caption(
-    draw: random.Random, prompts: PromptList, sets: Mapping[str, StudyImages], row: int
+    rng: random.Random, prompts: PromptList, sets: Mapping[str, StudyImages], row: int
 ) -> Shown:
     """A true image with the caption of another."""
-    caption = prompts.texts[_another(draw, prompts, row)]
-    sheets = [_sheet(sets["b"].of(row))]
-    return caption, sheets, _secret(prompts, row, ("b",), {"caption": "no"})
+    caption = prompts.texts[_another(rng, prompts, row)]
+    return caption, [_sheet(sets["b"].of(row))], _secret(prompts, row, ("b",), {"caption": "no"})
 
 
-def _another(draw: random.Random, prompts: PromptList, row: int) -> int:
+def _another(rng: random.Random, prompts: PromptList, row: int) -> int:
     """A prompt with other words, of another category where there is one."""
     others = [i for i, text in enumerate(prompts.texts) if text != prompts.texts[row]]
     if not others:
@@ -238,4 +236,4 @@ def _another(draw: random.Random, prompts: PromptList, row: int) -> int:
     if prompts.categories is not None:
         apart = [i for i in others if prompts.categories[i] != prompts.categories[row]]
         others = apart or others
-    return draw.choice(others)
+    return rng.choice(others)

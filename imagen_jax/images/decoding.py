@@ -60,8 +60,8 @@ def size(data: bytes) -> tuple[int, int]:
 
 def _decoder_scale(factor: float) -> int:
     """What of an image's reduction by `factor` a JPEG decoder may do: it averages, as we do."""
-    scales = (8, 4, 2)
-    return next((k for k in scales if factor >= 2 * k or (factor >= k and factor % k == 0)), 1)
+    whole = (k for k in (8, 4, 2) if factor >= 2 * k or (factor >= k and factor % k == 0))
+    return next(whole, 1)
 
 
 def to_rgb(image: Image.Image) -> np.ndarray:

@@ -5,6 +5,7 @@ import itertools
 from collections.abc import Sequence
 from functools import cache
 from math import ceil, sqrt
+from pathlib import Path
 from textwrap import wrap
 
 import numpy as np
@@ -29,7 +30,8 @@ WIDE_FONTS = (  # fonts that hold Chinese, as the common systems name them
     "simsun.ttc",
     "uming.ttc",
 )
-UNKNOWN = "\U0010ffff"  # a code point no font draws: what a missing glyph looks like
+UNKNOWN = "\U0010ffff"  # a code point that no font has: what a missing glyph looks like
+FONT_FOLDER = Path("/usr/share/fonts")  # which Pillow leaves out where XDG_DATA_DIRS does
 
 
 def image_grid(
@@ -44,20 +46,20 @@ def image_grid(
 
     Args:
         images: PIL images, uint8 arrays, or floats in [-1, 1].
-        captions: one for each image, drawn below it. A caption that no installed font can draw
-            (Chinese on a bare machine) becomes the image's number, counted from 1.
+        captions: one for each image, written below it. A caption that no installed font has the
+            characters of (Chinese on a bare machine) becomes the image's number, counted from 1.
         columns: images in a row; None makes the grid about square.
         gap: pixels of white around each image.
-        min_cell: captioned images narrower than this are enlarged by a whole factor,
-            pixel for pixel, so that words fit below them.
+        min_cell: captioned images narrower than this are magnified by a whole factor, pixel for
+            pixel, so that words fit below them.
     """
     images = [to_pil(image).convert("RGB") for image in images]
     if not images:
         raise ValueError("A grid needs at least one image, got none.")
-    if captions is not None and len(captions) != len(images):
-        raise ValueError(f"{len(captions)} captions for {len(images)} images.")
     if captions is not None:
-        images = [enlarge(image, min_cell) for image in images]
+        if len(captions) != len(images):
+            raise ValueError(f"{len(captions)} captions for {len(images)} images.")
+        images = [magnify(image, min_cell) for image in images]
     columns = min(columns or ceil(sqrt(len(images))), len(images))
     width, height = (max(sides) for sides in zip(*(image.size for image in images), strict=True))
     size = 12 if width < 200 else 15
@@ -80,23 +82,23 @@ def image_grid(
     return grid
 
 
-def enlarge(image: Image.Image, min_cell: int) -> Image.Image:
-    """`image` times the smallest whole factor that makes it at least `min_cell` wide."""
-    return ImageOps.scale(image, ceil(min_cell / image.width), Image.Resampling.NEAREST)
+def magnify(image: Image.Image, width: int) -> Image.Image:
+    """`image` times the smallest whole factor that makes it at least `width` pixels wide."""
+    return ImageOps.scale(image, ceil(width / image.width), Image.Resampling.NEAREST)
 
 
-def caption_lines(caption: str, number: int, size: int, width: int, lines: int = 2) -> list[str]:
-    """`caption` broken to fit `width` pixels; its number where it cannot be drawn."""
+def caption_lines(caption: str, number: int, size: int, width: int) -> list[str]:
+    """`caption` on at most two lines of `width` pixels; its number where no font has it."""
     font = font_for(caption, size)
     if font is None:
         return [str(number)]
     per_character = max(font.getlength(caption) / max(len(caption), 1), 1)
-    return wrap(caption, max(int(width / per_character), 4), max_lines=lines, placeholder=" …")
+    return wrap(caption, max(int(width / per_character), 4), max_lines=2, placeholder=" …")
 
 
 @cache
 def font_for(text: str, size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont | None:
-    """A font that draws every character of `text`, or None."""
+    """A font that has every character of `text`, or None."""
     fonts = itertools.chain(
         [ImageFont.load_default(size)], (open_font(name, size) for name in WIDE_FONTS)
     )
@@ -106,8 +108,9 @@ def font_for(text: str, size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFo
 @cache
 def open_font(name: str, size: int) -> ImageFont.FreeTypeFont | None:
     """The installed font file `name` (Pillow searches the system's folders), or None."""
-    with contextlib.suppress(OSError):
-        return ImageFont.truetype(name, size)
+    for place in itertools.chain([name], FONT_FOLDER.rglob(name)):
+        with contextlib.suppress(OSError):
+            return ImageFont.truetype(place, size)
     return None
 
 

@@ -13,8 +13,10 @@ from imagen_jax.devices.chips import Chip
 from imagen_jax.planning import hlo
 from imagen_jax.planning.hlo import Array, Computation, Instruction
 
-NESTED = ("while", "conditional", "call")  # whose kernels are counted one by one
-# What runs nothing: other names for arrays, and custom calls that are no more than that.
+# What runs other computations, whose kernels are counted one by one, and where these are named.
+NESTED = ("while", "conditional", "call")
+NESTED_IN = "body|to_apply|calls|branch_computations|true_computation|false_computation"
+# What takes no time: other names for arrays, and the custom calls that only give them.
 FREE = (
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all"),
     *("partition-id", "replica-id", "async-update", "opt-barrier"),
@@ -71,12 +73,11 @@ class Costs:
 
     @property
     def flops(self) -> float:
-        return float(sum(part.flops * part.times for part in self.parts))
+        return sum(part.flops * part.times for part in self.parts)
 
     @property
     def hbm_bytes(self) -> float:
-        moved = [part.bytes * part.times for part in self.parts if part.queue != "links"]
-        return float(sum(moved))
+        return sum(part.bytes * part.times for part in self.parts if part.queue != "links")
 
     @property
     def collectives(self) -> dict[str, dict[str, int | float]]:
@@ -133,8 +134,7 @@ class Estimate:
 
     def nested(self, instruction: Instruction) -> tuple[Costs, int]:
         """What an instruction runs, and how often; of several branches, the longest."""
-        keys = "body|to_apply|calls|branch_computations|true_computation|false_computation"
-        runs = [self.run(inner) for inner in instruction.called(keys)]
+        runs = [self.run(inner) for inner in instruction.called(NESTED_IN)]
         trips = hlo.trips(instruction) if instruction.operation == "while" else 1
         return max(runs, key=lambda run: run.seconds), self.loops if trips is None else trips
 
@@ -142,17 +142,16 @@ class Estimate:
         """What the core runs of an instruction, which is `alone` where nothing runs beside it."""
         operation = instruction.operation
         fused = "calls=%async_collective_fusion" in instruction.attributes
-        if operation in FREE or operation.endswith("-done") or not (alone or fused):
-            return None
-        if instruction.attribute("custom_call_target") in FREE_CALLS:
+        free = operation in FREE or operation.endswith("-done") or not (alone or fused)
+        if free or instruction.attribute("custom_call_target") in FREE_CALLS:
             return None
         flops, size = hlo.flops(instruction), hlo.hbm_bytes(instruction)
         cycles = instruction.stated("estimated_cycles") if self.chip.clock else None
         if cycles:
             seconds = cycles / self.chip.clock
         else:  # what lies in the memory beside the core is counted as if it had to come from HBM
-            moved = size or instruction.bytes
-            seconds = max(flops / self.chip.flops, moved / self.chip.bandwidth)
+            moving = (size or instruction.bytes) / self.chip.bandwidth
+            seconds = max(flops / self.chip.flops, moving)
         source = instruction.attribute("op_name") or instruction.name
         return Cost("core", operation, source, seconds, float(size), flops, cycles or None)
 
@@ -172,8 +171,10 @@ class Estimate:
                 channel = inner.attribute("channel_id") or inner.name
                 found[f"channel {channel}"] = Cost("links", kind, name, size / self.chip.link, size)
         if instruction.operation.endswith("-start") and not found:
-            size = float(hlo.moved_bytes(instruction.arrays[:2]))
-            found[name] = Cost("copies", "copy", name, size / self.chip.bandwidth, size)
+            ends = instruction.arrays[:2]
+            moved = min(end.bytes for end in ends) * sum(end.hbm_bytes > 0 for end in ends)
+            seconds = moved / self.chip.bandwidth
+            found[name] = Cost("copies", "copy", name, seconds, float(moved))
         return found
 
 

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import zip_longest
 
 from imagen_jax.training.flops import overlaps
 
@@ -18,7 +19,8 @@ _INSTRUCTION = re.compile(
     r"^\s+(?P<root>ROOT )?%(?P<name>[\w.\-]+) = (?P<shape>.*?) (?P<operation>[a-z][\w\-]*)"
     r"\((?P<arguments>.*?)\)(?P<attributes>(?:, \w+=.*)?)$"
 )
-_ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\](?:\{([^}]*)\})?")
+_ARRAY = re.compile(r"\b(?!token)([a-z]\w*)\[([\d,]*)\](?:\{([^}]*)\})?")
+_TILE = re.compile(r"(?:T\(([\d,]+)\))?")
 
 
 @dataclass(frozen=True)
@@ -36,20 +38,13 @@ def parse_arrays(shape: str) -> list[Array]:
     """The arrays of a shape, those of a tuple in their order."""
     arrays = []
     for dtype, dimensions, layout in _ARRAY.findall(shape):
-        if dtype == "token":
-            continue
-        sides = _integers(dimensions)
-        order, _, tiling = layout.partition(":")
-        fastest_first = _integers(order) or range(len(sides))[::-1]
-        padded = [sides[axis] for axis in fastest_first]
-        tile = re.match(r"T\(([\d,]+)\)", tiling)
-        sizes = _integers(tile[1])[::-1] if tile else ()
-        for i, size in enumerate(sizes[: len(padded)]):
-            padded[i] = -(-padded[i] // size) * size
+        sides, (order, _, tiling) = _integers(dimensions), layout.partition(":")
+        fastest_first = [sides[axis] for axis in _integers(order) or range(len(sides))[::-1]]
+        tile = _integers(_TILE.match(tiling)[1] or "")[::-1][: len(sides)]
+        padded = [-(-a // b) * b for a, b in zip_longest(fastest_first, tile, fillvalue=1)]
         bits = 8 if dtype == "pred" else int(re.search(r"\d+", dtype)[0])
         size = math.prod(padded) * bits // 8
-        elsewhere = re.search(r"S\([1-9]", tiling)
-        arrays.append(Array(sides, size, 0 if elsewhere else size))
+        arrays.append(Array(sides, size, 0 if re.search(r"S\([1-9]", tiling) else size))
     return arrays
 
 
@@ -143,13 +138,13 @@ def trips(loop: Instruction) -> int | None:
 
 
 def flops(instruction: Instruction) -> float:
-    """FLOPs of an instruction's convolutions and matrix products; of a custom kernel, those that it
-    states.
-    """
+    """FLOPs of an instruction's convolutions and matrix products, or a custom kernel's own."""
     if instruction.operation == "convolution":
         return convolution_flops(instruction)
     if instruction.operation == "dot":
-        return dot_flops(instruction)
+        summed = _integers(instruction.attribute("lhs_contracting_dims"))
+        length = math.prod(instruction.given[0].sides[axis] for axis in summed)
+        return 2.0 * math.prod(instruction.arrays[0].sides) * length
     if instruction.operation == "custom-call":
         return float(instruction.stated("flops") or 0)
     return sum((flops(part) for inner in instruction.called() for part in inner.values()), 0.0)
@@ -176,10 +171,11 @@ def hbm_bytes(instruction: Instruction) -> int:
         inputs.sort(key=lambda parameter: int(parameter.arguments))
         (root,) = [part for part in parts if part.root]
         results = root.operands if root.operation == "tuple" else [root]
-    total = 0
-    for operand, known in zip(instruction.operands, inputs, strict=True):
-        if any(array.hbm_bytes for array in operand.arrays):
-            total += _read(known, parts)
+    total = sum(
+        _read(known, parts)
+        for operand, known in zip(instruction.operands, inputs, strict=True)
+        if any(array.hbm_bytes for array in operand.arrays)
+    )
     for result, written in zip(results, instruction.arrays, strict=False):
         if result.operation == UPDATE and written.hbm_bytes:
             (written,) = result.operands[1].arrays
@@ -198,11 +194,6 @@ def _read(array: Instruction, parts: list[Instruction]) -> int:
     return min(array.bytes, sum(reads))
 
 
-def moved_bytes(ends: list[Array]) -> int:
-    """Bytes of HBM that a copy or slice from one of two arrays to the other reads and writes."""
-    return min(end.bytes for end in ends) * sum(end.hbm_bytes > 0 for end in ends)
-
-
 def group_size(collective: Instruction, devices: int) -> int:
     """How many devices a collective joins at a time; all of `devices` where it does not say.
 
@@ -219,13 +210,6 @@ def group_size(collective: Instruction, devices: int) -> int:
         axes = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", mesh[2])
         return math.prod(int(part or sizes[name]) for name, part in axes)
     return devices
-
-
-def dot_flops(dot: Instruction) -> float:
-    """2 x results x length of what is summed over."""
-    summed = _integers(dot.attribute("lhs_contracting_dims"))
-    length = math.prod(dot.given[0].sides[axis] for axis in summed)
-    return 2.0 * math.prod(dot.arrays[0].sides) * length
 
 
 def convolution_flops(conv: Instruction) -> float:

@@ -1,6 +1,7 @@
 """The programs that a plan compiles: the very train step of a run, and its sampler."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -8,16 +9,18 @@ import numpy as np
 
 from imagen_jax.cascade.sample import plan_steps, run_steps
 from imagen_jax.cascade.stage import Conditions, init_params
+from imagen_jax.convert.t5 import encoder_shapes
 from imagen_jax.devices import sharding
 from imagen_jax.diffusion.samplers import initial_state
 from imagen_jax.diffusion.sampling import Sampling, traced
 from imagen_jax.models import t5
+from imagen_jax.text.encoder import TextEncoder
 from imagen_jax.training import build, flops
 from imagen_jax.training.batches import abstract_batch
 from imagen_jax.training.loop import lower_step
 from imagen_jax.training.run_config import RunConfig
 from imagen_jax.training.state import NETWORK
-from imagen_jax.training.table import forward_call
+from imagen_jax.training.table import forward_call, forward_flops
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,20 +46,12 @@ class Lowered:
         return {name: times * value for name, (value, times) in self.useful.items()}
 
 
-def _forward_useful(config: RunConfig, encoder: Any, network: Any) -> dict[str, float]:
-    """FLOPs of one forward pass for one image: of the network, and of the text encoder."""
-    forward, arguments = forward_call(config, network)
-    counted = {"network": flops.total(forward, *arguments)}
-    if encoder is not None:
-        params = jax.eval_shape(lambda key: t5.init(encoder.config, key), jax.random.key(0))
-        ids = jax.ShapeDtypeStruct((1, encoder.max_length), np.int32)
-        mask = jax.ShapeDtypeStruct(ids.shape, bool)
-
-        def encode(params, ids, mask):
-            return t5.encode(encoder.config, params, ids, mask)
-
-        counted["text_encoder"] = flops.total(encode, params, ids, mask)
-    return counted
+def _encoder_flops(encoder: TextEncoder) -> float:
+    """FLOPs of the text encoder for one prompt."""
+    ids = jax.ShapeDtypeStruct((1, encoder.max_length), np.int32)
+    mask = jax.ShapeDtypeStruct(ids.shape, bool)
+    encode = functools.partial(t5.encode, encoder.config)
+    return flops.total(encode, encoder_shapes(encoder.config), ids, mask)
 
 
 def lower_training(config: RunConfig, mesh: Any) -> Lowered:
@@ -68,22 +63,19 @@ def lower_training(config: RunConfig, mesh: Any) -> Lowered:
     encoder = build.make_text_encoder(config)
     train_step, init, frozen = build.make_training(config, encoder, mesh)
     state, batch = jax.eval_shape(init, jax.random.key(0)), abstract_batch(config)
-    params = {"frozen": frozen} if jax.tree.leaves(frozen) else {}
+    parts = {"parameters": state.params, "optimizer": state.opt_state, "ema": state.ema}
+    if jax.tree.leaves(frozen):
+        parts["frozen"] = frozen
     network = frozen.network if config.lora is not None else state.params[NETWORK]
-    forward = _forward_useful(config, encoder if "ids" in batch else None, network)
-    times = dict.fromkeys(forward, 3)
-    if frozen.text_encoder is not None:
-        times["text_encoder"] = 1
+    useful = {"network": (config.batch_size * forward_flops(config, network), 3)}
+    if "ids" in batch:
+        passes = 3 if frozen.text_encoder is None else 1
+        useful["text_encoder"] = (config.batch_size * _encoder_flops(encoder), passes)
     return Lowered(
         lower_step(train_step, state, batch, mesh, frozen),
-        {
-            "parameters": state.params,
-            "optimizer": state.opt_state,
-            "ema": state.ema,
-            **params,
-        },
+        parts,
         flops.count(train_step, state, batch, jax.random.key(0), frozen),
-        {name: (config.batch_size * value, times[name]) for name, value in forward.items()},
+        useful,
         config.batch_size,
     )
 

@@ -41,31 +41,27 @@ def topology_devices(name: str) -> tuple[list[Any], Chip]:
     try:
         found = topologies.get_topology_desc(platform="tpu", topology_name=name).devices
     except (RuntimeError, ValueError, NotImplementedError) as error:
-        raise ValueError(f"there is no topology {name!r}; there are {FORMS}") from error
+        raise ValueError(f"there is no topology {name!r}; known forms are {FORMS}") from error
     chip = find_chip(found[0].device_kind)
     if chip is None:
         raise ValueError(f"the peaks of {found[0].device_kind!r} are not in devices/chips.py")
     if chip.name == "v4":
         # Its compiler takes the two cores of a chip for devices unless it runs on one.
-        raise ValueError(f"{name!r}: v4 cannot be compiled for from afar; plan another TPU")
+        raise ValueError(f"{name!r}: v4 cannot be compiled for without a v4; plan another TPU")
     return found, chip
 
 
 def bytes_a_chip(tree: Any, mesh: Any) -> int:
     """Bytes of a pytree's arrays that one device keeps, by the rules of training."""
-    shardings = jax.tree.leaves(sharding.state_shardings(tree, mesh))
-    return sum(
-        math.prod(where.shard_shape(leaf.shape)) * np.dtype(leaf.dtype).itemsize
-        for leaf, where in zip(jax.tree.leaves(tree), shardings, strict=True)
-    )
+
+    def size(leaf: Any, where: jax.sharding.Sharding) -> int:
+        return math.prod(where.shard_shape(leaf.shape)) * np.dtype(leaf.dtype).itemsize
+
+    return sum(jax.tree.leaves(jax.tree.map(size, tree, sharding.state_shardings(tree, mesh))))
 
 
 def plan(
-    config: RunConfig,
-    topology: str,
-    *,
-    sample: bool = False,
-    images: int | None = None,
+    config: RunConfig, topology: str, *, sample: bool = False, images: int | None = None
 ) -> dict[str, Any]:
     """Memory, FLOPs, bytes, collectives and time of a run on a TPU topology, as JSON values.
 
@@ -82,13 +78,7 @@ def plan(
     else:
         lowered = lower_training(config, mesh)
     began = time.monotonic()
-    try:
-        compiled, text = compile_with_text(lowered.program)
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        first = str(error).strip().splitlines()[0]
-        raise ValueError(f"does not fit {topology}: {first}") from None
+    compiled, text = compile_with_text(lowered.program, topology)
     seconds = time.monotonic() - began
     costs = estimate(text, chip, len(devices), loops=lowered.loops)
     return {
@@ -105,7 +95,14 @@ def plan(
         "accumulation": config.optimizer.accumulation,
         "memory": _memory(lowered, compiled, mesh, chip),
         "flops": _flops(lowered, compiled, costs.flops * len(devices)),
-        **_times(costs),
+        "roofline": {  # named so in earlier plans
+            "exposed_collectives": costs.waits["links"],
+            "exposed_copies": costs.waits["copies"],
+            "bytes": costs.hbm_bytes,
+            "collectives": costs.collectives,
+        },
+        "heaviest": by_layer(costs.kernels)[:SHOWN],
+        "without_cycles": by_layer(costs.without_cycles),
         "by_compiler": _speed(lowered, costs, chip, len(devices), config.num_steps, sample),
         "compiler": {
             "seconds": round(seconds),
@@ -115,15 +112,24 @@ def plan(
     }
 
 
-def compile_with_text(program: jax.stages.Lowered) -> tuple[jax.stages.Compiled, str]:
+def compile_with_text(
+    program: jax.stages.Lowered, topology: str
+) -> tuple[jax.stages.Compiled, str]:
     """The compiled program and its schedule as text, with the compiler's cycles where it has any.
 
     The text is what the compiler itself writes: `compiled.as_text()` fails for a program that
-    leaves a lookup of embeddings to the SparseCores (libtpu 0.0.51).
+    leaves a lookup of embeddings to the SparseCores (libtpu 0.0.51). ValueError where the program
+    does not fit the memory of the topology's chips.
     """
     with tempfile.TemporaryDirectory() as folder:
         options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
-        compiled = program.compile(compiler_options=options)
+        try:
+            compiled = program.compile(compiler_options=options)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            first = str(error).strip().splitlines()[0]
+            raise ValueError(f"does not fit {topology}: {first}") from None
         files = list(Path(folder).glob("*.jit_*.after_codegen.txt"))
         files = files or list(Path(folder).glob("*.jit_*.after_optimizations.txt"))
         largest = max(files, key=lambda path: path.stat().st_size)
@@ -133,22 +139,14 @@ def compile_with_text(program: jax.stages.Lowered) -> tuple[jax.stages.Compiled,
 def _memory(lowered: Lowered, compiled: Any, mesh: Any, chip: Chip) -> dict[str, Any]:
     """Bytes a chip. `temporaries` hold activations, gathered parameters and gradients."""
     stats = compiled.memory_analysis()
-    total = (
-        stats.argument_size_in_bytes
-        + stats.output_size_in_bytes
-        - stats.alias_size_in_bytes
-        + stats.temp_size_in_bytes
-        + stats.generated_code_size_in_bytes
-    )
-    return {
-        **{name: bytes_a_chip(tree, mesh) for name, tree in lowered.parts.items()},
+    needed = {
         "arguments": stats.argument_size_in_bytes,
         "temporaries": stats.temp_size_in_bytes,
         "program": stats.generated_code_size_in_bytes,
-        "total": total,
-        "hbm": int(chip.hbm),
-        "fits": total <= chip.hbm,
     }
+    total = sum(needed.values()) + stats.output_size_in_bytes - stats.alias_size_in_bytes
+    kept = {name: bytes_a_chip(tree, mesh) for name, tree in lowered.parts.items()}
+    return kept | needed | {"total": total, "hbm": int(chip.hbm), "fits": total <= chip.hbm}
 
 
 def _flops(lowered: Lowered, compiled: Any, counted: float) -> dict[str, Any]:
@@ -161,20 +159,6 @@ def _flops(lowered: Lowered, compiled: Any, counted: float) -> dict[str, Any]:
         "by_kind": lowered.counted,
         "compiled": counted,
         "compiled_over_counted": counted / from_jaxpr,
-    }
-
-
-def _times(costs: Costs) -> dict[str, Any]:
-    """Where a chip's time goes. The first key's name is that of earlier plans."""
-    return {
-        "roofline": {
-            "exposed_collectives": costs.waits["links"],
-            "exposed_copies": costs.waits["copies"],
-            "bytes": costs.hbm_bytes,
-            "collectives": costs.collectives,
-        },
-        "heaviest": by_layer(costs.kernels)[:SHOWN],
-        "without_cycles": by_layer(costs.without_cycles),
     }
 
 
@@ -203,10 +187,10 @@ def by_layer(kernels: Iterable[Cost]) -> list[dict[str, Any]]:
     groups: dict[str, dict[str, Any]] = {}
     for kernel in kernels:
         zero = {"what": kernel.layer, "count": 0, "seconds": 0.0, "flops": 0.0, "bytes": 0.0}
-        group = groups.setdefault(kernel.layer, zero)
-        group["count"] += kernel.times
+        group, times = groups.setdefault(kernel.layer, zero), kernel.times
+        group["count"] += times
         for name in ("seconds", "flops", "bytes"):
-            group[name] += getattr(kernel, name) * kernel.times
+            group[name] += getattr(kernel, name) * times
     return sorted(groups.values(), key=lambda group: -group["seconds"])
 
 
@@ -236,9 +220,7 @@ def summary(figures: dict[str, Any]) -> str:
 
 def _time_lines(figures: dict[str, Any]) -> list[str]:
     times, speed, rough = figures["roofline"], figures["by_compiler"], figures["without_cycles"]
-    days = (
-        f", {speed['days']:.1f} days for {figures['num_steps']:,} steps" if "days" in speed else ""
-    )
+    steps, days = figures["num_steps"], speed.get("days")
     lines = [
         f"{kind}: {traffic['count']} times, {traffic['bytes'] / 1e9:.2f} GB a chip, "
         f"{traffic['seconds'] * 1e3:.0f} ms of the links"
@@ -249,7 +231,8 @@ def _time_lines(figures: dict[str, Any]) -> list[str]:
         f"{times['exposed_copies'] * 1e3:.0f} ms for copies",
         f"by the compiler's cycles: {speed['seconds']:.3f} s, "
         f"{speed['images_per_second']:,.0f} images/s, MFU {speed['mfu']:.1%} (diffusion network "
-        f"alone {speed['mfu_network']:.1%}), HFU {speed['hfu']:.1%}{days}",
+        f"alone {speed['mfu_network']:.1%}), HFU {speed['hfu']:.1%}"
+        + ("" if days is None else f", {days:.1f} days for {steps:,} steps"),
     ]
     if rough:
         lines += [

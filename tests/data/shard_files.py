@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from imagen_jax.data import records
+from imagen_jax.storage.protobuf import message_class
 
 
 def image(shade: int, size: tuple[int, int] = (20, 12), kind: str = "JPEG") -> bytes:
@@ -40,7 +41,7 @@ def write_tar(path: Path, numbers: range, kind: str = "JPEG", **note) -> None:
 
 def serialized(**features) -> bytes:
     """A tf.train.Example of bytes, strings, ints and floats, or lists of them."""
-    example = records.example_class()()
+    example = message_class(records.EXAMPLE_PROTO, "Example")()
     for name, value in features.items():
         values = value if isinstance(value, list) else [value]
         feature = example.features.feature[name]

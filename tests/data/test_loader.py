@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from imagen_jax.data.loader import Loader, TooManyBroken, captions_of, draw_caption
+from imagen_jax.data.loader import Loader, TooManyBroken, captions_of, choose_caption
 from imagen_jax.data.sources import ArraySource, BrokenExample
 
 SIZE = 37
@@ -85,7 +85,7 @@ def test_captions_are_drawn_by_their_weights_and_anew_each_epoch(source):
     assert np.mean([letter == "z" for letter in drawn]) == pytest.approx(0.75, abs=0.06)
     assert drawn[:SIZE] != drawn[SIZE : 2 * SIZE]
     pair = [("a", 1.0), ("b", 3.0)]
-    assert [draw_caption(pair, number) for number in (0.0, 0.24, 0.26, 0.999)] == [*"aabb"]
+    assert [choose_caption(pair, number) for number in (0.0, 0.24, 0.26, 0.999)] == [*"aabb"]
 
 
 def test_flips_mirror_half_of_the_images(rng):

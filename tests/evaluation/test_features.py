@@ -3,6 +3,7 @@ network, more devices, sizes and parts.
 """
 
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -19,6 +20,7 @@ from jax.sharding import Mesh
 
 from imagen_jax.commands.benchmark_features import random_state
 from imagen_jax.convert.inception import params_from_pytorch
+from imagen_jax.evaluation import features
 from imagen_jax.evaluation.distances import frechet_distance, kernel_distance, statistics_of
 from imagen_jax.evaluation.features import FeatureNetwork, make_extractor
 from imagen_jax.models import clip
@@ -148,14 +150,15 @@ def test_resizes_differ_and_are_told(params):
         }  # fmt: skip
 
 
-def test_clip_reads_images_and_texts(clip_params, rng):
+def test_clip_reads_images_and_texts(clip_params, rng, monkeypatch):
     def tokenize(texts):
         ids = np.full((len(texts), 9), 49, np.int32)
         for row, text in enumerate(texts):
             ids[row, : len(text)] = [ord(letter) - ord("a") for letter in text]
         return ids
 
-    extractor = replace(tiny_clip(clip_params), tokenize=tokenize)
+    monkeypatch.setattr(features, "tokenize", lambda *sizes: tokenize(sizes[-1]))
+    extractor = replace(tiny_clip(clip_params), directory=Path("tokenizer"))
     images = [rng.integers(0, 256, (32, 32, 3), np.uint8) for _ in range(4)]
     shares = jax.numpy.asarray(np.stack(images), np.float32) / 255
     expected = jax.jit(clip.embed_images, static_argnums=0)(CLIP, clip_params, shares)

@@ -291,7 +291,7 @@ def test_an_unknown_chip_is_none():
 @pytest.mark.parametrize(
     ("topology", "message"),
     [
-        ("v9z:4x4", "no topology 'v9z:4x4'; there are v5p:4x4x4"),
+        ("v9z:4x4", "no topology 'v9z:4x4'; known forms are v5p:4x4x4"),
         ("v5e", "no topology 'v5e'"),
         ("v4:2x2x1", "v4 cannot be compiled for"),
     ],
