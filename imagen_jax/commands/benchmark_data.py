@@ -1,4 +1,4 @@
-"""How fast images are read from tar shards, compared with decoding the same files by Pillow alone.
+"""How fast images are read from tar shards, compared with only decoding the same files.
 
     python scripts/benchmark_data.py
     python scripts/benchmark_data.py --path 'gs://bucket/{00000..00009}.tar' --resolution 64

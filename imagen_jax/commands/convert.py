@@ -11,7 +11,7 @@
 
 To diffusers: a trained stage of DeepFloyd IF's blocks (a workdir, a model directory or a shipped
 model), as IFPipeline or IFSuperResolutionPipeline, with its text encoder and tokenizer. Whatever
-diffusers cannot express is an error that names it. --part unet writes the network alone, whatever
+diffusers cannot express is an error that names it. --part unet writes only the network, whatever
 its schedule is; --part text_encoder a Hugging Face T5.
 
 To imagen_jax: a diffusers directory as a model directory for load_model; or a text encoder, of

@@ -14,12 +14,12 @@ retrieval: an image generated from an emoji's name counts when its nearest neigh
 squared error at 32x32, among all distinct emoji, is the right one (top1), or one of five is (top5).
 psnr, ssim: of each super-resolution stage, given the true emoji downsampled, beside bicubic; or of
 --images beside --truth. In dB, and in [-1, 1].
-images: no figure, the images alone.
+images: no figure, only the images.
 
 Several weights or levels (--guidance 1,1.35,2 --aug_level 0,0.1) are a sweep: sweep.csv and
 sweep.png set distance against alignment. DIR/report.json and DIR/report.html hold the figures, what
-decides them, and why a figure does not compare with published ones. Images and features stay in
-DIR: a run that was killed goes on where it was. docs/evaluation.md explains the protocols.
+decides them, and why a figure cannot be compared with published ones. Images and features stay in
+DIR: a run that was killed resumes. docs/evaluation.md explains the protocols.
 """
 
 import argparse
@@ -65,7 +65,7 @@ def parser() -> argparse.ArgumentParser:
         ": 256; else the largest)")  # fmt: skip
     add("--seed", type=int, help="of the noise (default: 0)")
     add("--batch_size", type=int, help="images at a time (default: 16)")
-    add("--share", metavar="I/N", help="do this share of the work alone, from 1; then run without")
+    add("--share", metavar="I/N", help="do only this share of the work, from 1; then run without")
     add("--skip_broken", action="store_true", help="leave images out that cannot be read")
     add("--out", type=Path, metavar="DIR", help="directory for report.json and all else")
     return parse

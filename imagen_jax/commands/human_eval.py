@@ -38,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
     add("--controls", type=int, help="trials with a known answer (default: a tenth)")
     add("--seed", type=int, default=0, help="of sides, order and controls")
     add("--out", type=Path, required=True, metavar="DIR")
-    add = commands.add_parser("serve", help="the web page, on this machine alone").add_argument
+    add = commands.add_parser("serve", help="the web page, for this machine only").add_argument
     add("study", type=Path, metavar="DIR")
     add("--port", type=int, default=8000)
     add("--answers", type=Path, metavar="FILE", help="default: answers.jsonl in DIR")

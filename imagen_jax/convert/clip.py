@@ -58,7 +58,7 @@ UNUSED = (
 
 
 def _section(values: Mapping[str, Any], name: str, defaults: Mapping[str, Any]) -> Fields:
-    # Where there is the one of the older name, transformers heeds it alone.
+    # If the section of the older name is there, transformers reads only that one.
     section = values.get(f"{name}_config_dict") or values.get(f"{name}_config") or {}
     if not isinstance(section, dict):
         raise ValueError(f"{name}_config is {section!r:.40}; it must be an object.")

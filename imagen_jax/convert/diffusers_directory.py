@@ -73,7 +73,7 @@ def _refuse_other_forms(path: Path) -> NoReturn:
         )
     if pickles:
         raise ValueError(
-            f"{path} has pickles alone ({pickles[0]}), which are not read. {converted}."
+            f"{path} has only pickles ({pickles[0]}), which are not read. {converted}."
         )
     raise FileNotFoundError(f"{path} is not a folder of a diffusers pipeline: it has no {INDEX}.")
 

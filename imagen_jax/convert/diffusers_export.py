@@ -30,7 +30,7 @@ from imagen_jax.typing import Params
 BASE, SUPER_RESOLUTION = "IFPipeline", "IFSuperResolutionPipeline"
 # Tokens to which IF's pipelines pad every prompt.
 PROMPT_LENGTH = 77
-# Stands for no cap of dynamic thresholding: JSON has no infinity.
+# Stands for dynamic thresholding without a cap: JSON has no infinity.
 NO_CAP = 1e9
 SCHEDULER_FILE = "scheduler_config.json"
 # Settings that no scheduler of diffusers has, and their value where they do nothing.
@@ -152,7 +152,7 @@ def save_unet(
     variant: str | None = None,
     max_shard_bytes: int = SHARD_BYTES,
 ) -> list[Path]:
-    """Writes the network alone, for UNet2DConditionModel.from_pretrained; the weights' files.
+    """Writes only the network, for UNet2DConditionModel.from_pretrained; gives the weights' files.
 
     Of a stage in continuous time the network's time is 1000 t, which that model takes too.
 
@@ -201,7 +201,7 @@ def save_pipeline(
 
     Args:
         params: of the stage.
-        encoder, encoder_params: of the text; without, the pipeline reads embeddings alone.
+        encoder, encoder_params: of the text; without them, the pipeline only reads embeddings.
         dtype: of the parameters on disk; None leaves them as they are. An encoder in float16
             overflows from T5-XXL on.
         variant: such as "fp16", as in diffusion_pytorch_model.fp16.safetensors.

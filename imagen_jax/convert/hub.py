@@ -44,7 +44,7 @@ def resolve(
             are never fetched.
         ignore_patterns: files to leave out of them.
         revision: a branch, tag or commit; None is the main branch.
-        variant: such as "fp16": those weights alone.
+        variant: such as "fp16": only those weights.
 
     Raises:
         FileNotFoundError: there is no such directory or repository, or it cannot be reached.

@@ -34,7 +34,7 @@ SCANNED_AXES = {"kernel": (1, 0, 2), "scale": (1, 0), "embedding": (1, 2, 0)}
 
 @dataclass(frozen=True)
 class MergedHeads:
-    """An attention kernel that has axes of its own for heads and head_dim, as a matrix.
+    """An attention kernel with separate axes for heads and head_dim, as a matrix.
 
     Its axes are [width, heads, head_dim], of "out" [heads, head_dim, width]; where the layers are
     scanned, with these on axis 1.
@@ -165,7 +165,7 @@ def _open(
 
 
 def read_t5x_config(directory: str | os.PathLike, **overrides: Any) -> t5.T5Config:
-    """The encoder's sizes alone; arguments and errors as of `load_t5x`."""
+    """Only the encoder's sizes; arguments and errors as of `load_t5x`."""
     return _open(directory, **overrides)[0]
 
 

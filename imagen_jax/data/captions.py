@@ -97,5 +97,5 @@ def _parse_row(row: str | dict[str, Any]) -> tuple[str, Captions]:
 
 
 def normalized(name: str) -> str:
-    """One spelling of a file's name: macOS writes accents apart, Windows backslashes."""
+    """One spelling of a file's name: macOS splits off accents, Windows writes backslashes."""
     return unicodedata.normalize("NFC", name.replace("\\", "/").removeprefix("./"))

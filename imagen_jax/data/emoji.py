@@ -27,7 +27,7 @@ CLDR_FOLDER = Path("/usr/share/unicode/cldr/common")
 DEBIAN_PACKAGES = "fonts-noto-color-emoji unicode-data unicode-cldr-core libfribidi0"
 
 LANGUAGES = ("en", "zh")
-NAME_SHARE = 0.6  # how often a drawn caption is the full name; the rest are keywords
+NAME_SHARE = 0.6  # how often a caption is the full name; the others are keywords
 FONT_SIZE = 109  # the only one that the font has bitmaps of
 BITMAP_SIZE = (136, 128)
 IMAGE_SIZE = 128
@@ -74,14 +74,6 @@ def missing_files() -> list[str]:
     bidirectional = features.check("raqm") and features.check("fribidi")
     missing = [str(file) for file in files if not file.is_file()]
     return missing if bidirectional else [*missing, "libfribidi"]
-
-
-def require_files() -> None:
-    """FileNotFoundError names the packages to install."""
-    if missing := missing_files():
-        raise FileNotFoundError(
-            f"the emoji set needs {', '.join(missing)}: apt-get install {DEBIAN_PACKAGES}"
-        )
 
 
 def read_annotations(language: str) -> tuple[dict[str, str], dict[str, tuple[str, ...]]]:
@@ -132,8 +124,14 @@ def list_emoji() -> list[Emoji]:
     """Every emoji of the Unicode list, with names and keywords where CLDR has them.
 
     An emoji newer than the annotations has its English name from the list, and no Chinese one.
+
+    Raises:
+        FileNotFoundError: a system file is missing; the message names the packages to install.
     """
-    require_files()
+    if missing := missing_files():
+        raise FileNotFoundError(
+            f"the emoji set needs {', '.join(missing)}: apt-get install {DEBIAN_PACKAGES}"
+        )
     rows = list(read_emoji_list())
     listed = {text for text, *_ in rows}
     annotations = {language: read_annotations(language) for language in LANGUAGES}
@@ -175,10 +173,10 @@ def captions(emoji: Emoji, combinations: int = 6) -> Captions:
         keyword_share = (1.0 - NAME_SHARE) * min(1.0, len(words) / 3)
         result.append((name, (1.0 - keyword_share) * share))
         if words:
-            draw = random.Random(f"{emoji.codepoints} {language}")
+            rng = random.Random(f"{emoji.codepoints} {language}")
             pool = list(dict.fromkeys([*words, emoji.groups[language]]))
             joined = {
-                ", ".join(draw.sample(pool, min(len(pool), draw.choice((2, 3)))))
+                ", ".join(rng.sample(pool, min(len(pool), rng.choice((2, 3)))))
                 for _ in range(combinations)
             }
             half = keyword_share * share / 2

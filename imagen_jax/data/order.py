@@ -47,7 +47,7 @@ class BucketOrder:
     """Batches whose examples are all of one bucket.
 
     An epoch has for each bucket as many batches as its examples fill, at least one, in a random
-    order; which of its examples they hold goes on from epoch to epoch, so none is left out.
+    order. Its examples are taken in turn across epochs, so that none is left out.
 
     rows: for each bucket the source's indices of its examples; a bucket may have none.
     """
@@ -94,13 +94,13 @@ class BucketOrder:
     def log_counts(self, buckets: Sequence[Size]) -> None:
         """Logs how often the images of each bucket come, as a warning where that is often."""
         for size, rows, batches in zip(buckets, self.rows, self.counts, strict=True):
-            drawn = batches * self.batch_size / max(len(rows), 1)
+            times = batches * self.batch_size / max(len(rows), 1)
             logging.log(
-                logging.WARNING if drawn >= OFTEN else logging.INFO,
+                logging.WARNING if times >= OFTEN else logging.INFO,
                 "bucket %dx%d: %d images in %d of %d batches an epoch, each %.2f times",
                 *size,
                 len(rows),
                 batches,
                 self.counts.sum(),
-                drawn,
+                times,
             )

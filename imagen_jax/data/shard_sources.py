@@ -169,8 +169,8 @@ def read_tfrecord(
       image, text, label: names of features: the bytes of an image file, one caption or several, a
         class number.
       filters: see `Filters`; width, height and scores are features as well.
-      measure: index these features also where there are no filters, as buckets need; it reads the
-        whole of each record, once.
+      measure: index width, height and scores even without filters, as buckets need them; this
+        reads each record whole, once.
 
     The other arguments are those of `read_tar`; a folder stands for the files in it that have
     "tfrecord" in their name, or for all where none has.

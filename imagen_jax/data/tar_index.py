@@ -178,7 +178,7 @@ def _grouped(members: Iterator[Member]) -> tuple[dict[str, dict[str, Member]], l
         stem, dot, extension = base.partition(".")
         if not member.name or (not dot and member.fault):
             rest.append(member)
-        elif stem:  # .hidden and ._0001.jpg are no examples
+        elif stem:  # .hidden and ._0001.jpg are not examples
             group = groups.setdefault(folder + slash + stem, {})
             if group.setdefault(extension.lower(), member) is not member:
                 rest.append(dataclasses.replace(member, fault="comes twice; the first one counts"))

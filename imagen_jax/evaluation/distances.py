@@ -1,4 +1,4 @@
-"""How far two sets of features are apart, or an image and its caption: in NumPy, float64.
+"""Distances between two sets of features, and of images from their captions: NumPy, float64.
 
 FID, KID and CMMD of the features of images and references; cosines and ranks of CLIP's.
 """

@@ -1,4 +1,4 @@
-"""Features of many images, kept on disk chunk by chunk, so that a run that was killed goes on."""
+"""Features of many images, kept on disk chunk by chunk, so that a killed run can resume."""
 
 import contextlib
 import hashlib

@@ -27,7 +27,7 @@ GRAPH_SUFFIX, PICKLE_SUFFIX = ".pb", ".pth"
 
 @dataclasses.dataclass(frozen=True)
 class FeatureFile:
-    """The keys of features.json. fingerprint: of the weights, for readers of the file alone."""
+    """The keys of features.json. fingerprint: of the weights, for those who read only this file."""
 
     kind: Literal["inception", "clip"]
     name: str

@@ -35,7 +35,7 @@ class Preprocessing:
 
 
 class Chunk(NamedTuple):
-    """Some images in a row: those that could be read, and their places among all images.
+    """Consecutive images: those that could be read, and their places among all images.
 
     start: the place of the first. digest: changes with any byte of their files.
     """
@@ -73,7 +73,7 @@ def _number_by_value(file: Path) -> tuple[list[str | int], str]:
 
 
 def matching_images(folder: str | Path, files: Sequence[Path], of: Path) -> list[Path]:
-    """The images of `folder` that are named as `files` of folder `of` are, suffixes apart.
+    """The images of `folder` that are named like `files` of folder `of`, whatever the suffix.
 
     Raises ValueError where one has no counterpart.
     """

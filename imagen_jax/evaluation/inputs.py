@@ -38,12 +38,8 @@ from imagen_jax.pipeline.request import check_count, check_seed, last_stage
 from imagen_jax.storage import fingerprints
 from imagen_jax.storage.codec import require
 
-KNOWN_METRICS = (
-    *measures.METRICS,
-    "retrieval",
-    *QUALITY,
-    "images",
-)  # "images": no figure, images alone
+# "images" gives no figure, only the images.
+KNOWN_METRICS = (*measures.METRICS, "retrieval", *QUALITY, "images")
 RANDOM = "random_inception"
 StageValues = float | tuple[float, ...]  # one for all stages, or one each
 

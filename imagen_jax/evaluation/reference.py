@@ -68,7 +68,7 @@ def make_reference(
     shard: Shard = WHOLE,
     skip_broken: bool = False,
 ) -> Reference | None:
-    """Features of all images by all networks; None for a shard, whose chunks are kept alone.
+    """Features of all images by all networks; None for a shard: only its chunks are kept.
 
     Each chunk's features are a file in `directory`, and are not computed again.
 

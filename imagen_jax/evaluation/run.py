@@ -1,7 +1,7 @@
 """An evaluation from the request to the report: images, features, then what each metric makes of
 them, at every point of a sweep.
 
-Every image and every chunk of the features is a file of its own: what is there is not made again.
+Every image and every chunk of the features is a file: what is there is not made again.
 """
 
 import contextlib
@@ -12,6 +12,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from imagen_jax.diffusion.overrides import with_overrides
 from imagen_jax.evaluation import (
     generation,
     image_folder,
@@ -38,7 +39,7 @@ from imagen_jax.storage.folders import output_folder
 
 def evaluate(request: EvaluationRequest) -> None:
     """Makes the reference that is asked for, measures every point of the sweep, writes the report
-    and prints a summary. Of a shard of the work, images and features alone.
+    and prints a summary. For a shard of the work: only images and features.
 
     Raises ValueError or FileNotFoundError where the request cannot be met.
     """
@@ -60,8 +61,10 @@ def _evaluate_all(request: EvaluationRequest) -> None:
         model = inputs.read_model(request)
         run = replace(run, request=_fitted(run, model))
         _check_model(run, model)
+        # Only traced numbers differ between the points, so nothing recompiles.
         models = [
-            replace(model, sampling=sweep.sampling_at(model.sampling, point)) for point in points
+            replace(model, sampling=with_overrides(model.sampling, **vars(point)))
+            for point in points
         ]
     _check_sweep(run, points, models)
     if making:
@@ -145,7 +148,7 @@ def measure_point(
 ) -> Report:
     """Everything that the metrics ask for at one point of a sweep; "seconds" among its values.
 
-    Of a shard of the work, its images and their features alone, and no figures.
+    For a shard of the work: only its images and their features, no figures.
 
     Args:
         model: None where all images are given.

@@ -9,8 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from imagen_jax.diffusion.overrides import with_overrides
-from imagen_jax.diffusion.sampling import Sampling
 from imagen_jax.evaluation.html_report import NAMES, rows_of
 from imagen_jax.evaluation.measures import DISTANCES
 
@@ -50,11 +48,6 @@ def make_points(
     if len(set(names)) != len(names):
         raise ValueError(f"A sweep has two equal points: {', '.join(names)}.")
     return points
-
-
-def sampling_at(sampling: Sequence[Sampling], point: SweepPoint) -> tuple[Sampling, ...]:
-    """How every stage is sampled at a point: traced numbers alone differ, nothing recompiles."""
-    return with_overrides(sampling, guidance=point.guidance, aug_level=point.aug_level)
 
 
 def measured(values: Mapping[str, Any], metrics: Sequence[str]) -> list[Figure]:

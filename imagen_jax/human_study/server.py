@@ -1,4 +1,4 @@
-"""A web page on this machine alone that shows trials and keeps the answers, a line of JSON each."""
+"""A web page, for this machine only, that shows trials and keeps answers as lines of JSON."""
 
 import json
 import os
@@ -121,7 +121,7 @@ class StudyHandler(BaseHTTPRequestHandler):
             origin is None or origin.removeprefix("http://") in hosts
         ):
             return True
-        self.refuse(HTTPStatus.FORBIDDEN, "This page is for this machine alone.")
+        self.refuse(HTTPStatus.FORBIDDEN, "This page is for this machine only.")
         return False
 
     def reply_json(self, values: object) -> None:

@@ -139,7 +139,7 @@ class Estimate:
         return max(runs, key=lambda run: run.seconds), self.loops if trips is None else trips
 
     def kernel(self, instruction: Instruction, alone: bool) -> Cost | None:
-        """What the core runs of an instruction, which is `alone` where nothing runs beside it."""
+        """What the core runs of an instruction, which is `alone` if nothing runs beside it."""
         operation = instruction.operation
         fused = "calls=%async_collective_fusion" in instruction.attributes
         free = operation in FREE or operation.endswith("-done") or not (alone or fused)

@@ -168,7 +168,7 @@ def _speed(
     """Step time, images a second, days for the schedule of training, and shares of the peak.
 
     mfu: FLOPs that the model needs, without recomputation (three forward passes of what is trained,
-    one of a frozen encoder). mfu_network: those of the diffusion network alone. hfu: with
+    one of a frozen encoder). mfu_network: those of the diffusion network only. hfu: with
     recomputation.
     """
     peak = costs.seconds * chip.flops * devices
@@ -231,7 +231,7 @@ def _time_lines(figures: dict[str, Any]) -> list[str]:
         f"{times['exposed_copies'] * 1e3:.0f} ms for copies",
         f"by the compiler's cycles: {speed['seconds']:.3f} s, "
         f"{speed['images_per_second']:,.0f} images/s, MFU {speed['mfu']:.1%} (diffusion network "
-        f"alone {speed['mfu_network']:.1%}), HFU {speed['hfu']:.1%}"
+        f"only {speed['mfu_network']:.1%}), HFU {speed['hfu']:.1%}"
         + ("" if days is None else f", {days:.1f} days for {steps:,} steps"),
     ]
     if rough:

@@ -113,7 +113,7 @@ def test_original_checkpoints_are_refused(tmp_path):
 @pytest.mark.parametrize("name", ["model.ckpt", "weights.pt", "x.pkl"])
 def test_folders_of_pickles_are_refused(name, tmp_path):
     (tmp_path / name).write_bytes(b"")
-    with pytest.raises(ValueError, match=f"pickles alone .{name}.*converted form"):
+    with pytest.raises(ValueError, match=f"only pickles .{name}.*converted form"):
         read_directory(tmp_path)
 
 

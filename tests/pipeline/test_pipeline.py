@@ -172,7 +172,7 @@ def test_an_unknown_model_lists_the_known_ones(tmp_path, monkeypatch, directory)
     ):
         load_model(tmp_path)
     (tmp_path / "IF-I-XL.ckpt").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"has pickles alone \(IF-I-XL.ckpt\)"):
+    with pytest.raises(ValueError, match=r"has only pickles \(IF-I-XL.ckpt\)"):
         load_model(tmp_path)
     with pytest.raises(ValueError, match="empty list"):
         load_model([])
