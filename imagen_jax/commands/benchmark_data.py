@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from imagen_jax.commands.command_line import make_parser, one_line_errors
+from imagen_jax.commands.command_line import make_parser, run_parsed
 from imagen_jax.data import Loader, read_tar
 
 SIDE, IMAGES, SHARDS = 512, 2000, 4
@@ -121,9 +121,12 @@ def measure(options: argparse.Namespace, path: str) -> dict[str, float]:
     }
 
 
-def main(arguments: list[str] | None = None) -> None:
-    options = parser().parse_args(arguments)
-    with one_line_errors(ValueError), tempfile.TemporaryDirectory() as folder:
+def run(options: argparse.Namespace) -> None:
+    with tempfile.TemporaryDirectory() as folder:
         if options.path is None:
             write_shards(Path(folder))
         print(json.dumps(measure(options, options.path or folder), indent=1))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    run_parsed(parser(), run, arguments)

@@ -26,7 +26,7 @@ from pathlib import Path
 
 import numpy as np
 
-from imagen_jax.commands.command_line import make_parser, one_line_errors
+from imagen_jax.commands.command_line import make_parser, run_parsed
 
 TOLERANCE = 1e-4  # relative L2 between the features of both sides
 
@@ -42,26 +42,23 @@ def parser() -> argparse.ArgumentParser:
     return parse
 
 
-def random_state(seed: int = 0) -> dict[str, np.ndarray]:
-    """A state dict that keeps the activations near 1."""
+def random_state() -> dict[str, np.ndarray]:
+    """A state dict of pytorch-fid that keeps the activations near 1."""
     from imagen_jax.convert.inception import pytorch_layout, unfolded_shapes
-    from imagen_jax.storage.trees import flatten
+    from imagen_jax.storage.layout_files import write_layout
+    from imagen_jax.storage.trees import flatten, unflatten
 
-    rng = np.random.default_rng(seed)
-    shapes = {path: leaf.shape for path, leaf in flatten(unfolded_shapes()).items()}
-    state = {}
-    for path, tensors in pytorch_layout().items():
-        shape, kind = shapes[path], path.rsplit("/", 1)[1]
-        if kind == "kernel":
-            values = rng.normal(0, (2 / np.prod(shape[:-1])) ** 0.5, shape)
-        elif kind in ("gamma", "variance"):
-            values = rng.uniform(0.5, 1.5, shape)
+    rng = np.random.default_rng(0)
+    values = {}
+    for path, leaf in flatten(unfolded_shapes()).items():
+        if path.endswith("/kernel"):
+            values[path] = rng.normal(0, (2 / np.prod(leaf.shape[:-1])) ** 0.5, leaf.shape)
+        elif path.endswith(("/gamma", "/variance")):
+            values[path] = rng.uniform(0.5, 1.5, leaf.shape)
         else:
-            values = rng.normal(0, 0.1, shape)
-        if tensors.axes is not None:
-            values = values.transpose(np.argsort(tensors.axes))
-        state[tensors.names[0]] = np.ascontiguousarray(values, np.float32)
-    return state
+            values[path] = rng.normal(0, 0.1, leaf.shape)
+    state = write_layout(pytorch_layout(), unflatten(values))
+    return {name: np.ascontiguousarray(array, np.float32) for name, array in state.items()}
 
 
 def theirs(state: dict[str, np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
@@ -129,12 +126,10 @@ def measure(options: argparse.Namespace) -> dict:
     }
 
 
-def main(arguments: list[str] | None = None) -> None:
-    options = parser().parse_args(arguments)
-    with one_line_errors(ValueError):
-        if min(options.batch_size, options.side, options.rounds) < 1:
-            raise ValueError("--batch_size, --side and --rounds must be at least 1")
-        figures = measure(options)
+def run(options: argparse.Namespace) -> None:
+    if min(options.batch_size, options.side, options.rounds) < 1:
+        raise ValueError("--batch_size, --side and --rounds must be at least 1")
+    figures = measure(options)
     mine, other = figures["features_per_second"].values()
     print(
         f"features a second: imagen_jax {mine:.2f}, torch-fidelity {other:.2f} ({mine / other:.2f} "
@@ -142,3 +137,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     if options.out is not None:
         options.out.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    run_parsed(parser(), run, arguments)

@@ -60,6 +60,17 @@ def make_parser(description: str, **options: Any) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(description=description, formatter_class=style, **options)
 
 
+def run_parsed(
+    parser: argparse.ArgumentParser,
+    main: Callable[[argparse.Namespace], None],
+    arguments: list[str] | None,
+) -> None:
+    """main(options), of the command line if `arguments` is None; a mistake is told in one line."""
+    options = parser.parse_args(arguments)
+    with one_line_errors(ValueError):
+        main(options)
+
+
 def numbers(kind: type) -> Callable[[str], Any]:
     """What reads "3" as a number and "3,1" as a list of numbers by stage, for argparse."""
 

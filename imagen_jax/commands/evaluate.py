@@ -27,7 +27,7 @@ import sys
 import warnings
 from pathlib import Path
 
-from imagen_jax.commands.command_line import make_parser, names, numbers, one_line_errors
+from imagen_jax.commands.command_line import make_parser, names, numbers, run_parsed
 
 
 def parser() -> argparse.ArgumentParser:
@@ -82,12 +82,14 @@ def words(text: str) -> tuple[str, ...]:
     return tuple(word for word in text.split(",") if word)
 
 
-def main(arguments: list[str] | None = None) -> None:
-    options = parser().parse_args(arguments)
-    warnings.showwarning = lambda message, *rest: print(f"Warning: {message}", file=sys.stderr)
-    with one_line_errors(ValueError):
-        # After the command line is read: a wrong option need not wait for JAX.
-        from imagen_jax.evaluation.inputs import EvaluationRequest
-        from imagen_jax.evaluation.run import evaluate
+def run(options: argparse.Namespace) -> None:
+    # After the options are read: a wrong one need not wait for JAX.
+    from imagen_jax.evaluation.inputs import EvaluationRequest
+    from imagen_jax.evaluation.run import evaluate
 
-        evaluate(EvaluationRequest(**vars(options)))
+    warnings.showwarning = lambda message, *rest: print(f"Warning: {message}", file=sys.stderr)
+    evaluate(EvaluationRequest(**vars(options)))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    run_parsed(parser(), run, arguments)

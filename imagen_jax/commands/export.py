@@ -12,7 +12,13 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from imagen_jax.commands.command_line import make_parser, names, numbers, one_line_errors
+from imagen_jax.commands.command_line import (
+    make_parser,
+    names,
+    numbers,
+    one_line_errors,
+    run_parsed,
+)
 from imagen_jax.storage.folders import output_folder
 
 SHARD_BYTES = 16 * 2**20  # of each file of weights: the shipped model lies in git
@@ -22,22 +28,14 @@ SHOWN_TENTHS = (1, 4, 7, 9)  # of t, in the plot of the loss
 def parser() -> argparse.ArgumentParser:
     parse = make_parser(__doc__)
     add = parse.add_argument
-    add(
-        "--model",
-        required=True,
-        help="workdirs or model directories of the stages: A,B",
-    )
+    add("--model", required=True, help="workdirs or model directories of the stages: A,B")
     add("--out", type=Path, required=True, metavar="DIR", help="directory of the model")
     add("--name", help="of the model (default: that of DIR)")
     add("--sampler", type=names, help="ddpm, ddim, dpmpp_2m or heun; or S,S,... by stage")
     add("--steps", type=numbers(int), help="of the sampler; N, or N,N,... by stage")
     add("--guidance", type=numbers(float), help="weight of the text; W of the first, or W,W,...")
     add("--threshold", type=names, help="static, dynamic or none; or T,T,... by stage")
-    add(
-        "--aug_level",
-        type=numbers(float),
-        help="noise on low-resolution inputs; or A,A by stage",
-    )
+    add("--aug_level", type=numbers(float), help="noise on low-resolution inputs; or A,A by stage")
     add("--image", type=Path, metavar="FILE", help="plot of the loss (default: DIR/loss.png)")
     return parse
 
@@ -117,9 +115,12 @@ def plot(curves: dict[str, Any], path: Path) -> None:
     print(path)
 
 
-def main(arguments: list[str] | None = None) -> None:
-    options = parser().parse_args(arguments)
-    with one_line_errors():
-        from imagen_jax.storage.checkpoint import CheckpointError
-    with one_line_errors(ValueError, CheckpointError), output_folder(options.out):
+def run(options: argparse.Namespace) -> None:
+    from imagen_jax.storage.checkpoint import CheckpointError
+
+    with one_line_errors(CheckpointError), output_folder(options.out):
         export(options)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    run_parsed(parser(), run, arguments)

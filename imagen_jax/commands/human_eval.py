@@ -15,7 +15,7 @@ beside the true one, --b), captions (does the caption describe the image; yes, s
 import argparse
 from pathlib import Path
 
-from imagen_jax.commands.command_line import make_parser, one_line_errors
+from imagen_jax.commands.command_line import make_parser, run_parsed
 from imagen_jax.storage.folders import make_folder
 
 PER_PROMPT = {"drawbench": 8, "photorealism": 1, "captions": 1}
@@ -103,7 +103,9 @@ def analyse(options: argparse.Namespace) -> None:
         write_object(options.out, result)
 
 
+def run(options: argparse.Namespace) -> None:
+    {"sheets": make_sheets, "serve": serve, "analyse": analyse}[options.command](options)
+
+
 def main(arguments: list[str] | None = None) -> None:
-    options = parser().parse_args(arguments)
-    with one_line_errors(ValueError):
-        {"sheets": make_sheets, "serve": serve, "analyse": analyse}[options.command](options)
+    run_parsed(parser(), run, arguments)

@@ -12,7 +12,7 @@ import hashlib
 import sys
 from pathlib import Path
 
-from imagen_jax.commands.command_line import make_parser, one_line_errors
+from imagen_jax.commands.command_line import make_parser, run_parsed
 
 
 def parser() -> argparse.ArgumentParser:
@@ -27,8 +27,7 @@ def parser() -> argparse.ArgumentParser:
     return parse
 
 
-def make(options: argparse.Namespace) -> str:
-    """Writes the file, and tells what it holds."""
+def make(options: argparse.Namespace) -> None:
     from imagen_jax.data import coco
     from imagen_jax.evaluation.prompts import read_prompts, write_coco
 
@@ -41,14 +40,8 @@ def make(options: argparse.Namespace) -> str:
         source = {"file": options.annotations.name, "sha256": digest}
     sampled = coco.sample(captions, options.num, options.seed)
     images = len({caption.image_id for caption in captions})
-    origin = {
-        **source,
-        "seed": options.seed,
-        "captions": len(captions),
-        "pictures": images,
-    }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    write_coco(options.out, sampled, origin)
+    counts = {"seed": options.seed, "captions": len(captions), "pictures": images}
+    write_coco(options.out, sampled, source | counts)
     made = read_prompts("coco30k", options.out)
     if images != coco.VAL2014_IMAGES:
         print(
@@ -56,10 +49,8 @@ def make(options: argparse.Namespace) -> str:
             f"{coco.VAL2014_IMAGES} of val2014.",
             file=sys.stderr,
         )
-    return f"{options.out}: {len(made)} of {len(captions)} captions, list {made.fingerprint}"
+    print(f"{options.out}: {len(made)} of {len(captions)} captions, list {made.fingerprint}")
 
 
 def main(arguments: list[str] | None = None) -> None:
-    options = parser().parse_args(arguments)
-    with one_line_errors(ValueError):
-        print(make(options))
+    run_parsed(parser(), make, arguments)

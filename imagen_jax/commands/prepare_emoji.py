@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from imagen_jax.commands.command_line import make_parser, one_line_errors
+from imagen_jax.commands.command_line import make_parser, run_parsed
 from imagen_jax.data import emoji
 from imagen_jax.storage.atomic import written_whole
 from imagen_jax.storage.folders import make_folder
@@ -44,6 +44,4 @@ def prepare(options: argparse.Namespace) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    options = parser().parse_args(arguments)
-    with one_line_errors(ValueError):
-        prepare(options)
+    run_parsed(parser(), prepare, arguments)

@@ -8,7 +8,7 @@ The input has one caption a line. See imagen_jax/text/tokenizer_training.py for 
 import argparse
 from pathlib import Path
 
-from imagen_jax.commands.command_line import make_parser, one_line_errors
+from imagen_jax.commands.command_line import make_parser, run_parsed
 from imagen_jax.storage.atomic import written_whole
 from imagen_jax.text.tokenizer_training import train_tokenizer
 from imagen_jax.text.tokenizers import SentencePieceTokenizer, vocab_size
@@ -23,12 +23,14 @@ def parser() -> argparse.ArgumentParser:
     return parse
 
 
-def main(arguments: list[str] | None = None) -> None:
-    options = parser().parse_args(arguments)
-    with one_line_errors(ValueError):
-        with options.input.open(encoding="utf-8") as file:
-            model = train_tokenizer(file, options.vocab_size)
-        with written_whole(options.output) as path:
-            path.write_bytes(model)
+def train(options: argparse.Namespace) -> None:
+    with options.input.open(encoding="utf-8") as file:
+        model = train_tokenizer(file, options.vocab_size)
+    with written_whole(options.output) as path:
+        path.write_bytes(model)
     pieces = vocab_size(SentencePieceTokenizer(options.output))
     print(f"{options.output}: {pieces} pieces, {len(model) / 1024:.0f} KiB")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    run_parsed(parser(), train, arguments)

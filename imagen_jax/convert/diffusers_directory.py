@@ -55,7 +55,10 @@ class DiffusersDirectory:
 
 
 def find_weights(directory: Path, name: str, variant: str | None) -> Weights:
-    """A network's safetensors in a folder; arguments and errors as of `find_variant`."""
+    """A network's safetensors in a folder: without a variant where the asked one is missing.
+
+    Errors as of `find_variant`.
+    """
     return Weights(directory, name, find_variant(directory, name, variant, fall_back=True))
 
 

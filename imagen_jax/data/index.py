@@ -54,8 +54,8 @@ class Index:
     names: of all fields that examples have. faults: {row: {role: reason}}.
     """
 
-    keys: np.ndarray  # the bytes of all keys, and where each ends
-    key_ends: np.ndarray
+    keys: np.ndarray  # uint8: the bytes of all keys
+    key_ends: np.ndarray  # int64 [N]: where each ends among them
     spans: np.ndarray  # int64 [N, members, 2]
     sizes: np.ndarray  # int32 [N, 2]
     lengths: np.ndarray  # int32 [N]

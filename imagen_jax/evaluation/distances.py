@@ -15,7 +15,7 @@ CMMD_SIGMA, CMMD_SCALE = 10.0, 1000.0
 
 
 class Statistics(NamedTuple):
-    """Of feature vectors: the covariance is divided by their number less one."""
+    """Of feature vectors: their mean, and their covariance, divided by their number less one."""
 
     mean: np.ndarray  # float64 [dim]
     covariance: np.ndarray  # float64 [dim, dim]
@@ -46,7 +46,7 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
     """|mean_a - mean_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)), the FID of arXiv 1706.08500, eq. 6.
 
     With C_a = A A^T and C_b = B B^T the last trace is the sum of the singular values of A^T B: real
-    and never negative, whatever the ranks.
+    and never negative, whatever the ranks. Both must have the same dimension.
     """
     cross = _square_root(a.covariance).T @ _square_root(b.covariance)
     shared = np.linalg.svd(cross, compute_uv=False).sum() if cross.size else 0.0
@@ -174,7 +174,7 @@ def normalize(features: np.ndarray) -> np.ndarray:
     """float64 vectors of length 1; ValueError where one is zero or not finite."""
     features = np.asarray(features, np.float64)
     length = np.linalg.norm(features, axis=-1, keepdims=True)
-    if not (np.isfinite(length) & (length > 0)).all():
-        row = int(np.flatnonzero(~(np.isfinite(length) & (length > 0)))[0])
-        raise ValueError(f"The features of image {row} are zero or not finite.")
+    sound = np.isfinite(length) & (length > 0)
+    if not sound.all():
+        raise ValueError(f"The features of image {np.argmin(sound)} are zero or not finite.")
     return features / length

@@ -104,9 +104,11 @@ def write_network(
 
 
 def load_extractor(source: str | os.PathLike, **options: Any) -> FeatureExtractor:
-    """The extractor of a network that `read_network` reads, with options of `make_extractor`.
+    """The extractor of a network that `read_network` reads, with `make_extractor`'s options:
+    `resize`, `mesh` and `batch_size`.
 
     Raises:
-        FileNotFoundError, ValueError: files are missing, damaged or of something else.
+        FileNotFoundError, ValueError: files are missing, damaged or of something else, or an option
+            does not suit the network.
     """
     return make_extractor(read_network(source), **options)

@@ -155,11 +155,9 @@ def _decoded_from(image: Image.Image) -> list[str]:
         found = ["grey_of_16_bits_or_more"]
     elif image.has_transparency_data:
         found = ["transparent_on_white"]
-    elif image.mode == "RGB":
-        found = []
     else:
-        kinds = {"1": "grey", "L": "grey", "P": "palette"}
-        found = [kinds.get(image.mode, f"mode_{image.mode}")]
+        kinds = {"RGB": [], "1": ["grey"], "L": ["grey"], "P": ["palette"]}
+        found = kinds.get(image.mode, [f"mode_{image.mode}"])
     if image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9):
         found.append("turned_upright")
     try:

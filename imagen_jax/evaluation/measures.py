@@ -49,9 +49,9 @@ def cmmd(images: np.ndarray, targets: Targets) -> dict[str, Any]:
 
 
 def clip_score(images: np.ndarray, targets: Targets) -> dict[str, Any]:
-    """The mean cosine of image and caption: no factor, no clipping.
+    """The mean cosine of each image and its own caption, in [-1, 1]: no factor, no clipping.
 
-    Figures of different CLIP models do not compare.
+    Figures of different CLIP models cannot be compared: the report has the model's name.
     """
     each = distances.cosines(images, targets.captions)
     error = float(each.std(ddof=1) / np.sqrt(len(each))) if len(each) > 1 else None
@@ -60,6 +60,8 @@ def clip_score(images: np.ndarray, targets: Targets) -> dict[str, Any]:
 
 def r_precision(images: np.ndarray, targets: Targets) -> dict[str, Any]:
     captions = len(distances.distinct_captions(targets.captions)[0])
+    if captions < 2:
+        raise ValueError("r_precision needs 2 captions or more: others to compare with.")
     negatives = min(NEGATIVES, captions - 1)
     ranks = distances.caption_ranks(
         images, targets.captions, negatives=negatives, seed=NEGATIVES_SEED
@@ -113,11 +115,8 @@ def compute_targets(
     for extractor in extractors:
         wanted = metrics_of(metrics, extractor)
         needs = {METRICS[metric].target for metric in wanted}
-        references = statistics = texts = None
-        if "reference" in needs:
-            references = reference.of(extractor)
-        if "fid" in wanted:
-            statistics = statistics_of(references)
+        references = reference.of(extractor) if "reference" in needs else None
+        statistics, texts = statistics_of(references) if "fid" in wanted else None, None
         if "captions" in needs:
             distinct, row = np.unique(np.asarray(captions), return_inverse=True)
             texts = np.asarray(extractor.texts([str(text) for text in distinct]))[row]

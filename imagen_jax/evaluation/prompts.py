@@ -10,6 +10,7 @@ from typing import Any
 
 from imagen_jax.data.coco import Caption
 from imagen_jax.storage import fingerprints
+from imagen_jax.storage.atomic import written_whole
 
 COCO_30K, COCO_SIZE = 30_000, 256
 # Where the file of a named list is, when the user does not say, and where it comes from.
@@ -108,10 +109,11 @@ def read_prompts(source: str, path: str | Path | None = None) -> PromptList:
 
 
 def write_coco(path: Path, captions: Sequence[Caption], origin: dict[str, Any]) -> None:
-    """The file that `read_prompts` reads as coco30k: ids and captions, and how they were drawn."""
+    """The file that `read_prompts` reads as coco30k: ids, captions and their origin."""
     rows = [caption._asdict() for caption in captions]
     text = json.dumps({"origin": origin, "prompts": rows}, ensure_ascii=False, indent=0)
-    path.write_text(text + "\n", encoding="utf-8")
+    with written_whole(path) as file:
+        file.write_text(text + "\n", encoding="utf-8")
 
 
 def _read_rows(text: str, suffix: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:

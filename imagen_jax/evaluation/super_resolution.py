@@ -152,7 +152,10 @@ def compare(metric: str, made: np.ndarray, plain: np.ndarray, truth: np.ndarray)
 def evaluate_pairs(
     metrics: Sequence[str], files: Sequence[Path], true_files: Sequence[Path], size: int | None
 ) -> Report:
-    """Compares each image with the true one at the same place; both are brought to one size."""
+    """Compares each image with the true one at the same place; both are brought to one size.
+
+    Equal images have an infinite PSNR: they are left out of its mean, and counted.
+    """
     size = size or common_size([*files, *true_files])
     preprocessing = Preprocessing(size), Preprocessing(size)
     chunks = [

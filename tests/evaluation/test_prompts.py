@@ -131,5 +131,5 @@ def test_what_is_no_annotation_file_is_refused(tmp_path, annotations, capsys):
     path.write_text(json.dumps({"annotations": rows}))
     with pytest.raises(ValueError, match="two captions with one id"):
         coco.read_annotations(path)
-    with pytest.raises(SystemExit, match="Cannot draw 30000 of 100"):
+    with pytest.raises(SystemExit, match="Cannot sample 30000 of 100"):
         main(["--annotations", str(annotations), "--out", str(tmp_path / "x.json")])
