@@ -5,12 +5,9 @@ import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
 
 # Either the one file or the two; a directory of Hugging Face has all three.
 TOKENIZER_FILE = "tokenizer.json"
@@ -53,7 +50,8 @@ def tokenize(
 
 
 @functools.lru_cache(maxsize=4)
-def _load(directory: str, vocab_size: int, max_length: int) -> "Tokenizer":
+def _load(directory: str, vocab_size: int, max_length: int) -> Any:
+    """A Tokenizer of the library `tokenizers`."""
     files = tokenizer_files(directory)
     if not files:
         raise ValueError(
@@ -81,7 +79,7 @@ def _load(directory: str, vocab_size: int, max_length: int) -> "Tokenizer":
     return tokenizer
 
 
-def _read(files: list[Path]) -> "Tokenizer":
+def _read(files: list[Path]) -> Any:
     from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
     from tokenizers.models import BPE
 

@@ -112,8 +112,8 @@ def lower_sampling(config: RunConfig, mesh: Any, batch: int) -> Lowered:
 
 def _placed(shapes: Any, shardings: Any) -> Any:
     """The shapes of arrays that lie on a mesh in this way."""
-    return jax.tree.map(
-        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
-        shapes,
-        shardings,
-    )
+
+    def place(leaf: Any, where: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+
+    return jax.tree.map(place, shapes, shardings)

@@ -1,10 +1,13 @@
 """What commands share: lists by stage, one line for an expected error, folders to write into."""
 
+import importlib
+import inspect
 import sys
 from pathlib import Path
 
 import pytest
 
+from imagen_jax.commands import train_tokenizer
 from imagen_jax.commands.command_line import make_parser, names, numbers, one_line_errors
 from imagen_jax.storage.folders import make_folder, output_folder
 
@@ -19,6 +22,29 @@ def test_a_comma_separates_the_stages(capsys):
     with pytest.raises(SystemExit):
         parser.parse_args(["--steps", "3,x"])
     assert "invalid int value: '3,x'" in capsys.readouterr().err
+
+
+ROOT = Path(__file__).resolve().parents[2]
+SHARED = {"__init__", "command_line"}
+COMMANDS = {path.stem for path in (ROOT / "imagen_jax" / "commands").glob("*.py")} - SHARED
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_a_command_is_a_main_that_a_script_calls(name):
+    main = importlib.import_module(f"imagen_jax.commands.{name}").main
+    assert list(inspect.signature(main).parameters) == ["arguments"]
+    script = (ROOT / "scripts" / f"{name}.py").read_text()
+    assert f"from imagen_jax.commands.{name} import main\n" in script
+
+
+def test_a_command_tells_a_mistake_in_one_line(tmp_path):
+    arguments = ["--input", str(tmp_path / "none.txt"), "--output", str(tmp_path / "out.model")]
+    with pytest.raises(SystemExit, match=r"^error: .*No such file.*none.txt"):
+        train_tokenizer.main(arguments)
+    (tmp_path / "none.txt").write_text("")
+    with pytest.raises(SystemExit, match="^error: There are no captions"):
+        train_tokenizer.main(arguments)
+    assert not (tmp_path / "out.model").exists()
 
 
 @pytest.mark.parametrize(
