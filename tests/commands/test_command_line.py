@@ -42,7 +42,7 @@ def test_a_command_tells_a_mistake_in_one_line(tmp_path):
     with pytest.raises(SystemExit, match=r"^error: .*No such file.*none.txt"):
         train_tokenizer.main(arguments)
     (tmp_path / "none.txt").write_text("")
-    with pytest.raises(SystemExit, match="^error: There are no captions"):
+    with pytest.raises(SystemExit, match=r"^error: There are no captions"):
         train_tokenizer.main(arguments)
     assert not (tmp_path / "out.model").exists()
 
