@@ -100,7 +100,7 @@ def seconds_of(step, repeats: int) -> tuple[float, float]:
 
 
 def report(case: Case, train_step, sample, steps: int, sample_steps: int) -> dict:
-    """What is measured of one side."""
+    """The measurements of one side."""
     first_step, step = seconds_of(train_step, steps)
     first_sample, sampling = seconds_of(sample, 1)
     return {
@@ -303,7 +303,7 @@ def compare(name: str, options: argparse.Namespace) -> dict:
 
 
 def machine() -> dict:
-    """What the figures were measured on."""
+    """The machine that the figures were measured on."""
     model = platform.processor()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():

@@ -15,14 +15,14 @@ CMMD_SIGMA, CMMD_SCALE = 10.0, 1000.0
 
 
 class Statistics(NamedTuple):
-    """Of feature vectors: their mean, and their covariance, divided by their number less one."""
+    """The mean of feature vectors, and their covariance (divided by their number less one)."""
 
     mean: np.ndarray  # float64 [dim]
     covariance: np.ndarray  # float64 [dim, dim]
 
 
 def statistics_of(features: np.ndarray) -> Statistics:
-    """Of features [images, dim] of any floating-point type.
+    """The statistics of features [images, dim] of any floating-point type.
 
     In two passes, so that no large sums cancel. Raises ValueError where there are fewer than two
     vectors, or some that are not finite.
@@ -92,7 +92,7 @@ def kernel_distance(
 
 
 def _unbiased_mmd(x: np.ndarray, y: np.ndarray) -> float:
-    """Of equally many x and y, the diagonals left out within each (arXiv 1801.01401, eq. 4)."""
+    """For as many x as y, without the diagonals within each (arXiv 1801.01401, eq. 4)."""
 
     def kernel(a, b):
         return (a @ b.T / a.shape[1] + 1) ** 3

@@ -61,7 +61,7 @@ class FeatureExtractor(FeatureNetwork):
 
     @property
     def side(self) -> int:
-        """Of the images that the network sees, in pixels."""
+        """The side of the images that the network sees, in pixels."""
         return inception.SIDE if self.config is None else self.config.image_size
 
     def images(self, images: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
@@ -168,7 +168,7 @@ def make_extractor(
 def image_features(
     config: clip.ClipConfig | None, params: Params, images: Images
 ) -> Float[Array, "batch dim"]:
-    """Of images at the network's size: Inception's in [-1, 1], CLIP's in [0, 1]."""
+    """Features of images at the network's size: Inception's in [-1, 1], CLIP's in [0, 1]."""
     with jax.default_matmul_precision("highest"):
         if config is None:
             return inception.apply(params, images).pooled
@@ -179,6 +179,6 @@ def image_features(
 def text_features(
     config: clip.ClipConfig, params: Params, ids: Tokens
 ) -> Float[Array, "batch dim"]:
-    """Of token ids."""
+    """Features of token ids."""
     with jax.default_matmul_precision("highest"):
         return clip.embed_texts(config, params, ids)

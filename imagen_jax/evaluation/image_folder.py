@@ -150,7 +150,7 @@ def _to_square(image: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
 
 
 def _decoded_from(image: Image.Image) -> list[str]:
-    """What is not plain 8-bit RGB, upright, of one frame about an image: decoding changed it."""
+    """How an image differs from upright 8-bit RGB of one frame: what decoding has to change."""
     if image.mode.startswith(("I", "F")):
         found = ["grey_of_16_bits_or_more"]
     elif image.has_transparency_data:

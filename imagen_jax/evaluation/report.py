@@ -31,7 +31,7 @@ TITLES = {"pictures.png": "Images", "retrieval.png": "True and generated images"
 
 @dataclass(frozen=True, eq=False)
 class Report:
-    """What was found out: values for report.json, and tables and sheets by their files' names."""
+    """The results: values for report.json, and tables and sheets by their files' names."""
 
     values: dict[str, Any] = field(default_factory=dict)
     tables: dict[str, list[list[str]]] = field(default_factory=dict)

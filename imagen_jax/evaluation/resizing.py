@@ -57,7 +57,7 @@ RESIZES: dict[str, Resize] = {
 
 
 def _bilinear(image: np.ndarray, side: int, centred: bool) -> np.ndarray:
-    """As two matrix products, which on a CPU take less time than gathering the four neighbours."""
+    """Two matrix products, which on a CPU take less time than gathering the four neighbours."""
     height, width = image.shape[:2]
     rows, columns = _weights(height, side, centred), _weights(width, side, centred)
     # [side, height] x [height, width * 3], then [side, width] x [side, width, 3].

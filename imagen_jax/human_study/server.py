@@ -63,7 +63,7 @@ class AnswerFile:
 
 
 def open_trials(study: Study, rater: str, answered: set[str]) -> list[dict]:
-    """What is left for a rater, in an order of the rater's own, as the page reads it."""
+    """The trials left for a rater, in an order that differs by rater, as the page reads them."""
     trials = list(study.trials.values())
     random.Random(f"{study.seed} {rater}").shuffle(trials)
     return [asdict(trial) for trial in trials if trial.id not in answered]

@@ -253,9 +253,9 @@ def analyse(study: Study, answers: Sequence[Answer]) -> dict[str, Any]:
 
 
 def control_scores(study: Study, answers: Sequence[Answer]) -> dict[str, dict[str, Any]]:
-    """Of each rater: control questions answered, the share that was right, and whether it passes.
+    """By rater: control questions answered, the share that was right, and whether the rater passes.
 
-    share is None, and the rater does not pass, where none was answered.
+    A rater who answered none has the share None, and does not pass.
     """
     right: dict[str, list[bool]] = {answer.rater: [] for answer in answers}
     for answer in answers:

@@ -59,7 +59,7 @@ def size(data: bytes) -> tuple[int, int]:
 
 
 def _decoder_scale(factor: float) -> int:
-    """What of an image's reduction by `factor` a JPEG decoder may do: it averages, as we do."""
+    """How much of a reduction by `factor` a JPEG decoder may do: it averages pixels, as we do."""
     whole = (k for k in (8, 4, 2) if factor >= 2 * k or (factor >= k and factor % k == 0))
     return next(whole, 1)
 

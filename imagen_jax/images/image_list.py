@@ -1,4 +1,4 @@
-"""What a pipeline hands back: PIL images that know how they were made, and show as a grid."""
+"""What a pipeline returns: PIL images that know how they were made, and are shown as a grid."""
 
 from collections.abc import Iterable
 

@@ -1,1 +1,1 @@
-"""What a run takes on accelerators that are not here: compiled for them, and read."""
+"""Plans: what a run takes on accelerators that are not here, by compiling it for them."""

@@ -44,7 +44,7 @@ class Cost:
 
     @property
     def layer(self) -> str:
-        """What it is part of, the same for all blocks of a kind, with the pass that it is in."""
+        """The layer it belongs to, the same for all blocks of a kind, and the pass it is in."""
         name = re.sub(r"\d+", "#", self.source)
         backward, again = "transpose(" in name, "rematted" in name
         name = re.sub(r"^.*?(jvp\((UNet|EfficientUNet)\)+|(?=jit\(encode))/?", "", name)
@@ -81,7 +81,7 @@ class Costs:
 
     @property
     def collectives(self) -> dict[str, dict[str, int | float]]:
-        """By kind: how many, the bytes that a chip receives, and seconds of its links."""
+        """By kind: their count, the bytes that a chip receives, and the seconds its links take."""
         sums: dict[str, Counter[str]] = defaultdict(Counter)
         for part in self.parts:
             if part.queue == "links":
@@ -139,7 +139,7 @@ class Estimate:
         return max(runs, key=lambda run: run.seconds), self.loops if trips is None else trips
 
     def kernel(self, instruction: Instruction, alone: bool) -> Cost | None:
-        """What the core runs of an instruction, which is `alone` if nothing runs beside it."""
+        """What the core runs for an instruction, which is `alone` if nothing runs beside it."""
         operation = instruction.operation
         fused = "calls=%async_collective_fusion" in instruction.attributes
         free = operation in FREE or operation.endswith("-done") or not (alone or fused)

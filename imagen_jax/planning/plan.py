@@ -1,4 +1,4 @@
-"""What a run needs of accelerators that are not here: the step, compiled for them and read."""
+"""Plans a run on accelerators that are not here, by compiling its step for them."""
 
 import math
 import os
