@@ -121,8 +121,8 @@ def define_host_flags() -> Callable[[], None]:
     flags.DEFINE_integer("join_seconds", JOIN_SECONDS, "Seconds to wait for all processes.")
 
     def join() -> None:
-        names = [field.name for field in dataclasses.fields(Launch)]
-        given = {name: getattr(flags.FLAGS, name) for name in names}
-        join_hosts(Launch(**given), flags.FLAGS.distributed)
+        names = (field.name for field in dataclasses.fields(Launch))
+        launch = Launch(**{name: getattr(flags.FLAGS, name) for name in names})
+        join_hosts(launch, flags.FLAGS.distributed)
 
     return join
