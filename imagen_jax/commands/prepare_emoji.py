@@ -37,9 +37,9 @@ def prepare(options: argparse.Namespace) -> None:
         options.captions.write_text("".join(lines), encoding="utf-8")
     train, chinese = arrays["split"] == "train", arrays["name_zh"] != ""
     print(
-        f"{path}: {len(kept)} images of {len(listed)}, {arrays['label'].max() + 1} distinct, "
-        f"{train.sum()} train, {(~train).sum()} held out, {chinese.sum()} with a Chinese name, "
-        f"{arrays['variant'].sum()} variants of skin or gender"
+        f"{path}: {len(kept)} images of {len(listed)} listed, "
+        f"{arrays['label'].max() + 1} distinct, {train.sum()} train, {(~train).sum()} held out, "
+        f"{chinese.sum()} with a Chinese name, {arrays['variant'].sum()} variants of skin or gender"
     )
 
 
