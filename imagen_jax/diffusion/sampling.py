@@ -8,8 +8,9 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-Number = float | int | np.number | Float[Array, "..."]
-Whole = int | np.integer | Int[Array, ""]
+# As values, as arrays, and as jax describes the arguments of a lowered program.
+Number = float | int | np.number | Float[Array, "..."] | jax.stages.ArgInfo
+Whole = int | np.integer | Int[Array, ""] | jax.stages.ArgInfo
 Spacing = str | tuple[int, ...]
 
 FLOATS = [

@@ -11,7 +11,7 @@ from imagen_jax.cascade.cascade import Cascade
 from imagen_jax.commands.export import main
 from imagen_jax.pipeline.loading import load_model
 from imagen_jax.pipeline.pipeline import Pipeline
-from imagen_jax.training.metrics import Curve, MetricLog
+from imagen_jax.training.metrics import Curve, MetricLog, split
 
 
 def write_run(folder, stage, settings, first_loss):
@@ -21,7 +21,9 @@ def write_run(folder, stage, settings, first_loss):
     Pipeline(cascade, params, name=folder.name).save_pretrained(folder)
     log = MetricLog(folder)
     for step in (1, 2):
-        log.step(step, {"loss": first_loss / step}, [first_loss / step] * 10, [1.0] * 10)
+        loss = np.float32(first_loss / step)
+        tenths = {"loss_by_t": np.full(10, loss), "count_by_t": np.ones(10, np.float32)}
+        log.step(step, split({"loss": loss, **tenths}))
         log.report(step, {})
     log.close()
 
