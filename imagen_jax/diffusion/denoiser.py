@@ -17,7 +17,7 @@ from imagen_jax.typing import Images
 
 
 class Denoised(NamedTuple):
-    """What the model thinks the clean image is.
+    """The model's estimate of the clean image.
 
     variance: where a network learns it, the place of log variance between the posterior's (0) and
     the forward process's (1), for each value of the image (arXiv 2102.09672, eq. 15); None
