@@ -109,12 +109,11 @@ def make_denoiser(
             return _split(predict(x_t, t), x_t.shape[-1])
 
         def guided() -> tuple[Images, Images | None]:
-            pair = predict_pair(x_t, t)
             (conditional, variance), (unconditional, _) = (
-                _split(output, x_t.shape[-1]) for output in pair
+                _split(output, x_t.shape[-1]) for output in predict_pair(x_t, t)
             )
-            rescale = sampling.guidance_rescale
-            return guide(conditional, unconditional, weight, rescale), variance
+            guided = guide(conditional, unconditional, weight, sampling.guidance_rescale)
+            return guided, variance
 
         if predict_pair is None:
             output, variance = conditional_only()

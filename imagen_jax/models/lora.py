@@ -6,13 +6,13 @@ network's, with {"down": [in, rank], "up": [rank, out]} in the place of a kernel
 """
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from imagen_jax.storage.codec import require
 from imagen_jax.storage.trees import flatten, name_some, unflatten
 from imagen_jax.typing import Keys, Params
 
@@ -36,12 +36,14 @@ class LoraConfig:
     targets: tuple[str, ...] = DEFAULT_TARGETS
 
     def __post_init__(self):
-        if self.rank < 1:
-            raise ValueError(f"lora.rank must be 1 or more, not {self.rank}")
-        if self.alpha is not None and not self.alpha > 0:
-            raise ValueError(f"lora.alpha must be positive or None, not {self.alpha}")
-        if not self.targets:
-            raise ValueError("lora.targets is empty; give at least one regex")
+        require(
+            (self.rank >= 1, f"lora.rank must be 1 or more, not {self.rank}"),
+            (
+                self.alpha is None or self.alpha > 0,
+                f"lora.alpha must be positive or None, not {self.alpha}",
+            ),
+            (self.targets, "lora.targets is empty; give at least one regex"),
+        )
         for pattern in self.targets:
             try:
                 re.compile(pattern)
@@ -94,11 +96,6 @@ def init_lora(params: Params, config: LoraConfig, key: Keys) -> Params:
         factors[f"{matrix}/{DOWN}"] = noise * size_in**-0.5
         factors[f"{matrix}/{UP}"] = jnp.zeros((config.rank, size_out), jnp.float32)
     return unflatten(factors)
-
-
-def is_adapter(node: Any) -> bool:
-    """Whether this is an adapter's leaf pair, in the place of one kernel."""
-    return isinstance(node, Mapping) and set(node) == {DOWN, UP}
 
 
 def merge_lora(

@@ -9,7 +9,6 @@ nested dicts by parameter name, so a reader needs none of our classes.
 import contextlib
 import json
 import logging
-import math
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
@@ -23,7 +22,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from imagen_jax.devices.hosts import gather_json
 from imagen_jax.storage.digest import Arrays, checked, described, first_fault, signed
-from imagen_jax.storage.trees import flatten, unflatten
+from imagen_jax.storage.trees import flatten, num_bytes, unflatten
 from imagen_jax.typing import Params
 
 OWN_ITEMS = ("params", "ema")
@@ -128,14 +127,11 @@ class Checkpoints:
 
     def check_space(self, state: Any) -> None:
         """CheckpointError where the disk has no room for one more checkpoint of this state."""
-        leaves = jax.tree.leaves(state)
-        needed = sum(math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in leaves)
-        free = shutil.disk_usage(self.directory).free
+        needed, free = num_bytes(state), shutil.disk_usage(self.directory).free
         if free < needed:
             raise CheckpointError(
                 f"a checkpoint needs {needed / 1e6:,.0f} MB and {self.directory} has "
-                f"{free / 1e6:,.0f} MB free; "
-                f"{self._whole()}"
+                f"{free / 1e6:,.0f} MB free. {self._whole()}"
             )
 
     def save(self, step: int, state: Any, *, run: Mapping[str, Any], loss: float) -> None:

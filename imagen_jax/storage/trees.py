@@ -1,10 +1,12 @@
 """Trees of arrays as flat dicts by "a/b/c", and back to nested dicts."""
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from flax import traverse_util
 from jax.tree_util import DictKey
 
@@ -36,6 +38,12 @@ def unflatten(flat: Mapping[str, Any]) -> Params:
     for name in sorted(parents & set(flat)):
         raise ValueError(f"Parameter {name!r} is also the parent of others.")
     return traverse_util.unflatten_dict(flat, sep="/")
+
+
+def num_bytes(tree: Any) -> int:
+    """The bytes of a tree of arrays, or of their shapes and dtypes."""
+    leaves = jax.tree.leaves(tree)
+    return sum(math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in leaves)
 
 
 def name_some(names: list[str]) -> str:
