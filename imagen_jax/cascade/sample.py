@@ -144,16 +144,10 @@ def sample_steps(
     """As `sample_stage`: the number of steps done and the state, after `every` steps and after the
     last; only after the last when None.
     """
-    if (stage.low_resolution is None) != (conditions.low_res is None):
-        raise ValueError(
-            f"Stage {stage.name!r} needs images of {stage.low_resolution} pixels to upsample."
-            if conditions.low_res is None
-            else f"Stage {stage.name!r} starts from noise and takes no low-resolution images."
-        )
+    _check_inputs(stage, noise, conditions, edit)
     grid, sampling = plan_steps(stage, sampling, edit), traced(sampling)
     shape = (*stage_size(stage, conditions.low_res, size), stage.channels)
     batch = noise.steps.shape[1] if isinstance(noise, InjectedNoise) else len(noise)
-    _check_noise(noise, conditions, edit)
     if edit is not None:
         _check_fits(stage, edit, (batch, *shape))
         edit = _rows(edit, batch)
@@ -208,32 +202,45 @@ def stage_size(
         size = tuple(side * stage.resolution // stage.low_resolution for side in low_res.shape[1:3])
     square, step = (stage.resolution, stage.resolution), models.reduction(stage.network)
     size = square if size is None else tuple(size)
-    if getattr(stage.network, "draft", False) and size != square:
-        raise ValueError(
+    require(
+        (
+            size == square or not getattr(stage.network, "draft", False),
             f"Stage {stage.name!r} makes only {square[0]}x{square[1]}: its draft of the text has "
-            f"that size, not {size[0]}x{size[1]}."
-        )
-    if min(size) < 1 or any(side % step for side in size):
-        raise ValueError(
+            f"that size, not {size[0]}x{size[1]}.",
+        ),
+        (
+            min(size) >= 1 and not any(side % step for side in size),
             f"Stage {stage.name!r} makes images whose sides are multiples of {step}, "
-            f"not {size[0]}x{size[1]} (height x width)."
-        )
+            f"not {size[0]}x{size[1]} (height x width).",
+        ),
+    )
     return size
 
 
-def _check_noise(noise: Keys | InjectedNoise, conditions: Conditions, edit: Edit | None) -> None:
-    if isinstance(noise, InjectedNoise):
-        renoised = edit is not None and edit.mask is not None and edit.known == "noised"
-        require(
-            (
-                conditions.low_res is None or noise.augmentation is not None,
-                "Injected noise lacks `augmentation`, the noise of the low-resolution input.",
-            ),
-            (
-                not renoised or noise.known is not None,
-                "Injected noise lacks `known`, the noise of the kept part of the image.",
-            ),
-        )
+def _check_inputs(
+    stage: Stage, noise: Keys | InjectedNoise, conditions: Conditions, edit: Edit | None
+) -> None:
+    upsamples, given = stage.low_resolution is not None, conditions.low_res is not None
+    injected = isinstance(noise, InjectedNoise)
+    renoised = edit is not None and edit.mask is not None and edit.known == "noised"
+    require(
+        (
+            given or not upsamples,
+            f"Stage {stage.name!r} needs images of {stage.low_resolution} pixels to upsample.",
+        ),
+        (
+            upsamples or not given,
+            f"Stage {stage.name!r} starts from noise and takes no low-resolution images.",
+        ),
+        (
+            not (injected and given) or noise.augmentation is not None,
+            "Injected noise lacks `augmentation`, the noise of the low-resolution input.",
+        ),
+        (
+            not (injected and renoised) or noise.known is not None,
+            "Injected noise lacks `known`, the noise of the kept part of the image.",
+        ),
+    )
 
 
 def _check_fits(stage: Stage, edit: Edit, shape: tuple[int, ...]) -> None:

@@ -139,10 +139,9 @@ def load_one(
             notes=values.get("notes"),
         )
     if not directory.is_dir():
-        known = ", ".join(shipped_models()) or "none"
         raise ValueError(
             f"Unknown model {os.fspath(source)!r}: neither a directory nor a shipped model "
-            f"(shipped: {known})."
+            f"(shipped: {', '.join(shipped_models()) or 'none'})."
         )
     return load_workdir(directory, dtype=dtype, mesh=mesh)
 
@@ -176,9 +175,8 @@ def on_mesh(params: Params, dtype: str, mesh: jax.sharding.Mesh | None) -> Param
 def is_diffusers(directory: Path) -> bool:
     """Whether it is neither ours nor a training run's, and has what IF's directories have."""
     ours = (directory / MODEL_FILE).is_file() or (directory / "checkpoints").is_dir()
-    pickles = pickles_in(directory)
     original = (directory / "config.yml").is_file() or (
-        pickles and not any(directory.glob("*.safetensors"))
+        pickles_in(directory) and not any(directory.glob("*.safetensors"))
     )
     return not ours and (original or (directory / diffusers_directory.INDEX).is_file())
 
@@ -210,9 +208,8 @@ def load_diffusers(
         probe = partial(diffusers_pipeline.probe_encoder, *own, PROBED)
     # Not of the text encoder: of several chained models, only one needs to have it.
     files = diffusers_pipeline.unet_files(found)
-    digest = encoder_files.fingerprint(found.unet.directory, files)
-    params = LazyParams(readers, probe)
-    return Pipeline(cascade, params, name=name, fingerprint=f"{digest}-{dtype}")
+    fingerprint = f"{encoder_files.fingerprint(found.unet.directory, files)}-{dtype}"
+    return Pipeline(cascade, LazyParams(readers, probe), name=name, fingerprint=fingerprint)
 
 
 def load_workdir(

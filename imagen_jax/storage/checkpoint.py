@@ -236,11 +236,10 @@ class Checkpoints:
 
     def _metadata(self, step: int) -> Arrays:
         metadata = self.manager.item_metadata(step) or {}
-        trees = {item: metadata.get(item) for item in (*OWN_ITEMS, OPTIMIZER)}
         found = {  # some versions of Orbax wrap the tree
-            item: flatten(getattr(tree, "tree", tree))
-            for item, tree in trees.items()
-            if tree is not None
+            item: flatten(getattr(metadata[item], "tree", metadata[item]))
+            for item in (*OWN_ITEMS, OPTIMIZER)
+            if metadata.get(item) is not None
         }
         if not found:
             raise ValueError("no readable metadata")
