@@ -123,7 +123,6 @@ def merge_lora(
                 f"the adapter of {path} is for {(down.shape[0], up.shape[1])}, the kernel is "
                 f"{tuple(kernel.shape)}"
             )
-        change = jnp.matmul(down, up, precision="highest")
-        total = kernel.astype(jnp.float32) + scale * change
+        total = kernel.astype(jnp.float32) + scale * jnp.matmul(down, up, precision="highest")
         merged[f"{path}/kernel"] = total.astype(dtype or kernel.dtype)
     return unflatten(merged)

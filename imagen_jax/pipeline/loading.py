@@ -30,7 +30,7 @@ from imagen_jax.pipeline.model_directory import MODEL_FILE, open_params, read_mo
 from imagen_jax.pipeline.pipeline import Pipeline
 from imagen_jax.storage.codec import from_dict
 from imagen_jax.storage.layout_files import ShardingOf
-from imagen_jax.storage.safetensors import pickles_in
+from imagen_jax.storage.safetensors import kept_dtype, pickles_in
 from imagen_jax.storage.trees import flatten, unflatten
 from imagen_jax.typing import Params
 
@@ -164,12 +164,9 @@ def on_mesh(params: Params, dtype: str, mesh: jax.sharding.Mesh | None) -> Param
     """Parameters in memory, floating-point ones in `dtype`, spread over the mesh or on the default
     device.
     """
-    sharding, placed = sharding_over(mesh), {}
-    for path, leaf in flatten(params).items():
-        if jnp.issubdtype(leaf.dtype, jnp.floating):
-            leaf = leaf.astype(jnp.dtype(dtype))
-        placed[path] = jax.device_put(leaf, sharding(path, leaf.shape))
-    return unflatten(placed)
+    sharding, flat = sharding_over(mesh), flatten(params)
+    cast = {path: leaf.astype(kept_dtype(leaf.dtype, dtype)) for path, leaf in flat.items()}
+    return unflatten({p: jax.device_put(leaf, sharding(p, leaf.shape)) for p, leaf in cast.items()})
 
 
 def is_diffusers(directory: Path) -> bool:

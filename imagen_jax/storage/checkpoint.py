@@ -316,10 +316,9 @@ class Checkpoints:
 
     def _whole(self) -> str:
         """What is safely on disk, for error messages."""
-        steps = self.steps()
-        if not steps:
-            return "There is no earlier checkpoint."
-        return f"The checkpoints of steps {steps} are whole."
+        if steps := self.steps():
+            return f"The checkpoints of steps {steps} are whole."
+        return "There is no earlier checkpoint."
 
 
 def _loss(metrics: Mapping[str, float]) -> float:
