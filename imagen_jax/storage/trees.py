@@ -50,3 +50,19 @@ def name_some(names: list[str]) -> str:
     """The first few of many names, for an error message."""
     rest = len(names) - SHOWN_NAMES
     return ", ".join(names[:SHOWN_NAMES]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def shape_differences(
+    wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]
+) -> str:
+    """What is missing, what is unused and what has another shape: "" where nothing is."""
+    kinds = {
+        "missing": sorted(set(wanted) - set(found)),
+        "unused": sorted(set(found) - set(wanted)),
+        "misshapen": [
+            f"{name} is {tuple(found[name])}, not {shape}"
+            for name, shape in sorted(wanted.items())
+            if name in found and tuple(found[name]) != shape
+        ],
+    }
+    return "; ".join(f"{len(odd)} {kind}: {name_some(odd)}" for kind, odd in kinds.items() if odd)
