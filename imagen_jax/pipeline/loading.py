@@ -164,9 +164,11 @@ def on_mesh(params: Params, dtype: str, mesh: jax.sharding.Mesh | None) -> Param
     """Parameters in memory, floating-point ones in `dtype`, spread over the mesh or on the default
     device.
     """
-    sharding, flat = sharding_over(mesh), flatten(params)
-    cast = {path: leaf.astype(kept_dtype(leaf.dtype, dtype)) for path, leaf in flat.items()}
-    return unflatten({p: jax.device_put(leaf, sharding(p, leaf.shape)) for p, leaf in cast.items()})
+    sharding, placed = sharding_over(mesh), {}
+    for path, leaf in flatten(params).items():  # one by one, for the sake of memory
+        leaf = leaf.astype(kept_dtype(leaf.dtype, dtype), copy=False)
+        placed[path] = jax.device_put(leaf, sharding(path, leaf.shape))
+    return unflatten(placed)
 
 
 def is_diffusers(directory: Path) -> bool:
