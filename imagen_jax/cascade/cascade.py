@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from imagen_jax.cascade.stage import Stage, init_params
+from imagen_jax.diffusion.overrides import check_sampling
 from imagen_jax.diffusion.sampling import Sampling
 from imagen_jax.models import t5
 from imagen_jax.storage.codec import require
@@ -56,6 +57,7 @@ class Cascade:
                     f"stage {before.name!r} before it makes {before.resolution}.",
                 ),
             )
+        object.__setattr__(self, "sampling", tuple(map(check_sampling, self.sampling)))
         width = None if self.encoder is None else self.encoder.config.d_model
         for stage in self.stages:
             if stage.conditioning == "text" and width not in (None, stage.text_width):

@@ -7,7 +7,6 @@ from typing import Any
 
 from imagen_jax.cascade.cascade import TEXT_ENCODER, Cascade
 from imagen_jax.cascade.stage import KINDS, Stage
-from imagen_jax.diffusion.overrides import check_sampling
 from imagen_jax.diffusion.sampling import Sampling
 from imagen_jax.storage import codec
 from imagen_jax.text import encoder as text
@@ -47,6 +46,6 @@ def from_dict(values: Mapping[str, Any], directory: str | os.PathLike) -> Cascad
     encoder = found.text_encoder
     return Cascade(
         tuple(entry.stage for entry in found.stages),
-        tuple(check_sampling(entry.sampling) for entry in found.stages),
+        tuple(entry.sampling for entry in found.stages),
         None if encoder is None else text.from_dict(encoder, directory),
     )

@@ -24,6 +24,7 @@ from imagen_jax.diffusion.editing import (
     inpainting,
     jumping,
 )
+from imagen_jax.diffusion.overrides import check_sampling
 from imagen_jax.diffusion.samplers import (
     SAMPLERS,
     Noise,
@@ -34,6 +35,7 @@ from imagen_jax.diffusion.samplers import (
 )
 from imagen_jax.diffusion.sampling import Number, Sampling, traced
 from imagen_jax.diffusion.time_grids import MAX_STEPS, TimeGrid, sampling_grid
+from imagen_jax.storage.codec import require
 from imagen_jax.typing import Images, Keys, Params
 
 # Noise indices 0 ... MAX_STEPS belong to the sampler; a longer path leaves the next one out.
@@ -65,19 +67,19 @@ def split_noise(
     def along(path_noise: Noise) -> Noise:
         return lambda index: path_noise(jnp.where(index > MAX_STEPS, index + 1, index))
 
-    drawn = noise_from_keys(noise, shape)
+    own = noise_from_keys(noise, shape)
     known = noise_from_keys(jax.vmap(jax.random.fold_in, (0, None))(noise, KNOWN_INDEX), shape)
-    return along(drawn), partial(drawn, AUGMENTATION_INDEX), along(known)
+    return along(own), partial(own, AUGMENTATION_INDEX), along(known)
 
 
 def plan_steps(stage: Stage, sampling: Sampling, edit: Edit | None = None) -> TimeGrid:
     """The times of a stage, with the first step to run and the one to stop before.
 
     Raises:
-        ValueError: a spacing that the stage's schedule cannot have; an edit that makes no sense or
-            leaves no step to run.
+        ValueError: a value of `sampling` that makes no sense; a spacing that the stage's schedule
+            cannot have; an edit that makes no sense or leaves no step to run.
     """
-    grid = sampling_grid(stage.schedule, sampling)
+    grid = sampling_grid(stage.schedule, check_sampling(sampling))
     return grid if edit is None else edited_grid(grid, check_edit(edit))
 
 
@@ -142,17 +144,12 @@ def sample_steps(
     """As `sample_stage`: the number of steps done and the state, after `every` steps and after the
     last; only after the last when None.
     """
-    if (stage.low_resolution is None) != (conditions.low_res is None):
-        raise ValueError(
-            f"Stage {stage.name!r} needs images of {stage.low_resolution} pixels to upsample."
-            if conditions.low_res is None
-            else f"Stage {stage.name!r} starts from noise and takes no low-resolution images."
-        )
+    _check_inputs(stage, noise, conditions, edit)
     grid, sampling = plan_steps(stage, sampling, edit), traced(sampling)
     shape = (*stage_size(stage, conditions.low_res, size), stage.channels)
     batch = noise.steps.shape[1] if isinstance(noise, InjectedNoise) else len(noise)
     if edit is not None:
-        _check_fits(stage, edit, noise, (batch, *shape))
+        _check_fits(stage, edit, (batch, *shape))
         edit = _rows(edit, batch)
     state, low_res = start_stage(
         stage, shape, noise, conditions.low_res, sampling.aug_level, edit, grid.times[grid.start]
@@ -185,8 +182,9 @@ def sample_stage(
             upsamples follows the size of its input.
 
     Raises:
-        ValueError: the stage takes low-resolution images and there are none, or the reverse; a
-            spacing that the stage's schedule cannot have; an edit of another resolution.
+        ValueError: the stage takes low-resolution images and there are none, or the reverse; an
+            unknown sampler or threshold, or a spacing that the stage's schedule cannot have; an
+            edit of another resolution; injected noise that lacks a part.
     """
     steps = sample_steps(stage, params, noise, conditions, sampling, edit, size)
     return jnp.clip(next(steps)[1].x, -1.0, 1.0)
@@ -204,29 +202,53 @@ def stage_size(
         size = tuple(side * stage.resolution // stage.low_resolution for side in low_res.shape[1:3])
     square, step = (stage.resolution, stage.resolution), models.reduction(stage.network)
     size = square if size is None else tuple(size)
-    if getattr(stage.network, "draft", False) and size != square:
-        raise ValueError(
+    require(
+        (
+            size == square or not getattr(stage.network, "draft", False),
             f"Stage {stage.name!r} makes only {square[0]}x{square[1]}: its draft of the text has "
-            f"that size, not {size[0]}x{size[1]}."
-        )
-    if min(size) < 1 or any(side % step for side in size):
-        raise ValueError(
+            f"that size, not {size[0]}x{size[1]}.",
+        ),
+        (
+            min(size) >= 1 and not any(side % step for side in size),
             f"Stage {stage.name!r} makes images whose sides are multiples of {step}, "
-            f"not {size[0]}x{size[1]} (height x width)."
-        )
+            f"not {size[0]}x{size[1]} (height x width).",
+        ),
+    )
     return size
 
 
-def _check_fits(
-    stage: Stage, edit: Edit, noise: Keys | InjectedNoise, shape: tuple[int, ...]
+def _check_inputs(
+    stage: Stage, noise: Keys | InjectedNoise, conditions: Conditions, edit: Edit | None
 ) -> None:
+    upsamples, given = stage.low_resolution is not None, conditions.low_res is not None
+    injected = isinstance(noise, InjectedNoise)
+    renoised = edit is not None and edit.mask is not None and edit.known == "noised"
+    require(
+        (
+            given or not upsamples,
+            f"Stage {stage.name!r} needs images of {stage.low_resolution} pixels to upsample.",
+        ),
+        (
+            upsamples or not given,
+            f"Stage {stage.name!r} starts from noise and takes no low-resolution images.",
+        ),
+        (
+            not (injected and given) or noise.augmentation is not None,
+            "Injected noise lacks `augmentation`, the noise of the low-resolution input.",
+        ),
+        (
+            not (injected and renoised) or noise.known is not None,
+            "Injected noise lacks `known`, the noise of the kept part of the image.",
+        ),
+    )
+
+
+def _check_fits(stage: Stage, edit: Edit, shape: tuple[int, ...]) -> None:
     if edit.image.shape not in (shape, (1, *shape[1:])):
         raise ValueError(
             f"Stage {stage.name!r} edits {shape[0]} images of shape {shape[1:]}, or one for all; "
             f"got {edit.image.shape}."
         )
-    if edit.known == "noised" and isinstance(noise, InjectedNoise) and noise.known is None:
-        raise ValueError("Injected noise lacks `known`, the noise of the kept part of the image.")
 
 
 def _rows(tree: Any, batch: int) -> Any:

@@ -12,6 +12,7 @@ from imagen_jax import models
 from imagen_jax.diffusion.augmentation import AUGMENTATION_SCHEDULE, UPSAMPLINGS
 from imagen_jax.diffusion.denoiser import Denoiser, make_denoiser
 from imagen_jax.diffusion.losses import Loss
+from imagen_jax.diffusion.process import PREDICTIONS
 from imagen_jax.diffusion.sampling import Number, Sampling
 from imagen_jax.diffusion.schedules import SCHEDULES, Cosine, DiscreteBeta, Schedule, network_time
 from imagen_jax.models import EfficientUNetConfig, UNetConfig
@@ -88,6 +89,10 @@ class Stage:
             (
                 0 <= low <= high <= 1,
                 f"{name}: aug_levels {self.aug_levels} must rise within [0, 1]",
+            ),
+            (
+                self.prediction in PREDICTIONS,
+                f"{name}: prediction {self.prediction!r} must be one of {PREDICTIONS}",
             ),
             (self.time_power > 0, f"{name}: time_power must be positive, not {self.time_power}"),
             (

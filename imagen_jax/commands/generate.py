@@ -61,7 +61,7 @@ def parser() -> argparse.ArgumentParser:
     add("--from_png", type=Path, metavar="FILE", help="make this image again, all else left out")
     add("--aspect_ratio", help="width to height, such as 16:9, instead of a square")
     add("--image", type=Path, metavar="FILE", help="image to edit, or with --mask to inpaint")
-    add("--mask", type=Path, metavar="FILE", help="white where --image is to be sampled anew")
+    add("--mask", type=Path, metavar="FILE", help="white where --image is to be regenerated")
     add(
         "--strength", type=numbers(float), help="of the edit, in (0, 1]: less keeps more of --image"
     )
@@ -179,7 +179,7 @@ def write(options: argparse.Namespace, images: Any) -> None:
         print(options.out / "grid.png")
         for number, caption in enumerate(images.captions or [], start=1):
             if font_for(caption, 15) is None:
-                print(f"  image {number} of the grid: {caption} (no font here draws it)")
+                print(f"  image {number} of the grid: {caption} (no font here has its characters)")
 
 
 def main(arguments: list[str] | None = None) -> int:

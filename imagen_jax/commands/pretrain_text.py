@@ -17,8 +17,7 @@ from imagen_jax.commands.command_line import one_line_errors, run_configured
 
 
 def define_flags() -> None:
-    draft = "Config of a stage with network.draft."
-    flags.DEFINE_string("config", None, draft, required=True)
+    flags.DEFINE_string("config", None, "Config of a stage with network.draft.", required=True)
     flags.DEFINE_string("workdir", None, "Where to write the checkpoint.", required=True)
     flags.DEFINE_integer("steps", 10_000, "Optimizer steps.", lower_bound=1)
     flags.DEFINE_integer("batch_size", 16, "Images a step.", lower_bound=1)

@@ -4,15 +4,10 @@ import os
 from pathlib import Path
 
 
-def cache_directory() -> Path:
-    """`$XDG_CACHE_HOME/imagen_jax/compiled`, by default below `~/.cache`."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "imagen_jax" / "compiled"
-
-
 def use_compilation_cache() -> None:
     """Turn on JAX's persistent compilation cache, unless the user has already chosen one.
 
+    It is `$XDG_CACHE_HOME/imagen_jax/compiled`, by default below `~/.cache`.
     `JAX_COMPILATION_CACHE_DIR` (or `jax.config`) names another place;
     `JAX_ENABLE_COMPILATION_CACHE=false` turns it off. A home that cannot be written means no cache.
     """
@@ -20,7 +15,8 @@ def use_compilation_cache() -> None:
 
     if jax.config.jax_compilation_cache_dir or not jax.config.jax_enable_compilation_cache:
         return
-    directory = cache_directory()
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    directory = Path(base) / "imagen_jax" / "compiled"
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError:

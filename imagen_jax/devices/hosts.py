@@ -58,11 +58,6 @@ class Launch:
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be 1 or more, not {getattr(self, name)}")
 
-    @property
-    def is_given(self) -> bool:
-        """Whether anything is given about the processes themselves."""
-        return (self.coordinator_address, self.num_processes, self.process_id) != (None,) * 3
-
 
 def launched(environment: Mapping[str, str]) -> tuple[str, int, int | None] | None:
     """(launcher, number of processes, this one's number) where a launcher started several."""
@@ -85,15 +80,15 @@ def join_hosts(launch: Launch, distributed: bool = False) -> None:
     Raises:
         ValueError: what is given contradicts itself, or the others cannot be found or reached.
     """
-    found = launched(os.environ)
-    if not (launch.is_given or distributed or found):
+    found, count, index = launched(os.environ), launch.num_processes, launch.process_id
+    given = (launch.coordinator_address, count, index) != (None, None, None)
+    if not (given or distributed or found):
         # A pod's TPUs find each other anyway, but no host would hear of another's SIGTERM.
         if jax.process_count() > 1:
             raise ValueError(
                 f"this is one of {jax.process_count()} hosts of a TPU pod: give --distributed"
             )
         return
-    count, index = launch.num_processes, launch.process_id
     if found is not None:
         count, index = count or found[1], found[2] if index is None else index
     if launch.coordinator_address is not None:

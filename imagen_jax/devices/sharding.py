@@ -135,13 +135,6 @@ def host_groups(mesh: Mesh) -> list[list[int]]:
     return [groups[rows] for rows in sorted(groups)]
 
 
-def _tensor_axis(path: str, shape: tuple[int, ...], size: int) -> int | None:
-    if size == 1 or len(shape) < 2:
-        return None
-    axis = next((axis for pattern, axis in TENSOR_RULES if re.search(pattern, path)), None)
-    return None if axis is None or shape[axis] % size else len(shape) + axis
-
-
 def partition_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
     """How one parameter (or its optimizer moment, or its average) is split. `path` is joined by
     "/".
@@ -149,16 +142,16 @@ def partition_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSp
     `tensor` by TENSOR_RULES; `fsdp` on the largest remaining axis that it divides. What nothing
     divides is replicated.
     """
+    if len(shape) < 2:  # vectors stay whole: gathering a bias costs more than it saves
+        return PartitionSpec()
     axes: list[str | None] = [None] * len(shape)
-    tensor_axis = _tensor_axis(path, shape, mesh.shape["tensor"])
-    if tensor_axis is not None:
-        axes[tensor_axis] = "tensor"
-    size = mesh.shape["fsdp"]
-    # Vectors stay whole: gathering a bias costs more than it saves.
-    if size > 1 and len(shape) > 1:
-        free = [i for i, axis in enumerate(axes) if axis is None and shape[i] % size == 0]
-        if free:
-            axes[max(free, key=lambda i: (shape[i], i))] = "fsdp"
+    fsdp, tensor = mesh.shape["fsdp"], mesh.shape["tensor"]
+    place = next((axis for pattern, axis in TENSOR_RULES if re.search(pattern, path)), None)
+    if tensor > 1 and place is not None and shape[place] % tensor == 0:
+        axes[place] = "tensor"
+    free = [i for i, axis in enumerate(axes) if axis is None and shape[i] % fsdp == 0]
+    if fsdp > 1 and free:
+        axes[max(free, key=lambda i: (shape[i], i))] = "fsdp"
     while axes and axes[-1] is None:
         axes.pop()
     return PartitionSpec(*axes)
@@ -188,8 +181,7 @@ def gather_shards(params: Any, mesh: Mesh) -> Any:
 
     def gather(leaf, sharding):
         spec = (None if axis == "fsdp" else axis for axis in sharding.spec)
-        whole = NamedSharding(mesh, PartitionSpec(*spec))
-        return jax.lax.with_sharding_constraint(leaf, whole)
+        return jax.lax.with_sharding_constraint(leaf, NamedSharding(mesh, PartitionSpec(*spec)))
 
     return jax.tree.map(gather, params, state_shardings(params, mesh))
 

@@ -37,7 +37,11 @@ def augment(
 
 
 def upsample(images: Images, size: Size, method: str = "bilinear") -> Resized:
-    """Resize to the size that the network works at; `method` is a key of UPSAMPLINGS."""
+    """Resize to the size that the network works at; `method` is a key of UPSAMPLINGS.
+
+    Raises:
+        ValueError: a side below 1.
+    """
     return UPSAMPLINGS[method](images, _sides(size))
 
 
@@ -46,17 +50,23 @@ def downsample(images: Images, resolution: int) -> Resized:
 
     Data sources resize whole factors by averages too, so a super-resolution stage trains on
     images made the way that the base stage's were.
+
+    Raises:
+        ValueError: a resolution below 1.
     """
-    batch, height, width, channels = images.shape
+    size, (batch, height, width, channels) = _sides(resolution), images.shape
     if height % resolution or width % resolution:
-        return _bilinear(images, _sides(resolution), antialias=True)
+        return _bilinear(images, size, antialias=True)
     rows, columns = height // resolution, width // resolution
     blocks = images.reshape(batch, resolution, rows, resolution, columns, channels)
     return jnp.mean(blocks, axis=(2, 4), dtype=jnp.float32)
 
 
 def _sides(size: Size) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int | np.integer) else tuple(size)
+    sides = (size, size) if isinstance(size, int | np.integer) else tuple(size)
+    if min(sides) < 1:
+        raise ValueError(f"images cannot be resized to {size}: sides must be at least 1")
+    return sides
 
 
 def _bilinear_align_corners(images: Images, size: tuple[int, int]) -> Resized:

@@ -10,14 +10,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from imagen_jax.diffusion.process import convert, per_example
+from imagen_jax.diffusion.guidance import guidance_weight, guide
+from imagen_jax.diffusion.process import convert
 from imagen_jax.diffusion.sampling import Number, Sampling
 from imagen_jax.diffusion.schedules import Schedule
+from imagen_jax.diffusion.thresholding import THRESHOLDS
 from imagen_jax.typing import Images
 
 
 class Denoised(NamedTuple):
-    """What the model thinks the clean image is.
+    """The model's estimate of the clean image.
 
     variance: where a network learns it, the place of log variance between the posterior's (0) and
     the forward process's (1), for each value of the image (arXiv 2102.09672, eq. 15); None
@@ -31,54 +33,6 @@ class Denoised(NamedTuple):
 Predict = Callable[[Images, Float[Array, " batch"]], Images]
 PredictPair = Callable[[Images, Float[Array, " batch"]], tuple[Images, Images]]
 Denoiser = Callable[[Images, Number], Denoised]
-
-
-def static_threshold(x0: Images) -> Images:
-    """Clips to [-1, 1] (arXiv 2205.11487, section 2.3)."""
-    return jnp.clip(x0, -1.0, 1.0)
-
-
-def dynamic_threshold(x0: Images, sampling: Sampling) -> Images:
-    """Clips each image to [-s, s] and divides by s: a percentile of its |x0|, at least 1.
-
-    arXiv 2205.11487, section 2.3; the cap is DeepFloyd IF's.
-    """
-    magnitudes = jnp.abs(x0).reshape(x0.shape[0], -1)
-    percentile = jnp.broadcast_to(jnp.asarray(sampling.percentile, jnp.float32), x0.shape[:1])
-    scale = jax.vmap(jnp.percentile)(magnitudes, percentile)
-    scale = per_example(jnp.clip(scale, 1.0, sampling.cap), x0)
-    return jnp.clip(x0 / scale, -1.0, 1.0)
-
-
-THRESHOLDS = {
-    "none": lambda x0, sampling: x0,
-    "static": lambda x0, sampling: static_threshold(x0),
-    "dynamic": dynamic_threshold,
-}
-
-
-def guidance_weight(sampling: Sampling, t: Float[Array, " batch"]) -> Float[Array, " batch"]:
-    """The weight that acts at each time: `sampling.guidance` inside the interval, 1 outside."""
-    start, stop = sampling.guidance_interval
-    return jnp.where((start <= t) & (t <= stop), jnp.asarray(sampling.guidance, jnp.float32), 1.0)
-
-
-def guide(
-    conditional: Images, unconditional: Images, weight: Number, rescale: Number = 0.0
-) -> Images:
-    """w cond + (1 - w) uncond (arXiv 2205.11487, eq. 2), rescaled to the deviation of cond.
-
-    The kinds of prediction are linear in each other at the same x_t, so the mix may be made in any
-    of them; the rescaling is made in the network's own, as in arXiv 2305.08891, section 3.4.
-    """
-    weight = per_example(weight, conditional)
-    rescale = per_example(rescale, conditional)
-    mixed = weight * conditional + (1.0 - weight) * unconditional
-    axes = tuple(range(1, mixed.ndim))
-    deviation = jnp.std(mixed, axis=axes, keepdims=True)
-    wanted = jnp.std(conditional, axis=axes, keepdims=True)
-    ratio = jnp.where(deviation > 0.0, wanted / jnp.maximum(deviation, 1e-20), 1.0)
-    return mixed * (1.0 + rescale * (ratio - 1.0))
 
 
 def make_denoiser(
@@ -109,12 +63,11 @@ def make_denoiser(
             return _split(predict(x_t, t), x_t.shape[-1])
 
         def guided() -> tuple[Images, Images | None]:
-            pair = predict_pair(x_t, t)
             (conditional, variance), (unconditional, _) = (
-                _split(output, x_t.shape[-1]) for output in pair
+                _split(output, x_t.shape[-1]) for output in predict_pair(x_t, t)
             )
-            rescale = sampling.guidance_rescale
-            return guide(conditional, unconditional, weight, rescale), variance
+            guided = guide(conditional, unconditional, weight, sampling.guidance_rescale)
+            return guided, variance
 
         if predict_pair is None:
             output, variance = conditional_only()

@@ -112,8 +112,7 @@ def resampling_path(
         start: the step that is run first; the places before it stay in the path as they are, so
             that step numbers keep their meaning.
     """
-    lowest = num_steps - 1
-    ends = range(lowest, start + jump_length - 1, -jump_length)
+    ends = range(num_steps - 1, start + jump_length - 1, -jump_length)
     jumps = dict.fromkeys(ends, resamplings - 1)
     path, place = list(range(start + 1)), start
     while place < num_steps:

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from imagen_jax.diffusion.denoiser import THRESHOLDS
 from imagen_jax.diffusion.samplers import SAMPLERS
 from imagen_jax.diffusion.sampling import Sampling
+from imagen_jax.diffusion.thresholding import THRESHOLDS
 from imagen_jax.diffusion.time_grids import (
     MAX_STEPS,
     SPACINGS,

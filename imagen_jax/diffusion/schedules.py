@@ -42,9 +42,7 @@ class Cosine:
 
     def _angles(self) -> tuple[float, float]:
         """Angle of t = 0 above 0, of t = 1 below pi / 2; tan(angle) = sigma / alpha, unshifted."""
-        above = atan(exp(-0.5 * self.logsnr_max))
-        below = atan(exp(0.5 * self.logsnr_min))
-        return above, below
+        return atan(exp(-0.5 * self.logsnr_max)), atan(exp(0.5 * self.logsnr_min))
 
     def logsnr(self, t: Time) -> LogSNR:
         t = jnp.asarray(t, jnp.float32)

@@ -146,24 +146,8 @@ def time_grid(
     return padded_grid(times[: num_steps + 1])
 
 
-def listed_grid(times: Sequence[float] | np.ndarray) -> TimeGrid:
-    """A grid of given times, each in [0, 1], from the first to the last.
-
-    Raises:
-        ValueError: times that do not decrease, leave [0, 1], or are too many.
-    """
-    times = np.asarray(times, np.float32)
-    falling = np.all(np.diff(times) < 0) and times[0] <= 1 and times[-1] >= 0
-    if not falling or not 1 <= len(times) - 1 <= MAX_STEPS:
-        raise ValueError(
-            f"times must decrease inside [0, 1] in 1 ... {MAX_STEPS} steps, got {times.tolist()}, "
-            f"{len(times) - 1} steps"
-        )
-    return padded_grid(times)
-
-
-def padded_grid(times: np.ndarray, start: int = 0) -> TimeGrid:
-    """A grid of these times, padded to a multiple of MAX_STEPS: one compiled program for all."""
+def padded_grid(times: Sequence[float] | np.ndarray, start: int = 0) -> TimeGrid:
+    """A grid of these times in [0, 1], padded to a multiple of MAX_STEPS: one program for all."""
     stop = len(times) - 1
     padding = MAX_STEPS * ceil(stop / MAX_STEPS) - stop
     padded = np.pad(np.asarray(times, np.float32), (0, padding), "edge")
@@ -225,4 +209,4 @@ def spaced_steps(
 
 def step_grid(schedule: Schedule, steps: Sequence[int] | np.ndarray) -> TimeGrid:
     """The grid of a sampler that visits these time steps and ends at clean data."""
-    return listed_grid(np.append((np.asarray(steps) + 1) / schedule.num_steps, 0.0))
+    return padded_grid(np.append((np.asarray(steps) + 1) / schedule.num_steps, 0.0))

@@ -26,8 +26,7 @@ ACTIVATIONS = {"swish": nn.swish, "gelu": functools.partial(nn.gelu, approximate
 def check_choice(field: str, value: Any, choices: Collection[Any]) -> None:
     """ValueError unless a config's field has one of these values."""
     if value not in choices:
-        known = ", ".join(map(repr, choices))
-        raise ValueError(f"{field} is {value!r}; it can be {known}.")
+        raise ValueError(f"{field} is {value!r}; it can be {', '.join(map(repr, choices))}.")
 
 
 def check_positive(config: Any, *fields: str) -> None:
@@ -160,14 +159,13 @@ class GroupNorm(nn.Module):
         groups = math.gcd(self.groups, channels)
         gain = self.param("scale", nn.initializers.ones_init(), (channels,))
         bias = self.param("bias", zeros, (channels,))
+
         # Over space first, over the channels of a group after: a TPU has channels in its lanes, and
         # splitting those of a whole feature map would move all of it.
-        per_channel = (x.shape[0], 1, 1, channels)
-
         def over_group(values):
             means = values.reshape(x.shape[0], groups, -1).mean(-1, keepdims=True)
             spread = jnp.broadcast_to(means, (x.shape[0], groups, channels // groups))
-            return spread.reshape(per_channel)
+            return spread.reshape(x.shape[0], 1, 1, channels)
 
         wide = x.astype(jnp.float32)
         mean = over_group(wide.mean((1, 2)))

@@ -6,13 +6,13 @@ network's, with {"down": [in, rank], "up": [rank, out]} in the place of a kernel
 """
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from imagen_jax.storage.codec import require
 from imagen_jax.storage.trees import flatten, name_some, unflatten
 from imagen_jax.typing import Keys, Params
 
@@ -36,12 +36,14 @@ class LoraConfig:
     targets: tuple[str, ...] = DEFAULT_TARGETS
 
     def __post_init__(self):
-        if self.rank < 1:
-            raise ValueError(f"lora.rank must be 1 or more, not {self.rank}")
-        if self.alpha is not None and not self.alpha > 0:
-            raise ValueError(f"lora.alpha must be positive or None, not {self.alpha}")
-        if not self.targets:
-            raise ValueError("lora.targets is empty; give at least one regex")
+        require(
+            (self.rank >= 1, f"lora.rank must be 1 or more, not {self.rank}"),
+            (
+                self.alpha is None or self.alpha > 0,
+                f"lora.alpha must be positive or None, not {self.alpha}",
+            ),
+            (self.targets, "lora.targets is empty; give at least one regex"),
+        )
         for pattern in self.targets:
             try:
                 re.compile(pattern)
@@ -96,11 +98,6 @@ def init_lora(params: Params, config: LoraConfig, key: Keys) -> Params:
     return unflatten(factors)
 
 
-def is_adapter(node: Any) -> bool:
-    """Whether this is an adapter's leaf pair, in the place of one kernel."""
-    return isinstance(node, Mapping) and set(node) == {DOWN, UP}
-
-
 def merge_lora(
     params: Params, lora: Params, scale: float | jax.Array = 1.0, dtype: str | None = None
 ) -> Params:
@@ -126,7 +123,6 @@ def merge_lora(
                 f"the adapter of {path} is for {(down.shape[0], up.shape[1])}, the kernel is "
                 f"{tuple(kernel.shape)}"
             )
-        change = jnp.matmul(down, up, precision="highest")
-        total = kernel.astype(jnp.float32) + scale * change
+        total = kernel.astype(jnp.float32) + scale * jnp.matmul(down, up, precision="highest")
         merged[f"{path}/kernel"] = total.astype(dtype or kernel.dtype)
     return unflatten(merged)

@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from imagen_jax.models.layers import attend, check_choice, check_positive, scanned
+from imagen_jax.storage.codec import require
 from imagen_jax.typing import Keys, Mask, Params, Tokens
 
 ACTIVATIONS = {
@@ -62,19 +63,21 @@ class T5Config:
         check_choice("T5Config.activation", self.activation, ACTIVATIONS)
         # float16 overflows in the residuals of T5-XXL.
         check_choice("T5Config.dtype", self.dtype, ("float32", "bfloat16"))
-        if self.num_buckets < 4 or self.num_buckets % 4:
-            raise ValueError(
-                f"T5Config.num_buckets is {self.num_buckets}; it must be a multiple of 4."
-            )
-        if self.max_distance <= self.num_buckets // 4:
-            raise ValueError(
+        require(
+            (
+                self.num_buckets >= 4 and self.num_buckets % 4 == 0,
+                f"T5Config.num_buckets is {self.num_buckets}; it must be a multiple of 4.",
+            ),
+            (
+                self.max_distance > self.num_buckets // 4,
                 f"T5Config.max_distance is {self.max_distance}; it must exceed num_buckets / 4 = "
-                f"{self.num_buckets // 4}, up to which each distance has its own bucket."
-            )
-        if self.embedding_init_scale <= 0:
-            raise ValueError(
-                f"T5Config.embedding_init_scale is {self.embedding_init_scale}; it must be > 0."
-            )
+                f"{self.num_buckets // 4}, up to which each distance has its own bucket.",
+            ),
+            (
+                self.embedding_init_scale > 0,
+                f"T5Config.embedding_init_scale is {self.embedding_init_scale}; it must be > 0.",
+            ),
+        )
 
 
 # The public T5 v1.1 sizes; the paper's text encoder is "xxl".

@@ -12,7 +12,7 @@ from imagen_jax.pipeline.lazy_params import LazyParams, as_lazy
 
 
 def choose_stage(file: LoraFile, cascade: Cascade, name: str | None) -> Stage:
-    """The stage that an adapter is for: as told, as the file says, or the only one that it fits.
+    """The stage that an adapter is for: the one named, the one in the file, or the only fit.
 
     Raises:
         ValueError: there is no stage of that name, or the adapter fits several.

@@ -266,8 +266,7 @@ def read_kept(
     workdir = Path(workdir)
     if not (workdir / REFERENCE_FILE).is_file():
         return read_weights(workdir, config, dtype, sharding)
-    what = "a reference to a text encoder"
-    kept = read_dataclass(workdir / REFERENCE_FILE, what, Reference)
+    kept = read_dataclass(workdir / REFERENCE_FILE, "a reference to a text encoder", Reference)
     if not is_encoder(kept.source):
         raise ValueError(
             f"{workdir} was trained with the text encoder in {kept.source}: it is gone."

@@ -5,10 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from imagen_jax.cascade.cascade import TEXT_ENCODER, Cascade
+from imagen_jax.pipeline.encoder_files import text_fingerprint
 from imagen_jax.pipeline.lazy_params import LazyParams, as_lazy
 from imagen_jax.pipeline.pipeline import Pipeline
-from imagen_jax.text import encoder as text
-from imagen_jax.text.tokenizers import tokenizer_digest
 
 
 def join_pipelines(pipelines: Sequence[Pipeline]) -> Pipeline:
@@ -54,18 +53,11 @@ def check_same_encoder(first: Pipeline, other: Pipeline) -> None:
         f"{first.name!r} and {other.name!r} have different text encoders, and chained stages must "
         "read the same text: "
     )
-    described = []
-    for pipeline in (first, other):
-        values = text.to_dict(pipeline.cascade.encoder)
-        sizes = values.pop("config")
-        del sizes["dtype"], sizes["remat"]  # how it is run
-        described.append(sizes | values)
-    for name, ours in described[0].items():
-        if ours != described[1][name]:
-            raise ValueError(f"{pair}{name} is {ours!r} and {described[1][name]!r}.")
-    digests = {tokenizer_digest(pipeline.cascade.encoder.tokenizer) for pipeline in (first, other)}
-    if len(digests) > 1:
-        raise ValueError(f"{pair}their SentencePiece models differ.")
+    described = [text_fingerprint(pipeline.cascade.encoder, None) for pipeline in (first, other)]
+    ours, theirs = (values.pop("encoder") | values for values in described)
+    for name, value in ours.items():
+        if value != theirs[name]:
+            raise ValueError(f"{pair}{name} is {value!r} and {theirs[name]!r}.")
     ours, theirs = (as_lazy(pipeline.params).probe() or {} for pipeline in (first, other))
     for path in sorted(set(ours) & set(theirs)):
         values = (np.asarray(probe[path], np.float32) for probe in (ours, theirs))

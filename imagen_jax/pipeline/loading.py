@@ -30,7 +30,7 @@ from imagen_jax.pipeline.model_directory import MODEL_FILE, open_params, read_mo
 from imagen_jax.pipeline.pipeline import Pipeline
 from imagen_jax.storage.codec import from_dict
 from imagen_jax.storage.layout_files import ShardingOf
-from imagen_jax.storage.safetensors import pickles_in
+from imagen_jax.storage.safetensors import kept_dtype, pickles_in
 from imagen_jax.storage.trees import flatten, unflatten
 from imagen_jax.typing import Params
 
@@ -139,10 +139,9 @@ def load_one(
             notes=values.get("notes"),
         )
     if not directory.is_dir():
-        known = ", ".join(shipped_models()) or "none"
         raise ValueError(
             f"Unknown model {os.fspath(source)!r}: neither a directory nor a shipped model "
-            f"(shipped: {known})."
+            f"(shipped: {', '.join(shipped_models()) or 'none'})."
         )
     return load_workdir(directory, dtype=dtype, mesh=mesh)
 
@@ -166,9 +165,8 @@ def on_mesh(params: Params, dtype: str, mesh: jax.sharding.Mesh | None) -> Param
     device.
     """
     sharding, placed = sharding_over(mesh), {}
-    for path, leaf in flatten(params).items():
-        if jnp.issubdtype(leaf.dtype, jnp.floating):
-            leaf = leaf.astype(jnp.dtype(dtype))
+    for path, leaf in flatten(params).items():  # one by one, for the sake of memory
+        leaf = leaf.astype(kept_dtype(leaf.dtype, dtype), copy=False)
         placed[path] = jax.device_put(leaf, sharding(path, leaf.shape))
     return unflatten(placed)
 
@@ -176,9 +174,8 @@ def on_mesh(params: Params, dtype: str, mesh: jax.sharding.Mesh | None) -> Param
 def is_diffusers(directory: Path) -> bool:
     """Whether it is neither ours nor a training run's, and has what IF's directories have."""
     ours = (directory / MODEL_FILE).is_file() or (directory / "checkpoints").is_dir()
-    pickles = pickles_in(directory)
     original = (directory / "config.yml").is_file() or (
-        pickles and not any(directory.glob("*.safetensors"))
+        pickles_in(directory) and not any(directory.glob("*.safetensors"))
     )
     return not ours and (original or (directory / diffusers_directory.INDEX).is_file())
 
@@ -210,9 +207,8 @@ def load_diffusers(
         probe = partial(diffusers_pipeline.probe_encoder, *own, PROBED)
     # Not of the text encoder: of several chained models, only one needs to have it.
     files = diffusers_pipeline.unet_files(found)
-    digest = encoder_files.fingerprint(found.unet.directory, files)
-    params = LazyParams(readers, probe)
-    return Pipeline(cascade, params, name=name, fingerprint=f"{digest}-{dtype}")
+    fingerprint = f"{encoder_files.fingerprint(found.unet.directory, files)}-{dtype}"
+    return Pipeline(cascade, LazyParams(readers, probe), name=name, fingerprint=fingerprint)
 
 
 def load_workdir(

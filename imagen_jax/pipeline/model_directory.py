@@ -17,6 +17,7 @@ from imagen_jax.cascade import description
 from imagen_jax.cascade.cascade import TEXT_ENCODER, Cascade, part_shapes
 from imagen_jax.pipeline.lazy_params import PROBED, LazyParams, Probe
 from imagen_jax.storage import fingerprints
+from imagen_jax.storage.codec import require
 from imagen_jax.storage.json_file import parse_object, read_object
 from imagen_jax.storage.layout_files import ShardingOf, read_params
 from imagen_jax.storage.safetensors import SHARD_BYTES, open_tensors, save_params
@@ -54,13 +55,15 @@ def write_model(
         max_shard_bytes: a larger component becomes several files.
         release: called with a component's name once it is written.
     """
-    directory = Path(directory)
-    if directory.exists() and not directory.is_dir():
-        raise ValueError(f"{directory} is a file; give a directory to save the model in.")
-    names = component_names(cascade)
+    directory, names = Path(directory), component_names(cascade)
     missing = sorted(set(names) - set(params))
-    if missing:
-        raise ValueError(f"Parameters of {', '.join(missing)} are missing; got {sorted(params)}.")
+    require(
+        (
+            directory.is_dir() or not directory.exists(),
+            f"{directory} is a file; give a directory to save the model in.",
+        ),
+        (not missing, f"Parameters of {', '.join(missing)} are missing; got {sorted(params)}."),
+    )
     directory.mkdir(parents=True, exist_ok=True)
     saving = {"prefix": ".saving-", "dir": directory, "ignore_cleanup_errors": True}
     with tempfile.TemporaryDirectory(**saving) as temporary:

@@ -225,11 +225,11 @@ class Pipeline:
         """
         options, stages = _checked_options("inpaint", options), self._stages(size)
         image = read_image(image)
-        flat = read_mask(mask, image.size)
+        mask = read_mask(mask, image.size)
         edits = [
             Edit(
                 self._pixels(image, i),
-                to_binary_mask(flat, (stage.resolution, stage.resolution)),
+                to_binary_mask(mask, (stage.resolution, stage.resolution)),
                 strength,
                 known,
                 resamplings,
@@ -315,8 +315,7 @@ class Pipeline:
             raise ValueError(
                 f"sampling has {len(sampling)} entries; the model has {len(stages)} stages."
             )
-        overrides = {name: options.pop(name, None) for name in OVERRIDES}
-        sampling = with_overrides(sampling, **overrides)
+        sampling = with_overrides(sampling, **{name: options.pop(name, None) for name in OVERRIDES})
         notes = {"model": self.name, "fingerprint": self.fingerprint, **request.notes}
         request = replace(request, notes=notes, **{"progress": True, **options})
         request = check_request(self.cascade, self.name, request)

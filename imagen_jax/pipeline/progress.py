@@ -15,8 +15,8 @@ from imagen_jax.diffusion.samplers import SamplerState
 class Progress:
     """What a callback sees: `step` of `steps` are done of one batch at one stage.
 
-    first, count: which of all samples the batch holds. `x0` are the images that the model has in
-    mind by now, floats in about [-1, 1].
+    first, count: which of all samples the batch holds. `x0` is the model's estimate of the
+    finished images, floats in about [-1, 1].
     """
 
     stage: Stage

@@ -248,7 +248,13 @@ def read_image(image: ImageInput) -> Image.Image:
     What is transparent becomes white.
     """
     if isinstance(image, str | os.PathLike):
-        return Image.fromarray(_decoded(Path(image)))
+        path = Path(image)
+        if not path.is_file():
+            raise FileNotFoundError(f"There is no image {path}.")
+        try:
+            return Image.fromarray(decode(path, MAX_PIXELS))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{path} is not a whole image that can be read: {error}.") from None
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
             raise ValueError(
@@ -259,15 +265,6 @@ def read_image(image: ImageInput) -> Image.Image:
     if not isinstance(image, Image.Image):
         raise ValueError(f"An image must be PIL, a path or an array, not {type(image).__name__}.")
     return Image.fromarray(to_rgb(image))
-
-
-def _decoded(path: Path) -> np.ndarray:
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no image {path}.")
-    try:
-        return decode(path, MAX_PIXELS)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is not a whole image that can be read: {error}.") from None
 
 
 def read_mask(mask: ImageInput, size: tuple[int, int]) -> Image.Image:

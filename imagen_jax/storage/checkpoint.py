@@ -9,7 +9,6 @@ nested dicts by parameter name, so a reader needs none of our classes.
 import contextlib
 import json
 import logging
-import math
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
@@ -23,13 +22,12 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from imagen_jax.devices.hosts import gather_json
 from imagen_jax.storage.digest import Arrays, checked, described, first_fault, signed
-from imagen_jax.storage.trees import flatten, unflatten
+from imagen_jax.storage.trees import flatten, num_bytes, shape_differences, unflatten
 from imagen_jax.typing import Params
 
 OWN_ITEMS = ("params", "ema")
 OPTIMIZER = "optimizer"  # the item of all other fields of the state
 JSON_ITEM = "run"
-SHOWN_DIFFERENCES = 5
 
 
 class CheckpointError(RuntimeError):
@@ -52,29 +50,10 @@ def _shapes(arrays: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     return {path: tuple(leaf.shape) for path, leaf in arrays.items()}
 
 
-def differences(stored: Mapping[str, tuple], wanted: Mapping[str, tuple]) -> list[str]:
-    """Where a checkpoint's {path: shape} and the config's differ, one line each, in the config's
-    order.
-    """
-    changed = [path for path in wanted if path in stored and stored[path] != wanted[path]]
-    missing = [f"{path} {wanted[path]}" for path in wanted if path not in stored]
-    unknown = [f"{path} {stored[path]}" for path in stored if path not in wanted]
-    return [
-        *(f"{p}: {wanted[p]} in the config, {stored[p]} in the checkpoint" for p in changed),
-        *(f"{name}: in the config, not in the checkpoint" for name in missing),
-        *(f"{name}: in the checkpoint, not in the config" for name in unknown),
-    ]
-
-
 def check_weights(wanted: Any, given: Any, source: str = "the given weights") -> None:
     """MismatchError names the first parameters by which two trees of arrays differ."""
-    if lines := differences(_shapes(flatten(given)), _shapes(flatten(wanted))):
-        raise MismatchError(f"{source} do not fit the config:\n  {_shown(lines)}")
-
-
-def _shown(lines: list[str]) -> str:
-    more = len(lines) - SHOWN_DIFFERENCES
-    return "\n  ".join(lines[:SHOWN_DIFFERENCES] + ([f"and {more} more"] if more > 0 else []))
+    if problems := shape_differences(_shapes(flatten(wanted)), _shapes(flatten(given))):
+        raise MismatchError(f"{source} do not fit the config: {problems}")
 
 
 class Checkpoints:
@@ -128,14 +107,11 @@ class Checkpoints:
 
     def check_space(self, state: Any) -> None:
         """CheckpointError where the disk has no room for one more checkpoint of this state."""
-        leaves = jax.tree.leaves(state)
-        needed = sum(math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in leaves)
-        free = shutil.disk_usage(self.directory).free
+        needed, free = num_bytes(state), shutil.disk_usage(self.directory).free
         if free < needed:
             raise CheckpointError(
                 f"a checkpoint needs {needed / 1e6:,.0f} MB and {self.directory} has "
-                f"{free / 1e6:,.0f} MB free; "
-                f"{self._whole()}"
+                f"{free / 1e6:,.0f} MB free. {self._whole()}"
             )
 
     def save(self, step: int, state: Any, *, run: Mapping[str, Any], loss: float) -> None:
@@ -240,11 +216,10 @@ class Checkpoints:
 
     def _metadata(self, step: int) -> Arrays:
         metadata = self.manager.item_metadata(step) or {}
-        trees = {item: metadata.get(item) for item in (*OWN_ITEMS, OPTIMIZER)}
         found = {  # some versions of Orbax wrap the tree
-            item: flatten(getattr(tree, "tree", tree))
-            for item, tree in trees.items()
-            if tree is not None
+            item: flatten(getattr(metadata[item], "tree", metadata[item]))
+            for item in (*OWN_ITEMS, OPTIMIZER)
+            if metadata.get(item) is not None
         }
         if not found:
             raise ValueError("no readable metadata")
@@ -274,11 +249,11 @@ class Checkpoints:
 
     def _compare(self, step: int, stored: Arrays, wanted: Arrays) -> None:
         for item, arrays in wanted.items():
-            if lines := differences(stored.get(item, {}), _shapes(arrays)):
+            if problems := shape_differences(_shapes(arrays), stored.get(item, {})):
                 # The items that follow would only repeat it.
                 raise MismatchError(
-                    f"checkpoint {step} in {self.directory} does not fit the config:\n"
-                    f"  {_shown([f'{item}/{line}' for line in lines])}\n"
+                    f"checkpoint {step} in {self.directory} does not fit the config. Of its "
+                    f"{item}, {problems}.\n"
                     "Give the config it was trained with, or another --workdir."
                 )
 
@@ -321,10 +296,9 @@ class Checkpoints:
 
     def _whole(self) -> str:
         """What is safely on disk, for error messages."""
-        steps = self.steps()
-        if not steps:
-            return "There is no earlier checkpoint."
-        return f"The checkpoints of steps {steps} are whole."
+        if steps := self.steps():
+            return f"The checkpoints of steps {steps} are whole."
+        return "There is no earlier checkpoint."
 
 
 def _loss(metrics: Mapping[str, float]) -> float:

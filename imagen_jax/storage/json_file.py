@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from imagen_jax.storage.atomic import written_whole
-from imagen_jax.storage.codec import NO_KINDS, Kinds, from_dict
+from imagen_jax.storage.codec import from_dict
 
 # config.json is a few kB, the index of the largest models well below 1 MB, tokenizer.json 20 MB.
 MAX_BYTES = 64 * 2**20
@@ -80,11 +80,11 @@ def read_object(path: str | os.PathLike, kind: str) -> dict[str, Any]:
         raise ValueError(f"{path} is not {kind}: {error}.") from None
 
 
-def read_dataclass(path: str | os.PathLike, kind: str, cls: type, kinds: Kinds = NO_KINDS) -> Any:
+def read_dataclass(path: str | os.PathLike, kind: str, cls: type) -> Any:
     """The JSON object in a file as the dataclass `cls`: `read_object`, then `from_dict`."""
     values = read_object(path, kind)
     try:
-        return from_dict(cls, values, "", kinds)
+        return from_dict(cls, values)
     except ValueError as error:
         raise ValueError(f"{path} is not {kind}: {error}.") from error
 

@@ -17,7 +17,7 @@ import numpy as np
 from imagen_jax.storage.layout import Layout, Tensors, tensor_shapes
 from imagen_jax.storage.safetensors import SHARD_BYTES, kept_dtype, open_tensors, save_params
 from imagen_jax.storage.tensor_file import Index
-from imagen_jax.storage.trees import flatten, name_some, unflatten
+from imagen_jax.storage.trees import flatten, shape_differences, unflatten
 from imagen_jax.typing import Params
 
 # Path of a parameter and its shape to where it is to lie.
@@ -43,18 +43,8 @@ def check_shapes(
     where: str, wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]
 ) -> None:
     """Raises ValueError that names what is missing, what is unused and what has another shape."""
-    kinds = {
-        "missing": sorted(set(wanted) - set(found)),
-        "unused": sorted(set(found) - set(wanted)),
-        "misshapen": [
-            f"{name} is {tuple(found[name])}, not {shape}"
-            for name, shape in sorted(wanted.items())
-            if name in found and tuple(found[name]) != shape
-        ],
-    }
-    problems = [f"{len(odd)} {kind}: {name_some(odd)}" for kind, odd in kinds.items() if odd]
-    if problems:
-        raise ValueError(f"{where} does not fit the model. {'; '.join(problems)}.")
+    if problems := shape_differences(wanted, found):
+        raise ValueError(f"{where} does not fit the model. {problems}.")
 
 
 def _copy(target: np.ndarray, value: np.ndarray) -> None:

@@ -191,11 +191,10 @@ def find_variant(
     )
 
 
-def _open_inside(directory: Path, file: str) -> dict[str, StoredTensor]:
-    path = directory / file
+def _open_inside(path: Path) -> dict[str, StoredTensor]:
     if not path.is_file():
         raise FileNotFoundError(f"The shard {path} is missing.")
-    check_inside(path, directory)
+    check_inside(path, path.parent)
     return open_file(path)[0]
 
 
@@ -220,9 +219,9 @@ def open_tensors(
             raise FileNotFoundError(
                 f"Neither {directory / single} nor {indices[0]} beside it exists."
             )
-        return _open_inside(directory, single)
+        return _open_inside(directory / single)
     weight_map = read_index(index)
-    shards = {file: _open_inside(directory, file) for file in sorted(set(weight_map.values()))}
+    shards = {file: _open_inside(directory / file) for file in sorted(set(weight_map.values()))}
     held = {(tensor, file) for file, tensors in shards.items() for tensor in tensors}
     if differing := sorted(f"{tensor} in {file}" for tensor, file in held ^ weight_map.items()):
         raise ValueError(f"{index} and its shards disagree about {name_some(differing)}.")

@@ -1,10 +1,12 @@
 """Trees of arrays as flat dicts by "a/b/c", and back to nested dicts."""
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from flax import traverse_util
 from jax.tree_util import DictKey
 
@@ -38,7 +40,29 @@ def unflatten(flat: Mapping[str, Any]) -> Params:
     return traverse_util.unflatten_dict(flat, sep="/")
 
 
+def num_bytes(tree: Any) -> int:
+    """The bytes of a tree of arrays, or of their shapes and dtypes."""
+    leaves = jax.tree.leaves(tree)
+    return sum(math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in leaves)
+
+
 def name_some(names: list[str]) -> str:
     """The first few of many names, for an error message."""
     rest = len(names) - SHOWN_NAMES
     return ", ".join(names[:SHOWN_NAMES]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def shape_differences(
+    wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]
+) -> str:
+    """What is missing, what is unused and what has another shape: "" where nothing is."""
+    kinds = {
+        "missing": sorted(set(wanted) - set(found)),
+        "unused": sorted(set(found) - set(wanted)),
+        "misshapen": [
+            f"{name} is {tuple(found[name])}, not {shape}"
+            for name, shape in sorted(wanted.items())
+            if name in found and tuple(found[name]) != shape
+        ],
+    }
+    return "; ".join(f"{len(odd)} {kind}: {name_some(odd)}" for kind, odd in kinds.items() if odd)

@@ -8,13 +8,14 @@ import os
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from imagen_jax.models import t5
+from imagen_jax.models.layers import check_choice, check_positive
 from imagen_jax.storage import codec
 from imagen_jax.text import captions
 from imagen_jax.text.tokenizers import (
@@ -51,8 +52,10 @@ class TextEncoder:
     caption: captions.Kind | None = None
 
     def __post_init__(self):
-        if self.max_length < 1:
-            raise ValueError(f"TextEncoder.max_length is {self.max_length}; it must be at least 1.")
+        check_positive(self, "max_length")
+        check_choice("TextEncoder.null", self.null, get_args(Null))
+        check_choice("TextEncoder.padding", self.padding, get_args(Padding))
+        check_choice("TextEncoder.caption", self.caption, (None, *get_args(captions.Kind)))
 
 
 def tokenize(

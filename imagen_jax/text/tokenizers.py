@@ -4,11 +4,12 @@ They get text as it is: case folding and normalization belong to the SentencePie
 """
 
 import functools
-import hashlib
 import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from imagen_jax.storage import fingerprints
 
 PAD_ID = 0
 EOS_ID = 1
@@ -86,7 +87,7 @@ def tokenizer_digest(tokenizer: Tokenizer) -> str:
     if isinstance(tokenizer, ByteTokenizer):
         return f"bytes, {NUM_SPECIAL} special"
     content = _processor(tokenizer).serialized_model_proto()
-    return f"sentencepiece {hashlib.sha256(content).hexdigest()[:16]}"
+    return f"sentencepiece {fingerprints.of_bytes(content)}"
 
 
 def copy_tokenizer(tokenizer: Tokenizer, directory: str | os.PathLike) -> None:

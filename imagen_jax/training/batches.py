@@ -11,6 +11,7 @@ import numpy as np
 from imagen_jax import data
 from imagen_jax.data.embeddings import read_embedded
 from imagen_jax.devices.sharding import host_groups, host_rows
+from imagen_jax.storage.codec import require
 from imagen_jax.text import encoder as text
 from imagen_jax.text.tokenizers import token_ids
 from imagen_jax.training.feed import Batches, check_labels
@@ -40,10 +41,16 @@ def read_set(
         )
     wheres = {DataConfig: "data", PriorConfig: "data.prior", MixedConfig: "data.sets"}
     where = wheres[type(section)]
-    if section.source == MEMORY:
-        raise ValueError(f"{where}.source 'memory' is for calls from Python that give the source")
-    if section.path is None:
-        raise ValueError(f"{where}.path is None; source {section.source!r} needs one")
+    require(
+        (
+            section.source != MEMORY,
+            f"{where}.source 'memory' is for calls from Python that give the source",
+        ),
+        (
+            section.path is not None,
+            f"{where}.path is None; source {section.source!r} needs one",
+        ),
+    )
     read = data.SOURCES[section.source]
     return read(section.path, split=section.split, conditioning=conditioning, **section.options)
 
@@ -71,10 +78,8 @@ def make_loader(
     """The loader of this host's rows, of all where `mesh` is None. `source`, `prior_source`:
     images in memory.
     """
-    section, prior = config.data, config.data.prior
-    own_rows = None
-    if mesh is not None:
-        own_rows = host_rows(mesh, config.batch_size, jax.process_index())
+    section, prior, host = config.data, config.data.prior, jax.process_index()
+    own_rows = None if mesh is None else host_rows(mesh, config.batch_size, host)
 
     def loader(own: DataConfig | PriorConfig, source: data.Source, **options):
         check_labels(getattr(source, "labels", None), config.stage.network.num_classes)

@@ -74,10 +74,8 @@ class Feed:
         self.batches, self.skipped, self.mesh = batches, skipped, mesh
         self.num_classes = num_classes
         self.number = batches_taken(start, self.skipped)
-        state = None
-        if isinstance(saved, list) and len(saved) == jax.process_count():
-            state = saved[jax.process_index()]
-        self.stream = batches(self.number, state)
+        own = isinstance(saved, list) and len(saved) == jax.process_count()
+        self.stream = batches(self.number, saved[jax.process_index()] if own else None)
         self.batch = self.next()
 
     def next(self) -> dict[str, jax.Array]:

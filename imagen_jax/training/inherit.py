@@ -7,7 +7,6 @@ from imagen_jax.cascade.cascade import Cascade, stage_index
 from imagen_jax.cascade.stage import KINDS
 from imagen_jax.storage.codec import Section, to_dict
 from imagen_jax.text import encoder as text
-from imagen_jax.text.encoder import TextEncoder
 from imagen_jax.text.tokenizers import SentencePieceTokenizer
 
 
@@ -32,8 +31,7 @@ def filled(config: Section, cascade: Cascade) -> dict[str, Any]:
     stage = to_dict(cascade.stages[index], KINDS)
     given = given | {"name": given.get("name") or stage["name"]}
     values["stage"] = _over(stage, given)
-    sampling = to_dict(cascade.sampling[index])
-    values["sample"] = {**sampling, **(values.get("sample") or {})}
+    values["sample"] = to_dict(cascade.sampling[index]) | (values.get("sample") or {})
     if cascade.encoder is not None and stage["conditioning"] == "text":
         section = {**_text_section(cascade.encoder), "init_from": values.get("init_from")}
         given = {k: v for k, v in (values.get("text") or {}).items() if v is not None}
@@ -51,7 +49,7 @@ def _over(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]
     return result
 
 
-def _text_section(encoder: TextEncoder) -> dict[str, Any]:
+def _text_section(encoder: text.TextEncoder) -> dict[str, Any]:
     values = text.to_dict(encoder)
     if isinstance(encoder.tokenizer, SentencePieceTokenizer):
         values["tokenizer"] = encoder.tokenizer.path

@@ -187,8 +187,8 @@ def train(
                 if stopping and not last:
                     checkpoints.wait()
                     say(
-                        f"stopped by a signal after step {step}; to go on from there, it is saved "
-                        f"in {checkpoints.directory}"
+                        f"stopped by a signal after step {step}, which is saved in "
+                        f"{checkpoints.directory}"
                     )
                     return state
                 averaged = state.params if state.ema is None else state.ema

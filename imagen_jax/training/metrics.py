@@ -155,14 +155,14 @@ class MetricLog:
         """Scores of generated images: a line {"step", "scores"} and TensorBoard."""
         self._write({"step": step, "scores": dict(values)}, values)
 
-    def images(self, step: int, grid: Image.Image, name: str = "samples") -> None:
-        """An image into samples/NNNNNNN.png and TensorBoard."""
+    def images(self, step: int, grid: Image.Image) -> None:
+        """An image into samples/samples_NNNNNNN.png and TensorBoard."""
         if self.writer is None:
             return
         folder = self.folder / SAMPLES_FOLDER
         folder.mkdir(exist_ok=True)
-        grid.save(folder / f"{name}_{step:07d}.png")
-        self.writer.image(step, name, grid)
+        grid.save(folder / f"samples_{step:07d}.png")
+        self.writer.image(step, "samples", grid)
 
     def close(self) -> None:
         if self.lines is not None:

@@ -13,6 +13,7 @@ import jax
 import optax
 from optax import contrib
 
+from imagen_jax.storage.codec import require
 from imagen_jax.typing import Params
 
 Schedule = Callable[[jax.typing.ArrayLike], jax.typing.ArrayLike]
@@ -53,24 +54,28 @@ class OptimizerConfig:
                     f"optimizer.{name} is {getattr(self, name)!r}, but {self.kind!r} has none: "
                     f"set it to None (it has {', '.join(DEFAULTS[self.kind])})"
                 )
-        if self.weight_decay and "weight_decay" not in DEFAULTS[self.kind]:
-            raise ValueError(
-                f"optimizer.weight_decay needs kind 'adamw': {self.kind!r} has none; set it to 0"
-            )
-        limits = {
-            "learning_rate": (self.learning_rate > 0, "positive"),
-            "warmup_steps": (self.warmup_steps >= 0, "0 or more"),
-            "clip_norm": (self.clip_norm is None or self.clip_norm > 0, "positive or None"),
-            "accumulation": (self.accumulation >= 1, "1 or more"),
-        }
-        for name, (kept, limit) in limits.items():
-            if not kept:
-                raise ValueError(f"optimizer.{name} must be {limit}, not {getattr(self, name)}")
-        if self.decay_steps is not None and self.decay_steps <= self.warmup_steps:
-            raise ValueError(
-                f"optimizer.decay_steps {self.decay_steps} must exceed warmup_steps "
-                f"{self.warmup_steps} (it counts the warm-up too), or be None for a constant rate"
-            )
+        rate, warmup, norm = self.learning_rate, self.warmup_steps, self.clip_norm
+        require(
+            (
+                not self.weight_decay or "weight_decay" in DEFAULTS[self.kind],
+                f"optimizer.weight_decay needs kind 'adamw': {self.kind!r} has none; set it to 0",
+            ),
+            (rate > 0, f"optimizer.learning_rate must be positive, not {rate}"),
+            (warmup >= 0, f"optimizer.warmup_steps must be 0 or more, not {warmup}"),
+            (
+                norm is None or norm > 0,
+                f"optimizer.clip_norm must be positive or None, not {norm}",
+            ),
+            (
+                self.accumulation >= 1,
+                f"optimizer.accumulation must be 1 or more, not {self.accumulation}",
+            ),
+            (
+                self.decay_steps is None or self.decay_steps > warmup,
+                f"optimizer.decay_steps {self.decay_steps} must exceed warmup_steps {warmup} (it "
+                "counts the warm-up too), or be None for a constant rate",
+            ),
+        )
 
 
 def learning_rate_schedule(config: OptimizerConfig) -> Schedule:

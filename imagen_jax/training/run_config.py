@@ -165,8 +165,7 @@ class TextConfig:
     caption: captions.Kind | None = None
 
     def __post_init__(self):
-        if not 0 <= self.dropout <= 1:
-            raise ValueError(f"text.dropout must be in [0, 1], not {self.dropout}")
+        require((0 <= self.dropout <= 1, f"text.dropout must be in [0, 1], not {self.dropout}"))
 
     def text_encoder(self) -> TextEncoder:
         """The encoder and its tokenizer, whose file is read when it is first used."""
@@ -183,9 +182,11 @@ class CheckpointConfig:
     keep_best: int = 1
 
     def __post_init__(self):
-        for name, lowest in (("every", 1), ("keep", 1), ("keep_best", 0)):
-            if getattr(self, name) < lowest:
-                raise ValueError(f"{name} must be {lowest} or more, not {getattr(self, name)}")
+        require(
+            (self.every >= 1, f"every must be 1 or more, not {self.every}"),
+            (self.keep >= 1, f"keep must be 1 or more, not {self.keep}"),
+            (self.keep_best >= 0, f"keep_best must be 0 or more, not {self.keep_best}"),
+        )
 
 
 @dataclasses.dataclass(frozen=True)

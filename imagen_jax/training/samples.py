@@ -69,8 +69,8 @@ def make_sample_fn(
 
     examples = _examples(source, asked, count)
     if stage.conditioning == "text":
-        of_all = [(config.data.prompt, 1.0)]  # the caption of a set that has no others
-        asked = [example.get("captions", of_all)[0][0] for example in examples]
+        # A set that has no captions has one for all its images.
+        asked = [example.get("captions", [(config.data.prompt,)])[0][0] for example in examples]
     elif stage.conditioning == "label":
         asked = [example["label"] for example in examples]
     cropped = [pixels.resize(example["image"], stage.resolution) for example in examples]

@@ -161,8 +161,7 @@ def read_start(
     weights = {}
     if config.init_from is not None:
         weights[NETWORK] = read_network(config, "float32", mesh)
-    trained = encoder is not None and config.text.trainable
-    if trained and build.encoder_source(config) is not None:
+    if encoder is not None and config.text.trainable and build.encoder_source(config) is not None:
         weights[TEXT_ENCODER] = read_encoder(config, "float32", mesh)
     return weights or None
 

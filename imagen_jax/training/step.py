@@ -23,7 +23,7 @@ from imagen_jax.models.lora import LoraConfig
 from imagen_jax.models.t5 import Gather
 from imagen_jax.text import encoder as text_encoder
 from imagen_jax.training.optimizer import make_optimizer
-from imagen_jax.training.run_config import RunConfig
+from imagen_jax.training.run_config import PriorConfig, RunConfig
 from imagen_jax.training.state import (
     NETWORK,
     Frozen,
@@ -38,15 +38,6 @@ TIME_BINS = 10
 Batch = dict[str, Array]
 
 
-class Prior(NamedTuple):
-    """Prior preservation (arXiv 2208.12242, eq. 2): the last `rows` of each batch are the prior's
-    images, and their mean loss counts `weight` times.
-    """
-
-    rows: int
-    weight: float = 1.0
-
-
 def sample_times(key: Keys, batch: int, power: float) -> Float[Array, " batch"]:
     """One t for each example, one in each of `batch` equal parts of [0, 1) (arXiv 2107.00630, I.1),
     to the `power`; which example gets which part is random.
@@ -58,31 +49,37 @@ def sample_times(key: Keys, batch: int, power: float) -> Float[Array, " batch"]:
 
 
 def sample_batch_times(
-    key: Keys, batch: int, power: float, prior: Prior | None
+    key: Keys, batch: int, power: float, prior: PriorConfig | None
 ) -> Float[Array, " batch"]:
     """`sample_times`; with a prior, for each of the two image sets by itself."""
     if prior is None:
         return sample_times(key, batch, power)
-    key, prior_key = jax.random.split(key)
-    times = sample_times(key, batch - prior.rows, power)
-    return jnp.concatenate([times, sample_times(prior_key, prior.rows, power)])
+    (key, prior_key), rows = jax.random.split(key), prior.rows(batch)
+    times = sample_times(key, batch - rows, power)
+    return jnp.concatenate([times, sample_times(prior_key, rows, power)])
 
 
-def mean_losses(losses: Float[Array, " batch"], prior: Prior | None) -> dict[str, Array]:
-    """The loss to minimize; with a prior also the mean of each image set."""
+def mean_losses(losses: Float[Array, " batch"], prior: PriorConfig | None) -> dict[str, Array]:
+    """The loss to minimize; with a prior also the mean of each image set.
+
+    Prior preservation (arXiv 2208.12242, eq. 2): the last rows of each batch are the prior's
+    images, and their mean loss counts `prior.weight` times.
+    """
     if prior is None:
         return {"loss": losses.mean()}
-    instance, kept = losses[: -prior.rows].mean(), losses[-prior.rows :].mean()
+    rows = prior.rows(len(losses))
+    instance, kept = losses[:-rows].mean(), losses[-rows:].mean()
     total = instance + prior.weight * kept
     return {"loss": total, "loss_instance": instance, "loss_prior": kept}
 
 
-def loss_weights(batch: int, prior: Prior | None) -> Float[Array, " batch"]:
+def loss_weights(batch: int, prior: PriorConfig | None) -> Float[Array, " batch"]:
     """The weight of each example's loss in that of `mean_losses`."""
     if prior is None:
         return jnp.full(batch, 1 / batch)
-    instances = batch - prior.rows
-    return jnp.where(jnp.arange(batch) < instances, 1 / instances, prior.weight / prior.rows)
+    rows = prior.rows(batch)
+    instances = batch - rows
+    return jnp.where(jnp.arange(batch) < instances, 1 / instances, prior.weight / rows)
 
 
 def drop_text(
@@ -95,7 +92,7 @@ def drop_text(
     return TextEmbeddings(values, jnp.where(drop[:, None], null.mask, text.mask))
 
 
-class Draws(NamedTuple):
+class RandomInputs(NamedTuple):
     """What is random in a step, one row an example. level, noise: of the low-resolution input."""
 
     t: Float[Array, " batch"]
@@ -105,21 +102,21 @@ class Draws(NamedTuple):
     noise: Images | None = None
 
 
-def draw(
-    stage: Stage, key: Keys, shape: tuple[int, ...], dropout: float, prior: Prior | None
-) -> Draws:
+def random_inputs(
+    stage: Stage, key: Keys, shape: tuple[int, ...], dropout: float, prior: PriorConfig | None
+) -> RandomInputs:
     """What is random in a step on images of this shape."""
     time_key, eps_key, drop_key, level_key, noise_key, _ = jax.random.split(key, 6)
     times = sample_batch_times(time_key, shape[0], stage.time_power, prior)
-    draws = Draws(
+    inputs = RandomInputs(
         t=training_time(stage.schedule, times),
         eps=jax.random.normal(eps_key, shape, jnp.float32),
         drop=jax.random.uniform(drop_key, shape[:1]) < dropout,
     )
     if stage.low_resolution is None:
-        return draws
+        return inputs
     levels = sample_levels(level_key, shape[0], *stage.aug_levels)
-    return draws._replace(
+    return inputs._replace(
         level=training_time(stage.aug_schedule, levels),
         noise=jax.random.normal(noise_key, shape, jnp.float32),
     )
@@ -153,32 +150,32 @@ def make_losses(
     mesh: jax.sharding.Mesh | None = None,
     lora: LoraConfig | None = None,
 ) -> Callable:
-    """(params, batch, draws, frozen) -> the loss of each example."""
+    """(params, batch, random, frozen) -> the loss of each example."""
     gather = None if mesh is None else partial(gather_shards, mesh=mesh)
 
-    def losses(params: Params, batch: Batch, draws: Draws, frozen: Frozen):
+    def losses(params: Params, batch: Batch, random: RandomInputs, frozen: Frozen):
         if lora is not None:
             params = {NETWORK: network_params(params, frozen, lora)}
         network = models.compute_params(stage.network, params[NETWORK])
         if mesh is not None:
             network = gather(network)
             # Random numbers have no sharding yet: XLA would split them along the pixels.
-            batch, draws = jax.lax.with_sharding_constraint((batch, draws), batch_sharding(mesh))
+            batch, random = jax.lax.with_sharding_constraint((batch, random), batch_sharding(mesh))
         x0 = to_float(batch["image"])
         conditions = {}
         if stage.low_resolution is not None:
             side = x0.shape[1]
             low_res = downsample(x0, side * stage.low_resolution // stage.resolution)
             low_res = upsample(low_res, side, stage.upsampling)
-            low_res = augment(low_res, draws.level, draws.noise, stage.aug_schedule)
-            conditions = {"low_res": low_res, "aug_level": draws.level}
+            low_res = augment(low_res, random.level, random.noise, stage.aug_schedule)
+            conditions = {"low_res": low_res, "aug_level": random.level}
         if stage.conditioning == "text":
             text, null = batch_text(encoder, params, batch, frozen, gather)
-            conditions["text"] = drop_text(text, draws.drop, null)
+            conditions["text"] = drop_text(text, random.drop, null)
         elif stage.conditioning == "label":
-            label = jnp.where(draws.drop, null_label(stage, x0.shape[0]), batch["label"])
+            label = jnp.where(random.drop, null_label(stage, x0.shape[0]), batch["label"])
             conditions["label"] = label
-        t, eps = draws.t, draws.eps
+        t, eps = random.t, random.eps
         x_t = add_noise(x0, eps, stage.schedule.logsnr(t))
         output = apply_network(stage, network, x_t, t, **conditions)
         return diffusion_loss(output, stage.prediction, x0, eps, t, stage.schedule, stage.loss)
@@ -209,16 +206,14 @@ def make_train_step(
     through the network in that many micro-batches, one after the other, to save memory; the update
     is that of the whole batch. `mesh`: where it runs, None on one device.
     """
-    stage, accumulation = config.stage, config.optimizer.accumulation
+    stage, prior, accumulation = config.stage, config.data.prior, config.optimizer.accumulation
     optimizer = make_optimizer(config.optimizer)
     dropout = config.label_dropout if encoder is None else config.text.dropout
-    other = config.data.prior
-    prior = None if other is None else Prior(other.rows(config.batch_size), other.weight)
     example_losses = make_losses(stage, encoder, mesh, config.lora)
 
     def weighted_loss(params: Params, rows: tuple, frozen: Frozen):
-        batch, draws, weights = rows
-        losses = example_losses(params, batch, draws, frozen)
+        batch, random, weights = rows
+        losses = example_losses(params, batch, random, frozen)
         return losses @ weights, losses
 
     def gradient(params: Params, rows: tuple, frozen: Frozen):
@@ -238,13 +233,13 @@ def make_train_step(
     def train_step(
         state: TrainState, batch: Batch, key: Keys, frozen: Frozen = Frozen()
     ) -> tuple[TrainState, dict[str, Any]]:
-        draws = draw(stage, key, batch["image"].shape, dropout, prior)
-        rows = batch, draws, loss_weights(len(batch["image"]), prior)
+        random = random_inputs(stage, key, batch["image"].shape, dropout, prior)
+        rows = batch, random, loss_weights(len(batch["image"]), prior)
         grads, losses = gradient(state.params, rows, frozen)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params, step = optax.apply_updates(state.params, updates), state.step + 1
         ema = None if state.ema is None else update_ema(state.ema, params, step, config.ema_decay)
-        bins = jax.nn.one_hot((draws.t * TIME_BINS).astype(jnp.int32), TIME_BINS)
+        bins = jax.nn.one_hot((random.t * TIME_BINS).astype(jnp.int32), TIME_BINS)
         metrics = {
             **mean_losses(losses, prior),
             "grad_norm": optax.tree.norm(grads),

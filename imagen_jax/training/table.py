@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from imagen_jax.cascade.stage import apply_network
-from imagen_jax.storage.trees import flatten
+from imagen_jax.storage.trees import flatten, num_bytes
 from imagen_jax.training import flops
 from imagen_jax.training.batches import abstract_batch
 from imagen_jax.training.run_config import RunConfig
@@ -20,20 +20,14 @@ def _size(tree: Any) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
-def _bytes(tree: Any) -> int:
-    return sum(
-        math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(tree)
-    )
-
-
-def parameter_table(params: Mapping[str, Params], shapes: bool = True) -> str:
+def parameter_table(params: Mapping[str, Params]) -> str:
     """One line a module with its number of parameters; below it, its arrays and their shapes."""
     lines = []
     for part, modules in params.items():
         lines.append(f"{part:<44}{_size(modules):>14,}")
         for name, module in modules.items():
             lines.append(f"  {name:<42}{_size(module):>14,}")
-            for path, leaf in flatten(module).items() if shapes else ():
+            for path, leaf in flatten(module).items():
                 shape = "x".join(map(str, leaf.shape)) or "scalar"
                 lines.append(f"    {path or 'value':<48}{shape:>20}")
     return "\n".join(lines)
@@ -64,12 +58,6 @@ def forward_call(config: RunConfig, params: Params, images: int = 1) -> tuple[Ca
     return forward, (params, shape(side, side, channels), shape(), conditions)
 
 
-def forward_flops(config: RunConfig, params: Params) -> float:
-    """FLOPs of the network's forward pass for one image; the text encoder is left out."""
-    forward, arguments = forward_call(config, params)
-    return flops.total(forward, *arguments)
-
-
 def model_table(
     config: RunConfig,
     train_step: Any,
@@ -86,11 +74,12 @@ def model_table(
         if params is not None:
             label = f"frozen parameters ({part.replace('_', ' ')})"
             lines.append(f"{label:<44}{_size(params):>14,}")
-    lines.append(f"state (parameters, EMA, optimizer): {_bytes(state) / 1e6:,.1f} MB")
+    lines.append(f"state (parameters, EMA, optimizer): {num_bytes(state) / 1e6:,.1f} MB")
     network = frozen.network if config.lora is not None else state.params[NETWORK]
+    forward, arguments = forward_call(config, network)  # without the text encoder
     step = flops.total(train_step, state, abstract_batch(config), jax.random.key(0), frozen)
     lines.append(
-        f"forward {forward_flops(config, network) / 1e9:,.3f} GFLOP an image; "
+        f"forward {flops.total(forward, *arguments) / 1e9:,.3f} GFLOP an image; "
         f"training {step / config.batch_size / 1e9:,.3f} GFLOP an image"
     )
     shape = ", ".join(f"{name} {size}" for name, size in mesh.shape.items())

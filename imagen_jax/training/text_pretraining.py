@@ -40,12 +40,11 @@ def read_plan(
     config = read_config(raw)
     if not getattr(config.stage.network, "draft", False):
         raise ValueError(f"{path}: stage.network.draft is not True, so nothing to train")
-    warmup = min(200, num_steps - 1)
     config = replace(
         config,
         num_steps=num_steps,
         optimizer=OptimizerConfig(
-            "adamw", learning_rate, warmup, num_steps, b2=0.99, clip_norm=1.0
+            "adamw", learning_rate, min(200, num_steps - 1), num_steps, b2=0.99, clip_norm=1.0
         ),
         ema_decay=None,
         log_every=REPORT_EVERY,

@@ -120,6 +120,9 @@ def test_low_resolution_images_are_upsampled_and_noised(key):
         sample_stage(SR, {}, keys)
     with pytest.raises(ValueError, match="takes no low-resolution"):
         sample_stage(BASE, {}, keys, Conditions(low_res=low_res))
+    noise = InjectedNoise(np.zeros((SR_SETTINGS.steps + 1, 2, 8, 8, 3)))
+    with pytest.raises(ValueError, match="lacks `augmentation`"):
+        sample_stage(SR, {}, noise, Conditions(low_res=low_res), SR_SETTINGS)
 
 
 def test_a_cascade_goes_through_json(tmp_path):
@@ -136,6 +139,21 @@ def test_a_cascade_must_fit_together():
         Cascade((replace(BASE, text_width=16),), (BASE_SETTINGS,), ENCODER)
     with pytest.raises(ValueError, match="2 stages but 1"):
         Cascade((BASE, SR), (BASE_SETTINGS,), ENCODER)
+    with pytest.raises(ValueError, match="Unknown sampler 'euler'; choose one of ddpm"):
+        Cascade((BASE,), (Sampling(sampler="euler"),), ENCODER)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"sampler": "euler"}, "Unknown sampler 'euler'; choose one of ddpm"),
+        ({"threshold": "clip"}, "Unknown threshold 'clip'; choose one of none, static"),
+        ({"steps": 5000}, "steps must be a whole number from 1 to 1024: 5000"),
+    ],
+)
+def test_a_stage_is_sampled_by_what_is_known(changes, named):
+    with pytest.raises(ValueError, match=named):
+        sample_stage(BASE, {}, sample_keys(0, [0]), sampling=Sampling(**changes))
 
 
 def test_a_continuous_schedule_has_no_time_steps():

@@ -107,6 +107,13 @@ def test_what_does_not_fit_is_refused_by_name(stage, changes, message):
         replace(stage, **changes)
 
 
+def test_unknown_predictions_are_named():
+    stage = replace(BASE)
+    object.__setattr__(stage, "prediction", "noise")  # where annotations are not checked
+    with pytest.raises(ValueError, match=r"prediction 'noise' must be one of .*'eps'"):
+        stage.__post_init__()
+
+
 def test_the_reduction_is_what_resolutions_are_multiples_of():
     assert models.reduction(UNET) == 2
     assert models.reduction(replace(network(), patch_size=4)) == 8

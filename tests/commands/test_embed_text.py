@@ -136,9 +136,11 @@ def test_a_step_needs_no_encoder(setting, whole):
         params = init(jax.random.key(0)).params
         assert set(params) == {"network"}
         batch = batches.make_loader(config, encoder).batch(0)
-        draws = step.draw(config.stage, jax.random.key(2), batch["image"].shape, 0.1, None)
+        random = step.random_inputs(
+            config.stage, jax.random.key(2), batch["image"].shape, 0.1, None
+        )
         compute = jax.jit(step.make_losses(config.stage, encoder))
-        losses.append(compute(params, batch, draws, frozen))
+        losses.append(compute(params, batch, random, frozen))
     np.testing.assert_allclose(*losses, rtol=1e-3)
 
 

@@ -93,3 +93,9 @@ def test_upsamplings_are_not_the_same(key):
     images = jax.random.normal(key, (1, 4, 4, 1))
     one, two = (upsample(images, 8, method) for method in UPSAMPLINGS)
     assert np.abs(one - two).max() > 0.1
+
+
+@pytest.mark.parametrize("resize", [upsample, downsample])
+def test_a_size_of_nothing_is_refused(resize):
+    with pytest.raises(ValueError, match="cannot be resized to 0"):
+        resize(jnp.zeros((1, 4, 4, 3)), 0)

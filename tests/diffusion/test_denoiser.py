@@ -7,16 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagen_jax.diffusion.denoiser import (
-    THRESHOLDS,
-    dynamic_threshold,
-    guide,
-    make_denoiser,
-    static_threshold,
-)
+from imagen_jax.diffusion.denoiser import make_denoiser
+from imagen_jax.diffusion.guidance import guide
 from imagen_jax.diffusion.process import PREDICTIONS, add_noise, convert
 from imagen_jax.diffusion.sampling import Sampling, traced
 from imagen_jax.diffusion.schedules import Cosine, LinearBeta
+from imagen_jax.diffusion.thresholding import THRESHOLDS, dynamic_threshold, static_threshold
 
 SHAPE = (3, 6, 6, 3)
 SCHEDULE = Cosine()

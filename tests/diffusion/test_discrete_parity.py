@@ -18,7 +18,7 @@ from imagen_jax.diffusion.schedules import (
     network_time,
     training_time,
 )
-from imagen_jax.diffusion.time_grids import STEP_LISTS, listed_grid, spaced_steps, step_grid
+from imagen_jax.diffusion.time_grids import STEP_LISTS, padded_grid, spaced_steps, step_grid
 
 diffusers = pytest.importorskip("diffusers", reason="the reference schedulers")
 import torch  # noqa: E402
@@ -163,7 +163,7 @@ def test_single_steps_of_ddpm_are_diffusers(step, monkeypatch):
             inject(monkeypatch, scheduling_ddpm, TABLE[1:])
             output = guided_output(sample, step, 3.0, True)
             expected = theirs.step(output, step, sample).prev_sample
-            ours = our_run(COSINE, listed_grid([(step + 1) / 1000, (after + 1) / 1000]), x)[0]
+            ours = our_run(COSINE, padded_grid([(step + 1) / 1000, (after + 1) / 1000]), x)[0]
             bound = 1e-5 if precise or step >= 100 else 4e-5
             assert distance(ours, from_torch(expected)) < bound
 
@@ -253,7 +253,7 @@ def test_dpm_solver_that_ends_at_time_step_0():
     )
     theirs.set_timesteps(12)
     expected = scheduler_run(theirs, TABLE[0])
-    grid = listed_grid([*((theirs.timesteps.numpy() + 1) / 1000), 1 / 1000])
+    grid = padded_grid([*((theirs.timesteps.numpy() + 1) / 1000), 1 / 1000])
     compare(our_run(COSINE, grid, TABLE[0], sampler="dpmpp_2m"), expected)
 
 

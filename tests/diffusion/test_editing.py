@@ -20,7 +20,7 @@ from imagen_jax.diffusion.editing import (
     resampling_path,
 )
 from imagen_jax.diffusion.samplers import initial_state, sample_loop
-from imagen_jax.diffusion.time_grids import listed_grid, padded_grid, spaced_steps, step_grid
+from imagen_jax.diffusion.time_grids import padded_grid, spaced_steps, step_grid
 
 diffusers = pytest.importorskip("diffusers", reason="the reference schedulers and pipelines")
 import torch  # noqa: E402
@@ -236,7 +236,7 @@ def test_a_step_is_the_repaint_schedulers(step, monkeypatch):
     grid = (
         step_grid(COSINE, [step])
         if step == 0
-        else listed_grid([(step + 1) / 1000, (step - 99) / 1000])
+        else padded_grid([(step + 1) / 1000, (step - 99) / 1000])
     )
     ours = our_run(COSINE, grid, TABLE[5], threshold="none", learned=False, wrap=keep_and_jump,
                    given=(IMAGE, MASK, TABLE))[0]  # fmt: skip

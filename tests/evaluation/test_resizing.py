@@ -71,7 +71,7 @@ def test_clip(image, side):
 
 
 @pytest.mark.parametrize("name", resizing.RESIZES)
-def test_a_image_of_the_right_size_stays(name, rng):
+def test_an_image_of_the_right_size_stays(name, rng):
     image = rng.integers(0, 256, (64, 64, 3), np.uint8)
     np.testing.assert_allclose(resizing.RESIZES[name](image, 64), image, atol=1e-4)
 

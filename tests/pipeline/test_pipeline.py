@@ -59,7 +59,7 @@ def test_images_of_prompts(model):
     assert model.sizes == (4, 8)
 
 
-def test_a_image_is_its_prompt_seed_and_index(model):
+def test_an_image_is_its_prompt_seed_and_index(model):
     images = pixels(generate(model, ["a cat", "红苹果"], 2, seed=1))
     assert (pixels(generate(model, ["a cat", "红苹果"], 2, seed=1)) == images).all()
     alone = generate(model, "红苹果", 1, seed=1, first_index=3)

@@ -33,7 +33,7 @@ def distance(images, image):
     return np.abs(pixels(images) - np.asarray(image, np.int32)).mean()
 
 
-def test_a_image_has_the_shape_asked_for(pipeline):
+def test_an_image_has_the_shape_asked_for(pipeline):
     made = pipeline.generate_images("no 1", 2, aspect_ratio="2:1", **QUIET)
     assert [p.size for p in made] == [(12, 4)] * 2  # 6x2 enlarged: 16 pixels are asked for
     assert made[0].info["imagen_jax"]["aspect_ratio"] == "2:1"

@@ -113,6 +113,14 @@ def test_json_with_unknown_keys_is_refused(tmp_path):
             text.from_dict({**values, field: "odd"}, tmp_path)
 
 
+@pytest.mark.parametrize("field", ["null", "padding", "caption"])
+def test_unknown_choices_are_named(field):
+    encoder = tiny(ByteTokenizer())
+    object.__setattr__(encoder, field, "odd")  # where annotations are not checked, as they are here
+    with pytest.raises(ValueError, match=rf"TextEncoder\.{field} is 'odd'; it can be "):
+        encoder.__post_init__()
+
+
 def test_too_small_a_vocabulary_is_named(model_file):
     text.check_vocabulary(tiny(ByteTokenizer(), vocab_size=259))
     with pytest.raises(ValueError, match="vocab_size is 258"):

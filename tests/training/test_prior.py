@@ -11,9 +11,9 @@ from imagen_jax.cascade.cascade import Cascade
 from imagen_jax.diffusion.sampling import Sampling
 from imagen_jax.text import encoder as text_room
 from imagen_jax.training import batches, build
-from imagen_jax.training.run_config import read_config
+from imagen_jax.training.run_config import PriorConfig, read_config
 from imagen_jax.training.state import NETWORK, TEXT_ENCODER, Frozen
-from imagen_jax.training.step import Prior, mean_losses, sample_batch_times
+from imagen_jax.training.step import mean_losses, sample_batch_times
 from tests.training.test_config import tiny
 from tests.training.whole_loss import make_loss
 
@@ -27,7 +27,7 @@ def settings(**changes):
 
 def test_the_loss_is_the_weighted_sum_of_two_means():
     losses = jnp.asarray([1.0, 3.0, 10.0, 20.0, 30.0])
-    parts = mean_losses(losses, Prior(3, 0.5))
+    parts = mean_losses(losses, PriorConfig("memory", share=0.6, weight=0.5))
     assert {name: float(value) for name, value in parts.items()} == {
         "loss": 12.0,
         "loss_instance": 2.0,
@@ -38,7 +38,7 @@ def test_the_loss_is_the_weighted_sum_of_two_means():
 
 def test_both_sets_see_all_times(key):
     """Each set by itself has one time in each of as many equal parts as it has rows."""
-    times = np.asarray(sample_batch_times(key, 24, 1.0, Prior(8)))
+    times = np.asarray(sample_batch_times(key, 24, 1.0, PriorConfig("memory", share=1 / 3)))
     np.testing.assert_array_equal(np.sort((times[:16] * 16).astype(int)), np.arange(16))
     np.testing.assert_array_equal(np.sort((times[16:] * 8).astype(int)), np.arange(8))
 
@@ -51,7 +51,8 @@ def test_the_gradient_is_that_of_the_sum(rng):
     ids, mask = text_room.tokenize(ENCODER, [f"dog {i}" for i in range(5)])
     batch = {"image": rng.integers(0, 256, (5, 4, 4, 3), np.uint8), "ids": ids, "mask": mask}
     batch = jax.tree.map(jnp.asarray, batch)
-    loss, key = make_loss(BASE, ENCODER, 0.0, prior=Prior(2, 0.3)), jax.random.key(1)
+    prior = PriorConfig("memory", share=0.4, weight=0.3)
+    loss, key = make_loss(BASE, ENCODER, 0.0, prior), jax.random.key(1)
     weights = jnp.asarray([1 / 3, 1 / 3, 1 / 3, 0.15, 0.15])
 
     @jax.jit

@@ -1,6 +1,6 @@
-"""The loss of a batch as the train step computes it, with what is random drawn from a key."""
+"""The loss of a batch as the train step computes it, with what is random made from a key."""
 
-from imagen_jax.training.step import draw, loss_weights, make_losses
+from imagen_jax.training.step import loss_weights, make_losses, random_inputs
 
 
 def make_loss(stage, encoder, dropout, prior=None):
@@ -8,8 +8,8 @@ def make_loss(stage, encoder, dropout, prior=None):
     losses_of = make_losses(stage, encoder)
 
     def loss(params, batch, key, frozen):
-        draws = draw(stage, key, batch["image"].shape, dropout, prior)
-        losses = losses_of(params, batch, draws, frozen)
-        return losses @ loss_weights(len(losses), prior), (losses, draws.t)
+        random = random_inputs(stage, key, batch["image"].shape, dropout, prior)
+        losses = losses_of(params, batch, random, frozen)
+        return losses @ loss_weights(len(losses), prior), (losses, random.t)
 
     return loss
