@@ -13,7 +13,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from imagen_jax.commands.command_line import make_parser, names, numbers
+from imagen_jax.commands.command_line import make_parser, names, numbers, run_parsed
 from imagen_jax.storage.folders import output_folder
 
 # Options that all of a pipeline's methods take under the same name.
@@ -182,14 +182,6 @@ def write(options: argparse.Namespace, images: Any) -> None:
                 print(f"  image {number} of the grid: {caption} (no font here has its characters)")
 
 
-def main(arguments: list[str] | None = None) -> int:
-    options = parser().parse_args(arguments)
+def main(arguments: list[str] | None = None) -> None:
     warnings.showwarning = lambda message, *rest: print(f"Warning: {message}", file=sys.stderr)
-    try:
-        generate(options)
-    except (ValueError, OSError) as error:
-        print(f"generate.py: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    run_parsed(parser(), generate, arguments)
