@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from imagen_jax.cascade.cascade import from_dict
+from imagen_jax.cascade.description import from_dict
 from imagen_jax.data import ArraySource
 from imagen_jax.devices.sharding import MeshConfig, make_mesh
 from imagen_jax.storage.checkpoint import Checkpoints
