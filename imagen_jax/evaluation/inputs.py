@@ -14,7 +14,7 @@ from imagen_jax.data.tfds_source import read_tfds
 from imagen_jax.devices.sharding import MeshConfig, make_mesh
 from imagen_jax.diffusion.overrides import with_overrides
 from imagen_jax.diffusion.sampling import Sampling
-from imagen_jax.evaluation import image_folder, image_set, measures, shards
+from imagen_jax.evaluation import image_folder, image_set, shards
 from imagen_jax.evaluation.feature_files import load_extractor
 from imagen_jax.evaluation.features import (
     INCEPTION_RESIZES,
@@ -23,6 +23,7 @@ from imagen_jax.evaluation.features import (
     make_extractor,
 )
 from imagen_jax.evaluation.image_quality import QUALITY
+from imagen_jax.evaluation.metrics import DISTANCES, METRICS, metrics_of
 from imagen_jax.evaluation.prompts import COCO_SIZE, PromptList, plain_list, read_prompts
 from imagen_jax.evaluation.reference import (
     Reference,
@@ -39,7 +40,7 @@ from imagen_jax.storage import fingerprints
 from imagen_jax.storage.codec import require
 
 KNOWN_METRICS = (
-    *measures.METRICS,
+    *METRICS,
     "retrieval",
     *QUALITY,
     "images",
@@ -175,8 +176,8 @@ def _check_needs(run: EvaluationRun) -> None:
         ),
     )
     kinds = {extractor.kind for extractor in run.extractors}
-    for name in [name for name in metrics if name in measures.METRICS]:
-        metric = measures.METRICS[name]
+    for name in [name for name in metrics if name in METRICS]:
+        metric = METRICS[name]
         made = reference is not None or request.make_reference is not None
         require(
             (
@@ -194,11 +195,11 @@ def _check_needs(run: EvaluationRun) -> None:
             ),
         )
     for extractor in run.extractors:
-        wanted = measures.metrics_of(metrics, extractor)
+        wanted = metrics_of(metrics, extractor)
         require(
             (wanted, f"No metric of {', '.join(metrics)} reads the features of {extractor.name}.")
         )
-        if reference is not None and set(wanted) & set(measures.DISTANCES):
+        if reference is not None and set(wanted) & set(DISTANCES):
             reference.of(extractor)
 
 

@@ -11,7 +11,7 @@ from imagen_jax.data.coco import VAL2014_IMAGES
 from imagen_jax.evaluation.features import FeatureExtractor
 from imagen_jax.evaluation.image_folder import Preprocessing
 from imagen_jax.evaluation.inputs import EvaluationRun
-from imagen_jax.evaluation.measures import KID_SUBSET_SIZE, METRICS, NEGATIVES
+from imagen_jax.evaluation.metrics import KID_SUBSET_SIZE, METRICS, NEGATIVES
 from imagen_jax.evaluation.prompts import COCO_30K, COCO_SIZE, PromptList
 from imagen_jax.evaluation.reference import Reference
 

@@ -16,7 +16,6 @@ from imagen_jax.evaluation import (
     generation,
     image_folder,
     inputs,
-    measures,
     report,
     super_resolution,
     sweep,
@@ -25,7 +24,7 @@ from imagen_jax.evaluation.extraction import extract
 from imagen_jax.evaluation.image_quality import QUALITY
 from imagen_jax.evaluation.image_set import make_prompts
 from imagen_jax.evaluation.inputs import EvaluatedModel, EvaluationRequest, EvaluationRun
-from imagen_jax.evaluation.measures import Targets
+from imagen_jax.evaluation.metrics import Targets, compute_targets, measure
 from imagen_jax.evaluation.protocol import departures
 from imagen_jax.evaluation.reference import read_reference
 from imagen_jax.evaluation.report import Report
@@ -70,9 +69,7 @@ def _evaluate_all(request: EvaluationRequest) -> None:
     if run.request.shard == WHOLE:
         if making:
             run = replace(run, reference=read_reference(request.reference))
-        targets = measures.compute_targets(
-            request.metrics, run.extractors, run.reference, run.texts
-        )
+        targets = compute_targets(request.metrics, run.extractors, run.reference, run.texts)
     about = report.describe(run, models[0] if models else None)
     begin, reports = time.monotonic(), []
     for point, model in zip(points, models or [None], strict=True):
@@ -233,9 +230,7 @@ def measure_images(
         return Report()
     if not features.rows:
         raise ValueError(f"None of {len(files)} images can be read, {files[0]} first.")
-    values = measures.measure(
-        request.metrics, extractors, features.by_network, targets, features.rows
-    )
+    values = measure(request.metrics, extractors, features.by_network, targets, features.rows)
     for metric, by_network in values.items():
         for extractor in extractors:
             if figure := by_network.get(extractor.name):

@@ -12,7 +12,7 @@ import numpy as np
 from imagen_jax.diffusion.overrides import with_overrides
 from imagen_jax.diffusion.sampling import Sampling
 from imagen_jax.evaluation.html_report import NAMES, rows_of
-from imagen_jax.evaluation.measures import DISTANCES
+from imagen_jax.evaluation.metrics import DISTANCES
 
 # What counts as alignment: the first of these that was measured. Higher is better.
 ALIGNMENTS = ("clip", "r_precision", "retrieval")

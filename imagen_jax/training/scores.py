@@ -8,7 +8,7 @@ import numpy as np
 
 from imagen_jax.cascade.cascade import sample_keys
 from imagen_jax.evaluation.feature_files import load_extractor
-from imagen_jax.evaluation.measures import DISTANCES, METRICS, compute_targets, measure
+from imagen_jax.evaluation.metrics import DISTANCES, METRICS, compute_targets, measure
 from imagen_jax.evaluation.prompts import read_prompts
 from imagen_jax.evaluation.reference import read_reference
 from imagen_jax.images.pixels import to_uint8
