@@ -11,7 +11,7 @@ from imagen_jax.cascade.cascade import Cascade
 from imagen_jax.commands.export import main
 from imagen_jax.pipeline.loading import load_model
 from imagen_jax.pipeline.pipeline import Pipeline
-from imagen_jax.training.metrics import Curve, MetricLog
+from imagen_jax.training.metrics import Curve, MetricLog, split
 
 
 def write_run(folder, stage, settings, first_loss):
@@ -21,7 +21,8 @@ def write_run(folder, stage, settings, first_loss):
     Pipeline(cascade, params, name=folder.name).save_pretrained(folder)
     log = MetricLog(folder)
     for step in (1, 2):
-        log.step(step, {"loss": first_loss / step}, [first_loss / step] * 10, [1.0] * 10)
+        loss = first_loss / step
+        log.step(step, split({"loss": loss, "loss_by_t": [loss] * 10, "count_by_t": [1.0] * 10}))
         log.report(step, {})
     log.close()
 
