@@ -50,7 +50,7 @@ def test_runs_become_a_model_with_settings_curves_and_an_image(runs, tmp_path, c
     assert (second.threshold, second.aug_level) == ("static", 0.4)
     bias = random_params(tiny_pipeline().cascade)["sr"]["conv_in"]["bias"]
     np.testing.assert_allclose(pipeline.params["sr"]["conv_in"]["bias"], bias, rtol=1e-2)
-    assert Curve.read(out / "base_curve.json").loss == (2.0, 1.0)
+    assert Curve.read(out / "base_curve.json").loss == [2.0, 1.0]
     assert Curve.read(out / "sr_curve.json").at(2) == (4.0, [4.0] * 10)
     with Image.open(out / "loss.png") as image:
         assert image.width > 2 * image.height
