@@ -11,6 +11,11 @@ os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR",
     str(Path(tempfile.gettempdir()) / f"imagen_jax_tests_{os.getuid()}"),
 )
+# Tests compile many tiny programs and run each for moments: two thirds of their time would go into
+# optimizing. Through the environment, so that the processes that tests start do the same.
+if os.environ["JAX_PLATFORMS"] == "cpu":
+    os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 
 import jax
 import jaxtyping

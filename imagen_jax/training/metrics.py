@@ -27,7 +27,7 @@ Sums = dict[str, Any]
 class Curve:
     """A run's loss by step, overall and by tenths of t, to compare another run's loss with."""
 
-    step: Sequence[float]
+    step: Sequence[int | float]
     loss: Sequence[float]
     loss_by_t: Sequence[Sequence[float]]
 

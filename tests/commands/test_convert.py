@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import jax
@@ -15,6 +16,7 @@ from tiny_cascade import tiny_pipeline
 
 from imagen_jax.cascade.cascade import TEXT_ENCODER, Cascade
 from imagen_jax.cascade.stage import Stage, init_params
+from imagen_jax.commands import generate, train
 from imagen_jax.commands.convert import main
 from imagen_jax.convert.t5 import load_huggingface, save_huggingface
 from imagen_jax.diffusion.sampling import Sampling
@@ -25,6 +27,7 @@ from imagen_jax.pipeline.loading import load_model
 from imagen_jax.pipeline.pipeline import Pipeline
 from imagen_jax.text.encoder import TextEncoder
 from imagen_jax.text.tokenizers import SentencePieceTokenizer
+from tests.commands.in_process import call
 
 ROOT = Path(__file__).resolve().parents[2]
 SPIECE = ROOT / "imagen_jax" / "pretrained" / "emoji" / "spiece.model"
@@ -152,18 +155,17 @@ def dataset(tmp_path_factory) -> Path:
     return path
 
 
-def images_of(workdir: Path, prompt: str, elsewhere: Path) -> None:
+def check_images(workdir: Path, prompt: str, elsewhere: Path, monkeypatch) -> None:
     """A workdir needs nothing beside it, wherever it is read from."""
+    monkeypatch.chdir(elsewhere)
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # which the command sets
     out = elsewhere / "out"
-    done = script(
-        "generate.py", prompt, "--model", workdir, "--num_images", 1, "--steps", 1, "--no_grid",
-        "--quiet", "--out", out, cwd=elsewhere,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    options = ("--num_images=1", "--steps=1", "--no_grid", "--quiet", f"--out={out}")
+    assert not generate.main([prompt, f"--model={workdir}", *options])
     assert len(list(out.glob("*.png"))) == 1
 
 
-def test_training_on_an_encoder_of_hugging_face(dataset, tmp_path):
+def test_training_on_an_encoder_of_hugging_face(dataset, tmp_path, monkeypatch):
     """Named by a relative path, left out of the config, and gone when the run is over."""
     place = tmp_path / "here"
     place.mkdir()
@@ -183,9 +185,10 @@ def get_config():
     return config
 """
     (place / "config.py").write_text(config)
-    command = ("train.py", "--config=config.py", "--workdir=run", f"--config.data.path={dataset}")
-    done = script(*command, "--config.num_steps=1", cwd=place)
-    assert done.returncode == 0, done.stderr
+    monkeypatch.chdir(place)
+    command = ("--config=config.py", f"--config.data.path={dataset}")
+    ended, _ = call(train, *command, "--workdir=run", "--config.num_steps=1")
+    assert not ended
     (place / "t5").rename(place / "moved")
     pipeline = load_model(place / "run")
     assert pipeline.cascade.encoder.config == ENCODER.config
@@ -194,25 +197,25 @@ def get_config():
         pipeline.params[TEXT_ENCODER],
         words,
     )
-    images_of(place / "run", "no 1", tmp_path)
-    wrong = script(*command, "--config.text.init_from=moved", "--workdir=other",
-                   "--config.text.encoder={'d_model': 8, 'd_ff': 99}", cwd=place)  # fmt: skip
-    assert wrong.returncode == 1
-    assert "d_ff 99 (there 16)" in wrong.stderr
-    assert "Traceback" not in wrong.stderr
+    check_images(place / "run", "no 1", tmp_path, monkeypatch)
+    monkeypatch.chdir(place)
+    sizes = "--config.text.encoder={'d_model': 8, 'd_ff': 99}"
+    error, _ = call(train, *command, "--workdir=other", "--config.text.init_from=moved", sizes)
+    assert "d_ff 99 (there 16)" in error
 
 
-def test_going_on_from_the_shipped_model_in_a_fresh_clone(dataset, tmp_path):
-    done = script(
-        "train.py", f"--config={ROOT / 'configs' / 'emoji_base32.py'}", "--workdir=run",
+def test_going_on_from_the_shipped_model_in_a_fresh_clone(dataset, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ended, _ = call(
+        train, f"--config={ROOT / 'configs' / 'emoji_base32.py'}", "--workdir=run",
         "--config.init_from=emoji", f"--config.data.path={dataset}", "--config.batch_size=2",
-        "--config.num_steps=2", "--config.sample=None", cwd=tmp_path,
+        "--config.num_steps=1", "--config.sample=None",
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    assert not ended
     assert (tmp_path / "run" / "text_encoder.safetensors").is_file()
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    images_of(tmp_path / "run", "red heart", elsewhere)
+    check_images(tmp_path / "run", "red heart", elsewhere, monkeypatch)
     kept, shipped = load_model(tmp_path / "run"), load_model("emoji")
     jax.tree.map(
         np.testing.assert_array_equal, kept.params[TEXT_ENCODER], shipped.params[TEXT_ENCODER]

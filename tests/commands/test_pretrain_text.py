@@ -1,24 +1,17 @@
 """scripts/pretrain_text.py: what it learns, and that train.py goes on from it."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from imagen_jax.commands import pretrain_text
+from imagen_jax.commands import pretrain_text, train
 from imagen_jax.storage.checkpoint import Checkpoints
 from tests.commands.in_process import call
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "tests" / "training" / "tiny_config.py"
-
-
-def script(name: str, *arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(ROOT / "scripts" / name), f"--config={CONFIG}", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
 
 
 def parameters(workdir: Path) -> dict:
@@ -55,8 +48,9 @@ def test_it_learns_which_word_has_which_colour(pretrained):
 
 def test_training_starts_from_the_draft_and_keeps_the_encoder(pretrained, tmp_path):
     workdir, data, _ = pretrained
-    done = script(
-        "train.py",
+    ended, _ = call(
+        train,
+        f"--config={CONFIG}",
         data,
         f"--workdir={tmp_path / 'run'}",
         "--config.stage.network.draft=True",
@@ -67,7 +61,7 @@ def test_training_starts_from_the_draft_and_keeps_the_encoder(pretrained, tmp_pa
         "--config.num_steps=1",
         "--config.optimizer.learning_rate=1e-9",
     )
-    assert done.returncode == 0, done.stderr
+    assert not ended
     before, after = parameters(workdir), parameters(tmp_path / "run")
     assert set(after) == {"network"}
     kernel = before["network"]["draft"]["out"]["kernel"]

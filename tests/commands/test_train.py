@@ -201,7 +201,9 @@ def test_a_missing_package_is_one_line(tmp_path, dataset, package, source):
 
 def test_a_full_disk_while_training_is_one_line(tmp_path, dataset):
     (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
-    check_one_line(run(arguments(tmp_path, dataset), check=False), "No space left on device")
+    error, _ = call(train, *arguments(tmp_path, dataset)[1:])
+    assert error.startswith("error: ")
+    assert "No space left on device" in error
 
 
 def shipped(tmp_path: Path, stage) -> Path:

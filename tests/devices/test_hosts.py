@@ -17,12 +17,15 @@ import numpy as np
 import pytest
 from training.test_config import tiny
 
+from imagen_jax.commands import train
 from imagen_jax.devices.hosts import Launch, check_shared, gather_json, join_hosts, launched
 from imagen_jax.models import t5
 from imagen_jax.pipeline.encoder_files import write_encoder
 from imagen_jax.storage.checkpoint import Checkpoints
 from imagen_jax.training.metrics import read_losses
 from imagen_jax.training.run_config import read_config
+from tests.commands.in_process import call
+from tests.training.toy import run
 
 ROOT = Path(__file__).resolve().parents[2]
 TOY = [str(ROOT / "tests" / "training" / "toy.py")]
@@ -101,8 +104,7 @@ def written(workdir: Path) -> list[tuple[int, float]]:
 def alone(tmp_path_factory) -> dict[int, float]:
     """The losses of one process."""
     workdir = tmp_path_factory.mktemp("alone")
-    command = [sys.executable, *TOY, str(workdir), f"--steps={STEPS}"]
-    subprocess.run(command, check=True, cwd=ROOT, env=ENVIRONMENT, capture_output=True)
+    run(workdir, steps=STEPS, order=[0])
     return read_losses(workdir)
 
 
@@ -113,19 +115,16 @@ def test_four_processes_compute_what_one_does(tmp_path, alone):
     assert ["finished" in text for text in said] == [True, False, False, False]
 
 
-@pytest.mark.parametrize("mesh", [{"order": [2, 0, 3, 1]}, {"tensor": 2}])
-def test_a_batch_is_the_same_however_hosts_lie_in_the_mesh(tmp_path, alone, mesh):
+def test_a_batch_is_the_same_however_hosts_lie_in_the_mesh(tmp_path, alone):
     """On a torus hosts are not in the mesh's order, and `tensor` may go over several."""
-    finish(toy(tmp_path, 4, steps=5, **mesh))
+    finish(toy(tmp_path, 4, steps=5, order=[2, 0, 3, 1], tensor=2))
     assert_losses(tmp_path, alone, 5)
 
 
 def test_a_run_goes_from_two_processes_to_one_to_four(tmp_path, alone):
     finish(toy(tmp_path, 2, steps=5))
     assert_losses(tmp_path, alone, 5)
-    subprocess.run(
-        [sys.executable, *TOY, str(tmp_path), "--steps=9"], check=True, cwd=ROOT, env=ENVIRONMENT
-    )
+    run(tmp_path, steps=9, order=[0])
     (said, *_) = finish(toy(tmp_path, 4, steps=STEPS, fsdp=4))
     assert "resumed at step 9" in said
     assert_losses(tmp_path, alone, STEPS)
@@ -204,15 +203,16 @@ def test_the_train_script_runs_on_two_hosts(tmp_path):
     np.savez(tmp_path / "set.npz", image=images, captions=captions)
     config = read_config(tiny()).text.encoder
     write_encoder(tmp_path / "encoder", config, t5.init(config, jax.random.key(1)))
-    command = [
-        str(ROOT / "scripts" / "train.py"),
+    options = [
         *SMALL,
         f"--config.data.path={tmp_path / 'set.npz'}",
         f"--config.text.init_from={tmp_path / 'encoder'}",
     ]
     one, two = tmp_path / "one", tmp_path / "two"
-    finish(start([*command, f"--workdir={one}"], 1, FLAGS))
-    finish(start([*command, f"--workdir={two}"], 2, FLAGS))
+    ended, _ = call(train, *options, f"--workdir={one}")
+    assert not ended
+    script = str(ROOT / "scripts" / "train.py")
+    finish(start([script, *options, f"--workdir={two}"], 2, FLAGS))
     assert_losses(two, read_losses(one), 5)
     images = [plt.imread(path / "samples" / "samples_0000005.png") for path in (one, two)]
     np.testing.assert_allclose(*images, atol=2 / 255)

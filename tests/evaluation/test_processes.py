@@ -1,7 +1,6 @@
 """The work shared by two processes that run at the same time: the figures of one."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -42,7 +41,6 @@ def test_two_processes_give_what_one_does(model, tmp_path, key, rng):
     other = subprocess.Popen(
         [sys.executable, "scripts/evaluate.py", *share, "1/2"],
         cwd=ROOT,
-        env={**os.environ, "XLA_FLAGS": ""},  # one device
         stderr=subprocess.PIPE,
     )
     evaluate.main([*share, "2/2"])

@@ -283,7 +283,7 @@ def train(place, workdir, *options, devices=1):
         "--workdir", workdir, "--config.data.path=images", "--config.num_steps=1",
         "--config.batch_size=2", "--config.sample.steps=1", *options,
     ]  # fmt: skip
-    flags = f"--xla_force_host_platform_device_count={devices}"
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
     environment = {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [str(part) for part in command], capture_output=True, text=True, cwd=place, env=environment

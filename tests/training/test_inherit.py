@@ -1,11 +1,9 @@
 """A config that leaves the network to the model of init_from, and scripts/train.py with one."""
 
 import json
-import subprocess
 import sys
 import warnings
 from dataclasses import replace
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -15,14 +13,14 @@ from tiny_cascade import BASE, CASCADE, ENCODER, SR, random_params, tiny_pipelin
 
 from imagen_jax import load_model
 from imagen_jax.cascade.cascade import Cascade
-from imagen_jax.commands import generate
+from imagen_jax.commands import generate, train
 from imagen_jax.diffusion.sampling import Sampling
 from imagen_jax.models.lora import merge_lora
 from imagen_jax.storage.checkpoint import Checkpoints
 from imagen_jax.training import build, inherit
 from imagen_jax.training.run_config import read_config
+from tests.commands.in_process import call
 
-ROOT = Path(__file__).resolve().parents[2]
 OPEN = {
     "init_from": "models/tiny",
     "batch_size": 4,
@@ -75,13 +73,6 @@ def get_config():
 """
 
 
-def start(script: str, *arguments, check: bool = True) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(ROOT / "scripts" / script), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    assert not check or done.returncode == 0, done.stderr
-    return done
-
-
 @pytest.fixture(scope="module")
 def places(tmp_path_factory):
     """A model, images of a subject and of its class, and a config that trains an adapter."""
@@ -120,7 +111,8 @@ def places(tmp_path_factory):
 
 def test_an_adapter_from_the_command_line(places):
     workdir = places / "run"
-    start("train.py", f"--config={places / 'config.py'}", f"--workdir={workdir}")
+    ended, _ = call(train, f"--config={places / 'config.py'}", f"--workdir={workdir}")
+    assert not ended
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     steps = [line for line in lines if "loss_prior" in line]
     assert len(steps) == 3
@@ -169,9 +161,8 @@ def test_images_with_an_adapter_from_the_command_line(places, tmp_path, monkeypa
 
 def test_a_mistake_is_one_line(places):
     arguments = [f"--config={places / 'config.py'}", f"--workdir={places / 'other'}"]
-    done = start("train.py", *arguments, "--config.init_from=None", check=False)
-    assert done.stderr.strip().endswith("give --init_from")
-    done = start("train.py", *arguments, "--config.lora.targets=['to_q']", check=False)
-    assert "'to_q' finds no parameter" in done.stderr
-    assert "Traceback" not in done.stderr
+    error, _ = call(train, *arguments, "--config.init_from=None")
+    assert error.endswith("give --init_from")
+    error, _ = call(train, *arguments, "--config.lora.targets=['to_q']")
+    assert "'to_q' finds no parameter" in error
     assert not (places / "other").exists()
