@@ -75,10 +75,15 @@ def numbers(kind: type) -> Callable[[str], Any]:
     """What reads "3" as a number and "3,1" as a list of numbers by stage, for argparse."""
 
     def number(text: str) -> Any:
-        values = [kind(part) for part in text.split(",")]
+        try:
+            values = [kind(part) for part in text.split(",")]
+        except ValueError:
+            meaning = "whole number" if kind is int else "number"
+            raise argparse.ArgumentTypeError(
+                f"{text!r} must be a {meaning}, or one per stage separated by commas"
+            ) from None
         return values[0] if len(values) == 1 else values
 
-    number.__name__ = kind.__name__  # what argparse calls a wrong value
     return number
 
 
@@ -86,12 +91,17 @@ names = numbers(str)
 
 
 def run_configured(
-    main: Callable[[dict[str, str]], None], arguments: list[str] | None = None
+    main: Callable[[dict[str, str]], None], arguments: list[str] | None, description: str
 ) -> None:
     """main({key: value of each --config.key=value}), with absl's flags read and its logger quiet.
 
-    `arguments` begin with the program's name; None: those of the command line.
+    `arguments` begin with the program's name; None: those of the command line. `description` heads
+    the text of --help, which lists the flags of our own modules.
     """
+    sys.modules["__main__"].__doc__ = description
+    for module, defined in flags.FLAGS.flags_by_module_dict().items():
+        for flag in defined if module.split(".")[0] in OWN else ():
+            flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
     with one_line_errors(ValueError):
         rest, overrides = split_overrides(sys.argv if arguments is None else arguments)
 

@@ -1,4 +1,4 @@
-"""Models to and from the files of other projects.
+r"""Models to and from the files of other projects.
 
     python scripts/convert.py --model runs/if --to diffusers --out models/if_diffusers
     python scripts/convert.py --model runs/if --to diffusers --part unet --out models/unet \

@@ -1,4 +1,4 @@
-"""Embeds the captions of a config's image set with its frozen text encoder, ahead of training.
+r"""Embeds the captions of a config's image set with its frozen text encoder, ahead of training.
 
     python scripts/embed_text.py --config configs/imagen_base64.py --out /data/embeddings \
         --config.text.init_from=T5_XXL --config.data.path=...
@@ -59,4 +59,4 @@ def run(join_hosts: Callable[[], None], overrides: dict[str, str]) -> None:
 def main(arguments: list[str] | None = None) -> None:
     with one_line_errors(ValueError):
         join_hosts = define_flags()
-    run_configured(partial(run, join_hosts), arguments)
+    run_configured(partial(run, join_hosts), arguments, __doc__)

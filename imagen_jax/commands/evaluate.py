@@ -1,4 +1,4 @@
-"""Measures a model, or a folder of images: FID, KID, CMMD, CLIP score and more, with a report.
+r"""Measures a model, or a folder of images: FID, KID, CMMD, CLIP score and more, with a report.
 
 python scripts/evaluate.py --make_reference val2014/ --size 256 --features inception/,clip/ \\
     --reference coco.safetensors

@@ -1,4 +1,4 @@
-"""Training runs to one model directory, like the shipped one: weights, settings, loss curves.
+r"""Training runs to one model directory, like the shipped one: weights, settings, loss curves.
 
     python scripts/export.py --model runs/base32,runs/sr128 --out models/mine \
         --sampler dpmpp_2m --steps 12,1 --guidance 2,1 --threshold static --aug_level 0.2

@@ -111,7 +111,8 @@ def generate(options: argparse.Namespace) -> None:
         for stage, entry in zip(ran, made["sampling"], strict=False)
     }
     print(
-        f"{len(images)} images of {made['size']} pixels in {seconds:.1f} s; "
+        f"{len(images)} image{'s' * (len(images) > 1)} of {made['size']} pixels "
+        f"in {seconds:.1f} s; "
         f"seed {made['seed']}; {json.dumps(stages)}"
     )
 

@@ -1,4 +1,4 @@
-"""Asks people which of two models' images they prefer: sheets, a local web page, the analysis.
+r"""Asks people which of two models' images they prefer: sheets, a local web page, the analysis.
 
 python scripts/evaluate.py --model A --prompts drawbench --num_images 8 --metrics images \\
     --out results/a
@@ -42,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
     add("study", type=Path, metavar="DIR")
     add("--port", type=int, default=8000)
     add("--answers", type=Path, metavar="FILE", help="default: answers.jsonl in DIR")
-    add = commands.add_parser("analyse", help="preferences with 95 % intervals").add_argument
+    add = commands.add_parser("analyse", help="preferences with 95 %% intervals").add_argument
     add("study", type=Path, metavar="DIR")
     add("--answers", type=Path, metavar="FILE", help="default: answers.jsonl in DIR")
     add("--out", type=Path, metavar="FILE", help="also write the analysis as JSON")

@@ -1,4 +1,4 @@
-"""Plans a run on TPUs that are not here: compiles its train step for them and says what it takes.
+r"""Plans a run on TPUs that are not here: compiles its train step for them and says what it takes.
 
     python scripts/plan.py --config configs/imagen_base64.py --topology v5p:4x4x4
     python scripts/plan.py --config configs/imagen_base64.py --topology v5e:16x16 \
@@ -72,4 +72,4 @@ def check_options(sample: bool, images: int | None, json_file: str | None) -> No
 
 def main(arguments: list[str] | None = None) -> None:
     define_flags()
-    run_configured(run, arguments)
+    run_configured(run, arguments, __doc__)

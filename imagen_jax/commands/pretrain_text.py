@@ -47,4 +47,4 @@ def run(overrides: dict[str, str]) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     define_flags()
-    run_configured(run, arguments)
+    run_configured(run, arguments, __doc__)

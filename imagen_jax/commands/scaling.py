@@ -1,4 +1,4 @@
-"""Writes the table of docs/scaling.md from the plans in docs/scaling/.
+r"""Writes the table of docs/scaling.md from the plans in docs/scaling/.
 
     python scripts/plan.py --config configs/imagen_sr256.py --topology v5p:4x4x4 \
         --json docs/scaling/sr256_v5p.json

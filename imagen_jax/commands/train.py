@@ -1,4 +1,4 @@
-"""Trains one stage.
+r"""Trains one stage.
 
     python scripts/train.py --config configs/emoji_base32.py --workdir runs/base32
     python scripts/train.py --config configs/emoji_base32.py --workdir runs/wide \
@@ -85,4 +85,4 @@ def parse_profile(value: str | None) -> tuple[int, int] | None:
 def main(arguments: list[str] | None = None) -> None:
     with one_line_errors(ValueError):
         join_hosts = define_flags()
-    run_configured(partial(train, join_hosts), arguments)
+    run_configured(partial(train, join_hosts), arguments, __doc__)

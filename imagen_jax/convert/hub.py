@@ -71,7 +71,7 @@ def resolve(
 
 def _import_hub(name: str) -> ModuleType:
     try:
-        import huggingface_hub
+        import huggingface_hub.errors  # not an attribute of the package before it is imported
     except ModuleNotFoundError:
         raise ModuleNotFoundError(
             f"There is no directory {name}; to fetch it from the Hugging Face hub, install "

@@ -73,7 +73,7 @@ def mean_losses(losses: Float[Array, " batch"], prior: PriorConfig | None) -> di
     return {"loss": total, "loss_instance": instance, "loss_prior": kept}
 
 
-def loss_weights(batch: int, prior: PriorConfig | None) -> Float[Array, " batch"]:
+def prior_weights(batch: int, prior: PriorConfig | None) -> Float[Array, " batch"]:
     """The weight of each example's loss in that of `mean_losses`."""
     if prior is None:
         return jnp.full(batch, 1 / batch)
@@ -234,7 +234,7 @@ def make_train_step(
         state: TrainState, batch: Batch, key: Keys, frozen: Frozen = Frozen()
     ) -> tuple[TrainState, dict[str, Any]]:
         random = random_inputs(stage, key, batch["image"].shape, dropout, prior)
-        rows = batch, random, loss_weights(len(batch["image"]), prior)
+        rows = batch, random, prior_weights(len(batch["image"]), prior)
         grads, losses = gradient(state.params, rows, frozen)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params, step = optax.apply_updates(state.params, updates), state.step + 1

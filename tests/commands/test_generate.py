@@ -107,7 +107,7 @@ def test_the_summary_lists_the_stages_that_ran(directory, tmp_path, capsys):
     arguments = ["--model", directory, "--num_images", 1, "--batch_size", 2, "--out", tmp_path]
     run("a cat", *arguments, "--size", 4)
     summary = capsys.readouterr().out.splitlines()[-1]
-    assert "1 images of 4 pixels" in summary
+    assert "1 image of 4 pixels" in summary
     assert '"base": {"sampler": "ddpm", "steps": 4, "guidance": 3.0}' in summary
     assert "sr" not in summary.partition("seed")[2]
 

@@ -1,6 +1,8 @@
 """Names to directories: local ones, the hub's cache without a network, and its refusals."""
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -176,3 +178,13 @@ def test_the_cache_serves_without_a_network(cache):
 def test_what_the_cache_lacks_is_said(cache):
     with pytest.raises(FileNotFoundError, match=r"org/other is not .* in the cache"):
         hub.resolve("org/other")
+
+
+def test_a_fresh_process_without_a_network_says_so(tmp_path):
+    """What huggingface_hub imports late is there, whatever was imported before."""
+    program = "from imagen_jax.convert import hub; hub.resolve('org/model')"
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True
+    )
+    assert "FileNotFoundError: org/model is not (whole) in the cache" in done.stderr

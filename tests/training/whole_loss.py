@@ -1,6 +1,6 @@
 """The loss of a batch as the train step computes it, with what is random made from a key."""
 
-from imagen_jax.training.step import loss_weights, make_losses, random_inputs
+from imagen_jax.training.step import make_losses, prior_weights, random_inputs
 
 
 def make_loss(stage, encoder, dropout, prior=None):
@@ -10,6 +10,6 @@ def make_loss(stage, encoder, dropout, prior=None):
     def loss(params, batch, key, frozen):
         random = random_inputs(stage, key, batch["image"].shape, dropout, prior)
         losses = losses_of(params, batch, random, frozen)
-        return losses @ loss_weights(len(losses), prior), (losses, random.t)
+        return losses @ prior_weights(len(losses), prior), (losses, random.t)
 
     return loss
