@@ -4,6 +4,7 @@ Every import counts, also those inside functions and under TYPE_CHECKING.
 """
 
 import ast
+import functools
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -84,6 +85,22 @@ def imported_names(path: Path) -> set[str]:
     return names
 
 
+@functools.cache
+def defined_names(path: Path) -> set[str]:
+    """What stands at a file's top level: classes, functions, constants and what it imports."""
+    names = (
+        {"__all__", "load_model", "Pipeline"} if path == ROOT / "imagen_jax/__init__.py" else set()
+    )
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names |= {(alias.asname or alias.name).split(".")[0] for alias in node.names}
+    return names
+
+
 def target_of(name: str, files: Iterable[str]) -> str | None:
     """The file of ours that an imported name comes from; None for an outside library's."""
     if name.split(".")[0] not in ("imagen_jax", "configs", "scripts"):
@@ -142,6 +159,19 @@ def test_no_circle_of_files():
     }
     # Naming the package for its version reads a string.
     assert not circles({k: v - {"imagen_jax.__init__"} for k, v in arrows.items()})
+
+
+def test_what_a_file_imports_is_there():
+    """Of every name of ours: importing all files would bring TensorFlow."""
+    missing = {
+        f"{name} imports {imported}"
+        for name, path in FILES.items()
+        for imported in imported_names(path)
+        if (target := target_of(imported, FILES)) is not None
+        and imported not in {*FILES, "imagen_jax"}
+        and imported.rpartition(".")[2] not in defined_names(FILES[target])
+    }
+    assert not missing
 
 
 def test_no_loose_file():

@@ -47,7 +47,7 @@ def test_training_is_the_papers(paper, name):
     assert (optimizer.learning_rate, optimizer.warmup_steps) == (1e-4, 10_000)
     assert (optimizer.decay_steps, optimizer.weight_decay) == (2_500_000, 0.0)
     if name != "base64":
-        assert [optimizer.value(key) for key in ("b1", "b2", "eps")] == [0.9, 0.999, 1e-8]
+        assert (optimizer.b1, optimizer.b2, optimizer.eps) == (0.9, 0.999, 1e-8)
     assert config.text.dropout == 0.1
     assert not config.text.trainable
     assert config.frozen_dtype == "bfloat16"

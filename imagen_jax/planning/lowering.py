@@ -20,7 +20,7 @@ from imagen_jax.training.batches import abstract_batch
 from imagen_jax.training.loop import lower_step
 from imagen_jax.training.run_config import RunConfig
 from imagen_jax.training.state import NETWORK
-from imagen_jax.training.table import forward_call, forward_flops
+from imagen_jax.training.table import forward_call
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +67,8 @@ def lower_training(config: RunConfig, mesh: Any) -> Lowered:
     if jax.tree.leaves(frozen):
         parts["frozen"] = frozen
     network = frozen.network if config.lora is not None else state.params[NETWORK]
-    useful = {"network": (config.batch_size * forward_flops(config, network), 3)}
+    forward, arguments = forward_call(config, network)
+    useful = {"network": (config.batch_size * flops.total(forward, *arguments), 3)}
     if "ids" in batch:
         passes = 3 if frozen.text_encoder is None else 1
         useful["text_encoder"] = (config.batch_size * _encoder_flops(encoder), passes)
