@@ -1,5 +1,5 @@
 # make demo       images from text with the shipped model, in samples/demo
-# make test       the tests, about 20 minutes on two cores the first time
+# make test       the tests, about 12 minutes on two cores the first time
 # make test-slow  the tests that take minutes each
 # make lint       ruff: lint and format
 # make clean      delete .venv and what the other targets wrote

@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
 
 # Before jax is imported. `JAX_PLATFORMS=cuda pytest -m gpu` runs the GPU tests.
@@ -15,6 +16,8 @@ os.environ.setdefault(
 # optimizing. Through the environment, so that the processes that tests start do the same.
 if os.environ["JAX_PLATFORMS"] == "cpu":
     os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+    if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11):  # later ones do not know it
+        os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 
 import jax
 import jaxtyping
