@@ -29,6 +29,7 @@ from imagen_jax.pipeline.lazy_params import PROBED, LazyParams
 from imagen_jax.pipeline.model_directory import MODEL_FILE, open_params, read_model
 from imagen_jax.pipeline.pipeline import Pipeline
 from imagen_jax.storage.codec import from_dict
+from imagen_jax.storage.folders import saved_steps
 from imagen_jax.storage.layout_files import ShardingOf
 from imagen_jax.storage.safetensors import kept_dtype, pickles_in
 from imagen_jax.storage.trees import flatten, unflatten
@@ -316,7 +317,7 @@ def read_run(directory: Path) -> tuple[int, Params, dict[str, Any]]:
         ValueError: the directory holds no checkpoint.
     """
     place = directory / "checkpoints"
-    if not any(path.name.isdigit() for path in place.glob("*")):
+    if not saved_steps(place):
         raise ValueError(
             f"{directory} is neither a model directory (no {MODEL_FILE}) nor DeepFloyd IF in "
             f"diffusers' layout (no {diffusers_directory.INDEX}) nor the workdir of a training run "

@@ -1,4 +1,4 @@
-"""The folders that a command writes into: made and tried before any work begins."""
+"""The folders that a command writes into: made and tried before any work begins; what is in them."""
 
 import contextlib
 import re
@@ -46,3 +46,11 @@ def output_folder(path: Path, option: str = "--out") -> Iterator[None]:
             with contextlib.suppress(OSError):  # no longer empty
                 folder.rmdir()
         raise
+
+
+def saved_steps(checkpoints: Path) -> list[int]:
+    """The steps of the checkpoints in a folder, by their names: without Orbax, slow to import.
+
+    Empty where there is no such folder.
+    """
+    return [int(path.name) for path in checkpoints.glob("*") if path.name.isdigit()]

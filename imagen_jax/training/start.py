@@ -14,7 +14,7 @@ from imagen_jax.devices import hosts, sharding
 from imagen_jax.pipeline import encoder_files, loading, model_directory
 from imagen_jax.storage.checkpoint import Checkpoints, check_weights
 from imagen_jax.storage.codec import Section, to_dict
-from imagen_jax.storage.folders import make_folder
+from imagen_jax.storage.folders import make_folder, saved_steps
 from imagen_jax.text.encoder import TextEncoder
 from imagen_jax.training import batches, build, inherit, loop, metrics, samples, scores
 from imagen_jax.training.config import apply_overrides, load_config
@@ -92,7 +92,7 @@ def open_run(plan: Plan, workdir: str | os.PathLike) -> loop.Run:
     """
     config, encoder, mesh = plan.config, plan.encoder, plan.mesh
     workdir = Path(os.path.abspath(workdir))
-    resumed = any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*"))
+    resumed = bool(saved_steps(workdir / "checkpoints"))
     kept = resumed and encoder_files.is_kept(workdir)
     # What can be refused comes before the checkpoints, whose threads an exit would cut off.
     source = None if config.data.source == STREAM else batches.make_source(config)

@@ -17,6 +17,7 @@ from imagen_jax import models
 from imagen_jax.devices.sharding import MeshConfig, make_mesh
 from imagen_jax.images.pixels import to_float
 from imagen_jax.storage.checkpoint import Checkpoints, check_weights
+from imagen_jax.storage.folders import saved_steps
 from imagen_jax.text import encoder as text
 from imagen_jax.training import build, start
 from imagen_jax.training.loop import Run
@@ -107,10 +108,9 @@ def open_run(plan: start.Plan, workdir: Path, init_from: str | None) -> Run:
         ValueError: as there; or the workdir has a checkpoint already, which would be mixed up with
             the new one.
     """
-    saved = [path.name for path in (workdir / "checkpoints").glob("*") if path.name.isdigit()]
-    if saved:
+    if saved := saved_steps(workdir / "checkpoints"):
         raise ValueError(
-            f"--workdir {workdir} has a checkpoint already (step {max(map(int, saved))}); give a "
+            f"--workdir {workdir} has a checkpoint already (step {max(saved)}); give a "
             f"new one, and --init_from={workdir} to continue from it"
         )
     weights = None
