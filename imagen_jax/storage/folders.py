@@ -1,4 +1,4 @@
-"""The folders that a command writes into: made and tried before any work begins; what is in them."""
+"""The folders that a command writes into, made and tried first; and the checkpoints in one."""
 
 import contextlib
 import re
