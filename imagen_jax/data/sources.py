@@ -25,7 +25,6 @@ from imagen_jax.storage.trees import name_some
 
 SPLITS = ("train", "heldout", "all")
 CONDITIONINGS = {"text": "captions", "label": "label", None: "image"}  # what of an example it reads
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 HELDOUT_PERCENT = 5
 
 
@@ -306,9 +305,9 @@ def read_folder(
     if not folder.is_dir():
         raise ValueError(f"there is no folder {folder}")
     found = _files_below(folder)
-    images = sorted(name for name in found if name.lower().endswith(IMAGE_SUFFIXES))
+    images = sorted(name for name in found if name.lower().endswith(decoding.SUFFIXES))
     if not images:
-        raise ValueError(f"{folder} holds no image ({', '.join(IMAGE_SUFFIXES)})")
+        raise ValueError(f"{folder} holds no image ({', '.join(decoding.SUFFIXES)})")
     own = tuple(name for name in images if in_split(name, split))
     if not own:
         raise ValueError(f"{folder} has no image in its split {split!r}")

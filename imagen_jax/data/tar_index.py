@@ -17,7 +17,6 @@ import numpy as np
 from imagen_jax.data import fields
 from imagen_jax.data.index import Index, Row, from_rows
 from imagen_jax.data.shards import Shard, check_uncompressed
-from imagen_jax.data.sources import IMAGE_SUFFIXES
 from imagen_jax.images import decoding
 
 BLOCK = 512
@@ -193,7 +192,7 @@ def _row(
     measure: bool,
 ) -> Row:
     """The index's note of one example. A text or label that is missing is found when it is read."""
-    image = next((members[name] for name in members if f".{name}" in IMAGE_SUFFIXES), None)
+    image = next((members[name] for name in members if f".{name}" in decoding.SUFFIXES), None)
     used = {role: members.get(name.partition(".")[0]) for role, name in names.items()}
     used |= {"image": image, "json": members.get("json")}
     faults = {

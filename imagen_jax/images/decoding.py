@@ -10,6 +10,12 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 MAX_PIXELS = 89_478_485
 # Pillow knows more, some of which start other programs (EPS: Ghostscript).
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF", "JPEG2000")
+# The endings of their files; whoever looks for images in a folder or a tar looks for these.
+SUFFIXES = (
+    *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".mpo"),
+    *(".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".avif", ".avifs"),
+    *(".jp2", ".j2k", ".jpc", ".jpf", ".jpx", ".j2c"),
+)
 # What its readers raise besides OSError and ValueError.
 PILLOW_ERRORS = (SyntaxError, EOFError, Image.DecompressionBombError)
 

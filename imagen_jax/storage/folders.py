@@ -1,10 +1,23 @@
-"""The folders that a command writes into, made and tried first; and the checkpoints in one."""
+"""Paths as users write them; the folders that a command writes into; the checkpoints in one."""
 
 import contextlib
+import os
 import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+
+def user_path(path: str | os.PathLike) -> Path:
+    """A path as a user wrote it, with ~ and ~name expanded as a shell does.
+
+    Raises:
+        ValueError: it begins with the home of a user who has none (no HOME, an unknown user).
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{os.fspath(path)}: {error}; give the whole path") from None
 
 
 def check_local(path: str | Path, option: str) -> None:
