@@ -120,6 +120,11 @@ def read_reference(path: Path) -> Reference:
 
     Raises FileNotFoundError, or ValueError where the file is another, or damaged.
     """
+    if path.is_dir():
+        raise ValueError(
+            f"{path} is a folder; give the file of its features: scripts/evaluate.py "
+            f"--make_reference {path} --reference FILE writes it."
+        )
     if not path.is_file():
         raise FileNotFoundError(
             f"There is no file or folder {path}. --reference takes a folder of true images, or the "
