@@ -13,6 +13,9 @@ beside the true one, --b), captions (does the caption describe the image; yes, s
 """
 
 import argparse
+import contextlib
+import sys
+import warnings
 from pathlib import Path
 
 from imagen_jax.commands.command_line import make_parser, run_parsed
@@ -40,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
     add("--out", type=Path, required=True, metavar="DIR")
     add = commands.add_parser("serve", help="the web page, for this machine only").add_argument
     add("study", type=Path, metavar="DIR")
-    add("--port", type=int, default=8000)
+    add("--port", type=int, default=8000, help="0 takes a free one (default: 8000)")
     add("--answers", type=Path, metavar="FILE", help="default: answers.jsonl in DIR")
     add = commands.add_parser("analyse", help="preferences with 95 %% intervals").add_argument
     add("study", type=Path, metavar="DIR")
@@ -67,7 +70,10 @@ def make_sheets(options: argparse.Namespace) -> None:
     names = (options.name_a or options.a.resolve().name, options.name_b or options.b.resolve().name)
     make_folder(options.out, "--out")
     if any(options.out.iterdir()):
-        raise ValueError(f"--out {options.out} is not empty: a study stays as it was made.")
+        raise ValueError(
+            f"--out {options.out} is not empty: a study stays as it was made. Give another folder; "
+            "half a study, without key.json, can be deleted."
+        )
     study = make_study(
         options.study, prompts, *sets, names, options.out, controls=controls, seed=options.seed
     )
@@ -84,7 +90,10 @@ def serve(options: argparse.Namespace) -> None:
 
     study = read_study(options.study)
     answers = AnswerFile(options.answers or options.study / "answers.jsonl", study)
-    with StudyServer(options.study, study, answers, options.port) as server:
+    with (
+        contextlib.closing(answers),
+        StudyServer(options.study, study, answers, options.port) as server,
+    ):
         print(
             f"http://{ADDRESS}:{server.server_address[1]}  (answers in {answers.path})", flush=True
         )
@@ -104,6 +113,7 @@ def analyse(options: argparse.Namespace) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
+    warnings.showwarning = lambda message, *rest: print(f"Warning: {message}", file=sys.stderr)
     {"sheets": make_sheets, "serve": serve, "analyse": analyse}[options.command](options)
 
 

@@ -341,7 +341,7 @@ def test_the_other_studies(kind, images, tmp_path, capsys):
             choice = ("left", "right")[secret.models.index("b")]
         choice = (secret.control or {question: choice})[question]
         lines.append({"rater": "ann", "trial": trial, "answers": {question: choice}})
-    (out / "answers.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (out / "answers.jsonl").write_text("".join(f"{json.dumps(x)}\n" for x in lines))
     main(["analyse", str(out), "--out", str(tmp_path / "result.json")])
     found = json.loads((tmp_path / "result.json").read_text())["questions"][question]["all"]
     if kind == "photorealism":
@@ -356,8 +356,9 @@ def test_answers_that_were_edited_are_refused(study, tmp_path):
     line = json.dumps({"rater": "ann", "trial": next(iter(study[1].trials)), "answers": good})
     for text, said in (
         (f"{line}\n{line}\n", "line 2: ann has answered"),
-        (f"{line}\n{line[:30]}", "line 2: "),
-        ('{"rater": "ann"}', "line 1: An answer must be"),
+        (f"{line}\n{line[:30]}\n", "line 2: "),
+        ("[" * 5000 + "\n", "line 1: "),
+        ('{"rater": "ann"}\n', "line 1: An answer must be"),
     ):
         (tmp_path / "answers.jsonl").write_text(text)
         with pytest.raises(ValueError, match=said):
