@@ -27,6 +27,7 @@ from pathlib import Path
 import numpy as np
 
 from imagen_jax.commands.command_line import make_parser, run_parsed
+from imagen_jax.storage.folders import make_folder
 
 TOLERANCE = 1e-4  # relative L2 between the features of both sides
 
@@ -34,7 +35,7 @@ TOLERANCE = 1e-4  # relative L2 between the features of both sides
 def parser() -> argparse.ArgumentParser:
     parse = make_parser(__doc__)
     add = parse.add_argument
-    add("--batch_size", type=int, default=16)
+    add("--batch_size", type=int, default=16, help="images at a time (default: 16)")
     add("--side", type=int, default=256, help="of the images, in pixels")
     add("--rounds", type=int, default=7, help="turns of each side")
     add("--threads", type=int, help="of PyTorch (default: its own choice)")
@@ -129,6 +130,8 @@ def measure(options: argparse.Namespace) -> dict:
 def run(options: argparse.Namespace) -> None:
     if min(options.batch_size, options.side, options.rounds) < 1:
         raise ValueError("--batch_size, --side and --rounds must be at least 1")
+    if options.out is not None:
+        make_folder(options.out.parent, "--out")
     figures = measure(options)
     mine, other = figures["features_per_second"].values()
     print(

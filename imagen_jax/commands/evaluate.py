@@ -2,7 +2,7 @@ r"""Measures a model, or a folder of images: FID, KID, CMMD, CLIP score and more
 
 python scripts/evaluate.py FOLDER_A FOLDER_B          # FID of A's images from B's
 python scripts/evaluate.py --make_reference val2014/ --size 256 --reference coco.safetensors
-python scripts/evaluate.py --model runs/mine --prompts coco30k --metrics fid,kid,cmmd,clip \\
+python scripts/evaluate.py --model runs/mine --prompts coco30k --metrics fid,kid,cmmd,clip \
     --reference coco.safetensors --out results/coco
 python scripts/evaluate.py --model emoji --metrics retrieval,psnr --split heldout --out results/
 

@@ -1,8 +1,8 @@
 r"""Asks people which of two models' images they prefer: sheets, a local web page, the analysis.
 
-python scripts/evaluate.py --model A --prompts drawbench --num_images 8 --metrics images \\
+python scripts/evaluate.py --model A --prompts drawbench --num_images 8 --metrics images \
     --out results/a
-python scripts/evaluate.py --model B --prompts drawbench --num_images 8 --metrics images \\
+python scripts/evaluate.py --model B --prompts drawbench --num_images 8 --metrics images \
     --out results/b
 python scripts/human_eval.py sheets --a results/a --b results/b --prompts drawbench --out study
 python scripts/human_eval.py serve study          # http://127.0.0.1:8000, answers.jsonl in study
@@ -14,6 +14,7 @@ beside the true one, --b), captions (does the caption describe the image; yes, s
 
 import argparse
 import contextlib
+import shutil
 import sys
 import warnings
 from pathlib import Path
@@ -56,10 +57,12 @@ def make_sheets(options: argparse.Namespace) -> None:
     from imagen_jax.evaluation.prompts import read_prompts
     from imagen_jax.human_study.sheets import make_study, read_set
     from imagen_jax.human_study.study import write_study
+    from imagen_jax.pipeline.request import check_count
 
     known = read_prompts(options.prompts, options.data)
     prompts = known.first(options.num)
-    per_prompt = options.num_images or PER_PROMPT[options.study]
+    per_prompt = PER_PROMPT[options.study] if options.num_images is None else options.num_images
+    check_count("num_images", per_prompt)
     if options.study != "drawbench" and per_prompt != 1:
         raise ValueError(f"--study {options.study} shows one image a prompt, not {per_prompt}.")
     sets = [
@@ -70,14 +73,15 @@ def make_sheets(options: argparse.Namespace) -> None:
     names = (options.name_a or options.a.resolve().name, options.name_b or options.b.resolve().name)
     make_folder(options.out, "--out")
     if any(options.out.iterdir()):
-        raise ValueError(
-            f"--out {options.out} is not empty: a study stays as it was made. Give another folder; "
-            "half a study, without key.json, can be deleted."
+        raise ValueError(f"--out {options.out} is not empty: a study stays as it was made.")
+    try:
+        study = make_study(
+            options.study, prompts, *sets, names, options.out, controls=controls, seed=options.seed
         )
-    study = make_study(
-        options.study, prompts, *sets, names, options.out, controls=controls, seed=options.seed
-    )
-    write_study(study, options.out)
+        write_study(study, options.out)
+    except BaseException:  # half a study would be in the way
+        shutil.rmtree(options.out / "sheets", ignore_errors=True)
+        raise
     print(f"{options.out}: {len(study.trials)} trials, {controls} of them controls")
     for folder, images in zip((options.a, options.b), sets, strict=True):
         if not images.named:

@@ -62,6 +62,9 @@ def notes(run: EvaluationRun) -> list[str]:
     request, true, found = run.request, run.true_images or run.reference, []
     if true is None:
         return found
+    given = request.images, request.reference
+    if None not in given and given[0].resolve() == given[1].resolve():
+        found.append("the images and the reference are the same folder")
     if true.size != request.size:
         found.append(
             f"the images have {request.size} pixels and the reference {true.size}: a distance "

@@ -104,6 +104,7 @@ def make_page(
         body += ["<h2>Figures</h2>", _table([("metric", "of", "value", "details"), *rows])]
     else:
         body += ["<h2>Points</h2>", _table(table)]
+    body += ["<p>Of FID, KID and CMMD less is better; of all others more.</p>"]
     for name, image in images.items():
         body += [f"<h2>{html.escape(name)}</h2>", _image(image, name)]
     settings = {

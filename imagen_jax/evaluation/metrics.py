@@ -1,5 +1,6 @@
 """From features to figures: FID, KID, CMMD, CLIP score and R-precision, each by each network."""
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -116,12 +117,20 @@ def compute_targets(
         wanted = metrics_of(metrics, extractor)
         needs = {METRICS[metric].target for metric in wanted}
         references = reference.of(extractor) if "reference" in needs else None
+        if references is not None:
+            warn_of_one(references, f"references have the same features by {extractor.name}")
         statistics, texts = statistics_of(references) if "fid" in wanted else None, None
         if "captions" in needs:
             distinct, row = np.unique(np.asarray(captions), return_inverse=True)
             texts = np.asarray(extractor.texts([str(text) for text in distinct]))[row]
         targets[extractor.name] = Targets(references, statistics, texts)
     return targets
+
+
+def warn_of_one(features: np.ndarray, what: str) -> None:
+    """Warns where all images are one image: of one colour, or copies."""
+    if len(features) > 1 and np.allclose(features, features[0]):
+        warnings.warn(f"all {len(features)} {what}: are they one image?", stacklevel=3)
 
 
 class Measured(NamedTuple):
@@ -149,6 +158,7 @@ def measure(
     found = Measured({}, {})
     for extractor in extractors:
         images, target = features[extractor.name], targets[extractor.name]
+        warn_of_one(images, f"images have the same features by {extractor.name}")
         if rows is not None and target.captions is not None:
             target = target._replace(captions=target.captions[np.asarray(rows)])
         for name in metrics_of(metrics, extractor):

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from imagen_jax.commands import evaluate
-from imagen_jax.evaluation import generation, networks
+from imagen_jax.evaluation import generation, networks, run
 from imagen_jax.evaluation.distances import frechet_distance, statistics_of
 from imagen_jax.evaluation.request import EvaluationRequest
 
@@ -105,6 +105,14 @@ def test_folders_that_cannot_be_compared(folders, networks, tmp_path, rng, capsy
     assert "fid of 3 images, no more than random-inception has features (6)" in said
     call(a, tmp_path / "mixed", *with_network, "--size", 8)
     assert "have 8 pixels" not in capsys.readouterr().out
+    (tmp_path / "plain").mkdir()
+    for i in range(3):
+        Image.new("RGB", (8, 8), "red").save(tmp_path / "plain" / f"{i}.png")
+    call(tmp_path / "plain", tmp_path / "plain", *with_network)
+    said = capsys.readouterr()
+    assert "the same folder" in said.out
+    assert "all 3 images have the same features" in said.err
+    assert "all 3 references have the same features" in said.err
 
 
 def test_equal_folders(tmp_path, rng, capsys):
@@ -141,14 +149,12 @@ def test_a_metric_that_fails_costs_no_other(folders, networks, prompts, tmp_path
 def test_a_point_that_fails_costs_no_other(
     folders, networks, model, prompts, tmp_path, monkeypatch
 ):
-    real = generation.generate_images
-
-    def broken(generate, texts, directory, *more):
+    def generated(found, model, directory):
         if "guidance_2" in str(directory):
             raise ValueError("images are not finite")
-        return real(generate, texts, directory, *more)
+        return sorted(folders[0].iterdir())[:4], 4
 
-    monkeypatch.setattr(generation, "generate_images", broken)
+    monkeypatch.setattr(run, "_generated", generated)
     command = ("--model", model, "--prompts", prompts, "--steps", 1, "--metrics", "fid,clip")
     command += ("--features", "inception,clip", "--reference", folders[1])
     said = refused(*command, "--guidance", 1, 2, 3, "--out", tmp_path / "out")

@@ -294,6 +294,17 @@ def test_categories_of_any_name(study):
     assert counts == {"all": PROMPTS // 2, "text": PROMPTS // 2}
 
 
+def test_an_image_that_cannot_be_read_leaves_no_half_study(images, tmp_path):
+    shutil.copytree(images / "a", tmp_path / "a")
+    broken = tmp_path / "a" / "images" / "000007.png"
+    broken.write_bytes(broken.read_bytes()[:40])
+    command = f"sheets --a {tmp_path / 'a'} --b {images / 'b'} --prompts {images / 'prompts.csv'}"
+    command += f" --num_images {COPIES} --out {tmp_path / 'out'}"
+    with pytest.raises(SystemExit, match=r"000007\.png cannot be read"):
+        main(command.split())
+    assert not list((tmp_path / "out").iterdir())
+
+
 @pytest.mark.parametrize("name", ["../key.json", "/etc/passwd", "x.png", ""])
 def test_sheets_of_other_names_are_refused(study, tmp_path, name):
     values = json.loads((study[0] / human.TRIALS_FILE).read_text())
@@ -374,6 +385,8 @@ def test_what_cannot_be_a_study_is_refused(images, study, tmp_path):
         make(images, tmp_path / "x", "--study", "captions", "--num_images", 2)
     with pytest.raises(SystemExit, match="0 controls of 20 prompts cannot be made"):
         make(images, tmp_path / "x", "--num_images", COPIES, "--controls", 0)
+    with pytest.raises(SystemExit, match="num_images must be a whole number, at least 1: 0"):
+        make(images, tmp_path / "x", "--num_images", 0)
     with pytest.raises(SystemExit, match=r"no file .*answers\.jsonl of answers"):
         main(["analyse", str(study[0])])
     with pytest.raises(ValueError, match="no answers yet"):
