@@ -93,5 +93,5 @@ def read_extractors(request: EvaluationRequest) -> tuple[FeatureExtractor, ...]:
 
 def random_inception() -> FeatureExtractor:
     """Inception with random weights: for trying things out where the true ones are not at hand."""
-    network = FeatureNetwork("random Inception", None, inception.init(jax.random.key(0)))
+    network = FeatureNetwork("random Inception", None, jax.jit(inception.init)(jax.random.key(0)))
     return make_extractor(network)

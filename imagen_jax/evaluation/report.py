@@ -198,8 +198,10 @@ def write_results(
             if STRIP in report.sheets
         }
         page = make_page(result, shown, rows)
-    write_object(out / "report.json", result)
+    write_object(out / "report.json", result)  # first: the disk may be nearly full
     (out / "report.html").write_text(page, encoding="utf-8")
+    if len(points) == 1:
+        reports[0].write(out)
     return [*paths, out / "report.json", out / "report.html"]
 
 

@@ -73,6 +73,11 @@ class EvaluationRequest:
                 "write.",
             ),
             (
+                self.images is None or max(len(self.guidance), len(self.aug_level)) < 2,
+                "--images are what they are: several --guidance or --aug_level need a model that "
+                "generates them.",
+            ),
+            (
                 self.truth is None or self.images is not None,
                 "--truth is for --images, which are not given.",
             ),

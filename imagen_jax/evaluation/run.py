@@ -82,12 +82,14 @@ def _folder(out: Path | None) -> Iterator[Path]:
 
 
 def _evaluate(request: EvaluationRequest, directory: Path) -> None:
-    run = inputs.read_run(request)
     points = sweep.make_points(request.guidance, request.aug_level)
+    if len(points) > 1:
+        import matplotlib  # noqa: F401  (an error before the work, not after it)
+    run = inputs.read_run(request)
     models = _read_models(run, points)
     if models:
         run = replace(run, request=_fitted(run, models[0]))
-    _check_sweep(run, points, models)
+    _check_aug_level(run, models)
     places = [directory if len(points) == 1 else directory / "points" / p.name for p in points]
     if run.files is None:
         for model, place in zip(models, places, strict=True):
@@ -109,7 +111,8 @@ def _evaluate(request: EvaluationRequest, directory: Path) -> None:
         found = attempt(point.name, one) if len(points) > 1 else one()
         if whole:
             print(report.summary(found.values, point if len(points) > 1 else None), flush=True)
-        found.write(place)
+        if len(points) > 1:
+            found.write(place)
         reports.append(found if len(points) == 1 else found.only_strip())
     if not whole:
         print(f"Share {request.share} is done; the figures are for a run without --share.")
@@ -160,24 +163,15 @@ def _check_model(run: EvaluationRun, model: EvaluatedModel) -> None:
     )
 
 
-def _check_sweep(
-    run: EvaluationRun, points: Sequence[sweep.SweepPoint], models: Sequence[EvaluatedModel]
-) -> None:
-    """ValueError where several points are asked for and something is missing to compare them."""
+def _check_aug_level(run: EvaluationRun, models: Sequence[EvaluatedModel]) -> None:
+    """ValueError where --aug_level has no stage that it changes."""
     request = run.request
-    if len(points) > 1:
-        if request.images is not None:
-            raise ValueError(
-                "--images are what they are: several --guidance or --aug_level need a model that "
-                "generates them."
-            )
-        import matplotlib  # noqa: F401  (an error before the work, not after it)
     if not request.aug_level or set(request.metrics) & set(QUALITY):
         return
     stages = models[0].pipeline.cascade.stages if models else ()
     if not any(s.low_resolution is not None and s.resolution <= request.size for s in stages):
         raise ValueError(
-            f"--aug_level changes nothing: no super-resolution stage makes images of "
+            "--aug_level changes nothing: no super-resolution stage makes images of "
             f"{request.size}."
         )
 
