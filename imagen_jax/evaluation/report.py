@@ -1,5 +1,6 @@
 """What an evaluation leaves in its directory: report.json, report.html, tables, sheets, a curve."""
 
+import contextlib
 import csv
 import platform
 import re
@@ -210,10 +211,13 @@ def _keep_earlier(out: Path, values: Sequence[Mapping[str, Any]]) -> None:
     path = out / "report.json"
     if not path.is_file():
         return
-    earlier = read_object(path, "a report of scripts/evaluate.py")
-    if [rows_of(v) for v in earlier.get("points", [earlier])] == [rows_of(v) for v in values]:
-        return
-    name = "report_" + re.sub(r"\W", "", str(earlier.get("date", "earlier")))
+    date = "earlier"
+    with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):  # no report of ours
+        earlier = read_object(path, "a report of scripts/evaluate.py")
+        date = re.sub(r"\W", "", earlier["date"])
+        if list(map(rows_of, earlier.get("points", [earlier]))) == list(map(rows_of, values)):
+            return
+    name = f"report_{date}"
     for suffix in (".json", ".html"):
         if path.with_suffix(suffix).is_file():
             path.with_suffix(suffix).rename(out / f"{name}{suffix}")

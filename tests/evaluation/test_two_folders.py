@@ -60,6 +60,9 @@ def test_fid_of_two_folders(folders, networks, tmp_path, capsys, monkeypatch):
     assert not stand.seen
     earlier = json.loads(next((tmp_path / "out").glob("report_*.json")).read_text())
     assert earlier == report  # another report took its place and did not overwrite it
+    (tmp_path / "out" / "report.json").write_text('{"fid": 3}')
+    call("a", "b", "--features", "inception", "--out", "out")
+    assert (tmp_path / "out" / "report_earlier.json").read_text() == '{"fid": 3}'
 
 
 def test_where_weights_are_found(tmp_path, monkeypatch):
