@@ -12,6 +12,7 @@ import functools
 import hashlib
 import json
 import os
+import unicodedata
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -64,7 +65,8 @@ def make_example(key: str, **fields: Any) -> dict[str, Any]:
 def is_heldout(key: str) -> bool:
     """Whether a hash of the key falls into the held-out 5 %: the same on every machine."""
     # surrogateescape: names of files are bytes, and not UTF-8 on every disk
-    digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+    name = unicodedata.normalize("NFC", key).encode("utf-8", "surrogateescape")
+    digest = hashlib.sha256(name).digest()
     return int.from_bytes(digest[:8], "big") % 100 < HELDOUT_PERCENT
 
 
@@ -320,9 +322,13 @@ def read_folder(
             raise ValueError(
                 f"{folder}: {name_some(outside)} must lie in a sub-folder named after its class"
             )
-        class_names = tuple(sorted({name.split("/")[0] for name in images}))
-        labels = np.searchsorted(class_names, [name.split("/")[0] for name in own])
+        class_names = tuple(sorted({_class_of(name) for name in images}))
+        labels = np.searchsorted(class_names, [_class_of(name) for name in own])
     return FolderSource(folder, own, captions, labels, class_names, max_pixels)
+
+
+def _class_of(name: str) -> str:
+    return normalized(name).partition("/")[0]
 
 
 def _files_below(folder: Path) -> set[str]:
@@ -353,17 +359,28 @@ def _folder_captions(folder: Path, found: set[str], images: list[str]) -> dict[s
     ValueError where an image has neither. Its text file is cat.txt, or cat.TXT, for cat.png.
     """
     texts = {name[:-4]: name for name in sorted(found) if name.lower().endswith(".txt")}
-    stems = {name: name.rpartition(".")[0] for name in images}
-    captions = {name: texts[stem] for name, stem in stems.items() if stem in texts}
+    alike = {normalized(stem): name for stem, name in texts.items()}
+    captions: dict[str, Captions | str] = {}
+    for name in images:
+        stem = name.rpartition(".")[0]
+        if text := texts.get(stem, alike.get(normalized(stem))):
+            captions[name] = text
     files = sorted(name for name in found if name.lower() in CAPTION_FILES)
     if len(files) > 1:
         raise ValueError(f"{folder} holds {' and '.join(files)}; keep one of them")
     for file in files:
         listed = read_captions(folder / file)
         spelled = {normalized(name): name for name in images}
+        if len(spelled) < len(images):
+            twice = next(name for name in images if spelled[normalized(name)] != name)
+            raise ValueError(
+                f"{folder} has two images named {twice}, whose accents are stored in two ways: "
+                f"{folder / file} cannot tell them apart; rename one"
+            )
         if unknown := sorted(listed.keys() - spelled.keys()):
             raise ValueError(
-                f"{folder / file} names images that are not there: {name_some(unknown)}"
+                f"{folder / file} names {len(unknown)} images, of {len(listed)}, that are not "
+                f"there: {name_some(unknown)}{_nearest_file(unknown[0], found)}"
             )
         captions |= {spelled[name]: rows for name, rows in listed.items()}
     if missing := [name for name in images if name not in captions]:
@@ -374,3 +391,13 @@ def _folder_captions(folder: Path, found: set[str], images: list[str]) -> dict[s
             "None)."
         )
     return captions
+
+
+def _nearest_file(name: str, found: set[str]) -> str:
+    """For an error message: the file of this name in another folder, or in other letters."""
+    base = name.rpartition("/")[2].casefold()
+    for file in sorted(found):
+        if normalized(file).rpartition("/")[2].casefold() == base:
+            same = normalized(file) == name
+            return f"; {file} is there, but no image" if same else f"; did you mean {file}?"
+    return ""

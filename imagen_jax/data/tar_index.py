@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import re
 import tarfile
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -100,7 +101,8 @@ def _header(block: bytes) -> tarfile.TarInfo | None:
 
 
 def _member(header: tarfile.TarInfo, sparse: bool, data: int, length: int) -> Member:
-    name = re.sub(r"^(\./)+", "", header.name.replace("\\", "/"))
+    # An image from macOS and its caption from elsewhere meet, however they spell their accents.
+    name = unicodedata.normalize("NFC", re.sub(r"^(\./)+", "", header.name.replace("\\", "/")))
     faults = {
         f"is {WITHOUT_DATA.get(header.type)}": header.type in WITHOUT_DATA,
         "is a sparse file": sparse,
