@@ -6,6 +6,7 @@ Every image and every chunk of the features is a file: what is there is not made
 
 import contextlib
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -34,6 +35,7 @@ from imagen_jax.evaluation.shards import WHOLE
 from imagen_jax.pipeline.generation import spread
 from imagen_jax.storage.codec import require
 from imagen_jax.storage.folders import output_folder
+from imagen_jax.text.encoder import ShortenedWarning, tokenize
 
 
 def evaluate(request: EvaluationRequest) -> None:
@@ -103,6 +105,8 @@ def _check_model(run: EvaluationRun, model: EvaluatedModel) -> None:
     if run.emoji is not None:
         super_resolution.check_super_resolution(metrics, model, run.emoji)
     kinds = {stage.conditioning for stage in model.pipeline.cascade.stages}
+    if "text" in kinds and run.files is None and run.prompts is not None:
+        tokenize(model.pipeline.cascade.encoder, run.prompts.texts)  # warns of those that are cut
     if "text" in kinds or set(metrics) <= set(QUALITY):
         return
     name = model.pipeline.name
@@ -199,16 +203,18 @@ def _generator(request: EvaluationRequest, model: EvaluatedModel) -> generation.
 
     def generate(prompts: Sequence[str], first: int) -> Sequence[Image.Image]:
         what = {"prompt": list(prompts)} if reads_text else {"label": [int(x) for x in prompts]}
-        return pipeline.generate_images(
-            num_images=1,
-            size=request.size,
-            seed=request.seed,
-            batch_size=request.batch_size,
-            progress=False,
-            sampling=model.sampling,
-            first_index=first,
-            **what,
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ShortenedWarning)  # one was given for all prompts
+            return pipeline.generate_images(
+                num_images=1,
+                size=request.size,
+                seed=request.seed,
+                batch_size=request.batch_size,
+                progress=False,
+                sampling=model.sampling,
+                first_index=first,
+                **what,
+            )
 
     return generate
 

@@ -119,11 +119,12 @@ def encode_prompts(
     encoder: text.TextEncoder, params: Params, prompts: Sequence[str], batch_size: int
 ) -> TextEmbeddings:
     """Embeddings on the host, encoded `batch_size` at a time: one program for any number."""
-    batches = []
+    tokens, batches = text.tokenize(encoder, prompts), []
     for start in range(0, len(prompts), batch_size):
-        batch = list(prompts[start : start + batch_size])
-        encoded = text.encode(encoder, params, batch + [""] * (batch_size - len(batch)))
-        batches.append(take_rows(encoded, np.arange(len(batch))))
+        rows = np.arange(start, start + batch_size).clip(max=len(prompts) - 1)
+        batch = take_rows(tokens, rows)
+        encoded = text.encode_tokens(encoder.config, params, *batch, encoder.padding)
+        batches.append(take_rows(encoded, np.arange(min(batch_size, len(prompts) - start))))
     return jax.tree.map(lambda *arrays: np.concatenate(arrays), *batches)
 
 

@@ -13,7 +13,6 @@ from imagen_jax.data.embeddings import read_embedded
 from imagen_jax.devices.sharding import host_groups, host_rows
 from imagen_jax.storage.codec import require
 from imagen_jax.text import encoder as text
-from imagen_jax.text.tokenizers import token_ids
 from imagen_jax.training.feed import Batches, check_labels
 from imagen_jax.training.run_config import (
     MEMORY,
@@ -158,23 +157,16 @@ class Tokenizer:
     COUNTED = 1000
 
     def __init__(self, encoder: text.TextEncoder):
-        self.encoder, self.seen, self.cut = encoder, 0, 0
+        self.encoder, self.said = encoder, False
+        self.shortened = text.Shortened(encoder.max_length - 1)
 
     def __call__(self, captions: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        if self.seen < self.COUNTED:
-            limit = self.encoder.max_length - 1
-            ids = token_ids(self.encoder.tokenizer, captions)
-            self.seen += len(captions)
-            self.cut += sum(len(each) > limit for each in ids)
-            if self.cut and self.seen >= self.COUNTED:
-                logging.warning(
-                    "%.1f %% of the first %d captions have more than text.max_length - 1 = %d "
-                    "tokens and are cut",
-                    100 * self.cut / self.seen,
-                    self.seen,
-                    limit,
-                )
-        return text.tokenize(self.encoder, captions, warn=False)
+        found = text.tokenize(self.encoder, captions, self.shortened)
+        if self.shortened.seen >= self.COUNTED and not self.said:
+            self.said = True
+            if str(self.shortened):
+                logging.warning("%s", f"{self.shortened} See text.max_length.")
+        return found
 
 
 def make_batches(
