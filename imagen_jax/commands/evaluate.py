@@ -1,8 +1,8 @@
 r"""Measures a model, or a folder of images: FID, KID, CMMD, CLIP score and more, with a report.
 
-python scripts/evaluate.py --make_reference val2014/ --size 256 --features inception/,clip/ \\
+python scripts/evaluate.py --make_reference val2014/ --size 256 --features inception/,clip/ \
     --reference coco.safetensors
-python scripts/evaluate.py --model runs/mine --prompts coco30k --metrics fid,kid,cmmd,clip \\
+python scripts/evaluate.py --model runs/mine --prompts coco30k --metrics fid,kid,cmmd,clip \
     --features inception/,clip/ --reference coco.safetensors --out results/coco
 python scripts/evaluate.py --model emoji --metrics retrieval,psnr --split heldout --out results/
 

@@ -1,8 +1,8 @@
 r"""Asks people which of two models' images they prefer: sheets, a local web page, the analysis.
 
-python scripts/evaluate.py --model A --prompts drawbench --num_images 8 --metrics images \\
+python scripts/evaluate.py --model A --prompts drawbench --num_images 8 --metrics images \
     --out results/a
-python scripts/evaluate.py --model B --prompts drawbench --num_images 8 --metrics images \\
+python scripts/evaluate.py --model B --prompts drawbench --num_images 8 --metrics images \
     --out results/b
 python scripts/human_eval.py sheets --a results/a --b results/b --prompts drawbench --out study
 python scripts/human_eval.py serve study          # http://127.0.0.1:8000, answers.jsonl in study
@@ -25,11 +25,11 @@ def parser() -> argparse.ArgumentParser:
     parse = make_parser(__doc__)
     commands = parse.add_subparsers(dest="command", required=True)
     add = commands.add_parser("sheets", help="make the trials").add_argument
-    add("--study", choices=tuple(PER_PROMPT), default="drawbench")
+    add("--study", choices=tuple(PER_PROMPT), default="drawbench", help="its kind")
     add("--a", type=Path, required=True, metavar="DIR", help="of scripts/evaluate.py, or a folder")
     add("--b", type=Path, required=True, metavar="DIR", help="the other model's, or true images")
     add("--name_a", help="of the models, for the analysis (default: their folders')")
-    add("--name_b")
+    add("--name_b", help="the same of --b")
     add("--prompts", required=True, help="drawbench, coco30k or a file, as for scripts/evaluate.py")
     add("--data", type=Path, help="file of drawbench or coco30k")
     add("--num", type=int, help="the first N prompts")
@@ -37,13 +37,13 @@ def parser() -> argparse.ArgumentParser:
     add("--size", type=int, help="of the images, where those of a folder differ")
     add("--controls", type=int, help="trials with a known answer (default: a tenth)")
     add("--seed", type=int, default=0, help="of sides, order and controls")
-    add("--out", type=Path, required=True, metavar="DIR")
+    add("--out", type=Path, required=True, metavar="DIR", help="folder of the study")
     add = commands.add_parser("serve", help="the web page, for this machine only").add_argument
-    add("study", type=Path, metavar="DIR")
-    add("--port", type=int, default=8000)
+    add("study", type=Path, metavar="DIR", help="folder of the study")
+    add("--port", type=int, default=8000, help="of the page on this machine")
     add("--answers", type=Path, metavar="FILE", help="default: answers.jsonl in DIR")
-    add = commands.add_parser("analyse", help="preferences with 95 %% intervals").add_argument
-    add("study", type=Path, metavar="DIR")
+    add = commands.add_parser("analyse", help="preferences with 95 % intervals").add_argument
+    add("study", type=Path, metavar="DIR", help="folder of the study")
     add("--answers", type=Path, metavar="FILE", help="default: answers.jsonl in DIR")
     add("--out", type=Path, metavar="FILE", help="also write the analysis as JSON")
     return parse

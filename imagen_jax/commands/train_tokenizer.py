@@ -7,9 +7,8 @@ imagen_jax/text/tokenizer_training.py for how.
 """
 
 import argparse
-from pathlib import Path
 
-from imagen_jax.commands.command_line import make_parser, run_parsed
+from imagen_jax.commands.command_line import count, make_parser, path, run_parsed
 from imagen_jax.storage.atomic import written_whole
 from imagen_jax.storage.list_file import TEXT_NAMES, read_rows, text_of
 from imagen_jax.text.tokenizer_training import train_tokenizer
@@ -19,9 +18,9 @@ from imagen_jax.text.tokenizers import SentencePieceTokenizer, vocab_size
 def parser() -> argparse.ArgumentParser:
     parse = make_parser(__doc__)
     add = parse.add_argument
-    add("--input", type=Path, required=True, metavar="FILE", help="text file, one caption a line")
-    add("--output", required=True, metavar="FILE", help="the model file to write")
-    add("--vocab_size", type=int, default=6000)
+    add("--input", type=path, required=True, metavar="FILE", help="the captions")
+    add("--output", type=path, required=True, metavar="FILE", help="the model file to write")
+    add("--vocab_size", type=count, default=6000, help="pieces, fewer if the captions have fewer")
     return parse
 
 
@@ -31,7 +30,7 @@ def train(options: argparse.Namespace) -> None:
     model = train_tokenizer(captions, options.vocab_size)
     with written_whole(options.output) as path:
         path.write_bytes(model)
-    pieces = vocab_size(SentencePieceTokenizer(options.output))
+    pieces = vocab_size(SentencePieceTokenizer(str(options.output)))
     print(f"{options.output}: {pieces} pieces, {len(model) / 1024:.0f} KiB")
 
 

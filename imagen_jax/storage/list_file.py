@@ -62,8 +62,11 @@ def read_text(path: Path) -> str:
     r"""The text of a file, its lines ended by \n.
 
     Raises:
+        FileNotFoundError: there is no such file.
         ValueError: it is not in UTF-8, or has \r within a line, which ended lines on old Macs.
     """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is a folder" if path.is_dir() else f"there is no {path}")
     try:
         text = decode(path.read_bytes())
     except ValueError as error:

@@ -14,6 +14,13 @@ from ml_collections import ConfigDict
 
 from imagen_jax.storage.codec import nearest, to_dict
 
+# Keys as others name them, at any place, and the whole key here.
+OTHER_KEYS = {
+    **dict.fromkeys(("lr", "learning_rate", "base_lr"), "optimizer.learning_rate"),
+    **dict.fromkeys(("epochs", "max_steps", "train_steps", "max_train_steps"), "num_steps"),
+    **dict.fromkeys(("bs", "train_batch_size"), "batch_size"),
+}
+
 
 def load_config(path: str | Path) -> ConfigDict:
     """Calls `get_config()` of a Python file."""
@@ -71,6 +78,8 @@ def apply_overrides(config: ConfigDict, overrides: Mapping[str, str]) -> None:
                 )
             node = child
         last = path[-1]
+        if last not in _entries(node) and OTHER_KEYS.get(last, key) != key:
+            raise ValueError(f"unknown key --config.{key}; here it is --config.{OTHER_KEYS[last]}")
         if isinstance(node, list) and last not in _entries(node):
             raise ValueError(f"--config.{key}: the list has {len(node)} entries")
         node[int(last) if isinstance(node, list) else last] = value

@@ -92,7 +92,7 @@ def test_two_names_that_look_alike(tmp_path):
     captions = {len(item["key"]) - 4: item["captions"] for item in read_folder(tmp_path)}
     assert captions == {1: [("in 1", 1.0)], 2: [("in 2", 1.0)]}
     (tmp_path / "captions.csv").write_text(f"file,caption\n{names[0]}.png,e\n")
-    with pytest.raises(ValueError, match="two images named .* cannot tell them apart; rename one"):
+    with pytest.raises(ValueError, match=r"two images named .* cannot tell them apart; rename one"):
         read_folder(tmp_path)
 
 
