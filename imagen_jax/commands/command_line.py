@@ -50,7 +50,7 @@ def one_line_errors(*expected: type[Exception]) -> Iterator[None]:
         hint = f". It comes with: pip install -e '.[{extra}]'" if extra else ""
         sys.exit(f"error: {error}{hint}")
     except (OSError, *expected) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {error}".removesuffix("."))
     except KeyboardInterrupt:
         sys.exit(130)
 

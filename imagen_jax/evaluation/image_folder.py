@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import ExifTags, Image
 
+from imagen_jax.data.captions import normalized
 from imagen_jax.data.sources import BrokenExample, Source, read_folder
 from imagen_jax.evaluation.shards import WHOLE
 from imagen_jax.images.decoding import decode
@@ -60,8 +61,8 @@ def order_by_ids(files: Sequence[Path], ids: Sequence[str]) -> tuple[list[Path],
     Leading zeros do not count. Where the names are not just these ids, the order is that of the
     names, numbers in them by their value: 2.png before 10.png.
     """
-    found = {file.stem.lstrip("0"): file for file in files}
-    names = [name.lstrip("0") for name in ids]
+    found = {normalized(file.stem).lstrip("0"): file for file in files}
+    names = [normalized(name).lstrip("0") for name in ids]
     if len(found) != len(files) or set(found) != set(names):
         return sorted(files, key=_number_by_value), False
     return [found[name] for name in names], True
@@ -77,9 +78,13 @@ def matching_images(folder: str | Path, files: Sequence[Path], of: Path) -> list
 
     Raises ValueError where one has no counterpart.
     """
-    found = {path.relative_to(folder).with_suffix(""): path for path in list_images(folder)}
-    names = [file.relative_to(of).with_suffix("") for file in files]
-    missing = [str(name) for name in names if name not in found]
+
+    def name_of(file: Path, below: str | Path) -> str:
+        return normalized(str(file.relative_to(below).with_suffix("")))
+
+    found = {name_of(file, folder): file for file in list_images(folder)}
+    names = [name_of(file, of) for file in files]
+    missing = [name for name in names if name not in found]
     if missing:
         raise ValueError(
             f"{folder} has no image for {len(missing)} of {len(names)}, {missing[0]} first: the "

@@ -16,6 +16,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from imagen_jax.storage.trees import name_some
+
 Row = tuple[int, dict[str, Any]]  # (line of the file, from 1; values by column)
 # {a column that is needed: how else people spell its name, in small letters}
 Columns = Mapping[str, Sequence[str]]
@@ -124,7 +126,7 @@ def text_of(path: Path, row: Row, column: str) -> str:
     line, values = row
     text = values[column]
     if not isinstance(text, str) or not text.strip():
-        raise fault(path, line, f"the {column} is empty or no text: {text!r}")
+        raise fault(path, line, f"the {column} is empty or no text: {str(text)[:50]!r}")
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -164,8 +166,8 @@ def _tsv_fields(path: Path, text: str) -> Fields:
                 raise fault(
                     path,
                     line,
-                    f"{field} is in quotes, which in a .tsv belong to the text; save it as .csv, "
-                    "or take them away",
+                    f"{field[:50]} is in quotes, which in a .tsv belong to the text; save it as "
+                    ".csv, or take them away",
                 )
         yield line, fields
 
@@ -212,16 +214,14 @@ def _header(fields: list[str], columns: Columns, separator: str) -> list[str]:
 
 def _needed(found: Sequence[str], columns: Columns) -> dict[str, str]:
     """{name that a file has: ours} of the columns that are needed."""
-    if len(set(found)) < len(found):
-        twice = [name for name in found if name and found.count(name) > 1]
-        if twice:  # columns without a name do not count
-            raise ValueError(f"it has {twice[0]!r} twice")
+    _check_distinct([name for name in found if name])  # pandas leaves its index without a name
     ours = {}
     for column, others in columns.items():
         name = next((name for name in (column, *others) if name in found), None)
         if name is None:
-            known = ", ".join(map(repr, found)) or "none"
-            raise ValueError(f"it needs {column!r} (or {', '.join(others)}) and has {known}")
+            known = name_some([repr(name[:50]) for name in found]) or "none"
+            also = ", ".join(name for name in others if name != column)
+            raise ValueError(f"it needs {column!r} (or {also}) and has {known}")
         ours[name] = column
     return ours
 
@@ -255,8 +255,11 @@ def _parse_object(content: str) -> dict[str, Any]:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
-        raise ValueError(f"it has {twice!r} twice")
-    return values
+    _check_distinct([name for name, _ in pairs])
+    return dict(pairs)
+
+
+def _check_distinct(names: Sequence[str]) -> None:
+    if len(set(names)) < len(names):
+        twice, _ = Counter(names).most_common(1)[0]
+        raise ValueError(f"it has {twice[:50]!r} twice")

@@ -50,7 +50,7 @@ def split_overrides(arguments: Iterable[str]) -> tuple[list[str], dict[str, str]
             continue
         key, equals, value = argument.lstrip("-").removeprefix("config.").partition("=")
         overrides[key] = value if equals else next(remaining, None)
-        if overrides[key] is None:
+        if overrides[key] is None or overrides[key].startswith("--"):
             raise ValueError(f"--config.{key} needs a value: --config.{key}=...")
     return rest, overrides
 

@@ -38,7 +38,7 @@ class Plan(NamedTuple):
     frozen: Frozen
 
 
-def read_raw(path: str, overrides: dict[str, str]) -> Section:
+def read_raw(path: str | Path, overrides: dict[str, str]) -> Section:
     """A config file with overrides, and with what it leaves to a model or an encoder filled in.
 
     Raises:
@@ -54,7 +54,7 @@ def read_raw(path: str, overrides: dict[str, str]) -> Section:
     return encoder_files.with_encoder(raw)
 
 
-def read_plan(path: str, overrides: dict[str, str]) -> Plan:
+def read_plan(path: str | Path, overrides: dict[str, str]) -> Plan:
     """Reads a config, and checks all that is cheap to check.
 
     Raises:

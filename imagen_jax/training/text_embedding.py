@@ -20,7 +20,7 @@ from imagen_jax.training.run_config import RunConfig, read_config
 
 
 def read_embedding(
-    path: str, overrides: dict[str, str], out: Path
+    path: str | Path, overrides: dict[str, str], out: Path
 ) -> tuple[RunConfig, text.TextEncoder]:
     """(typed config, text encoder) of a run that will read the embeddings in `out`.
 

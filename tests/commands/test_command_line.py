@@ -20,7 +20,7 @@ from imagen_jax.commands.command_line import (
 )
 from imagen_jax.commands.other_names import OTHER_NAMES
 from imagen_jax.storage.folders import make_folder, output_folder
-from imagen_jax.training.config import OTHER_KEYS, apply_overrides, load_config
+from imagen_jax.training.config import OTHER_KEYS, apply_overrides, load_config, split_overrides
 
 
 def test_a_comma_separates_the_stages():
@@ -156,6 +156,26 @@ def test_names_of_others_lead_to_options_and_keys_that_are_there():
         apply_overrides(config, {"epochs": "1"})
     for key in OTHER_KEYS.values():
         apply_overrides(config, {key: "1"})
+
+
+def test_a_key_of_the_config_without_a_value_takes_no_option_for_it():
+    assert split_overrides(["--config.seed", "-1"]) == ([], {"seed": "-1"})
+    for arguments in (["--config.seed"], ["--config.seed", "--workdir=a"]):
+        with pytest.raises(ValueError, match=r"--config\.seed needs a value"):
+            split_overrides(arguments)
+
+
+def test_a_tokenizer_is_trained_on_any_list(tmp_path):
+    lists = {"a.txt": "a cat\na dog\n", "a.csv": 'File,Caption\n1,"a cat"\n2,a dog\n'}
+    for name, content in lists.items():
+        (tmp_path / name).write_text(content)
+        options = f"--input {tmp_path / name} --output {tmp_path / name}.model --vocab_size 300"
+        train_tokenizer.main(options.split())
+    models = [(tmp_path / f"{name}.model").read_bytes() for name in lists]
+    assert models[0] == models[1]
+    (tmp_path / "a.csv").write_text("caption\na cat, asleep\n")
+    with pytest.raises(SystemExit, match=r"^error: \S+a\.csv, line 2: it has 2 columns"):
+        train_tokenizer.main(options.split())
 
 
 def test_a_command_tells_a_mistake_in_one_line(tmp_path):
