@@ -2,6 +2,7 @@
 
 import functools
 import io
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageCms
@@ -50,9 +51,9 @@ def alpha_of(image: Image.Image) -> Image.Image | None:
 
 
 @functools.lru_cache(maxsize=32)
-def srgb_transform(profile: bytes | None, mode: str) -> ImageCms.ImageCmsTransform | None:
-    """From an ICC profile to sRGB; None where that changes nothing, or the profile is broken."""
-    if mode != "LAB" and not profile:
+def srgb_transform(profile: Any, mode: str) -> ImageCms.ImageCmsTransform | None:
+    """From an ICC profile to sRGB; None where that changes nothing, or no sound one is there."""
+    if mode != "LAB" and not isinstance(profile, bytes):
         return None
     try:
         own = ImageCms.createProfile("LAB") if mode == "LAB" else io.BytesIO(profile)

@@ -25,16 +25,11 @@ SUFFIXES = (
     *(".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".avif", ".avifs"),
     *(".jp2", ".j2k", ".jpc", ".jpf", ".jpx", ".j2c"),
 )
-UNKNOWN = f"it is no image of a known format ({', '.join(FORMATS)}), or its beginning is damaged"
-# What is often found under an image's name, by how it begins and where.
+# What is often found under an image's name: where it says so, and how.
 STRANGERS = (
-    (
-        4,
-        (b"ftyphei", b"ftyphev", b"ftypmif1"),
-        "it is HEIC; convert it to JPEG, as pillow-heif can",
-    ),
+    (4, (b"ftyphei", b"ftyphev", b"ftypmif1"), "it is HEIC; pillow-heif can convert it to JPEG"),
     (0, (b"version https://git-lfs",), "it is a Git LFS pointer; git lfs pull fetches the image"),
-    (0, (b"<!doctype", b"<html", b"<?xml", b"<svg"), "it is a page of HTML or XML, not an image"),
+    (0, (b"<!doctype", b"<html", b"<?xml", b"<svg"), "it is a page of HTML or XML"),
 )
 Made = TypeVar("Made")
 
@@ -163,12 +158,11 @@ def _value_errors() -> Iterator[None]:
 
 
 def _what_it_is(data: bytes) -> str:
-    if not data:
-        return "the file is empty"
-    for start, beginnings, what in STRANGERS:
+    what = "its beginning is damaged, or Pillow does not read this kind" if data else "it is empty"
+    for start, beginnings, stranger in STRANGERS:
         if data[start : start + 32].lower().startswith(beginnings):
-            return what
-    return UNKNOWN
+            what = stranger
+    return f"no image of a known format ({', '.join(FORMATS)}): {what}"
 
 
 def _upright(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:

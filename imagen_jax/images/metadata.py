@@ -2,10 +2,12 @@
 
 import contextlib
 import struct
+from collections.abc import Iterator
 
 from PIL import ExifTags, Image
 
 ORIENTATION = ExifTags.Base.Orientation
+RESOLUTION_UNIT = ExifTags.Base.ResolutionUnit
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -29,25 +31,31 @@ def orientation(image: Image.Image) -> int:
     value = None
     with contextlib.suppress(Exception):  # Pillow's readers raise as many kinds as there are
         value = image.getexif().get(ORIENTATION)
-    if value is None:
+    if value not in TURNS:
         value = _orientation_tag(image.info.get("exif"))
     return int(value) if value in TURNS else 1
 
 
 def _orientation_tag(exif: bytes | None) -> int | None:
-    """The tag among those of the image, which Pillow does not reach if one before it is broken."""
+    """Its number, which Pillow does not reach behind a broken tag, or takes for text (a byte)."""
     if not isinstance(exif, bytes):
         return None
     tags = exif.removeprefix(b"Exif\0\0")
+    for place, tag, kind, order in _entries(tags):
+        if tag == ORIENTATION and kind in INTEGERS:
+            return struct.unpack_from(order + INTEGERS[kind], tags, place + 8)[0]
+    return None
+
+
+def _entries(tags: bytes) -> Iterator[tuple[int, int, int, str]]:
+    """(place, tag, kind, byte order) of each of the image's tags, as far as they are whole."""
     order = "<" if tags.startswith(b"II") else ">"
     with contextlib.suppress(struct.error):
         (start,) = struct.unpack_from(order + "I", tags, 4)
         (count,) = struct.unpack_from(order + "H", tags, start)
         for place in range(start + 2, start + 2 + 12 * count, 12):
-            tag, kind, _ = struct.unpack_from(order + "HHI", tags, place)
-            if tag == ORIENTATION and kind in INTEGERS:
-                return struct.unpack_from(order + INTEGERS[kind], tags, place + 8)[0]
-    return None
+            tag, kind, _, _ = struct.unpack_from(order + "HHII", tags, place)
+            yield place, tag, kind, order
 
 
 def turned(image: Image.Image, way: int) -> Image.Image:
@@ -85,6 +93,8 @@ def without_metadata(data: bytes) -> bytes:
         return _bare_png(data)
     if data[4:8] == b"ftyp":  # AVIF: a decoder skips what it does not know
         return data.replace(b"Exif", b"skip")
+    if data[:4] in (b"II*\0", b"MM\0*"):
+        return _bare_tiff(data)
     return data
 
 
@@ -108,3 +118,12 @@ def _bare_png(data: bytes) -> bytes:
             kept.append(data[start:end])
         start = end
     return b"".join(kept)
+
+
+def _bare_tiff(data: bytes) -> bytes:
+    """Without the unit of its resolution, by which Pillow multiplies, whatever that is."""
+    bare = bytearray(data)
+    for place, tag, _, order in _entries(data):
+        if tag == RESOLUTION_UNIT:
+            struct.pack_into(order + "H", bare, place, RESOLUTION_UNIT - 1)  # no tag has this
+    return bytes(bare)
