@@ -126,6 +126,7 @@ def _opened(file: Path | bytes, make: Callable[[Image.Image], Made]) -> Made:
 
     Raises OSError where the file cannot be opened, and ValueError for all else.
     """
+    # Opened here: by a name Pillow maps raw TIFFs into memory, with wrong sides if they are turned.
     with io.BytesIO(file) if isinstance(file, bytes) else open(file, "rb") as source:
         try:
             with _value_errors(), Image.open(source, formats=FORMATS) as image:

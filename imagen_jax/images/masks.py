@@ -6,6 +6,7 @@ transparent is kept, and brightness counts where it is opaque; or `alpha` says w
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -24,9 +25,9 @@ ImageInput = Image.Image | np.ndarray | str | os.PathLike
 
 
 def read_mask(
-    mask: ImageInput, alpha: str | None = None, max_pixels: int = decoding.MAX_PIXELS
+    mask: Any, alpha: str | None = None, max_pixels: int = decoding.MAX_PIXELS
 ) -> Image.Image:
-    """A mask in mode L, upright: a PIL image, a file, or an array.
+    """A mask in mode L, upright, of an `ImageInput` or another library's array.
 
     Arrays are [height, width] or [height, width, 1 to 4], bool, floats in 0...1 or whole numbers.
     Of whole numbers white is 1 where there is none above it, else 255, else 65535.
