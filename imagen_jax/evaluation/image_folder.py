@@ -126,11 +126,16 @@ def read_image(file: Path | bytes, preprocessing: Preprocessing) -> np.ndarray:
 
     Grey becomes RGB, other color profiles sRGB, what is transparent white, 16 bits 8, what EXIF
     says is turned upright, an animation its first frame; then the largest centred square, resized
-    with antialiasing (`images.pixels.resize`). Raises OSError or ValueError where it is broken.
+    with antialiasing (`images.pixels.resize`). Raises OSError or ValueError where it is broken,
+    which names the file where a path is given.
     """
-    data = file if isinstance(file, bytes) else file.read_bytes()
-    pixels = decoding.decode(data)
-    preprocessing.counts.update(decoding.changes(data))
+    if isinstance(file, Path):
+        try:
+            return read_image(file.read_bytes(), preprocessing)
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from None
+    pixels = decoding.decode(file)
+    preprocessing.counts.update(decoding.changes(file))
     return _to_square(pixels, preprocessing)
 
 

@@ -58,9 +58,8 @@ def read_mask(
 
 def _parts_of_image(image: Image.Image) -> tuple[np.ndarray, np.ndarray | None]:
     """([height, width] or [height, width, 3] in the image's own range, the opacity)."""
-    if colors.is_deep(image):
-        return np.asarray(image), colors.alpha_of(image)
-    return tuple(None if part is None else np.asarray(part) for part in colors.split(image))
+    parts = (image, colors.alpha_of(image)) if colors.is_deep(image) else colors.split(image)
+    return tuple(None if part is None else np.asarray(part) for part in parts)
 
 
 def _parts_of_array(values: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
@@ -102,7 +101,11 @@ def _brightness(values: np.ndarray, opacity: np.ndarray) -> np.ndarray:
     values = _to_unit(
         np.where(shown if values.ndim == 2 else shown[..., None], values, 0), "values"
     )
-    bright = values @ np.asarray(LUMA) if values.shape[2:] == (3,) else values.reshape(shown.shape)
+    bright = (
+        values @ np.asarray(LUMA, np.float32)
+        if values.shape[2:] == (3,)
+        else values.reshape(shown.shape)
+    )
     grey = np.abs(bright - 0.5) < 0.5 - NEAR
     share = np.average(grey, weights=opacity) if shown.any() else 0
     if opacity.min() < 1 and share > 0.5:
@@ -123,4 +126,4 @@ def _to_unit(values: np.ndarray, what: str) -> np.ndarray:
             f"its {what} run from {low:g} to {high:g}; they must be bool, floats in 0...1, or "
             f"whole numbers in {' or '.join(f'0...{level}' for level in LEVELS)}"
         )
-    return values.astype(np.float64) / white
+    return values.astype(np.float32) / white

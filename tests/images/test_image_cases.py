@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from imagen_jax.data import Loader, read_folder, read_tar
-from imagen_jax.data.sources import BrokenExample
-from imagen_jax.evaluation.image_folder import Preprocessing, common_size, read_chunks
+from imagen_jax.data.sources import BrokenExample, read_npz
+from imagen_jax.evaluation.image_folder import Preprocessing, common_size, read_chunks, read_image
 from imagen_jax.images import decoding
 from imagen_jax.pipeline import request
 from tests.data.shard_files import add
@@ -82,11 +82,18 @@ def test_a_broken_image_is_one_named_example_or_one_line(tmp_path):
     for call in (
         lambda: request.read_image(tmp_path / "broken.jpg"),
         lambda: list(read_chunks([tmp_path / "broken.jpg"], Preprocessing(8))),
+        lambda: read_image(tmp_path / "broken.jpg", Preprocessing(8)),
     ):
         with pytest.raises(ValueError, match=r"broken\.jpg") as error:
             call()
         assert str(error.value).count("broken.jpg") == 1
         assert "\n" not in str(error.value)
+
+
+def test_arrays_that_are_no_images_are_named_with_their_file(tmp_path):
+    np.savez(tmp_path / "a.npz", image=np.zeros(2, np.uint8))
+    with pytest.raises(ValueError, match=r"^\S+a\.npz: images are uint8 \[2\]; they must be"):
+        read_npz(tmp_path / "a.npz", conditioning=None)
 
 
 @pytest.mark.parametrize(

@@ -92,6 +92,14 @@ def test_files_of_every_format(kind, tmp_path):
             check(path)
 
 
+def test_grey_of_16_bits_with_a_transparent_level(tmp_path):
+    image = Image.fromarray(np.where(WANTED, 65535, 9).astype("u2"))
+    (tmp_path / "mask.png").write_bytes(encode(image, "PNG", transparency=9))
+    check(tmp_path / "mask.png")
+    (tmp_path / "mask.png").write_bytes(encode(image, "PNG", transparency=65535))
+    check(tmp_path / "mask.png", "transparent")
+
+
 def test_a_turned_mask_is_read_upright(tmp_path):
     tags = Image.Exif()
     tags[odd_files.ORIENTATION] = 6
