@@ -22,7 +22,7 @@ import numpy as np
 from imagen_jax.data.shards import Shard, is_remote
 from imagen_jax.storage.atomic import written_whole
 
-VERSION = 1
+VERSION = 2
 THREADS = 16  # a shard behind a URL is waited for, not computed
 MOST_FIELDS = 64
 SHARED = ("keys", "spans", "sizes", "lengths")  # columns of shards that are joined as they are
