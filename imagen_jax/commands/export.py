@@ -100,6 +100,8 @@ def plot(curves: dict[str, Any], path: Path) -> None:
     except ImportError:
         print("no image of the loss: it needs matplotlib, pip install -e '.[train]'")
         return
+    from imagen_jax.images.png import SHEET
+
     figure = Figure(figsize=(4.5 * len(curves), 3.2), layout="tight")
     row = figure.subplots(1, len(curves), squeeze=False)[0]
     for axes, (name, curve) in zip(row, curves.items(), strict=True):
@@ -111,7 +113,7 @@ def plot(curves: dict[str, Any], path: Path) -> None:
         axes.set(title=name, xlabel="step", ylabel="loss", yscale="log")
         axes.legend(fontsize=7)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=100)
+    figure.savefig(path, dpi=100, metadata=SHEET if path.suffix.lower() == ".png" else None)
     print(path)
 
 

@@ -166,7 +166,7 @@ def sample(pipeline: Any, options: argparse.Namespace) -> Any:
 def write(options: argparse.Namespace, images: Any) -> None:
     """One PNG an image and, of several, a grid; prints their names."""
     from imagen_jax.images.grid import font_for
-    from imagen_jax.images.png import save_png
+    from imagen_jax.images.png import save_png, save_sheet
 
     made = [image.info["imagen_jax"] for image in images]
     digits = max(4, len(str(made[-1]["index"])))
@@ -176,7 +176,7 @@ def write(options: argparse.Namespace, images: Any) -> None:
         print(path)
     if not options.no_grid and len(images) > 1:
         columns = options.num_images if 1 < options.num_images <= 8 else None
-        images.grid(columns).save(options.out / "grid.png")
+        save_sheet(images.grid(columns), options.out / "grid.png")
         print(options.out / "grid.png")
         for number, caption in enumerate(images.captions or [], start=1):
             if font_for(caption, 15) is None:
