@@ -2,6 +2,7 @@
 
 import bz2
 import dataclasses
+import errno
 import functools
 import gzip
 import itertools
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imagen_jax.data import SOURCES, Loader, records, shards, tar_index
+from imagen_jax.data import SOURCES, Loader, index, records, shards, tar_index
 from imagen_jax.data.loader import TooManyBroken
 from imagen_jax.data.shards import expand_braces, find_shards
 from imagen_jax.data.sources import BrokenExample, is_heldout
@@ -179,7 +180,7 @@ def test_the_index_is_kept_and_made_anew_where_a_shard_changed(tmp_path, monkeyp
     for kept in (tmp_path / "set" / ".imagen_jax_index").iterdir():
         kept.write_bytes(kept.read_bytes()[:100])
     assert greys(read(("tar", pattern)))[9:11] == [30, 31]
-    assert "is damaged" in caplog.text
+    assert caplog.text.count("indexed 3 shards again, whose index is damaged") == 1
     assert read(("tar", str(tmp_path / "set"))).shards == read(("tar", pattern)).shards
 
 
@@ -200,16 +201,99 @@ def test_shards_of_one_name_size_and_time_have_an_index_each(tmp_path, monkeypat
     assert len(read(("tar", f"{tmp_path}/moved"))) == 4
 
 
-def test_a_folder_that_cannot_be_written_keeps_its_index_elsewhere(tmp_path, monkeypatch):
+def raiser(error):
+    def fail(*args, **kwargs):
+        raise error
+
+    return fail
+
+
+def test_a_folder_that_cannot_be_written_keeps_its_index_elsewhere(tmp_path, monkeypatch, caplog):
     pattern = write_set(tmp_path / "set", "tar")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     assert len(read(("tar", pattern))) == COUNT
     assert len(list((tmp_path / "cache/imagen_jax/index").iterdir())) == 3
     assert not (tmp_path / "set" / ".imagen_jax_index").exists()
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(index, "user_path", raiser(ValueError("no home")))
+    assert len(read(("tar", pattern))) == COUNT
+    assert "3 shards cannot be kept in the home folder, of which there is none" in caplog.text
+
+
+@pytest.mark.parametrize("reason", ["Not a directory", "Read-only file system"])
+def test_an_index_that_cannot_be_kept_is_told_once(tmp_path, monkeypatch, caplog, reason):
+    pattern = write_set(tmp_path / "set", "tar")
+    place = tmp_path / "file" / "index"
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match=r"cannot be kept in .*; set data\.index_dir"):
-        read(("tar", pattern), index_dir=tmp_path / "file" / "index")
+    if reason.startswith("Read"):
+        place = tmp_path / "index"
+        read(("tar", pattern), index_dir=place)
+        os.remove(next(place.iterdir()))
+        error = OSError(errno.EROFS, "Read-only file system")
+        monkeypatch.setattr(index, "written_whole", raiser(error))
+    filters = {"scores": {"rank": [0.2, 2.05]}}
+    assert greys(read(("tar", pattern), index_dir=place, filters=filters)) == list(range(2, 21))
+    (line,) = caplog.messages
+    assert f"cannot be kept in {place} ({reason})" in line
+
+
+def test_an_index_beside_its_shards_is_read_where_nothing_can_be_written(tmp_path, monkeypatch):
+    pattern = write_set(tmp_path / "set", "tar")
+    read(("tar", pattern))
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    monkeypatch.setattr(tar_index, "scan_tar", raiser(AssertionError))
+    assert len(read(("tar", pattern))) == COUNT
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_a_damaged_index_is_made_anew(tmp_path, save, caplog):
+    """Whatever byte of it changes: zip, numpy and JSON each have their own ways to refuse it."""
+    write_tar(tmp_path / "a.tar", range(3))
+    filters = {"scores": {"rank": [0.05, 1]}}
+    first = read(("tar", str(tmp_path)), filters=filters)
+    (kept,) = (tmp_path / ".imagen_jax_index").iterdir()
+    with np.load(kept) as arrays:
+        save(kept, **arrays)
+    whole = kept.read_bytes()
+    refused = 0
+    for place in range(0, len(whole), 23):
+        damaged = bytearray(whole)
+        damaged[place] ^= 0xFF
+        kept.write_bytes(damaged)
+        caplog.clear()
+        again = read(("tar", str(tmp_path)), filters=filters)
+        refused += "1 shards again, whose index is damaged" in caplog.text
+        for name in (*index.COLUMNS, "rows"):
+            arrays = [getattr(s, name, getattr(s.index, name, None)) for s in (first, again)]
+            np.testing.assert_array_equal(*arrays)
+        assert again.index.fields["rank"].tolist() == first.index.fields["rank"].tolist()
+    assert refused > 20
+    for content in (b"", b"\x93NUMPY", b"PK\x03\x04", whole[: len(whole) // 2], whole + whole[:9]):
+        kept.write_bytes(content)
+        assert len(read(("tar", str(tmp_path)))) == 3
+
+
+def test_an_index_with_columns_of_other_kinds_is_made_anew(tmp_path, caplog):
+    write_tar(tmp_path / "a.tar", range(3))
+    read(("tar", str(tmp_path)))
+    (kept,) = (tmp_path / ".imagen_jax_index").iterdir()
+    with np.load(kept) as arrays:
+        good = dict(arrays)
+    odd = {
+        "spans": -good["spans"],
+        "key_ends": good["key_ends"][::-1],
+        "keys": good["keys"][:-1],
+        "sizes": good["sizes"].astype(np.float64),
+        "lengths": good["lengths"][:2],
+        "notes": np.frombuffer(b'{"fields": [], "faults": {"7": {}}, "remarks": {}}', np.uint8),
+        "values": np.zeros((9, 2), np.float32),
+    }
+    for name, column in odd.items():
+        np.savez(kept, **good | {name: column})
+        caplog.clear()
+        assert len(read(("tar", str(tmp_path)))) == 3
+        assert "whose index is damaged" in caplog.text, name
 
 
 @pytest.mark.parametrize("kind", ["tar", "tfrecord"])
