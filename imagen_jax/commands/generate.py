@@ -56,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
     add("--spacing", type=names, help="of the steps, such as fast27 for IF; or S,S,... by stage")
     add("--seed", type=int, help="of the noise (default: a new one, which is printed)")
     add("--negative_prompt", help="what to lead away from")
-    add("--label", type=int, nargs="+", help="classes, for a model of classes instead of prompts")
+    add("--label", nargs="+", help="classes by name or number, for a model of classes")
     add("--batch_size", type=int, help="images at a time (default: 4 on a CPU, else 16)")
     add("--from_png", type=Path, metavar="FILE", help="make this image again, all else left out")
     add("--aspect_ratio", help="width to height, such as 16:9, instead of a square")

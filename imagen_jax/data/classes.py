@@ -77,7 +77,7 @@ def count_classes(source: Source, names: ClassNames) -> list[int]:
 
 def class_table(names: ClassNames, counts: Sequence[int] = ()) -> str:
     """A line a class: its number, its name and how many images it has, where that is known."""
-    width = max(map(len, names))
+    width = max(map(len, ("name", *names)))
     rows = [f"{'class':>5}  {'name':<{width}}" + ("  images" if counts else "")]
     for number, name in enumerate(names):
         shown = name if name.isprintable() else ascii(name)
