@@ -37,11 +37,11 @@ ADVICE = {
 SHOWN = 6  # kinds of files that a line names
 THREADS, BLOCK = 16, 256  # of the reading of first bytes; on a network each file is waited for
 
-# Grids, pages and plots that version 0.1 wrote without a mark in them: their names, and the file of
-# ours that lies beside them.
+# Grids, pages and plots without a mark in them: those of version 0.1, and the sheets of a study,
+# which show raters nothing but images. Their names, and the file of ours that lies beside them.
 UNMARKED = {
     re.compile(r"samples_\d{7}\.png"): "../metrics.jsonl",  # of training
-    re.compile(r"[0-9a-f]{12}-[01]\.png"): "../trials.json",
+    re.compile(r"[0-9a-f]{12}-[01]\.png"): "../trials.json",  # of a study
     re.compile(r"loss\.png"): "model.json",  # of an export
     re.compile(r"(pictures|retrieval|strip|sweep)\.png"): "report.json",  # of an evaluation
 }
@@ -196,7 +196,7 @@ def _sheets(folder: Path, names: list[str]) -> set[str]:
 
 
 def _is_unmarked(path: Path) -> bool:
-    """Whether version 0.1 wrote this sheet."""
+    """Whether a file is a sheet of ours without a mark in it."""
     if path.name == "grid.png":
         beside = os.listdir(path.parent)
         made = next((name for name in beside if GENERATED.fullmatch(name)), None)

@@ -19,7 +19,6 @@ from imagen_jax.evaluation.image_folder import (
 from imagen_jax.evaluation.prompts import PromptList
 from imagen_jax.human_study.study import STUDIES, Secret, Study, Trial
 from imagen_jax.images.grid import image_grid
-from imagen_jax.images.png import save_sheet
 from imagen_jax.storage.codec import require
 from imagen_jax.storage.json_file import read_object
 
@@ -155,7 +154,7 @@ def make_study(
         name = f"{rng.getrandbits(48):012x}"
         files = tuple(f"{name}-{side}.png" for side in range(len(sheets)))
         for file, sheet in zip(files, sheets, strict=True):
-            save_sheet(sheet, directory / "sheets" / file)
+            sheet.save(directory / "sheets" / file)
         trials[name], key[name] = Trial(name, caption, files), secret
     return Study(kind, dict(zip("ab", names, strict=True)), seed, trials, key)
 

@@ -77,8 +77,9 @@ def test_what_our_commands_draw_is_no_image_of_a_set(tmp_path, caplog, make, she
     assert f"; {2 * (images + 1)} images stay" in line
 
 
-def test_what_version_0_1_drew_is_told_by_what_lies_beside_it(tmp_path):
+def test_sheets_without_a_mark_are_told_by_what_lies_beside_them(tmp_path):
     ours = ["a/grid.png", "run/samples/samples_0001000.png", "model/loss.png", "e/pictures.png"]
+    ours.append("study/sheets/0123456789ab-1.png")
     theirs = ["b/grid.png", "c/samples_0001000.png", "d/loss.png", "f/strip.png"]
     for name in (*ours, *theirs):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -86,6 +87,7 @@ def test_what_version_0_1_drew_is_told_by_what_lies_beside_it(tmp_path):
     save_png(generated(0), tmp_path / "a/0000_red_heart.png")
     GREY.save(tmp_path / "b/0000_red_heart.png")  # of somebody else
     write(tmp_path, "run/metrics.jsonl", "model/model.json", "e/report.json")
+    write(tmp_path, "study/trials.json")
     images = find_images(tmp_path).images
     assert images == tuple(sorted([*theirs, "a/0000_red_heart.png", "b/0000_red_heart.png"]))
 
