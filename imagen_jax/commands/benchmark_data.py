@@ -26,6 +26,7 @@ from PIL import Image
 
 from imagen_jax.commands.command_line import make_parser, run_parsed
 from imagen_jax.data import Loader, read_tar
+from imagen_jax.images.decoding import decode
 
 SIDE, IMAGES, SHARDS = 512, 2000, 4
 STEPS = (10, 1000)
@@ -67,11 +68,6 @@ def write_shards(folder: Path) -> None:
                     header = tarfile.TarInfo(f"{n:09d}.{extension}")
                     header.size = len(data)
                     tar.addfile(header, io.BytesIO(data))
-
-
-def decode(data: bytes) -> None:
-    with Image.open(io.BytesIO(data)) as image:
-        image.load()
 
 
 def timed(call: Callable[[], object]) -> tuple[float, float]:

@@ -63,6 +63,11 @@ def parser() -> argparse.ArgumentParser:
     add("--image", type=Path, metavar="FILE", help="image to edit, or with --mask to inpaint")
     add("--mask", type=Path, metavar="FILE", help="white where --image is to be regenerated")
     add(
+        "--mask_alpha",
+        choices=("transparent", "opaque"),
+        help="which part of --mask is to be regenerated instead, whatever its color",
+    )
+    add(
         "--strength", type=numbers(float), help="of the edit, in (0, 1]: less keeps more of --image"
     )
     add("--upscale", type=Path, metavar="FILE", help="image to upsample")
@@ -122,6 +127,8 @@ def check_images(options: argparse.Namespace) -> None:
     for name in ("mask", "strength"):
         if getattr(options, name) is not None and options.image is None:
             raise ValueError(f"--{name} is for --image, which is not given.")
+    if options.mask_alpha is not None and options.mask is None:
+        raise ValueError("--mask_alpha is for --mask, which is not given.")
     alone = [name for name in ("image", "upscale", "aspect_ratio") if getattr(options, name)]
     if len(alone) > 1:
         raise ValueError(f"--{alone[0]} and --{alone[1]} do not go together.")
@@ -159,7 +166,7 @@ def sample(pipeline: Any, options: argparse.Namespace) -> Any:
     if options.strength is not None:
         given["strength"] = options.strength
     if options.mask is not None:
-        return pipeline.inpaint(options.image, options.mask, **given)
+        return pipeline.inpaint(options.image, options.mask, mask_alpha=options.mask_alpha, **given)
     return pipeline.edit(options.image, **given)
 
 

@@ -26,12 +26,11 @@ from imagen_jax.storage.codec import require
 from imagen_jax.storage.folders import user_path
 from imagen_jax.storage.trees import SHOWN_NAMES, name_some
 
-VERSION = 1
+VERSION = 2
 THREADS = 16  # a shard behind a URL is waited for, not computed
 MOST_FIELDS = 64
 SHARED = ("keys", "spans", "sizes", "lengths")  # columns of shards that are joined as they are
 COLUMNS = (*SHARED, "key_ends")
-NO_IMAGE = "has no image"  # begins the fault of an example that lacks one
 Remark = tuple[int, tuple[str, ...]]  # (how often, the first few names)
 
 
@@ -270,14 +269,9 @@ def _load(path: Path | None, wanted: Collection[str]) -> Index:
     _check_columns(columns)
     count = len(columns["key_ends"])
     faults = {int(row): reasons for row, reasons in notes["faults"].items()}
-    reasons = [reason for own in faults.values() for reason in own.values()]
     require(
         (len(values) >= len(notes["fields"]) and values.shape[1] == count, "its fields are odd"),
         (all(0 <= row < count for row in faults), "its faults are of rows that it does not have"),
-        (
-            "remarks" in notes or not any(reason.startswith(NO_IMAGE) for reason in reasons),
-            "an earlier version made it, which took other files for examples",
-        ),
     )
     return Index(
         **columns,
@@ -291,7 +285,7 @@ def _load(path: Path | None, wanted: Collection[str]) -> Index:
         faults=faults,
         remarks={
             what: (int(number), tuple(map(str, names)))
-            for what, (number, names) in notes.get("remarks", {}).items()
+            for what, (number, names) in notes["remarks"].items()
         },
     )
 

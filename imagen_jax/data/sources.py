@@ -194,7 +194,10 @@ def read_npz(
     arrays = _read_arrays(path)
     if missing := {"image", CONDITIONINGS[conditioning]} - arrays.keys():
         raise ValueError(f"{path} has no {' and no '.join(sorted(missing))}; it has {list(arrays)}")
-    source = ArraySource(arrays.pop("image"))
+    try:
+        source = ArraySource(arrays.pop("image"))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     count, captions = len(source), arrays.pop("captions", None)
     labels = _row_array(arrays, "label", "iu", path, count) if conditioning == "label" else None
     keys = _row_array(arrays, "key", "USiu", path, count)

@@ -20,7 +20,7 @@ import numpy as np
 
 from imagen_jax.data import fields
 from imagen_jax.data.image_files import is_about, is_hidden
-from imagen_jax.data.index import NO_IMAGE, Index, Row, from_rows
+from imagen_jax.data.index import Index, Row, from_rows
 from imagen_jax.data.shards import Shard, check_uncompressed
 from imagen_jax.images import decoding
 
@@ -259,7 +259,7 @@ def _row(
         if member is not None and (fault := member.fault_as(role))
     }
     if image is None:
-        faults["image"] = f"{NO_IMAGE}, only {', '.join(sorted(members))}"[:200]
+        faults["image"] = f"has no image, only {', '.join(sorted(members))}"[:200]
     text = names["text"]
     parsers = {
         "json": fields.parse_json,

@@ -1,7 +1,6 @@
 """A folder of images to be measured: what is in it, and how each becomes a square of one size."""
 
 import hashlib
-import io
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -9,12 +8,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import ExifTags, Image
 
 from imagen_jax.data.image_files import find_images
 from imagen_jax.data.sources import BrokenExample, Source
 from imagen_jax.evaluation.shards import WHOLE
-from imagen_jax.images.decoding import decode
+from imagen_jax.images import decoding
 from imagen_jax.images.pixels import resize
 from imagen_jax.storage.folders import natural_key, user_path
 
@@ -108,11 +106,8 @@ def common_size(files: Sequence[Path] | SourceImages) -> int:
         return min(files[0].shape[:2])
     sizes = Counter()
     for file in files:
-        try:
-            with Image.open(file) as image:
-                sizes[image.size] += 1
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-            continue  # told when it is read
+        sizes[decoding.size(file)] += 1
+    del sizes[0, 0]  # broken: told when it is read
     if not sizes:
         raise ValueError(f"none of the {len(files)} images can be read, {files[0]} first")
     if len(sizes) > 1:
@@ -127,14 +122,18 @@ def common_size(files: Sequence[Path] | SourceImages) -> int:
 def read_image(file: Path | bytes, preprocessing: Preprocessing) -> np.ndarray:
     """uint8 [size, size, 3] of `preprocessing.size`, with what was done to it counted.
 
-    Grey becomes RGB, what is transparent white, 16 bits 8, what EXIF says is turned upright, an
-    animation its first frame; then the largest centred square, resized with antialiasing
-    (`images.pixels.resize`). Raises OSError or ValueError where it is broken.
+    Grey becomes RGB, other color profiles sRGB, what is transparent white, 16 bits 8, what EXIF
+    says is turned upright, an animation its first frame; then the largest centred square, resized
+    with antialiasing (`images.pixels.resize`). Raises OSError or ValueError where it is broken,
+    which names the file where a path is given.
     """
-    data = file if isinstance(file, bytes) else file.read_bytes()
-    pixels = decode(data)
-    with Image.open(io.BytesIO(data)) as opened:
-        preprocessing.counts.update(_decoded_from(opened))
+    if isinstance(file, Path):
+        try:
+            return read_image(file.read_bytes(), preprocessing)
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from None
+    pixels = decoding.decode(file)
+    preprocessing.counts.update(decoding.changes(file))
     return _to_square(pixels, preprocessing)
 
 
@@ -145,24 +144,6 @@ def _to_square(image: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
     counts["resized"] += min(height, width) > size
     counts["enlarged"] += min(height, width) < size
     return resize(image, size)
-
-
-def _decoded_from(image: Image.Image) -> list[str]:
-    """How an image differs from upright 8-bit RGB of one frame: what decoding has to change."""
-    if image.mode.startswith(("I", "F")):
-        found = ["grey_of_16_bits_or_more"]
-    elif image.has_transparency_data:
-        found = ["transparent_on_white"]
-    else:
-        kinds = {"RGB": [], "1": ["grey"], "L": ["grey"], "P": ["palette"]}
-        found = kinds.get(image.mode, [f"mode_{image.mode}"])
-    if image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9):
-        found.append("turned_upright")
-    try:
-        several = getattr(image, "n_frames", 1) > 1
-    except Exception:  # Pillow's readers raise many kinds where a later frame is damaged
-        several = True
-    return [*found, "first_of_several_frames"] if several else found
 
 
 def read_chunks(

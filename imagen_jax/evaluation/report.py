@@ -19,6 +19,7 @@ from imagen_jax.evaluation.html_report import make_page, notes_of, rows_of
 from imagen_jax.evaluation.image_folder import Preprocessing, read_image
 from imagen_jax.evaluation.inputs import EvaluatedModel, EvaluationRun
 from imagen_jax.evaluation.sweep import SweepPoint
+from imagen_jax.images import decoding
 from imagen_jax.images.grid import image_grid, magnify
 from imagen_jax.images.pixels import resize, to_pil
 from imagen_jax.images.png import save_sheet
@@ -178,7 +179,7 @@ def write_results(
         if sweep.has_curve(values[0]):
             paths.append(out / "sweep.png")
             sweep.plot(points, values, paths[-1])
-            shown["Curve"] = Image.open(paths[-1])
+            shown["Curve"] = decoding.read(paths[-1])
         shown |= {
             point.name: report.sheets[STRIP]
             for point, report in zip(points, reports, strict=True)

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 SETTINGS_KEY = "imagen_jax"  # the PNG text chunk, and the key in `image.info`
@@ -57,11 +57,14 @@ def read_settings(path: str | Path) -> dict[str, Any]:
     if not Path(path).is_file():
         raise FileNotFoundError(f"There is no file {path}.")
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=("PNG",)) as image:
             image.load()  # text may come after the pixels
             settings = json.loads(image.info.get(SETTINGS_KEY, "null"))
-    except (OSError, SyntaxError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is not an image whose settings can be read: {error}") from None
+    except UnidentifiedImageError:
+        raise ValueError(f"{path} is not a PNG image; only those hold settings.") from None
+    except Exception as error:  # Pillow's readers raise as many kinds as there are
+        reason = str(error) or type(error).__name__
+        raise ValueError(f"The settings in {path} cannot be read: {reason}.") from None
     if not isinstance(settings, dict):
         raise ValueError(
             f"{path} holds no imagen_jax settings; give a PNG that scripts/generate.py wrote "

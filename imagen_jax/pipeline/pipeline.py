@@ -213,6 +213,7 @@ class Pipeline:
         resamplings: int = 1,
         jump_length: int = 10,
         known: str = "noised",
+        mask_alpha: str | None = None,
         num_images: int = 1,
         size: int | None = None,
         **options: Any,
@@ -225,15 +226,17 @@ class Pipeline:
             resamplings, jump_length: RePaint's (arXiv 2201.09865): each stretch of `jump_length`
                 steps is sampled `resamplings` times, for a better fit to what is kept.
             known: "noised", RePaint's, or "clean", as diffusers does with DeepFloyd IF.
+            mask_alpha: what a mask that is transparent in part means. None: transparent is kept,
+                and so is black. "transparent" or "opaque": that is regenerated, whatever its color.
             options: as of `generate_images`.
 
         Raises:
             ValueError: as `generate_images`; mask and image of different sizes, a mask that keeps
-                everything.
+                everything, or of which it is not clear what its transparency means.
         """
         options, stages = _checked_options("inpaint", options), self._stages(size)
         image = read_image(image)
-        mask = read_mask(mask, image.size)
+        mask = read_mask(mask, image.size, mask_alpha)
         edits = [
             Edit(
                 self._pixels(image, i),
@@ -247,8 +250,8 @@ class Pipeline:
         ]
         if not any(edit.mask.any() for edit in edits):
             raise ValueError(
-                "The mask keeps everything of the centred square: what is to be regenerated must "
-                "be white in it (255, or True)."
+                "The mask keeps everything of the centred square, which is all that the model "
+                "sees: what is to be regenerated must be white there."
             )
         notes = {"strength": strength, "resamplings": resamplings, "jump_length": jump_length}
         notes = {"inpaint": {**notes, "known": known}}

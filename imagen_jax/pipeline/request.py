@@ -1,12 +1,12 @@
 """Requests: what callers of a pipeline ask for, checked and brought into one form."""
 
+import contextlib
 import os
 import secrets
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import gcd, lcm, sqrt
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,10 +18,11 @@ from imagen_jax.cascade.cascade import Cascade
 from imagen_jax.cascade.stage import Stage
 from imagen_jax.diffusion.editing import Edit
 from imagen_jax.diffusion.overrides import is_number
-from imagen_jax.images.decoding import decode, to_rgb
+from imagen_jax.images import decoding, masks
 from imagen_jax.images.pixels import to_float
 from imagen_jax.pipeline.progress import Callback
 from imagen_jax.storage.codec import nearest, require
+from imagen_jax.storage.folders import user_path
 from imagen_jax.storage.trees import name_some
 
 LARGEST_SEED = 2**32 - 1
@@ -31,7 +32,7 @@ WIDEST = 8  # an image's longer side, at most, for each pixel of the shorter
 AspectRatio = str | float | int | tuple[float | int, ...]
 Label = str | int | np.integer  # a class by name or number
 Labels = Label | Sequence[Label] | np.ndarray
-ImageInput = Image.Image | np.ndarray | str | os.PathLike
+ImageInput = masks.ImageInput
 
 
 @dataclass(frozen=True)
@@ -275,42 +276,47 @@ def read_image(image: ImageInput) -> Image.Image:
 
     What is transparent becomes white.
     """
-    if isinstance(image, str | os.PathLike):
-        path = Path(image)
-        if not path.is_file():
-            raise FileNotFoundError(f"There is no image {path}.")
-        try:
-            return Image.fromarray(decode(path, MAX_PIXELS))
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{path} is not a whole image that can be read: {error}.") from None
-    if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
+    with _named("image", image):
+        if isinstance(image, str | os.PathLike):
+            return decoding.read(user_path(image), MAX_PIXELS)
+        if isinstance(image, Image.Image):
+            return Image.fromarray(decoding.to_rgb(image))
+        if not hasattr(image, "__array__"):
+            raise ValueError(f"it must be PIL, a path or an array, not {type(image).__name__}")
+        pixels = np.asarray(image)
+        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[-1] != 3:
             raise ValueError(
-                f"An image as an array must be uint8 [height, width, 3], not {image.dtype} "
-                f"{list(image.shape)}."
+                f"as an array it must be uint8 [height, width, 3], not {pixels.dtype} "
+                f"{list(pixels.shape)}"
             )
-        return Image.fromarray(image)
-    if not isinstance(image, Image.Image):
-        raise ValueError(f"An image must be PIL, a path or an array, not {type(image).__name__}.")
-    return Image.fromarray(to_rgb(image))
+        return Image.fromarray(pixels)
 
 
-def read_mask(mask: ImageInput, size: tuple[int, int]) -> Image.Image:
-    """A mask of an image of this size, (width, height): white where to sample."""
-    if isinstance(mask, np.ndarray) and mask.ndim in (2, 3) and mask.shape[2:] in ((), (1,)):
-        values = mask.reshape(mask.shape[:2])
-        if values.dtype != np.uint8:
-            if not ((values >= 0) & (values <= 1)).all():
-                raise ValueError("A mask as an array is bool, 0 to 1, or uint8.")
-            values = (values.astype(np.float32) * 255).astype(np.uint8)
-        mask = Image.fromarray(values)
-    mask = read_image(mask).convert("L")
-    if mask.size != size:
+def read_mask(mask: ImageInput, size: tuple[int, int], alpha: str | None = None) -> Image.Image:
+    """A mask of an image of this size, (width, height): white where to sample (`images.masks`)."""
+    with _named("mask", mask):
+        is_path = isinstance(mask, str | os.PathLike)
+        found = masks.read_mask(user_path(mask) if is_path else mask, alpha, MAX_PIXELS)
+    if found.size != size:
         raise ValueError(
-            f"The mask is {mask.width}x{mask.height}, the image {size[0]}x{size[1]}: "
+            f"The mask is {found.width}x{found.height}, the image {size[0]}x{size[1]}: "
             "they must be of one size."
         )
-    return mask
+    return found
+
+
+@contextlib.contextmanager
+def _named(what: str, given: ImageInput) -> Iterator[None]:
+    """Errors name the file once, and say whether the image or the mask is at fault."""
+    name = f"{what} {os.fspath(given)}" if isinstance(given, str | os.PathLike) else what
+    try:
+        yield
+    except FileNotFoundError:
+        raise FileNotFoundError(f"There is no {name}.") from None
+    except OSError as error:
+        raise ValueError(f"The {name} cannot be read: {error.strerror or error}.") from None
+    except ValueError as error:
+        raise ValueError(f"The {name} cannot be used: {error}.") from None
 
 
 def to_pixels(image: Image.Image, size: tuple[int, int]) -> np.ndarray:

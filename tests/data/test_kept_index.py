@@ -1,7 +1,6 @@
 """The index of shards that is kept on disk: fresh, damaged, or with no place to be."""
 
 import errno
-import json
 import os
 
 import numpy as np
@@ -145,16 +144,3 @@ def test_an_index_with_columns_of_other_kinds_is_made_anew(tmp_path, caplog):
         caplog.clear()
         assert len(read(("tar", str(tmp_path)))) == 3
         assert "whose index is damaged" in caplog.text, name
-
-
-@pytest.mark.parametrize("reason", ["has no image, only md", "is cut off"])
-def test_an_index_of_version_0_1_is_read_unless_it_took_other_files_for_examples(tmp_path, reason):
-    write_tar(tmp_path / "a.tar", range(3))
-    read(("tar", str(tmp_path)))
-    (kept,) = (tmp_path / ".imagen_jax_index").iterdir()
-    with np.load(kept) as arrays:
-        earlier = dict(arrays)
-    notes = {"fields": [], "faults": {"1": {"image": reason}}}
-    earlier["notes"] = np.frombuffer(json.dumps(notes).encode(), np.uint8)
-    np.savez(kept, **earlier)
-    assert bool(read(("tar", str(tmp_path))).index.faults) == (reason == "is cut off")
