@@ -56,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
     add("--spacing", type=names, help="of the steps, such as fast27 for IF; or S,S,... by stage")
     add("--seed", type=int, help="of the noise (default: a new one, which is printed)")
     add("--negative_prompt", help="what to lead away from")
-    add("--label", type=int, nargs="+", help="classes, for a model of classes instead of prompts")
+    add("--label", nargs="+", help="classes by name or number, for a model of classes")
     add("--batch_size", type=int, help="images at a time (default: 4 on a CPU, else 16)")
     add("--from_png", type=Path, metavar="FILE", help="make this image again, all else left out")
     add("--aspect_ratio", help="width to height, such as 16:9, instead of a square")
@@ -173,7 +173,7 @@ def sample(pipeline: Any, options: argparse.Namespace) -> Any:
 def write(options: argparse.Namespace, images: Any) -> None:
     """One PNG an image and, of several, a grid; prints their names."""
     from imagen_jax.images.grid import font_for
-    from imagen_jax.images.png import save_png
+    from imagen_jax.images.png import save_png, save_sheet
 
     made = [image.info["imagen_jax"] for image in images]
     digits = max(4, len(str(made[-1]["index"])))
@@ -183,7 +183,7 @@ def write(options: argparse.Namespace, images: Any) -> None:
         print(path)
     if not options.no_grid and len(images) > 1:
         columns = options.num_images if 1 < options.num_images <= 8 else None
-        images.grid(columns).save(options.out / "grid.png")
+        save_sheet(images.grid(columns), options.out / "grid.png")
         print(options.out / "grid.png")
         for number, caption in enumerate(images.captions or [], start=1):
             if font_for(caption, 15) is None:

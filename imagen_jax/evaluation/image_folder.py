@@ -1,7 +1,6 @@
 """A folder of images to be measured: what is in it, and how each becomes a square of one size."""
 
 import hashlib
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -11,10 +10,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from imagen_jax.data.captions import normalized
-from imagen_jax.data.sources import BrokenExample, Source, read_folder
+from imagen_jax.data.image_files import find_images
+from imagen_jax.data.sources import BrokenExample, Source
 from imagen_jax.evaluation.shards import WHOLE
 from imagen_jax.images import decoding
 from imagen_jax.images.pixels import resize
+from imagen_jax.storage.folders import natural_key, user_path
 
 
 @dataclass
@@ -46,11 +47,12 @@ class Chunk(NamedTuple):
 
 
 def list_images(folder: str | Path) -> list[Path]:
-    """The image files of a folder and those below it, sorted.
+    """The image files of a folder and those below it, sorted; see `find_images` for what counts.
 
     Raises ValueError where there is no such folder, or no image in it.
     """
-    return [Path(folder) / name for name in read_folder(folder, conditioning=None).files]
+    found = find_images(folder)
+    return [found.folder / name for name in found.images]
 
 
 def order_by_ids(files: Sequence[Path], ids: Sequence[str]) -> tuple[list[Path], bool]:
@@ -62,13 +64,8 @@ def order_by_ids(files: Sequence[Path], ids: Sequence[str]) -> tuple[list[Path],
     found = {normalized(file.stem).lstrip("0"): file for file in files}
     names = [normalized(name).lstrip("0") for name in ids]
     if len(found) != len(files) or set(found) != set(names):
-        return sorted(files, key=_number_by_value), False
+        return sorted(files, key=lambda file: natural_key(str(file))), False
     return [found[name] for name in names], True
-
-
-def _number_by_value(file: Path) -> tuple[list[str | int], str]:
-    pieces = re.split(r"([0-9]+)", str(file))  # text and numbers in turn
-    return [int(piece) if at % 2 else piece for at, piece in enumerate(pieces)], str(file)
 
 
 def matching_images(folder: str | Path, files: Sequence[Path], of: Path) -> list[Path]:
@@ -76,8 +73,9 @@ def matching_images(folder: str | Path, files: Sequence[Path], of: Path) -> list
 
     Raises ValueError where one has no counterpart.
     """
+    folder, of = user_path(folder), user_path(of)
 
-    def name_of(file: Path, below: str | Path) -> str:
+    def name_of(file: Path, below: Path) -> str:
         return normalized(str(file.relative_to(below).with_suffix("")))
 
     found = {name_of(file, folder): file for file in list_images(folder)}

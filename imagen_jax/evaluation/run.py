@@ -33,6 +33,7 @@ from imagen_jax.evaluation.report import Report
 from imagen_jax.evaluation.retrieval import evaluate_retrieval
 from imagen_jax.evaluation.shards import WHOLE
 from imagen_jax.pipeline.generation import spread
+from imagen_jax.pipeline.request import class_numbers
 from imagen_jax.storage.codec import require
 from imagen_jax.storage.folders import output_folder
 from imagen_jax.text.encoder import ShortenedWarning, tokenize
@@ -110,13 +111,13 @@ def _check_model(run: EvaluationRun, model: EvaluatedModel) -> None:
     if "text" in kinds or set(metrics) <= set(QUALITY):
         return
     name = model.pipeline.name
-    require(
-        ("label" in kinds, f"{name!r} reads neither text nor classes: give its --images."),
-        (
-            all(text.isdigit() for text in run.prompts.texts),
-            f"{name!r} reads classes, not text: give --prompts FILE with a class a line.",
-        ),
-    )
+    require(("label" in kinds, f"{name!r} reads neither text nor classes: give its --images."))
+    try:
+        class_numbers(model.pipeline.cascade, run.prompts.texts)
+    except ValueError as error:
+        raise ValueError(
+            f"{name!r} reads classes, not text: give --prompts FILE with a class a line. {error}"
+        ) from None
 
 
 def _check_sweep(
@@ -202,7 +203,7 @@ def _generator(request: EvaluationRequest, model: EvaluatedModel) -> generation.
     reads_text = any(stage.conditioning == "text" for stage in pipeline.cascade.stages)
 
     def generate(prompts: Sequence[str], first: int) -> Sequence[Image.Image]:
-        what = {"prompt": list(prompts)} if reads_text else {"label": [int(x) for x in prompts]}
+        what = {"prompt": list(prompts)} if reads_text else {"label": list(prompts)}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ShortenedWarning)  # one was given for all prompts
             return pipeline.generate_images(

@@ -8,6 +8,9 @@ from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 SETTINGS_KEY = "imagen_jax"  # the PNG text chunk, and the key in `image.info`
+# The text chunk of what is not one image; matplotlib takes it as `metadata`, too.
+SHEET = {"imagen_jax_sheet": "a grid, page or plot: no image of a set"}
+START = 512  # bytes, among which the chunks of text lie that we write
 
 
 def save_png(image: Image.Image, path: str | Path) -> None:
@@ -16,6 +19,32 @@ def save_png(image: Image.Image, path: str | Path) -> None:
     if SETTINGS_KEY in image.info:
         text.add_itxt(SETTINGS_KEY, json.dumps(image.info[SETTINGS_KEY], ensure_ascii=False))
     image.save(path, "PNG", pnginfo=text)
+
+
+def save_sheet(image: Image.Image, path: str | Path) -> None:
+    """Write a grid or a page of images, marked so that no image set takes it for one of its own."""
+    text = PngInfo()
+    for key, value in SHEET.items():
+        text.add_text(key, value)
+    image.save(path, "PNG", pnginfo=text)
+
+
+def is_sheet(path: str | Path) -> bool:
+    """Whether a file says in its first bytes that it is a sheet of ours; False if unreadable."""
+    return any(key.encode() in _start(path) for key in SHEET)
+
+
+def has_settings(path: str | Path) -> bool:
+    """Whether a file begins as those that `save_png` writes; False if it cannot be read."""
+    return b"iTXt" + SETTINGS_KEY.encode() + b"\0" in _start(path)
+
+
+def _start(path: str | Path) -> bytes:
+    try:
+        with open(path, "rb", buffering=0) as file:
+            return file.read(START)
+    except OSError:
+        return b""
 
 
 def read_settings(path: str | Path) -> dict[str, Any]:

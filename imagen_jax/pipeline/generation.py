@@ -150,7 +150,11 @@ def encode_request(cascade: Cascade, params: Mapping, request: Request) -> Condi
 
 
 def with_settings(
-    arrays: np.ndarray, request: Request, sampling: Sequence[Sampling], size: int
+    arrays: np.ndarray,
+    request: Request,
+    sampling: Sequence[Sampling],
+    size: int,
+    class_names: Sequence[str] = (),
 ) -> ImageList:
     """Images that carry what makes each of them again; `size` is that asked for."""
     common = {
@@ -172,5 +176,5 @@ def with_settings(
             **common,
         }
         images.append(image)
-    captions = prompts or [str(value) for value in labels or []]
+    captions = prompts or [class_names[v] if class_names else str(v) for v in labels or []]
     return ImageList(images, [captions[row] for row in request.rows] if captions else None)

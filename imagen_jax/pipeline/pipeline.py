@@ -33,6 +33,7 @@ from imagen_jax.pipeline.progress import Callback
 from imagen_jax.pipeline.request import (
     AspectRatio,
     ImageInput,
+    Labels,
     Request,
     base_size,
     check_request,
@@ -83,6 +84,11 @@ class Pipeline:
         """The sizes of images that `generate_images` makes; the last is the default."""
         return self.cascade.sizes
 
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Of a model of classes, by number; empty where it does not know them."""
+        return self.cascade.class_names
+
     def generate_images(
         self,
         prompt: str | Sequence[str] | None = None,
@@ -95,7 +101,7 @@ class Pipeline:
         spacing: Spacing | Sequence[Spacing | None] | None = None,
         seed: int | None = None,
         negative_prompt: str | None = None,
-        label: int | Sequence[int] | None = None,
+        label: Labels | None = None,
         batch_size: int | None = None,
         progress: bool = True,
         callback: Callback | None = None,
@@ -120,7 +126,9 @@ class Pipeline:
             seed: of the noise; equal seeds give equal images. A new one when None; the settings
                 of the images tell which.
             negative_prompt: what guidance leads away from, instead of from no text at all.
-            label: class or classes, for a model of classes.
+            label: class or classes, for a model of classes: names (`class_names`) or numbers. "3"
+                is the class of that name, and where there is none class number 3; 3 is always the
+                number.
             batch_size: images at a time: up to 4 on a CPU, else up to 16. Less needs less memory.
                 On a mesh rounded up, to as many on each of the devices that share a batch.
             progress: whether to show a bar.
@@ -335,7 +343,8 @@ class Pipeline:
                 f"{broken} of {len(images)} images of {self.name!r} are not finite numbers: "
                 "parameters, or an adapter's, are not finite or too large."
             )
-        return with_settings(images, request, sampling, stages[request.stages[-1]].resolution)
+        size = stages[request.stages[-1]].resolution
+        return with_settings(images, request, sampling, size, self.class_names)
 
     def generate_again(self, settings: Mapping[str, Any], *, progress: bool = True) -> ImageList:
         """The image whose settings these are (`image.info["imagen_jax"]`), made again.

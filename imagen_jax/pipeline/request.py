@@ -3,6 +3,7 @@
 import contextlib
 import os
 import secrets
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import gcd, lcm, sqrt
@@ -20,14 +21,17 @@ from imagen_jax.diffusion.overrides import is_number
 from imagen_jax.images import decoding, masks
 from imagen_jax.images.pixels import to_float
 from imagen_jax.pipeline.progress import Callback
-from imagen_jax.storage.codec import require
+from imagen_jax.storage.codec import nearest, require
 from imagen_jax.storage.folders import user_path
+from imagen_jax.storage.trees import name_some
 
 LARGEST_SEED = 2**32 - 1
 CPU_BATCH, ACCELERATOR_BATCH = 4, 16
 MAX_PIXELS = 2**26  # of an image from outside
 WIDEST = 8  # an image's longer side, at most, for each pixel of the shorter
 AspectRatio = str | float | int | tuple[float | int, ...]
+Label = str | int | np.integer  # a class by name or number
+Labels = Label | Sequence[Label] | np.ndarray
 ImageInput = masks.ImageInput
 
 
@@ -35,19 +39,19 @@ ImageInput = masks.ImageInput
 class Request:
     """What a caller asks of a cascade, besides how each stage is sampled (`Sampling`).
 
-    prompt, label: one or several, lists once checked (`check_request`); None for a model that reads
-    none. negative_prompt: what guidance leads away from, None for no text. num_images: of each
-    prompt or label. stages: positions in the cascade. size: (height, width) of the base stage, when
-    not its resolution. low_res: [1, height, width, 3], the image that the first stage upsamples.
-    edits: one a stage of the cascade, None where it samples from noise. seed, first_index: of the
-    noise; image i of all has the key of index first_index + i. batch_size: images at a time.
-    progress, callback, every: a bar; called with a `Progress` every `every` steps (a tenth of all
-    when None). low_memory: lets each stage's parameters go before the next one's are read. notes:
-    for the settings in the images.
+    prompt, label: one or several, lists once checked (`check_request`), of numbers for labels; None
+    for a model that reads none. negative_prompt: what guidance leads away from, None for no text.
+    num_images: of each prompt or label. stages: positions in the cascade. size: (height, width) of
+    the base stage, when not its resolution. low_res: [1, height, width, 3], the image that the
+    first stage upsamples. edits: one a stage of the cascade, None where it samples from noise.
+    seed, first_index: of the noise; image i of all has the key of index first_index + i.
+    batch_size: images at a time. progress, callback, every: a bar; called with a `Progress` every
+    `every` steps (a tenth of all when None). low_memory: lets each stage's parameters go before the
+    next one's are read. notes: for the settings in the images.
     """
 
     prompt: str | Sequence[str] | None = None
-    label: int | Sequence[int] | None = None
+    label: Labels | None = None
     negative_prompt: str | None = None
     num_images: int = 1
     stages: range = range(1)
@@ -83,11 +87,13 @@ def check_request(cascade: Cascade, name: str, request: Request) -> Request:
     for option, kind, read in (("prompt", "text", "text"), ("label", "label", "classes")):
         value = getattr(request, option)
         if value is None and kind in kinds:
-            raise ValueError(f"{name!r} reads {read}: give a {option}.")
+            names = name_some(list(cascade.class_names)) if kind == "label" else ""
+            some = f": {names}" if names else ""
+            raise ValueError(f"{name!r} reads {read}: give a {option}{some}.")
         if value is not None and kind not in kinds:
             raise ValueError(f"{name!r} reads no {read}, but a {option} was given: {value!r}.")
     prompts = None if request.prompt is None else _prompts(cascade, name, request.prompt)
-    labels = None if request.label is None else _labels(cascade, request.label)
+    labels = None if request.label is None else class_numbers(cascade, request.label)
     if prompts and labels and len(prompts) != len(labels):
         raise ValueError(f"{len(prompts)} prompts but {len(labels)} labels.")
     negative = request.negative_prompt or ""
@@ -165,16 +171,38 @@ def _prompts(cascade: Cascade, name: str, prompt: Any) -> list[str]:
     return prompts
 
 
-def _labels(cascade: Cascade, label: Any) -> list[int]:
-    labels = [int(value) for value in np.atleast_1d(label)]
-    if not labels:
+def class_numbers(cascade: Cascade, label: Labels) -> list[int]:
+    """The numbers of classes that are given by name or number, of one or several.
+
+    Raises:
+        ValueError: there are none, or the model has no class of that name or number.
+    """
+    single = isinstance(label, str) or not isinstance(label, Iterable)
+    values = np.atleast_1d(label).tolist() if isinstance(label, np.ndarray) else label
+    numbers = [_class_number(cascade, value) for value in ([label] if single else values)]
+    if not numbers:
         raise ValueError("The list of labels is empty.")
     for stage in cascade.stages:
         classes = stage.network.num_classes
-        wrong = [v for v in labels if classes is not None and not 0 <= v < classes]
+        wrong = [v for v in numbers if classes is not None and not 0 <= v < classes]
         if wrong:
             raise ValueError(f"label must lie in 0 ... {classes - 1}: {wrong[0]}.")
-    return labels
+    return numbers
+
+
+def _class_number(cascade: Cascade, label: Any) -> int:
+    names = cascade.class_names
+    if isinstance(label, str):
+        name = unicodedata.normalize("NFC", label)
+        if name in names:
+            return names.index(name)
+        if name.isdecimal() and len(name) < 10:
+            return int(name)
+        hint = nearest(name, names) if names else "; it knows no names: give a number"
+        raise ValueError(f"The model has no class {label!r}{hint}")
+    if not _is_whole(label):
+        raise ValueError(f"label must be the name or the number of a class, not {label!r}.")
+    return int(label)
 
 
 def last_stage(cascade: Cascade, name: str, size: int | None) -> int:

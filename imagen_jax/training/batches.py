@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from imagen_jax import data
+from imagen_jax.data.classes import class_names, mixed_classes, numbered_by
 from imagen_jax.data.embeddings import read_embedded
 from imagen_jax.devices.sharding import host_groups, host_rows
 from imagen_jax.storage.codec import require
@@ -35,9 +36,8 @@ def read_set(
         conditioning = None
     if isinstance(section, DataConfig) and section.source == MIXTURE:
         sets = [section.sets[name] for name in sorted(section.sets)]
-        return data.MixtureSource(
-            [read_set(own, conditioning) for own in sets], [own.rate for own in sets]
-        )
+        sources = mixed_classes([read_set(own, conditioning) for own in sets])
+        return data.MixtureSource(sources, [own.rate for own in sets])
     wheres = {DataConfig: "data", PriorConfig: "data.prior", MixedConfig: "data.sets"}
     where = wheres[type(section)]
     require(
@@ -107,6 +107,8 @@ def make_loader(
         )
     if prior_source is None:
         prior_source = read_set(prior, config.stage.conditioning)
+        if names := class_names(source):
+            prior_source = numbered_by(prior_source, names)
     rows = prior.rows(config.batch_size)
     # Otherwise sets of one size would come in the same order, always in the same pairs.
     prior_seed = (config.seed + LARGEST_SEED // 2) % LARGEST_SEED

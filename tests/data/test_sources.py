@@ -13,7 +13,8 @@ from PIL import Image
 
 from imagen_jax.data import sources
 from imagen_jax.data.captions import read_captions
-from imagen_jax.data.sources import ArraySource, BrokenExample, read_folder, read_npz
+from imagen_jax.data.folder import read_folder
+from imagen_jax.data.sources import ArraySource, BrokenExample, read_npz
 
 
 def write_images(folder, names, size=(20, 12)):
