@@ -27,25 +27,24 @@ import argparse
 import os
 import sys
 import warnings
-from pathlib import Path
 
-from imagen_jax.commands.command_line import make_parser, names, numbers, run_parsed
+from imagen_jax.commands.command_line import make_parser, names, numbers, path, run_parsed
 
 
 def parser() -> argparse.ArgumentParser:
     # EvaluationRequest has the defaults.
     parse = make_parser(__doc__, argument_default=argparse.SUPPRESS)
     add = parse.add_argument
-    add("folders", nargs="*", type=Path, metavar="FOLDER", help="A B: --images A --reference B")
+    add("folders", nargs="*", type=path, metavar="FOLDER", help="A B: --images A --reference B")
     add("--model", type=names, help="shipped model, model directory or training workdir (default: "
         "emoji); A,B chains separately trained stages")  # fmt: skip
     add("--dtype", help="of the parameters: float32 (default) or bfloat16")
     add("--variant", help="of DeepFloyd IF's weights, such as fp16")
-    add("--images", type=Path, metavar="DIR", help="measure these images instead of a model's: "
+    add("--images", type=path, metavar="DIR", help="measure these images instead of a model's: "
         "named after the prompts' ids, else in the order of their names, 2 before 10")  # fmt: skip
-    add("--truth", type=Path, metavar="DIR", help="true images, of the same names, for psnr, ssim")
+    add("--truth", type=path, metavar="DIR", help="true images, of the same names, for psnr, ssim")
     add("--prompts", help="emoji, coco30k, drawbench or a file (default: emoji for a model)")
-    add("--data", type=Path, help="file of emoji (prepare_emoji.py), coco30k or drawbench")
+    add("--data", type=path, help="file of emoji (prepare_emoji.py), coco30k or drawbench")
     add("--metrics", type=words, help="of fid, kid, cmmd, clip, r_precision, ...: A,B (default: "
         "fid with a reference, psnr,ssim with --truth, else retrieval)")  # fmt: skip
     add("--features", type=folders, metavar="DIR,DIR", help="converted Inception or CLIP weights "
@@ -53,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
         "are not FID")  # fmt: skip
     add("--resize", type=words, help="for Inception, of legacy_tensorflow (default), pytorch_fid, "
         "clean: A,B")  # fmt: skip
-    add("--reference", type=Path, metavar="DIR|FILE", help="folder of true images, or the file of "
+    add("--reference", type=path, metavar="DIR|FILE", help="folder of true images, or the file of "
         "their features")  # fmt: skip
     add("--make_reference", metavar="DIR", help="write --reference of a folder, emoji:SPLIT or "
         "tfds:NAME:SPLIT")  # fmt: skip
@@ -73,7 +72,7 @@ def parser() -> argparse.ArgumentParser:
     add("--batch_size", type=int, help="images at a time (default: 16)")
     add("--share", metavar="I/N", help="do only this share of the work, from 1; then run without")
     add("--skip_broken", action="store_true", help="leave images out that cannot be read")
-    add("--out", type=Path, metavar="DIR", help="directory for report.json and all else; without "
+    add("--out", type=path, metavar="DIR", help="directory for report.json and all else; without "
         "it the figures of given images are only printed")  # fmt: skip
     return parse
 

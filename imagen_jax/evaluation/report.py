@@ -21,8 +21,10 @@ from imagen_jax.evaluation.html_report import NAMES, make_page, notes_of, rows_o
 from imagen_jax.evaluation.image_folder import Preprocessing, read_image
 from imagen_jax.evaluation.inputs import EvaluatedModel, EvaluationRun
 from imagen_jax.evaluation.sweep import SweepPoint
+from imagen_jax.images import decoding
 from imagen_jax.images.grid import image_grid, magnify
 from imagen_jax.images.pixels import resize, to_pil
+from imagen_jax.images.png import save_sheet
 from imagen_jax.storage.json_file import read_object, write_object
 
 LIBRARIES = ("jax", "jaxlib", "flax", "numpy", "pillow")  # that figures may depend on
@@ -55,7 +57,7 @@ class Report:
             with open(directory / name, "w", newline="", encoding="utf-8") as stream:
                 csv.writer(stream).writerows(rows)
         for name, sheet in self.sheets.items():
-            sheet.save(directory / name)
+            save_sheet(sheet, directory / name)
         return [directory / name for name in (*self.tables, *self.sheets)]
 
 
@@ -192,7 +194,7 @@ def write_results(
         if sweep.has_curve(values):
             paths.append(out / "sweep.png")
             sweep.plot(points, values, paths[-1])
-            shown["Curve"] = Image.open(paths[-1])
+            shown["Curve"] = decoding.read(paths[-1])
         shown |= {
             point.name: report.sheets[STRIP]
             for point, report in zip(points, reports, strict=True)

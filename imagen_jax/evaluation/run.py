@@ -10,6 +10,7 @@ import functools
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -39,8 +40,10 @@ from imagen_jax.evaluation.request import EvaluationRequest, with_metrics
 from imagen_jax.evaluation.retrieval import evaluate_retrieval
 from imagen_jax.evaluation.shards import WHOLE
 from imagen_jax.pipeline.generation import spread
+from imagen_jax.pipeline.request import class_numbers
 from imagen_jax.storage.codec import require
 from imagen_jax.storage.folders import output_folder
+from imagen_jax.text.encoder import ShortenedWarning, tokenize
 
 
 def evaluate(request: EvaluationRequest) -> None:
@@ -151,16 +154,18 @@ def _check_model(run: EvaluationRun, model: EvaluatedModel) -> None:
     if run.emoji is not None:
         super_resolution.check_super_resolution(metrics, model, run.emoji)
     kinds = {stage.conditioning for stage in model.pipeline.cascade.stages}
+    if "text" in kinds and run.files is None and run.prompts is not None:
+        tokenize(model.pipeline.cascade.encoder, run.prompts.texts)  # warns of those that are cut
     if "text" in kinds or set(metrics) <= set(QUALITY):
         return
     name = model.pipeline.name
-    require(
-        ("label" in kinds, f"{name!r} reads neither text nor classes: give its --images."),
-        (
-            all(text.isdigit() for text in run.prompts.texts),
-            f"{name!r} reads classes, not text: give --prompts FILE with a class a line.",
-        ),
-    )
+    require(("label" in kinds, f"{name!r} reads neither text nor classes: give its --images."))
+    try:
+        class_numbers(model.pipeline.cascade, run.prompts.texts)
+    except ValueError as error:
+        raise ValueError(
+            f"{name!r} reads classes, not text: give --prompts FILE with a class a line. {error}"
+        ) from None
 
 
 def _check_aug_level(run: EvaluationRun, models: Sequence[EvaluatedModel]) -> None:
@@ -249,17 +254,19 @@ def _generator(request: EvaluationRequest, model: EvaluatedModel) -> generation.
     reads_text = any(stage.conditioning == "text" for stage in pipeline.cascade.stages)
 
     def generate(prompts: Sequence[str], first: int) -> Sequence[Image.Image]:
-        what = {"prompt": list(prompts)} if reads_text else {"label": [int(x) for x in prompts]}
-        return pipeline.generate_images(
-            num_images=1,
-            size=request.size,
-            seed=request.seed,
-            batch_size=request.batch_size,
-            progress=False,
-            sampling=model.sampling,
-            first_index=first,
-            **what,
-        )
+        what = {"prompt": list(prompts)} if reads_text else {"label": list(prompts)}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ShortenedWarning)  # one was given for all prompts
+            return pipeline.generate_images(
+                num_images=1,
+                size=request.size,
+                seed=request.seed,
+                batch_size=request.batch_size,
+                progress=False,
+                sampling=model.sampling,
+                first_index=first,
+                **what,
+            )
 
     return generate
 

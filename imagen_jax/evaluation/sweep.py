@@ -11,6 +11,7 @@ import numpy as np
 
 from imagen_jax.evaluation.html_report import NAMES, rows_of
 from imagen_jax.evaluation.metrics import DISTANCES
+from imagen_jax.images.png import SHEET
 
 # What counts as alignment: the first of these that was measured. Higher is better.
 ALIGNMENTS = ("clip", "r_precision", "retrieval")
@@ -120,7 +121,7 @@ def plot(points: Sequence[SweepPoint], values: Sequence[Mapping[str, Any]], path
         place.set_xlabel(f"{_label(alignment)} (higher is better)", fontsize=9)
         label = f"{_label(distance)}\n(lower is better)".replace(", ", "\n", 1)
         place.set_ylabel(label, fontsize=9)
-    drawing.savefig(path, format="png")
+    drawing.savefig(path, format="png", metadata=SHEET)
 
 
 def _draw(place: Any, points: Sequence[SweepPoint], across: np.ndarray, up: np.ndarray) -> None:

@@ -87,6 +87,16 @@ def test_the_figures_are_those_of_the_images(run, tmp_path, networks, reference)
     assert 0 <= report["r_precision"]["tiny-clip"]["value"] <= 1
 
 
+def test_prompts_that_are_cut_are_one_warning_of_all_batches_and_points(model, tmp_path, capsys):
+    prompts = tmp_path / "long.txt"
+    prompts.write_text("".join(f"{'long ' * 50}{i}\n" for i in range(3)) + "short\n")
+    options = f"--metrics images --steps 1 --guidance 1 2 --batch_size 1 --out {tmp_path / 'out'}"
+    evaluate.main([*options.split(), "--model", str(model), "--prompts", str(prompts)])
+    said = re.findall("Warning: .*", capsys.readouterr().err)
+    assert len(said) == 1
+    assert re.search(r"Cut to \d+ tokens: 3 of 4 prompts \(75.0%\), the first 'long ", said[0])
+
+
 def test_a_folder_is_at_no_distance_from_itself(tmp_path, networks, reference):
     out = tmp_path / "self"
     arguments = f"--images {tmp_path / 'true'} --metrics fid,cmmd --features inception,clip"
