@@ -26,7 +26,7 @@ from pathlib import Path
 
 import numpy as np
 
-from imagen_jax.commands.command_line import make_parser, run_parsed
+from imagen_jax.commands.command_line import make_parser, path, run_parsed
 
 TOLERANCE = 1e-4  # relative L2 between the features of both sides
 
@@ -38,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
     add("--side", type=int, default=256, help="of the images, in pixels")
     add("--rounds", type=int, default=7, help="turns of each side")
     add("--threads", type=int, help="of PyTorch (default: its own choice)")
-    add("--out", type=Path, metavar="FILE", help="write the figures as JSON")
+    add("--out", type=path, metavar="FILE", help="write the figures as JSON")
     return parse
 
 
@@ -50,13 +50,13 @@ def random_state() -> dict[str, np.ndarray]:
 
     rng = np.random.default_rng(0)
     values = {}
-    for path, leaf in flatten(unfolded_shapes()).items():
-        if path.endswith("/kernel"):
-            values[path] = rng.normal(0, (2 / np.prod(leaf.shape[:-1])) ** 0.5, leaf.shape)
-        elif path.endswith(("/gamma", "/variance")):
-            values[path] = rng.uniform(0.5, 1.5, leaf.shape)
+    for name, leaf in flatten(unfolded_shapes()).items():
+        if name.endswith("/kernel"):
+            values[name] = rng.normal(0, (2 / np.prod(leaf.shape[:-1])) ** 0.5, leaf.shape)
+        elif name.endswith(("/gamma", "/variance")):
+            values[name] = rng.uniform(0.5, 1.5, leaf.shape)
         else:
-            values[path] = rng.normal(0, 0.1, leaf.shape)
+            values[name] = rng.normal(0, 0.1, leaf.shape)
     state = write_layout(pytorch_layout(), unflatten(values))
     return {name: np.ascontiguousarray(array, np.float32) for name, array in state.items()}
 

@@ -6,12 +6,16 @@ Commands that take a config use absl, because of --config.KEY=VALUE; the others 
 import argparse
 import contextlib
 import dataclasses
+import io
+import os
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from absl import app, flags, logging
 
+from imagen_jax.storage.folders import expand_home, user_path
 from imagen_jax.training.config import split_overrides
 
 # Which extra of pyproject.toml brings a package that is imported only when it is needed.
@@ -30,6 +34,42 @@ EXTRAS = {
     "torch": "parity",
 }
 OWN = ("imagen_jax", "scripts")
+
+
+class Output(io.TextIOWrapper):
+    """Standard output or error that ends no work: what its encoding lacks is written as an escape,
+    and what its reader no longer takes (`| head`) is dropped.
+    """
+
+    def write(self, text: str) -> int:
+        try:
+            return super().write(text)
+        except BrokenPipeError:
+            self._drop()
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            super().flush()
+        except BrokenPipeError:
+            self._drop()
+
+    def _drop(self) -> None:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self.fileno())
+        os.close(nowhere)
+
+
+def use_tolerant_output() -> None:
+    """Makes standard output and error such that no text can end a command (see `Output`)."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # it was closed before the command began
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        elif type(stream) is io.TextIOWrapper and stream is getattr(sys, f"__{name}__"):
+            buffered = {"line_buffering": stream.line_buffering}
+            buffered |= {"write_through": stream.write_through, "encoding": stream.encoding}
+            setattr(sys, name, Output(stream.buffer, errors="backslashreplace", **buffered))
 
 
 @contextlib.contextmanager
@@ -66,6 +106,7 @@ def run_parsed(
     arguments: list[str] | None,
 ) -> None:
     """main(options), of the command line if `arguments` is None; a mistake is told in one line."""
+    use_tolerant_output()
     options = parser.parse_args(arguments)
     with one_line_errors(ValueError):
         main(options)
@@ -90,6 +131,45 @@ def numbers(kind: type) -> Callable[[str], Any]:
 names = numbers(str)
 
 
+def path(argument: str) -> Path:
+    """A path as the user wrote it, for argparse: with ~ expanded where the shell has not."""
+    try:
+        return user_path(argument)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def sources(argument: str) -> str | list[str]:
+    """A,B as a list of models; what is there under that very name, comma and all, is one."""
+    parts = argument.split(",")
+    return argument if len(parts) == 1 or os.path.exists(path(argument)) else parts
+
+
+def prompt(argument: str) -> str:
+    """Text for argparse: bytes that the system's encoding lacks are read as UTF-8."""
+    try:
+        argument.encode("utf-8")
+    except UnicodeEncodeError:
+        try:
+            return os.fsencode(argument).decode("utf-8")
+        except UnicodeError:
+            raise argparse.ArgumentTypeError(f"{argument!r} is not text in UTF-8") from None
+    return argument
+
+
+class _PathParser(flags.ArgumentParser):
+    syntactic_help = "a path"
+
+    def parse(self, argument: str) -> str:
+        return str(expand_home(argument))
+
+
+def define_path(name: str, default: str | None, help: str, **options: Any) -> None:
+    """A flag of absl for a path, or a name; ~ is expanded where the shell has not (--out=~/x)."""
+    parser = _PathParser()
+    flags.DEFINE(parser, name, default, help, serializer=flags.ArgumentSerializer(), **options)
+
+
 def run_configured(
     main: Callable[[dict[str, str]], None], arguments: list[str] | None, description: str
 ) -> None:
@@ -98,6 +178,7 @@ def run_configured(
     `arguments` begin with the program's name; None: those of the command line. `description` heads
     the text of --help, which lists the flags of our own modules.
     """
+    use_tolerant_output()
     sys.modules["__main__"].__doc__ = description
     for module, defined in flags.FLAGS.flags_by_module_dict().items():
         for flag in defined if module.split(".")[0] in OWN else ():

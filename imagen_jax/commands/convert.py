@@ -26,9 +26,9 @@ import pickle
 from pathlib import Path
 from typing import Any
 
-from imagen_jax.commands.command_line import make_parser, one_line_errors, run_parsed
+from imagen_jax.commands.command_line import make_parser, one_line_errors, path, run_parsed
 from imagen_jax.storage.codec import require
-from imagen_jax.storage.folders import output_folder
+from imagen_jax.storage.folders import expand_home, output_folder
 
 DTYPES = ("float32", "float16", "bfloat16")
 
@@ -38,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
     add = parse.add_argument
     add("--model", required=True, help="what to convert: a directory, or a model's name")
     add("--to", required=True, choices=("diffusers", "imagen_jax"))
-    add("--out", type=Path, required=True, metavar="DIR", help="directory to write")
+    add("--out", type=path, required=True, metavar="DIR", help="directory to write")
     add("--part", choices=("pipeline", "unet", "text_encoder"), default="pipeline")
     add("--stage", help="which of several stages to convert")
     add(
@@ -56,7 +56,7 @@ def convert(options: argparse.Namespace) -> None:
     from imagen_jax.pipeline import conversion
     from imagen_jax.pipeline.encoder_files import is_encoder
 
-    source, files = options.model, {"dtype": options.dtype, "variant": options.variant}
+    source, files = expand_home(options.model), {"dtype": options.dtype, "variant": options.variant}
     if options.to == "diffusers":
         if options.part == "text_encoder":
             conversion.text_encoder_to_huggingface(source, options.out, **files)

@@ -16,14 +16,19 @@ from pathlib import Path
 
 from absl import flags
 
-from imagen_jax.commands.command_line import define_host_flags, one_line_errors, run_configured
+from imagen_jax.commands.command_line import (
+    define_host_flags,
+    define_path,
+    one_line_errors,
+    run_configured,
+)
 from imagen_jax.storage.folders import make_folder
 
 
 def define_flags() -> Callable[[], None]:
     """Defines the options; returns what joins the hosts."""
-    flags.DEFINE_string("config", None, "Python file with get_config().", required=True)
-    flags.DEFINE_string("out", None, "Folder for the shards.", required=True)
+    define_path("config", None, "Python file with get_config().", required=True)
+    define_path("out", None, "Folder for the shards.", required=True)
     flags.DEFINE_integer("batch_size", 64, "Captions at a time on each host.", lower_bound=1)
     flags.DEFINE_integer("shard_size", 4096, "Examples in a shard.", lower_bound=1)
     return define_host_flags()

@@ -25,31 +25,37 @@ DIR: a run that was killed resumes. docs/evaluation.md explains the protocols.
 import argparse
 import sys
 import warnings
-from pathlib import Path
 
-from imagen_jax.commands.command_line import make_parser, names, numbers, run_parsed
+from imagen_jax.commands.command_line import (
+    make_parser,
+    names,
+    numbers,
+    path,
+    run_parsed,
+    sources,
+)
 
 
 def parser() -> argparse.ArgumentParser:
     # EvaluationRequest has the defaults.
     parse = make_parser(__doc__, argument_default=argparse.SUPPRESS)
     add = parse.add_argument
-    add("--model", type=names, help="shipped model, model directory or training workdir (default: "
-        "emoji); A,B chains separately trained stages")  # fmt: skip
+    add("--model", type=sources, help="shipped model, model directory or training workdir "
+        "(default: emoji); A,B chains separately trained stages")  # fmt: skip
     add("--dtype", help="of the parameters: float32 (default) or bfloat16")
     add("--variant", help="of DeepFloyd IF's weights, such as fp16")
-    add("--images", type=Path, metavar="DIR", help="measure these images instead of a model's: "
+    add("--images", type=path, metavar="DIR", help="measure these images instead of a model's: "
         "named after the prompts' ids, else in the order of their names, 2 before 10")  # fmt: skip
-    add("--truth", type=Path, metavar="DIR", help="true images, of the same names, for psnr, ssim")
+    add("--truth", type=path, metavar="DIR", help="true images, of the same names, for psnr, ssim")
     add("--prompts", help="emoji, coco30k, drawbench or a file (default: emoji for a model)")
-    add("--data", type=Path, help="file of emoji (prepare_emoji.py), coco30k or drawbench")
+    add("--data", type=path, help="file of emoji (prepare_emoji.py), coco30k or drawbench")
     add("--metrics", type=words, help="of fid, kid, cmmd, clip, r_precision, ...: A,B (default: "
         "retrieval)")  # fmt: skip
     add("--features", type=words, metavar="DIR,DIR", help="converted Inception or CLIP weights, or "
         "random_inception: random ones, whose figures are not FID")  # fmt: skip
     add("--resize", type=words, help="for Inception, of legacy_tensorflow (default), pytorch_fid, "
         "clean: A,B")  # fmt: skip
-    add("--reference", type=Path, metavar="FILE", help="features of the true images")
+    add("--reference", type=path, metavar="FILE", help="features of the true images")
     add("--make_reference", metavar="DIR", help="write --reference of a folder, emoji:SPLIT or "
         "tfds:NAME:SPLIT")  # fmt: skip
     add("--split", choices=("train", "heldout"), help="of emoji (default: heldout)")
@@ -67,7 +73,7 @@ def parser() -> argparse.ArgumentParser:
     add("--batch_size", type=int, help="images at a time (default: 16)")
     add("--share", metavar="I/N", help="do only this share of the work, from 1; then run without")
     add("--skip_broken", action="store_true", help="leave images out that cannot be read")
-    add("--out", type=Path, metavar="DIR", help="directory for report.json and all else")
+    add("--out", type=path, metavar="DIR", help="directory for report.json and all else")
     return parse
 
 

@@ -13,9 +13,8 @@ beside the true one, --b), captions (does the caption describe the image; yes, s
 """
 
 import argparse
-from pathlib import Path
 
-from imagen_jax.commands.command_line import make_parser, run_parsed
+from imagen_jax.commands.command_line import make_parser, path, run_parsed
 from imagen_jax.storage.folders import make_folder
 
 PER_PROMPT = {"drawbench": 8, "photorealism": 1, "captions": 1}
@@ -26,26 +25,26 @@ def parser() -> argparse.ArgumentParser:
     commands = parse.add_subparsers(dest="command", required=True)
     add = commands.add_parser("sheets", help="make the trials").add_argument
     add("--study", choices=tuple(PER_PROMPT), default="drawbench")
-    add("--a", type=Path, required=True, metavar="DIR", help="of scripts/evaluate.py, or a folder")
-    add("--b", type=Path, required=True, metavar="DIR", help="the other model's, or true images")
+    add("--a", type=path, required=True, metavar="DIR", help="of scripts/evaluate.py, or a folder")
+    add("--b", type=path, required=True, metavar="DIR", help="the other model's, or true images")
     add("--name_a", help="of the models, for the analysis (default: their folders')")
     add("--name_b")
     add("--prompts", required=True, help="drawbench, coco30k or a file, as for scripts/evaluate.py")
-    add("--data", type=Path, help="file of drawbench or coco30k")
+    add("--data", type=path, help="file of drawbench or coco30k")
     add("--num", type=int, help="the first N prompts")
     add("--num_images", type=int, help="images a prompt (default: drawbench 8, else 1)")
     add("--size", type=int, help="of the images, where those of a folder differ")
     add("--controls", type=int, help="trials with a known answer (default: a tenth)")
     add("--seed", type=int, default=0, help="of sides, order and controls")
-    add("--out", type=Path, required=True, metavar="DIR")
+    add("--out", type=path, required=True, metavar="DIR")
     add = commands.add_parser("serve", help="the web page, for this machine only").add_argument
-    add("study", type=Path, metavar="DIR")
+    add("study", type=path, metavar="DIR")
     add("--port", type=int, default=8000)
-    add("--answers", type=Path, metavar="FILE", help="default: answers.jsonl in DIR")
+    add("--answers", type=path, metavar="FILE", help="default: answers.jsonl in DIR")
     add = commands.add_parser("analyse", help="preferences with 95 %% intervals").add_argument
-    add("study", type=Path, metavar="DIR")
-    add("--answers", type=Path, metavar="FILE", help="default: answers.jsonl in DIR")
-    add("--out", type=Path, metavar="FILE", help="also write the analysis as JSON")
+    add("study", type=path, metavar="DIR")
+    add("--answers", type=path, metavar="FILE", help="default: answers.jsonl in DIR")
+    add("--out", type=path, metavar="FILE", help="also write the analysis as JSON")
     return parse
 
 

@@ -13,19 +13,19 @@ from pathlib import Path
 
 from absl import flags
 
-from imagen_jax.commands.command_line import one_line_errors, run_configured
+from imagen_jax.commands.command_line import define_path, one_line_errors, run_configured
 from imagen_jax.storage.codec import require
 from imagen_jax.storage.json_file import write_object
 from imagen_jax.training.config import apply_overrides, load_config
 
 
 def define_flags() -> None:
-    flags.DEFINE_string("config", None, "Python file with get_config().", required=True)
+    define_path("config", None, "Python file with get_config().", required=True)
     flags.DEFINE_string("topology", None, "TPU and its shape: v5p:4x4x4.", required=True)
     flags.DEFINE_bool("sample", False, "Plan sampling instead of training.")
     images = "Images sampled at a time; default: one a chip."
     flags.DEFINE_integer("images", None, images, lower_bound=1)
-    flags.DEFINE_string("json", None, "File for all figures.")
+    define_path("json", None, "File for all figures.")
 
 
 def run(overrides: dict[str, str]) -> None:

@@ -13,15 +13,15 @@ from pathlib import Path
 
 from absl import flags
 
-from imagen_jax.commands.command_line import one_line_errors, run_configured
+from imagen_jax.commands.command_line import define_path, one_line_errors, run_configured
 
 
 def define_flags() -> None:
-    flags.DEFINE_string("config", None, "Config of a stage with network.draft.", required=True)
-    flags.DEFINE_string("workdir", None, "Where to write the checkpoint.", required=True)
+    define_path("config", None, "Config of a stage with network.draft.", required=True)
+    define_path("workdir", None, "Where to write the checkpoint.", required=True)
     flags.DEFINE_integer("steps", 10_000, "Optimizer steps.", lower_bound=1)
     flags.DEFINE_integer("batch_size", 16, "Images a step.", lower_bound=1)
-    flags.DEFINE_string("init_from", None, "Workdir of an earlier run to continue from.")
+    define_path("init_from", None, "Workdir of an earlier run to continue from.")
     flags.DEFINE_float("learning_rate", 1e-3, "Peak learning rate.")
 
 

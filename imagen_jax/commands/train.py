@@ -21,17 +21,22 @@ from functools import partial
 
 from absl import flags
 
-from imagen_jax.commands.command_line import define_host_flags, one_line_errors, run_configured
+from imagen_jax.commands.command_line import (
+    define_host_flags,
+    define_path,
+    one_line_errors,
+    run_configured,
+)
 from imagen_jax.storage.folders import check_local
 
 
 def define_flags() -> Callable[[], None]:
     """Defines the options; returns what joins the hosts."""
-    flags.DEFINE_string("config", None, "Python file with get_config().", required=True)
-    flags.DEFINE_string("workdir", None, "Folder for checkpoints, metrics and samples.")
+    define_path("config", None, "Python file with get_config().", required=True)
+    define_path("workdir", None, "Folder for checkpoints, metrics and samples.")
     flags.DEFINE_bool("dry_run", False, "Print the model table and stop.")
     flags.DEFINE_string("profile", None, "FIRST:LAST step of a profiler trace.")
-    flags.DEFINE_string("init_from", None, "Short for --config.init_from.")
+    define_path("init_from", None, "Short for --config.init_from.")
     return define_host_flags()
 
 

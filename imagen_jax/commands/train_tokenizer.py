@@ -6,9 +6,8 @@ The input has one caption a line. See imagen_jax/text/tokenizer_training.py for 
 """
 
 import argparse
-from pathlib import Path
 
-from imagen_jax.commands.command_line import make_parser, run_parsed
+from imagen_jax.commands.command_line import make_parser, path, run_parsed
 from imagen_jax.storage.atomic import written_whole
 from imagen_jax.text.tokenizer_training import train_tokenizer
 from imagen_jax.text.tokenizers import SentencePieceTokenizer, vocab_size
@@ -17,8 +16,8 @@ from imagen_jax.text.tokenizers import SentencePieceTokenizer, vocab_size
 def parser() -> argparse.ArgumentParser:
     parse = make_parser(__doc__)
     add = parse.add_argument
-    add("--input", type=Path, required=True, metavar="FILE", help="text file, one caption a line")
-    add("--output", required=True, metavar="FILE", help="the model file to write")
+    add("--input", type=path, required=True, metavar="FILE", help="text file, one caption a line")
+    add("--output", type=path, required=True, metavar="FILE", help="the model file to write")
     add("--vocab_size", type=int, default=6000)
     return parse
 

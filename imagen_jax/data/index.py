@@ -21,6 +21,7 @@ import numpy as np
 
 from imagen_jax.data.shards import Shard, is_remote
 from imagen_jax.storage.atomic import written_whole
+from imagen_jax.storage.folders import expand_home
 
 VERSION = 1
 THREADS = 16  # a shard behind a URL is waited for, not computed
@@ -184,11 +185,12 @@ def index_folder(path: str) -> Path:
     """Where the index of a path, pattern or URL of shards is kept: beside local ones if that can be
     written, else below ~/.cache.
     """
-    local = Path(path).expanduser()
+    local = Path(expand_home(path))
     beside = local if local.is_dir() else local.parent
     if not is_remote(path) and os.access(beside, os.W_OK):
         return beside / ".imagen_jax_index"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "imagen_jax" / "index"
+    cache = os.environ.get("XDG_CACHE_HOME") or expand_home("~/.cache")
+    return Path(cache) / "imagen_jax" / "index"
 
 
 def _index_path(shard: Shard, options: Any, folder: Path) -> Path:

@@ -15,6 +15,7 @@ from imagen_jax.data.index import Index, index_folder, read_index
 from imagen_jax.data.shards import Shard, find_shards, is_remote
 from imagen_jax.data.sources import broken_as, check_reading, in_split, make_example
 from imagen_jax.images import decoding
+from imagen_jax.storage.folders import user_path
 
 NEEDED = ("image", "json")  # what must be sound in every example, whatever is read of it
 
@@ -215,7 +216,7 @@ def _read(
     check_reading(split, conditioning)
     chosen = make_filters(filters)
     shards = find_shards(str(path), form.suffix)
-    folder = index_folder(str(path)) if index_dir is None else Path(index_dir)
+    folder = index_folder(str(path)) if index_dir is None else user_path(index_dir)
     index, counts = read_index(shards, form.scan, form.options, folder.expanduser(), chosen.scores)
     if not len(index):
         raise ValueError(f"{path}: there is no example in its {len(shards)} shards")

@@ -21,6 +21,7 @@ import numpy as np
 from imagen_jax.data.captions import CAPTION_FILES, Captions, normalized, read_captions, read_text
 from imagen_jax.images import decoding
 from imagen_jax.storage.codec import require
+from imagen_jax.storage.folders import user_path
 from imagen_jax.storage.trees import name_some
 
 SPLITS = ("train", "heldout", "all")
@@ -192,7 +193,7 @@ def read_npz(
     N rows under other names are kept as `extra`. ValueError where there is no such file, or where
     it is damaged or lacks something.
     """
-    path = Path(path).expanduser()
+    path = user_path(path)
     check_reading(split, conditioning)
     arrays = _read_arrays(path)
     if missing := {"image", CONDITIONINGS[conditioning]} - arrays.keys():
@@ -300,7 +301,7 @@ def read_folder(
     a line). With conditioning "label" each sub-folder is a class. Held out are 5 % of the images,
     by a hash of their names.
     """
-    folder = Path(path).expanduser()
+    folder = user_path(path)
     check_reading(split, conditioning)
     if not folder.is_dir():
         raise ValueError(f"there is no folder {folder}")

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from imagen_jax.diffusion.denoiser import Denoiser
-from imagen_jax.diffusion.overrides import is_number
+from imagen_jax.diffusion.overrides import is_number, is_whole
 from imagen_jax.diffusion.process import add_noise, alpha_sigma
 from imagen_jax.diffusion.samplers import Noise, Sampler, SamplerState, Step, initial_state
 from imagen_jax.diffusion.sampling import Sampling
@@ -74,6 +74,11 @@ def check_edit(edit: Edit) -> Edit:
             f"strength must be a number above 0 and at most 1, got {strength!r}",
         ),
         (edit.known in KNOWN, f"unknown known {edit.known!r}; choose one of {tuple(KNOWN)}"),
+        (
+            is_whole(edit.resamplings) and is_whole(edit.jump_length),
+            "resamplings and jump_length must be whole numbers, "
+            f"got {edit.resamplings!r} and {edit.jump_length!r}",
+        ),
         (
             min(edit.resamplings, edit.jump_length) >= 1,
             "resamplings and jump_length must be at least 1, "

@@ -16,6 +16,7 @@ from imagen_jax.data.sources import BrokenExample, Source, read_folder
 from imagen_jax.evaluation.shards import WHOLE
 from imagen_jax.images.decoding import decode
 from imagen_jax.images.pixels import resize
+from imagen_jax.storage.folders import user_path
 
 
 @dataclass
@@ -51,7 +52,7 @@ def list_images(folder: str | Path) -> list[Path]:
 
     Raises ValueError where there is no such folder, or no image in it.
     """
-    return [Path(folder) / name for name in read_folder(folder, conditioning=None).files]
+    return [user_path(folder) / name for name in read_folder(folder, conditioning=None).files]
 
 
 def order_by_ids(files: Sequence[Path], ids: Sequence[str]) -> tuple[list[Path], bool]:
@@ -77,6 +78,7 @@ def matching_images(folder: str | Path, files: Sequence[Path], of: Path) -> list
 
     Raises ValueError where one has no counterpart.
     """
+    folder, of = user_path(folder), user_path(of)
     found = {path.relative_to(folder).with_suffix(""): path for path in list_images(folder)}
     names = [file.relative_to(of).with_suffix("") for file in files]
     missing = [str(name) for name in names if name not in found]

@@ -38,6 +38,7 @@ from imagen_jax.pipeline.pipeline import Pipeline
 from imagen_jax.pipeline.request import check_count, check_seed, last_stage
 from imagen_jax.storage import fingerprints
 from imagen_jax.storage.codec import require
+from imagen_jax.storage.folders import user_path
 
 # "images" gives no figure, only the images.
 KNOWN_METRICS = (*METRICS, "retrieval", *QUALITY, "images")
@@ -80,6 +81,9 @@ class EvaluationRequest:
     out: Path | None = None
 
     def __post_init__(self):
+        for name in ("images", "truth", "data", "reference", "out"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, user_path(getattr(self, name)))
         metrics, resizes, reference = set(self.metrics), set(self.resize), self.reference
         require(
             (

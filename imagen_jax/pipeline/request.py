@@ -2,10 +2,9 @@
 
 import os
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import gcd, lcm, sqrt
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,11 +15,13 @@ from imagen_jax import models
 from imagen_jax.cascade.cascade import Cascade
 from imagen_jax.cascade.stage import Stage
 from imagen_jax.diffusion.editing import Edit
-from imagen_jax.diffusion.overrides import is_number
+from imagen_jax.diffusion.overrides import is_number, is_whole, plain
 from imagen_jax.images.decoding import decode, to_rgb
+from imagen_jax.images.image_list import ImageList
 from imagen_jax.images.pixels import to_float
 from imagen_jax.pipeline.progress import Callback
 from imagen_jax.storage.codec import require
+from imagen_jax.storage.folders import user_path
 
 LARGEST_SEED = 2**32 - 1
 CPU_BATCH, ACCELERATOR_BATCH = 4, 16
@@ -41,8 +42,9 @@ class Request:
     edits: one a stage of the cascade, None where it samples from noise. seed, first_index: of the
     noise; image i of all has the key of index first_index + i. batch_size: images at a time.
     progress, callback, every: a bar; called with a `Progress` every `every` steps (a tenth of all
-    when None). low_memory: lets each stage's parameters go before the next one's are read. notes:
-    for the settings in the images.
+    when None). finished: called with the images of each batch once they are done. low_memory: lets
+    each stage's parameters go before the next one's are read. notes: for the settings in the
+    images.
     """
 
     prompt: str | Sequence[str] | None = None
@@ -59,6 +61,7 @@ class Request:
     progress: bool = False
     callback: Callback | None = None
     every: int | None = None
+    finished: Callable[[ImageList], None] | None = None
     low_memory: bool = False
     notes: Mapping[str, Any] = field(default_factory=dict)
 
@@ -99,8 +102,13 @@ def check_request(cascade: Cascade, name: str, request: Request) -> Request:
             cascade.encoder is not None or not str(negative).strip(),
             f"{name!r} reads no text, so no negative_prompt either.",
         ),
-        (request.first_index >= 0, f"first_index must not be negative: {request.first_index}."),
+        (
+            is_whole(request.first_index) and request.first_index >= 0,
+            f"first_index must be a whole number, at least 0: {request.first_index!r}.",
+        ),
     )
+    for text in (negative, *(prompts or [])):
+        check_text(text)
     num_images = check_count("num_images", request.num_images)
     for option in ("every", "batch_size"):
         if getattr(request, option) is not None:
@@ -112,6 +120,7 @@ def check_request(cascade: Cascade, name: str, request: Request) -> Request:
         label=labels,
         negative_prompt=negative if negative.strip() else None,
         num_images=num_images,
+        first_index=int(request.first_index),
         seed=check_seed(request.seed),
         batch_size=int(request.batch_size or default_batch_size(count)),
     )
@@ -119,7 +128,7 @@ def check_request(cascade: Cascade, name: str, request: Request) -> Request:
 
 def check_count(name: str, value: int) -> int:
     """The number itself; ValueError, naming it, unless it is a whole number from 1 on."""
-    if not _is_whole(value) or value < 1:
+    if not is_whole(value) or value < 1:
         raise ValueError(f"{name} must be a whole number, at least 1: {value!r}.")
     return int(value)
 
@@ -127,7 +136,7 @@ def check_count(name: str, value: int) -> int:
 def check_seed(seed: int | None) -> int:
     """The seed, or a new one; ValueError, naming it, unless it is in 0 ... LARGEST_SEED."""
     seed = secrets.randbelow(LARGEST_SEED + 1) if seed is None else seed
-    if not _is_whole(seed) or not 0 <= seed <= LARGEST_SEED:
+    if not is_whole(seed) or not 0 <= seed <= LARGEST_SEED:
         raise ValueError(f"seed must be a whole number from 0 to {LARGEST_SEED}: {seed!r}.")
     return int(seed)
 
@@ -138,8 +147,15 @@ def default_batch_size(count: int) -> int:
     return min(most, 1 << (count - 1).bit_length())
 
 
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+def check_text(prompt: str) -> None:
+    """ValueError for a prompt that no file could keep: one with halves of characters in it."""
+    try:
+        prompt.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"The prompt {prompt!r} is not whole text: character {error.start + 1} is half of one "
+            "(a lone surrogate), as text in another encoding than UTF-8 gives."
+        ) from None
 
 
 def _prompts(cascade: Cascade, name: str, prompt: Any) -> list[str]:
@@ -165,9 +181,13 @@ def _prompts(cascade: Cascade, name: str, prompt: Any) -> list[str]:
 
 
 def _labels(cascade: Cascade, label: Any) -> list[int]:
-    labels = [int(value) for value in np.atleast_1d(label)]
-    if not labels:
-        raise ValueError("The list of labels is empty.")
+    labels = list(np.atleast_1d(label))
+    odd = [plain(value) for value in labels if not is_whole(value)]
+    require(
+        (labels, "The list of labels is empty."),
+        (not odd, f"A label is a whole number, the number of a class: {odd and odd[0]!r}."),
+    )
+    labels = [int(value) for value in labels]
     for stage in cascade.stages:
         classes = stage.network.num_classes
         wrong = [v for v in labels if classes is not None and not 0 <= v < classes]
@@ -248,7 +268,7 @@ def read_image(image: ImageInput) -> Image.Image:
     What is transparent becomes white.
     """
     if isinstance(image, str | os.PathLike):
-        path = Path(image)
+        path = user_path(image)
         if not path.is_file():
             raise FileNotFoundError(f"There is no image {path}.")
         try:

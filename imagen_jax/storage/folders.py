@@ -20,6 +20,11 @@ def user_path(path: str | os.PathLike) -> Path:
         raise ValueError(f"{os.fspath(path)}: {error}; give the whole path") from None
 
 
+def expand_home(source: str | os.PathLike) -> str | os.PathLike:
+    """What may be a path, a name or an address: `user_path` where it begins with ~, else itself."""
+    return str(user_path(source)) if os.fspath(source).startswith("~") else source
+
+
 def check_local(path: str | Path, option: str) -> None:
     """ValueError for a bucket's address, which would become a folder of that name here."""
     scheme = next((part for part in Path(path).parts if re.fullmatch(r"[a-z][a-z0-9]+:", part)), "")
