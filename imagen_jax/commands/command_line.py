@@ -63,13 +63,14 @@ class Output(io.TextIOWrapper):
 def use_tolerant_output() -> None:
     """Makes standard output and error such that no text can end a command (see `Output`)."""
     for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)
+        stream, tolerant = getattr(sys, name), {"errors": "backslashreplace"}
         if stream is None:  # it was closed before the command began
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+            nowhere = open(os.devnull, "w", encoding="utf-8", **tolerant)  # noqa: SIM115
+            setattr(sys, name, nowhere)
         elif type(stream) is io.TextIOWrapper and stream is getattr(sys, f"__{name}__"):
-            buffered = {"line_buffering": stream.line_buffering}
-            buffered |= {"write_through": stream.write_through, "encoding": stream.encoding}
-            setattr(sys, name, Output(stream.buffer, errors="backslashreplace", **buffered))
+            kept = ("encoding", "line_buffering", "write_through")
+            tolerant |= {option: getattr(stream, option) for option in kept}
+            setattr(sys, name, Output(stream.buffer, **tolerant))
 
 
 @contextlib.contextmanager

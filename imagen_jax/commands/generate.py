@@ -243,11 +243,11 @@ def sample(pipeline: Any, options: argparse.Namespace, finished: Callable[[Any],
 
 def write_grid(out: Path, images: Any) -> None:
     """All images in grid.png, with the captions that no font can write printed instead."""
-    from imagen_jax.images.grid import font_for
+    from imagen_jax.images.grid import font_for, one_line
 
     images.grid().save(out / GRID_FILE)
     print(out / GRID_FILE)
-    for number, caption in enumerate(images.captions or [], start=1):
+    for number, caption in enumerate(map(one_line, images.captions or []), start=1):
         if font_for(caption, 15) is None:
             print(f"  image {number} of the grid: {caption} (no font here has its characters)")
 

@@ -90,9 +90,14 @@ def magnify(image: Image.Image, width: int) -> Image.Image:
     return ImageOps.scale(image, ceil(width / image.width), Image.Resampling.NEAREST)
 
 
+def one_line(caption: str) -> str:
+    """The beginning of a caption, which may be of any length and of several lines."""
+    return " ".join(caption[:CAPTION].split())
+
+
 def caption_lines(caption: str, number: int, size: int, width: int) -> list[str]:
     """`caption` on at most two lines of `width` pixels; its number where no font has it."""
-    caption = " ".join(caption[:CAPTION].split())
+    caption = one_line(caption)
     font = font_for(caption, size)
     if font is None:
         return [str(number)]

@@ -4,7 +4,7 @@ import io
 import json
 import os
 import warnings
-from typing import IO, Any
+from typing import Any
 
 from PIL import ExifTags, Image
 from PIL.PngImagePlugin import PngInfo
@@ -33,7 +33,7 @@ class GeneratedImage(Image.Image):
         return self.of(super().copy())
 
     def save(
-        self, fp: str | os.PathLike | IO[bytes], format: str | None = None, **params: Any
+        self, fp: str | os.PathLike | io.IOBase, format: str | None = None, **params: Any
     ) -> None:
         """As Pillow's, and `save_image`: with the settings, whole or not at all."""
         save_image(self, fp, format, **params)
@@ -41,7 +41,7 @@ class GeneratedImage(Image.Image):
 
 def save_image(
     image: Image.Image,
-    file: str | os.PathLike | IO[bytes],
+    file: str | os.PathLike | io.IOBase,
     format: str | None = None,
     **options: Any,
 ) -> None:
@@ -73,7 +73,7 @@ def save_image(
 
 
 def _write(
-    image: Image.Image, file: IO[bytes], format: str | None, options: dict[str, Any]
+    image: Image.Image, file: io.IOBase, format: str | None, options: dict[str, Any]
 ) -> None:
     kept = {key: image.info[key] for key in (SETTINGS_KEY, GRID_KEY) if key in image.info}
     if isinstance(kept.get(SETTINGS_KEY), dict):  # not read from a file
@@ -94,7 +94,7 @@ def _write(
         else:
             exif = Image.Exif()
             exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = comment
-            options = {"exif": exif, **options}
+            options = {"exif": exif.tobytes(), **options}
     Image.Image.save(image, file, format, **options)
 
 

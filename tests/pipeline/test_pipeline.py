@@ -18,8 +18,8 @@ import imagen_jax
 from imagen_jax.cascade import description
 from imagen_jax.cascade.cascade import TEXT_ENCODER, Cascade
 from imagen_jax.devices import compilation_cache
+from imagen_jax.images.image_file import read_settings
 from imagen_jax.images.image_list import ImageList
-from imagen_jax.images.png import read_settings, save_png
 from imagen_jax.models import EfficientLevel
 from imagen_jax.pipeline import loading
 from imagen_jax.pipeline import pipeline as pipeline_file
@@ -80,7 +80,7 @@ def test_an_image_is_made_again_from_its_png(model, tmp_path):
     images = generate(
         model, ["a cat", "红苹果"], 2, seed=5, guidance=2.0, steps=(3, 2), negative_prompt="blue"
     )
-    save_png(images[2], tmp_path / "image.png")
+    images[2].save(tmp_path / "image.png")
     settings = read_settings(tmp_path / "image.png")
     assert settings["prompt"] == "红苹果"
     assert [entry["steps"] for entry in settings["sampling"]] == [3, 2]
@@ -104,9 +104,11 @@ def test_a_negative_prompt_leads_away(model):
 def test_callback_and_bar(model, capsys):
     seen = []
     generate(model, "a cat", 3, progress=True, callback=seen.append, every=2)
-    assert [(p.stage.name, p.first, p.step) for p in seen][:3] == [
+    assert [(p.stage.name, p.first, p.step) for p in seen][:5] == [
         ("base", 0, 2),
         ("base", 0, 4),
+        ("sr", 0, 2),
+        ("sr", 0, 3),
         ("base", 2, 2),
     ]
     assert seen[0].x0.shape == (2, 4, 4, 3)
