@@ -1,7 +1,7 @@
 """Images from text: one PNG an image, and one grid of all with their prompts below.
 
-    python scripts/generate.py "red heart" "alarm clock" "三叶草" --num_images 4 --out samples/
-    python scripts/generate.py --from_png samples/0003_red_heart.png --out again/
+    python scripts/generate.py "woman firefighter" "红苹果" --num_images 4 --out samples/
+    python scripts/generate.py --from_png samples/0003_woman_firefighter.png --out again/
 
 Each batch of images is written as soon as it is done: what is finished stays after Ctrl-C. A folder
 that holds images already is refused without --overwrite.
@@ -247,9 +247,12 @@ def write_grid(out: Path, images: Any) -> None:
 
     images.grid().save(out / GRID_FILE)
     print(out / GRID_FILE)
+    missing: dict[str, list[str]] = {}
     for number, caption in enumerate(map(one_line, images.captions or []), start=1):
         if font_for(caption, 15) is None:
-            print(f"  image {number} of the grid: {caption} (no font here has its characters)")
+            missing.setdefault(caption, []).append(str(number))
+    for caption, places in missing.items():
+        print(f"  {', '.join(places)} in the grid: {caption} (no font here has its characters)")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -76,21 +76,26 @@ def check_sampling(sampling: Sampling) -> Sampling:
             "choose another spacing for another number."
         )
     numbers = {"steps": steps if listed is None else len(listed)}
-    for name, (kind, lowest, highest, meaning) in NUMBERS.items():
-        value = plain(numbers.get(name, getattr(sampling, name)))
-        if value is None and getattr(Sampling, name) is None:
-            continue
-        fits = is_number(value) if kind is float else is_whole(value)
-        if not (fits and lowest <= value <= highest):
-            hint = ""
-            if name == "aug_level" and is_number(value) and 1 < value < 1000:
-                hint = f"; diffusers' noise_level {value:g} is {(value + 1) / 1000:g} here"
-            raise ValueError(f"{name} must be {meaning}: {value!r}{hint}.")
-        numbers[name] = kind(value)
+    for name in NUMBERS:
+        value = numbers.get(name, getattr(sampling, name))
+        if value is not None or getattr(Sampling, name) is not None:
+            numbers[name] = check_number(name, value)
     interval = tuple(sampling.guidance_interval)
     if len(interval) != 2 or not all(is_number(t) and 0 <= t <= 1 for t in interval):
         raise ValueError(f"guidance_interval must be two times in [0, 1]: {interval!r}.")
     return replace(sampling, guidance_interval=tuple(map(float, interval)), **numbers)
+
+
+def check_number(name: str, value: Any) -> int | float:
+    """A field of Sampling as Python's number; ValueError, naming it, for what it cannot be."""
+    value, (kind, lowest, highest, meaning) = plain(value), NUMBERS[name]
+    fits = is_number(value) if kind is float else is_whole(value)
+    if not (fits and lowest <= value <= highest):
+        hint = ""
+        if name == "aug_level" and is_number(value) and 1 < value < 1000:
+            hint = f"; diffusers' noise_level {value:g} is {(value + 1) / 1000:g} here"
+        raise ValueError(f"{name} must be {meaning}: {value!r}{hint}.")
+    return kind(value)
 
 
 def sampling_from_dict(values: Mapping[str, Any]) -> Sampling:
@@ -113,8 +118,8 @@ def with_overrides(sampling: Sequence[Sampling], **overrides: Any) -> tuple[Samp
     for index, own in enumerate(sampling):
         changes = {name: column[index] for name, column in columns.items()}
         changes = {name: value for name, value in changes.items() if value is not None}
-        if is_whole(changes.get("steps")):
-            changes["steps"] = int(changes["steps"])
+        numbers = {name: check_number(name, changes[name]) for name in changes.keys() & NUMBERS}
+        changes |= numbers
         listed = fixed_steps(changes.get("spacing"))
         if listed is not None:
             changes.setdefault("steps", len(listed))

@@ -21,6 +21,7 @@ from imagen_jax.convert.hub import NAME, resolve
 from imagen_jax.convert.lora import save_lora
 from imagen_jax.devices.compilation_cache import use_compilation_cache
 from imagen_jax.devices.sharding import AXES, partition_spec
+from imagen_jax.diffusion.sampling import Whole
 from imagen_jax.models.lora import LoraConfig, merge_lora
 from imagen_jax.models.t5 import T5Config
 from imagen_jax.pipeline import encoder_files
@@ -40,7 +41,7 @@ from imagen_jax.typing import Params
 class Checkpoint(NamedTuple):
     """Which of a run's checkpoints, and whether the average of its parameters, where it has one."""
 
-    step: int | None = None
+    step: Whole | None = None
     ema: bool = True
 
 
@@ -62,7 +63,7 @@ def load_model(
     mesh: jax.sharding.Mesh | None = None,
     variant: str | None = None,
     revision: str | None = None,
-    step: int | None = None,
+    step: Whole | None = None,
     ema: bool = True,
     **unknown: Any,
 ) -> Pipeline:
@@ -343,7 +344,7 @@ def run_lora(run: Mapping[str, Any]) -> LoraConfig:
 
 
 def read_run(
-    directory: Path, step: int | None = None, ema: bool = True
+    directory: Path, step: Whole | None = None, ema: bool = True
 ) -> tuple[int, Params, dict[str, Any]]:
     """(step, parameters, description) of a run's checkpoint, the newest when `step` is None.
 

@@ -309,7 +309,7 @@ class Pipeline:
         )
         return self._generate(request, options)
 
-    def _stages(self, size: int | None) -> range:
+    def _stages(self, size: Number | None) -> range:
         """The stages up to a size, of a model that begins with noise."""
         first = self.cascade.stages[0]
         if first.low_resolution is not None:

@@ -16,6 +16,7 @@ from imagen_jax.cascade.cascade import Cascade
 from imagen_jax.cascade.stage import Stage
 from imagen_jax.diffusion.editing import Edit
 from imagen_jax.diffusion.overrides import is_number, is_whole, plain
+from imagen_jax.diffusion.sampling import Number
 from imagen_jax.images.decoding import decode, to_rgb
 from imagen_jax.images.image_list import ImageList
 from imagen_jax.images.pixels import to_float
@@ -27,7 +28,7 @@ LARGEST_SEED = 2**32 - 1
 CPU_BATCH, ACCELERATOR_BATCH = 4, 16
 MAX_PIXELS = 2**26  # of an image from outside
 WIDEST = 8  # an image's longer side, at most, for each pixel of the shorter
-AspectRatio = str | float | int | tuple[float | int, ...]
+AspectRatio = str | Number | tuple[Number, ...]
 ImageInput = Image.Image | np.ndarray | str | os.PathLike
 
 
@@ -48,19 +49,19 @@ class Request:
     """
 
     prompt: str | Sequence[str] | None = None
-    label: int | Sequence[int] | None = None
+    label: int | Sequence[int] | np.ndarray | None = None
     negative_prompt: str | None = None
-    num_images: int = 1
+    num_images: Number = 1
     stages: range = range(1)
     size: tuple[int, int] | None = None
     low_res: np.ndarray | None = None
     edits: Sequence[Edit | None] | None = None
-    seed: int | None = None
-    first_index: int = 0
-    batch_size: int | None = None
+    seed: Number | None = None
+    first_index: Number = 0
+    batch_size: Number | None = None
     progress: bool = False
     callback: Callback | None = None
-    every: int | None = None
+    every: Number | None = None
     finished: Callable[[ImageList], None] | None = None
     low_memory: bool = False
     notes: Mapping[str, Any] = field(default_factory=dict)
@@ -110,9 +111,8 @@ def check_request(cascade: Cascade, name: str, request: Request) -> Request:
     for text in (negative, *(prompts or [])):
         check_text(text)
     num_images = check_count("num_images", request.num_images)
-    for option in ("every", "batch_size"):
-        if getattr(request, option) is not None:
-            check_count(option, getattr(request, option))
+    counts = {option: getattr(request, option) for option in ("every", "batch_size")}
+    counts = {key: check_count(key, value) for key, value in counts.items() if value is not None}
     count = num_images * len(prompts or labels or [None])
     return replace(
         request,
@@ -122,20 +122,21 @@ def check_request(cascade: Cascade, name: str, request: Request) -> Request:
         num_images=num_images,
         first_index=int(request.first_index),
         seed=check_seed(request.seed),
-        batch_size=int(request.batch_size or default_batch_size(count)),
+        **{"batch_size": default_batch_size(count), **counts},
     )
 
 
-def check_count(name: str, value: int) -> int:
+def check_count(name: str, value: Number) -> int:
     """The number itself; ValueError, naming it, unless it is a whole number from 1 on."""
+    value = plain(value)
     if not is_whole(value) or value < 1:
         raise ValueError(f"{name} must be a whole number, at least 1: {value!r}.")
     return int(value)
 
 
-def check_seed(seed: int | None) -> int:
+def check_seed(seed: Number | None) -> int:
     """The seed, or a new one; ValueError, naming it, unless it is in 0 ... LARGEST_SEED."""
-    seed = secrets.randbelow(LARGEST_SEED + 1) if seed is None else seed
+    seed = secrets.randbelow(LARGEST_SEED + 1) if seed is None else plain(seed)
     if not is_whole(seed) or not 0 <= seed <= LARGEST_SEED:
         raise ValueError(f"seed must be a whole number from 0 to {LARGEST_SEED}: {seed!r}.")
     return int(seed)
@@ -196,7 +197,7 @@ def _labels(cascade: Cascade, label: Any) -> list[int]:
     return labels
 
 
-def last_stage(cascade: Cascade, name: str, size: int | None) -> int:
+def last_stage(cascade: Cascade, name: str, size: Number | None) -> int:
     """The position of the stage that makes images of this size; the last when None."""
     if size is None:
         return len(cascade.stages) - 1

@@ -180,7 +180,7 @@ class Checkpoints:
         return None
 
     def read_parameters(
-        self, item: str | None = None, step: int | None = None
+        self, item: str | None = None, step: int | np.integer | None = None
     ) -> tuple[int, Params, dict[str, Any]]:
         """(step, parameters as numpy arrays, run) of a checkpoint, the newest when `step` is None.
 
