@@ -75,10 +75,9 @@ def shard_path(directory: Path, manifest: Manifest, number: int) -> Path:
 
 def read_manifest(directory: str | os.PathLike) -> Manifest:
     """The manifest of a directory. ValueError where it is missing or damaged."""
+    directory = user_path(directory)
     try:
-        return read_dataclass(
-            user_path(directory) / MANIFEST, "a description of embeddings", Manifest
-        )
+        return read_dataclass(directory / MANIFEST, "a description of embeddings", Manifest)
     except FileNotFoundError:
         raise ValueError(
             f"there are no embeddings in {directory}: scripts/embed_text.py makes them"
