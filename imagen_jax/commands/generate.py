@@ -47,6 +47,12 @@ PIPELINE_OPTIONS = (
     "low_memory",
 )
 
+# What the settings in an image say, so that it is not said twice.
+OF_AN_IMAGE = (
+    *("size", "guidance", "steps", "sampler", "spacing", "seed", "negative_prompt", "label"),
+    *("aug_level", "aspect_ratio", "image", "mask", "strength", "upscale"),
+)
+
 
 def parser() -> argparse.ArgumentParser:
     parse = make_parser(__doc__)
@@ -61,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
     add("--dtype", default="float32", help="of the parameters: float32 (default) or bfloat16")
     add("--variant", help="of DeepFloyd IF's weights, such as fp16")
     add("--lora", type=path, metavar="FILE", help="adapter to load into the model, safetensors")
-    add("--lora_scale", type=float, default=1.0, help="how much of the adapter (default: 1)")
+    add("--lora_scale", type=float, help="how much of the adapter (default: 1)")
     add("--num_images", type=int, default=4, help="images a prompt")
     add("--out", type=path, default=Path("samples"), help="directory for the images")
     add("--size", type=int, help="of the images: the stage to stop at (default: the largest)")
@@ -101,8 +107,6 @@ def generate(options: argparse.Namespace) -> None:
     from imagen_jax.images.image_file import read_settings
 
     if options.from_png is not None:
-        if options.prompts:
-            raise ValueError("--from_png makes one image again; give no prompts with it.")
         settings = read_settings(options.from_png)
     elif not options.prompts and options.label is None and options.model is None:
         raise ValueError('Give a prompt: scripts/generate.py "red heart".')
@@ -195,10 +199,20 @@ def saving(out: Path, count: int) -> Iterator[Callable[[Any], None]]:
 
 
 def check_images(options: argparse.Namespace) -> None:
-    """ValueError where options of editing, inpainting and upsampling do not go together."""
-    for name in ("mask", "strength"):
-        if getattr(options, name) is not None and options.image is None:
-            raise ValueError(f"--{name} is for --image, which is not given.")
+    """ValueError where options do not go together."""
+    given = {name for name, value in vars(options).items() if value is not None}
+    for name, of in (("mask", "image"), ("strength", "image"), ("lora_scale", "lora")):
+        if name in given and of not in given:
+            raise ValueError(f"--{name} is for --{of}, which is not given.")
+    if options.from_png is not None:
+        if options.prompts:
+            raise ValueError("--from_png makes one image again; give no prompts with it.")
+        for name in OF_AN_IMAGE:
+            if name in given:
+                raise ValueError(
+                    f"--from_png makes an image as its own settings say: --{name} does not go "
+                    "with it."
+                )
     alone = [name for name in ("image", "upscale", "aspect_ratio") if getattr(options, name)]
     if len(alone) > 1:
         raise ValueError(f"--{alone[0]} and --{alone[1]} do not go together.")
@@ -215,7 +229,7 @@ def load(options: argparse.Namespace, settings: dict[str, Any] | None) -> Any:
         hint = "" if settings is None else " Tell with --model where the image's model is."
         raise ValueError(f"{error}{hint}") from None
     if options.lora is not None:
-        pipeline.load_lora(options.lora, options.lora_scale)
+        pipeline.load_lora(options.lora, 1.0 if options.lora_scale is None else options.lora_scale)
     if settings is not None and settings.get("fingerprint") != pipeline.fingerprint:
         print(
             f"Warning: {options.from_png} was made by other weights of {pipeline.name!r}, or in "

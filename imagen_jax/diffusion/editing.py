@@ -101,7 +101,10 @@ def first_step(num_steps: int, strength: float) -> int:
     """
     left = min(int(num_steps * strength), num_steps)
     if left < 1:
-        raise ValueError(f"strength {strength} leaves none of {num_steps} steps to run")
+        raise ValueError(
+            f"strength {strength} leaves none of {num_steps} steps to run; it must be at least "
+            f"1/{num_steps}"
+        )
     return num_steps - left
 
 

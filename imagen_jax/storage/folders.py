@@ -17,7 +17,9 @@ def user_path(path: str | os.PathLike) -> Path:
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
-        raise ValueError(f"{os.fspath(path)}: {error}; give the whole path") from None
+        raise ValueError(
+            f"{os.fspath(path)}: {str(error).rstrip('.')}; give the whole path"
+        ) from None
 
 
 def expand_home(source: str | os.PathLike) -> str | os.PathLike:

@@ -1,7 +1,9 @@
 """What commands share: lists by stage, one line for an expected error, folders to write into."""
 
+import argparse
 import importlib
 import inspect
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +11,15 @@ from pathlib import Path
 import pytest
 
 from imagen_jax.commands import train_tokenizer
-from imagen_jax.commands.command_line import make_parser, names, numbers, one_line_errors
+from imagen_jax.commands.command_line import (
+    Output,
+    make_parser,
+    names,
+    numbers,
+    one_line_errors,
+    prompt,
+    use_tolerant_output,
+)
 from imagen_jax.storage.folders import make_folder, output_folder
 
 
@@ -94,6 +104,39 @@ def test_a_missing_package_tells_how_to_get_it(monkeypatch, package, hint):
 def test_a_bug_keeps_its_traceback(error):
     with pytest.raises(type(error), match="a bug"), one_line_errors():
         raise error
+
+
+def test_no_text_ends_a_command_and_no_closed_output(monkeypatch, capsys):
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, None)
+    use_tolerant_output()
+    for stream in (sys.stdout, sys.stderr):
+        print("\udce9 红", file=stream, flush=True)
+    for stream in (sys.stdout, sys.stderr):
+        stream.close()
+
+
+def test_output_whose_reader_is_gone_is_dropped():
+    reading, writing = os.pipe()
+    os.close(reading)
+    with Output(open(writing, "wb"), encoding="ascii", errors="backslashreplace") as output:
+        for _ in range(3):
+            print("红" * 10_000, file=output, flush=True)
+
+
+def test_output_that_is_read_has_what_its_encoding_lacks_as_escapes(tmp_path):
+    file = tmp_path / "log"
+    with Output(file.open("wb"), encoding="cp1252", errors="backslashreplace") as output:
+        print("café 红 \udce9", file=output)
+    assert file.read_bytes().split() == [b"caf\xe9", rb"\u7ea2", rb"\udce9"]
+
+
+def test_a_prompt_in_bytes_that_the_system_does_not_know_is_utf8():
+    assert prompt("红苹果") == "红苹果"
+    assert prompt("红 a".encode().decode("ascii", "surrogateescape")) == "红 a"
+    for odd in ("caf\udce9", "\ud83d"):
+        with pytest.raises(argparse.ArgumentTypeError, match="is not text in UTF-8"):
+            prompt(odd)
 
 
 @pytest.mark.parametrize("path", ["gs://bucket/run", "/home/me/s3:/bucket"])

@@ -91,6 +91,8 @@ def test_another_models_image_is_made_with_a_warning(directory, tmp_path, capsys
         (["a cat", "--label", "3"], "reads no classes"),
         (["a cat", "--from_png", "x.png"], "give no prompts"),
         (["--from_png", "x.png"], "There is no file x.png"),
+        (["--from_png", "x.png", "--steps", "9"], "--steps does not go with it"),
+        (["a cat", "--lora_scale", "2"], "--lora_scale is for --lora, which is not given"),
         (["a cat", "--image", "x.png"], "There is no image x.png"),
         (["a cat", "--mask", "x.png"], "--mask is for --image, which is not given"),
         (["a cat", "--aspect_ratio", "wide"], 'must be width to height, such as "16:9"'),
