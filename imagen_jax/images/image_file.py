@@ -83,7 +83,7 @@ def _write(
         for key, value in kept.items():
             text.add_itxt(key, value)
         options = {"pnginfo": text, **options}
-    elif format in EXIF_FORMATS and SETTINGS_KEY in kept:
+    elif format in EXIF_FORMATS and isinstance(image.info.get(SETTINGS_KEY), dict):
         comment = ASCII + kept[SETTINGS_KEY].encode("ascii")
         if len(comment) > EXIF_BYTES:
             warnings.warn(

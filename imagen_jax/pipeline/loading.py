@@ -143,16 +143,16 @@ def load_one(
     on_hub = not directory.is_dir() and NAME.fullmatch(name) is not None
     if revision is not None and not on_hub:
         raise ValueError(f"revision {revision!r} is for names on the hub, not for {source}.")
+    is_workdir = (directory / CHECKPOINTS).is_dir() and not (directory / MODEL_FILE).is_file()
+    if checkpoint != NEWEST and not is_workdir and (on_hub or directory.is_dir()):
+        raise ValueError(
+            f"step and ema choose a checkpoint of a training workdir, which {source} is not."
+        )
     if on_hub:
         left_out = ENCODER_WEIGHTS if encoder_known else ()
         directory = resolve(source, revision=revision, variant=variant, ignore_patterns=left_out)
     elif not shipped:
         name = directory.resolve().name
-    is_workdir = (directory / CHECKPOINTS).is_dir() and not (directory / MODEL_FILE).is_file()
-    if checkpoint != NEWEST and not is_workdir:
-        raise ValueError(
-            f"step and ema choose a checkpoint of a training workdir, which {source} is not."
-        )
     if directory.is_dir() and is_diffusers(directory):
         with_encoder = not (on_hub and encoder_known)
         return load_diffusers(directory, name, dtype, mesh, variant, with_encoder)

@@ -434,8 +434,11 @@ def test_a_checkpoint_and_the_raw_parameters_can_be_chosen(tmp_path, directory):
     with pytest.raises(ValueError, match=r"no checkpoint of step 15; it has 10, 20\."):
         load_model(tmp_path, step=15)
     for chosen in ({"step": 10}, {"ema": False}):
-        with pytest.raises(ValueError, match="choose a checkpoint of a training workdir, which"):
-            load_model(directory, **chosen)
+        for other in (directory, "org/name-on-the-hub"):
+            with pytest.raises(ValueError, match="a checkpoint of a training workdir, which"):
+                load_model(other, **chosen)
+        with pytest.raises(ValueError, match="Unknown model"):
+            load_model(tmp_path / "none", **chosen)
 
 
 @pytest.mark.parametrize("kind", ["label", None])
