@@ -129,16 +129,18 @@ def test_a_folder_of_another_run_is_refused_before_anything_is_loaded(
     assert len(list(tmp_path.iterdir())) == 4
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("by", ["Ctrl-C", "SIGTERM"])
 def test_what_is_finished_stays_when_the_rest_is_stopped(
-    directory, tmp_path, capsys, monkeypatch, signum
+    directory, tmp_path, capsys, monkeypatch, by
 ):
     real, calls = generation.sample_steps, []
 
     def stopped(*arguments):
         calls.append(arguments[0].name)
         if len(calls) == 4:
-            os.kill(os.getpid(), signum)
+            if by == "Ctrl-C":
+                raise KeyboardInterrupt
+            os.kill(os.getpid(), signal.SIGTERM)
         return real(*arguments)
 
     monkeypatch.setattr(generation, "sample_steps", stopped)

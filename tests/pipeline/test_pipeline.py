@@ -463,7 +463,7 @@ def test_models_of_classes_and_of_nothing(kind: str | None):
         assert len(generate(model, label=np.arange(2), num_images=1)) == 2
         with pytest.raises(ValueError, match=r"0 \.\.\. 4: 5"):
             generate(model, label=5)
-        for odd in (True, [0, 1.5]):
+        for odd in (True, np.array([0, 1.5])):
             with pytest.raises(ValueError, match="A label is a whole number"):
                 generate(model, label=odd)
     with pytest.raises(ValueError, match="reads no text"):

@@ -229,7 +229,7 @@ def test_a_draft_fixes_the_shape():
     base, sr = CASCADE.stages
     drafted = replace(base, network=replace(base.network, draft=True))
     cascade = replace(CASCADE, stages=(drafted, sr))
-    with pytest.raises(ValueError, match=r"'base' makes only squares of 4x4 pixels.*not 4x8"):
+    with pytest.raises(ValueError, match=r"'base' makes only squares of 4x4 pixels.*not 2x6"):
         Pipeline(cascade, {}, name="d").generate_images("no 1", aspect_ratio="2:1", **QUIET)
 
 
