@@ -23,7 +23,7 @@ PROMPTS := "smiling cat with heart-eyes" "red heart" "woman firefighter" "couple
 .PHONY: demo test test-slow lint format emoji-data clean
 
 demo: $(VENV)/.core
-	$(BIN)/python scripts/generate.py $(PROMPTS) --num_images 1 --seed 0 --out $(DEMO)
+	$(BIN)/python scripts/generate.py $(PROMPTS) --num_images 1 --seed 0 --out $(DEMO) --overwrite
 	@echo "The grid of images: $(CURDIR)/$(DEMO)/grid.png"
 
 test: $(VENV)/.dev emoji-data

@@ -1,7 +1,7 @@
 """Imagen (arXiv 2205.11487) in JAX: cascaded text-to-image diffusion, from training to images.
 
 pipeline = imagen_jax.load_model("emoji")
-pipeline.generate_images("a smiling cat with heart eyes")
+pipeline.generate_images("woman firefighter")
 """
 
 from typing import Any

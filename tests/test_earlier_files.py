@@ -18,7 +18,7 @@ from PIL import Image
 
 import imagen_jax
 from imagen_jax.data import read_tar
-from imagen_jax.images.png import read_settings
+from imagen_jax.images.image_file import read_settings
 
 TINY = "tests/training/tiny_config.py"
 DATA = ["--config.data.path=set.npz", "--config.data.split=all"]

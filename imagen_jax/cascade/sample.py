@@ -205,8 +205,8 @@ def stage_size(
     require(
         (
             size == square or not getattr(stage.network, "draft", False),
-            f"Stage {stage.name!r} makes only {square[0]}x{square[1]}: its draft of the text has "
-            f"that size, not {size[0]}x{size[1]}.",
+            f"Stage {stage.name!r} makes only squares of {square[0]}x{square[1]} pixels, for which "
+            f"its network is built, not {size[0]}x{size[1]} (height x width).",
         ),
         (
             min(size) >= 1 and not any(side % step for side in size),

@@ -360,7 +360,9 @@ def main(arguments: list[str] | None = None) -> None:
         print(table(results[-1:]), flush=True)
     report = {"machine": machine(), "rounds": options.rounds, "results": results}
     if options.out:
-        Path(options.out).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        Path(options.out).expanduser().write_text(
+            json.dumps(report, indent=2) + "\n", encoding="utf-8"
+        )
     print(f"\n{report['machine']}\n\n{table(results)}")
 
 

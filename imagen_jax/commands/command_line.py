@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import dataclasses
+import io
 import itertools
 import os
 import re
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from imagen_jax.commands.other_names import suggestion
-from imagen_jax.storage.folders import user_path
+from imagen_jax.storage.folders import expand_home, user_path
 from imagen_jax.training.config import split_overrides
 
 # Which extra of pyproject.toml brings a package that is imported only when it is needed.
@@ -31,6 +32,43 @@ EXTRAS = {
     "torch": "parity",
 }
 OWN = ("imagen_jax", "scripts")
+
+
+class Output(io.TextIOWrapper):
+    """Standard output or error that ends no work: what its encoding lacks is written as an escape,
+    and what its reader no longer takes (`| head`) is dropped.
+    """
+
+    def write(self, text: str) -> int:
+        try:
+            return super().write(text)
+        except BrokenPipeError:
+            self._drop()
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            super().flush()
+        except BrokenPipeError:
+            self._drop()
+
+    def _drop(self) -> None:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self.fileno())
+        os.close(nowhere)
+
+
+def use_tolerant_output() -> None:
+    """Makes standard output and error such that no text can end a command (see `Output`)."""
+    for name in ("stdout", "stderr"):
+        stream, tolerant = getattr(sys, name), {"errors": "backslashreplace"}
+        if stream is None:  # it was closed before the command began
+            nowhere = open(os.devnull, "w", encoding="utf-8", **tolerant)  # noqa: SIM115
+            setattr(sys, name, nowhere)
+        elif type(stream) is io.TextIOWrapper and stream is getattr(sys, f"__{name}__"):
+            kept = ("encoding", "line_buffering", "write_through")
+            tolerant |= {option: getattr(stream, option) for option in kept}
+            setattr(sys, name, Output(stream.buffer, **tolerant))
 
 
 @contextlib.contextmanager
@@ -126,6 +164,7 @@ def run_parsed(
     arguments: list[str] | None,
 ) -> None:
     """main(options), of the command line if `arguments` is None; a mistake is told in one line."""
+    use_tolerant_output()
     options = parser.parse_args(arguments)
     with one_line_errors(ValueError):
         main(options)
@@ -141,6 +180,7 @@ def run_configured(
     """
     from absl import logging
 
+    use_tolerant_output()
     with one_line_errors(ValueError):
         rest, overrides = split_overrides(sys.argv[1:] if arguments is None else arguments)
     options = parser.parse_args(rest)
@@ -205,6 +245,26 @@ def path(argument: str) -> Path:
     """A path as the user wrote it, for argparse: with ~ expanded where the shell has not."""
     try:
         return user_path(argument)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def prompt(argument: str) -> str:
+    """Text for argparse: bytes that the system's encoding lacks are read as UTF-8."""
+    try:
+        argument.encode("utf-8")
+    except UnicodeEncodeError:
+        try:
+            return os.fsencode(argument).decode("utf-8")
+        except UnicodeError:
+            raise argparse.ArgumentTypeError(f"{argument!r} is not text in UTF-8") from None
+    return argument
+
+
+def source(argument: str) -> str:
+    """A model's name, address or path, for argparse: with ~ expanded."""
+    try:
+        return str(expand_home(argument))
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 

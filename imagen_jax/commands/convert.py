@@ -28,7 +28,7 @@ from typing import Any
 
 from imagen_jax.commands.command_line import make_parser, one_line_errors, run_parsed
 from imagen_jax.storage.codec import require
-from imagen_jax.storage.folders import output_folder
+from imagen_jax.storage.folders import expand_home, output_folder
 
 DTYPES = ("float32", "float16", "bfloat16")
 
@@ -57,7 +57,7 @@ def convert(options: argparse.Namespace) -> None:
     from imagen_jax.pipeline import conversion
     from imagen_jax.pipeline.encoder_files import is_encoder
 
-    source, files = options.model, {"dtype": options.dtype, "variant": options.variant}
+    source, files = expand_home(options.model), {"dtype": options.dtype, "variant": options.variant}
     if options.to == "diffusers":
         if options.part == "text_encoder":
             conversion.text_encoder_to_huggingface(source, options.out, **files)

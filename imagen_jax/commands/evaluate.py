@@ -28,7 +28,14 @@ import os
 import sys
 import warnings
 
-from imagen_jax.commands.command_line import make_parser, names, numbers, path, run_parsed
+from imagen_jax.commands.command_line import (
+    make_parser,
+    names,
+    numbers,
+    path,
+    run_parsed,
+    sources,
+)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -36,8 +43,8 @@ def parser() -> argparse.ArgumentParser:
     parse = make_parser(__doc__, argument_default=argparse.SUPPRESS)
     add = parse.add_argument
     add("folders", nargs="*", type=path, metavar="FOLDER", help="A B: --images A --reference B")
-    add("--model", type=names, help="shipped model, model directory or training workdir (default: "
-        "emoji); A,B chains separately trained stages")  # fmt: skip
+    add("--model", type=sources, help="shipped model, model directory or training workdir "
+        "(default: emoji); A,B chains separately trained stages")  # fmt: skip
     add("--dtype", help="of the parameters: float32 (default) or bfloat16")
     add("--variant", help="of DeepFloyd IF's weights, such as fp16")
     add("--images", type=path, metavar="DIR", help="measure these images instead of a model's: "

@@ -18,9 +18,11 @@ from imagen_jax.commands.command_line import (
     names,
     numbers,
     one_line_errors,
+    path,
     run_parsed,
+    sources,
 )
-from imagen_jax.storage.folders import output_folder
+from imagen_jax.storage.folders import output_folder, user_path
 
 SHARD_BYTES = 16 * 2**20  # of each file of weights: the shipped model lies in git
 SHOWN_TENTHS = (1, 4, 7, 9)  # of t, in the plot of the loss
@@ -29,15 +31,20 @@ SHOWN_TENTHS = (1, 4, 7, 9)  # of t, in the plot of the loss
 def parser() -> argparse.ArgumentParser:
     parse = make_parser(__doc__)
     add = parse.add_argument
-    add("--model", required=True, help="workdirs or model directories of the stages: A,B")
-    add("--out", type=Path, required=True, metavar="DIR", help="directory of the model")
+    add(
+        "--model",
+        type=sources,
+        required=True,
+        help="workdirs or model directories of the stages: A,B",
+    )
+    add("--out", type=path, required=True, metavar="DIR", help="directory of the model")
     add("--name", help="of the model (default: that of DIR)")
     add("--sampler", type=names, help="ddpm, ddim, dpmpp_2m or heun; or S,S,... by stage")
     add("--steps", type=numbers(int), help="of the sampler; N, or N,N,... by stage")
     add("--guidance", type=numbers(float), help="weight of the text; W of the first, or W,W,...")
     add("--threshold", type=names, help="static, dynamic or none; or T,T,... by stage")
     add("--aug_level", type=numbers(float), help="noise on low-resolution inputs; or A,A by stage")
-    add("--image", type=Path, metavar="FILE", help="plot of the loss (default: DIR/loss.png)")
+    add("--image", type=path, metavar="FILE", help="plot of the loss (default: DIR/loss.png)")
     return parse
 
 
@@ -47,8 +54,8 @@ def export(options: argparse.Namespace) -> None:
     from imagen_jax.pipeline.loading import join_pipelines, load_model
     from imagen_jax.pipeline.model_directory import write_model
 
-    sources = options.model.split(",")
-    pipelines = [load_model(source) for source in sources]
+    models = [options.model] if isinstance(options.model, str) else options.model
+    pipelines = [load_model(model) for model in models]
     joined = join_pipelines(pipelines)
     settings = with_overrides(
         joined.cascade.sampling,
@@ -68,7 +75,7 @@ def export(options: argparse.Namespace) -> None:
         max_shard_bytes=SHARD_BYTES,
     )
     stages = [pipeline.cascade.stages[0].name for pipeline in pipelines]
-    write_curves(options, dict(zip(sources, stages, strict=True)))
+    write_curves(options, dict(zip(models, stages, strict=True)))
     for stage, entry in zip(cascade.stages, settings, strict=True):
         print(f"{stage.name}: {entry}")
     size = sum(file.stat().st_size for file in options.out.iterdir() if file.is_file())
@@ -81,9 +88,9 @@ def write_curves(options: argparse.Namespace, stages: dict[str, str]) -> None:
 
     curves = {}
     for source, stage in stages.items():
-        if not (Path(source) / METRICS_FILE).is_file():
+        if not (user_path(source) / METRICS_FILE).is_file():
             continue
-        curve = read_curve(source)
+        curve = read_curve(user_path(source))
         if curve.step:
             curves[stage] = curve
             curve.write(options.out / f"{stage}_curve.json")
@@ -100,7 +107,7 @@ def plot(curves: dict[str, Any], path: Path) -> None:
     except ImportError:
         print("no image of the loss: it needs matplotlib, pip install -e '.[train]'")
         return
-    from imagen_jax.images.png import SHEET
+    from imagen_jax.images.image_file import SHEET
 
     figure = Figure(figsize=(4.5 * len(curves), 3.2), layout="tight")
     row = figure.subplots(1, len(curves), squeeze=False)[0]

@@ -1,19 +1,34 @@
 """Images from text: one PNG an image, and one grid of all with their prompts below.
 
-python scripts/generate.py "a smiling cat with heart eyes" "红苹果" --num_images 4 --out samples/
-python scripts/generate.py --from_png samples/0003_red_heart.png --out again/
+    python scripts/generate.py "woman firefighter" "红苹果" --num_images 4 --out samples/
+    python scripts/generate.py --from_png samples/0003_woman_firefighter.png --out again/
+
+Each batch of images is written as soon as it is done: what is finished stays after Ctrl-C. A folder
+that holds images already is refused without --overwrite.
 """
 
 import argparse
+import contextlib
+import itertools
 import json
-import re
+import signal
 import sys
 import time
 import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from imagen_jax.commands.command_line import make_parser, names, numbers, run_parsed
+from imagen_jax.commands.command_line import (
+    make_parser,
+    names,
+    numbers,
+    path,
+    prompt,
+    run_parsed,
+    sources,
+)
+from imagen_jax.images.file_names import GRID_FILE, own_images
 from imagen_jax.storage.folders import output_folder
 
 # Options that all of a pipeline's methods take under the same name.
@@ -32,36 +47,42 @@ PIPELINE_OPTIONS = (
     "low_memory",
 )
 
+# What the settings in an image say, so that it is not said twice.
+OF_AN_IMAGE = (
+    *("size", "guidance", "steps", "sampler", "spacing", "seed", "negative_prompt", "label"),
+    *("aug_level", "aspect_ratio", "image", "mask", "mask_alpha", "strength", "upscale"),
+)
+
 
 def parser() -> argparse.ArgumentParser:
     parse = make_parser(__doc__)
     add = parse.add_argument
-    add("prompts", nargs="*", metavar="PROMPT", help="what the images show")
+    add("prompts", nargs="*", type=prompt, metavar="PROMPT", help="what the images show")
     add(
         "--model",
-        type=names,
+        type=sources,
         help="shipped model, model directory, training workdir or name on the Hugging Face hub "
         "(default: emoji); A,B to chain separately trained stages",
     )
     add("--dtype", default="float32", help="of the parameters: float32 (default) or bfloat16")
     add("--variant", help="of DeepFloyd IF's weights, such as fp16")
-    add("--lora", type=Path, metavar="FILE", help="adapter to load into the model, safetensors")
-    add("--lora_scale", type=float, default=1.0, help="how much of the adapter (default: 1)")
+    add("--lora", type=path, metavar="FILE", help="adapter to load into the model, safetensors")
+    add("--lora_scale", type=float, help="how much of the adapter (default: 1)")
     add("--num_images", type=int, default=4, help="images a prompt")
-    add("--out", type=Path, default=Path("samples"), help="directory for the images")
+    add("--out", type=path, default=Path("samples"), help="directory for the images")
     add("--size", type=int, help="of the images: the stage to stop at (default: the largest)")
     add("--guidance", type=numbers(float), help="weight of the text; W, or W,W,... by stage")
     add("--steps", type=numbers(int), help="of the sampler; N, or N,N,... by stage")
     add("--sampler", type=names, help="ddpm, ddim, dpmpp_2m or heun; or S,S,... by stage")
     add("--spacing", type=names, help="of the steps, such as fast27 for IF; or S,S,... by stage")
     add("--seed", type=int, help="of the noise (default: a new one, which is printed)")
-    add("--negative_prompt", help="what to lead away from")
+    add("--negative_prompt", type=prompt, help="what to lead away from")
     add("--label", nargs="+", help="classes by name or number, for a model of classes")
     add("--batch_size", type=int, help="images at a time (default: 4 on a CPU, else 16)")
-    add("--from_png", type=Path, metavar="FILE", help="make this image again, all else left out")
+    add("--from_png", type=path, metavar="FILE", help="make this image again, all else left out")
     add("--aspect_ratio", help="width to height, such as 16:9, instead of a square")
-    add("--image", type=Path, metavar="FILE", help="image to edit, or with --mask to inpaint")
-    add("--mask", type=Path, metavar="FILE", help="white where --image is to be regenerated")
+    add("--image", type=path, metavar="FILE", help="image to edit, or with --mask to inpaint")
+    add("--mask", type=path, metavar="FILE", help="white where --image is to be regenerated")
     add(
         "--mask_alpha",
         choices=("transparent", "opaque"),
@@ -70,65 +91,139 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--strength", type=numbers(float), help="of the edit, in (0, 1]: less keeps more of --image"
     )
-    add("--upscale", type=Path, metavar="FILE", help="image to upsample")
+    add("--upscale", type=path, metavar="FILE", help="image to upsample")
     add(
         "--aug_level",
         type=numbers(float),
         help="noise on the input of super-resolution stages, in [0, 1]; or A,A,... by stage",
     )
     add("--low_memory", action="store_true", help="only one stage's parameters at a time")
+    add("--overwrite", action="store_true", help="replace images of the same names in --out")
     add("--no_grid", action="store_true", help="no grid.png")
-    add("--quiet", action="store_true", help="no progress bar")
+    add("--quiet", action="store_true", help="no progress bar, and not what is made by what")
     return parse
 
 
-def file_name(index: int, prompt: str | None, digits: int) -> str:
-    """0007_red_heart.png: letters and digits of any script, the rest as underscores."""
-    words = re.sub(r"\W+", "_", prompt or "").strip("_")[:40].strip("_")
-    return f"{index:0{digits}d}_{words}.png" if words else f"{index:0{digits}d}.png"
-
-
 def generate(options: argparse.Namespace) -> None:
-    # After the command line is read: a wrong option need not wait for JAX.
-    from imagen_jax.images.png import read_settings
-
     settings = None
     check_images(options)
+    check_folder(options.out, options.overwrite)
+    # After the command line is read: a wrong option need not wait for JAX.
+    from imagen_jax.images.image_file import read_settings
+
     if options.from_png is not None:
-        if options.prompts:
-            raise ValueError("--from_png makes one image again; give no prompts with it.")
         settings = read_settings(options.from_png)
     elif not options.prompts and options.label is None and options.model is None:
-        raise ValueError('Give a prompt: scripts/generate.py "a smiling cat with heart eyes".')
+        raise ValueError('Give a prompt: scripts/generate.py "red heart".')
     with output_folder(options.out):
-        began = time.monotonic()
         pipeline = load(options, settings)
-        if settings is None:
-            images = sample(pipeline, options)
-        else:
-            images = pipeline.generate_again(settings, progress=not options.quiet)
+        count = 1 if settings else options.num_images * len(options.prompts or options.label or [0])
+        if not options.quiet:
+            print(first_line(pipeline, count, (settings or vars(options)).get("size")), flush=True)
+        began = time.monotonic()
+        with saving(options.out, count) as keep:
+            if settings is None:
+                images = sample(pipeline, options, keep)
+            else:
+                images = pipeline.generate_again(
+                    settings, progress=not options.quiet, finished=keep
+                )
         seconds = time.monotonic() - began
-        write(options, images)
+        if not options.no_grid and len(images) > 1:
+            write_grid(options.out, images)
+    print(last_line(pipeline, images, options.out, seconds))
+
+
+def first_line(pipeline: Any, count: int, size: int | None) -> str:
+    """What is made by what: the model, the device, the stages up to the size asked for."""
+    import jax
+
+    stages = [f"{stage.name} ({stage.resolution} pixels)" for stage in pipeline.cascade.stages]
+    if size in pipeline.sizes:
+        stages = stages[: pipeline.sizes.index(size) + 1]
+    return (
+        f"{pipeline.name} on {jax.devices()[0].device_kind}: {count} image{'s' * (count > 1)}, "
+        f"{' -> '.join(stages)}"
+    )
+
+
+def last_line(pipeline: Any, images: Any, out: Path, seconds: float) -> str:
+    """What was made, and all that decides it."""
     made = images[0].info["imagen_jax"]
     ran = pipeline.cascade.stages[: pipeline.sizes.index(made["size"]) + 1]
     stages = {
         stage.name: {key: entry[key] for key in ("sampler", "steps", "guidance")}
         for stage, entry in zip(ran, made["sampling"], strict=False)
     }
-    print(
-        f"{len(images)} image{'s' * (len(images) > 1)} of {made['size']} pixels "
-        f"in {seconds:.1f} s; "
-        f"seed {made['seed']}; {json.dumps(stages)}"
+    return (
+        f"{len(images)} image{'s' * (len(images) > 1)} of {made['size']} pixels in {out}, in "
+        f"{seconds:.1f} s; seed {made['seed']}; {json.dumps(stages)}"
     )
 
 
+def check_folder(out: Path, overwrite: bool) -> None:
+    """ValueError where a folder holds images of an earlier run, which new ones could replace."""
+    own = [] if overwrite or not out.is_dir() else own_images(out)
+    if own:
+        free = next(n for n in itertools.count(2) if not Path(f"{out}_{n}").exists())
+        raise ValueError(
+            f"--out {out} holds images of another run, such as {own[0]}: give another folder "
+            f"(--out {out}_{free}), or --overwrite to replace images of the same names."
+        )
+
+
+@contextlib.contextmanager
+def saving(out: Path, count: int) -> Iterator[Callable[[Any], None]]:
+    """What saves the images of each batch; where not all are made, says how many are, and how to
+    make the others. SIGTERM stops as Ctrl-C does.
+    """
+    from imagen_jax.pipeline.progress import print_beside_bars
+
+    saved: list[Path] = []
+    seeds: set[int] = set()
+
+    def keep(batch: Any) -> None:
+        seeds.add(batch[0].info["imagen_jax"]["seed"])
+        for place in range(len(batch)):
+            saved.extend(batch[place : place + 1].save(out))
+            print_beside_bars(saved[-1])
+
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield keep
+    except BaseException:
+        if saved:
+            print(
+                f"{len(saved)} of {count} images are finished, in {out}. To make all {count}: the "
+                f"same command with --seed {seeds.pop()} --overwrite.",
+                file=sys.stderr,
+            )
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def check_images(options: argparse.Namespace) -> None:
-    """ValueError where options of editing, inpainting and upsampling do not go together."""
-    for name in ("mask", "strength"):
-        if getattr(options, name) is not None and options.image is None:
-            raise ValueError(f"--{name} is for --image, which is not given.")
-    if options.mask_alpha is not None and options.mask is None:
-        raise ValueError("--mask_alpha is for --mask, which is not given.")
+    """ValueError where options do not go together."""
+    given = {name for name, value in vars(options).items() if value is not None}
+    pairs = (
+        ("mask", "image"),
+        ("strength", "image"),
+        ("mask_alpha", "mask"),
+        ("lora_scale", "lora"),
+    )
+    for name, of in pairs:
+        if name in given and of not in given:
+            raise ValueError(f"--{name} is for --{of}, which is not given.")
+    if options.from_png is not None:
+        if options.prompts:
+            raise ValueError("--from_png makes one image again; give no prompts with it.")
+        for name in OF_AN_IMAGE:
+            if name in given:
+                raise ValueError(
+                    f"--from_png makes an image as its own settings say: --{name} does not go "
+                    "with it."
+                )
     alone = [name for name in ("image", "upscale", "aspect_ratio") if getattr(options, name)]
     if len(alone) > 1:
         raise ValueError(f"--{alone[0]} and --{alone[1]} do not go together.")
@@ -145,7 +240,7 @@ def load(options: argparse.Namespace, settings: dict[str, Any] | None) -> Any:
         hint = "" if settings is None else " Tell with --model where the image's model is."
         raise ValueError(f"{error}{hint}") from None
     if options.lora is not None:
-        pipeline.load_lora(options.lora, options.lora_scale)
+        pipeline.load_lora(options.lora, 1.0 if options.lora_scale is None else options.lora_scale)
     if settings is not None and settings.get("fingerprint") != pipeline.fingerprint:
         print(
             f"Warning: {options.from_png} was made by other weights of {pipeline.name!r}, or in "
@@ -155,10 +250,11 @@ def load(options: argparse.Namespace, settings: dict[str, Any] | None) -> Any:
     return pipeline
 
 
-def sample(pipeline: Any, options: argparse.Namespace) -> Any:
-    """The images that the options ask for."""
+def sample(pipeline: Any, options: argparse.Namespace, finished: Callable[[Any], None]) -> Any:
+    """The images that the options ask for; `finished` is called with each batch of them."""
     given = {name: getattr(options, name) for name in PIPELINE_OPTIONS}
     given |= {"prompt": options.prompts or None, "progress": not options.quiet}
+    given["finished"] = finished
     if options.upscale is not None:
         return pipeline.upscale(options.upscale, **given)
     if options.image is None:
@@ -170,24 +266,18 @@ def sample(pipeline: Any, options: argparse.Namespace) -> Any:
     return pipeline.edit(options.image, **given)
 
 
-def write(options: argparse.Namespace, images: Any) -> None:
-    """One PNG an image and, of several, a grid; prints their names."""
-    from imagen_jax.images.grid import font_for
-    from imagen_jax.images.png import save_png, save_sheet
+def write_grid(out: Path, images: Any) -> None:
+    """All images in grid.png, with the captions that no font can write printed instead."""
+    from imagen_jax.images.grid import font_for, one_line
 
-    made = [image.info["imagen_jax"] for image in images]
-    digits = max(4, len(str(made[-1]["index"])))
-    for image, entry in zip(images, made, strict=True):
-        path = options.out / file_name(entry["index"], entry["prompt"], digits)
-        save_png(image, path)
-        print(path)
-    if not options.no_grid and len(images) > 1:
-        columns = options.num_images if 1 < options.num_images <= 8 else None
-        save_sheet(images.grid(columns), options.out / "grid.png")
-        print(options.out / "grid.png")
-        for number, caption in enumerate(images.captions or [], start=1):
-            if font_for(caption, 15) is None:
-                print(f"  image {number} of the grid: {caption} (no font here has its characters)")
+    images.grid().save(out / GRID_FILE)
+    print(out / GRID_FILE)
+    missing: dict[str, list[str]] = {}
+    for number, caption in enumerate(map(one_line, images.captions or []), start=1):
+        if font_for(caption, 15) is None:
+            missing.setdefault(caption, []).append(str(number))
+    for caption, places in missing.items():
+        print(f"  {', '.join(places)} in the grid: {caption} (no font here has its characters)")
 
 
 def main(arguments: list[str] | None = None) -> None:

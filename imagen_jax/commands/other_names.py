@@ -3,23 +3,12 @@
 import difflib
 from collections.abc import Collection
 
+from imagen_jax.pipeline import option_names
+
 # Ours, and others' for the same. "config.KEY" is for commands that take a config.
-SPELLINGS = {
-    "steps": "num_inference_steps sampling_steps sample_steps ddim_steps timesteps num_steps",
-    "guidance": "guidance_scale cfg_scale cfg cond_scale unconditional_guidance_scale scale",
-    "size": "height width resolution image_size img_size",
-    "num_images": "num_images_per_prompt num_samples n_samples n_iter",
-    "sampler": "scheduler sample_method sampling_method",
-    "seed": "generator random_seed manual_seed",
-    "aug_level": "noise_level lowres_sample_noise_level",
-    "strength": "denoising_strength",
-    "image": "init_image init_img input_image",
-    "mask": "mask_image mask_img",
-    "label": "class_labels class_cond classes",
+SPELLINGS = option_names.SPELLINGS | {
     "lora": "lora_path lora_weights lora_model",
     "lora_scale": "lora_weight network_mul",
-    "dtype": "torch_dtype precision",
-    "low_memory": "lowvram medvram cpu_offload enable_model_cpu_offload",
     "prompts": "prompt prompt_file from_file text",
     "model": "model_id model_path ckpt checkpoint pretrained_model_name_or_path pretrained",
     "init_from": "pretrained_model_name_or_path pretrained ckpt checkpoint model",
@@ -48,13 +37,6 @@ SPELLINGS = {
 }
 
 
-# {another's name: ours, in the order in which they are looked for}
-OTHER_NAMES: dict[str, tuple[str, ...]] = {}
-for _ours, _others in SPELLINGS.items():
-    for _other in _others.split():
-        OTHER_NAMES[_other] = (*OTHER_NAMES.get(_other, ()), _ours)
-
-
 def suggestion(name: str, known: Collection[str], unnamed: Collection[str] = ()) -> str:
     """What follows the message about an unknown option: its name here, or one like it; or "".
 
@@ -64,7 +46,7 @@ def suggestion(name: str, known: Collection[str], unnamed: Collection[str] = ())
         unnamed: arguments that have no option before them.
     """
     name = name.replace("-", "_")
-    for ours in OTHER_NAMES.get(name.lower(), ()):
+    for ours in (ours for ours, others in SPELLINGS.items() if name.lower() in others.split()):
         if ours in known or (ours.startswith("config.") and "config" in known):
             return f"; here it is --{ours}"
         if ours in unnamed:

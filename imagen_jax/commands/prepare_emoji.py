@@ -7,11 +7,10 @@ out. --captions FILE also writes the training captions as lines, to train a toke
 """
 
 import argparse
-from pathlib import Path
 
 import numpy as np
 
-from imagen_jax.commands.command_line import make_parser, run_parsed
+from imagen_jax.commands.command_line import make_parser, path, run_parsed
 from imagen_jax.data import emoji
 from imagen_jax.storage.atomic import written_whole
 from imagen_jax.storage.folders import make_folder
@@ -20,8 +19,8 @@ from imagen_jax.storage.folders import make_folder
 def parser() -> argparse.ArgumentParser:
     parse = make_parser(__doc__)
     add = parse.add_argument
-    add("--out", type=Path, required=True, metavar="DIR", help="folder for emoji.npz")
-    add("--captions", type=Path, metavar="FILE", help="also write the training captions there")
+    add("--out", type=path, required=True, metavar="DIR", help="folder for emoji.npz")
+    add("--captions", type=path, metavar="FILE", help="also write the training captions there")
     return parse
 
 

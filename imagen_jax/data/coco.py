@@ -5,6 +5,8 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from imagen_jax.storage.folders import user_path
+
 VAL2014_IMAGES = 40_504
 # TFDS has Karpathy's splits: val2014 is these three together, not just "val".
 TFDS_NAME, TFDS_SPLITS = "coco_captions", "restval+val+test"
@@ -29,7 +31,7 @@ def read_annotations(path: str | Path) -> list[Caption]:
         FileNotFoundError: there is no such file; the message tells where it comes from.
         ValueError: it is another file, or two captions have one id.
     """
-    path = Path(path)
+    path = user_path(path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}; {ANNOTATIONS}.")
     try:

@@ -22,6 +22,7 @@ from imagen_jax.data.captions import Captions
 from imagen_jax.data.records import array_records
 from imagen_jax.data.sources import Source, broken_as
 from imagen_jax.storage.codec import to_dict
+from imagen_jax.storage.folders import user_path
 from imagen_jax.storage.json_file import read_dataclass, write_object
 from imagen_jax.storage.trees import flatten
 
@@ -74,8 +75,9 @@ def shard_path(directory: Path, manifest: Manifest, number: int) -> Path:
 
 def read_manifest(directory: str | os.PathLike) -> Manifest:
     """The manifest of a directory. ValueError where it is missing or damaged."""
+    directory = user_path(directory)
     try:
-        return read_dataclass(Path(directory) / MANIFEST, "a description of embeddings", Manifest)
+        return read_dataclass(directory / MANIFEST, "a description of embeddings", Manifest)
     except FileNotFoundError:
         raise ValueError(
             f"there are no embeddings in {directory}: scripts/embed_text.py makes them"
@@ -237,7 +239,7 @@ def read_embedded(source: Source, directory: str | os.PathLike) -> EmbeddedSourc
     Raises:
         ValueError: they are of another set, or not all there yet.
     """
-    directory = Path(directory)
+    directory = user_path(directory)
     manifest = read_manifest(directory)
     if manifest.examples != len(source):
         raise ValueError(

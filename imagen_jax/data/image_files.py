@@ -11,7 +11,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from imagen_jax.images import decoding, png
+from imagen_jax.images import decoding, image_file
+from imagen_jax.images.file_names import GRID_FILE, OWN
 from imagen_jax.storage.folders import user_path
 from imagen_jax.storage.trees import name_some
 
@@ -45,7 +46,6 @@ UNMARKED = {
     re.compile(r"loss\.png"): "model.json",  # of an export
     re.compile(r"(pictures|retrieval|strip|sweep)\.png"): "report.json",  # of an evaluation
 }
-GENERATED = re.compile(r"\d{4,}(_.*)?\.png")  # the images that a grid.png shows
 
 
 class ImageFiles(NamedTuple):
@@ -188,7 +188,7 @@ def _sheets(folder: Path, names: list[str]) -> set[str]:
     blocks = [files[start : start + BLOCK] for start in range(0, len(files), BLOCK)]
 
     def marked(block: list[str]) -> list[str]:
-        return [name for name in block if png.is_sheet(folder / name)]
+        return [name for name in block if image_file.is_sheet(folder / name)]
 
     with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
         sheets = set(itertools.chain.from_iterable(pool.map(marked, blocks)))
@@ -197,9 +197,9 @@ def _sheets(folder: Path, names: list[str]) -> set[str]:
 
 def _is_unmarked(path: Path) -> bool:
     """Whether a file is a sheet of ours without a mark in it."""
-    if path.name == "grid.png":
+    if path.name == GRID_FILE:
         beside = os.listdir(path.parent)
-        made = next((name for name in beside if GENERATED.fullmatch(name)), None)
-        return made is not None and png.has_settings(path.with_name(made))
+        made = next((name for name in beside if OWN.fullmatch(name)), None)
+        return made is not None and image_file.has_settings(path.with_name(made))
     near = next((near for name, near in UNMARKED.items() if name.fullmatch(path.name)), None)
     return near is not None and (path.parent / near).is_file()

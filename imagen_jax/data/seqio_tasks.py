@@ -34,6 +34,7 @@ import tensorflow_datasets as tfds
 
 from imagen_jax.data.loader import CROPS, FOREVER, Damage
 from imagen_jax.data.sources import CONDITIONINGS, BrokenExample, check_choice
+from imagen_jax.storage.folders import expand_home
 
 MAX_STATE_BYTES = 2**26
 SHUFFLE_BUFFER = 1000
@@ -83,7 +84,7 @@ def _add_task(
     """Registers a TFDS set as a Task, of labels where there is no vocabulary; downloads and
     prepares it where it is not there.
     """
-    data_dir = None if data_dir is None else str(data_dir)
+    data_dir = None if data_dir is None else str(expand_home(data_dir))
     captioned = [
         choose_caption,
         functools.partial(seqio.preprocessors.tokenize, copy_pretokenized=False),

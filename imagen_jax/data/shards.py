@@ -13,6 +13,8 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from imagen_jax.storage.folders import expand_home
+
 MOST_NAMES = 1_000_000
 NEARBY = 2**16  # bytes between two parts of a file that are cheaper to read than to ask for twice
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
@@ -102,7 +104,7 @@ def find_shards(pattern: str, suffix: str) -> tuple[Shard, ...]:
     Raises:
       ValueError: there is no such file.
     """
-    pattern = os.path.expanduser(pattern)
+    pattern = expand_home(pattern)
     matches = _remote_matches(pattern) if is_remote(pattern) else _local_matches
     shards = []
     for name in expand_braces(pattern):

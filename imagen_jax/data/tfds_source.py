@@ -9,6 +9,7 @@ import numpy as np
 from imagen_jax.data.fields import to_captions
 from imagen_jax.data.sources import CONDITIONINGS, broken_as, check_choice, make_example
 from imagen_jax.images import decoding, pixels
+from imagen_jax.storage.folders import user_path
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -95,7 +96,7 @@ def prepare_tfds(path: str, data_dir: str | Path | None = None) -> Any:
         raise ImportError("TFDS data needs TensorFlow: pip install imagen_jax[tfds]") from error
     if path == "emoji":
         from imagen_jax.data import tfds_emoji  # noqa: F401  (registers the builder)
-    default = Path("~/tensorflow_datasets/array_record").expanduser()
-    builder = tfds.builder(path, data_dir=data_dir or default, file_format="array_record")
+    folder = user_path(data_dir or "~/tensorflow_datasets/array_record")
+    builder = tfds.builder(path, data_dir=folder, file_format="array_record")
     builder.download_and_prepare()
     return builder

@@ -9,17 +9,18 @@ def use_compilation_cache() -> None:
 
     It is `$XDG_CACHE_HOME/imagen_jax/compiled`, by default below `~/.cache`.
     `JAX_COMPILATION_CACHE_DIR` (or `jax.config`) names another place;
-    `JAX_ENABLE_COMPILATION_CACHE=false` turns it off. A home that cannot be written means no cache.
+    `JAX_ENABLE_COMPILATION_CACHE=false` turns it off. A home that is missing or cannot be
+    written means no cache.
     """
     import jax
 
     if jax.config.jax_compilation_cache_dir or not jax.config.jax_enable_compilation_cache:
         return
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    directory = Path(base) / "imagen_jax" / "compiled"
     try:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        directory = Path(base) / "imagen_jax" / "compiled"
         directory.mkdir(parents=True, exist_ok=True)
-    except OSError:
+    except (OSError, RuntimeError):  # a user without a home
         return
     if os.access(directory, os.W_OK):
         jax.config.update("jax_compilation_cache_dir", str(directory))

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from imagen_jax.diffusion.denoiser import Denoiser
-from imagen_jax.diffusion.overrides import is_number
+from imagen_jax.diffusion.overrides import is_number, is_whole
 from imagen_jax.diffusion.process import add_noise, alpha_sigma
 from imagen_jax.diffusion.samplers import Noise, Sampler, SamplerState, Step, initial_state
 from imagen_jax.diffusion.sampling import Sampling
@@ -75,6 +75,11 @@ def check_edit(edit: Edit) -> Edit:
         ),
         (edit.known in KNOWN, f"unknown known {edit.known!r}; choose one of {tuple(KNOWN)}"),
         (
+            is_whole(edit.resamplings) and is_whole(edit.jump_length),
+            "resamplings and jump_length must be whole numbers, "
+            f"got {edit.resamplings!r} and {edit.jump_length!r}",
+        ),
+        (
             min(edit.resamplings, edit.jump_length) >= 1,
             "resamplings and jump_length must be at least 1, "
             f"got {edit.resamplings} and {edit.jump_length}",
@@ -96,7 +101,10 @@ def first_step(num_steps: int, strength: float) -> int:
     """
     left = min(int(num_steps * strength), num_steps)
     if left < 1:
-        raise ValueError(f"strength {strength} leaves none of {num_steps} steps to run")
+        raise ValueError(
+            f"strength {strength} leaves none of {num_steps} steps to run; it must be at least "
+            f"1/{num_steps}"
+        )
     return num_steps - left
 
 

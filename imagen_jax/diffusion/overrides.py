@@ -1,12 +1,11 @@
 """Sampling as files and callers give it: checked, and overridden stage by stage."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from math import inf
+from numbers import Real
 from typing import Any
-
-import numpy as np
 
 from imagen_jax.diffusion.samplers import SAMPLERS
 from imagen_jax.diffusion.sampling import Sampling
@@ -41,8 +40,19 @@ NUMBERS = {
 }
 
 
+def plain(value: Any) -> Any:
+    """A number of NumPy or JAX, an array without dimensions too, as Python's; all else as it is."""
+    return value.item() if getattr(value, "shape", None) == () else value
+
+
 def is_number(value: Any) -> bool:
-    return isinstance(value, int | float | np.number) and not isinstance(value, bool)
+    """Whether it is a real number, True and False left out."""
+    return isinstance(plain(value), Real) and not isinstance(plain(value), bool)
+
+
+def is_whole(value: Any) -> bool:
+    """Whether it is a whole number; 24.0 is."""
+    return is_number(value) and abs(plain(value)) < inf and plain(value) == int(value)
 
 
 def check_sampling(sampling: Sampling) -> Sampling:
@@ -56,7 +66,8 @@ def check_sampling(sampling: Sampling) -> Sampling:
         sampling = replace(sampling, spacing=tuple(spacing))
     for name, known in CHOICES.items():
         value = getattr(sampling, name)
-        if value not in known and not (name == "spacing" and isinstance(value, tuple)):
+        named = isinstance(value, str) and value in known
+        if not (named or (name == "spacing" and isinstance(value, tuple))):
             raise ValueError(f"Unknown {name} {value!r}; choose one of {', '.join(known)}.")
     listed, steps = fixed_steps(spacing), sampling.steps
     if listed is not None and steps not in (Sampling.steps, len(listed)):
@@ -65,21 +76,26 @@ def check_sampling(sampling: Sampling) -> Sampling:
             "choose another spacing for another number."
         )
     numbers = {"steps": steps if listed is None else len(listed)}
-    for name, (kind, lowest, highest, meaning) in NUMBERS.items():
+    for name in NUMBERS:
         value = numbers.get(name, getattr(sampling, name))
-        if value is None and getattr(Sampling, name) is None:
-            continue
-        whole = kind is float or isinstance(value, int | np.integer)
-        if not (whole and is_number(value) and lowest <= float(value) <= highest):
-            hint = ""
-            if name == "aug_level" and is_number(value) and 1 < value < 1000:
-                hint = f"; diffusers' noise_level {value:g} is {(value + 1) / 1000:g} here"
-            raise ValueError(f"{name} must be {meaning}: {value!r}{hint}.")
-        numbers[name] = kind(value)
+        if value is not None or getattr(Sampling, name) is not None:
+            numbers[name] = check_number(name, value)
     interval = tuple(sampling.guidance_interval)
     if len(interval) != 2 or not all(is_number(t) and 0 <= t <= 1 for t in interval):
         raise ValueError(f"guidance_interval must be two times in [0, 1]: {interval!r}.")
     return replace(sampling, guidance_interval=tuple(map(float, interval)), **numbers)
+
+
+def check_number(name: str, value: Any) -> int | float:
+    """A field of Sampling as Python's number; ValueError, naming it, for what it cannot be."""
+    value, (kind, lowest, highest, meaning) = plain(value), NUMBERS[name]
+    fits = is_number(value) if kind is float else is_whole(value)
+    if not (fits and lowest <= value <= highest):
+        hint = ""
+        if name == "aug_level" and is_number(value) and 1 < value < 1000:
+            hint = f"; diffusers' noise_level {value:g} is {(value + 1) / 1000:g} here"
+        raise ValueError(f"{name} must be {meaning}: {value!r}{hint}.")
+    return kind(value)
 
 
 def sampling_from_dict(values: Mapping[str, Any]) -> Sampling:
@@ -102,6 +118,8 @@ def with_overrides(sampling: Sequence[Sampling], **overrides: Any) -> tuple[Samp
     for index, own in enumerate(sampling):
         changes = {name: column[index] for name, column in columns.items()}
         changes = {name: value for name, value in changes.items() if value is not None}
+        numbers = {name: check_number(name, changes[name]) for name in changes.keys() & NUMBERS}
+        changes |= numbers
         listed = fixed_steps(changes.get("spacing"))
         if listed is not None:
             changes.setdefault("steps", len(listed))
@@ -115,9 +133,10 @@ def by_stage(name: str, value: Any, count: int, first_only: bool = False) -> lis
     Raises:
         ValueError: a sequence that is empty or has more entries than there are stages.
     """
-    if value is None or isinstance(value, str) or is_number(value):
+    value = plain(value)
+    if isinstance(value, str) or not isinstance(value, Iterable):
         return [value] + [None if first_only else value] * (count - 1)
-    values = list(value)
+    values = [plain(entry) for entry in value]
     if not 1 <= len(values) <= count:
         raise ValueError(
             f"{name} has {len(values)} entries; the model has {count} stages: {value!r}."

@@ -1,5 +1,6 @@
 """How one stage is sampled: one dataclass, from the config to the compiled program."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from math import inf
@@ -9,7 +10,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 # As values, as arrays, and as jax describes the arguments of a lowered program.
-Number = float | int | np.number | Float[Array, "..."] | jax.stages.ArgInfo
+Number = float | int | np.number | Float[Array, "..."] | Int[Array, "..."] | jax.stages.ArgInfo
+# One for all stages or for the first, or one a stage; None where the stage keeps its own.
+ByStage = Number | np.ndarray | Array | Sequence[Number | None]
 Whole = int | np.integer | Int[Array, ""] | jax.stages.ArgInfo
 Spacing = str | tuple[int, ...]
 

@@ -16,6 +16,7 @@ from imagen_jax.evaluation.clip_tokenizer import tokenizer_files
 from imagen_jax.evaluation.features import FeatureExtractor, FeatureNetwork, make_extractor
 from imagen_jax.models.clip import ClipConfig
 from imagen_jax.storage.codec import to_dict
+from imagen_jax.storage.folders import user_path
 from imagen_jax.storage.json_file import read_dataclass, read_object, write_object
 from imagen_jax.storage.layout_files import read_params
 from imagen_jax.storage.safetensors import save_params
@@ -41,7 +42,7 @@ class FeatureFile:
 
 def is_feature_network(source: str | os.PathLike) -> bool:
     """Whether a path is that of a feature network in one of the forms, a .pth file among them."""
-    path = Path(source)
+    path = user_path(source)
     if path.is_file():
         return path.suffix in (GRAPH_SUFFIX, PICKLE_SUFFIX)
     if (path / CONFIG_FILE).is_file():
@@ -58,7 +59,7 @@ def read_network(source: str | os.PathLike) -> FeatureNetwork:
     Raises:
         FileNotFoundError, ValueError: files are missing, damaged or of something else.
     """
-    path = Path(source)
+    path = user_path(source)
     name = path.resolve().name
     if not path.exists():
         raise FileNotFoundError(f"There is no {path}, where a feature network should be.")
@@ -94,7 +95,7 @@ def write_network(
     Args:
         dtype: of the weights on disk; None leaves them float32.
     """
-    directory = Path(directory)
+    directory = user_path(directory)
     save_params(directory, FEATURES, network.params, dtype)
     for file in tokenizer_files(network.directory) if network.directory is not None else ():
         target = directory / file.name

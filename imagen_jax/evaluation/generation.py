@@ -9,8 +9,7 @@ from PIL import Image
 
 from imagen_jax.evaluation.progress import image_bar
 from imagen_jax.evaluation.shards import WHOLE, Shard
-from imagen_jax.images.png import save_png
-from imagen_jax.storage.atomic import written_whole
+from imagen_jax.images.image_file import save_image
 from imagen_jax.storage.json_file import read_object, write_object
 from imagen_jax.storage.trees import flatten
 
@@ -82,8 +81,7 @@ def generate_images(
         for batch in missing:
             images = generate(prompts[batch.start : batch.stop], batch.start)
             for index, image in zip(batch, images, strict=True):
-                with written_whole(image_file(directory, index)) as file:
-                    save_png(image, file)
+                save_image(image, image_file(directory, index))
             bar.update(len(batch))
     return count
 

@@ -9,6 +9,7 @@ import numpy as np
 from imagen_jax.data.sources import ArraySource, read_npz
 from imagen_jax.images.pixels import resize
 from imagen_jax.storage import fingerprints
+from imagen_jax.storage.folders import user_path
 
 EMOJI = Path("data/emoji/emoji.npz")
 SIZE = 32  # pixels, at which images are compared
@@ -82,7 +83,7 @@ def read_image_set(path: str | Path, split: str, num: int | None = None) -> Imag
         FileNotFoundError: there is no such file; the message tells how to make it.
         ValueError: it lacks something, or num is not positive.
     """
-    path = Path(path)
+    path = user_path(path)
     if not path.is_file():
         raise FileNotFoundError(
             f"There is no file {path}; make it with: python scripts/prepare_emoji.py --out "

@@ -9,6 +9,7 @@ from typing import Any
 from imagen_jax.data.coco import Caption
 from imagen_jax.storage import fingerprints
 from imagen_jax.storage.atomic import written_whole
+from imagen_jax.storage.folders import user_path
 from imagen_jax.storage.json_file import read_object
 from imagen_jax.storage.list_file import TEXT_NAMES, Row, fault, read_rows, text_of
 
@@ -90,7 +91,7 @@ def read_prompts(source: str, path: str | Path | None = None) -> PromptList:
         ValueError: it cannot be read as such a list, or holds no prompt or an empty one.
     """
     name = source if source in FILES else Path(source).stem
-    path = Path(path or FILES.get(source, source))
+    path = user_path(path or FILES.get(source, source))
     if not path.is_file():
         origin = ORIGINS.get(
             source, f"give a text file with one prompt a line, or one of {', '.join(FILES)}, emoji"

@@ -24,7 +24,6 @@ from imagen_jax.evaluation.sweep import SweepPoint
 from imagen_jax.images import decoding
 from imagen_jax.images.grid import image_grid, magnify
 from imagen_jax.images.pixels import resize, to_pil
-from imagen_jax.images.png import save_sheet
 from imagen_jax.storage.json_file import read_object, write_object
 
 LIBRARIES = ("jax", "jaxlib", "flax", "numpy", "pillow")  # that figures may depend on
@@ -57,7 +56,7 @@ class Report:
             with open(directory / name, "w", newline="", encoding="utf-8") as stream:
                 csv.writer(stream).writerows(rows)
         for name, sheet in self.sheets.items():
-            save_sheet(sheet, directory / name)
+            sheet.save(directory / name)
         return [directory / name for name in (*self.tables, *self.sheets)]
 
 

@@ -128,7 +128,7 @@ def upsample(
             **what,
         )
         conditions = encode_request(pipeline.cascade, pipeline.params, request)
-        images = sample_cascade(
+        batches = sample_cascade(
             pipeline.cascade,
             pipeline.params,
             model.sampling,
@@ -136,6 +136,7 @@ def upsample(
             conditions._replace(low_res=low_res),
             spread(batch_size, pipeline.mesh)[1],
         )
+        images = np.concatenate(list(batches))
     if not np.isfinite(images).all():
         raise ValueError(f"Stage {stage.name!r} makes images that are not finite.")
     return to_uint8(images)

@@ -11,7 +11,7 @@ import numpy as np
 
 from imagen_jax.evaluation.html_report import NAMES, rows_of
 from imagen_jax.evaluation.metrics import DISTANCES
-from imagen_jax.images.png import SHEET
+from imagen_jax.images.image_file import SHEET
 
 # What counts as alignment: the first of these that was measured. Higher is better.
 ALIGNMENTS = ("clip", "r_precision", "retrieval")

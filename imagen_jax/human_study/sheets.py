@@ -174,7 +174,9 @@ def _secret(
 
 
 def _sheet(images: Sequence[Image.Image]) -> Image.Image:
-    return image_grid(images, columns=min(COLUMNS, len(images)))
+    sheet = image_grid(images, columns=min(COLUMNS, len(images)))
+    sheet.info.clear()  # what raters see tells nothing but itself
+    return sheet
 
 
 def _pair(

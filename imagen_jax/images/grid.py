@@ -11,6 +11,7 @@ from textwrap import wrap
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from imagen_jax.images.image_file import SHEET, GeneratedImage
 from imagen_jax.images.pixels import to_pil
 
 WIDE_FONTS = (  # fonts that hold Chinese, as the common systems name them
@@ -31,6 +32,7 @@ WIDE_FONTS = (  # fonts that hold Chinese, as the common systems name them
     "uming.ttc",
 )
 UNKNOWN = "\U0010ffff"  # a code point that no font has: what a missing glyph looks like
+CAPTION = 300  # characters, of which two lines show no more
 FONT_FOLDER = Path("/usr/share/fonts")  # which Pillow leaves out where XDG_DATA_DIRS does
 
 
@@ -41,8 +43,8 @@ def image_grid(
     columns: int | None = None,
     gap: int = 4,
     min_cell: int = 96,
-) -> Image.Image:
-    """One image out of many, row by row, on white.
+) -> GeneratedImage:
+    """One image out of many, row by row, on white; files of it say that it is one.
 
     Args:
         images: PIL images, uint8 arrays, or floats in [-1, 1].
@@ -79,7 +81,8 @@ def image_grid(
         for row, line in enumerate(lines):
             place = left + width // 2, top + height + 2 + row * (size + 3)
             draw.text(place, line, fill="black", font=font_for(line, size), anchor="ma")
-    return grid
+    grid.info |= SHEET
+    return GeneratedImage.of(grid)
 
 
 def magnify(image: Image.Image, width: int) -> Image.Image:
@@ -87,8 +90,14 @@ def magnify(image: Image.Image, width: int) -> Image.Image:
     return ImageOps.scale(image, ceil(width / image.width), Image.Resampling.NEAREST)
 
 
+def one_line(caption: str) -> str:
+    """The beginning of a caption, which may be of any length and of several lines."""
+    return " ".join(caption[:CAPTION].split())
+
+
 def caption_lines(caption: str, number: int, size: int, width: int) -> list[str]:
     """`caption` on at most two lines of `width` pixels; its number where no font has it."""
+    caption = one_line(caption)
     font = font_for(caption, size)
     if font is None:
         return [str(number)]

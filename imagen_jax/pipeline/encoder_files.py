@@ -23,6 +23,7 @@ from imagen_jax.convert.t5x_checkpoint import CHECKPOINT
 from imagen_jax.devices.hosts import whole
 from imagen_jax.models.t5 import T5Config
 from imagen_jax.storage.codec import Section, to_dict
+from imagen_jax.storage.folders import user_path
 from imagen_jax.storage.json_file import read_dataclass, read_object, write_object
 from imagen_jax.storage.layout_files import ShardingOf, read_params
 from imagen_jax.storage.safetensors import open_model, save_params, weight_files
@@ -51,7 +52,7 @@ class Reference:
 
 def is_encoder(source: str | os.PathLike) -> bool:
     """Whether a path is that of a text encoder by itself, in any of the three forms."""
-    path = Path(source)
+    path = user_path(source)
     if (path / CHECKPOINT).is_file() or (path / CONFIG_FILE).is_file():
         return True
     config = path / "config.json"
@@ -60,7 +61,7 @@ def is_encoder(source: str | os.PathLike) -> bool:
 
 def read_config(source: str | os.PathLike) -> T5Config:
     """The sizes of an encoder. Raises ValueError where its files are damaged or not a T5's."""
-    path = Path(source)
+    path = user_path(source)
     if (path / CHECKPOINT).is_file():
         return read_t5x_config(path)
     if (path / CONFIG_FILE).is_file():
@@ -84,7 +85,7 @@ def read_encoder(
     Raises:
         FileNotFoundError, ValueError: files are missing or damaged.
     """
-    path = Path(source)
+    path = user_path(source)
     if (path / CHECKPOINT).is_file():
         return load_t5x(path, dtype, sharding=sharding)
     if (path / CONFIG_FILE).is_file():
@@ -219,7 +220,7 @@ def encoder_folder(source: str | os.PathLike) -> Path | None:
     """Where an encoder's own files are: `source`, or its text_encoder/ (DeepFloyd IF, also by its
     name on the hub). None for a workdir or a model directory, which may change.
     """
-    path = Path(source)
+    path = user_path(source)
     if not path.is_dir() and NAME.fullmatch(os.fspath(source)):
         path = resolve(source)
     found = [folder for folder in (path, path / TEXT_ENCODER) if is_encoder(folder)]

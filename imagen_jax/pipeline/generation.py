@@ -1,6 +1,7 @@
 """From a checked request to images: text embeddings, the cascade, images with their settings."""
 
-from collections.abc import Callable, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from math import ceil
@@ -17,9 +18,9 @@ from imagen_jax.cascade.stage import Conditions
 from imagen_jax.devices.sharding import batch_parts, batch_sharding
 from imagen_jax.diffusion.editing import Edit
 from imagen_jax.diffusion.sampling import Sampling
+from imagen_jax.images.image_file import SETTINGS_KEY, GeneratedImage
 from imagen_jax.images.image_list import ImageList
 from imagen_jax.images.pixels import to_pil, to_uint8
-from imagen_jax.images.png import SETTINGS_KEY
 from imagen_jax.pipeline.progress import Progress, progress_bar
 from imagen_jax.pipeline.request import Request
 from imagen_jax.text import encoder as text
@@ -33,11 +34,12 @@ def sample_cascade(
     request: Request,
     conditions: Conditions,
     place: Callable[[Any], Any] = lambda batch: batch,
-) -> np.ndarray:
-    """Images in [-1, 1] of a checked request: float32 [samples, height, width, 3].
+) -> Iterator[np.ndarray]:
+    """Images in [-1, 1] of a checked request, as they are done: float32 [some, height, width, 3].
 
-    Stage i of a sample has its noise from `fold_in(key, i)`. All samples pass a stage before the
-    next one starts, so that only one stage's parameters are needed at a time.
+    Stage i of a sample has its noise from `fold_in(key, i)`. A batch passes all stages before the
+    next batch starts; with `low_memory` all samples pass a stage before the next one starts, so
+    that only one stage's parameters are needed at a time.
 
     Args:
         params: of each stage by its name; may be a mapping that loads on access.
@@ -50,39 +52,44 @@ def sample_cascade(
     keys = sample_keys(request.seed, request.first_index + np.arange(count))
     watched = request.progress or request.callback is not None
     lengths = plan_lengths(cascade, sampling, request)
-    total, images = ceil(count / batch_size) * sum(lengths.values()), conditions.low_res
+    total = ceil(count / batch_size) * sum(lengths.values())
+    together = count if request.low_memory else batch_size
     with progress_bar(total, unit="step", shown=request.progress) as bar:
-        for position, steps in lengths.items():
-            stage, edit, done = cascade.stages[position], request.edit(position), []
-            stage_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, position)
-            bar.set_description(stage.name)
-            for start in range(0, count, batch_size):
-                # The last batch is filled up: any number of samples runs the same program.
-                rows = np.arange(start, start + batch_size).clip(max=count - 1)
-                wanted = take_rows(conditions._replace(low_res=images), rows)
-                noise, batch = place((stage_keys[rows], wanted))
-                valid, before = min(batch_size, count - start), 0
-                for step, state in sample_steps(
-                    stage,
-                    params[stage.name],
-                    noise,
-                    batch,
-                    sampling[position],
-                    None if edit is None else edit_rows(edit, rows),
-                    request.size,
-                    (request.every or ceil(steps / 10)) if watched else None,
-                ):
-                    if watched:
-                        jax.block_until_ready(state)
-                    bar.update(step - before)
-                    before = step
-                    if request.callback is not None:
-                        request.callback(Progress(stage, step, steps, start, valid, state))
-                done.append(np.asarray(state.x)[:valid])
-            images = np.clip(np.concatenate(done), -1.0, 1.0)
-            if request.low_memory:
-                params.free(stage.name)
-    return images
+        for begin in range(0, count, together):
+            end, images = min(begin + together, count), None
+            for position, steps in lengths.items():
+                stage, edit, done = cascade.stages[position], request.edit(position), []
+                stage_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, position)
+                bar.set_description(stage.name)
+                for start in range(begin, end, batch_size):
+                    # The last batch is filled up: any number of samples runs the same program.
+                    rows = np.arange(start, start + batch_size).clip(max=count - 1)
+                    wanted = take_rows(conditions, rows)
+                    if images is not None:
+                        wanted = wanted._replace(low_res=take_rows(images, rows - begin))
+                    noise, batch = place((stage_keys[rows], wanted))
+                    valid, before = min(batch_size, count - start), 0
+                    for step, state in sample_steps(
+                        stage,
+                        params[stage.name],
+                        noise,
+                        batch,
+                        sampling[position],
+                        None if edit is None else edit_rows(edit, rows),
+                        request.size,
+                        (request.every or ceil(steps / 10)) if watched else None,
+                    ):
+                        if watched:
+                            jax.block_until_ready(state)
+                        bar.update(step - before)
+                        before = step
+                        if request.callback is not None:
+                            request.callback(Progress(stage, step, steps, start, valid, state))
+                    done.append(np.asarray(state.x)[:valid])
+                images = np.clip(np.concatenate(done), -1.0, 1.0)
+                if request.low_memory:
+                    params.free(stage.name)
+            yield images
 
 
 def plan_lengths(
@@ -149,14 +156,45 @@ def encode_request(cascade: Cascade, params: Mapping, request: Request) -> Condi
     return Conditions(embeddings, null, label, request.low_res)
 
 
-def with_settings(
-    arrays: np.ndarray,
+def collect(
+    batches: Iterable[np.ndarray],
+    name: str,
     request: Request,
     sampling: Sequence[Sampling],
     size: int,
     class_names: Sequence[str] = (),
 ) -> ImageList:
-    """Images that carry what makes each of them again; `size` is that asked for."""
+    """The images of all batches, each batch given to `request.finished` when it is done.
+
+    Raises:
+        ValueError: a batch of the model of this name has images that are not finite.
+    """
+    images = ImageList()
+    for batch in batches:
+        broken = int(np.sum(~np.isfinite(batch).all(axis=(1, 2, 3))))
+        if broken:
+            raise ValueError(
+                f"{broken} of {len(batch)} images of {name!r} are not finite numbers: parameters, "
+                "or an adapter's, are not finite or too large."
+            )
+        made = with_settings(batch, len(images), request, sampling, size, class_names)
+        if request.finished is not None:
+            request.finished(made)
+        images += made
+    return images
+
+
+def with_settings(
+    arrays: np.ndarray,
+    first: int,
+    request: Request,
+    sampling: Sequence[Sampling],
+    size: int,
+    class_names: Sequence[str] = (),
+) -> ImageList:
+    """Images that carry what makes each of them again, JSON values alone; `first`: the place of the
+    first of them in the request; `size`: that asked for.
+    """
     common = {
         "version": __version__,
         "size": size,
@@ -166,15 +204,16 @@ def with_settings(
         "sampling": [asdict(entry) for entry in sampling],
         **{name: value for name, value in request.notes.items() if value is not None},
     }
-    prompts, labels, images = request.prompt, request.label, []
-    for position, row in enumerate(request.rows):
-        image = to_pil(to_uint8(arrays[position]))
+    common = json.loads(json.dumps(common, default=lambda array: array.tolist()))
+    prompts, labels, images = request.prompt, request.label, ImageList()
+    for position, array in enumerate(arrays, start=first):
+        image, row = GeneratedImage.of(to_pil(to_uint8(array))), request.rows[position]
         image.info[SETTINGS_KEY] = {
             "prompt": prompts[row] if prompts else None,
             "label": labels[row] if labels else None,
+            **({"class_name": class_names[labels[row]]} if labels and class_names else {}),
             "index": request.first_index + position,
             **common,
         }
         images.append(image)
-    captions = prompts or [class_names[v] if class_names else str(v) for v in labels or []]
-    return ImageList(images, [captions[row] for row in request.rows] if captions else None)
+    return images

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,20 +21,32 @@ from imagen_jax.convert.hub import NAME, resolve
 from imagen_jax.convert.lora import save_lora
 from imagen_jax.devices.compilation_cache import use_compilation_cache
 from imagen_jax.devices.sharding import AXES, partition_spec
+from imagen_jax.diffusion.sampling import Whole
 from imagen_jax.models.lora import LoraConfig, merge_lora
 from imagen_jax.models.t5 import T5Config
 from imagen_jax.pipeline import encoder_files
 from imagen_jax.pipeline.joining import join_pipelines
 from imagen_jax.pipeline.lazy_params import PROBED, LazyParams
 from imagen_jax.pipeline.model_directory import MODEL_FILE, open_params, read_model
+from imagen_jax.pipeline.option_names import refuse_unknown
 from imagen_jax.pipeline.pipeline import Pipeline
 from imagen_jax.storage.codec import from_dict
-from imagen_jax.storage.folders import saved_steps
+from imagen_jax.storage.folders import expand_home, saved_steps, user_path
 from imagen_jax.storage.layout_files import ShardingOf
 from imagen_jax.storage.safetensors import kept_dtype, pickles_in
 from imagen_jax.storage.trees import flatten, unflatten
 from imagen_jax.typing import Params
 
+
+class Checkpoint(NamedTuple):
+    """Which of a run's checkpoints, and whether the average of its parameters, where it has one."""
+
+    step: Whole | None = None
+    ema: bool = True
+
+
+NEWEST = Checkpoint()
+CHECKPOINTS = "checkpoints"  # of a workdir
 ENCODER_WEIGHTS = (f"{TEXT_ENCODER}/*.safetensors",)
 PRETRAINED = Path(__file__).parents[1] / "pretrained"
 
@@ -51,6 +63,9 @@ def load_model(
     mesh: jax.sharding.Mesh | None = None,
     variant: str | None = None,
     revision: str | None = None,
+    step: Whole | None = None,
+    ema: bool = True,
+    **unknown: Any,
 ) -> Pipeline:
     """A pipeline from the name of a shipped model, a model directory, or a training workdir; or
     DeepFloyd IF in diffusers' layout, from a directory or by its name on the Hugging Face hub.
@@ -66,11 +81,16 @@ def load_model(
             (`devices.sharding.make_mesh` makes one). None: the default device.
         variant: of the weights of IF, such as "fp16".
         revision: a branch, tag or commit on the hub.
+        step: which checkpoint of a training workdir, one for all of several. The newest when None.
+        ema: the average of a run's parameters, where it kept one; False: those last trained.
 
     Raises:
         FileNotFoundError: files are missing, or the hub knows no such name.
-        ValueError: an unknown name (the message lists the known ones), or files that are damaged.
+        ValueError: an unknown name (the message lists the known ones), a step of which there is no
+            checkpoint (it lists those there are), or files that are damaged.
+        TypeError: an option by another library's name; the message has ours.
     """
+    refuse_unknown(load_model, unknown)
     use_compilation_cache()
     dtypes = ("float32", "bfloat16")
     if dtype not in dtypes:
@@ -83,7 +103,8 @@ def load_model(
         raise ValueError(f"load_model takes a name, a directory or a list of them, not {source!r}.")
     pipelines, encoder_known = [], False
     for entry in sources:
-        pipelines.append(load_one(entry, dtype, mesh, variant, revision, encoder_known))
+        chosen = Checkpoint(step, ema)
+        pipelines.append(load_one(entry, dtype, mesh, variant, revision, chosen, encoder_known))
         encoder_known = encoder_known or pipelines[-1].cascade.encoder is not None
     pipeline = pipelines[0] if single else join_pipelines(pipelines)
     pipeline.cascade = computing_in(pipeline.cascade, dtype)
@@ -109,17 +130,24 @@ def load_one(
     mesh: jax.sharding.Mesh | None,
     variant: str | None,
     revision: str | None,
+    checkpoint: Checkpoint = NEWEST,
     encoder_known: bool = False,
 ) -> Pipeline:
     """`load_model` of one source. `encoder_known`: the weights of a text encoder of the same config
     are there already, and are not fetched from the hub.
     """
+    source = expand_home(source)
     name = os.fspath(source)
     shipped = name in shipped_models()
     directory = PRETRAINED / name if shipped else Path(source)
     on_hub = not directory.is_dir() and NAME.fullmatch(name) is not None
     if revision is not None and not on_hub:
         raise ValueError(f"revision {revision!r} is for names on the hub, not for {source}.")
+    is_workdir = (directory / CHECKPOINTS).is_dir() and not (directory / MODEL_FILE).is_file()
+    if checkpoint != NEWEST and not is_workdir and (on_hub or directory.is_dir()):
+        raise ValueError(
+            f"step and ema choose a checkpoint of a training workdir, which {source} is not."
+        )
     if on_hub:
         left_out = ENCODER_WEIGHTS if encoder_known else ()
         directory = resolve(source, revision=revision, variant=variant, ignore_patterns=left_out)
@@ -144,7 +172,7 @@ def load_one(
             f"Unknown model {os.fspath(source)!r}: neither a directory nor a shipped model "
             f"(shipped: {', '.join(shipped_models()) or 'none'})."
         )
-    return load_workdir(directory, dtype=dtype, mesh=mesh)
+    return load_workdir(directory, dtype=dtype, mesh=mesh, checkpoint=checkpoint)
 
 
 def sharding_over(mesh: jax.sharding.Mesh | None) -> ShardingOf:
@@ -213,14 +241,18 @@ def load_diffusers(
 
 
 def load_workdir(
-    directory: Path, *, dtype: str = "float32", mesh: jax.sharding.Mesh | None = None
+    directory: Path,
+    *,
+    dtype: str = "float32",
+    mesh: jax.sharding.Mesh | None = None,
+    checkpoint: Checkpoint = NEWEST,
 ) -> Pipeline:
-    """The newest checkpoint of a training run; the average of its parameters where it keeps one.
+    """A checkpoint of a training run; the average of its parameters where it keeps one.
 
     A frozen encoder is read from the workdir, and the network to which the run trained an adapter,
     which is merged in, where the run found it.
     """
-    step, params, run = read_run(directory)
+    step, params, run = read_run(directory, *checkpoint)
     cascade = description.from_dict(run["model"], directory)
     params = on_mesh(params, dtype, mesh)
     stage = cascade.stages[0]
@@ -281,6 +313,7 @@ def load_encoder(
     Raises:
         ValueError: the model reads no text, or its files are damaged.
     """
+    source = expand_home(source)
     if encoder_files.is_encoder(source):
         return encoder_files.read_encoder(source, dtype, sharding_over(mesh))
     pipeline = load_model(source, dtype=dtype, mesh=mesh)
@@ -295,7 +328,7 @@ def export_lora(workdir: str | os.PathLike, path: str | os.PathLike) -> Path:
     Raises:
         ValueError: the run trained no adapter.
     """
-    workdir, path = Path(workdir), Path(path)
+    workdir, path = user_path(workdir), user_path(path)
     _, params, run = read_run(workdir)
     if "lora" not in params:
         raise ValueError(f"{workdir} trained the parameters themselves, not an adapter.")
@@ -310,14 +343,20 @@ def run_lora(run: Mapping[str, Any]) -> LoraConfig:
     return from_dict(LoraConfig, run["config"]["lora"], "lora")
 
 
-def read_run(directory: Path) -> tuple[int, Params, dict[str, Any]]:
-    """(step, parameters, description) of a run's newest checkpoint.
+def read_run(
+    directory: Path, step: Whole | None = None, ema: bool = True
+) -> tuple[int, Params, dict[str, Any]]:
+    """(step, parameters, description) of a run's checkpoint, the newest when `step` is None.
 
     Raises:
-        ValueError: the directory holds no checkpoint.
+        ValueError: the directory holds no checkpoint, or not that one.
     """
-    place = directory / "checkpoints"
-    if not saved_steps(place):
+    place = directory / CHECKPOINTS
+    steps = sorted(saved_steps(place))
+    if steps and step is not None and step not in steps:
+        there = ", ".join(map(str, steps))
+        raise ValueError(f"{directory} has no checkpoint of step {step!r}; it has {there}.")
+    if not steps:
         raise ValueError(
             f"{directory} is neither a model directory (no {MODEL_FILE}) nor DeepFloyd IF in "
             f"diffusers' layout (no {diffusers_directory.INDEX}) nor the workdir of a training run "
@@ -327,4 +366,4 @@ def read_run(directory: Path) -> tuple[int, Params, dict[str, Any]]:
     from imagen_jax.storage.checkpoint import Checkpoints
 
     with contextlib.closing(Checkpoints(place, read_only=True)) as checkpoints:
-        return checkpoints.read_parameters()
+        return checkpoints.read_parameters(None if ema else "params", step)

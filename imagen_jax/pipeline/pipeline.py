@@ -1,11 +1,10 @@
 """What a user holds: a Pipeline, whose `.generate_images(...)` gives images."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
-from inspect import signature
 from math import isfinite
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,19 +15,26 @@ from imagen_jax.cascade.cascade import Cascade
 from imagen_jax.cascade.sample import stage_size
 from imagen_jax.devices.compilation_cache import use_compilation_cache
 from imagen_jax.diffusion.editing import Edit
-from imagen_jax.diffusion.overrides import by_stage, is_number, sampling_from_dict, with_overrides
-from imagen_jax.diffusion.sampling import Number, Sampling, Spacing, Whole
+from imagen_jax.diffusion.overrides import (
+    by_stage,
+    is_number,
+    plain,
+    sampling_from_dict,
+    with_overrides,
+)
+from imagen_jax.diffusion.sampling import ByStage, Number, Sampling, Spacing
 from imagen_jax.images.image_list import ImageList
 from imagen_jax.pipeline import model_directory
 from imagen_jax.pipeline.adapters import adapted_params
 from imagen_jax.pipeline.generation import (
+    collect,
     encode_request,
     plan_lengths,
     sample_cascade,
     spread,
-    with_settings,
 )
 from imagen_jax.pipeline.lazy_params import LazyParams
+from imagen_jax.pipeline.option_names import refuse_unknown
 from imagen_jax.pipeline.progress import Callback
 from imagen_jax.pipeline.request import (
     AspectRatio,
@@ -45,7 +51,7 @@ from imagen_jax.pipeline.request import (
     upscaled_from,
 )
 from imagen_jax.storage import fingerprints
-from imagen_jax.storage.codec import nearest
+from imagen_jax.storage.folders import user_path
 
 OVERRIDES = ("guidance", "steps", "sampler", "spacing", "aug_level")  # of Sampling
 
@@ -92,25 +98,27 @@ class Pipeline:
     def generate_images(
         self,
         prompt: str | Sequence[str] | None = None,
-        num_images: int = 4,
-        size: int | None = None,
+        num_images: Number = 4,
+        size: Number | None = None,
         *,
-        guidance: Number | Sequence[Number | None] | None = None,
-        steps: Whole | Sequence[Whole | None] | None = None,
+        guidance: ByStage | None = None,
+        steps: ByStage | None = None,
         sampler: str | Sequence[str | None] | None = None,
         spacing: Spacing | Sequence[Spacing | None] | None = None,
-        seed: int | None = None,
+        seed: Number | None = None,
         negative_prompt: str | None = None,
         label: Labels | None = None,
-        batch_size: int | None = None,
+        batch_size: Number | None = None,
         progress: bool = True,
         callback: Callback | None = None,
-        every: int | None = None,
-        aug_level: Number | Sequence[Number | None] | None = None,
+        every: Number | None = None,
+        finished: Callable[[ImageList], None] | None = None,
+        aug_level: ByStage | None = None,
         sampling: Sequence[Sampling] | None = None,
-        first_index: int = 0,
+        first_index: Number = 0,
         aspect_ratio: AspectRatio | None = None,
         low_memory: bool = False,
+        **unknown: Any,
     ) -> ImageList:
         """Images of a prompt, `num_images` of each when there are several.
 
@@ -133,6 +141,8 @@ class Pipeline:
                 On a mesh rounded up, to as many on each of the devices that share a batch.
             progress: whether to show a bar.
             callback: called with a `Progress` every `every` steps (a tenth of all when None).
+            finished: called with the images of each batch as soon as they are done; what it saves
+                (`finished=lambda images: images.save(DIR)`) is there after Ctrl-C, too.
             aug_level: noise on what the super-resolution stages are given, in [0, 1], or one a
                 stage: more of it invents more.
             sampling: one `Sampling` a stage, instead of the model's own.
@@ -140,12 +150,15 @@ class Pipeline:
                 index, whatever else is sampled with it.
             aspect_ratio: width to height, such as "16:9" or 1.5, with about as many pixels as the
                 square of `size`; the nearest that the networks can make.
-            low_memory: lets each stage's parameters go before the next one's are read.
+            low_memory: lets each stage's parameters go before the next one's are read. No image is
+                finished, then, before the last stage.
 
         Raises:
             ValueError: an empty prompt, a size that no stage makes, an unknown sampler and the
                 like, before anything is computed.
+            TypeError: an option by another library's name; the message has ours.
         """
+        refuse_unknown(self.generate_images, unknown)
         options = {
             "guidance": guidance,
             "steps": steps,
@@ -158,6 +171,7 @@ class Pipeline:
             "progress": progress,
             "callback": callback,
             "every": every,
+            "finished": finished,
             "aug_level": aug_level,
             "sampling": sampling,
             "first_index": first_index,
@@ -175,9 +189,9 @@ class Pipeline:
         image: ImageInput,
         prompt: str | Sequence[str],
         *,
-        strength: Number | Sequence[Number | None] = 0.7,
-        num_images: int = 1,
-        size: int | None = None,
+        strength: ByStage = 0.7,
+        num_images: Number = 1,
+        size: Number | None = None,
         **options: Any,
     ) -> ImageList:
         """An image changed as the prompt says: image to image (SDEdit, arXiv 2108.01073).
@@ -192,7 +206,8 @@ class Pipeline:
         Raises:
             ValueError: as `generate_images`; no image; a strength that leaves no step to run.
         """
-        options, stages = _checked_options("edit", options), self._stages(size)
+        refuse_unknown(self.edit, options, self.generate_images)
+        stages = self._stages(size)
         image = read_image(image)
         strengths = by_stage("strength", strength, len(self.cascade.stages), first_only=True)
         edits = [
@@ -209,13 +224,13 @@ class Pipeline:
         mask: ImageInput,
         prompt: str | Sequence[str],
         *,
-        strength: float = 1.0,
-        resamplings: int = 1,
-        jump_length: int = 10,
+        strength: Number = 1.0,
+        resamplings: Number = 1,
+        jump_length: Number = 10,
         known: str = "noised",
         mask_alpha: str | None = None,
-        num_images: int = 1,
-        size: int | None = None,
+        num_images: Number = 1,
+        size: Number | None = None,
         **options: Any,
     ) -> ImageList:
         """An image regenerated where the mask is white, and kept where it is black.
@@ -234,7 +249,8 @@ class Pipeline:
             ValueError: as `generate_images`; mask and image of different sizes, a mask that keeps
                 everything, or of which it is not clear what its transparency means.
         """
-        options, stages = _checked_options("inpaint", options), self._stages(size)
+        refuse_unknown(self.inpaint, options, self.generate_images)
+        stages = self._stages(size)
         image = read_image(image)
         mask = read_mask(mask, image.size, mask_alpha)
         edits = [
@@ -263,8 +279,8 @@ class Pipeline:
         image: ImageInput,
         prompt: str | Sequence[str] | None = None,
         *,
-        size: int | None = None,
-        num_images: int = 1,
+        size: Number | None = None,
+        num_images: Number = 1,
         **options: Any,
     ) -> ImageList:
         """An image upsampled by the super-resolution stages, in its own shape.
@@ -282,7 +298,8 @@ class Pipeline:
         Raises:
             ValueError: as `generate_images`; the model has no super-resolution stage.
         """
-        options, stages = _checked_options("upscale", options), self.cascade.stages
+        refuse_unknown(self.upscale, options, self.generate_images)
+        stages = self.cascade.stages
         last, encoder = last_stage(self.cascade, self.name, size), self.cascade.encoder
         low = [i for i in range(last + 1) if stages[i].low_resolution is not None]
         if not low:
@@ -303,7 +320,7 @@ class Pipeline:
         )
         return self._generate(request, options)
 
-    def _stages(self, size: int | None) -> range:
+    def _stages(self, size: Number | None) -> range:
         """The stages up to a size, of a model that begins with noise."""
         first = self.cascade.stages[0]
         if first.low_resolution is not None:
@@ -336,17 +353,18 @@ class Pipeline:
         plan_lengths(self.cascade, sampling, request)
         use_compilation_cache()
         conditions = encode_request(self.cascade, self.params, request)
-        images = sample_cascade(self.cascade, self.params, sampling, request, conditions, place)
-        broken = int(np.sum(~np.isfinite(images).all(axis=(1, 2, 3))))
-        if broken:
-            raise ValueError(
-                f"{broken} of {len(images)} images of {self.name!r} are not finite numbers: "
-                "parameters, or an adapter's, are not finite or too large."
-            )
-        size = stages[request.stages[-1]].resolution
-        return with_settings(images, request, sampling, size, self.class_names)
+        given = self.cascade, self.params, sampling, request, conditions, place
+        with closing(sample_cascade(*given)) as batches:
+            size = stages[request.stages[-1]].resolution
+            return collect(batches, self.name, request, sampling, size, self.class_names)
 
-    def generate_again(self, settings: Mapping[str, Any], *, progress: bool = True) -> ImageList:
+    def generate_again(
+        self,
+        settings: Mapping[str, Any],
+        *,
+        progress: bool = True,
+        finished: Callable[[ImageList], None] | None = None,
+    ) -> ImageList:
         """The image whose settings these are (`image.info["imagen_jax"]`), made again.
 
         Raises:
@@ -377,11 +395,12 @@ class Pipeline:
             batch_size=settings.get("batch_size"),
             sampling=sampling,
             progress=progress,
+            finished=finished,
             aspect_ratio=settings.get("aspect_ratio"),
         )
 
     def load_lora(
-        self, path: str | os.PathLike, scale: float = 1.0, *, stage: str | None = None
+        self, path: str | os.PathLike, scale: Number = 1.0, *, stage: str | None = None
     ) -> None:
         """Add `scale` times an adapter (safetensors, ours or diffusers') to a stage's weights.
 
@@ -392,8 +411,9 @@ class Pipeline:
         """
         if not is_number(scale) or not isfinite(scale):
             raise ValueError(f"scale must be a finite number: {scale!r}.")
+        path, scale = user_path(path), plain(scale)
         name, params = adapted_params(path, self.cascade, self.params, scale, stage)
-        digest = fingerprints.of_files([Path(path)])
+        digest = fingerprints.of_files([path])
         if self._without_lora is None:
             self._without_lora = self.params, self.fingerprint
         self.params = params
@@ -408,15 +428,10 @@ class Pipeline:
     def save_pretrained(self, directory: str | os.PathLike, *, dtype: str = "bfloat16") -> None:
         """Write a model directory, which `load_model` reads: JSON, safetensors, the tokenizer."""
         model_directory.write_model(
-            directory, self.cascade, self.params, name=self.name, notes=self.notes, dtype=dtype
+            user_path(directory),
+            self.cascade,
+            self.params,
+            name=self.name,
+            notes=self.notes,
+            dtype=dtype,
         )
-
-
-def _checked_options(method: str, options: dict[str, Any]) -> dict[str, Any]:
-    """The options themselves; TypeError, as Python has it, names one that is unknown."""
-    parameters = signature(Pipeline.generate_images).parameters.values()
-    known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "aspect_ratio"]
-    for name in options:
-        if name not in known:
-            raise TypeError(f"{method}() has no option {name!r}{nearest(name, known)}")
-    return options

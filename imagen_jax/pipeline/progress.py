@@ -36,7 +36,16 @@ Callback = Callable[[Progress], None]
 
 def progress_bar(total: int, *, unit: str, shown: bool = True, **options: Any) -> Any:
     """A bar of tqdm; `options` are tqdm's. Not `shown`, it does nothing."""
+    return _tqdm()(total=total, unit=unit, disable=not shown, **options)
+
+
+def print_beside_bars(line: Any) -> None:
+    """`print`, above the bars that are shown."""
+    _tqdm().write(str(line))
+
+
+def _tqdm() -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a notebook without ipywidgets gets a bar of text
         from tqdm.auto import tqdm
-    return tqdm(total=total, unit=unit, disable=not shown, **options)
+    return tqdm

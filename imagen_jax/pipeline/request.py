@@ -4,7 +4,7 @@ import contextlib
 import os
 import secrets
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import gcd, lcm, sqrt
 from typing import Any
@@ -17,8 +17,10 @@ from imagen_jax import models
 from imagen_jax.cascade.cascade import Cascade
 from imagen_jax.cascade.stage import Stage
 from imagen_jax.diffusion.editing import Edit
-from imagen_jax.diffusion.overrides import is_number
+from imagen_jax.diffusion.overrides import is_number, is_whole, plain
+from imagen_jax.diffusion.sampling import Number
 from imagen_jax.images import decoding, masks
+from imagen_jax.images.image_list import ImageList
 from imagen_jax.images.pixels import to_float
 from imagen_jax.pipeline.progress import Callback
 from imagen_jax.storage.codec import nearest, require
@@ -29,8 +31,8 @@ LARGEST_SEED = 2**32 - 1
 CPU_BATCH, ACCELERATOR_BATCH = 4, 16
 MAX_PIXELS = 2**26  # of an image from outside
 WIDEST = 8  # an image's longer side, at most, for each pixel of the shorter
-AspectRatio = str | float | int | tuple[float | int, ...]
-Label = str | int | np.integer  # a class by name or number
+AspectRatio = str | Number | tuple[Number, ...]
+Label = str | Number  # a class by name or number
 Labels = Label | Sequence[Label] | np.ndarray
 ImageInput = masks.ImageInput
 
@@ -46,24 +48,26 @@ class Request:
     first stage upsamples. edits: one a stage of the cascade, None where it samples from noise.
     seed, first_index: of the noise; image i of all has the key of index first_index + i.
     batch_size: images at a time. progress, callback, every: a bar; called with a `Progress` every
-    `every` steps (a tenth of all when None). low_memory: lets each stage's parameters go before the
-    next one's are read. notes: for the settings in the images.
+    `every` steps (a tenth of all when None). finished: called with the images of each batch once
+    they are done. low_memory: lets each stage's parameters go before the next one's are read.
+    notes: for the settings in the images.
     """
 
     prompt: str | Sequence[str] | None = None
     label: Labels | None = None
     negative_prompt: str | None = None
-    num_images: int = 1
+    num_images: Number = 1
     stages: range = range(1)
     size: tuple[int, int] | None = None
     low_res: np.ndarray | None = None
     edits: Sequence[Edit | None] | None = None
-    seed: int | None = None
-    first_index: int = 0
-    batch_size: int | None = None
+    seed: Number | None = None
+    first_index: Number = 0
+    batch_size: Number | None = None
     progress: bool = False
     callback: Callback | None = None
-    every: int | None = None
+    every: Number | None = None
+    finished: Callable[[ImageList], None] | None = None
     low_memory: bool = False
     notes: Mapping[str, Any] = field(default_factory=dict)
 
@@ -106,12 +110,16 @@ def check_request(cascade: Cascade, name: str, request: Request) -> Request:
             cascade.encoder is not None or not str(negative).strip(),
             f"{name!r} reads no text, so no negative_prompt either.",
         ),
-        (request.first_index >= 0, f"first_index must not be negative: {request.first_index}."),
+        (
+            is_whole(request.first_index) and request.first_index >= 0,
+            f"first_index must be a whole number, at least 0: {request.first_index!r}.",
+        ),
     )
+    for text in (negative, *(prompts or [])):
+        check_text(text)
     num_images = check_count("num_images", request.num_images)
-    for option in ("every", "batch_size"):
-        if getattr(request, option) is not None:
-            check_count(option, getattr(request, option))
+    counts = {option: getattr(request, option) for option in ("every", "batch_size")}
+    counts = {key: check_count(key, value) for key, value in counts.items() if value is not None}
     count = num_images * len(prompts or labels or [None])
     return replace(
         request,
@@ -119,22 +127,24 @@ def check_request(cascade: Cascade, name: str, request: Request) -> Request:
         label=labels,
         negative_prompt=negative if negative.strip() else None,
         num_images=num_images,
+        first_index=int(request.first_index),
         seed=check_seed(request.seed),
-        batch_size=int(request.batch_size or default_batch_size(count)),
+        **{"batch_size": default_batch_size(count), **counts},
     )
 
 
-def check_count(name: str, value: int) -> int:
+def check_count(name: str, value: Number) -> int:
     """The number itself; ValueError, naming it, unless it is a whole number from 1 on."""
-    if not _is_whole(value) or value < 1:
+    value = plain(value)
+    if not is_whole(value) or value < 1:
         raise ValueError(f"{name} must be a whole number, at least 1: {value!r}.")
     return int(value)
 
 
-def check_seed(seed: int | None) -> int:
+def check_seed(seed: Number | None) -> int:
     """The seed, or a new one; ValueError, naming it, unless it is in 0 ... LARGEST_SEED."""
-    seed = secrets.randbelow(LARGEST_SEED + 1) if seed is None else seed
-    if not _is_whole(seed) or not 0 <= seed <= LARGEST_SEED:
+    seed = secrets.randbelow(LARGEST_SEED + 1) if seed is None else plain(seed)
+    if not is_whole(seed) or not 0 <= seed <= LARGEST_SEED:
         raise ValueError(f"seed must be a whole number from 0 to {LARGEST_SEED}: {seed!r}.")
     return int(seed)
 
@@ -145,8 +155,15 @@ def default_batch_size(count: int) -> int:
     return min(most, 1 << (count - 1).bit_length())
 
 
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+def check_text(prompt: str) -> None:
+    """ValueError for a prompt that no file could keep: one with halves of characters in it."""
+    try:
+        prompt.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"The prompt {prompt!r} is not whole text: character {error.start + 1} is half of one "
+            "(a lone surrogate), as text in another encoding than UTF-8 gives."
+        ) from None
 
 
 def _prompts(cascade: Cascade, name: str, prompt: Any) -> list[str]:
@@ -200,12 +217,12 @@ def _class_number(cascade: Cascade, label: Any) -> int:
             return int(name)
         hint = nearest(name, names) if names else "; it knows no names: give a number"
         raise ValueError(f"The model has no class {label!r}{hint}")
-    if not _is_whole(label):
-        raise ValueError(f"label must be the name or the number of a class, not {label!r}.")
+    if not is_whole(label):
+        raise ValueError(f"label must be the name or the number of a class, not {plain(label)!r}.")
     return int(label)
 
 
-def last_stage(cascade: Cascade, name: str, size: int | None) -> int:
+def last_stage(cascade: Cascade, name: str, size: Number | None) -> int:
     """The position of the stage that makes images of this size; the last when None."""
     if size is None:
         return len(cascade.stages) - 1

@@ -179,8 +179,10 @@ class Checkpoints:
             raise CheckpointError(f"no checkpoint in {self.directory} can be read ({reasons})")
         return None
 
-    def read_parameters(self, item: str | None = None) -> tuple[int, Params, dict[str, Any]]:
-        """(step, parameters as numpy arrays, run) of the newest checkpoint.
+    def read_parameters(
+        self, item: str | None = None, step: int | np.integer | None = None
+    ) -> tuple[int, Params, dict[str, Any]]:
+        """(step, parameters as numpy arrays, run) of a checkpoint, the newest when `step` is None.
 
         item: "ema" or "params"; None for the average where the run kept one, else the parameters.
 
@@ -188,7 +190,7 @@ class Checkpoints:
             ValueError: there is no checkpoint, or it has no such item.
             CheckpointError: it is damaged.
         """
-        step = max(self.steps(), default=None)
+        step = max(self.steps(), default=None) if step is None else int(step)
         if step is None:
             raise ValueError(f"{self.directory} holds no checkpoint")
         where, stored = f"checkpoint {step} in {self.directory}", self._metadata(step)

@@ -17,7 +17,14 @@ def user_path(path: str | os.PathLike) -> Path:
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
-        raise ValueError(f"{os.fspath(path)}: {error}; give the whole path") from None
+        raise ValueError(
+            f"{os.fspath(path)}: {str(error).rstrip('.')}; give the whole path"
+        ) from None
+
+
+def expand_home(source: str | os.PathLike) -> str | os.PathLike:
+    """What may be a path, a name or an address: `user_path` where it begins with ~, else itself."""
+    return str(user_path(source)) if os.fspath(source).startswith("~") else source
 
 
 def natural_key(name: str) -> tuple[list[str | int], str]:

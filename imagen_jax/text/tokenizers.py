@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from imagen_jax.storage import fingerprints
+from imagen_jax.storage.folders import expand_home
 
 PAD_ID = 0
 EOS_ID = 1
@@ -34,7 +35,7 @@ Tokenizer = SentencePieceTokenizer | ByteTokenizer
 
 def make_tokenizer(name: str) -> Tokenizer:
     """The tokenizer that a config names: "bytes", or the path of a SentencePiece model."""
-    return ByteTokenizer() if name == "bytes" else SentencePieceTokenizer(name)
+    return ByteTokenizer() if name == "bytes" else SentencePieceTokenizer(str(expand_home(name)))
 
 
 @functools.lru_cache(maxsize=8)

@@ -6,6 +6,7 @@ for an int.
 
 import ast
 import importlib.util
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from imagen_jax.storage.codec import nearest, to_dict
+from imagen_jax.storage.folders import expand_home, user_path
 
 # Keys as others name them, at any place, and the whole key here.
 OTHER_KEYS = {
@@ -24,7 +26,7 @@ OTHER_KEYS = {
 
 def load_config(path: str | Path) -> ConfigDict:
     """Calls `get_config()` of a Python file."""
-    path = Path(path)
+    path = user_path(path)
     if not path.is_file():
         others = ", ".join(sorted(file.name for file in path.parent.glob("*.py")))
         raise ValueError(
@@ -36,6 +38,20 @@ def load_config(path: str | Path) -> ConfigDict:
     if not hasattr(module, "get_config"):
         raise ValueError(f"{path} has no function get_config()")
     return ConfigDict(module.get_config(), convert_dict=True)
+
+
+def with_homes(value: Any) -> Any:
+    """A config's value, and all within it, with ~/... and ~name/... expanded: only paths begin so.
+
+    Raises:
+        ValueError: there is no such home.
+    """
+    if isinstance(value, dict):
+        return {key: with_homes(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [with_homes(item) for item in value]
+    is_path = isinstance(value, str) and re.fullmatch(r"~[\w.-]*(/.*)?", value)
+    return expand_home(value) if is_path else value
 
 
 def split_overrides(arguments: Iterable[str]) -> tuple[list[str], dict[str, str]]:

@@ -15,10 +15,10 @@ from imagen_jax.devices import hosts, sharding
 from imagen_jax.pipeline import encoder_files, loading, model_directory
 from imagen_jax.storage.checkpoint import Checkpoints, check_weights
 from imagen_jax.storage.codec import Section, to_dict
-from imagen_jax.storage.folders import make_folder, saved_steps
+from imagen_jax.storage.folders import make_folder, saved_steps, user_path
 from imagen_jax.text.encoder import TextEncoder
 from imagen_jax.training import batches, build, classes, inherit, loop, metrics, samples, scores
-from imagen_jax.training.config import apply_overrides, load_config
+from imagen_jax.training.config import apply_overrides, load_config, with_homes
 from imagen_jax.training.run_config import STREAM, RunConfig, read_config
 from imagen_jax.training.state import NETWORK, TEXT_ENCODER, Frozen
 from imagen_jax.typing import Params
@@ -47,7 +47,7 @@ def read_raw(path: str | Path, overrides: dict[str, str]) -> Section:
     """
     raw = load_config(path)
     apply_overrides(raw, overrides)
-    raw = with_absolute_sources(raw)
+    raw = with_absolute_sources(with_homes(to_dict(raw)))
     if inherit.is_open(raw):
         if raw.get("init_from") is None:
             raise ValueError("the config leaves the network to its model: give --init_from")
@@ -92,7 +92,7 @@ def open_run(plan: Plan, workdir: str | os.PathLike) -> loop.Run:
         CheckpointError: a checkpoint to start from is damaged.
     """
     config, encoder, mesh = plan.config, plan.encoder, plan.mesh
-    workdir = Path(os.path.abspath(workdir))
+    workdir = Path(os.path.abspath(user_path(workdir)))
     resumed = bool(saved_steps(workdir / "checkpoints"))
     kept = resumed and encoder_files.is_kept(workdir)
     # What can be refused comes before the checkpoints, whose threads an exit would cut off.

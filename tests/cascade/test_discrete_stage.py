@@ -196,7 +196,8 @@ def test_a_cascade_edits_at_each_stage(params):
         num_images=count, seed=0, edits=[Edit(IMAGE[:1], mask, strength=0.5)], batch_size=2,
         callback=lambda progress: seen.append((progress.step, progress.steps)), every=4,
     )  # fmt: skip
-    images = sample_cascade(cascade, {"enlarging": params}, (SETTINGS,), request, conditions)
+    batches = sample_cascade(cascade, {"enlarging": params}, (SETTINGS,), request, conditions)
+    images = np.concatenate(list(batches))
     assert seen == [(4, 6), (6, 6)] * 2
     np.testing.assert_array_equal(images * (1 - mask), IMAGE[:1] * (1 - mask))
     assert np.abs(images[1] - IMAGE[0])[:4].min() > 0

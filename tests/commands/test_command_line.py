@@ -3,7 +3,7 @@
 import argparse
 import importlib
 import inspect
-import itertools
+import os
 import re
 import sys
 from pathlib import Path
@@ -12,13 +12,17 @@ import pytest
 
 from imagen_jax.commands import train_tokenizer
 from imagen_jax.commands.command_line import (
+    Output,
     make_parser,
     names,
     numbers,
     one_line_errors,
+    prompt,
     sources,
+    use_tolerant_output,
 )
-from imagen_jax.commands.other_names import OTHER_NAMES
+from imagen_jax.commands.other_names import SPELLINGS
+from imagen_jax.pipeline import option_names
 from imagen_jax.storage.folders import make_folder, output_folder
 from imagen_jax.training.config import OTHER_KEYS, apply_overrides, load_config, split_overrides
 
@@ -143,9 +147,9 @@ def test_names_of_others_lead_to_options_and_keys_that_are_there():
         if hasattr(command, "parser"):
             options |= {action.dest for action in command.parser()._actions}
     config = load_config(ROOT / "configs" / "folder_64.py")
-    for ours in set(itertools.chain(*OTHER_NAMES.values())):
+    for ours in SPELLINGS:
         first, _, key = ours.partition(".")
-        assert first in options
+        assert first in {*options, *option_names.SPELLINGS}
         if key:
             apply_overrides(config, {key: "1"})
     with pytest.raises(
@@ -220,6 +224,39 @@ def test_a_missing_package_tells_how_to_get_it(monkeypatch, package, hint):
 def test_a_bug_keeps_its_traceback(error):
     with pytest.raises(type(error), match="a bug"), one_line_errors():
         raise error
+
+
+def test_no_text_ends_a_command_and_no_closed_output(monkeypatch, capsys):
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, None)
+    use_tolerant_output()
+    for stream in (sys.stdout, sys.stderr):
+        print("\udce9 红", file=stream, flush=True)
+    for stream in (sys.stdout, sys.stderr):
+        stream.close()
+
+
+def test_output_whose_reader_is_gone_is_dropped():
+    reading, writing = os.pipe()
+    os.close(reading)
+    with Output(open(writing, "wb"), encoding="ascii", errors="backslashreplace") as output:
+        for _ in range(3):
+            print("红" * 10_000, file=output, flush=True)
+
+
+def test_output_that_is_read_has_what_its_encoding_lacks_as_escapes(tmp_path):
+    file = tmp_path / "log"
+    with Output(file.open("wb"), encoding="cp1252", errors="backslashreplace") as output:
+        print("café 红 \udce9", file=output)
+    assert file.read_bytes().split() == [b"caf\xe9", rb"\u7ea2", rb"\udce9"]
+
+
+def test_a_prompt_in_bytes_that_the_system_does_not_know_is_utf8():
+    assert prompt("红苹果") == "红苹果"
+    assert prompt("红 a".encode().decode("ascii", "surrogateescape")) == "红 a"
+    for odd in ("caf\udce9", "\ud83d"):
+        with pytest.raises(argparse.ArgumentTypeError, match="is not text in UTF-8"):
+            prompt(odd)
 
 
 @pytest.mark.parametrize("path", ["gs://bucket/run", "/home/me/s3:/bucket"])

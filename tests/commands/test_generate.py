@@ -1,15 +1,23 @@
 """generate: files, names, metadata, an image made again, one line for each error."""
 
+import os
+import re
+import shlex
+import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 from tiny_cascade import tiny_pipeline
 
+from imagen_jax.cascade.stage import Conditions
 from imagen_jax.commands.generate import main
-from imagen_jax.images.png import read_settings
+from imagen_jax.images.image_file import read_settings
+from imagen_jax.pipeline import generation
+from imagen_jax.pipeline import pipeline as pipeline_file
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +50,9 @@ def test_writes_a_png_an_image_and_a_grid(directory, tmp_path, capsys):
     ]
     printed = capsys.readouterr().out
     assert "seed 4" in printed
-    assert "grid.png" in printed
+    assert [line for line in printed.splitlines() if line.startswith(str(out))] == [
+        str(out / name) for name in sorted(os.listdir(out))
+    ]
     settings = read_settings(out / "0003_红苹果.png")
     assert (settings["prompt"], settings["index"], settings["seed"]) == ("红苹果", 3, 4)
     assert [entry["steps"] for entry in settings["sampling"]] == [3, 2]
@@ -82,7 +92,13 @@ def test_another_models_image_is_made_with_a_warning(directory, tmp_path, capsys
         (["a cat", "--from_png", "x.png"], "give no prompts"),
         (["--from_png", "x.png"], "There is no file x.png"),
         (["a cat", "--mask_alpha", "opaque"], "--mask_alpha is for --mask"),
+        (["--from_png", "x.png", "--steps", "9"], "--steps does not go with it"),
+        (["a cat", "--lora_scale", "2"], "--lora_scale is for --lora, which is not given"),
         (["a cat", "--image", "x.png"], "There is no image x.png"),
+        (["a cat", "--mask", "x.png"], "--mask is for --image, which is not given"),
+        (["a cat", "--aspect_ratio", "wide"], 'must be width to height, such as "16:9"'),
+        (["a cat", "--dtype", "float16"], "dtype is 'float16'; it can be 'float32' or 'bfloat16'"),
+        (["a cat", "--seed", "-1"], "seed must be a whole number from 0 to 4294967295: -1"),
     ],
 )
 def test_a_wrong_command_is_one_line(directory, tmp_path, arguments, message):
@@ -92,6 +108,143 @@ def test_a_wrong_command_is_one_line(directory, tmp_path, arguments, message):
     assert said.startswith("error: ")
     assert "\n" not in said
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_another_run_is_refused_before_anything_is_loaded(
+    directory, tmp_path, monkeypatch
+):
+    (tmp_path / "photo.jpg").touch()  # not what this command writes
+    arguments = ["a cat", "--model", directory, "--num_images", 2, "--batch_size", 2]
+    run(*arguments, "--out", tmp_path, "--seed", 1)
+    before = (tmp_path / "0000_a_cat.png").read_bytes()
+    (tmp_path.parent / f"{tmp_path.name}_2").mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr("imagen_jax.pipeline.loading.load_model", None)
+        for again in (arguments, ["--from_png", tmp_path / "0001_a_cat.png"]):
+            said = mistake(*again, "--out", tmp_path)
+            assert "holds images of another run, such as 0000_a_cat.png" in said
+            assert f"(--out {tmp_path}_3), or --overwrite" in said
+    assert (tmp_path / "0000_a_cat.png").read_bytes() == before
+    run(*arguments, "--out", tmp_path, "--seed", 2, "--overwrite")
+    assert read_settings(tmp_path / "0000_a_cat.png")["seed"] == 2
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+@pytest.mark.parametrize("by", ["Ctrl-C", "SIGTERM"])
+def test_what_is_finished_stays_when_the_rest_is_stopped(
+    directory, tmp_path, capsys, monkeypatch, by
+):
+    real, calls = generation.sample_steps, []
+
+    def stopped(*arguments):
+        calls.append(arguments[0].name)
+        if len(calls) == 4:
+            if by == "Ctrl-C":
+                raise KeyboardInterrupt
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(*arguments)
+
+    monkeypatch.setattr(generation, "sample_steps", stopped)
+    arguments = ["cat", "dog", "--model", directory, "--num_images", 2, "--batch_size", 2]
+    assert mistake(*arguments, "--out", tmp_path, "--seed", 5) == 130
+    assert calls == ["base", "sr", "base", "sr"]
+    assert sorted(os.listdir(tmp_path)) == ["0000_cat.png", "0001_cat.png"]
+    said = capsys.readouterr().err
+    assert f"2 of 4 images are finished, in {tmp_path}. To make all 4: the same" in said
+    assert "--seed 5 --overwrite" in said
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_an_image_that_cannot_be_written_ends_in_one_line_that_names_it(
+    directory, tmp_path, capsys
+):
+    """As on a full disk: those before it are there, and no empty file."""
+    (tmp_path / "0003_cat.png" / "in the way").mkdir(parents=True)
+    arguments = ["--model", directory, "--num_images", 4, "--batch_size", 2, "--overwrite"]
+    assert mistake("cat", *arguments, "--out", tmp_path).endswith(f"'{tmp_path}/0003_cat.png'")
+    assert "3 of 4 images are finished" in capsys.readouterr().err
+    assert [path.stat().st_size > 0 for path in tmp_path.glob("*.png")] == [True] * 4
+
+
+HOSTILE = """
+import pwd, sys
+def unknown(user): raise KeyError(f"uid not found: {user}")
+pwd.getpwuid = unknown
+from imagen_jax.cascade.stage import Conditions
+from imagen_jax.commands.generate import main
+main(sys.argv[1:])
+"""
+
+
+def test_images_are_saved_whatever_the_system_is_like(directory, tmp_path, repository):
+    """No home, an unknown user, no place for temporary files, an ASCII terminal whose reader is
+    gone, and a folder with a comma: the prompt is read as UTF-8, the names are what can be.
+    """
+    reading, writing = os.pipe()
+    os.close(reading)
+    kept = [name for name in os.environ if name == "PATH" or name.startswith(("JAX_", "XLA_"))]
+    odd = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "TMPDIR": "/proc"}
+    model = tmp_path / "a,b"
+    model.symlink_to(directory)
+    command = [
+        sys.executable,
+        "-c",
+        HOSTILE,
+        "红苹果 apple",
+        "--model",
+        model,
+        "--num_images",
+        "2",
+        "--size",
+        "4",
+    ]
+    with os.fdopen(writing, "w") as gone:
+        done = subprocess.run(
+            [*map(str, command), "--out", str(tmp_path / "苹,果")],
+            stdout=gone,
+            stderr=gone,
+            cwd=tmp_path,
+            env={name: os.environ[name] for name in kept} | {**odd, "PYTHONPATH": str(repository)},
+            check=False,
+        )
+    assert done.returncode == 0
+    names = ["0000_apple.png", "0001_apple.png", "grid.png"]
+    assert sorted(os.listdir(tmp_path / "苹,果")) == names
+    assert read_settings(tmp_path / "苹,果" / names[0])["prompt"] == "红苹果 apple"
+    assert sorted(os.listdir(tmp_path)) == ["a,b", "苹,果"]  # no folder named ~
+
+
+def test_a_prompt_that_is_no_text_is_refused_before_anything_is_loaded(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        run("caf\udce9")
+    assert r"'caf\udce9' is not text in UTF-8" in capsys.readouterr().err
+
+
+def as_pattern(screen: str) -> str:
+    """A part of a screen in the documents, in which any number may be another."""
+    return re.sub(r"\d+(\\\.\d+)?", r"[\\d.]+", re.escape(screen.strip()))
+
+
+def test_the_first_screen_is_as_the_documents_have_it(repository, tmp_path, monkeypatch, capsys):
+    """With the shipped model, but networks that give grey at once."""
+
+    def grey(stage, params, keys, *rest):
+        yield 1, None
+        image = np.zeros((len(keys), stage.resolution, stage.resolution, 3), np.float32)
+        yield int(rest[1].steps), SimpleNamespace(x=image)
+
+    monkeypatch.setattr(generation, "sample_steps", grey)
+    monkeypatch.setattr(pipeline_file, "encode_request", lambda *given: Conditions())
+    monkeypatch.chdir(tmp_path)
+    document = (repository / "docs" / "first_day.md").read_text(encoding="utf-8")
+    section = document.partition("## Generating\n")[2].partition("\n## ")[0]
+    command, screen = re.findall(r"```(?:sh|text)\n(.*?)```", section, re.DOTALL)[:2]
+    main(shlex.split(command)[2:])
+    printed = capsys.readouterr()
+    bar = next(line for line in screen.splitlines() if "step/s" in line)
+    assert re.fullmatch(as_pattern(screen.replace(bar + "\n", "")), printed.out.strip())
+    shown = re.split(r"[\r\n]", printed.err.strip())[-1]
+    assert re.sub(r"[\d:., ]+", "0", shown) == re.sub(r"[\d:., ]+", "0", bar)
 
 
 def test_an_out_that_is_a_file_is_refused(directory, tmp_path):
@@ -117,7 +270,9 @@ def test_the_summary_lists_the_stages_that_ran(directory, tmp_path, capsys):
 def test_a_long_prompt_warns_in_one_line(directory, tmp_path, capsys):
     arguments = ["--model", directory, "--num_images", 1, "--batch_size", 2, "--out", tmp_path]
     run("a very long prompt", *arguments)
-    assert "Warning: The prompt 'a very long prompt' has 18 tokens" in capsys.readouterr().err
+    assert (
+        "Warning: Cut to 11 tokens: 1 of 1 prompts" in capsys.readouterr().err
+    )
 
 
 def test_wrong_options_need_no_jax(repository):
@@ -129,5 +284,5 @@ def test_wrong_options_need_no_jax(repository):
         [sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=repository
     )
     assert result.returncode == 2
-    assert "argument --steps" in result.stderr
+    assert "error: --steps" in result.stderr
     assert "Traceback" not in result.stderr

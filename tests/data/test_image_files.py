@@ -1,6 +1,5 @@
 """Which files of a folder count as its images, and what is said of the others."""
 
-import argparse
 import os
 import shutil
 
@@ -8,15 +7,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imagen_jax.commands import export, generate
+from imagen_jax.commands import export
 from imagen_jax.data import SOURCES, BrokenExample, Loader
 from imagen_jax.data.folder import read_folder
 from imagen_jax.data.image_files import find_images
 from imagen_jax.data.loader import TooManyBroken
 from imagen_jax.evaluation.image_folder import list_images
 from imagen_jax.evaluation.report import Report
+from imagen_jax.images.grid import image_grid
+from imagen_jax.images.image_file import is_sheet, save_image
 from imagen_jax.images.image_list import ImageList
-from imagen_jax.images.png import is_sheet, save_png
 from imagen_jax.training.metrics import Curve, MetricLog
 
 GREY = Image.new("RGB", (8, 8), (90, 90, 90))
@@ -35,18 +35,17 @@ def generated(number: int) -> Image.Image:
 
 
 def make_samples(folder):
-    images = ImageList([generated(0), generated(1)], ["a", "b"])
-    generate.write(argparse.Namespace(out=folder, no_grid=False, num_images=2), images)
+    ImageList([generated(0), generated(1)]).save(folder)
 
 
 def train_samples(folder):
     log = MetricLog(folder / "run")
-    log.images(100, GREY)
+    log.images(100, image_grid([GREY]))
     log.close()
 
 
 def evaluate_pages(folder):
-    Report(sheets={"pictures.png": GREY, "base.png": GREY}).write(folder)
+    Report(sheets=dict.fromkeys(("pictures.png", "base.png"), image_grid([GREY]))).write(folder)
 
 
 def plot_loss(folder):
@@ -84,7 +83,7 @@ def test_sheets_without_a_mark_are_told_by_what_lies_beside_them(tmp_path):
     for name in (*ours, *theirs):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         GREY.save(tmp_path / name)
-    save_png(generated(0), tmp_path / "a/0000_red_heart.png")
+    save_image(generated(0), tmp_path / "a/0000_red_heart.png")
     GREY.save(tmp_path / "b/0000_red_heart.png")  # of somebody else
     write(tmp_path, "run/metrics.jsonl", "model/model.json", "e/report.json")
     write(tmp_path, "study/trials.json")

@@ -122,7 +122,7 @@ def test_eight_devices_generate_what_one_does(run, tmp_path, monkeypatch):
 def test_a_killed_run_goes_on(run, tmp_path, networks, monkeypatch):
     """Killed in the third batch, then while the second part's features are made."""
     whole = run(tmp_path / "whole")
-    real, calls = generation.save_png, []
+    real, calls = generation.save_image, []
 
     def killed(image, path):
         calls.append(path)
@@ -130,11 +130,11 @@ def test_a_killed_run_goes_on(run, tmp_path, networks, monkeypatch):
             raise KeyboardInterrupt
         real(image, path)
 
-    monkeypatch.setattr(generation, "save_png", killed)
+    monkeypatch.setattr(generation, "save_image", killed)
     with pytest.raises(SystemExit, match="130"):
         run(tmp_path / "out")
     assert len(list((tmp_path / "out" / "images").glob("*.png"))) == 9
-    monkeypatch.setattr(generation, "save_png", real)
+    monkeypatch.setattr(generation, "save_image", real)
     (tmp_path / "out" / "images" / ".000009.png.1.tmp").write_bytes(b"half")  # left by the killed
     report = run(tmp_path / "out")
     assert report["newly_generated"] == 2  # the batch of images 8 and 9

@@ -196,7 +196,7 @@ def test_only_one_file_opens_images_and_one_reads_settings():
         for path in (root / folder).rglob("*.py")
         if "Image.open(" in path.read_text(encoding="utf-8")
     }
-    assert found == {"imagen_jax/images/decoding.py", "imagen_jax/images/png.py"}
+    assert found == {"imagen_jax/images/decoding.py", "imagen_jax/images/image_file.py"}
 
 
 def test_a_reduced_photograph_is_turned_and_its_colors_converted():

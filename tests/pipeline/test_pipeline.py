@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from inspect import signature
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,13 +19,14 @@ import imagen_jax
 from imagen_jax.cascade import description
 from imagen_jax.cascade.cascade import TEXT_ENCODER, Cascade
 from imagen_jax.devices import compilation_cache
+from imagen_jax.images.image_file import read_settings
 from imagen_jax.images.image_list import ImageList
-from imagen_jax.images.png import read_settings, save_png
 from imagen_jax.models import EfficientLevel
 from imagen_jax.pipeline import loading
 from imagen_jax.pipeline import pipeline as pipeline_file
 from imagen_jax.pipeline.loading import load_model
 from imagen_jax.pipeline.model_directory import MODEL_FILE
+from imagen_jax.pipeline.option_names import SPELLINGS
 from imagen_jax.pipeline.pipeline import Pipeline
 
 HEAVY = ["tensorflow", "torch", "orbax", "transformers", "matplotlib", "tensorstore", "seqio"]
@@ -80,7 +82,7 @@ def test_an_image_is_made_again_from_its_png(model, tmp_path):
     images = generate(
         model, ["a cat", "红苹果"], 2, seed=5, guidance=2.0, steps=(3, 2), negative_prompt="blue"
     )
-    save_png(images[2], tmp_path / "image.png")
+    images[2].save(tmp_path / "image.png")
     settings = read_settings(tmp_path / "image.png")
     assert settings["prompt"] == "红苹果"
     assert [entry["steps"] for entry in settings["sampling"]] == [3, 2]
@@ -91,6 +93,73 @@ def test_an_image_is_made_again_from_its_png(model, tmp_path):
     )
     with pytest.raises(ValueError, match="not whole: KeyError"):
         model.generate_again({"prompt": "a cat"})
+
+
+@pytest.mark.parametrize("convert", [float, np.int64, np.float32, jax.numpy.asarray])
+def test_numbers_of_numpy_and_jax_are_as_good_as_pythons(model, tmp_path, convert):
+    plain = {"num_images": 2, "size": 8, "steps": 3, "seed": 5, "first_index": 1, "batch_size": 2}
+    plain |= {"every": 2}
+    images = generate(
+        model, "a cat", aspect_ratio=1.0, guidance=[2.0, 1.5], aug_level=0.25, **plain
+    )
+    other = {name: convert(value) for name, value in plain.items()}
+    other |= {"aspect_ratio": np.float32(1), "aug_level": np.asarray(0.25)}
+    again = generate(model, "a cat", guidance=jax.numpy.asarray([2.0, 1.5]), **other)
+    assert (pixels(again) == pixels(images)).all()
+    assert [image.info for image in again] == [image.info for image in images]
+    again.save(tmp_path)
+    assert read_settings(tmp_path / "0002_a_cat.png") == images[1].info["imagen_jax"]
+
+
+@pytest.mark.parametrize(
+    ("given", "ours"),
+    [
+        ("num_inference_steps", "steps"),
+        ("guidance_scale", "guidance"),
+        ("cond_scale", "guidance"),
+        ("num_images_per_prompt", "num_images"),
+        ("generator", "seed"),
+        ("height", "size"),
+        ("prompts", "prompt"),
+        ("negative_prompts", "negative_prompt"),
+        ("scheduler", "sampler"),
+    ],
+)
+def test_an_option_by_anothers_name_is_refused_with_ours(model, given, ours):
+    with pytest.raises(TypeError, match=rf"no option '{given}'; it is called {ours}\b.* here"):
+        model.generate_images("a cat", **{given: 1})
+
+
+def test_options_of_loading_and_inpainting_by_other_names(model, directory):
+    with pytest.raises(TypeError, match=r"load_model\(\) .*'torch_dtype'; it is called dtype here"):
+        load_model(directory, torch_dtype="float32")
+    with pytest.raises(TypeError, match="'dtyp'; did you mean 'dtype'"):
+        load_model(directory, dtyp="float32")
+    with pytest.raises(TypeError, match=r"inpaint\(\) .*'mask_image'; it is called mask here"):
+        model.inpaint("x.png", "y.png", "a cat", mask_image="y.png")
+    with pytest.raises(TypeError, match="'stepz'; did you mean 'steps'"):
+        model.generate_images("a cat", stepz=3)
+    known = {*signature(model.generate_images).parameters, *signature(load_model).parameters}
+    known |= {*signature(model.inpaint).parameters}
+    assert SPELLINGS.keys() <= known
+
+
+def test_each_batch_is_handed_over_when_it_is_done(model, tmp_path):
+    batches = []
+
+    def finished(images):
+        batches.append(images)
+        images.save(tmp_path, grid=False)
+        if len(batches) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        generate(model, ["a cat", "a dog"], 3, seed=1, finished=finished)
+    names = ["0000_a_cat.png", "0001_a_cat.png", "0002_a_cat.png", "0003_a_dog.png"]
+    assert sorted(os.listdir(tmp_path)) == names
+    whole = generate(model, ["a cat", "a dog"], 3, seed=1, low_memory=True, finished=batches.append)
+    assert [len(batch) for batch in batches] == [2, 2, 6]  # low_memory: all at the end
+    assert (pixels(whole)[:4] == pixels(batches[0] + batches[1])).all()
 
 
 def test_a_negative_prompt_leads_away(model):
@@ -104,9 +173,11 @@ def test_a_negative_prompt_leads_away(model):
 def test_callback_and_bar(model, capsys):
     seen = []
     generate(model, "a cat", 3, progress=True, callback=seen.append, every=2)
-    assert [(p.stage.name, p.first, p.step) for p in seen][:3] == [
+    assert [(p.stage.name, p.first, p.step) for p in seen][:5] == [
         ("base", 0, 2),
         ("base", 0, 4),
+        ("sr", 0, 2),
+        ("sr", 0, 3),
         ("base", 2, 2),
     ]
     assert seen[0].x0.shape == (2, 4, 4, 3)
@@ -114,7 +185,7 @@ def test_callback_and_bar(model, capsys):
 
 
 def test_a_long_prompt_is_cut_with_a_warning(model):
-    with pytest.warns(UserWarning, match="'a very long prompt' has 18 tokens"):
+    with pytest.warns(UserWarning, match="Cut to 11 tokens: .*'a very long prompt' of 18"):
         images = generate(model, "a very long prompt", 1)
     assert len(images) == 1
 
@@ -147,6 +218,21 @@ def test_a_long_prompt_is_cut_with_a_warning(model):
         ),
         ({"aug_level": -1.0}, r"aug_level must be in \[0, 1\]: -1.0\.$"),
         ({"sampling": [BASE_SETTINGS]}, "1 entries; the model has 2"),
+        ({"steps": True}, "steps must be a whole number from 1 to 1024: True"),
+        ({"steps": 2.5}, r"steps must be a whole number from 1 to 1024: 2\.5"),
+        ({"steps": [3, np.float32(2.5)]}, r"steps must be .*: 2\.5"),
+        ({"guidance": np.nan}, r"guidance must be a finite number \(1 is none\): nan"),
+        ({"guidance": True}, "guidance must be a finite number"),
+        ({"num_images": True}, "num_images must be a whole number, at least 1: True"),
+        ({"num_images": 1.5}, r"num_images must be .*: 1\.5"),
+        ({"seed": True}, "seed must be .*: True"),
+        ({"seed": np.float64(0.5)}, r"seed must be .*: .*0\.5"),
+        ({"first_index": 0.5}, r"first_index must be .*: 0\.5"),
+        (
+            {"prompt": ["a cat", "caf\udce9"]},
+            r"'caf\\udce9' is not whole text: character 4 is half",
+        ),
+        ({"negative_prompt": "\ud83d"}, r"'\\ud83d' is not whole text: character 1"),
     ],
 )
 def test_a_wrong_wish_is_refused_before_anything_is_computed(
@@ -286,14 +372,18 @@ class State(NamedTuple):
     ema: Any
 
 
-def write_workdir(workdir: Path, cascade: Cascade, params: dict, text: dict | None) -> None:
-    """A checkpoint as training leaves it: one stage, the average of its parameters beside them."""
+def write_workdir(
+    workdir: Path, cascade: Cascade, params: dict, text: dict | None, steps: tuple[int, ...] = (3,)
+) -> None:
+    """Checkpoints as training leaves them: one stage, the average of its parameters beside them."""
     from imagen_jax.storage.checkpoint import Checkpoints
 
     checkpoints = Checkpoints(workdir / "checkpoints")
-    state = State(np.int32(3), jax.tree.map(np.zeros_like, params), params)
     run = {"model": description.to_dict(cascade), "config": {"text": text}}
-    checkpoints.save(3, jax.tree.map(jax.numpy.asarray, state), run=run, loss=1.0)
+    for step in steps:
+        trained = jax.tree.map(lambda leaf, step=step: np.full_like(leaf, step), params)
+        state = jax.tree.map(jax.numpy.asarray, State(np.int32(step), trained, params))
+        checkpoints.save(step, state, run=run, loss=1.0)
     checkpoints.close()
 
 
@@ -327,6 +417,30 @@ def test_workdirs_of_training_are_put_in_a_row(model, tmp_path):
     assert joined.notes == {"base": {"step": 3}, "sr": {"step": 3}}
 
 
+def test_a_checkpoint_and_the_raw_parameters_can_be_chosen(tmp_path, directory):
+    plain = replace(network(), levels=(EfficientLevel(8, 1),))
+    stage = replace(BASE, conditioning=None, text_width=None, network=plain)
+    cascade = Cascade((stage,), (BASE_SETTINGS,))
+    params = random_params(cascade)
+    write_workdir(tmp_path, cascade, {"network": params["base"]}, None, steps=(10, 20))
+
+    def first(**chosen: Any) -> float:
+        return float(load_model(tmp_path, **chosen).params["base"]["conv_in"]["bias"][0])
+
+    average = pytest.approx(float(params["base"]["conv_in"]["bias"][0]))
+    assert [first(), first(step=10), first(step=np.int64(20))] == [average] * 3
+    assert [first(ema=False), first(ema=False, step=10)] == [20, 10]
+    assert load_model(tmp_path, step=10).notes == {"step": 10}
+    with pytest.raises(ValueError, match=r"no checkpoint of step 15; it has 10, 20\."):
+        load_model(tmp_path, step=15)
+    for chosen in ({"step": 10}, {"ema": False}):
+        for other in (directory, "org/name-on-the-hub"):
+            with pytest.raises(ValueError, match="a checkpoint of a training workdir, which"):
+                load_model(other, **chosen)
+        with pytest.raises(ValueError, match="Unknown model"):
+            load_model(tmp_path / "none", **chosen)
+
+
 @pytest.mark.parametrize("kind", ["label", None])
 def test_models_of_classes_and_of_nothing(kind: str | None):
     classes = 5 if kind == "label" else None
@@ -346,8 +460,12 @@ def test_models_of_classes_and_of_nothing(kind: str | None):
         other = generate(model, label=[0, 3], num_images=1, seed=0)
         assert (pixels(images)[0] == pixels(other)[0]).all()
         assert np.abs(pixels(images)[1] - pixels(other)[1]).max() > 2
+        assert len(generate(model, label=np.arange(2), num_images=1)) == 2
         with pytest.raises(ValueError, match=r"0 \.\.\. 4: 5"):
             generate(model, label=5)
+        for odd in (True, np.array([0, 1.5])):
+            with pytest.raises(ValueError, match="the name or the number of a class"):
+                generate(model, label=odd)
     with pytest.raises(ValueError, match="reads no text"):
         generate(model, "a cat", label=1)
 
@@ -370,6 +488,12 @@ def test_the_users_own_compilation_cache_stays(monkeypatch, tmp_path):
         wanted = tmp_path / "imagen_jax" / "compiled"
         assert jax.config.jax_compilation_cache_dir == str(wanted)
         assert wanted.is_dir()
+        jax.config.update("jax_compilation_cache_dir", None)
+        for place in ("/proc/none", "~nobody at all"):
+            monkeypatch.setenv("XDG_CACHE_HOME", place)
+            monkeypatch.chdir("/proc")
+            compilation_cache.use_compilation_cache()
+            assert jax.config.jax_compilation_cache_dir is None
     finally:
         jax.config.update("jax_compilation_cache_dir", before)
 

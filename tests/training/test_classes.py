@@ -16,7 +16,7 @@ from imagen_jax.data import MixtureSource
 from imagen_jax.data.classes import class_names, count_classes, mixed_classes, numbered_by
 from imagen_jax.data.folder import read_folder
 from imagen_jax.devices.sharding import MeshConfig, make_mesh
-from imagen_jax.images.png import read_settings
+from imagen_jax.images.image_file import read_settings
 from imagen_jax.pipeline.joining import join_pipelines
 from imagen_jax.pipeline.loading import load_model
 from imagen_jax.pipeline.model_directory import read_model, write_model

@@ -1,0 +1,152 @@
+"""The one writer of image files: whole or not at all, with what makes an image again."""
+
+import io
+import json
+import os
+import warnings
+from typing import Any
+
+from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
+
+from imagen_jax.images.decoding import FORMATS
+from imagen_jax.storage.atomic import written_whole
+from imagen_jax.storage.folders import user_path
+
+SETTINGS_KEY = "imagen_jax"  # the PNG text chunk, and the key in `image.info`
+# Likewise, of what is not one image; matplotlib takes it as `metadata`, too.
+SHEET = {"imagen_jax_sheet": "a grid, page or plot: no image of a set"}
+START = 512  # bytes of a PNG, among which the chunks of text lie that we write
+EXIF_FORMATS = ("JPEG", "WEBP", "AVIF", "TIFF")
+ASCII = b"ASCII\0\0\0"  # begins a UserComment
+EXIF_BYTES = 65_000  # a JPEG's at most, and a little less
+
+
+class GeneratedImage(Image.Image):
+    """A Pillow image that `save` writes with its settings (`info["imagen_jax"]`)."""
+
+    @classmethod
+    def of(cls, image: Image.Image) -> "GeneratedImage":
+        """The image itself, as one of this kind."""
+        image.__class__ = cls  # Pillow has no other way to give an image a kind of ours
+        return image
+
+    def copy(self) -> "GeneratedImage":
+        return self.of(super().copy())
+
+    def save(
+        self, fp: str | os.PathLike | io.IOBase, format: str | None = None, **params: Any
+    ) -> None:
+        """As Pillow's, and `save_image`: with the settings, whole or not at all."""
+        save_image(self, fp, format, **params)
+
+
+def save_image(
+    image: Image.Image,
+    file: str | os.PathLike | io.IOBase,
+    format: str | None = None,
+    **options: Any,
+) -> None:
+    """Writes an image with its settings, or the mark of a grid: in PNG's text, in the EXIF of JPEG,
+    WebP, AVIF and TIFF. Other formats have no place for them.
+
+    Args:
+        file: a path, whose folder is made where it is missing, or a file open for writing.
+        format, options: Pillow's; an `exif` or `pnginfo` among them replaces the settings.
+
+    Raises:
+        ValueError: no format that Pillow writes.
+        OSError: the file cannot be written; there is none then, or the one that was there.
+    """
+    format = format and format.upper()
+    if not isinstance(file, str | os.PathLike):
+        return _write(image, file, format, options)
+    path = user_path(file)
+    format = format or Image.registered_extensions().get(path.suffix.lower())
+    if format is None:
+        raise ValueError(f"{path}: no format of images has the ending {path.suffix!r}; try .png.")
+    encoded = io.BytesIO()
+    _write(image, encoded, format, options)
+    try:
+        with written_whole(path) as temporary:
+            temporary.write_bytes(encoded.getbuffer())
+    except OSError as error:  # that of a full disk does not say where
+        raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+def _write(
+    image: Image.Image, file: io.IOBase, format: str | None, options: dict[str, Any]
+) -> None:
+    kept = {key: image.info[key] for key in (SETTINGS_KEY, *SHEET) if key in image.info}
+    if isinstance(kept.get(SETTINGS_KEY), dict):  # not read from a file
+        kept[SETTINGS_KEY] = json.dumps(kept[SETTINGS_KEY], ensure_ascii=format != "PNG")
+    if format == "PNG":
+        text = PngInfo()
+        for key, value in kept.items():
+            text.add_itxt(key, value)
+        options = {"pnginfo": text, **options}
+    elif format in EXIF_FORMATS and isinstance(image.info.get(SETTINGS_KEY), dict):
+        comment = ASCII + kept[SETTINGS_KEY].encode("ascii")
+        if len(comment) > EXIF_BYTES:
+            warnings.warn(
+                f"The settings are too long for a {format}'s EXIF and are left out: "
+                "save the image as PNG.",
+                stacklevel=4,
+            )
+        else:
+            exif = Image.Exif()
+            exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = comment
+            options = {"exif": exif.tobytes(), **options}
+    Image.Image.save(image, file, format, **options)
+
+
+def is_sheet(path: str | os.PathLike) -> bool:
+    """Whether a PNG says in its first bytes that it is a sheet of ours; False if unreadable."""
+    return any(key.encode() in _start(path) for key in SHEET)
+
+
+def has_settings(path: str | os.PathLike) -> bool:
+    """Whether a PNG begins as those that `save_image` writes; False if it cannot be read."""
+    return b"iTXt" + SETTINGS_KEY.encode() + b"\0" in _start(path)
+
+
+def _start(path: str | os.PathLike) -> bytes:
+    try:
+        with open(path, "rb", buffering=0) as file:
+            return file.read(START)
+    except OSError:
+        return b""
+
+
+def read_settings(path: str | os.PathLike) -> dict[str, Any]:
+    """The settings in a file that `save_image` wrote.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not an image, or holds no settings.
+    """
+    path = user_path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {path}.")
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            image.load()  # text may come after the pixels
+            text = image.info.get(SETTINGS_KEY)
+            if text is None and image.format in EXIF_FORMATS:
+                exif = image.getexif().get_ifd(ExifTags.IFD.Exif)
+                text = exif.get(ExifTags.Base.UserComment, b"null").removeprefix(ASCII)
+            settings = json.loads(text or "null")
+            sheet = SHEET.keys() <= image.info.keys()
+    except UnidentifiedImageError:
+        raise ValueError(f"{path} is not an image: it has no settings.") from None
+    except Exception as error:  # Pillow's readers raise as many kinds as there are
+        reason = str(error) or type(error).__name__
+        raise ValueError(f"The settings in {path} cannot be read: {reason}.") from None
+    if sheet:
+        raise ValueError(f"{path} is a grid of several images; give one of the images themselves.")
+    if not isinstance(settings, dict):
+        raise ValueError(
+            f"{path} holds no imagen_jax settings; give an image that scripts/generate.py wrote "
+            "(copies that were edited or converted lose them)."
+        )
+    return settings

@@ -1,0 +1,53 @@
+"""Options by other libraries' names: an error says what each is called here."""
+
+from collections.abc import Callable, Iterable
+from inspect import Parameter, signature
+from typing import Any
+
+from imagen_jax.storage.codec import nearest
+
+# Ours, and those of diffusers, imagen-pytorch, ADM, kohya and transformers for the same.
+SPELLINGS = {
+    "steps": "num_inference_steps sampling_steps sample_steps ddim_steps timesteps num_steps",
+    "guidance": "guidance_scale cfg_scale cfg cond_scale unconditional_guidance_scale scale",
+    "size": "height width resolution image_size img_size",
+    "num_images": "num_images_per_prompt num_samples n_samples n_iter",
+    "sampler": "scheduler sample_method sampling_method",
+    "seed": "generator random_seed manual_seed",
+    "prompt": "prompts text texts",
+    "negative_prompt": "negative_prompts",
+    "aug_level": "noise_level lowres_sample_noise_level",
+    "strength": "denoising_strength",
+    "image": "init_image init_img input_image inpaint_images",
+    "mask": "mask_image mask_img inpaint_masks",
+    "label": "labels class_labels class_cond classes",
+    "every": "callback_steps",
+    "progress": "use_tqdm",
+    "dtype": "torch_dtype precision",
+    "mesh": "device_map",
+    "ema": "use_ema",
+    "low_memory": "lowvram medvram cpu_offload enable_model_cpu_offload",
+}
+OF_SQUARES = "aspect_ratio"  # what is made of an image has its shape, or is square
+
+
+def refuse_unknown(
+    call: Callable[..., Any], given: Iterable[str], also: Callable[..., Any] | None = None
+) -> None:
+    """TypeError, as Python has it, names the first option that a call does not have, and ours.
+
+    also: whose keyword-only options the call passes on.
+    """
+    known = [each.name for each in _parameters(call) if each.kind is not Parameter.VAR_KEYWORD]
+    if also is not None:
+        shared = [each for each in _parameters(also) if each.kind is Parameter.KEYWORD_ONLY]
+        known += [each.name for each in shared if each.name != OF_SQUARES]
+    for name in given:
+        if name not in known:
+            ours = next((ours for ours in known if name in SPELLINGS.get(ours, "").split()), None)
+            hint = f"; it is called {ours} here" if ours else nearest(name, known)
+            raise TypeError(f"{call.__name__}() has no option {name!r}{hint}.")
+
+
+def _parameters(call: Callable[..., Any]) -> list[Parameter]:
+    return list(signature(call).parameters.values())
