@@ -5,11 +5,13 @@ All are UTF-8. What cannot be read is a ValueError that names the file and the l
 
 import csv
 import io
-import json
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from imagen_jax.storage.json_file import parse
+from imagen_jax.storage.wrong_files import START, refusal, what_it_is
 
 Captions = list[tuple[str, float]]  # (text, weight) pairs
 
@@ -19,9 +21,13 @@ FILE_COLUMNS, CAPTION_COLUMNS = ("file", "file_name"), ("caption", "text")
 
 def _read_utf8(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not in UTF-8 ({error}); save it as UTF-8") from error
+        reason = f"{error}; save it as UTF-8"
+        raise ValueError(refusal(path, "in UTF-8", reason, ("utf16",))) from error
+    if found := what_it_is(text[:START].encode(), len(text), ("text", "empty")):
+        raise ValueError(f"{path} is {found}")
+    return text
 
 
 def read_text(path: Path) -> Captions:
@@ -78,7 +84,7 @@ def _csv_rows(path: Path, content: str) -> Iterator[tuple[int, dict[str, str]]]:
 
 def _parse_row(row: str | dict[str, Any]) -> tuple[str, Captions]:
     """(file, its captions) of a line of JSON, or of the columns of a line of CSV."""
-    values = json.loads(row) if isinstance(row, str) else row
+    values = parse(row, lenient=True) if isinstance(row, str) else row
     values = values if isinstance(values, dict) else {}
     file = next((values[name] for name in FILE_COLUMNS if name in values), None)
     texts = next((values[name] for name in CAPTION_COLUMNS if name in values), None)

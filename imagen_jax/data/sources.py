@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
-import json
 import os
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
@@ -21,7 +20,9 @@ import numpy as np
 from imagen_jax.data.captions import CAPTION_FILES, Captions, normalized, read_captions, read_text
 from imagen_jax.images import decoding
 from imagen_jax.storage.codec import require
+from imagen_jax.storage.json_file import parse
 from imagen_jax.storage.trees import name_some
+from imagen_jax.storage.wrong_files import refusal
 
 SPLITS = ("train", "heldout", "all")
 CONDITIONINGS = {"text": "captions", "label": "label", None: "image"}  # what of an example it reads
@@ -147,7 +148,8 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
             return dict(archive)
     except Exception as error:
         # A damaged file can make zipfile, zlib, the parser of headers and numpy raise anything.
-        raise ValueError(f"{path} is not a whole npz file: {error or repr(error)}") from error
+        reason = str(error) or repr(error)
+        raise ValueError(refusal(path, "a whole npz file", reason, ("zip",))) from error
 
 
 def _npz_captions(values: np.ndarray, path: Path) -> list[Captions]:
@@ -156,7 +158,7 @@ def _npz_captions(values: np.ndarray, path: Path) -> list[Captions]:
         return [[(str(text), 1.0)] for text in values]
     try:
         captions = [
-            [(text, float(weight)) for text, weight in row] for row in json.loads(values.tobytes())
+            [(text, float(weight)) for text, weight in row] for row in parse(values.tobytes())
         ]
         if not all(row and all(isinstance(text, str) for text, _ in row) for row in captions):
             raise ValueError("an image has no caption, or one that is not a string")

@@ -11,6 +11,8 @@ from typing import Any
 from imagen_jax.data.coco import Caption
 from imagen_jax.storage import fingerprints
 from imagen_jax.storage.atomic import written_whole
+from imagen_jax.storage.json_file import parse_object
+from imagen_jax.storage.wrong_files import look_at
 
 COCO_30K, COCO_SIZE = 30_000, 256
 # Where the file of a named list is, when the user does not say, and where it comes from.
@@ -98,6 +100,8 @@ def read_prompts(source: str, path: str | Path | None = None) -> PromptList:
         raise FileNotFoundError(f"There is no file {path}; {origin.format(path=path)}.")
     if path.stat().st_size > MAX_BYTES:
         raise ValueError(f"{path} has more than {MAX_BYTES} bytes: no list of prompts.")
+    if found := look_at(path, ("text", "empty", "utf16")):
+        raise ValueError(f"{path} is {found}.")
     try:
         rows, origin = _read_rows(path.read_text(encoding="utf-8-sig"), path.suffix.lower())
         found = replace(_from_rows(rows, name), origin=origin)
@@ -120,10 +124,10 @@ def _read_rows(text: str, suffix: str) -> tuple[list[dict[str, Any]], dict[str, 
     """(a row a prompt, how the list was made as far as it says) by the suffix of a file."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if suffix == ".json":
-        values = json.loads(text)
+        values = parse_object(text, lenient=True)
         return values["prompts"], dict(values.get("origin", {}))
     if suffix == ".jsonl":
-        return [json.loads(line) for line in lines], {}
+        return [parse_object(line, lenient=True) for line in lines], {}
     if suffix in (".csv", ".tsv"):
         # Quotes mean nothing in PartiPrompts' tsv, whose prompts hold them.
         dialect = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if suffix == ".tsv" else {}

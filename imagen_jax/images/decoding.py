@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from imagen_jax.storage.wrong_files import START, look_at, what_it_is
+
 # A file of a few kilobytes can unpack to gigabytes; 89 million pixels is Pillow's own warning.
 MAX_PIXELS = 89_478_485
 # Pillow knows more, some of which start other programs (EPS: Ghostscript).
@@ -49,9 +51,17 @@ def read(file: Path | bytes, max_pixels: int = MAX_PIXELS, cover: int | None = N
             return _as_rgb(image)
     except UnidentifiedImageError as error:
         name = "" if isinstance(file, bytes) else f"{file}: "
-        raise ValueError(f"{name}no image of a known format") from error
+        raise ValueError(f"{name}no image of a known format{_seen(file)}") from error
     except PILLOW_ERRORS as error:
         raise ValueError(str(error)) from error
+
+
+def _seen(file: Path | bytes) -> str:
+    if isinstance(file, bytes):
+        found = what_it_is(file[:START], len(file), ("image",))
+    else:
+        found = look_at(file, ("image",))
+    return f": it is {found}" if found else ""
 
 
 def size(data: bytes) -> tuple[int, int]:

@@ -7,6 +7,8 @@ from typing import Any
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from imagen_jax.storage.json_file import parse
+
 SETTINGS_KEY = "imagen_jax"  # the PNG text chunk, and the key in `image.info`
 
 
@@ -30,8 +32,8 @@ def read_settings(path: str | Path) -> dict[str, Any]:
     try:
         with Image.open(path) as image:
             image.load()  # text may come after the pixels
-            settings = json.loads(image.info.get(SETTINGS_KEY, "null"))
-    except (OSError, SyntaxError, TypeError, json.JSONDecodeError) as error:
+            settings = parse(image.info.get(SETTINGS_KEY, "null"), lenient=True)
+    except (OSError, SyntaxError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is not an image whose settings can be read: {error}") from None
     if not isinstance(settings, dict):
         raise ValueError(

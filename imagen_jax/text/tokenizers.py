@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from imagen_jax.storage import fingerprints
+from imagen_jax.storage.wrong_files import absent, refusal
 
 PAD_ID = 0
 EOS_ID = 1
@@ -46,7 +47,7 @@ def _read(path: str, modified: int):
     try:
         processor.Load(path)
     except (OSError, RuntimeError) as error:
-        raise ValueError(f"{path} is not a SentencePiece model: {error}") from error
+        raise ValueError(refusal(path, "a SentencePiece model", error)) from error
     if (processor.pad_id(), processor.eos_id()) != (PAD_ID, EOS_ID):
         raise ValueError(
             f"{path} has pad id {processor.pad_id()} and eos id {processor.eos_id()}; T5's "
@@ -59,9 +60,8 @@ def _processor(tokenizer: SentencePieceTokenizer):
     try:
         modified = os.stat(tokenizer.path).st_mtime_ns
     except OSError as error:
-        raise ValueError(
-            f"No SentencePiece model at {tokenizer.path}: {error.strerror}."
-        ) from error
+        found = absent(tokenizer.path, "SentencePiece model")
+        raise ValueError(f"{found} ({error.strerror}).") from error
     return _read(tokenizer.path, modified)
 
 
