@@ -9,6 +9,7 @@ from typing import Any
 
 from imagen_jax.convert.fields import Fields, known_fields
 from imagen_jax.models import UNetConfig, UNetLevel
+from imagen_jax.models.bounds import EPSILON, FACTOR, MAX_BLOCKS
 from imagen_jax.storage.layout import CONVOLUTION, LINEAR, Layout, Tensors, affine
 
 CLASS_NAME = "UNet2DConditionModel"
@@ -73,7 +74,6 @@ IRRELEVANT = {
 ACTIVATIONS = {"silu": "swish", "swish": "swish", "gelu": "gelu"}
 TEXT_NORMS = {"group_norm": "group", None: None}
 TEXT_NORM_GROUPS = 32
-MAX_LAYERS = 64  # of a level
 # A level's type of block on the way down: whether it has attention, and the type on the way up.
 BLOCKS = {
     "ResnetDownsampleBlock2D": (False, "ResnetUpsampleBlock2D"),
@@ -136,7 +136,7 @@ def _fields(values: Mapping[str, Any]) -> Fields:
 def _levels(fields: Fields) -> tuple[UNetLevel, ...]:
     channels = fields.counts("block_out_channels")
     count = len(channels)
-    num_blocks = fields.counts("layers_per_block", count, MAX_LAYERS)
+    num_blocks = fields.counts("layers_per_block", count, MAX_BLOCKS)
     only_cross = fields.flags("only_cross_attention", count)
     down, up = fields.values["down_block_types"], fields.values["up_block_types"]
     listed = isinstance(down, list | tuple) and len(down) == count
@@ -207,9 +207,9 @@ def config_from_diffusers(values: Mapping[str, Any], **overrides: Any) -> UNetCo
         head_channels=fields.count("attention_head_dim"),
         activation=fields.choice("act_fn", ACTIVATIONS),
         norm_groups=fields.count("norm_num_groups"),
-        norm_eps=fields.positive("norm_eps"),
-        output_scale_factor=fields.positive("resnet_out_scale_factor"),
-        mid_output_scale_factor=fields.positive("mid_block_scale_factor"),
+        norm_eps=fields.positive("norm_eps", EPSILON[1]),
+        output_scale_factor=fields.positive("resnet_out_scale_factor", FACTOR[1]),
+        mid_output_scale_factor=fields.positive("mid_block_scale_factor", FACTOR[1]),
         embedding_width=None if embedding_width is None else fields.count("time_embedding_dim"),
         embedding_activation=fields.choice("time_embedding_act_fn", {None: None} | ACTIVATIONS),
         activate_embedding=not fields.flag("resnet_skip_time_act"),

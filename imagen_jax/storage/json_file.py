@@ -126,7 +126,7 @@ def read_object(path: str | os.PathLike, kind: str) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(refusal(path, kind, error, ("text",))) from None
     if found := what_it_is(content, size, ("text",)):
-        raise ValueError(f"{path} is not {kind}, it is {found}.")
+        raise ValueError(f"{path} is not {kind}: it is {found}.")
     return values
 
 

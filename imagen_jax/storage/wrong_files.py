@@ -122,7 +122,7 @@ def refusal(
     """
     found = look_at(path, expected)
     if found is not None:
-        return f"{path} is not {kind}, it is {found}."
+        return f"{path} is not {kind}: it is {found}."
     return f"{path} is not {kind}: {str(reason).removesuffix('.')}."
 
 
