@@ -51,7 +51,7 @@ def read_constants(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{absent(path)}.")
+        raise FileNotFoundError(absent(path))
     try:
         if path.stat().st_size >= MAX_BYTES:
             raise ValueError(f"it has {path.stat().st_size} bytes, more than a graph can have")

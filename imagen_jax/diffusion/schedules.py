@@ -40,11 +40,12 @@ class Cosine:
         low, high = self.logsnr_min, self.logsnr_max
         require(
             (low < high, f"logsnr_min must be below logsnr_max, got {low} and {high}"),
+            (low <= LARGEST, f"logsnr_min must be {LARGEST} at most, got {low}"),
+            (high >= -LARGEST, f"logsnr_max must be {-LARGEST} at least, got {high}"),
             (
-                -LARGEST <= high <= LARGEST and low <= LARGEST,
-                f"logsnr_max must lie within {-LARGEST} and {LARGEST}, got {high}",
+                abs(self.shift) <= LARGEST,
+                f"shift must be from {-LARGEST} to {LARGEST}, got {self.shift}",
             ),
-            (abs(self.shift) <= LARGEST, f"shift must lie within +-{LARGEST}, got {self.shift}"),
         )
 
     def _angles(self) -> tuple[float, float]:
@@ -87,8 +88,8 @@ class LinearBeta:
         _check_betas(self.beta_start, self.beta_end, self.num_steps)
         require(
             (
-                abs(self.logsnr_max) <= LARGEST,
-                f"logsnr_max must lie within {-LARGEST} and {LARGEST}, got {self.logsnr_max}",
+                self.logsnr_max >= -LARGEST,
+                f"logsnr_max must be {-LARGEST} at least, got {self.logsnr_max}",
             )
         )
 

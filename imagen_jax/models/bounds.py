@@ -53,9 +53,8 @@ def check_bounds(config: Any, bounds: Bounds) -> None:
 def check_network(config: Any) -> None:
     """What any U-Net's configuration must have: levels, known attention, a known dtype."""
     if not 1 <= len(config.levels) <= MAX_LEVELS:
-        raise ValueError(
-            f"network.levels has {len(config.levels)} entries; a U-Net has 1 to {MAX_LEVELS}."
-        )
+        number = f"has {len(config.levels)} entries" if config.levels else "is empty"
+        raise ValueError(f"network.levels {number}; a U-Net has 1 to {MAX_LEVELS} levels.")
     for level in config.levels:
         check_choice("network.levels.attention", level.attention, ATTENTIONS)
     check_choice("network.dtype", config.dtype, DTYPES)

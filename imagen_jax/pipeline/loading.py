@@ -29,10 +29,11 @@ from imagen_jax.pipeline.lazy_params import PROBED, LazyParams
 from imagen_jax.pipeline.model_directory import MODEL_FILE, open_params, read_model
 from imagen_jax.pipeline.pipeline import Pipeline
 from imagen_jax.storage.codec import from_dict
-from imagen_jax.storage.folders import saved_steps
+from imagen_jax.storage.folders import saved_steps, user_path
 from imagen_jax.storage.layout_files import ShardingOf
 from imagen_jax.storage.safetensors import kept_dtype, pickles_in
 from imagen_jax.storage.trees import flatten, unflatten
+from imagen_jax.storage.wrong_files import absent
 from imagen_jax.typing import Params
 
 ENCODER_WEIGHTS = (f"{TEXT_ENCODER}/*.safetensors",)
@@ -116,8 +117,8 @@ def load_one(
     """
     name = os.fspath(source)
     shipped = name in shipped_models()
-    directory = PRETRAINED / name if shipped else Path(source)
-    on_hub = not directory.is_dir() and NAME.fullmatch(name) is not None
+    directory = PRETRAINED / name if shipped else user_path(source)
+    on_hub = not directory.exists() and NAME.fullmatch(name) is not None
     if revision is not None and not on_hub:
         raise ValueError(f"revision {revision!r} is for names on the hub, not for {source}.")
     if on_hub:
@@ -140,10 +141,9 @@ def load_one(
             notes=values.get("notes"),
         )
     if not directory.is_dir():
-        raise ValueError(
-            f"Unknown model {os.fspath(source)!r}: neither a directory nor a shipped model "
-            f"(shipped: {', '.join(shipped_models()) or 'none'})."
-        )
+        known = shipped_models()
+        more = f", nor a shipped model of that name (shipped: {', '.join(known) or 'none'})"
+        raise ValueError(absent(directory, "folder", known, "" if directory.exists() else more))
     return load_workdir(directory, dtype=dtype, mesh=mesh)
 
 
@@ -317,6 +317,8 @@ def read_run(directory: Path) -> tuple[int, Params, dict[str, Any]]:
         ValueError: the directory holds no checkpoint.
     """
     place = directory / "checkpoints"
+    if not directory.is_dir():
+        raise ValueError(absent(directory, "folder"))
     if not saved_steps(place):
         raise ValueError(
             f"{directory} is neither a model directory (no {MODEL_FILE}) nor DeepFloyd IF in "

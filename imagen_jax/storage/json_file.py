@@ -116,7 +116,7 @@ def read_object(path: str | os.PathLike, kind: str) -> dict[str, Any]:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{absent(path)}.")
+        raise FileNotFoundError(absent(path))
     size = path.stat().st_size
     if size > MAX_BYTES:
         raise ValueError(f"{path} is not {kind}: it has {size} bytes, more than {MAX_BYTES}.")

@@ -5,6 +5,7 @@ is mistyped. Every reader asks here when it cannot read a file.
 """
 
 import difflib
+import itertools
 import json
 import os
 import re
@@ -14,6 +15,7 @@ from pathlib import Path
 
 START = 4096  # bytes that are looked at
 AGAIN = "download it again"
+MOST_NAMES = 10_000  # that a name is compared with
 
 # Beginnings of files, all but the first binary, and what they are. Readers name the kinds (first
 # entries) that they expect.
@@ -126,31 +128,34 @@ def refusal(
     return f"{path} is not {kind}: {str(reason).removesuffix('.')}."
 
 
-def absent(path: str | os.PathLike, kind: str = "file", known: Collection[str] = ()) -> str:
-    """ "There is no file PATH", and what may have been meant: a name like it beside it, or `known`.
+def absent(
+    path: str | os.PathLike, kind: str = "file", known: Collection[str] = (), more: str = ""
+) -> str:
+    """A sentence: there is no such file (or other `kind`), which folder is missing already, and
+    what may have been meant, a name like it beside it or a `known` one.
 
-    A path that is there as a folder, or as a file, is said to be one.
+    A path that is there is said to be a folder, or a file. `more` comes before the question.
     """
     path = Path(path)
-    if path.is_dir():
-        return f"{path} is a folder, not a {kind}"
     if path.exists():
-        return f"{path} is a file, not a {kind}"
-    parent = path.parent
-    if not parent.is_dir():
-        missing = next((up for up in reversed(path.parents) if not up.is_dir()), parent)
-        return f"There is no {kind} {path}: there is no folder {missing}"
-    beside = {entry.name: str(parent / entry.name) for entry in _entries(parent)}
-    close = difflib.get_close_matches(path.name, [*known, *beside], n=1)
-    return f"There is no {kind} {path}" + "".join(
-        f"; did you mean {name if name in known else beside[name]}?" for name in close
-    )
+        return f"{path} is a {'folder' if path.is_dir() else 'file'}, not a {kind}{more}."
+    start, beside = f"There is no {kind} {path}{more}", {}
+    if path.parent.is_dir():
+        beside = {name: str(path.parent / name) for name in _entries(path.parent)}
+    else:
+        missing = next(up for up in reversed(path.parents) if not up.is_dir())
+        start = f"There is no {kind} {path}{more}: there is no folder {missing}"
+        path, beside = missing, {n: str(missing.parent / n) for n in _entries(missing.parent)}
+    beside |= {name: name for name in known}
+    close = difflib.get_close_matches(path.name, beside, n=1)
+    return f"{start}; did you mean {beside[close[0]]}?" if close else f"{start}."
 
 
-def _entries(folder: Path) -> list[os.DirEntry]:
+def _entries(folder: Path) -> list[str]:
+    """Names in a folder, of a large one some of them."""
     try:
         with os.scandir(folder) as entries:
-            return [entry for entry, _ in zip(entries, range(10_000), strict=False)]
+            return [entry.name for entry in itertools.islice(entries, MOST_NAMES)]
     except OSError:
         return []
 

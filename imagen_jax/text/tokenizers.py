@@ -60,8 +60,7 @@ def _processor(tokenizer: SentencePieceTokenizer):
     try:
         modified = os.stat(tokenizer.path).st_mtime_ns
     except OSError as error:
-        found = absent(tokenizer.path, "SentencePiece model")
-        raise ValueError(f"{found} ({error.strerror}).") from error
+        raise ValueError(absent(tokenizer.path, "SentencePiece model")) from error
     return _read(tokenizer.path, modified)
 
 
