@@ -19,6 +19,7 @@ from imagen_jax.storage.codec import to_dict
 from imagen_jax.storage.json_file import read_dataclass, read_object, write_object
 from imagen_jax.storage.layout_files import read_params
 from imagen_jax.storage.safetensors import save_params
+from imagen_jax.storage.wrong_files import absent
 
 FEATURES = "features"
 CONFIG_FILE = f"{FEATURES}.json"
@@ -59,6 +60,8 @@ def read_network(source: str | os.PathLike) -> FeatureNetwork:
         FileNotFoundError, ValueError: files are missing, damaged or of something else.
     """
     path = Path(source)
+    if not path.exists():
+        raise FileNotFoundError(absent(path, "folder"))
     name = path.resolve().name
     if path.suffix == PICKLE_SUFFIX:
         raise ValueError(

@@ -44,7 +44,8 @@ def _finite(digits: str) -> float:
 
 def _whole(digits: str) -> int:
     if len(digits) > MAX_DIGITS:
-        raise ValueError(f"it has a number of {len(digits):,} digits, which is too large")
+        shown = f"{digits[:12]}... of {len(digits):,} digits"
+        raise ValueError(f"it has the number {shown}, which is too large")
     return int(digits)
 
 

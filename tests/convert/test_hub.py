@@ -112,7 +112,7 @@ def hub_error(kind: str) -> Exception:
         (
             "RepositoryNotFoundError",
             FileNotFoundError,
-            r"There is no folder org/model.* Nor is there",
+            r"no folder org/model.* Nor is there",
         ),
         ("RevisionNotFoundError", FileNotFoundError, r"org/model .* has no revision 'v3'"),
         (

@@ -20,8 +20,8 @@ FAULTS = {
     '{"a": NaN}': "it has NaN, which is not a JSON number",
     '{"a": Infinity}': "it has Infinity",
     '{"a": 1e999}': "it has the number 1e999, which is too large",
-    '{"a": 1' + "0" * 308 + "}": "it has a number of 309 digits, which is too large",
-    '{"a": -1' + "0" * 9999 + "}": "it has a number of 10,001 digits",
+    '{"a": 1' + "0" * 308 + "}": "it has the number 100000000000... of 309 digits",
+    '{"a": -1' + "0" * 9999 + "}": "it has the number -10000000000... of 10,001 digits",
     r'{"a": "x\ud83d"}': r"it has half a character, \ud83d, in a string",
     r'{"a": ["\uDE00\ud83d"]}': "it has half a character",
     r'{"\udfff": 1}': r"it has half a character, \udfff",
@@ -58,7 +58,7 @@ def test_a_crawlers_json_is_read_with_its_oddities():
     values = parse_json(rb'{"a": NaN, "b": "x\ud83d", "c": -1e999, "d": 1, "d": 2}')
     assert math.isnan(values.pop("a"))
     assert values == {"b": "x?", "c": -math.inf, "d": 2}
-    with pytest.raises(ValueError, match="is not a JSON object: it has a number of 5,000 digits"):
+    with pytest.raises(ValueError, match=r"not a JSON object: it has the number .* of 5,000"):
         parse_json(b'{"a": ' + b"1" * 5000 + b"}")
     with pytest.raises(ValueError, match="nested too deeply"):
         parse_json(b"[" * 100_000)
