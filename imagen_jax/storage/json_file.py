@@ -13,7 +13,7 @@ from typing import Any
 
 from imagen_jax.storage.atomic import written_whole
 from imagen_jax.storage.codec import from_dict
-from imagen_jax.storage.wrong_files import absent, refusal, what_it_is
+from imagen_jax.storage.wrong_files import START, absent, refusal, what_it_is
 
 # config.json is a few kB, the index of the largest models well below 1 MB, tokenizer.json 20 MB.
 MAX_BYTES = 64 * 2**20
@@ -126,7 +126,7 @@ def read_object(path: str | os.PathLike, kind: str) -> dict[str, Any]:
         values = parse_object(content)
     except ValueError as error:
         raise ValueError(refusal(path, kind, error, ("text",))) from None
-    if found := what_it_is(content, size, ("text",)):
+    if found := what_it_is(content[:START], size, ("text",)):
         raise ValueError(f"{path} is not {kind}: it is {found}.")
     return values
 
