@@ -7,7 +7,6 @@ import json
 import math
 import os
 from collections import Counter
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,26 +48,25 @@ def _whole(digits: str) -> int:
     return int(digits)
 
 
-STRICT = {"object_pairs_hook": _object, "parse_constant": _constant, "parse_float": _finite}
+STRICT = {"parse_constant": _constant, "parse_float": _finite}
 
 
 def parse(content: bytes | str, lenient: bool = False) -> Any:
     """A JSON value; a ValueError says what is wrong with it, in words to follow a colon.
 
     Args:
-        lenient: takes what image crawlers write: NaN and infinite numbers, names that occur twice
-            (the last one counts), and half a character in a string, which becomes "?".
+        lenient: takes what image crawlers write: NaN, infinite numbers, and half a character in a
+            string.
     """
-    loads = partial(json.loads, parse_int=_whole, **({} if lenient else STRICT))
-    errors = "replace" if lenient else "strict"
+    checks = {"object_pairs_hook": _object, "parse_int": _whole} | ({} if lenient else STRICT)
     try:
-        content = content.encode("utf-8", errors) if isinstance(content, str) else content
-        text = content.decode("utf-8-sig")
-        values = loads(text)
+        text = content if isinstance(content, str) else content.decode("utf-8-sig")
+        values = json.loads(text, **checks)
         _check_depth(values)
-        if "\\ud" in text.lower():  # perhaps half a character, which nothing can write
-            whole = json.dumps(values, ensure_ascii=False)
-            values = loads(whole.encode("utf-8", errors))
+        if not lenient:
+            text.encode()
+            if "\\ud" in text.lower():  # perhaps half a character, which nothing can write
+                json.dumps(values, ensure_ascii=False).encode()
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     except UnicodeDecodeError as error:
@@ -77,7 +75,8 @@ def parse(content: bytes | str, lenient: bool = False) -> Any:
         half = error.object[error.start].encode("ascii", "backslashreplace").decode()
         raise ValueError(f"it has half a character, {half}, in a string") from None
     except json.JSONDecodeError as error:
-        raise ValueError(f"it is not JSON ({error})") from None
+        line = f"line {error.lineno}, " if "\n" in text.strip() else ""
+        raise ValueError(f"it is not JSON ({error.msg}, {line}column {error.colno})") from None
     return values
 
 

@@ -38,7 +38,7 @@ MAGIC = (
     ("parquet", b"PAR1", "a Parquet table"),
     ("pdf", b"%PDF-", "a PDF document"),
     ("image", b"\x89PNG\r\n|\xff\xd8\xff|GIF8[79]a|RIFF....WEBP", "an image"),
-    ("heic", b"....ftyp(hei[cmsx]|hevc|hevx|mif1|msf1)", "a HEIC image; save it as JPEG or PNG"),
+    ("heic", b"....ftyp(hei|hev|mif1|msf1)", "HEIC; pillow-heif can convert it to JPEG"),
     (
         "macos",
         b"\0\x05\x16\x07",

