@@ -16,6 +16,7 @@ from imagen_jax.diffusion.process import PREDICTIONS
 from imagen_jax.diffusion.sampling import Number, Sampling
 from imagen_jax.diffusion.schedules import SCHEDULES, Cosine, DiscreteBeta, Schedule, network_time
 from imagen_jax.models import EfficientUNetConfig, UNetConfig
+from imagen_jax.models.bounds import MAX_SIDE, MAX_WIDTH
 from imagen_jax.storage.codec import require
 from imagen_jax.typing import Images, Keys, Params, TextEmbeddings
 
@@ -73,8 +74,18 @@ class Stage:
         scale = self.resolution / self.low_resolution if self.low_resolution else 1
         require(
             (
-                self.resolution >= 1 and self.resolution % step == 0,
-                f"{name}: resolution {self.resolution} is not a multiple of {step}",
+                1 <= self.resolution <= MAX_SIDE and self.resolution % step == 0,
+                f"{name}: resolution {self.resolution} is not a multiple of {step} up to "
+                f"{MAX_SIDE}",
+            ),
+            (
+                self.low_resolution is None or 1 <= self.low_resolution <= self.resolution,
+                f"{name}: low_resolution {self.low_resolution} must be from 1 to the resolution, "
+                f"{self.resolution}",
+            ),
+            (
+                self.text_width is None or 1 <= self.text_width <= MAX_WIDTH,
+                f"{name}: text_width {self.text_width} must be from 1 to {MAX_WIDTH}",
             ),
             (
                 crop is None
@@ -103,13 +114,13 @@ class Stage:
 
     def _check_network(self) -> None:
         name, network, kind = f"stage {self.name!r}", self.network, self.conditioning
-        heads = getattr(network, "pooling_heads", None) or 1
+        heads = models.pooling_heads(network, self.text_width or 1)
         outputs, learned = network.out_channels, 2 * self.channels
         require(
             (
                 kind != "text" or self.text_width % heads == 0,
-                f"{name}: text_width {self.text_width} does not split into network.pooling_heads "
-                f"{heads}",
+                f"{name}: text_width {self.text_width} does not split into the {heads} heads that "
+                "pool it (network.pooling_heads)",
             ),
             (
                 kind == "text" or not getattr(network, "draft", False),

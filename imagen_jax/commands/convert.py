@@ -29,6 +29,7 @@ from typing import Any
 from imagen_jax.commands.command_line import make_parser, one_line_errors, run_parsed
 from imagen_jax.storage.codec import require
 from imagen_jax.storage.folders import expand_home, output_folder
+from imagen_jax.storage.wrong_files import refusal
 
 DTYPES = ("float32", "float16", "bfloat16")
 
@@ -102,7 +103,8 @@ def read_pickle(path: Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{path} is not a state dict of PyTorch: {reason}") from None
+        expected = "a state dict of PyTorch"
+        raise ValueError(refusal(path, expected, reason, ("zip", "pickle"))) from None
     if not isinstance(state, dict) or not all(map(torch.is_tensor, state.values())):
         raise ValueError(f"{path} is not a state dict of PyTorch: it holds more than tensors")
     return {name: tensor.numpy() for name, tensor in state.items()}

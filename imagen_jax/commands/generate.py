@@ -66,7 +66,8 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--dtype", default="float32", help="of the parameters: float32 (default) or bfloat16")
     add("--variant", help="of DeepFloyd IF's weights, such as fp16")
-    add("--lora", type=path, metavar="FILE", help="adapter to load into the model, safetensors")
+    add("--lora", type=path, metavar="FILE",
+        help="adapter (LoRA): safetensors, or a folder of peft")  # fmt: skip
     add("--lora_scale", type=float, help="how much of the adapter (default: 1)")
     add("--num_images", type=int, default=4, help="images a prompt")
     add("--out", type=path, default=Path("samples"), help="directory for the images")

@@ -8,6 +8,7 @@ import jax
 
 from imagen_jax.convert.fields import Fields, read_config
 from imagen_jax.models import clip
+from imagen_jax.models.bounds import MAX_LAYERS, MAX_LENGTH, MAX_ROWS, MAX_SIDE
 from imagen_jax.storage.layout import CONVOLUTION, LINEAR, Layout, Tensors, affine
 from imagen_jax.storage.layout_files import read_layout
 from imagen_jax.storage.safetensors import open_model
@@ -34,9 +35,6 @@ VISION = TOWER | {
 }
 # Configs from before transformers 4.31 have this wrong id, and mean the largest one in a caption.
 OLD_EOS_ID = 2
-# Far above every CLIP: a larger one is not a model, and would exhaust the memory.
-MAX_LAYERS = 256
-MAX_SIZE = 2**22
 
 # Ours -> Hugging Face's, in a layer.
 LAYER_MODULES = {
@@ -67,12 +65,12 @@ def _section(values: Mapping[str, Any], name: str, defaults: Mapping[str, Any]) 
 
 def _tower(fields: Fields) -> clip.TowerConfig:
     return clip.TowerConfig(
-        width=fields.count("hidden_size", MAX_SIZE),
-        heads=fields.count("num_attention_heads", MAX_SIZE),
+        width=fields.count("hidden_size"),
+        heads=fields.count("num_attention_heads"),
         layers=fields.count("num_hidden_layers", MAX_LAYERS),
-        hidden=fields.count("intermediate_size", MAX_SIZE),
+        hidden=fields.count("intermediate_size"),
         activation=fields.choice("hidden_act", {name: name for name in clip.ACTIVATIONS}),
-        norm_eps=fields.positive("layer_norm_eps"),
+        norm_eps=fields.positive("layer_norm_eps", most=1.0),
     )
 
 
@@ -83,16 +81,16 @@ def config_from_huggingface(values: Mapping[str, Any]) -> clip.ClipConfig:
     text, vision = _section(values, "text", TEXT), _section(values, "vision", VISION)
     if vision.count("num_channels") != 3:
         vision.refuse("num_channels", "3")
-    eos_id = text.count("eos_token_id", MAX_SIZE)
+    eos_id = text.count("eos_token_id", MAX_ROWS)
     whole = Fields("the model", {"projection_dim": 512, **values})
     return clip.ClipConfig(
         vision=_tower(vision),
         text=_tower(text),
-        embedding_dim=whole.count("projection_dim", MAX_SIZE),
-        image_size=vision.count("image_size", MAX_SIZE),
-        patch_size=vision.count("patch_size", MAX_SIZE),
-        vocab_size=text.count("vocab_size", MAX_SIZE),
-        max_length=text.count("max_position_embeddings", MAX_SIZE),
+        embedding_dim=whole.count("projection_dim"),
+        image_size=vision.count("image_size", MAX_SIDE),
+        patch_size=vision.count("patch_size", MAX_SIDE),
+        vocab_size=text.count("vocab_size", MAX_ROWS),
+        max_length=text.count("max_position_embeddings", MAX_LENGTH),
         eos_id=None if eos_id == OLD_EOS_ID else eos_id,
     )
 

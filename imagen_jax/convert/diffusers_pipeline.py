@@ -25,6 +25,7 @@ from imagen_jax.convert.diffusers_unet import (
 from imagen_jax.convert.fields import Fields
 from imagen_jax.diffusion.overrides import check_sampling
 from imagen_jax.diffusion.sampling import Sampling
+from imagen_jax.models.bounds import MAX_SIDE
 from imagen_jax.storage.layout_files import ShardingOf, read_layout
 from imagen_jax.storage.safetensors import open_tensors
 from imagen_jax.text.encoder import TextEncoder, check_vocabulary
@@ -32,7 +33,6 @@ from imagen_jax.text.tokenizers import SentencePieceTokenizer
 from imagen_jax.typing import Params
 
 TEXT_LENGTH = 77
-MAX_SIDE = 2**13  # of an image
 UPSAMPLING = 4  # factor of stages II and III; no file says it
 NOISE_STEP = 250  # noise on the low-resolution input, in time steps
 # How stage I is sampled, and how stages II and III are.

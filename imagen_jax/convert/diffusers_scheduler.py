@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from imagen_jax.convert.fields import Fields, known_fields
-from imagen_jax.diffusion.schedules import BETAS, DiscreteBeta
+from imagen_jax.diffusion.schedules import BETAS, MAX_TIME_STEPS, DiscreteBeta
 
 DDPM, SOLVER = "DDPMScheduler", "DPMSolverMultistepScheduler"
 
-MAX_STEPS = 100_000  # that a network is trained on
 # What a field that scheduler_config.json leaves out stands for.
 _COMMON = {
     "num_train_timesteps": 1000,
@@ -91,7 +90,7 @@ def schedule_of(fields: Fields) -> DiscreteBeta:
     start, end = fields.positive("beta_start"), fields.positive("beta_end")
     if not start <= end < 1:
         fields.refuse("beta_end", "a number from beta_start to below 1")
-    return DiscreteBeta(kind, start, end, fields.count("num_train_timesteps", MAX_STEPS))
+    return DiscreteBeta(kind, start, end, fields.count("num_train_timesteps", MAX_TIME_STEPS))
 
 
 def _threshold(name: str, fields: Fields) -> dict[str, Any]:

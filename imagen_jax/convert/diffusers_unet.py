@@ -9,6 +9,7 @@ from typing import Any
 
 from imagen_jax.convert.fields import Fields, known_fields
 from imagen_jax.models import UNetConfig, UNetLevel
+from imagen_jax.models.bounds import EPSILON, FACTOR, MAX_BLOCKS
 from imagen_jax.storage.layout import CONVOLUTION, LINEAR, Layout, Tensors, affine
 
 CLASS_NAME = "UNet2DConditionModel"
@@ -73,7 +74,6 @@ IRRELEVANT = {
 ACTIVATIONS = {"silu": "swish", "swish": "swish", "gelu": "gelu"}
 TEXT_NORMS = {"group_norm": "group", None: None}
 TEXT_NORM_GROUPS = 32
-MAX_LAYERS = 64  # of a level
 # A level's type of block on the way down: whether it has attention, and the type on the way up.
 BLOCKS = {
     "ResnetDownsampleBlock2D": (False, "ResnetUpsampleBlock2D"),
@@ -136,7 +136,7 @@ def _fields(values: Mapping[str, Any]) -> Fields:
 def _levels(fields: Fields) -> tuple[UNetLevel, ...]:
     channels = fields.counts("block_out_channels")
     count = len(channels)
-    num_blocks = fields.counts("layers_per_block", count, MAX_LAYERS)
+    num_blocks = fields.counts("layers_per_block", count, MAX_BLOCKS)
     only_cross = fields.flags("only_cross_attention", count)
     down, up = fields.values["down_block_types"], fields.values["up_block_types"]
     listed = isinstance(down, list | tuple) and len(down) == count
@@ -159,20 +159,22 @@ def _mid_attention(fields: Fields) -> str:
     return "cross" if only_cross else "self"
 
 
-def _check_divisions(fields: Fields, config: UNetConfig, text_width: int) -> None:
-    if config.levels[0].channels % 2:
+def _check_divisions(fields: Fields, levels: tuple[UNetLevel, ...], text_width: int) -> None:
+    if levels[0].channels % 2:
         fields.refuse("block_out_channels", "a list that begins with an even number")
-    widths = {level.channels for level in config.levels}
-    attending = {level.channels for level in config.levels if level.attention}
-    for field, divisor, sizes in (
-        ("norm_num_groups", config.norm_groups, widths),
-        ("attention_head_dim", config.head_channels, attending | {config.levels[-1].channels}),
-        ("addition_embed_type_num_heads", config.pooling_heads or 1, {text_width}),
-    ):
+    attending = {level.channels for level in levels if level.attention}
+    divided = {
+        "norm_num_groups": {level.channels for level in levels},
+        "attention_head_dim": attending | {levels[-1].channels},
+    }
+    if fields.values["addition_embed_type"] is not None:
+        divided["addition_embed_type_num_heads"] = {text_width}
+    for field, sizes in divided.items():
         for channels in sorted(sizes):
-            if channels % divisor:
+            if channels % fields.count(field):
                 fields.refuse(field, f"a divisor of the {channels} channels")
-    if config.text_norm == "group" and (config.text_projection or text_width) % TEXT_NORM_GROUPS:
+    grouped = fields.values["cross_attention_norm"] == "group_norm"
+    if grouped and fields.count("cross_attention_dim") % TEXT_NORM_GROUPS:
         fields.refuse("cross_attention_dim", f"a multiple of {TEXT_NORM_GROUPS} for group_norm")
 
 
@@ -197,9 +199,10 @@ def config_from_diffusers(values: Mapping[str, Any], **overrides: Any) -> UNetCo
     projected = fields.values["encoder_hid_dim"] is not None
     fields.choice("encoder_hid_dim_type", {None: 0, "text_proj": 0} if projected else {None: 0})
     pooled = fields.choice("addition_embed_type", {"text": True, None: False})
-    embedding_width = fields.values["time_embedding_dim"]
+    embedding_width, levels = fields.values["time_embedding_dim"], _levels(fields)
+    _check_divisions(fields, levels, text_width_from_diffusers(values))
     config = UNetConfig(
-        levels=_levels(fields),
+        levels=levels,
         mid_attention=_mid_attention(fields),
         in_channels=in_channels // 2 if upsamples else in_channels,
         out_channels=fields.count("out_channels"),
@@ -207,9 +210,9 @@ def config_from_diffusers(values: Mapping[str, Any], **overrides: Any) -> UNetCo
         head_channels=fields.count("attention_head_dim"),
         activation=fields.choice("act_fn", ACTIVATIONS),
         norm_groups=fields.count("norm_num_groups"),
-        norm_eps=fields.positive("norm_eps"),
-        output_scale_factor=fields.positive("resnet_out_scale_factor"),
-        mid_output_scale_factor=fields.positive("mid_block_scale_factor"),
+        norm_eps=fields.positive("norm_eps", EPSILON[1]),
+        output_scale_factor=fields.positive("resnet_out_scale_factor", FACTOR[1]),
+        mid_output_scale_factor=fields.positive("mid_block_scale_factor", FACTOR[1]),
         embedding_width=None if embedding_width is None else fields.count("time_embedding_dim"),
         embedding_activation=fields.choice("time_embedding_act_fn", {None: None} | ACTIVATIONS),
         activate_embedding=not fields.flag("resnet_skip_time_act"),
@@ -218,7 +221,6 @@ def config_from_diffusers(values: Mapping[str, Any], **overrides: Any) -> UNetCo
         pooling_heads=fields.count("addition_embed_type_num_heads") if pooled else None,
         mask_text=False,
     )
-    _check_divisions(fields, config, text_width_from_diffusers(values))
     return dataclasses.replace(config, **overrides)
 
 

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from imagen_jax.models.bounds import MAX_WIDTH
 from imagen_jax.storage.json_file import read_object
 
-# Far above every model: a larger size is a fault, and would exhaust the memory.
-MAX_SIZE = 2**24
 MAX_LENGTH = 64  # of a list, which has one entry a level
 
 
@@ -50,7 +49,7 @@ class Fields:
             self.refuse(field, f"a positive number{limit}")
         return float(value)
 
-    def count(self, field: str, most: int = MAX_SIZE) -> int:
+    def count(self, field: str, most: int = MAX_WIDTH) -> int:
         """A positive integer, or a list that repeats one."""
         value = self.values.get(field)
         items = value if isinstance(value, list | tuple) and value else [value]
@@ -58,7 +57,7 @@ class Fields:
             self.refuse(field, f"an integer from 1 to {most}, the same throughout")
         return items[0]
 
-    def counts(self, field: str, length: int | None = None, most: int = MAX_SIZE) -> list[int]:
+    def counts(self, field: str, length: int | None = None, most: int = MAX_WIDTH) -> list[int]:
         """A list of positive integers; with a known length, a single one stands for all."""
         what = f"integers from 1 to {most}"
         return self._list(field, length, what, lambda value: _is_count(value, most))

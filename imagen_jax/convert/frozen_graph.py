@@ -12,6 +12,7 @@ import numpy as np
 from google.protobuf import message
 
 from imagen_jax.storage.protobuf import message_class
+from imagen_jax.storage.wrong_files import absent, refusal
 
 MAX_BYTES = 2**31  # protobuf's own limit
 MAX_AXES = 32
@@ -50,7 +51,7 @@ def read_constants(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"There is no file {path}.")
+        raise FileNotFoundError(absent(path))
     try:
         if path.stat().st_size >= MAX_BYTES:
             raise ValueError(f"it has {path.stat().st_size} bytes, more than a graph can have")
@@ -59,12 +60,12 @@ def read_constants(path: str | os.PathLike) -> dict[str, np.ndarray]:
             node.name: node.attr["value"].tensor for node in graph.node if node.op == "Const"
         }
         constants = {name: _array(name, t) for name, t in tensors.items() if t.dtype == DT_FLOAT}
-    except message.DecodeError:
-        raise ValueError(f"{path} is not a whole TensorFlow graph: it is cut or damaged.") from None
-    except ValueError as error:
-        raise ValueError(f"{path} is not a whole TensorFlow graph: {error}.") from None
+    except (ValueError, message.DecodeError) as error:
+        reason = error if isinstance(error, ValueError) else "it is cut or damaged"
+        raise ValueError(refusal(path, "a whole TensorFlow graph", reason)) from None
     if not constants:
-        raise ValueError(f"{path} is not a frozen TensorFlow graph: it has no constants.")
+        reason = "it has no constants"
+        raise ValueError(refusal(path, "a frozen TensorFlow graph", reason))
     return constants
 
 

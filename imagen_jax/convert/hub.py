@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
+from imagen_jax.storage.wrong_files import absent
+
 # Weights as safetensors, configs, tokenizers.
 FILES = ("*.safetensors", "*.json", "*.model")
 # Never fetched: they are never read.
@@ -62,8 +64,8 @@ def resolve(
         raise ValueError(f"{name} is a file; give the directory that holds the model.")
     if not NAME.fullmatch(name) or ".." in name:
         raise FileNotFoundError(
-            f"There is no directory {name!r}, and it is not a name on the Hugging Face hub, which "
-            "has the form 'organization/model'."
+            f"{absent(name, 'folder')} Names on the Hugging Face hub have the form "
+            "'organization/model'."
         )
     allowed, left_out = file_patterns(variant)
     return _download(name, list(allow_patterns or allowed), [*left_out, *ignore_patterns], revision)
@@ -74,8 +76,8 @@ def _import_hub(name: str) -> ModuleType:
         import huggingface_hub.errors  # not an attribute of the package before it is imported
     except ModuleNotFoundError:
         raise ModuleNotFoundError(
-            f"There is no directory {name}; to fetch it from the Hugging Face hub, install "
-            "huggingface_hub (pip install 'imagen_jax[hub]')."
+            f"{absent(name, 'folder')} If it is a name on the Hugging Face hub, install "
+            "huggingface_hub to fetch it (pip install 'imagen_jax[hub]')."
         ) from None
     return huggingface_hub
 
@@ -99,15 +101,15 @@ def _download(name: str, allowed: list[str], left_out: list[str], revision: str 
         (
             hub.errors.RepositoryNotFoundError,
             FileNotFoundError,
-            f"There is neither a directory {name} nor a repository of that name on the Hugging "
-            "Face hub; if it is private, log in with `hf auth login`, or set HF_TOKEN.",
+            f"{absent(name, 'folder')} Nor is there a repository of that name on the Hugging Face "
+            "hub; if it is private, log in with `hf auth login`, or set HF_TOKEN.",
         ),
         (
             hub.errors.LocalEntryNotFoundError,
             FileNotFoundError,
-            f"{name}{at} is not (whole) in the cache of the Hugging Face hub, and the hub cannot "
-            "be reached: connect, unset HF_HUB_OFFLINE if it is set, or give a directory that "
-            "holds the model.",
+            f"{absent(name, 'folder')} As a name on the Hugging Face hub, {name}{at} is not "
+            "(whole) in the cache, and the hub cannot be reached: connect, unset HF_HUB_OFFLINE if "
+            "it is set, or give a directory that holds the model.",
         ),
     )
     try:

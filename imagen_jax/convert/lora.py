@@ -3,13 +3,13 @@
 A module's factors are `unet.MODULE.lora_A.weight` [rank, in] and `unet.MODULE.lora_B.weight`
 [out, rank]; rank and alpha stand as JSON under "lora_adapter_metadata" in the file's header. MODULE
 is diffusers' name where diffusers can express the network, else the path of our kernel, joined by
-".". What diffusers writes is read with the prefix `unet.` and without it.
+".". Read are also peft's folders, diffusers' earlier names and kohya's (`lora_names`).
 """
 
 import contextlib
 import json
 import os
-import re
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +18,28 @@ from safetensors.numpy import save_file
 
 from imagen_jax.cascade.stage import Stage
 from imagen_jax.convert.diffusers_unet import unet_layout
+from imagen_jax.convert.lora_names import ALPHA, PEFT_PREFIX, other_kind, parse_name
+from imagen_jax.convert.lora_settings import Strength, read_strength
 from imagen_jax.models import UNetConfig
 from imagen_jax.models.lora import DOWN, UP, LoraConfig
 from imagen_jax.storage.atomic import written_whole
-from imagen_jax.storage.json_file import parse_object
+from imagen_jax.storage.folders import user_path
+from imagen_jax.storage.json_file import parse_object, read_object
 from imagen_jax.storage.layout import LINEAR, Layout
+from imagen_jax.storage.safetensors import pickles_in
 from imagen_jax.storage.tensor_file import StoredTensor, open_file
 from imagen_jax.storage.trees import flatten, name_some, unflatten
+from imagen_jax.storage.wrong_files import absent
 from imagen_jax.typing import Params
 
 METADATA_KEY = "lora_adapter_metadata"
 STAGE_KEY = "imagen_jax_stage"
 PREFIX = "unet."
-FACTOR = re.compile(r"(?:unet\.)?(.+)\.lora_([AB])\.weight")
-FACTORS = {"A": DOWN, "B": UP}
+# Which peft and diffusers write into a folder, and peft's settings beside the first.
+FILE_NAMES = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
+PEFT_CONFIG = "adapter_config.json"
+LETTERS = {"A": DOWN, "B": UP}
+OTHER_NETWORKS = "Stable Diffusion's network or of another one with transformer blocks"
 
 
 def module_names(stage: Stage, paths: list[str]) -> dict[str, str]:
@@ -56,7 +64,7 @@ def save_lora(path: str | os.PathLike, stage: Stage, lora: Params, config: LoraC
         f"{PREFIX}{theirs}.lora_{letter}.weight": np.ascontiguousarray(
             np.asarray(factors[f"{ours}/{part}"], np.float32).T
         )
-        for letter, part in FACTORS.items()
+        for letter, part in LETTERS.items()
         for ours, theirs in names.items()
     }
     # The fields of peft's LoraConfig that an adapter of this kind needs.
@@ -75,8 +83,38 @@ def save_lora(path: str | os.PathLike, stage: Stage, lora: Params, config: LoraC
         save_file(tensors, file, metadata=metadata)
 
 
+def find_adapter(path: str | os.PathLike) -> Path:
+    """The file of an adapter: itself, or the one in a folder as peft and diffusers write it.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: a folder has several, or only pickles.
+    """
+    path = user_path(path)
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise FileNotFoundError(absent(path))
+    files = sorted(path.glob("*.safetensors"))
+    known = [file for file in files if file.name in FILE_NAMES]
+    found = known if len(known) == 1 else files
+    if len(found) == 1:
+        return found[0]
+    if files:
+        names = name_some([file.name for file in files])
+        raise ValueError(f"{path} has several adapters, {names}: give one of these files.")
+    if pickles := pickles_in(path):
+        raise ValueError(
+            f"{path} has its adapter in a pickle ({pickles[0]}), which is not read; save it as "
+            "safetensors (save_pretrained of peft, save_lora_weights of diffusers do)."
+        )
+    raise FileNotFoundError(f"{path} has no adapter: no {' or '.join(FILE_NAMES)} in it.")
+
+
 class LoraFile:
     """An adapter on disk, its factors by the module names of the file.
+
+    files: those that it is read from: the tensors', and peft's adapter_config.json beside it.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -84,44 +122,79 @@ class LoraFile:
     """
 
     def __init__(self, path: str | os.PathLike):
-        self.path = Path(path)
-        if not self.path.is_file():
-            raise FileNotFoundError(f"There is no {self.path}.")
+        self.path = find_adapter(path)
         tensors, metadata = open_file(self.path)
+        self.files = [self.path]
         self.stage_name = metadata.get(STAGE_KEY)
-        self.settings = self._read_settings(metadata.get(METADATA_KEY, "{}"))
         self.modules: dict[str, dict[str, StoredTensor]] = {}
+        self.alphas: dict[str, float] = {}
+        self.of_processors: set[str] = set()
+        try:
+            self._sort(tensors)
+        except ValueError as error:
+            raise ValueError(f"{self.path} {error}.") from None
+        self.strength = self._read_strength(metadata, tensors)
+
+    def _sort(self, tensors: Mapping[str, StoredTensor]) -> None:
+        """Tensors by module and part; ValueError in words to follow the file's name."""
+        if kind := other_kind(tensors):
+            raise ValueError(f"is {kind}")
         odd = []
         for name, tensor in tensors.items():
-            match = FACTOR.fullmatch(name)
-            if match is None:
+            found = parse_name(name)
+            if found is None:
                 odd.append(name)
                 continue
-            same = self.modules.setdefault(match[1], {}).setdefault(FACTORS[match[2]], tensor)
+            same = self.modules.setdefault(found.module, {}).setdefault(found.part, tensor)
             if same is not tensor:
-                raise ValueError(f"{self.path} has the same factor twice: {same.name} and {name}.")
-        odd += [f"{name} without its other half" for name, m in self.modules.items() if len(m) < 2]
-        if odd or not self.modules:
-            raise ValueError(
-                f"{self.path} is not a LoRA of linear layers: every tensor must be a pair of "
-                f"MODULE.lora_A.weight and MODULE.lora_B.weight, not {name_some(odd) or 'nothing'}."
-            )
+                raise ValueError(f"has the same factor twice: {same.name} and {name}")
+            if found.processor:
+                self.of_processors.add(found.module)
+        for module, parts in self.modules.items():
+            alpha = parts.pop(ALPHA, None)
+            if len(parts) < 2:
+                odd.append(f"{module} without its other half")
+            elif alpha is not None:
+                self.alphas[module] = _number(alpha)
+        if self.modules and not odd:
+            return
+        if not self.modules:
+            raise ValueError(f"is not an adapter: it has {name_some(odd) or 'nothing'}")
+        raise ValueError(
+            "is not a LoRA of linear layers alone: every tensor must be one of a pair "
+            f"MODULE.lora_A.weight and MODULE.lora_B.weight, not {name_some(odd)}"
+        )
 
-    def _read_settings(self, text: str) -> dict[str, Any]:
+    def _read_strength(self, metadata: Mapping[str, str], names: Iterable[str]) -> Strength:
+        settings, where = self._settings(metadata, names)
         try:
-            values = parse_object(text.encode())
+            strength = read_strength(settings)
+            if self.alphas and strength.alpha is not None:
+                raise ValueError("there is an alpha, and the tensors have others")
         except ValueError as error:
-            raise ValueError(f"{self.path}: in its {METADATA_KEY}, {error}.") from None
-        settings = {name.removeprefix(PREFIX): value for name, value in values.items()}
-        patterns = settings.get("alpha_pattern") or {}
-        alphas = [*patterns.values()] if isinstance(patterns, dict) else [None]
-        alphas += [] if settings.get("lora_alpha") is None else [settings["lora_alpha"]]
-        largest = float(np.finfo(np.float32).max)
-        if not all(isinstance(alpha, int | float) and abs(alpha) <= largest for alpha in alphas):
-            raise ValueError(
-                f"{self.path}: in its {METADATA_KEY}, an alpha is not a number of float32."
+            raise ValueError(f"{where}, {error}.") from None
+        return strength
+
+    def _settings(
+        self, metadata: Mapping[str, str], names: Iterable[str]
+    ) -> tuple[dict[str, Any], str]:
+        """peft's settings, empty where there are none, and where they stand."""
+        where, beside = f"{self.path}: in its {METADATA_KEY}", self.path.with_name(PEFT_CONFIG)
+        if METADATA_KEY in metadata:
+            try:
+                values = parse_object(metadata[METADATA_KEY])
+            except ValueError as error:
+                raise ValueError(f"{where}, {error}.") from None
+            return {name.removeprefix(PREFIX): value for name, value in values.items()}, where
+        if not any(name.startswith(PEFT_PREFIX) for name in names):
+            return {}, where
+        if not beside.is_file():
+            raise FileNotFoundError(
+                f"{self.path} was written by peft, and {PEFT_CONFIG}, which says how strong it is, "
+                "is not beside it."
             )
-        return settings | {"alpha_pattern": patterns}
+        self.files.append(beside)
+        return read_object(beside, "the config of an adapter"), f"{beside}: in it"
 
     def read(self, module: str) -> dict[str, np.ndarray]:
         """down [in, rank] and up [rank, out] in float32; `up` has the adapter's scale in it.
@@ -138,22 +211,45 @@ class LoraFile:
         return factors
 
     def scale(self, module: str) -> float:
-        """alpha / rank, as the file's settings have it; 1 where it has none."""
+        """alpha / rank: by a tensor of the file, or by its settings; 1 where it has neither."""
         rank = self.modules[module][UP].shape[1]
-        alpha = self.settings["alpha_pattern"].get(module, self.settings.get("lora_alpha"))
-        if alpha is None:
-            return 1.0
-        return alpha / rank ** (0.5 if self.settings.get("use_rslora") else 1)
+        if self.alphas:  # kohya's: 0 stands for the rank
+            return (self.alphas.get(module) or rank) / rank
+        return self.strength.scale(module, rank)
+
+
+def _number(tensor: StoredTensor) -> float:
+    """The alpha in a tensor of one number."""
+    value = np.asarray(tensor[()], np.float32) if tensor.nbytes <= 8 else np.zeros(0)
+    if value.size != 1 or not np.isfinite(value).all():
+        raise ValueError(f"has {tensor.name} of shape {tensor.shape}, not one finite number")
+    return float(value.reshape(()))
+
+
+def fitting_modules(file: LoraFile, kernels: Mapping[str, Any]) -> list[str]:
+    """The file's modules, without those of 2023 that nothing reads: the processors of attention to
+    the text alone had factors for keys and values of the image too.
+    """
+
+    def is_idle(module: str) -> bool:
+        attention, _, layer = module.rpartition(".")
+        own = layer in ("to_k", "to_v") and module not in kernels
+        return own and module in file.of_processors and f"{attention}.add_k_proj" in kernels
+
+    return sorted(module for module in file.modules if not is_idle(module))
 
 
 def misfits(file: LoraFile, stage: Stage, params: Params) -> list[str]:
     """How an adapter does not fit a stage's network (parameters or their shapes), one line each."""
-    kernels = _kernels(stage, params)
-    lines = []
-    for module, factors in sorted(file.modules.items()):
-        down, up = factors[DOWN].shape, factors[UP].shape
+    kernels, used, lines = _kernels(stage, params), {}, []
+    for module in fitting_modules(file, kernels):
+        down, up = file.modules[module][DOWN].shape, file.modules[module][UP].shape
         if module not in kernels:
             lines.append(f"{module} is not a linear layer of the network")
+            continue
+        first = used.setdefault(kernels[module][0], module)
+        if first != module:
+            lines.append(f"{module} and {first} are the same layer")
         elif (len(down), len(up)) != (2, 2):
             lines.append(f"{module} has tensors of {down} and {up}, not matrices")
         elif down[0] == 0 or down[0] != up[1]:
@@ -161,11 +257,24 @@ def misfits(file: LoraFile, stage: Stage, params: Params) -> list[str]:
         elif (down[1], up[0]) != kernels[module][1]:
             wanted = " to ".join(map(str, kernels[module][1]))
             lines.append(f"{module} is for {down[1]} to {up[0]} channels, not {wanted}")
+        else:
+            with _as_line(lines):
+                file.scale(module)
     return lines
 
 
+@contextlib.contextmanager
+def _as_line(lines: list[str]) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        lines.append(str(error))
+
+
 def _kernels(stage: Stage, params: Params) -> dict[str, tuple[str, tuple[int, int]]]:
-    """Our path and the shape of each linear layer, by its name in files: diffusers' and our own."""
+    """Our path and the shape of each linear layer, by its names in files: diffusers', kohya's and
+    our own.
+    """
     shapes = {
         path.removesuffix("/kernel"): tuple(leaf.shape)
         for path, leaf in flatten(params).items()
@@ -173,7 +282,8 @@ def _kernels(stage: Stage, params: Params) -> dict[str, tuple[str, tuple[int, in
     }
     theirs = module_names(stage, list(shapes))
     named = {path.replace("/", "."): (path, shape) for path, shape in shapes.items()}
-    return named | {theirs[path]: (path, shape) for path, shape in shapes.items()}
+    named |= {theirs[path]: (path, shape) for path, shape in shapes.items()}
+    return {name.replace(".", "_"): kernel for name, kernel in named.items()} | named  # kohya's
 
 
 def read_lora(file: LoraFile, stage: Stage, params: Params) -> Params:
@@ -184,12 +294,16 @@ def read_lora(file: LoraFile, stage: Stage, params: Params) -> Params:
     """
     lines = misfits(file, stage, params)
     if lines:
-        raise ValueError(f"{file.path} does not fit stage {stage.name!r}: {name_some(lines)}.")
+        of_sd = any("transformer_blocks" in module for module in file.modules)
+        advice = f" These are names of {OTHER_NETWORKS}." if of_sd else ""
+        raise ValueError(
+            f"{file.path} does not fit stage {stage.name!r}: {name_some(lines)}.{advice}"
+        )
     kernels = _kernels(stage, params)
     return unflatten(
         {
             f"{kernels[module][0]}/{part}": factor
-            for module in file.modules
+            for module in fitting_modules(file, kernels)
             for part, factor in file.read(module).items()
         }
     )

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from imagen_jax.convert.fields import MAX_SIZE, Fields, read_config
+from imagen_jax.convert.fields import Fields, read_config
 from imagen_jax.models import t5
 from imagen_jax.storage.json_file import write_object
 from imagen_jax.storage.layout import LINEAR, Layout, Tensors
@@ -68,13 +68,11 @@ EMBEDDING_COPY = "encoder.embed_tokens.weight"
 # What a checkpoint of encoder and decoder holds besides the encoder.
 NOT_ENCODER = ("decoder.", "lm_head.")
 COMPARED_ROWS = 4096
-MAX_LAYERS = 1024  # far above every T5
 
 
 def checked_sizes(fields: Fields, names: Mapping[str, str]) -> dict[str, int]:
     """Our sizes by the names of the fields that have them; ValueError for what is none of a T5."""
-    limits = {"num_layers": MAX_LAYERS}
-    return {ours: fields.count(name, limits.get(ours, MAX_SIZE)) for ours, name in names.items()}
+    return {ours: fields.count(name, t5.BOUNDS[ours][1]) for ours, name in names.items()}
 
 
 def config_from_huggingface(values: Mapping[str, Any], **overrides: Any) -> t5.T5Config:

@@ -21,6 +21,7 @@ from imagen_jax.storage.json_file import read_object
 from imagen_jax.storage.layout_files import Tensor
 from imagen_jax.storage.safetensors import check_inside
 from imagen_jax.storage.tensor_file import Index, are_sizes
+from imagen_jax.storage.wrong_files import refusal
 
 CHECKPOINT = "checkpoint"
 # The file holds names and small arrays where it is partitioned; without that, all arrays and the
@@ -126,7 +127,7 @@ def read_msgpack(path: Path) -> dict[str, Any]:
         reason = str(error) or {"StackError": "it is nested too deeply"}.get(
             type(error).__name__, "it is not msgpack"
         )
-        raise ValueError(f"{path} is not a T5X checkpoint's msgpack file: {reason}.") from None
+        raise ValueError(refusal(path, "a T5X checkpoint's msgpack file", reason)) from None
     return tree
 
 

@@ -1,11 +1,12 @@
 """The captions of COCO's val2014, out of its annotation file or TensorFlow Datasets."""
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from imagen_jax.storage.folders import user_path
+from imagen_jax.storage.json_file import parse
+from imagen_jax.storage.wrong_files import refusal
 
 VAL2014_IMAGES = 40_504
 # TFDS has Karpathy's splits: val2014 is these three together, not just "val".
@@ -14,6 +15,8 @@ ANNOTATIONS = (
     "captions_val2014.json is in annotations_trainval2014.zip, from https://cocodataset.org "
     "(2014 Train/Val annotations)"
 )
+
+FORM = '{"annotations": [{"id", "image_id", "caption"}, ...]}'
 
 
 class Caption(NamedTuple):
@@ -35,16 +38,14 @@ def read_annotations(path: str | Path) -> list[Caption]:
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}; {ANNOTATIONS}.")
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))["annotations"]
+        rows = parse(path.read_bytes())["annotations"]
         captions = [
             Caption(int(row["id"]), int(row["image_id"]), str(row["caption"]).strip())
             for row in rows
         ]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(
-            f"{path} is not COCO's caption file ({error!r}): it must hold "
-            '{"annotations": [{"id", "image_id", "caption"}, ...]}.'
-        ) from None
+    except (ValueError, KeyError, TypeError) as error:
+        reason = f"it must hold {FORM} ({error!r})"
+        raise ValueError(refusal(path, "COCO's caption file", reason, ("text",))) from None
     return _sorted(captions, str(path))
 
 

@@ -23,7 +23,7 @@ from imagen_jax.data.records import array_records
 from imagen_jax.data.sources import Source, broken_as
 from imagen_jax.storage.codec import to_dict
 from imagen_jax.storage.folders import user_path
-from imagen_jax.storage.json_file import read_dataclass, write_object
+from imagen_jax.storage.json_file import parse_object, read_dataclass, write_object
 from imagen_jax.storage.trees import flatten
 
 MANIFEST = "embeddings.json"
@@ -144,7 +144,7 @@ def unpack(record: bytes, width: int) -> tuple[dict[str, Any], list[np.ndarray]]
     if size > min(MAX_HEADER_BYTES, len(record) - HEADER_SIZE.size):
         raise ValueError(f"its header has {size} bytes")
     start = HEADER_SIZE.size + size
-    header = json.loads(record[HEADER_SIZE.size : start])
+    header = parse_object(record[HEADER_SIZE.size : start])
     values = np.frombuffer(record, ml_dtypes.bfloat16, offset=start)
     counts = header["tokens"]
     if values.size != sum(counts) * width:

@@ -3,23 +3,22 @@
 What a field cannot be is a ValueError, in words to follow the example's key and a colon.
 """
 
-import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from imagen_jax.data.captions import Captions
 from imagen_jax.storage import list_file
+from imagen_jax.storage.json_file import parse_object
+from imagen_jax.storage.wrong_files import START, what_it_is
 
 
 def parse_json(data: bytes) -> dict[str, Any]:
-    """A JSON object. Not `storage.json_file`: it refuses NaN, which image crawlers write."""
+    """A JSON object as image crawlers write it, with NaN."""
     try:
-        values = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"is not JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError("is not a JSON object")
-    return values
+        return parse_object(data, lenient=True)
+    except ValueError as error:
+        found = what_it_is(data[:START], len(data), ("text",))
+        raise ValueError(f"is {found}" if found else f"is not a JSON object: {error}") from None
 
 
 def to_captions(value: Any, name: str) -> Captions:

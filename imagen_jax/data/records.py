@@ -15,7 +15,7 @@ from google.protobuf import message
 
 from imagen_jax.data import fields
 from imagen_jax.data.index import Index, Row, from_rows
-from imagen_jax.data.shards import Shard, check_uncompressed
+from imagen_jax.data.shards import Shard, refuse_other_files
 from imagen_jax.storage.protobuf import message_class
 
 LENGTH = 12  # bytes: the length and its checksum
@@ -146,7 +146,7 @@ def tfrecord_spans(shard: Shard) -> Iterator[tuple[Span, str | None]]:
             damaged = len(header) == LENGTH and masked_crc32c(header[:8]) != checksum
             if damaged or end > shard.size:
                 if position == 0:
-                    check_uncompressed(shard)
+                    refuse_other_files(shard)
                 fault = "the length of a record is damaged" if damaged else "the file is cut off"
                 yield (0, 0), f"{fault} at byte {position:,}, and all after it is lost"
                 return

@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from imagen_jax.storage.folders import expand_home
+from imagen_jax.storage.wrong_files import START, what_it_is
 
 MOST_NAMES = 1_000_000
 NEARBY = 2**16  # bytes between two parts of a file that are cheaper to read than to ask for twice
-COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 # What tells a changed file from the one before, by file system.
 STAMPS = ("mtime", "LastModified", "updated", "etag", "ETag", "created")
 
@@ -62,14 +62,13 @@ class Shard:
         return {name: data[at - first : at - first + size] for name, (at, size) in spans.items()}
 
 
-def check_uncompressed(shard: Shard) -> None:
-    """ValueError where a shard that cannot be read is compressed: then it has no random access."""
-    start = shard.read(0, 6)
-    program = next((COMPRESSED[sign] for sign in COMPRESSED if start.startswith(sign)), None)
-    if program is not None:
-        raise ValueError(
-            f"{shard.path} is compressed with {program}; unpack it: shards are read in parts"
-        )
+def refuse_other_files(shard: Shard) -> None:
+    """ValueError where a shard that cannot be read is something else: compressed (then it has no
+    random access), a pointer of Git LFS, a page of HTML.
+    """
+    found = what_it_is(shard.read(0, START), shard.size, ("tar", "text"))
+    if found is not None:
+        raise ValueError(f"{shard.path} is {found}")
 
 
 @functools.lru_cache(maxsize=256)

@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
-import json
 import unicodedata
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
@@ -20,6 +19,8 @@ import numpy as np
 from imagen_jax.data.captions import Captions
 from imagen_jax.storage.codec import require
 from imagen_jax.storage.folders import user_path
+from imagen_jax.storage.json_file import parse
+from imagen_jax.storage.wrong_files import refusal
 
 SPLITS = ("train", "heldout", "all")
 CONDITIONINGS = {"text": "captions", "label": "label", None: "image"}  # what of an example it reads
@@ -146,7 +147,8 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
             return dict(archive)
     except Exception as error:
         # A damaged file can make zipfile, zlib, the parser of headers and numpy raise anything.
-        raise ValueError(f"{path} is not a whole npz file: {error or repr(error)}") from error
+        reason = str(error) or repr(error)
+        raise ValueError(refusal(path, "a whole npz file", reason, ("zip",))) from error
 
 
 def _npz_captions(values: np.ndarray, path: Path) -> list[Captions]:
@@ -155,7 +157,7 @@ def _npz_captions(values: np.ndarray, path: Path) -> list[Captions]:
         return [[(str(text), 1.0)] for text in values]
     try:
         captions = [
-            [(text, float(weight)) for text, weight in row] for row in json.loads(values.tobytes())
+            [(text, float(weight)) for text, weight in row] for row in parse(values.tobytes())
         ]
         if not all(row and all(isinstance(text, str) for text, _ in row) for row in captions):
             raise ValueError("an image has no caption, or one that is not a string")

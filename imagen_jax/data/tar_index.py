@@ -22,7 +22,7 @@ import numpy as np
 from imagen_jax.data import fields
 from imagen_jax.data.image_files import is_about, is_hidden
 from imagen_jax.data.index import Index, Row, from_rows
-from imagen_jax.data.shards import Shard, check_uncompressed
+from imagen_jax.data.shards import Shard, refuse_other_files
 from imagen_jax.images import decoding
 
 BLOCK = 512
@@ -163,7 +163,7 @@ def scan_tar(shard: Shard, names: Mapping[str, str], measure: bool) -> Index:
     with shard.open() as file:
         groups, rest = _grouped(read_members(file, shard.size))
         if rest and rest[0].offset == 0:
-            check_uncompressed(shard)
+            refuse_other_files(shard)
         read = functools.partial(_read, file)
         for stem, members in groups.items():
             if _is_other(stem, members, names, read):

@@ -7,7 +7,7 @@ alpha^2 + sigma^2 = 1 (VDM, arXiv 2107.00630, section 3).
 
 from dataclasses import dataclass
 from functools import lru_cache
-from math import atan, exp, inf, isfinite, log, pi
+from math import atan, exp, inf, log, pi
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,9 @@ from imagen_jax.storage.codec import require
 from imagen_jax.typing import LogSNR
 
 Time = Float[Array, "*batch"] | Float[np.ndarray, "*batch"] | np.floating | float | int
+
+MAX_TIME_STEPS = 100_000  # that a network is trained on
+LARGEST = 500.0  # log-SNR, far beyond float32's
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,12 @@ class Cosine:
         low, high = self.logsnr_min, self.logsnr_max
         require(
             (low < high, f"logsnr_min must be below logsnr_max, got {low} and {high}"),
-            (isfinite(self.shift), f"shift must be finite, got {self.shift}"),
+            (low <= LARGEST, f"logsnr_min must be {LARGEST} at most, got {low}"),
+            (high >= -LARGEST, f"logsnr_max must be {-LARGEST} at least, got {high}"),
+            (
+                abs(self.shift) <= LARGEST,
+                f"shift must be from {-LARGEST} to {LARGEST}, got {self.shift}",
+            ),
         )
 
     def _angles(self) -> tuple[float, float]:
@@ -78,6 +86,12 @@ class LinearBeta:
 
     def __post_init__(self) -> None:
         _check_betas(self.beta_start, self.beta_end, self.num_steps)
+        require(
+            (
+                self.logsnr_max >= -LARGEST,
+                f"logsnr_max must be {-LARGEST} at least, got {self.logsnr_max}",
+            )
+        )
 
     def logsnr(self, t: Time) -> LogSNR:
         times, decays = _linear_beta_table(self)
@@ -96,7 +110,10 @@ def _check_betas(beta_start: float, beta_end: float, num_steps: int) -> None:
             0.0 < beta_start <= beta_end < 1.0,
             f"betas must satisfy 0 < beta_start <= beta_end < 1, got {beta_start} and {beta_end}",
         ),
-        (num_steps >= 1, f"num_steps must be at least 1, got {num_steps}"),
+        (
+            1 <= num_steps <= MAX_TIME_STEPS,
+            f"num_steps must be from 1 to {MAX_TIME_STEPS}, got {num_steps}",
+        ),
     )
 
 

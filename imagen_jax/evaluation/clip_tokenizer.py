@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from imagen_jax.storage.wrong_files import look_at, refusal
+
 # Either the one file or the two; a directory of Hugging Face has all three.
 TOKENIZER_FILE = "tokenizer.json"
 VOCABULARY_FILES = ("vocab.json", "merges.txt")
@@ -66,7 +68,8 @@ def _load(directory: str, vocab_size: int, max_length: int) -> Any:
     try:
         tokenizer = _read(files)
     except Exception as error:  # the library raises bare exceptions
-        raise ValueError(f"{where} is not CLIP's tokenizer: {error}") from None
+        wrong = next((file for file in files if look_at(file, ("text",))), where)
+        raise ValueError(refusal(wrong, "CLIP's tokenizer", error, ("text",))) from None
     start, end = (tokenizer.token_to_id(mark) for mark in (START, END))
     if start is None or end is None:
         raise ValueError(f"{where} is not CLIP's tokenizer: it lacks {START} or {END}.")

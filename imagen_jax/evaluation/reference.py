@@ -16,6 +16,8 @@ from imagen_jax.evaluation.features import FeatureExtractor
 from imagen_jax.evaluation.image_folder import Preprocessing, SourceImages, read_chunks
 from imagen_jax.evaluation.shards import WHOLE, Shard
 from imagen_jax.storage import fingerprints
+from imagen_jax.storage.json_file import parse_object
+from imagen_jax.storage.wrong_files import refusal
 
 NOTE = "imagen_jax_reference"
 VERSION = 1
@@ -132,7 +134,7 @@ def read_reference(path: Path) -> Reference:
         )
     try:
         with safe_open(path, "np") as tensors:
-            about = json.loads((tensors.metadata() or {})[NOTE])
+            about = parse_object((tensors.metadata() or {})[NOTE])
             features = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
         version = about.pop("version")
         if version != VERSION or set(features) != set(about["extractors"]):
@@ -141,5 +143,6 @@ def read_reference(path: Path) -> Reference:
             if values.shape[:1] != (about["pictures"],) or not np.isfinite(values).all():
                 raise ValueError(f"features of {name} {list(values.shape)} are not whole")
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not a reference that can be read: {error!r}.") from None
+        kind = "a reference that can be read"
+        raise ValueError(refusal(path, kind, repr(error), ("safetensors",))) from None
     return Reference(features, about)

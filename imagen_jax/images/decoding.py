@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from imagen_jax.images import colors, metadata
+from imagen_jax.storage.wrong_files import START, what_it_is
 
 # A file of a few kilobytes can unpack to gigabytes; 89 million pixels is Pillow's own warning.
 MAX_PIXELS = 89_478_485
@@ -24,12 +25,6 @@ SUFFIXES = (
     *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".mpo"),
     *(".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".avif", ".avifs"),
     *(".jp2", ".j2k", ".jpc", ".jpf", ".jpx", ".j2c"),
-)
-# What is often found under an image's name: where it says so, and how.
-STRANGERS = (
-    (4, (b"ftyphei", b"ftyphev", b"ftypmif1"), "it is HEIC; pillow-heif can convert it to JPEG"),
-    (0, (b"version https://git-lfs",), "it is a Git LFS pointer; git lfs pull fetches the image"),
-    (0, (b"<!doctype", b"<html", b"<?xml", b"<svg"), "it is a page of HTML or XML"),
 )
 Made = TypeVar("Made")
 
@@ -143,7 +138,7 @@ def _opened(file: Path | bytes, make: Callable[[Image.Image], Made]) -> Made:
                 ):
                     return make(image)
             if isinstance(error.__cause__, UnidentifiedImageError):
-                raise ValueError(_what_it_is(data)) from error
+                raise ValueError(_no_image(data)) from error
             raise
 
 
@@ -158,12 +153,10 @@ def _value_errors() -> Iterator[None]:
         raise ValueError(f"its decoder failed: {type(error).__name__} {error}".strip()) from error
 
 
-def _what_it_is(data: bytes) -> str:
-    what = "its beginning is damaged, or Pillow does not read this kind" if data else "it is empty"
-    for start, beginnings, stranger in STRANGERS:
-        if data[start : start + 32].lower().startswith(beginnings):
-            what = stranger
-    return f"no image of a known format ({', '.join(FORMATS)}): {what}"
+def _no_image(data: bytes) -> str:
+    found = what_it_is(data[:START], len(data), ("image",))
+    what = found or "of a damaged beginning, or a kind that Pillow does not read"
+    return f"no image of a known format ({', '.join(FORMATS)}): it is {what}"
 
 
 def _upright(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:

@@ -24,6 +24,7 @@ __all__ = [
     "compute_params",
     "draft",
     "init",
+    "pooling_heads",
     "reduction",
 ]
 
@@ -41,6 +42,13 @@ def reduction(config: NetworkConfig) -> int:
     if isinstance(config, UNetConfig):
         return 2 ** (len(config.levels) - 1)
     return config.patch_size * math.prod(level.stride for level in config.levels)
+
+
+def pooling_heads(config: NetworkConfig, text_width: int) -> int:
+    """The heads that pool the text, which must divide its width; 1 where nothing does."""
+    if isinstance(config, UNetConfig):
+        return config.pooling_heads or 1
+    return max(1, text_width // 64)
 
 
 def init(config: NetworkConfig, key, *, resolution: int, text_width: int | None = None) -> Params:

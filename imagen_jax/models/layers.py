@@ -4,7 +4,7 @@ softmax float32.
 
 import functools
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,36 +15,8 @@ from jaxtyping import Array, Bool, Float
 from imagen_jax.typing import TextEmbeddings
 
 zeros = nn.initializers.zeros_init()
-ATTENTIONS = (None, "self", "cross")
-DTYPES = ("float32", "bfloat16", "float16")
-# What is computed again in the backward pass: nothing, whole blocks, or all but the products.
-REMATS = (False, True, "products")
 # "gelu" is the exact form, by the error function.
 ACTIVATIONS = {"swish": nn.swish, "gelu": functools.partial(nn.gelu, approximate=False)}
-
-
-def check_choice(field: str, value: Any, choices: Collection[Any]) -> None:
-    """ValueError unless a config's field has one of these values."""
-    if value not in choices:
-        raise ValueError(f"{field} is {value!r}; it can be {', '.join(map(repr, choices))}.")
-
-
-def check_positive(config: Any, *fields: str) -> None:
-    """ValueError unless each of these fields of a config is at least 1."""
-    for field in fields:
-        if getattr(config, field) < 1:
-            name = f"{type(config).__name__}.{field}"
-            raise ValueError(f"{name} is {getattr(config, field)}; it must be at least 1.")
-
-
-def check_network(config: Any) -> None:
-    """What any U-Net's configuration must have: a level, known attention, a known dtype."""
-    if not config.levels:
-        raise ValueError("network.levels is empty; a U-Net has at least one level.")
-    for level in config.levels:
-        check_choice("network.levels.attention", level.attention, ATTENTIONS)
-    check_choice("network.dtype", config.dtype, DTYPES)
-    check_choice("network.remat", config.remat, REMATS)
 
 
 def _is_product(primitive: Any, *shapes: Any, **params: Any) -> bool:
@@ -61,7 +33,7 @@ def _is_product(primitive: Any, *shapes: Any, **params: Any) -> bool:
 
 
 def rematerialized(block: type[nn.Module], remat: bool | str) -> type[nn.Module]:
-    """The module, keeping for its backward pass what `remat`, one of REMATS, says."""
+    """The module, keeping for its backward pass what `remat`, one of bounds.REMATS, says."""
     if remat is False:
         return block
     return nn.remat(block, policy=_is_product if remat == "products" else None)

@@ -9,16 +9,23 @@ import functools
 import jax.numpy as jnp
 from flax import linen as nn
 
+from imagen_jax.models.bounds import (
+    ATTENTIONS,
+    EPSILON,
+    FACTOR,
+    MAX_BLOCKS,
+    WIDTH,
+    check_bounds,
+    check_choice,
+    check_network,
+)
 from imagen_jax.models.layers import (
     ACTIVATIONS,
-    ATTENTIONS,
     Attention,
     Conv3x3,
     Embedding,
     GroupNorm,
     ResBlock,
-    check_choice,
-    check_network,
     rematerialized,
     zeros,
 )
@@ -34,6 +41,18 @@ class UNetLevel:
     channels: int
     num_res_blocks: int = 3
     attention: str | None = None
+
+    def __post_init__(self):
+        check_bounds(self, {"channels": WIDTH, "num_res_blocks": (1, MAX_BLOCKS)})
+
+
+# What the numbers of UNetConfig may be, beside those that every network has.
+BOUNDS = {
+    **dict.fromkeys(("head_channels", "norm_groups", "text_projection", "pooling_heads"), WIDTH),
+    "norm_eps": EPSILON,
+    "output_scale_factor": FACTOR,
+    "mid_output_scale_factor": FACTOR,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,12 +98,22 @@ class UNetConfig:
 
     def __post_init__(self):
         check_network(self)
+        check_bounds(self, BOUNDS)
         check_choice("network.mid_attention", self.mid_attention, ATTENTIONS)
         check_choice("network.activation", self.activation, ACTIVATIONS)
         check_choice(
             "network.embedding_activation", self.embedding_activation, (None, *ACTIVATIONS)
         )
         check_choice("network.text_norm", self.text_norm, ("layer", "group", None))
+        attending = {level.channels for level in self.levels if level.attention}
+        attending |= {self.levels[-1].channels} if self.mid_attention else set()
+        for channels in sorted(attending):
+            heads = max(1, channels // self.head_channels)
+            if channels % heads:
+                raise ValueError(
+                    f"network.head_channels {self.head_channels} makes {heads} heads of the "
+                    f"{channels} channels that attend; they must divide them"
+                )
 
 
 def _embed(cfg: UNetConfig, time, text: TextEmbeddings | None, label, aug_level):

@@ -1,6 +1,5 @@
 """A stage's parameters with an adapter from a file merged in."""
 
-import os
 from collections.abc import Mapping
 from functools import partial
 
@@ -32,16 +31,15 @@ def choose_stage(file: LoraFile, cascade: Cascade, name: str | None) -> Stage:
 
 
 def adapted_params(
-    path: str | os.PathLike, cascade: Cascade, params: Mapping, scale: float, stage: str | None
+    file: LoraFile, cascade: Cascade, params: Mapping, scale: float, stage: str | None
 ) -> tuple[str, LazyParams]:
     """The name of the stage that an adapter is for, and all parameters; its own get the adapter
     merged in when they are first asked for.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is damaged, or does not fit the stage; the message lists where.
+        ValueError: it does not fit the stage; the message lists where.
     """
-    file, base = LoraFile(path), as_lazy(params)
+    base = as_lazy(params)
     chosen = choose_stage(file, cascade, stage)
     lora = read_lora(file, chosen, part_shapes(cascade, chosen.name))
     readers = {name: partial(base.__getitem__, name) for name in base}

@@ -28,6 +28,7 @@ from imagen_jax.storage.json_file import read_dataclass, read_object, write_obje
 from imagen_jax.storage.layout_files import ShardingOf, read_params
 from imagen_jax.storage.safetensors import open_model, save_params, weight_files
 from imagen_jax.storage.trees import flatten, unflatten
+from imagen_jax.storage.wrong_files import absent
 from imagen_jax.text.encoder import TextEncoder
 from imagen_jax.text.tokenizers import SENTENCEPIECE_FILE, tokenizer_digest
 from imagen_jax.typing import Params
@@ -184,7 +185,9 @@ def _directory(source: str | os.PathLike) -> Path:
     """Where an encoder, a model directory or a shipped model lies; ValueError for anything else."""
     shipped = Path(__file__).parents[1] / "pretrained" / source
     directory = shipped if shipped.is_dir() else Path(source)
-    if not directory.is_dir() or (directory / "checkpoints").is_dir():
+    if not directory.is_dir():
+        raise ValueError(absent(directory, "folder"))
+    if (directory / "checkpoints").is_dir():
         raise ValueError(f"{source} is not the directory of a text encoder or of a model")
     return directory
 

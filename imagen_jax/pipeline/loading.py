@@ -35,6 +35,7 @@ from imagen_jax.storage.folders import expand_home, saved_steps, user_path
 from imagen_jax.storage.layout_files import ShardingOf
 from imagen_jax.storage.safetensors import kept_dtype, pickles_in
 from imagen_jax.storage.trees import flatten, unflatten
+from imagen_jax.storage.wrong_files import absent
 from imagen_jax.typing import Params
 
 
@@ -139,8 +140,8 @@ def load_one(
     source = expand_home(source)
     name = os.fspath(source)
     shipped = name in shipped_models()
-    directory = PRETRAINED / name if shipped else Path(source)
-    on_hub = not directory.is_dir() and NAME.fullmatch(name) is not None
+    directory = PRETRAINED / name if shipped else user_path(source)
+    on_hub = not directory.exists() and NAME.fullmatch(name) is not None
     if revision is not None and not on_hub:
         raise ValueError(f"revision {revision!r} is for names on the hub, not for {source}.")
     is_workdir = (directory / CHECKPOINTS).is_dir() and not (directory / MODEL_FILE).is_file()
@@ -168,10 +169,9 @@ def load_one(
             notes=values.get("notes"),
         )
     if not directory.is_dir():
-        raise ValueError(
-            f"Unknown model {os.fspath(source)!r}: neither a directory nor a shipped model "
-            f"(shipped: {', '.join(shipped_models()) or 'none'})."
-        )
+        known = shipped_models()
+        more = f", nor a shipped model of that name (shipped: {', '.join(known) or 'none'})"
+        raise ValueError(absent(directory, "folder", known, "" if directory.exists() else more))
     return load_workdir(directory, dtype=dtype, mesh=mesh, checkpoint=checkpoint)
 
 
@@ -352,6 +352,8 @@ def read_run(
         ValueError: the directory holds no checkpoint, or not that one.
     """
     place = directory / CHECKPOINTS
+    if not directory.is_dir():
+        raise ValueError(absent(directory, "folder"))
     steps = sorted(saved_steps(place))
     if steps and step is not None and step not in steps:
         there = ", ".join(map(str, steps))

@@ -21,6 +21,7 @@ from imagen_jax.storage.codec import require
 from imagen_jax.storage.json_file import parse_object, read_object
 from imagen_jax.storage.layout_files import ShardingOf, read_params
 from imagen_jax.storage.safetensors import SHARD_BYTES, open_tensors, save_params
+from imagen_jax.storage.wrong_files import absent
 from imagen_jax.text.tokenizers import copy_tokenizer
 from imagen_jax.typing import Params
 
@@ -107,6 +108,8 @@ def read_model(directory: str | os.PathLike) -> tuple[Cascade, dict[str, Any]]:
         ValueError: it is damaged, or of a newer format.
     """
     path = Path(directory) / MODEL_FILE
+    if not path.parent.is_dir():
+        raise FileNotFoundError(absent(directory, "folder"))
     if not path.is_file():
         raise FileNotFoundError(f"{directory} is not a model directory: it has no {MODEL_FILE}.")
     values = read_object(path, "the description of a model")

@@ -13,6 +13,7 @@ from PIL import Image
 
 from imagen_jax.cascade.cascade import Cascade
 from imagen_jax.cascade.sample import stage_size
+from imagen_jax.convert.lora import LoraFile
 from imagen_jax.devices.compilation_cache import use_compilation_cache
 from imagen_jax.diffusion.editing import Edit
 from imagen_jax.diffusion.overrides import (
@@ -402,7 +403,7 @@ class Pipeline:
     def load_lora(
         self, path: str | os.PathLike, scale: Number = 1.0, *, stage: str | None = None
     ) -> None:
-        """Add `scale` times an adapter (safetensors, ours or diffusers') to a stage's weights.
+        """Add `scale` times an adapter (ours, diffusers', peft's folder) to a stage's weights.
 
         Several add up. `stage`: where the file's own word, or its fit, does not tell.
 
@@ -411,9 +412,9 @@ class Pipeline:
         """
         if not is_number(scale) or not isfinite(scale):
             raise ValueError(f"scale must be a finite number: {scale!r}.")
-        path, scale = user_path(path), plain(scale)
-        name, params = adapted_params(path, self.cascade, self.params, scale, stage)
-        digest = fingerprints.of_files([path])
+        scale, file = plain(scale), LoraFile(user_path(path))
+        name, params = adapted_params(file, self.cascade, self.params, scale, stage)
+        digest = fingerprints.of_files(file.files)
         if self._without_lora is None:
             self._without_lora = self.params, self.fingerprint
         self.params = params

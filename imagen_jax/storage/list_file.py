@@ -9,14 +9,15 @@ does everything else: texts are not normalized.
 import codecs
 import csv
 import io
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from imagen_jax.storage.json_file import parse
 from imagen_jax.storage.trees import name_some
+from imagen_jax.storage.wrong_files import START, what_it_is
 
 Row = tuple[int, dict[str, Any]]  # (line of the file, from 1; values by column)
 # {a column that is needed: how else people spell its name, in small letters}
@@ -69,8 +70,11 @@ def read_text(path: Path) -> str:
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} is a folder" if path.is_dir() else f"there is no {path}")
+    content = path.read_bytes()
+    if found := what_it_is(content[:START], len(content), ("text", "empty", "utf16")):
+        raise ValueError(f"{path} is {found}")
     try:
-        text = decode(path.read_bytes())
+        text = decode(content)
     except ValueError as error:
         raise ValueError(f"{path} {error}") from None
     # \r\r\n is what Python writes on Windows through its csv module, unless told otherwise.
@@ -242,21 +246,10 @@ def _json_rows(path: Path, text: str, columns: Columns) -> Iterator[Row]:
 
 
 def _parse_object(content: str) -> dict[str, Any]:
-    """A JSON object. Not by `json_file`: it refuses NaN, which image crawlers write."""
-    try:
-        values = json.loads(content, object_pairs_hook=_object)
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"it is not JSON ({error.msg}, column {error.colno})") from None
+    values = parse(content, lenient=True)
     if not isinstance(values, dict):
         raise ValueError(f'it holds {content[:50]}; it must be an object: {{"text": "a cat"}}')
     return values
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    _check_distinct([name for name, _ in pairs])
-    return dict(pairs)
 
 
 def _check_distinct(names: Sequence[str]) -> None:

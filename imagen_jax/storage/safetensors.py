@@ -22,6 +22,7 @@ from imagen_jax.storage.atomic import written_together
 from imagen_jax.storage.json_file import read_object
 from imagen_jax.storage.tensor_file import StoredTensor, open_file
 from imagen_jax.storage.trees import flatten, name_some
+from imagen_jax.storage.wrong_files import absent
 from imagen_jax.typing import Params
 
 # Near what the Hugging Face libraries split at; a shard is held in memory while it is written.
@@ -149,6 +150,11 @@ def weight_files(name: str, variant: str | None) -> tuple[str, tuple[str, ...]]:
     return f"{name}.{variant}.safetensors", indices
 
 
+def _check_folder(directory: Path) -> None:
+    if not directory.is_dir():
+        raise FileNotFoundError(absent(directory, "folder"))
+
+
 def pickles_in(directory: Path) -> list[str]:
     """The names of a folder's pickles."""
     return sorted(path.name for pattern in PICKLES for path in directory.glob(pattern))
@@ -167,6 +173,7 @@ def find_variant(
         FileNotFoundError: there are none.
         ValueError: there are pickles alone.
     """
+    _check_folder(directory)
     for choice in (variant, None) if fall_back else (variant,):
         single, indices = weight_files(name, choice)
         if any((directory / file).is_file() for file in (single, *indices)):
@@ -212,6 +219,7 @@ def open_tensors(
         ValueError: a file is damaged or lies outside the folder, or index and shards disagree.
     """
     directory = Path(directory)
+    _check_folder(directory)
     single, indices = weight_files(name, variant)
     index = next((directory / file for file in indices if (directory / file).is_file()), None)
     if index is None:

@@ -17,6 +17,7 @@ import ml_dtypes
 import numpy as np
 
 from imagen_jax.storage.json_file import parse_object
+from imagen_jax.storage.wrong_files import refusal
 
 # The format's own limit.
 MAX_HEADER_BYTES = 100_000_000
@@ -120,7 +121,10 @@ def _read_header(path: Path) -> tuple[Mapping[str, Any], int]:
             )
         content = file.read(length)
     if len(content) < length:
-        raise ValueError(f"its header ends at byte {8 + length}, the file at {8 + len(content)}")
+        raise ValueError(
+            f"its header ends at byte {8 + length}, the file at {8 + len(content)} (it is cut "
+            "short, or something else)"
+        )
     try:
         return parse_object(content), 8 + length
     except ValueError as error:
@@ -139,8 +143,9 @@ def _read_tensors(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
             fault = "overlaps" if tensor.start < end else "leaves a gap after"
             raise ValueError(f"{name!r} at byte {tensor.start} {fault} {previous!r}")
         end, previous = end + tensor.nbytes, name
-    if end != path.stat().st_size:
-        raise ValueError(f"its tensors end at byte {end}, the file at {path.stat().st_size}")
+    if end != (size := path.stat().st_size):
+        cut = " (it is cut short: download it again)" if size < end else ""
+        raise ValueError(f"its tensors end at byte {end}, the file at {size}{cut}")
     return tensors, {name: value for name, value in metadata.items() if isinstance(value, str)}
 
 
@@ -152,4 +157,5 @@ def open_file(path: str | os.PathLike) -> tuple[dict[str, StoredTensor], dict[st
     try:
         return _read_tensors(Path(path))
     except ValueError as error:
-        raise ValueError(f"{path} is not a whole safetensors file: {error}.") from None
+        message = refusal(path, "a whole safetensors file", error, ("safetensors",))
+        raise ValueError(message) from None

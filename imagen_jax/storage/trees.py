@@ -13,6 +13,7 @@ from jax.tree_util import DictKey
 from imagen_jax.typing import Params
 
 SHOWN_NAMES = 8
+LONGEST = 160  # characters of one
 
 
 def flatten(tree: Any) -> dict[str, Any]:
@@ -49,7 +50,8 @@ def num_bytes(tree: Any) -> int:
 def name_some(names: list[str]) -> str:
     """The first few of many names, for an error message."""
     rest = len(names) - SHOWN_NAMES
-    return ", ".join(names[:SHOWN_NAMES]) + (f" and {rest} more" if rest > 0 else "")
+    shown = [name if len(name) <= LONGEST else f"{name[:LONGEST]}..." for name in names]
+    return ", ".join(shown[:SHOWN_NAMES]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def shape_differences(

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from imagen_jax.storage import fingerprints
 from imagen_jax.storage.folders import expand_home
+from imagen_jax.storage.wrong_files import absent, refusal
 
 PAD_ID = 0
 EOS_ID = 1
@@ -47,7 +48,7 @@ def _read(path: str, modified: int):
     try:
         processor.Load(path)
     except (OSError, RuntimeError) as error:
-        raise ValueError(f"{path} is not a SentencePiece model: {error}") from error
+        raise ValueError(refusal(path, "a SentencePiece model", error)) from error
     if (processor.pad_id(), processor.eos_id()) != (PAD_ID, EOS_ID):
         raise ValueError(
             f"{path} has pad id {processor.pad_id()} and eos id {processor.eos_id()}; T5's "
@@ -60,9 +61,7 @@ def _processor(tokenizer: SentencePieceTokenizer):
     try:
         modified = os.stat(tokenizer.path).st_mtime_ns
     except OSError as error:
-        raise ValueError(
-            f"No SentencePiece model at {tokenizer.path}: {error.strerror}."
-        ) from error
+        raise ValueError(absent(tokenizer.path, "SentencePiece model")) from error
     return _read(tokenizer.path, modified)
 
 

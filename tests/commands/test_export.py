@@ -72,7 +72,7 @@ def test_a_name_is_given_and_other_files_stay(runs, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--model", "none"], "Unknown model 'none'"),
+        (["--model", "none"], "There is no folder none, nor a shipped model"),
         (["--threshold", "static,static,none"], "threshold has 3 entries; the model has 2 stages"),
         (["--threshold", "soft"], "Unknown threshold 'soft'"),
         (["--steps", "0"], "steps must be"),

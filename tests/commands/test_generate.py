@@ -87,7 +87,7 @@ def test_another_models_image_is_made_with_a_warning(directory, tmp_path, capsys
         (["a cat", "--sampler", "euler"], "choose one of ddpm"),
         (["a cat", "--steps", "0"], "steps must be"),
         (["a cat", "--num_images", "0"], "num_images must be"),
-        (["a cat", "--model", "emojy"], "Unknown model 'emojy'"),
+        (["a cat", "--model", "emojy"], "did you mean emoji?"),
         (["a cat", "--label", "3"], "reads no classes"),
         (["a cat", "--from_png", "x.png"], "give no prompts"),
         (["--from_png", "x.png"], "There is no file x.png"),
@@ -270,9 +270,7 @@ def test_the_summary_lists_the_stages_that_ran(directory, tmp_path, capsys):
 def test_a_long_prompt_warns_in_one_line(directory, tmp_path, capsys):
     arguments = ["--model", directory, "--num_images", 1, "--batch_size", 2, "--out", tmp_path]
     run("a very long prompt", *arguments)
-    assert (
-        "Warning: Cut to 11 tokens: 1 of 1 prompts" in capsys.readouterr().err
-    )
+    assert "Warning: Cut to 11 tokens: 1 of 1 prompts" in capsys.readouterr().err
 
 
 def test_wrong_options_need_no_jax(repository):

@@ -110,7 +110,7 @@ def doubled(path: Path) -> None:
 
 
 FILES = {
-    "empty": (cut(0), "it has only 0 bytes"),
+    "empty": (cut(0), "it is empty (0 bytes)"),
     "cut in the length": (cut(5), "it has only 5 bytes"),
     "cut in the header": (cut(60), "its header ends at byte"),
     "cut in the data": (cut(-4), "its tensors end at byte"),
@@ -258,7 +258,7 @@ def test_a_link_inside_the_hubs_cache_is_followed(params, tmp_path):
 CONFIGS = {
     "a list": (b"[]", "it holds a list, not an object"),
     "no JSON": (b"model_type: t5", "it is not JSON"),
-    "empty": (b"", "it is not JSON"),
+    "empty": (b"", "it is empty (0 bytes)"),
     "binary": (bytes(range(128, 200)), "it is not UTF-8 text"),
     "huge": (b" " * (64 * 2**20 + 1), "more than 67108864"),
     "NaN": (json.dumps({**VALUES, "layer_norm_epsilon": float("nan")}).encode(), "it has NaN"),

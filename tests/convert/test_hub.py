@@ -109,7 +109,11 @@ def hub_error(kind: str) -> Exception:
     ("kind", "error", "said"),
     [
         ("GatedRepoError", PermissionError, r"org/model asks for its terms .*hf auth login"),
-        ("RepositoryNotFoundError", FileNotFoundError, r"neither a directory org/model nor"),
+        (
+            "RepositoryNotFoundError",
+            FileNotFoundError,
+            r"no folder org/model.* Nor is there",
+        ),
         ("RevisionNotFoundError", FileNotFoundError, r"org/model .* has no revision 'v3'"),
         (
             "LocalEntryNotFoundError",
@@ -187,4 +191,4 @@ def test_a_fresh_process_without_a_network_says_so(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True
     )
-    assert "FileNotFoundError: org/model is not (whole) in the cache" in done.stderr
+    assert "org/model is not (whole) in the cache" in done.stderr

@@ -193,6 +193,7 @@ def test_alphas_and_ranks_may_differ_by_module(tmp_path):
         tensors[f"{module}.lora_B.weight"] = rng.normal(size=(16 if "query" in module else 8, rank))
     tensors = {name: value.astype(np.float32) for name, value in tensors.items()}
     settings = {"r": 2, "lora_alpha": 6, "alpha_pattern": {"up0_attention.out": 1}}
+    settings["rank_pattern"] = {"out": 4}
     for rslora, scales in ((False, (3.0, 0.25)), (True, (6 / 2**0.5, 0.5))):
         values = json.dumps(settings | {"use_rslora": rslora})
         save_file(tensors, tmp_path / "a.safetensors", metadata={METADATA_KEY: values})
@@ -227,7 +228,7 @@ def spoilt(tensors: dict, fault: str) -> dict:
     elif fault == "convolution":
         tensors[a] = tensors[a][:, :, None, None]
     elif fault == "other":
-        tensors["unet.down0_attention.query.alpha"] = np.zeros((1,), np.float32)
+        tensors["unet.down0_attention.query.scale"] = np.zeros((1,), np.float32)
     elif fault == "rank 0":
         tensors[a], tensors[b] = tensors[a][:0], tensors[b][:, :0]
     elif fault == "twice":
@@ -247,8 +248,8 @@ def spoilt(tensors: dict, fault: str) -> dict:
         ("shape", "down0_attention.query is for 8 to 9 channels, not 8 to 16"),
         ("half", "down0_attention.query without its other half"),
         ("convolution", "down0_attention.query has tensors of"),
-        ("other", "not unet.down0_attention.query.alpha"),
-        ("empty", "not nothing"),
+        ("other", "not unet.down0_attention.query.scale"),
+        ("empty", "is not an adapter: it has nothing"),
         ("rank 0", "down0_attention.query has rank 0"),
         ("twice", "the same factor twice"),
         ("NaN", "unet.down0_attention.query.lora_A.weight is not finite"),
@@ -281,9 +282,20 @@ def test_a_scale_that_is_none_changes_nothing(scale):
     [
         ("{", "in its lora_adapter_metadata, it is not JSON"),
         ("[1]", "not an object"),
-        ('{"lora_alpha": "x"}', "an alpha is not a number"),
-        ('{"alpha_pattern": 3}', "an alpha is not a number"),
-        ('{"lora_alpha": 1' + "0" * 400 + "}", "an alpha is not a number"),
+        ('{"lora_alpha": "x"}', "an alpha is 'x'; it must be a number"),
+        ('{"r": 0}', "a rank is '0'; it must be a number from 1"),
+        ('{"alpha_pattern": 3}', "alpha_pattern is '3', not an object"),
+        ('{"lora_alpha": 1e300}', "an alpha is '1e+300'"),
+        ('{"lora_alpha": 1' + "0" * 400 + "}", "... of 401 digits"),
+        ('{"alpha_pattern": {"(": 1}}', "'(', not a regex"),
+        ('{"alpha_pattern": {"(a+)+b": 1}}', "no regex of more than"),
+        ('{"rank_pattern": {"a*b*c*d*e": 1}}', "no regex of more than"),
+        ('{"rank_pattern": {"a{99999999999}": 1}}', "not a regex"),
+        ('{"peft_type": "LOHA"}', "it is LOHA of peft, which is not supported"),
+        ('{"use_dora": true}', "use_dora is set: it is DoRA, which is not supported"),
+        ('{"bias": "all"}', "bias is 'all'"),
+        ('{"init_lora_weights": "pissa_niter_4"}', "which changes the base weights too"),
+        ('{"use_rslora": "yes"}', "use_rslora is 'yes', not true or false"),
     ],
 )
 def test_damaged_settings_are_named(metadata, message, tmp_path):
@@ -297,7 +309,7 @@ def test_a_file_that_is_none(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"a\.safetensors"):
         LoraFile(tmp_path / "a.safetensors")
     (tmp_path / "a.safetensors").write_bytes(b"pickle" * 9)
-    with pytest.raises(ValueError, match="not a whole safetensors file"):
+    with pytest.raises(ValueError, match="text that begins 'picklepickle"):
         LoraFile(tmp_path / "a.safetensors")
 
 
@@ -309,7 +321,7 @@ def test_the_stage_is_found(tmp_path):
     save_lora(path, CASCADE.stages[1], lora, LORA)
 
     def choose(stage):
-        return adapted_params(path, CASCADE, pipeline.params, 1.0, stage)[0]
+        return adapted_params(LoraFile(path), CASCADE, pipeline.params, 1.0, stage)[0]
 
     assert choose(None) == "sr"
     assert choose("base") == "base"

@@ -102,11 +102,12 @@ def test_arrays_that_are_no_images_are_named_with_their_file(tmp_path):
         (b"", "it is empty"),
         (
             b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
-            "a Git LFS pointer; git lfs",
+            "a Git LFS pointer, .* `git lfs pull`",
         ),
         (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "it is HEIC; pillow-heif can"),
-        (b"<!DOCTYPE html><html>", "page of HTML"),
-        (b"a text", "its beginning is damaged"),
+        (b"<!DOCTYPE html><html>", "an HTML page"),
+        (b"a text", "it is text that begins 'a text'"),
+        (bytes(range(200)), "it is of a damaged beginning"),
     ],
 )
 def test_what_is_no_image_is_named(data, message):

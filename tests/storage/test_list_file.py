@@ -86,7 +86,7 @@ def test_odd_but_sound_lists(tmp_path, name, content, read):
         ("a.csv", "\ufefftext\n".encode("utf-16-be"), "is in UTF-16, not in UTF-8"),
         ("a.txt", "a\n".encode("utf-32"), "is in UTF-32, not in UTF-8"),
         ("a.csv", "text\ncafé\n".encode("cp1252"), r"not in UTF-8 \(line 2, byte 0xe9\)"),
-        ("a.txt", b"PK\x03\x04\x14\xff", "not in UTF-8"),  # a spreadsheet under another name
+        ("a.txt", b"PK\x03\x04\x14\xff", "is a zip archive"),  # a spreadsheet under another name
     ],
 )
 def test_what_is_wrong_is_named_with_its_line(tmp_path, name, content, said):
