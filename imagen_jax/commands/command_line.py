@@ -7,11 +7,14 @@ import argparse
 import contextlib
 import dataclasses
 import sys
+import warnings
 from collections.abc import Callable, Iterator
-from typing import Any
+from contextvars import ContextVar
+from typing import Any, NoReturn
 
 from absl import app, flags, logging
 
+from imagen_jax.storage.disk import describe
 from imagen_jax.training.config import split_overrides
 
 # Which extra of pyproject.toml brings a package that is imported only when it is needed.
@@ -30,6 +33,8 @@ EXTRAS = {
     "torch": "parity",
 }
 OWN = ("imagen_jax", "scripts")
+# Which of several processes this is, once that is known; errors begin with it.
+ROLE: ContextVar[str] = ContextVar("role", default="")
 
 
 @contextlib.contextmanager
@@ -47,11 +52,22 @@ def one_line_errors(*expected: type[Exception]) -> Iterator[None]:
             raise
         extra = EXTRAS.get(package)
         hint = f". It comes with: pip install -e '.[{extra}]'" if extra else ""
-        sys.exit(f"error: {error}{hint}")
+        end(f"{error}{hint}")
     except (OSError, *expected) as error:
-        sys.exit(f"error: {error}")
+        end(describe(error) if isinstance(error, OSError) else str(error))
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception as error:
+        if ROLE.get():
+            error.add_note(f"on {ROLE.get()}")
+        raise
+
+
+def end(reason: str) -> NoReturn:
+    """Ends the program with status 1 and one line on stderr, after all that it has printed."""
+    sys.stdout.flush()
+    role = f"{ROLE.get()}: " if ROLE.get() else ""
+    sys.exit(f"error: {role}{reason}")
 
 
 def make_parser(description: str, **options: Any) -> argparse.ArgumentParser:
@@ -109,6 +125,7 @@ def run_configured(
         if len(argv) > 1:
             sys.exit(f"error: unknown argument {argv[1]!r}")
         logging.set_verbosity(logging.WARNING)
+        warnings.showwarning = lambda message, *rest: print(f"Warning: {message}", file=sys.stderr)
         main(overrides)
 
     app.run(run, argv=rest)
@@ -118,7 +135,7 @@ def define_host_flags() -> Callable[[], None]:
     """Defines the flags of a run on several hosts; returns the function that joins them, to be
     called before anything else uses JAX.
     """
-    from imagen_jax.devices.hosts import HEARTBEAT_SECONDS, JOIN_SECONDS, Launch, join_hosts
+    from imagen_jax.devices.hosts import HEARTBEAT_SECONDS, JOIN_SECONDS, Launch, join_hosts, role
 
     flags.DEFINE_bool(
         "distributed", False, "Join the other hosts of a TPU pod or cluster, found by JAX."
@@ -134,5 +151,6 @@ def define_host_flags() -> Callable[[], None]:
         names = (field.name for field in dataclasses.fields(Launch))
         launch = Launch(**{name: getattr(flags.FLAGS, name) for name in names})
         join_hosts(launch, flags.FLAGS.distributed)
+        ROLE.set(role())
 
     return join

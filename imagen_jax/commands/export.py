@@ -16,7 +16,6 @@ from imagen_jax.commands.command_line import (
     make_parser,
     names,
     numbers,
-    one_line_errors,
     run_parsed,
 )
 from imagen_jax.storage.folders import output_folder
@@ -116,9 +115,7 @@ def plot(curves: dict[str, Any], path: Path) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from imagen_jax.storage.checkpoint import CheckpointError
-
-    with one_line_errors(CheckpointError), output_folder(options.out):
+    with output_folder(options.out):
         export(options)
 
 

@@ -9,7 +9,7 @@ train.py starts (`--config.init_from`, `--config.text.init_from`). A pretrained 
 it unnecessary.
 """
 
-from pathlib import Path
+import contextlib
 
 from absl import flags
 
@@ -26,23 +26,29 @@ def define_flags() -> None:
 
 
 def run(overrides: dict[str, str]) -> None:
+    with contextlib.ExitStack() as held:
+        run_training(overrides, held)
+
+
+def run_training(overrides: dict[str, str], held: contextlib.ExitStack) -> None:
+    """Trains as the options say; `held` gets the workdir's lock, to be let go at the end."""
     with one_line_errors():
         from imagen_jax.devices.compilation_cache import use_compilation_cache
-        from imagen_jax.training import loop, text_pretraining
+        from imagen_jax.training import loop, text_pretraining, workdir
 
     options = flags.FLAGS
-    workdir = Path(options.workdir).absolute()
     with one_line_errors(ValueError, *loop.RUN_ERRORS):
         overrides = overrides | {"batch_size": str(options.batch_size)}
         plan = text_pretraining.read_plan(
             options.config, overrides, options.steps, options.learning_rate
         )
         use_compilation_cache()
-        run = text_pretraining.open_run(plan, workdir, options.init_from)
+        folder = held.enter_context(workdir.held(options.workdir))
+        run = text_pretraining.open_run(plan, folder, options.init_from)
     with one_line_errors(*loop.RUN_ERRORS):
         loop.train(plan.config, run)
         run.checkpoints.close()
-    print(f"wrote {workdir}")
+    print(f"wrote {folder}")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -14,6 +14,7 @@ a Cloud TPU pod needs --distributed; elsewhere each process is given
 --coordinator_address=HOST:PORT --num_processes=N --process_id=I (launch/ has a file for each).
 """
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable
@@ -36,11 +37,19 @@ def define_flags() -> Callable[[], None]:
 
 
 def train(join_hosts: Callable[[], None], overrides: dict[str, str]) -> None:
+    with contextlib.ExitStack() as held:
+        run_training(join_hosts, overrides, held)
+
+
+def run_training(
+    join_hosts: Callable[[], None], overrides: dict[str, str], held: contextlib.ExitStack
+) -> None:
+    """Trains as the options say; `held` gets the workdir's lock, to be let go at the end."""
     with one_line_errors():
         from imagen_jax.devices.compilation_cache import use_compilation_cache
         from imagen_jax.devices.hosts import say_on_first_host
         from imagen_jax.pipeline.loading import export_lora
-        from imagen_jax.training import loop, start, table
+        from imagen_jax.training import loop, start, table, workdir
 
     options = flags.FLAGS
     with one_line_errors(ValueError, *loop.RUN_ERRORS):
@@ -58,7 +67,8 @@ def train(join_hosts: Callable[[], None], overrides: dict[str, str]) -> None:
             )
             return
         use_compilation_cache()
-        run = start.open_run(plan, options.workdir)
+        folder = held.enter_context(workdir.held(options.workdir))
+        run = start.open_run(plan, folder)
     with one_line_errors(*loop.RUN_ERRORS):
         state = loop.train(plan.config, run, profile=profile)
         run.checkpoints.close()

@@ -310,11 +310,12 @@ def run_lora(run: Mapping[str, Any]) -> LoraConfig:
     return from_dict(LoraConfig, run["config"]["lora"], "lora")
 
 
-def read_run(directory: Path) -> tuple[int, Params, dict[str, Any]]:
-    """(step, parameters, description) of a run's newest checkpoint.
+def read_run(directory: Path, step: int | None = None) -> tuple[int, Params, dict[str, Any]]:
+    """(step, parameters, description) of a run's newest checkpoint, or of that of `step`. Where the
+    newest is damaged, a warning says so, and the one before is read.
 
     Raises:
-        ValueError: the directory holds no checkpoint.
+        ValueError: there is no such checkpoint, or it is damaged and there is no other.
     """
     place = directory / "checkpoints"
     if not saved_steps(place):
@@ -324,7 +325,10 @@ def read_run(directory: Path) -> tuple[int, Params, dict[str, Any]]:
             "(no checkpoint in checkpoints/)."
         )
     # Imported here: Orbax is slow to import, and only workdirs need it.
-    from imagen_jax.storage.checkpoint import Checkpoints
+    from imagen_jax.storage.checkpoint import CheckpointError, Checkpoints
 
     with contextlib.closing(Checkpoints(place, read_only=True)) as checkpoints:
-        return checkpoints.read_parameters()
+        try:
+            return checkpoints.read_parameters(step=step)
+        except CheckpointError as error:
+            raise ValueError(str(error)) from error

@@ -6,6 +6,8 @@ import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from imagen_jax.storage.disk import disk_refusal
+
 
 @contextlib.contextmanager
 def written_whole(path: str | os.PathLike) -> Iterator[Path]:
@@ -22,7 +24,8 @@ def written_whole(path: str | os.PathLike) -> Iterator[Path]:
 def written_together(paths: Sequence[str | os.PathLike]) -> Iterator[list[Path]]:
     """New files as those of `written_whole`; all are on the disk before the first takes its place.
 
-    They take their places in the order of `paths`.
+    They take their places in the order of `paths`. What the disk refuses is an OSError that names
+    one of them, whatever the writer makes of it.
     """
     paths = [Path(path) for path in paths]
     suffix = f"{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp"
@@ -39,6 +42,14 @@ def written_together(paths: Sequence[str | os.PathLike]) -> Iterator[list[Path]]
                 os.fsync(file.fileno())
         for path, target in zip(temporary, paths, strict=True):
             os.replace(path, target)
+    except Exception as error:
+        found = disk_refusal(error, paths[0])
+        if found is None:
+            raise
+        # Not by the name that it has meanwhile.
+        names = dict(zip(map(os.fspath, temporary), map(os.fspath, paths), strict=True))
+        found.filename = names.get(found.filename, found.filename)
+        raise found from error
     finally:
         for path in temporary:
             path.unlink(missing_ok=True)

@@ -15,7 +15,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 REFUSED = (*FULL, errno.EROFS, errno.EIO)
 
 
-def refusal(error: BaseException | None, path: str | os.PathLike) -> OSError | None:
+def disk_refusal(error: BaseException | None, path: str | os.PathLike) -> OSError | None:
     """What the disk refused to whoever wrote `path`, as an OSError that names a file; None where
     `error` is about something else.
 
@@ -24,7 +24,9 @@ def refusal(error: BaseException | None, path: str | os.PathLike) -> OSError | N
     """
     while error is not None:
         if isinstance(error, OSError) and error.errno in REFUSED:
-            return OSError(error.errno, os.strerror(error.errno), error.filename or os.fspath(path))
+            # A copy's second name is that of the file that is written.
+            name = error.filename2 or error.filename or os.fspath(path)
+            return OSError(error.errno, os.strerror(error.errno), name)
         for number in () if isinstance(error, OSError) else REFUSED:
             if os.strerror(number) in str(error):
                 return OSError(number, os.strerror(number), os.fspath(path))
@@ -38,23 +40,31 @@ def disk_errors(path: str | os.PathLike) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        found = refusal(error, path)
+        found = disk_refusal(error, path)
         if found is None:
             raise
         raise found from error
 
 
-def describe(error: OSError) -> str:
-    """The error in a line that begins with the path; of a full disk, with what is free on it."""
+def describe(error: OSError, needed: int = 0) -> str:
+    """The error in a line that begins with the path; of a full disk, with the bytes that are free
+    on it, and those that are needed, where that is known.
+    """
     if error.errno not in REFUSED or error.filename is None:
         return str(error)
     line = f"{os.fspath(error.filename)}: {os.strerror(error.errno)}"
-    return f"{line} ({free_space(error.filename)})" if error.errno in FULL else line
-
-
-def free_space(path: str | os.PathLike) -> str:
-    """12.3 MB free: on the disk that holds `path`, or will."""
-    place = Path(path).absolute()
+    if error.errno not in FULL:
+        return line
+    place = Path(error.filename).absolute()
     while not place.exists() and place != place.parent:
         place = place.parent
-    return f"{shutil.disk_usage(place).free / 1e6:,.1f} MB free on the disk of {place}"
+    free = f"{size_text(shutil.disk_usage(place).free)} free"
+    return f"{line} ({free}, {size_text(needed)} needed)" if needed else f"{line} ({free})"
+
+
+def size_text(size: int) -> str:
+    """Bytes for people: 123.4 kB."""
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= factor:
+            return f"{size / factor:,.1f} {unit}"
+    return f"{size} bytes"
