@@ -75,12 +75,14 @@ class Checkpoints:
         if not read_only:
             self._drop_unreadable_losses()
         silence()
-        with self._writing("the folder of checkpoints"):
+        written = self._writing("the folder of checkpoints")
+        with contextlib.nullcontext() if read_only else written:
             self.manager = ocp.CheckpointManager(
                 self.directory,
                 options=ocp.CheckpointManagerOptions(
                     create=not read_only,
                     read_only=read_only,
+                    lightweight_initialize=read_only,  # the losses may be damaged, and rank nothing
                     cleanup_tmp_directories=not read_only,
                     best_fn=None if read_only else _loss,
                     best_mode="min",
@@ -316,11 +318,11 @@ class Checkpoints:
             yield
         except (OSError, ValueError, RuntimeError) as error:
             name, needed = self.saving if what is None else (what, 0)
-            found = disk_refusal(error, self.directory)
+            found = disk_refusal(error, self.directory, needed)
             reason = " ".join(str(error).split())[-300:]
             if found is not None:
                 found.filename = os.fspath(self.directory)  # not a part of what is written
-                reason = describe(found, needed)
+                reason = describe(found)
             # A half-written checkpoint only fills the disk further. What a thread that is still
             # writing leaves behind goes when the directory is opened next.
             for half in self.directory.glob("*.orbax-checkpoint-tmp*"):

@@ -12,7 +12,7 @@ import jax
 from imagen_jax.devices.hosts import check_shared
 from imagen_jax.storage.atomic import written_whole
 from imagen_jax.storage.disk import disk_errors
-from imagen_jax.storage.folders import make_folder
+from imagen_jax.storage.folders import output_folder
 from imagen_jax.storage.lock import locked
 from imagen_jax.text.encoder import TextEncoder
 from imagen_jax.text.tokenizers import copy_tokenizer
@@ -30,10 +30,10 @@ def held(path: str | os.PathLike, option: str = "--workdir") -> Iterator[Path]:
         ValueError: it cannot be written, hosts see different ones, or another run holds it.
     """
     workdir = Path(os.path.abspath(path))
-    make_folder(workdir, option)
-    check_shared(workdir, option)
-    with locked(workdir, option):
-        yield workdir
+    with output_folder(workdir, option):
+        check_shared(workdir, option)
+        with locked(workdir, option):
+            yield workdir
 
 
 def write_description(

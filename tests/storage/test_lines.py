@@ -123,8 +123,9 @@ def test_what_a_disk_refuses_is_found_whoever_says_it(tmp_path):
             with told_as as caught, disk.disk_errors(path):
                 raise error
             assert caught.value.errno == number
-            assert disk.describe(caught.value).startswith(f"{path}: {os.strerror(number)}")
-    assert "free" in disk.describe(OSError(errno.ENOSPC, "", str(path)))
+            line = disk.describe(caught.value)
+            assert line.startswith(f"{path}: {os.strerror(number)}")
+            assert line.endswith(" free)") == (number in disk.FULL)
     with pytest.raises(OSError, match="elsewhere"), disk.disk_errors(path):
         raise OSError(errno.ENOSPC, "No space left on device", "elsewhere")
     with pytest.raises(KeyError), disk.disk_errors(path):
