@@ -6,7 +6,9 @@ Commands that take a config use absl, because of --config.KEY=VALUE; the others 
 import argparse
 import contextlib
 import dataclasses
+import os
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
@@ -34,6 +36,7 @@ EXTRAS = {
 }
 OWN = ("imagen_jax", "scripts")
 # Which of several processes this is, once that is known; errors begin with it.
+LEAVE_SECONDS = 5  # in which several processes that end for the same reason do so in order
 ROLE: ContextVar[str] = ContextVar("role", default="")
 
 
@@ -67,6 +70,11 @@ def end(reason: str) -> NoReturn:
     """Ends the program with status 1 and one line on stderr, after all that it has printed."""
     sys.stdout.flush()
     role = f"{ROLE.get()}: " if ROLE.get() else ""
+    if role:
+        # JAX waits for the others to end, too. Where they do not, it has many lines to say.
+        leave = threading.Timer(LEAVE_SECONDS, os._exit, [1])
+        leave.daemon = True
+        leave.start()
     sys.exit(f"error: {role}{reason}")
 
 

@@ -117,15 +117,22 @@ def test_a_checkpoint_of_another_config_names_what_differs(tmp_path):
     checkpoints.close()
 
 
-@pytest.mark.parametrize("damage", ["truncate", "item", "metadata", "json"])
-def save_two(folder: Path) -> tuple[list, Path]:
-    """Two states, saved as steps 1 and 2; and the second one's folder."""
-    states = [make_state(0), make_state(1)]
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> tuple[list, Path]:
+    """Two states, saved as steps 1 and 2, and where."""
+    states, folder = [make_state(0), make_state(1)], tmp_path_factory.mktemp("saved")
     checkpoints = open_in(folder)
     for step, state in enumerate(states, 1):
         checkpoints.save(step, state, run={"step": step}, loss=1.0)
     checkpoints.close()
-    return states, folder / "checkpoints" / "2"
+    return states, folder
+
+
+@pytest.fixture
+def newest(saved, tmp_path) -> Path:
+    """The newest checkpoint of a copy of `saved` in `tmp_path`."""
+    shutil.copytree(saved[1], tmp_path, dirs_exist_ok=True)
+    return tmp_path / "checkpoints" / "2"
 
 
 def empty(folder: Path) -> None:
@@ -160,8 +167,8 @@ UNSEEN = ("a file", "half-written")  # never taken for a checkpoint: nothing to 
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_newest_falls_back_to_the_one_before(tmp_path, damage):
-    (first, second), newest = save_two(tmp_path)
+def test_a_damaged_newest_falls_back_to_the_one_before(tmp_path, saved, newest, damage):
+    first, second = saved[0]
     DAMAGES[damage](newest)
     again = open_in(tmp_path)
     with warnings.catch_warnings(record=True) as told:
@@ -184,8 +191,8 @@ def test_a_damaged_newest_falls_back_to_the_one_before(tmp_path, damage):
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_reader_takes_the_one_before_and_leaves_all_as_it_is(tmp_path, damage):
-    (first, _), newest = save_two(tmp_path)
+def test_a_reader_takes_the_one_before_and_leaves_all_as_it_is(tmp_path, saved, newest, damage):
+    first, _ = saved[0]
     DAMAGES[damage](newest)
     before = sorted(tmp_path.rglob("*"))
     reader = open_in(tmp_path, read_only=True)
@@ -201,8 +208,8 @@ def test_a_reader_takes_the_one_before_and_leaves_all_as_it_is(tmp_path, damage)
     reader.close()
 
 
-def test_a_step_that_is_asked_for_is_read_and_no_other(tmp_path):
-    (first, _), newest = save_two(tmp_path)
+def test_a_step_that_is_asked_for_is_read_and_no_other(tmp_path, saved, newest):
+    first, _ = saved[0]
     reader = open_in(tmp_path, read_only=True)
     step, params, _ = reader.read_parameters("params", 1)
     assert step == 1
@@ -223,9 +230,9 @@ def test_a_step_that_is_asked_for_is_read_and_no_other(tmp_path):
     reader.close()
 
 
-def test_what_is_left_after_a_failure_says_nothing(tmp_path, capfd):
+def test_what_is_left_after_a_failure_says_nothing(tmp_path, saved, newest, capfd):
     """Orbax and TensorStore print thousands of lines about what they also raise."""
-    (first, _), newest = save_two(tmp_path)
+    first, _ = saved[0]
     cut(newest)
     again = open_in(tmp_path)
     with pytest.warns(UserWarning, match="checkpoint 2 .* is damaged"):
@@ -241,19 +248,15 @@ def flip(path: Path, place: int) -> None:
     path.write_bytes(content)
 
 
-def test_a_flipped_byte_in_any_file_never_gives_another_state(tmp_path, rng):
+def test_a_flipped_byte_in_any_file_never_gives_another_state(tmp_path, saved, rng):
     """What was saved, or the checkpoint before: nothing in between, and never an end."""
-    states = make_state(0), make_state(1)
-    checkpoints = open_in(tmp_path / "whole")
-    for step, state in enumerate(states, 1):
-        checkpoints.save(step, state, run={"step": step}, loss=1.0)
-    checkpoints.close()
-    newest = tmp_path / "whole" / "checkpoints" / "2"
+    states, whole = saved
+    newest = whole / "checkpoints" / "2"
     files = [p.relative_to(newest) for p in sorted(newest.rglob("*")) if p.stat().st_size]
     seen = set()
     for number, name in enumerate(path for path in files if (newest / path).is_file()):
         place = tmp_path / str(number)
-        shutil.copytree(tmp_path / "whole", place)
+        shutil.copytree(whole, place)
         size = (newest / name).stat().st_size
         flip(place / "checkpoints" / "2" / name, int(rng.integers(size)))
         with warnings.catch_warnings():
