@@ -9,7 +9,7 @@ from collections.abc import Callable
 from types import CodeType
 from typing import Any
 
-LIBRARY = "orbax"
+LIBRARY, BELOW = "orbax", "tensorstore"
 CLOSED = "Event loop is closed"
 
 
@@ -28,9 +28,9 @@ def silence() -> None:
 
 
 def _of_others(record: logging.LogRecord) -> bool:
-    return LIBRARY not in record.pathname and not (
-        record.name == "asyncio" and LIBRARY in record.getMessage()
-    )
+    if record.name == "asyncio":
+        return not any(name in record.getMessage() for name in (LIBRARY, BELOW))
+    return LIBRARY not in record.pathname
 
 
 def _except_hook(before: Callable) -> Callable:
