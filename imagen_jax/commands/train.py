@@ -14,35 +14,41 @@ a Cloud TPU pod needs --distributed; elsewhere each process is given
 --coordinator_address=HOST:PORT --num_processes=N --process_id=I (launch/ has a file for each).
 """
 
+import argparse
 import contextlib
 import os
 import sys
-from collections.abc import Callable
-from functools import partial
 
-from absl import flags
-
-from imagen_jax.commands.command_line import define_host_flags, one_line_errors, run_configured
+from imagen_jax.commands.command_line import (
+    add_host_options,
+    join_hosts,
+    make_parser,
+    one_line_errors,
+    path,
+    run_configured,
+)
 from imagen_jax.storage.folders import check_local
 
 
-def define_flags() -> Callable[[], None]:
-    """Defines the options; returns what joins the hosts."""
-    flags.DEFINE_string("config", None, "Python file with get_config().", required=True)
-    flags.DEFINE_string("workdir", None, "Folder for checkpoints, metrics and samples.")
-    flags.DEFINE_bool("dry_run", False, "Print the model table and stop.")
-    flags.DEFINE_string("profile", None, "FIRST:LAST step of a profiler trace.")
-    flags.DEFINE_string("init_from", None, "Short for --config.init_from.")
-    return define_host_flags()
+def parser() -> argparse.ArgumentParser:
+    parse = make_parser(__doc__)
+    add = parse.add_argument
+    add("--config", type=path, required=True, metavar="FILE", help="Python file with get_config()")
+    add("--workdir", type=path, metavar="DIR", help="folder for checkpoints, metrics and samples")
+    add("--dry_run", action="store_true", help="print the model table and stop")
+    add("--profile", metavar="FIRST:LAST", help="steps of a profiler trace")
+    add("--init_from", metavar="MODEL", help="short for --config.init_from")
+    add_host_options(parse)
+    return parse
 
 
-def train(join_hosts: Callable[[], None], overrides: dict[str, str]) -> None:
+def train(options: argparse.Namespace, overrides: dict[str, str]) -> None:
     with contextlib.ExitStack() as held:
-        run_training(join_hosts, overrides, held)
+        run_training(options, overrides, held)
 
 
 def run_training(
-    join_hosts: Callable[[], None], overrides: dict[str, str], held: contextlib.ExitStack
+    options: argparse.Namespace, overrides: dict[str, str], held: contextlib.ExitStack
 ) -> None:
     """Trains as the options say; `held` gets the workdir's lock, to be let go at the end."""
     with one_line_errors():
@@ -51,9 +57,8 @@ def run_training(
         from imagen_jax.pipeline.loading import export_lora
         from imagen_jax.training import loop, start, table, workdir
 
-    options = flags.FLAGS
     with one_line_errors(ValueError, *loop.RUN_ERRORS):
-        join_hosts()
+        join_hosts(options)
         profile = parse_profile(options.profile)
         if options.workdir is None and not options.dry_run:
             raise ValueError("--workdir is needed, except with --dry_run")
@@ -93,6 +98,4 @@ def parse_profile(value: str | None) -> tuple[int, int] | None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    with one_line_errors(ValueError):
-        join_hosts = define_flags()
-    run_configured(partial(train, join_hosts), arguments, __doc__)
+    run_configured(parser(), train, arguments)

@@ -18,6 +18,7 @@ from imagen_jax.devices import chips, hosts
 from imagen_jax.devices.sharding import batch_sharding, replicated, state_shardings
 from imagen_jax.storage.checkpoint import CheckpointError, Checkpoints, MismatchError, check_weights
 from imagen_jax.training import flops, metrics
+from imagen_jax.training.classes import check_saved
 from imagen_jax.training.feed import Batches, Feed, LabelError, Ranges, batches_taken
 from imagen_jax.training.run_config import RunConfig, read_ranges
 from imagen_jax.training.state import Frozen
@@ -96,6 +97,7 @@ def train(
     run.keep_model()
     start = int(state.step)
     if saved:
+        check_saved(saved, run.description)
         say(f"resumed at step {start} from {checkpoints.directory}")
         say_other_batches(config, saved, say)
     if start >= num_steps:

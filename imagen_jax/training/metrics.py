@@ -18,6 +18,7 @@ from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
+from imagen_jax.images.png import save_sheet
 from imagen_jax.storage.atomic import written_whole
 from imagen_jax.storage.disk import disk_errors
 from imagen_jax.storage.lines import LineFile, read_lines
@@ -170,7 +171,7 @@ class MetricLog:
         folder = self.folder / SAMPLES_FOLDER
         folder.mkdir(exist_ok=True)
         with written_whole(folder / f"samples_{step:07d}.png") as file:
-            grid.save(file, "PNG")
+            save_sheet(grid, file)
         self.writer.image(step, "samples", grid)
 
     def close(self) -> None:

@@ -171,7 +171,7 @@ def test_tensorboard_gets_the_means_and_the_images(tmp_path):
 def test_a_full_disk_is_an_error_of_the_caller(tmp_path, full, monkeypatch):
     """It names the file, of TensorBoard the folder."""
 
-    def save(image, path, *arguments):
+    def save(image, path, *arguments, **options):
         Path(path).write_bytes(b"half")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
