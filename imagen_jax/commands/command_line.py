@@ -8,11 +8,15 @@ import itertools
 import os
 import re
 import sys
+import threading
+import warnings
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from imagen_jax.commands.other_names import suggestion
+from imagen_jax.storage.disk import describe
 from imagen_jax.storage.folders import expand_home, user_path
 from imagen_jax.training.config import split_overrides
 
@@ -32,6 +36,9 @@ EXTRAS = {
     "torch": "parity",
 }
 OWN = ("imagen_jax", "scripts")
+LEAVE_SECONDS = 5  # in which several processes that end for the same reason do so in order
+# Which of several processes this is, once that is known; errors begin with it.
+ROLE: ContextVar[str] = ContextVar("role", default="")
 
 
 class Output(io.TextIOWrapper):
@@ -86,11 +93,27 @@ def one_line_errors(*expected: type[Exception]) -> Iterator[None]:
             raise
         extra = EXTRAS.get(package)
         hint = f". It comes with: pip install -e '.[{extra}]'" if extra else ""
-        sys.exit(f"error: {error}{hint}")
+        end(f"{error}{hint}")
     except (OSError, *expected) as error:
-        sys.exit(f"error: {error}".removesuffix("."))
+        end((describe(error) if isinstance(error, OSError) else str(error)).removesuffix("."))
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception as error:
+        if ROLE.get():
+            error.add_note(f"on {ROLE.get()}")
+        raise
+
+
+def end(reason: str) -> NoReturn:
+    """Ends the program with status 1 and one line on stderr, after all that it has printed."""
+    sys.stdout.flush()
+    role = f"{ROLE.get()}: " if ROLE.get() else ""
+    if role:
+        # JAX waits for the others to end, too. Where they do not, it has many lines to say.
+        leave = threading.Timer(LEAVE_SECONDS, os._exit, [1])
+        leave.daemon = True
+        leave.start()
+    sys.exit(f"error: {role}{reason}")
 
 
 # ------------------------------------------------------------------------------------- the parser
@@ -185,7 +208,8 @@ def run_configured(
         rest, overrides = split_overrides(sys.argv[1:] if arguments is None else arguments)
     options = parser.parse_args(rest)
     logging.use_absl_handler()
-    logging.set_verbosity(logging.WARNING)  # Orbax says much
+    logging.set_verbosity(logging.WARNING)
+    warnings.showwarning = lambda message, *rest: print(f"Warning: {message}", file=sys.stderr)
     main(options, overrides)
 
 
@@ -300,3 +324,4 @@ def join_hosts(options: argparse.Namespace) -> None:
     fields = (field.name for field in dataclasses.fields(hosts.Launch))
     launch = hosts.Launch(**{name: getattr(options, name) for name in fields})
     hosts.join_hosts(launch, options.distributed)
+    ROLE.set(hosts.role())

@@ -26,7 +26,7 @@ import pickle
 from pathlib import Path
 from typing import Any
 
-from imagen_jax.commands.command_line import make_parser, one_line_errors, run_parsed
+from imagen_jax.commands.command_line import make_parser, run_parsed
 from imagen_jax.storage.codec import require
 from imagen_jax.storage.folders import expand_home, output_folder
 from imagen_jax.storage.wrong_files import refusal
@@ -111,9 +111,7 @@ def read_pickle(path: Path) -> dict[str, Any]:
 
 
 def run(options: argparse.Namespace) -> None:
-    from imagen_jax.storage.checkpoint import CheckpointError
-
-    with one_line_errors(CheckpointError), output_folder(options.out):
+    with output_folder(options.out):
         convert(options)
         sizes = [file.stat().st_size for file in options.out.rglob("*") if file.is_file()]
         print(f"{options.out}: {sum(sizes) / 1e6:.1f} MB")

@@ -17,7 +17,6 @@ from imagen_jax.commands.command_line import (
     make_parser,
     names,
     numbers,
-    one_line_errors,
     path,
     run_parsed,
     sources,
@@ -125,9 +124,7 @@ def plot(curves: dict[str, Any], path: Path) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from imagen_jax.storage.checkpoint import CheckpointError
-
-    with one_line_errors(CheckpointError), output_folder(options.out):
+    with output_folder(options.out):
         export(options)
 
 

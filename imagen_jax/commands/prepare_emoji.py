@@ -33,7 +33,8 @@ def prepare(options: argparse.Namespace) -> None:
         np.savez_compressed(file, **arrays)
     if options.captions:
         lines = (f"{line}\n" for line in emoji.train_captions(arrays))
-        options.captions.write_text("".join(lines), encoding="utf-8")
+        with written_whole(options.captions) as temporary:
+            temporary.write_text("".join(lines), encoding="utf-8")
     train, chinese = arrays["split"] == "train", arrays["name_zh"] != ""
     print(
         f"{path}: {len(kept)} images of {len(listed)} listed, "

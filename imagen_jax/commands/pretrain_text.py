@@ -10,6 +10,7 @@ it unnecessary.
 """
 
 import argparse
+import contextlib
 
 from imagen_jax.commands.command_line import (
     count,
@@ -17,6 +18,7 @@ from imagen_jax.commands.command_line import (
     one_line_errors,
     path,
     run_configured,
+    source,
 )
 
 
@@ -28,28 +30,38 @@ def parser() -> argparse.ArgumentParser:
     add("--workdir", type=path, required=True, metavar="DIR", help="where to write the checkpoint")
     add("--steps", type=count, default=10_000, help="optimizer steps")
     add("--batch_size", type=count, default=16, help="images a step")
-    add("--init_from", metavar="DIR", help="workdir of an earlier run to continue from")
+    add(
+        "--init_from", type=source, metavar="DIR", help="workdir of an earlier run to continue from"
+    )
     add("--learning_rate", type=float, default=1e-3, help="at its peak")
     return parse
 
 
 def run(options: argparse.Namespace, overrides: dict[str, str]) -> None:
+    with contextlib.ExitStack() as held:
+        run_training(options, overrides, held)
+
+
+def run_training(
+    options: argparse.Namespace, overrides: dict[str, str], held: contextlib.ExitStack
+) -> None:
+    """Trains as the options say; `held` gets the workdir's lock, to be let go at the end."""
     with one_line_errors():
         from imagen_jax.devices.compilation_cache import use_compilation_cache
-        from imagen_jax.training import loop, text_pretraining
+        from imagen_jax.training import loop, text_pretraining, workdir
 
-    workdir = options.workdir.absolute()
     with one_line_errors(ValueError, *loop.RUN_ERRORS):
         overrides = overrides | {"batch_size": str(options.batch_size)}
         plan = text_pretraining.read_plan(
             options.config, overrides, options.steps, options.learning_rate
         )
         use_compilation_cache()
-        run = text_pretraining.open_run(plan, workdir, options.init_from)
+        folder = held.enter_context(workdir.held(options.workdir))
+        run = text_pretraining.open_run(plan, folder, options.init_from)
     with one_line_errors(*loop.RUN_ERRORS):
         loop.train(plan.config, run)
         run.checkpoints.close()
-    print(f"wrote {workdir}")
+    print(f"wrote {folder}")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -15,6 +15,7 @@ a Cloud TPU pod needs --distributed; elsewhere each process is given
 """
 
 import argparse
+import contextlib
 import os
 import sys
 
@@ -25,6 +26,7 @@ from imagen_jax.commands.command_line import (
     one_line_errors,
     path,
     run_configured,
+    source,
 )
 from imagen_jax.storage.folders import check_local
 
@@ -36,17 +38,25 @@ def parser() -> argparse.ArgumentParser:
     add("--workdir", type=path, metavar="DIR", help="folder for checkpoints, metrics and samples")
     add("--dry_run", action="store_true", help="print the model table and stop")
     add("--profile", metavar="FIRST:LAST", help="steps of a profiler trace")
-    add("--init_from", metavar="MODEL", help="short for --config.init_from")
+    add("--init_from", type=source, metavar="MODEL", help="short for --config.init_from")
     add_host_options(parse)
     return parse
 
 
 def train(options: argparse.Namespace, overrides: dict[str, str]) -> None:
+    with contextlib.ExitStack() as held:
+        run_training(options, overrides, held)
+
+
+def run_training(
+    options: argparse.Namespace, overrides: dict[str, str], held: contextlib.ExitStack
+) -> None:
+    """Trains as the options say; `held` gets the workdir's lock, to be let go at the end."""
     with one_line_errors():
         from imagen_jax.devices.compilation_cache import use_compilation_cache
         from imagen_jax.devices.hosts import say_on_first_host
         from imagen_jax.pipeline.loading import export_lora
-        from imagen_jax.training import loop, start, table
+        from imagen_jax.training import loop, start, table, workdir
 
     with one_line_errors(ValueError, *loop.RUN_ERRORS):
         join_hosts(options)
@@ -63,7 +73,8 @@ def train(options: argparse.Namespace, overrides: dict[str, str]) -> None:
             )
             return
         use_compilation_cache()
-        run = start.open_run(plan, options.workdir)
+        folder = held.enter_context(workdir.held(options.workdir))
+        run = start.open_run(plan, folder)
     with one_line_errors(*loop.RUN_ERRORS):
         state = loop.train(plan.config, run, profile=profile)
         run.checkpoints.close()

@@ -22,6 +22,7 @@ from imagen_jax.data.captions import Captions
 from imagen_jax.data.records import array_records
 from imagen_jax.data.sources import Source, broken_as
 from imagen_jax.storage.codec import to_dict
+from imagen_jax.storage.disk import disk_errors
 from imagen_jax.storage.folders import user_path
 from imagen_jax.storage.json_file import parse_object, read_dataclass, write_object
 from imagen_jax.storage.trees import flatten
@@ -162,7 +163,7 @@ def write_shard(path: Path, records: Iterable[bytes]) -> None:
     from array_record.python.array_record_module import ArrayRecordWriter
 
     half = path.with_name(f".{path.name}.half")
-    with open(half, "ab") as file:
+    with disk_errors(path), open(half, "ab") as file:
         if not _locked(file, half):
             raise ValueError(
                 f"another process is writing {path}: several share the work only when they are "

@@ -135,6 +135,13 @@ def _meet(launch: Launch, count: int | None, index: int | None) -> None:
             time.sleep(0.2)
 
 
+def role() -> str:
+    """Which of several processes this is: "process 3 of 8 (host NAME)"; "" where it is alone."""
+    if jax.process_count() == 1:
+        return ""
+    return f"process {jax.process_index()} of {jax.process_count()} (host {socket.gethostname()})"
+
+
 def say_on_first_host(text: str) -> None:
     """Prints, on the first host only."""
     if jax.process_index() == 0:

@@ -346,10 +346,11 @@ def run_lora(run: Mapping[str, Any]) -> LoraConfig:
 def read_run(
     directory: Path, step: Whole | None = None, ema: bool = True
 ) -> tuple[int, Params, dict[str, Any]]:
-    """(step, parameters, description) of a run's checkpoint, the newest when `step` is None.
+    """(step, parameters, description) of a run's newest checkpoint, or of that of `step`. Where the
+    newest is damaged, a warning says so, and the one before is read.
 
     Raises:
-        ValueError: the directory holds no checkpoint, or not that one.
+        ValueError: there is no such checkpoint, or it is damaged and there is no other.
     """
     place = directory / CHECKPOINTS
     if not directory.is_dir():
@@ -365,7 +366,10 @@ def read_run(
             "(no checkpoint in checkpoints/)."
         )
     # Imported here: Orbax is slow to import, and only workdirs need it.
-    from imagen_jax.storage.checkpoint import Checkpoints
+    from imagen_jax.storage.checkpoint import CheckpointError, Checkpoints
 
     with contextlib.closing(Checkpoints(place, read_only=True)) as checkpoints:
-        return checkpoints.read_parameters(None if ema else "params", step)
+        try:
+            return checkpoints.read_parameters(None if ema else "params", step)
+        except CheckpointError as error:
+            raise ValueError(str(error)) from error

@@ -8,7 +8,7 @@ nested dicts by parameter name, so a reader needs none of our classes.
 
 import contextlib
 import json
-import logging
+import os
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
@@ -22,6 +22,8 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from imagen_jax.devices.hosts import gather_json
 from imagen_jax.storage.digest import Arrays, checked, described, first_fault, signed
+from imagen_jax.storage.disk import describe, disk_refusal, size_text
+from imagen_jax.storage.orbax_noise import silence
 from imagen_jax.storage.trees import flatten, num_bytes, shape_differences, unflatten
 from imagen_jax.typing import Params
 
@@ -65,19 +67,22 @@ class Checkpoints:
         self, directory: str | Path, *, keep: int = 3, keep_best: int = 1, read_only: bool = False
     ):
         self.directory = Path(directory).absolute()
+        self.saving = "the last checkpoint", 0  # and its bytes
         best = policies.BestN(
             get_metric_fn=_loss, reverse=True, n=keep_best, keep_checkpoints_without_metrics=False
         )
         kept = [policies.LatestN(keep), *([best] if keep_best else [])]
         if not read_only:
             self._drop_unreadable_losses()
-        logging.disable(logging.WARNING)  # Orbax warns that what is opened read-only is read-only
-        try:
+        silence()
+        written = self._writing("the folder of checkpoints")
+        with contextlib.nullcontext() if read_only else written:
             self.manager = ocp.CheckpointManager(
                 self.directory,
                 options=ocp.CheckpointManagerOptions(
                     create=not read_only,
                     read_only=read_only,
+                    lightweight_initialize=read_only,  # the losses may be damaged, and rank nothing
                     cleanup_tmp_directories=not read_only,
                     best_fn=None if read_only else _loss,
                     best_mode="min",
@@ -88,8 +93,6 @@ class Checkpoints:
                     JSON_ITEM: ocp.JsonCheckpointHandler(),
                 },
             )
-        finally:
-            logging.disable(logging.NOTSET)
 
     def _drop_unreadable_losses(self) -> None:
         """Removes those of the losses that rank the checkpoints which Orbax could not read."""
@@ -110,8 +113,8 @@ class Checkpoints:
         needed, free = num_bytes(state), shutil.disk_usage(self.directory).free
         if free < needed:
             raise CheckpointError(
-                f"a checkpoint needs {needed / 1e6:,.0f} MB and {self.directory} has "
-                f"{free / 1e6:,.0f} MB free. {self._whole()}"
+                f"{self.directory} has {size_text(free)} free, and a checkpoint needs "
+                f"{size_text(needed)}. {self._whole()}"
             )
 
     def save(self, step: int, state: Any, *, run: Mapping[str, Any], loss: float) -> None:
@@ -120,6 +123,7 @@ class Checkpoints:
         """
         self.wait()
         self.check_space(state)
+        self.saving = f"the checkpoint of step {step}", num_bytes(state)
         items = _items(state)
         if jax.default_backend() == "cpu":
             # A CPU array and its host copy share memory, which the next (donating) step would
@@ -128,7 +132,7 @@ class Checkpoints:
         args = {name: ocp.args.StandardSave(unflatten(arrays)) for name, arrays in items.items()}
         args[JSON_ITEM] = ocp.args.JsonSave(signed({**run, "arrays": described(items)}))
         known = contextlib.suppress(ocp.checkpoint_manager.StepAlreadyExistsError)
-        with self._writing(f"the checkpoint of step {step}"), known:
+        with self._writing(), known:
             self.manager.save(
                 step, args=ocp.args.Composite(**args), metrics={"loss": loss}, force=True
             )
@@ -158,58 +162,47 @@ class Checkpoints:
                 differ.
             CheckpointError: there are checkpoints and none is readable.
         """
-        wanted = _items(state)
-        damaged: dict[int, str] = {}
-        for step in reversed(self.steps()):
-            restored, run, fault = self._restore_step(step, wanted)
-            if fault is not None:
-                damaged[step] = fault
-                continue
-            for number, reason in damaged.items():
-                self._set_aside(number, reason)
-            flat = {
-                f"{item}/{path}".removeprefix(f"{OPTIMIZER}/"): leaf
-                for item, arrays in restored.items()
-                for path, leaf in arrays.items()
-            }
-            leaves = [flat[path] for path in flatten(state)]
-            return jax.tree.unflatten(jax.tree.structure(state), leaves), run
-        if damaged:
-            reasons = "; ".join(f"{step}: {reason}" for step, reason in damaged.items())
-            raise CheckpointError(f"no checkpoint in {self.directory} can be read ({reasons})")
-        return None
+        steps, wanted = self.steps(), _items(state)
+        if not steps:
+            return None
+        step, restored, run, damaged = self._newest_whole(steps, wanted)
+        for number, reason in damaged.items():
+            self._warn(number, reason, f"it is renamed to damaged-{number}, and {step} is taken")
+            self._set_aside(number)
+        flat = {
+            f"{item}/{path}".removeprefix(f"{OPTIMIZER}/"): leaf
+            for item, arrays in restored.items()
+            for path, leaf in arrays.items()
+        }
+        leaves = [flat[path] for path in flatten(state)]
+        return jax.tree.unflatten(jax.tree.structure(state), leaves), run
 
     def read_parameters(
         self, item: str | None = None, step: int | np.integer | None = None
     ) -> tuple[int, Params, dict[str, Any]]:
-        """(step, parameters as numpy arrays, run) of a checkpoint, the newest when `step` is None.
+        """(step, parameters as numpy arrays, run) of the newest whole checkpoint. A damaged newer
+        one is left as it is, with a warning.
 
-        item: "ema" or "params"; None for the average where the run kept one, else the parameters.
+        Args:
+            item: "ema" or "params"; None for the average where the run kept one, else the
+                parameters.
+            step: of the checkpoint to read, and of no other.
 
         Raises:
-            ValueError: there is no checkpoint, or it has no such item.
+            ValueError: there is no (such) checkpoint, or it has no such item.
             CheckpointError: it is damaged.
         """
-        step = max(self.steps(), default=None) if step is None else int(step)
-        if step is None:
+        steps = self.steps()
+        if not steps:
             raise ValueError(f"{self.directory} holds no checkpoint")
-        where, stored = f"checkpoint {step} in {self.directory}", self._metadata(step)
-        item = item or ("ema" if "ema" in stored else "params")
-        if item not in stored:
-            raise ValueError(f"{where} has no {item!r}, only {sorted(stored)}")
-        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        wanted = {
-            path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device)
-            for path, leaf in stored[item].items()
-        }
-        restored, run = self._read(step, {item: wanted})
-        try:
-            fault = first_fault(restored, checked(run).get("arrays"))
-        except ValueError as error:
-            fault = str(error)
-        if fault is not None:
-            raise CheckpointError(f"{where} is damaged ({fault})")
-        return step, jax.tree.map(np.asarray, unflatten(restored[item])), run
+        if step is not None and step not in steps:
+            raise ValueError(f"{self.directory} has no checkpoint of step {step}, only of {steps}")
+        steps = steps if step is None else [int(step)]
+        step, restored, run, damaged = self._newest_whole(steps, item)
+        for number, reason in damaged.items():
+            self._warn(number, reason, f"{step} is read instead")
+        (arrays,) = restored.values()
+        return step, jax.tree.map(np.asarray, unflatten(arrays)), run
 
     def close(self) -> None:
         """Finishes writing and lets go of the directory."""
@@ -227,27 +220,62 @@ class Checkpoints:
             raise ValueError("no readable metadata")
         return found
 
-    def _restore_step(self, step: int, wanted: Arrays) -> tuple[Arrays, dict[str, Any], str | None]:
-        """(items, run, None), or what is wrong with the checkpoint; the same on all hosts."""
+    def _newest_whole(
+        self, steps: list[int], wanted: Arrays | str | None
+    ) -> tuple[int, Arrays, dict[str, Any], dict[int, str]]:
+        """(step, items, run) of the last of `steps` that is whole, and what is wrong with those
+        after it. `wanted`: as of `_read_whole`.
+        """
+        damaged: dict[int, str] = {}
+        for step in reversed(steps):
+            restored, run, fault = self._read_whole(step, wanted)
+            if fault is None:
+                return step, restored, run, damaged
+            damaged[step] = fault
+        if len(damaged) == 1:
+            raise CheckpointError(f"checkpoint {step} in {self.directory} is damaged ({fault})")
+        reasons = "; ".join(f"{step}: {reason}" for step, reason in damaged.items())
+        raise CheckpointError(f"all checkpoints in {self.directory} are damaged ({reasons})")
+
+    def _read_whole(
+        self, step: int, wanted: Arrays | str | None
+    ) -> tuple[Arrays, dict[str, Any], str | None]:
+        """(items, run, None), or what is wrong with the checkpoint; the same on all hosts.
+
+        wanted: the arrays by item, or an item's name, or None for the average or else the
+            parameters.
+        """
         restored, run, fault = {}, {}, None
         try:
             run = checked(self._read(step, {})[1])
-            found = {item: _shapes(arrays) for item, arrays in self._metadata(step).items()}
+            found = self._metadata(step)
+            shapes = {item: _shapes(arrays) for item, arrays in found.items()}
             stored = {
                 item: {path: tuple(shape) for path, (shape, _) in arrays.items()}
                 for item, arrays in run.get("arrays", {}).items()
             }
-            self._compare(step, stored or found, wanted)
-            if stored and found != stored:
+            if isinstance(wanted, Mapping):
+                self._compare(step, stored or shapes, wanted)
+            else:
+                item = wanted or ("ema" if "ema" in (stored or shapes) else "params")
+                self._check_item(step, stored or shapes, item)
+            if stored and shapes != stored:
                 raise ValueError("its metadata is not what was written")
+            if not isinstance(wanted, Mapping):
+                wanted = {item: _on_one_device(found[item])}
             restored = self._read(step, wanted)[0]
         except (MismatchError, MemoryError, jax.errors.JaxRuntimeError):
             raise  # nothing is wrong with the files
         except Exception as error:  # damage shows as many types
-            fault = f"{type(error).__name__}: {str(error).strip()[:200]}".replace("\n", " ")
+            fault = _reason(error)
         # Damage may be in the share of one host alone.
         fault = next((found for found in gather_json(fault) if found is not None), None)
         return restored, run, fault or first_fault(restored, run.get("arrays"))
+
+    def _check_item(self, step: int, stored: Arrays, item: str) -> None:
+        if item not in stored:
+            kept = ", ".join(name for name in OWN_ITEMS if name in stored)
+            raise MismatchError(f"checkpoint {step} in {self.directory} has no {item}, only {kept}")
 
     def _compare(self, step: int, stored: Arrays, wanted: Arrays) -> None:
         for item, arrays in wanted.items():
@@ -267,13 +295,13 @@ class Checkpoints:
         restored = self.manager.restore(step, args=ocp.args.Composite(**args))
         return {item: flatten(restored[item]) for item in wanted}, restored[JSON_ITEM]
 
-    def _set_aside(self, step: int, reason: str) -> None:
+    def _warn(self, step: int, reason: str, what_follows: str) -> None:
+        if jax.process_index() == 0:
+            where = f"checkpoint {step} in {self.directory}"
+            warnings.warn(f"{where} is damaged ({reason}): {what_follows}", stacklevel=3)
+
+    def _set_aside(self, step: int) -> None:
         """A damaged checkpoint is renamed, not deleted, and its step may be written again."""
-        warnings.warn(
-            f"checkpoint {step} in {self.directory} is damaged ({reason}); it is renamed "
-            "and the one before is taken",
-            stacklevel=3,
-        )
         if jax.process_index() == 0:
             target = self.directory / f"damaged-{step}"
             shutil.rmtree(target, ignore_errors=True)
@@ -282,18 +310,27 @@ class Checkpoints:
         self.manager.reload()
 
     @contextlib.contextmanager
-    def _writing(self, which: str = "the last checkpoint") -> Iterator[None]:
-        """Turns the writer's errors into a CheckpointError; it says which checkpoints are whole."""
+    def _writing(self, what: str | None = None) -> Iterator[None]:
+        """Turns the writer's errors into a CheckpointError of one line, which says which
+        checkpoints are whole. `what` is written; None: the last checkpoint.
+        """
         try:
             yield
         except (OSError, ValueError, RuntimeError) as error:
+            name, needed = self.saving if what is None else (what, 0)
+            found = disk_refusal(error, self.directory, needed)
+            reason = " ".join(str(error).split())[-300:]
+            if found is not None:
+                found.filename = os.fspath(self.directory)  # not a part of what is written
+                reason = describe(found)
             # A half-written checkpoint only fills the disk further. What a thread that is still
             # writing leaves behind goes when the directory is opened next.
             for half in self.directory.glob("*.orbax-checkpoint-tmp*"):
                 shutil.rmtree(half, ignore_errors=True)
+            free = "Free some space and start" if found is not None else "Start"
             raise CheckpointError(
-                f"{which} could not be written to {self.directory}: {str(error).strip()[-300:]}\n"
-                f"{self._whole()} Free some space and start the same command again."
+                f"{name} could not be written: {reason}. {self._whole()} {free} the same command "
+                "again"
             ) from error
 
     def _whole(self) -> str:
@@ -305,6 +342,22 @@ class Checkpoints:
 
 def _loss(metrics: Mapping[str, float]) -> float:
     return float(metrics["loss"])
+
+
+def _reason(error: BaseException) -> str:
+    """What an error was raised from, in a part of a line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+    return kind + " ".join(str(error).split())[:200]
+
+
+def _on_one_device(arrays: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return {
+        path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device)
+        for path, leaf in arrays.items()
+    }
 
 
 def _detached(array: jax.Array) -> jax.Array:

@@ -7,6 +7,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from imagen_jax.storage.disk import describe, disk_errors
+
 
 def user_path(path: str | os.PathLike) -> Path:
     """A path as a user wrote it, with ~ and ~name expanded as a shell does.
@@ -57,16 +59,19 @@ def make_folder(path: Path, option: str) -> list[Path]:
     except FileExistsError:
         raise ValueError(f"{option} {path} is a file; give a directory.") from None
     except OSError as error:
-        raise ValueError(f"{option} {path} cannot be written: {error}.") from error
+        raise ValueError(f"{option} {path} cannot be written: {describe(error)}.") from error
     return new
 
 
 @contextlib.contextmanager
 def output_folder(path: Path, option: str = "--out") -> Iterator[None]:
-    """`make_folder`, undone where what follows fails before it has written anything."""
+    """`make_folder`, undone where what follows fails before it has written anything. What the disk
+    refuses names a path.
+    """
     new = make_folder(path, option)
     try:
-        yield
+        with disk_errors(path):
+            yield
     except BaseException:
         for folder in new:
             with contextlib.suppress(OSError):  # no longer empty
@@ -79,4 +84,5 @@ def saved_steps(checkpoints: Path) -> list[int]:
 
     Empty where there is no such folder.
     """
-    return [int(path.name) for path in checkpoints.glob("*") if path.name.isdigit()]
+    names = (path.name for path in checkpoints.glob("*"))
+    return [int(name) for name in names if name.isascii() and name.isdigit()]

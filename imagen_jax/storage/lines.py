@@ -54,8 +54,9 @@ class LineFile:
                 if self.synced:
                     os.fsync(self.file.fileno())
             except BaseException:
-                self.file.truncate(before)
-                self.torn = False
+                with contextlib.suppress(OSError):  # else before the next line
+                    self.file.truncate(before)
+                    self.torn = False
                 raise
             self.torn = False
 

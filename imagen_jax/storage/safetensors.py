@@ -84,7 +84,7 @@ def save_params(
     # The index comes last: until it is in place, an earlier single file is what a reader finds.
     written = [single] if count == 1 else [*files, index]
     old = {single, index, *_old_shards(directory / index, stem)}
-    with written_together([directory / file for file in written]) as temporary:
+    with written_together([directory / file for file in written], sum(sizes.values())) as temporary:
         for shard, path in zip(shards, temporary, strict=False):
             # Sorted within the file by safetensors itself: by alignment, then by name.
             arrays = {t: np.asarray(flat[t], dtype=dtypes[t], order="C") for t in shard}

@@ -1,10 +1,7 @@
 """From a run's config to its text encoder, its train step, and the description of its model."""
 
-import json
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,7 +15,6 @@ from imagen_jax.models import t5
 from imagen_jax.models.lora import init_lora, target_kernels
 from imagen_jax.storage.codec import Section, to_dict
 from imagen_jax.text import encoder as text
-from imagen_jax.text.tokenizers import copy_tokenizer
 from imagen_jax.training.optimizer import make_optimizer
 from imagen_jax.training.run_config import RunConfig
 from imagen_jax.training.state import LORA, NETWORK, TEXT_ENCODER, Frozen, init_state
@@ -50,20 +46,6 @@ def describe(
     """What goes into each checkpoint: the config as written, and the model for a pipeline."""
     cascade = replace(make_cascade(config, encoder), class_names=class_names)
     return {"config": to_dict(raw), "model": cascade_to_dict(cascade)}
-
-
-def write_description(
-    workdir: Path, description: Mapping[str, Any], encoder: text.TextEncoder | None
-):
-    """Writes config.json and the tokenizer's file into the workdir, which then needs nothing else;
-    on the first host only.
-    """
-    if jax.process_index() != 0:
-        return
-    content = json.dumps(description["config"], indent=1, ensure_ascii=False)
-    (workdir / "config.json").write_text(content + "\n", encoding="utf-8")
-    if encoder is not None:
-        copy_tokenizer(encoder.tokenizer, workdir)
 
 
 def make_training(

@@ -44,6 +44,8 @@ class Run:
     workdir: for metrics and samples.
     description: JSON-able, goes into each checkpoint: the config and what a pipeline needs to read
         the parameters.
+    keep_model: writes beside the checkpoints what else a pipeline needs; called when it is known
+        that the config fits them.
     frozen: parameters that the step reads and does not train, where they belong on the mesh.
     weights: parameters to start from, of all parts or of some, where there is no checkpoint yet;
         arrays on devices are given away.
@@ -59,6 +61,7 @@ class Run:
     checkpoints: Checkpoints
     workdir: Path
     description: Mapping[str, Any]
+    keep_model: Callable[[], None] = lambda: None
     frozen: Frozen = field(default_factory=Frozen)
     weights: Params | None = None
     sample: Callable[[Params], Image.Image] | None = None
@@ -91,6 +94,7 @@ def train(
 
     # ---------------------------------------------------------------- state: restored, or new
     state, saved = start_or_restore(config, run)
+    run.keep_model()
     start = int(state.step)
     if saved:
         check_saved(saved, run.description)

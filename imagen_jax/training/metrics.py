@@ -18,6 +18,10 @@ from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
+from imagen_jax.storage.atomic import written_whole
+from imagen_jax.storage.disk import disk_errors
+from imagen_jax.storage.lines import LineFile, read_lines
+
 METRICS_FILE = "metrics.jsonl"
 SAMPLES_FOLDER = "samples"
 Sums = dict[str, Any]
@@ -45,7 +49,8 @@ class Curve:
 
     def write(self, path: str | Path) -> None:
         rounded = {name: np.round(values, 5).tolist() for name, values in vars(self).items()}
-        Path(path).write_text(json.dumps(rounded) + "\n")
+        with written_whole(path) as file:
+            file.write_text(json.dumps(rounded) + "\n")
 
 
 def split(metrics: Mapping[str, Any]) -> Sums:
@@ -67,23 +72,28 @@ class EventFile:
 
     def __init__(self, folder: str | Path, first_step: int | None = None):
         """`first_step`: of a resumed run; TensorBoard hides what was written from there on."""
-        self.writer = EventsWriter(str(Path(folder) / "events"))
+        self.folder = Path(folder)
+        with disk_errors(self.folder):
+            self.writer = EventsWriter(str(self.folder / "events"))
         if first_step is not None:
             self._write(Event(step=first_step, file_version="brain.Event:2"))
             self._write(Event(step=first_step, session_log=SessionLog(status=SessionLog.START)))
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        for name, value in values.items():
-            self._write(Event(step=step, summary=summary.scalar(name, value)))
-        self.writer.flush()
+        with disk_errors(self.folder):
+            for name, value in values.items():
+                self._write(Event(step=step, summary=summary.scalar(name, value)))
+            self.writer.flush()
 
     def image(self, step: int, name: str, image: Image.Image) -> None:
         pixels = np.asarray(image.convert("RGB"))
-        self._write(Event(step=step, summary=summary.image(name, pixels, dataformats="HWC")))
-        self.writer.flush()
+        with disk_errors(self.folder):
+            self._write(Event(step=step, summary=summary.image(name, pixels, dataformats="HWC")))
+            self.writer.flush()
 
     def close(self) -> None:
-        self.writer.close()
+        with disk_errors(self.folder):
+            self.writer.close()
 
     def _write(self, event: Event) -> None:
         event.wall_time = time.time()
@@ -116,9 +126,7 @@ class MetricLog:
         self.reference = reference
         self.lines, self.writer = None, None
         if write:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            # Line by line, so that what was reported survives a kill.
-            self.lines = open(self.folder / METRICS_FILE, "a", buffering=1)  # noqa: SIM115
+            self.lines = LineFile(self.folder / METRICS_FILE)
             self.writer = EventFile(self.folder, start_step + 1 if start_step else None)
 
     def step(self, step: int, values: Sums) -> None:
@@ -172,18 +180,17 @@ class MetricLog:
     def _write(self, line: Mapping[str, Any], scalars: Mapping[str, float] | None = None) -> None:
         if self.lines is None:
             return
-        self.lines.write(json.dumps(line) + "\n")
+        self.lines.append(json.dumps(line))
         if scalars is not None:
             self.writer.scalars(line["step"], scalars)
 
 
 def _records(workdir: str | Path) -> Iterator[dict[str, Any]]:
-    with open(Path(workdir) / METRICS_FILE) as lines:
-        for line in lines:
-            try:
-                yield json.loads(line)
-            except json.JSONDecodeError:  # half a line, of a run that was killed
-                continue
+    for line in read_lines(Path(workdir) / METRICS_FILE):
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError:  # earlier versions went on in half a line after a kill
+            continue
 
 
 def read_losses(workdir: str | Path) -> dict[int, float]:

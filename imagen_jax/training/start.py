@@ -15,12 +15,13 @@ from imagen_jax.devices import hosts, sharding
 from imagen_jax.pipeline import encoder_files, loading, model_directory
 from imagen_jax.storage.checkpoint import Checkpoints, check_weights
 from imagen_jax.storage.codec import Section, to_dict
-from imagen_jax.storage.folders import make_folder, saved_steps, user_path
+from imagen_jax.storage.folders import saved_steps
 from imagen_jax.text.encoder import TextEncoder
 from imagen_jax.training import batches, build, classes, inherit, loop, metrics, samples, scores
 from imagen_jax.training.config import apply_overrides, load_config, with_homes
 from imagen_jax.training.run_config import STREAM, RunConfig, read_config
 from imagen_jax.training.state import NETWORK, TEXT_ENCODER, Frozen
+from imagen_jax.training.workdir import write_description
 from imagen_jax.typing import Params
 
 
@@ -84,15 +85,14 @@ def with_absolute_sources(raw: Section) -> dict[str, Any]:
     return values
 
 
-def open_run(plan: Plan, workdir: str | os.PathLike) -> loop.Run:
-    """Opens the data and the workdir, and reads weights.
+def open_run(plan: Plan, workdir: Path) -> loop.Run:
+    """Opens the data and the workdir (of `workdir.held`), and reads weights.
 
     Raises:
         ValueError: the data, the workdir or weights cannot be read, or do not fit the config.
         CheckpointError: a checkpoint to start from is damaged.
     """
     config, encoder, mesh = plan.config, plan.encoder, plan.mesh
-    workdir = Path(os.path.abspath(user_path(workdir)))
     resumed = bool(saved_steps(workdir / "checkpoints"))
     kept = resumed and encoder_files.is_kept(workdir)
     # What can be refused comes before the checkpoints, whose threads an exit would cut off.
@@ -111,13 +111,14 @@ def open_run(plan: Plan, workdir: str | os.PathLike) -> loop.Run:
             "no samples while training: without a text encoder prompts have no text"
         )
     score = scores.make_score_fn(config, encoder, frozen)
-    make_folder(workdir, "--workdir")
-    hosts.check_shared(workdir, "--workdir")
     description = build.describe(config, encoder, plan.raw, class_names(source))
-    build.write_description(workdir, description, encoder)
-    classes.write_classes(workdir, source)
-    if frozen.text_encoder is not None and not kept:
-        encoder_files.keep(workdir, build.encoder_source(config), frozen.text_encoder)
+
+    def keep_model() -> None:
+        write_description(workdir, description, encoder)
+        classes.write_classes(workdir, source)
+        if frozen.text_encoder is not None and not kept:
+            encoder_files.keep(workdir, build.encoder_source(config), frozen.text_encoder)
+
     # The curve is that of training from scratch, on one image set.
     tuned = config.lora is not None or config.data.prior is not None
     keep, keep_best = config.checkpoint.keep, config.checkpoint.keep_best
@@ -129,6 +130,7 @@ def open_run(plan: Plan, workdir: str | os.PathLike) -> loop.Run:
         Checkpoints(workdir / "checkpoints", keep=keep, keep_best=keep_best),
         workdir,
         description,
+        keep_model=keep_model,
         frozen=frozen,
         weights=weights,
         sample=sample,

@@ -6,12 +6,14 @@ import inspect
 import os
 import re
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from imagen_jax.commands import train_tokenizer
 from imagen_jax.commands.command_line import (
+    ROLE,
     Output,
     make_parser,
     names,
@@ -292,3 +294,19 @@ def test_an_output_folder_goes_again_when_nothing_came_of_it(tmp_path):
     with output_folder(tmp_path / "c"):
         pass
     assert (tmp_path / "c").is_dir()
+
+
+def test_one_of_several_processes_names_itself(monkeypatch):
+    left = []
+    monkeypatch.setattr(threading.Timer, "start", lambda timer: left.append(timer.args))
+    role = ROLE.set("process 3 of 8 (host gpu7)")
+    try:
+        told = pytest.raises(SystemExit, match=r"^error: process 3 of 8 \(host gpu7\): no$")
+        with told, one_line_errors(ValueError):
+            raise ValueError("no")
+        assert left == [[1]]  # it does not wait for the others for long
+        with pytest.raises(KeyError) as caught, one_line_errors():
+            raise KeyError("a bug")
+        assert caught.value.__notes__ == ["on process 3 of 8 (host gpu7)"]
+    finally:
+        ROLE.reset(role)

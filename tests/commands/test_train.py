@@ -3,10 +3,12 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,11 +18,13 @@ from PIL import Image
 from tiny_cascade import BASE, ENCODER, random_params
 
 from imagen_jax.cascade.cascade import Cascade
-from imagen_jax.commands import train
+from imagen_jax.commands import evaluate, export, generate, pretrain_text, train
 from imagen_jax.commands.train import parse_profile
 from imagen_jax.diffusion.sampling import Sampling
+from imagen_jax.pipeline.loading import load_model
 from imagen_jax.pipeline.model_directory import write_model
 from imagen_jax.storage.checkpoint import Checkpoints
+from imagen_jax.storage.lock import Lock
 from imagen_jax.training.metrics import Curve, read_losses
 from imagen_jax.training.start import reference_curve
 from tests.commands.in_process import call
@@ -230,11 +234,60 @@ def test_a_loss_is_held_against_a_stage_of_the_same_configuration_alone(tmp_path
 
 
 def test_another_config_in_the_same_workdir_is_refused(whole_run, dataset):
-    options = {"stage__network__levels__0__channels": 24, "num_steps": 20}
-    error, _ = call(train, *arguments(whole_run[0], dataset, **options)[1:])
+    workdir, options = whole_run[0], {"stage__network__levels__0__channels": 24, "num_steps": 20}
+    before = files_of(workdir)
+    error, _ = call(train, *arguments(workdir, dataset, **options)[1:])
     assert "does not fit the config" in error
     assert "Of its params, " in error
     assert "network/" in error
+    assert files_of(workdir) == before
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("command", [train, pretrain_text])
+def test_a_workdir_in_use_is_refused_and_left_alone(whole_run, dataset, command):
+    workdir = whole_run[0]
+    given = arguments(workdir, dataset, stage__network__draft=True)[1:]
+    held = Lock(workdir, "--workdir")
+    # As another run writes it just now; opening the folder of checkpoints would remove it.
+    half = workdir / "checkpoints" / "99.orbax-checkpoint-tmp"
+    half.mkdir()
+    (half / "file").touch()
+    before = files_of(workdir)
+    error, said = call(command, *given)
+    assert error.startswith(f"error: --workdir {workdir} is in use by process {os.getpid()} on ")
+    assert not said
+    assert files_of(workdir) == before
+    shutil.rmtree(half)
+    held.release()
+
+
+def test_a_model_is_read_from_the_checkpoint_before_a_damaged_one(tmp_path, whole_run):
+    workdir = shutil.copytree(whole_run[0], tmp_path / "run")
+    *_, before, newest = Checkpoints(workdir / "checkpoints", read_only=True).steps()
+
+    def damage(step: int) -> None:
+        for path in (workdir / "checkpoints" / str(step)).rglob("d/*"):
+            os.truncate(path, 10)
+
+    damage(newest)
+    with pytest.warns(UserWarning, match=f"checkpoint {newest} .* {before} is read instead"):
+        assert load_model(workdir).notes == {"step": before}
+    options = ("--model", str(workdir), "--out", str(tmp_path / "out"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        export.main([*options, "--steps", "1"])
+    for step in Checkpoints(workdir / "checkpoints", read_only=True).steps():
+        damage(step)
+    prompts = ("--prompts", str(tmp_path / "prompts.txt"), "--metrics", "images")
+    (tmp_path / "prompts.txt").write_text("cat\n")
+    for command, more in ((generate, ["cat"]), (export, []), (evaluate, prompts)):
+        with pytest.raises(SystemExit, match=r"error: all checkpoints in .* are damaged") as caught:
+            command.main([*more, *options])
+        assert "\n" not in str(caught.value)
 
 
 def test_sigterm_saves(tmp_path, dataset):

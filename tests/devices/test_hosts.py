@@ -51,7 +51,10 @@ def start(command: list[str], count: int, flags=("--address", "--processes", "--
     return [
         subprocess.Popen(
             [sys.executable, *command]
-            + [f"{flag}={value}" for flag, value in zip(flags, (address, count, i), strict=True)],
+            + [
+                f"{flag}={value}"
+                for flag, value in zip(flags, (address, count, i), strict=bool(flags))
+            ],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -220,6 +223,49 @@ def test_the_train_script_runs_on_two_hosts(tmp_path):
         sorted(p.name for p in path.iterdir() if "events" not in p.name) for path in (one, two)
     ]
     assert names[0] == names[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("first_count", "second_count"), [(1, 1), (2, 2), (2, 1), (1, 2)])
+def test_a_second_run_in_a_workdir_leaves_the_first_one_as_it_is(
+    tmp_path, first_count, second_count
+):
+    """Processes of one host, and of two over jax.distributed."""
+    images = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), np.uint8)
+    captions = np.asarray([f"no {i}" for i in range(40)])
+    np.savez(tmp_path / "set.npz", image=images, captions=captions)
+    script = [str(ROOT / "scripts" / "train.py"), *SMALL, f"--config.data.path={tmp_path}/set.npz"]
+    script += ["--config.text.trainable=True", "--config.sample=None", "--config.log_every=1000"]
+    script += ["--config.checkpoint.every=50"]
+
+    def launch(name: str, count: int, steps: int) -> list[subprocess.Popen]:
+        options = [f"--workdir={tmp_path / name}", f"--config.num_steps={steps}"]
+        return start([*script, *options], count, FLAGS if count > 1 else ())
+
+    workdir, first = tmp_path / "run", launch("run", first_count, 1_000_000)
+    wait_for_step(workdir, 1, first)
+    config = (workdir / "config.json").read_bytes()
+    second = launch("run", second_count, 9)
+    said = [process.communicate(timeout=120)[0] for process in second]
+    for index, (process, text) in enumerate(zip(second, said, strict=True)):
+        assert process.returncode == 1
+        assert "Traceback" not in text
+        (line,) = [line for line in text.splitlines() if line.startswith("error: ")]
+        assert f"is in use by process {first[0].pid} on host" in line
+        assert (f"error: process {index} of 2 (host " in line) == (second_count > 1)
+    at = max(read_losses(workdir))
+    wait_for_step(workdir, at + 5, first)  # it goes on
+    first[-1].send_signal(signal.SIGTERM)
+    ended = [process.communicate(timeout=120)[0] for process in first]
+    assert [process.returncode for process in first] == [os.EX_TEMPFAIL] * first_count, ended
+    assert (workdir / "config.json").read_bytes() == config
+    assert not (workdir / "run.lock").exists()
+    losses = written(workdir)
+    assert [step for step, _ in losses] == list(range(1, len(losses) + 1))
+    assert Checkpoints(workdir / "checkpoints", read_only=True).steps()[-1] == len(losses)
+    finish(launch("alone", 1, at))
+    expected = list(read_losses(tmp_path / "alone").values())
+    np.testing.assert_allclose([loss for _, loss in losses[:at]], expected, rtol=1e-5)
 
 
 def test_a_launcher_is_recognized():

@@ -1,5 +1,7 @@
 """Checkpoints are whole or not there, come back exactly on any mesh, and say what does not fit."""
 
+import gc
+import os
 import shutil
 import subprocess
 import sys
@@ -115,33 +117,129 @@ def test_a_checkpoint_of_another_config_names_what_differs(tmp_path):
     checkpoints.close()
 
 
-@pytest.mark.parametrize("damage", ["truncate", "item", "metadata", "json"])
-def test_a_damaged_newest_falls_back_to_the_one_before(tmp_path, damage):
-    first, second = make_state(0), make_state(1)
-    checkpoints = open_in(tmp_path)
-    checkpoints.save(1, first, run={"step": 1}, loss=1.0)
-    checkpoints.save(2, second, run={"step": 2}, loss=1.0)
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> tuple[list, Path]:
+    """Two states, saved as steps 1 and 2, and where."""
+    states, folder = [make_state(0), make_state(1)], tmp_path_factory.mktemp("saved")
+    checkpoints = open_in(folder)
+    for step, state in enumerate(states, 1):
+        checkpoints.save(step, state, run={"step": step}, loss=1.0)
     checkpoints.close()
-    newest = tmp_path / "checkpoints" / "2"
-    if damage == "truncate":
-        truncate_largest(newest)
-    elif damage == "item":
-        shutil.rmtree(newest / "ema")
-    elif damage == "metadata":
-        (newest / "params" / "_METADATA").write_text("{")
-    else:
-        shutil.rmtree(newest / "run")
+    return states, folder
+
+
+@pytest.fixture
+def newest(saved, tmp_path) -> Path:
+    """The newest checkpoint of a copy of `saved` in `tmp_path`."""
+    shutil.copytree(saved[1], tmp_path, dirs_exist_ok=True)
+    return tmp_path / "checkpoints" / "2"
+
+
+def empty(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+def of_nothing_but_zeros(folder: Path) -> None:
+    """As after a power failure, where the disk had promised more than it had done."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"\0" * path.stat().st_size)
+
+
+def cut(folder: Path) -> None:
+    for path in folder.rglob("d/*"):
+        os.truncate(path, 10)
+
+
+# All are of what `read_parameters` reads, too.
+DAMAGES = {
+    "cut": lambda folder: cut(folder / "ema"),
+    "no item": lambda folder: shutil.rmtree(folder / "ema"),
+    "metadata": lambda folder: (folder / "ema" / "_METADATA").write_text("{"),
+    "no description": lambda folder: shutil.rmtree(folder / "run"),
+    "empty": empty,
+    "zeros": of_nothing_but_zeros,
+    "a file": lambda folder: (shutil.rmtree(folder), folder.touch()),
+    "half-written": lambda folder: folder.rename(f"{folder}.orbax-checkpoint-tmp"),
+}
+UNSEEN = ("a file", "half-written")  # never taken for a checkpoint: nothing to warn of
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_newest_falls_back_to_the_one_before(tmp_path, saved, newest, damage):
+    first, second = saved[0]
+    DAMAGES[damage](newest)
     again = open_in(tmp_path)
-    with pytest.warns(UserWarning, match="checkpoint 2 .* is damaged"):
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", UserWarning)
         restored, run = again.restore(first)
     assert run["step"] == 1
     assert_equal(restored, first)
-    # Its step can be written again, and what was damaged is still there to look at.
-    again.save(2, second, run={"step": 2}, loss=1.0)
-    again.wait()
-    assert again.steps() == [1, 2]
-    assert (tmp_path / "checkpoints" / "damaged-2").is_dir()
+    if damage not in UNSEEN:
+        (line,) = (str(warning.message) for warning in told if warning.category is UserWarning)
+        assert "\n" not in line
+        assert "checkpoint 2 in " in line
+        assert "renamed to damaged-2, and 1 is taken" in line
+        # What was damaged is still there to look at.
+        assert (tmp_path / "checkpoints" / "damaged-2").is_dir()
+    if damage != "a file":  # its step can be written again
+        again.save(2, second, run={"step": 2}, loss=1.0)
+        again.wait()
+        assert again.steps() == [1, 2]
     again.close()
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_reader_takes_the_one_before_and_leaves_all_as_it_is(tmp_path, saved, newest, damage):
+    first, _ = saved[0]
+    DAMAGES[damage](newest)
+    before = sorted(tmp_path.rglob("*"))
+    reader = open_in(tmp_path, read_only=True)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", UserWarning)
+        step, params, run = reader.read_parameters()
+    assert (step, run["step"]) == (1, 1)
+    assert_equal(params, jax.device_get(first.ema))
+    lines = [str(warning.message) for warning in told if warning.category is UserWarning]
+    assert len(lines) == (damage not in UNSEEN)
+    assert all("checkpoint 2 in " in line and "1 is read instead" in line for line in lines)
+    assert sorted(tmp_path.rglob("*")) == before
+    reader.close()
+
+
+def test_a_step_that_is_asked_for_is_read_and_no_other(tmp_path, saved, newest):
+    first, _ = saved[0]
+    reader = open_in(tmp_path, read_only=True)
+    step, params, _ = reader.read_parameters("params", 1)
+    assert step == 1
+    assert_equal(params, jax.device_get(first.params))
+    with pytest.raises(ValueError, match=r"no checkpoint of step 3, only of \[1, 2\]"):
+        reader.read_parameters(step=3)
+    with pytest.raises(ValueError, match=r"checkpoint 2 in .* has no raw, only params, ema"):
+        reader.read_parameters("raw")
+    cut(newest / "ema")
+    with pytest.raises(CheckpointError, match=r"checkpoint 2 in .* is damaged"):
+        reader.read_parameters(step=2)
+    cut(newest.with_name("1") / "ema")
+    with pytest.raises(
+        CheckpointError, match=r"all checkpoints .* are damaged \(2: .*; 1: "
+    ) as all:
+        reader.read_parameters()
+    assert "\n" not in str(all.value)
+    reader.close()
+
+
+def test_what_is_left_after_a_failure_says_nothing(tmp_path, saved, newest, capfd):
+    """Orbax and TensorStore print thousands of lines about what they also raise."""
+    first, _ = saved[0]
+    cut(newest)
+    again = open_in(tmp_path)
+    with pytest.warns(UserWarning, match="checkpoint 2 .* is damaged"):
+        again.restore(first)
+    again.close()
+    gc.collect()
+    assert capfd.readouterr() == ("", "")
 
 
 def flip(path: Path, place: int) -> None:
@@ -150,20 +248,15 @@ def flip(path: Path, place: int) -> None:
     path.write_bytes(content)
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_flipped_byte_in_any_file_never_gives_another_state(tmp_path, rng):
+def test_a_flipped_byte_in_any_file_never_gives_another_state(tmp_path, saved, rng):
     """What was saved, or the checkpoint before: nothing in between, and never an end."""
-    states = make_state(0), make_state(1)
-    checkpoints = open_in(tmp_path / "whole")
-    for step, state in enumerate(states, 1):
-        checkpoints.save(step, state, run={"step": step}, loss=1.0)
-    checkpoints.close()
-    newest = tmp_path / "whole" / "checkpoints" / "2"
+    states, whole = saved
+    newest = whole / "checkpoints" / "2"
     files = [p.relative_to(newest) for p in sorted(newest.rglob("*")) if p.stat().st_size]
     seen = set()
     for number, name in enumerate(path for path in files if (newest / path).is_file()):
         place = tmp_path / str(number)
-        shutil.copytree(tmp_path / "whole", place)
+        shutil.copytree(whole, place)
         size = (newest / name).stat().st_size
         flip(place / "checkpoints" / "2" / name, int(rng.integers(size)))
         with warnings.catch_warnings():
@@ -203,7 +296,7 @@ def test_nothing_readable_is_an_error_and_not_a_fresh_start(tmp_path):
     checkpoints.close()
     truncate_largest(tmp_path / "checkpoints" / "1")
     again = open_in(tmp_path)
-    with pytest.raises(CheckpointError, match=r"no checkpoint in .* can be read"):
+    with pytest.raises(CheckpointError, match=r"checkpoint 1 in .* is damaged"):
         again.restore(make_state())
     assert again.steps() == [1]
 
@@ -219,7 +312,7 @@ def test_a_disk_without_room_is_named_before_training(tmp_path, monkeypatch):
     checkpoints = open_in(tmp_path)
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=100))
-    with pytest.raises(CheckpointError, match=r"needs .* MB .* free"):
+    with pytest.raises(CheckpointError, match=r"100 bytes free, and a checkpoint needs .* kB"):
         checkpoints.check_space(make_state())
 
 
@@ -252,8 +345,13 @@ def test_a_full_disk_leaves_the_previous_checkpoint_whole(tmp_path, repository):
         text=True,
     )
     assert done.returncode == 7, done.stderr
-    assert "could not be written" in done.stdout
-    assert "steps [1] are whole" in done.stdout
+    # One line, and nothing but it.
+    assert done.stdout.count("\n") == 1
+    assert not done.stderr
+    assert "the checkpoint of step 2 could not be written: " in done.stdout
+    assert f"{tmp_path / 'checkpoints'}: File too large (" in done.stdout
+    assert " free, " in done.stdout
+    assert " needed). The checkpoints of steps [1] are whole" in done.stdout
     again = open_in(tmp_path)
     assert again.steps() == [1]
     restored, run = again.restore(make_state(hidden=4096))

@@ -1,4 +1,4 @@
-"""Files that grow by lines: each is in there whole or not at all, whatever the disk does."""
+"""What a full disk leaves: whole lines, whole files, and an error that names the file."""
 
 import contextlib
 import errno
@@ -7,10 +7,13 @@ import resource
 import signal
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 
 from imagen_jax.storage import disk
+from imagen_jax.storage.json_file import write_object
 from imagen_jax.storage.lines import BLOCK, LineFile, read_lines
+from imagen_jax.storage.safetensors import save_params
 
 
 def test_lines_come_back(tmp_path):
@@ -123,11 +126,31 @@ def test_what_a_disk_refuses_is_found_whoever_says_it(tmp_path):
             with told_as as caught, disk.disk_errors(path):
                 raise error
             assert caught.value.errno == number
-            assert disk.describe(caught.value).startswith(f"{path}: {os.strerror(number)}")
-    assert "MB free" in disk.describe(OSError(errno.ENOSPC, "", str(path)))
+            line = disk.describe(caught.value)
+            assert line.startswith(f"{path}: {os.strerror(number)}")
+            assert line.endswith(" free)") == (number in disk.FULL)
     with pytest.raises(OSError, match="elsewhere"), disk.disk_errors(path):
         raise OSError(errno.ENOSPC, "No space left on device", "elsewhere")
     with pytest.raises(KeyError), disk.disk_errors(path):
         raise KeyError("a bug")
     missing = FileNotFoundError(errno.ENOENT, "No such file", "there")
     assert disk.describe(missing) == str(missing)
+
+
+WRITERS = {
+    "safetensors": lambda path: save_params(path.parent, path.stem, {"a": np.zeros(5000)}),
+    "json": lambda path: write_object(path, {"a": "b" * 5000}),
+}
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_a_full_disk_leaves_an_earlier_file_as_it_was(tmp_path, writer):
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(b"earlier")
+    with files_of_at_most(1000), pytest.raises(OSError, match="File too large") as caught:
+        WRITERS[writer](path)
+    line = disk.describe(caught.value)
+    assert line.startswith(f"{path}: File too large (")
+    assert ("10.0 kB needed" in line) == (writer == "safetensors")
+    assert path.read_bytes() == b"earlier"
+    assert list(tmp_path.iterdir()) == [path]

@@ -1,11 +1,14 @@
 """Reports are the means of their steps; speed leaves pauses out; curves are read back."""
 
+import errno
 import io
 import json
 import math
+import os
 import socket
 import struct
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -164,19 +167,44 @@ def test_tensorboard_gets_the_means_and_the_images(tmp_path):
         assert image.getpixel((0, 0))[:3] == (255, 0, 0)
 
 
-@pytest.mark.parametrize("full", ["metrics.jsonl", "events", "samples_0000002.png"])
+@pytest.mark.parametrize("full", ["metrics.jsonl", "events", "samples/samples_0000002.png"])
 def test_a_full_disk_is_an_error_of_the_caller(tmp_path, full, monkeypatch):
-    name = full
+    """It names the file, of TensorBoard the folder."""
+
+    def save(image, path, *arguments, **options):
+        Path(path).write_bytes(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    named = tmp_path / full
     if full == "events":
         monkeypatch.setattr(time, "time", lambda: 1e9)
         name = f"events.out.tfevents.{str(1e9)[:10]}.{socket.gethostname()}"
-    path = tmp_path / ("samples" if name.endswith(".png") else "") / name
-    path.parent.mkdir(exist_ok=True)
-    path.symlink_to("/dev/full")
-    with pytest.raises(OSError, match="No space left"):  # noqa: PT012
+        (tmp_path / name).symlink_to("/dev/full")
+        named = tmp_path
+    elif full == "metrics.jsonl":
+        named.symlink_to("/dev/full")
+    else:
+        monkeypatch.setattr(Image.Image, "save", save)
+    with pytest.raises(OSError, match="No space left") as caught:  # noqa: PT012
         log = MetricLog(tmp_path)
         fill(log, range(1, 3))
         log.images(2, Image.new("RGB", (500, 500)))
+    assert caught.value.filename == str(named)
+    assert not list(tmp_path.rglob("*.png"))
+
+
+def test_a_run_goes_on_after_half_a_line(tmp_path):
+    log = MetricLog(tmp_path)
+    fill(log, [1, 2])
+    log.close()
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(path.read_bytes() + b'{"step": 3, "lo')
+    with pytest.warns(UserWarning, match="half a line"):
+        log = MetricLog(tmp_path, start_step=2)
+    log.step(3, sums(7.0))
+    log.close()
+    assert read_losses(tmp_path) == {1: 1.0, 2: 0.5, 3: 7.0}
+    assert all(json.loads(line) for line in path.read_text().splitlines())
 
 
 def test_other_hosts_write_nothing(tmp_path):
