@@ -12,6 +12,7 @@ from typing import Any
 
 from absl import app, flags, logging
 
+from imagen_jax.devices.memory import shortage
 from imagen_jax.training.config import split_overrides
 
 # Which extra of pyproject.toml brings a package that is imported only when it is needed.
@@ -36,8 +37,9 @@ OWN = ("imagen_jax", "scripts")
 def one_line_errors(*expected: type[Exception]) -> Iterator[None]:
     """Ends the program with `error: ...` and status 1, without a traceback.
 
-    This is for `expected` errors, for what the operating system refuses (no such file, a full disk)
-    and for packages that are not installed. Anything else is a bug and keeps its traceback.
+    This is for `expected` errors, for what the operating system refuses (no such file, a full
+    disk), for too little memory and for packages that are not installed. Anything else is a bug and
+    keeps its traceback.
     """
     try:
         yield
@@ -50,6 +52,10 @@ def one_line_errors(*expected: type[Exception]) -> Iterator[None]:
         sys.exit(f"error: {error}{hint}")
     except (OSError, *expected) as error:
         sys.exit(f"error: {error}")
+    except (RuntimeError, MemoryError) as error:
+        if (reason := shortage(error)) is None:
+            raise
+        sys.exit(f"error: {reason}")
     except KeyboardInterrupt:
         sys.exit(130)
 

@@ -9,6 +9,7 @@ train.py starts (`--config.init_from`, `--config.text.init_from`). A pretrained 
 it unnecessary.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 from absl import flags
@@ -27,8 +28,9 @@ def define_flags() -> None:
 
 def run(overrides: dict[str, str]) -> None:
     with one_line_errors():
+        from imagen_jax.devices import memory
         from imagen_jax.devices.compilation_cache import use_compilation_cache
-        from imagen_jax.training import loop, text_pretraining
+        from imagen_jax.training import banner, loop, text_pretraining
 
     options = flags.FLAGS
     workdir = Path(options.workdir).absolute()
@@ -39,7 +41,10 @@ def run(overrides: dict[str, str]) -> None:
         )
         use_compilation_cache()
         run = text_pretraining.open_run(plan, workdir, options.init_from)
-    with one_line_errors(*loop.RUN_ERRORS):
+        told = plan._replace(config=replace(plan.config, init_from=options.init_from))
+        print(banner.start_banner(told, run.source, workdir))
+    advice = memory.explained(f"--batch_size is {options.batch_size}: give less.")
+    with one_line_errors(*loop.RUN_ERRORS), advice:
         loop.train(plan.config, run)
         run.checkpoints.close()
     print(f"wrote {workdir}")

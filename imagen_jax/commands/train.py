@@ -29,7 +29,7 @@ def define_flags() -> Callable[[], None]:
     """Defines the options; returns what joins the hosts."""
     flags.DEFINE_string("config", None, "Python file with get_config().", required=True)
     flags.DEFINE_string("workdir", None, "Folder for checkpoints, metrics and samples.")
-    flags.DEFINE_bool("dry_run", False, "Print the model table and stop.")
+    flags.DEFINE_bool("dry_run", False, "Print the model table, look at the images, and stop.")
     flags.DEFINE_string("profile", None, "FIRST:LAST step of a profiler trace.")
     flags.DEFINE_string("init_from", None, "Short for --config.init_from.")
     return define_host_flags()
@@ -37,10 +37,12 @@ def define_flags() -> Callable[[], None]:
 
 def train(join_hosts: Callable[[], None], overrides: dict[str, str]) -> None:
     with one_line_errors():
+        from imagen_jax.devices import memory
         from imagen_jax.devices.compilation_cache import use_compilation_cache
         from imagen_jax.devices.hosts import say_on_first_host
         from imagen_jax.pipeline.loading import export_lora
-        from imagen_jax.training import loop, start, table
+        from imagen_jax.training import banner, loop, start, table
+        from imagen_jax.training.memory import training_advice
 
     options = flags.FLAGS
     with one_line_errors(ValueError, *loop.RUN_ERRORS):
@@ -52,20 +54,23 @@ def train(join_hosts: Callable[[], None], overrides: dict[str, str]) -> None:
         if options.init_from:
             overrides = {"init_from": repr(options.init_from), **overrides}
         plan = start.read_plan(options.config, overrides)
+        config = plan.config
         if options.dry_run:
-            print(
-                table.model_table(plan.config, plan.train_step, plan.init, plan.mesh, plan.frozen)
-            )
+            print(table.model_table(config, plan.train_step, plan.init, plan.mesh, plan.frozen))
+            print(banner.start_banner(plan, banner.look_at_images(config), options.workdir))
             return
         use_compilation_cache()
-        run = start.open_run(plan, options.workdir)
-    with one_line_errors(*loop.RUN_ERRORS):
-        state = loop.train(plan.config, run, profile=profile)
+        advice = training_advice(config, plan.mesh)
+        with memory.explained(advice):
+            run = start.open_run(plan, options.workdir)
+        say_on_first_host(banner.start_banner(plan, run.source, run.workdir))
+    with one_line_errors(*loop.RUN_ERRORS), memory.explained(advice):
+        state = loop.train(config, run, profile=profile)
         run.checkpoints.close()
-        if plan.config.lora is not None:
+        if config.lora is not None:
             path = export_lora(run.workdir, run.workdir / "lora.safetensors")
             say_on_first_host(f"the adapter: {path}")
-        if int(state.step) < plan.config.num_steps:
+        if int(state.step) < config.num_steps:
             sys.exit(os.EX_TEMPFAIL)
 
 

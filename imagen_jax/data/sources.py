@@ -93,6 +93,7 @@ class ArraySource:
     """Images in memory: uint8 [N, H, W, 3], with captions or labels or neither.
 
     `extra` holds arrays with a row for each image that a model does not see (names, groups).
+    `total` counts the images of all splits.
     """
 
     images: np.ndarray
@@ -100,6 +101,7 @@ class ArraySource:
     labels: np.ndarray | None = None
     keys: Sequence[str] | None = None
     extra: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    total: int | None = None
 
     def __post_init__(self):
         shape, dtype = self.images.shape, self.images.dtype
@@ -129,6 +131,7 @@ class ArraySource:
             None if self.labels is None else self.labels[rows],
             None if self.keys is None else [self.keys[row] for row in rows],
             {name: values[rows] for name, values in self.extra.items()},
+            self.total,
         )
 
 
@@ -209,6 +212,7 @@ def read_npz(
         labels=labels,
         keys=keys,
         extra={name: array for name, array in arrays.items() if array.shape[:1] == (count,)},
+        total=count,
     )
     if split == "all":
         return source
@@ -258,7 +262,8 @@ class MixtureSource:
 class FolderSource:
     """Images in a folder and the folders below it, read when they are asked for.
 
-    with_images: False leaves images out, for those who read only captions.
+    with_images: False leaves images out, for those who read only captions. total: images of all
+    splits.
     """
 
     folder: Path
@@ -269,6 +274,7 @@ class FolderSource:
     class_names: tuple[str, ...] = ()
     max_pixels: int = decoding.MAX_PIXELS
     with_images: bool = True
+    total: int | None = None
 
     def __len__(self) -> int:
         return len(self.files)
@@ -322,7 +328,8 @@ def read_folder(
             )
         class_names = tuple(sorted({name.split("/")[0] for name in images}))
         labels = np.searchsorted(class_names, [name.split("/")[0] for name in own])
-    return FolderSource(folder, own, captions, labels, class_names, max_pixels)
+    total = len(images)
+    return FolderSource(folder, own, captions, labels, class_names, max_pixels, total=total)
 
 
 def _files_below(folder: Path) -> set[str]:

@@ -11,11 +11,13 @@ from imagen_jax.cascade.cascade import sample_keys
 from imagen_jax.cascade.sample import sample_stage
 from imagen_jax.cascade.stage import Conditions
 from imagen_jax.data.sources import BrokenExample, Source
+from imagen_jax.devices import memory
 from imagen_jax.devices.hosts import whole
 from imagen_jax.diffusion.augmentation import downsample, upsample
 from imagen_jax.diffusion.sampling import Sampling
 from imagen_jax.images import grid, pixels
 from imagen_jax.text import encoder as text
+from imagen_jax.training.memory import sampling_advice
 from imagen_jax.training.run_config import RunConfig
 from imagen_jax.training.state import Frozen, encoder_params, network_params
 from imagen_jax.typing import Images, Keys, Params
@@ -63,6 +65,7 @@ def make_sample_fn(
     if not count or (stage.low_resolution is not None and source is None):
         return None
     keys, generate = sample_keys(section.seed, range(count)), make_generate(config, encoder, frozen)
+    generate = memory.explained(sampling_advice(count))(generate)
     if stage.low_resolution is None:
         captions = list(map(str, asked)) or None
         return lambda params: grid.image_grid(list(generate(params, keys, asked)), captions)

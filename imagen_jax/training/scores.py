@@ -7,12 +7,14 @@ import jax
 import numpy as np
 
 from imagen_jax.cascade.cascade import sample_keys
+from imagen_jax.devices import memory
 from imagen_jax.evaluation.feature_files import load_extractor
 from imagen_jax.evaluation.metrics import DISTANCES, METRICS, compute_targets, measure
 from imagen_jax.evaluation.prompts import read_prompts
 from imagen_jax.evaluation.reference import read_reference
 from imagen_jax.images.pixels import to_uint8
 from imagen_jax.text.encoder import TextEncoder
+from imagen_jax.training.memory import scoring_advice
 from imagen_jax.training.run_config import RunConfig
 from imagen_jax.training.samples import make_generate
 from imagen_jax.training.state import Frozen
@@ -52,6 +54,7 @@ def make_score_fn(
     keys = jax.vmap(lambda key: jax.random.fold_in(key, 0))(keys)
     generate = make_generate(config, encoder, frozen)
 
+    @memory.explained(scoring_advice(section.batch_size))
     def score(params: Params) -> dict[str, float]:
         found: dict[str, list[np.ndarray]] = {extractor.name: [] for extractor in extractors}
         for start in range(0, len(prompts), section.batch_size):

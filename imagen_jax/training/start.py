@@ -130,6 +130,7 @@ def open_run(plan: Plan, workdir: str | os.PathLike) -> loop.Run:
         sample=sample,
         score=score,
         reference=None if tuned else reference_curve(config.stage),
+        source=source,
     )
 
 
