@@ -84,11 +84,17 @@ def words(text: str) -> tuple[str, ...]:
 
 def run(options: argparse.Namespace) -> None:
     # After the options are read: a wrong one need not wait for JAX.
+    from imagen_jax.devices import memory
+    from imagen_jax.devices.accelerators import unused_accelerator
     from imagen_jax.evaluation.inputs import EvaluationRequest
     from imagen_jax.evaluation.run import evaluate
 
     warnings.showwarning = lambda message, *rest: print(f"Warning: {message}", file=sys.stderr)
-    evaluate(EvaluationRequest(**vars(options)))
+    if note := unused_accelerator():
+        warnings.warn(note, stacklevel=1)
+    request = EvaluationRequest(**vars(options))
+    with memory.explained(f"--batch_size is {request.batch_size}: give less."):
+        evaluate(request)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from imagen_jax.cascade.cascade import Cascade
 from imagen_jax.cascade.sample import stage_size
+from imagen_jax.devices import memory
 from imagen_jax.devices.compilation_cache import use_compilation_cache
 from imagen_jax.diffusion.editing import Edit
 from imagen_jax.diffusion.overrides import by_stage, is_number, sampling_from_dict, with_overrides
@@ -23,6 +24,7 @@ from imagen_jax.pipeline import model_directory
 from imagen_jax.pipeline.adapters import adapted_params
 from imagen_jax.pipeline.generation import (
     encode_request,
+    memory_advice,
     plan_lengths,
     sample_cascade,
     spread,
@@ -324,8 +326,9 @@ class Pipeline:
         request = replace(request, batch_size=batch_size, low_memory=low_memory)
         plan_lengths(self.cascade, sampling, request)
         use_compilation_cache()
-        conditions = encode_request(self.cascade, self.params, request)
-        images = sample_cascade(self.cascade, self.params, sampling, request, conditions, place)
+        with memory.explained(memory_advice(self.cascade, request)):
+            conditions = encode_request(self.cascade, self.params, request)
+            images = sample_cascade(self.cascade, self.params, sampling, request, conditions, place)
         broken = int(np.sum(~np.isfinite(images).all(axis=(1, 2, 3))))
         if broken:
             raise ValueError(

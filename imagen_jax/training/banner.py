@@ -40,7 +40,7 @@ def start_banner(
     if config.data.prior is not None:
         lines.append(("prior", _prior(config.batch_size, config.data.prior)))
     epochs = None if source is None or isinstance(source, str) else epochs_of(config, source)
-    seen = "" if epochs is None else f": each image is seen {epochs:,.4g} times"
+    seen = "" if epochs is None else f": each image is seen {epochs:,.2f} times"
     lines.append(("steps", f"{config.num_steps:,} of {config.batch_size} images{seen}"))
     sizes = f"{num_parameters(params):,} trained"
     if below := num_parameters(plan.frozen):

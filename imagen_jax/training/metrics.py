@@ -132,7 +132,7 @@ class MetricLog:
         return {name: value / self.window["steps"] for name, value in self.window["sums"].items()}
 
     def report(
-        self, step: int, extra: Mapping[str, float], position: Mapping[str, float]
+        self, step: int, extra: Mapping[str, float], position: Mapping[str, float] | None = None
     ) -> dict[str, float]:
         """Writes the means since the last report and starts new sums. Returns the means, with
         reference/loss where there is a reference, and `position`.
@@ -145,8 +145,8 @@ class MetricLog:
         bins = zip(window["t_sums"], window["t_counts"], strict=True)
         by_t = [total / count if count else None for total, count in bins]
         line = {"step": step, "window": window["steps"], "mean": dict(means), "loss_by_t": by_t}
-        line |= position
-        means |= position
+        line |= position or {}
+        means |= position or {}
         curves = {"loss_by_t": by_t}
         reference = self.reference.at(step) if self.reference else None
         if reference is not None:
