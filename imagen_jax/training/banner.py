@@ -12,6 +12,7 @@ from imagen_jax.training import batches, build
 from imagen_jax.training.metrics import METRICS_FILE, SAMPLES_FOLDER
 from imagen_jax.training.progress import steps_per_epoch
 from imagen_jax.training.run_config import MIXTURE, STREAM, PriorConfig, RunConfig
+from imagen_jax.training.samples import sampled
 from imagen_jax.training.start import Plan
 from imagen_jax.training.state import Frozen
 from imagen_jax.training.table import num_parameters
@@ -125,7 +126,7 @@ def _outputs(config: RunConfig, workdir: str | os.PathLike) -> list[tuple[str, s
     near = os.path.relpath(workdir)
     folder = os.path.abspath(workdir) if near.startswith("..") else near
     saved = f"{folder}/checkpoints every {config.checkpoint.every:,} steps"
-    if config.sample is not None:
+    if sampled(config)[1]:
         every = config.sample.every
         when = f" every {every:,}" if every else " at the end"
         saved += f", {SAMPLES_FOLDER}/{when}"

@@ -48,6 +48,15 @@ def make_generate(config: RunConfig, encoder: text.TextEncoder | None, frozen: F
     return generate
 
 
+def sampled(config: RunConfig) -> tuple[Sequence, int]:
+    """(prompts or labels, how many images) of the config's section `sample`; none without one."""
+    section, conditioning = config.sample, config.stage.conditioning
+    if section is None or config.data.embeddings is not None:  # without an encoder, no text
+        return (), 0
+    asked = {"text": section.prompts, "label": section.labels, None: ()}[conditioning]
+    return asked, section.count if conditioning is None else len(asked)
+
+
 def make_sample_fn(
     config: RunConfig, encoder: text.TextEncoder | None, source: Source | None, frozen: Frozen
 ) -> Callable[[Params], Image.Image] | None:
@@ -58,10 +67,7 @@ def make_sample_fn(
     memory and has them. Its grid has a row of inputs, one of results and one of the true images.
     """
     section, stage = config.sample, config.stage
-    if section is None:
-        return None
-    asked = {"text": section.prompts, "label": section.labels, None: ()}[stage.conditioning]
-    count = section.count if stage.conditioning is None else len(asked)
+    asked, count = sampled(config)
     if not count or (stage.low_resolution is not None and source is None):
         return None
     keys, generate = sample_keys(section.seed, range(count)), make_generate(config, encoder, frozen)

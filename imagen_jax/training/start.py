@@ -97,13 +97,12 @@ def open_run(plan: Plan, workdir: str | os.PathLike) -> loop.Run:
     # What can be refused comes before the checkpoints, whose threads an exit would cut off.
     source = None if config.data.source == STREAM else batches.make_source(config)
     stream = batches.make_batches(config, encoder, source, mesh=mesh)
-    weights = sample = None
+    weights = None
     frozen = read_frozen(config, plan.frozen, workdir if kept else None, mesh)
     if config.lora is None and not resumed:
         weights = read_start(config, encoder, mesh)
-    if config.data.embeddings is None:
-        sample = samples.make_sample_fn(config, encoder, source, frozen)
-    elif config.sample is not None:
+    sample = samples.make_sample_fn(config, encoder, source, frozen)
+    if config.data.embeddings is not None and config.sample is not None:
         hosts.say_on_first_host(
             "no samples while training: without a text encoder prompts have no text"
         )

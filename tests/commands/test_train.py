@@ -155,6 +155,7 @@ def test_a_dry_run_prints_the_model_and_writes_nothing(tmp_path, dataset):
     ended, said = call(train, *arguments(tmp_path / "run", dataset)[1:], "--dry_run")
     assert not ended
     assert "trained parameters" in said
+    assert "images      38 of " in said
     assert "GFLOP an image" in said
     assert "3x3x" in said
     assert not (tmp_path / "run").exists()
