@@ -21,7 +21,8 @@ def training_advice(config: RunConfig, mesh: jax.sharding.Mesh) -> str:
         f"stage.network.dtype {network.dtype}",
     ]
     changes = []
-    if splits := [n for n in range(accumulation + 1, size + 1) if not size % n | size // n % parts]:
+    more = range(accumulation + 1, size + 1)
+    if splits := [n for n in more if size % n == 0 and size // n % parts == 0]:
         changes.append(f"optimizer.accumulation={splits[0]}")
     if network.remat is not True:
         changes.append("stage.network.remat=True")

@@ -192,6 +192,10 @@ def read_frozen(
 
 def read_network(config: RunConfig, dtype: str, mesh: jax.sharding.Mesh) -> Params:
     """The network's parameters in the workdir, model directory or shipped model `init_from`."""
+    if encoder_files.is_encoder(config.init_from):
+        raise ValueError(
+            f"init_from {config.init_from} is a text encoder by itself: give it as text.init_from"
+        )
     pipeline = loading.load_model(config.init_from, dtype=dtype, mesh=mesh)
     index = stage_index(pipeline.cascade, config.stage.name)
     return pipeline.params[pipeline.cascade.stages[index].name]

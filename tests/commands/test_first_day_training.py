@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_cascade import random_params
+from tiny_cascade import BASE, BASE_SETTINGS, CASCADE, ENCODER, random_params
 
+from imagen_jax.cascade.cascade import TEXT_ENCODER, Cascade
 from imagen_jax.commands import train
-from imagen_jax.pipeline import loading
+from imagen_jax.pipeline import encoder_files, loading
 from imagen_jax.pipeline.model_directory import write_model
 from imagen_jax.training import banner, build, samples, start
 from imagen_jax.training.metrics import Curve
@@ -128,3 +129,22 @@ def test_too_little_memory_is_one_line_with_the_present_values(tmp_path):
     assert "\n" not in error
     assert "Now: batch_size 8, optimizer.accumulation 1, stage.network.remat False, " in error
     assert "--config.optimizer.accumulation=2, --config.stage.network.remat=True, " in error
+
+
+def test_weights_to_start_from_are_looked_for_where_they_can_be(tmp_path):
+    images = write_images(tmp_path / "set.npz", 40, 8)
+    cascade = Cascade((BASE,), (BASE_SETTINGS,), None)
+    write_model(tmp_path / "no_encoder", cascade, random_params(cascade), name="no_encoder")
+    encoder_files.write_encoder(
+        tmp_path / "t5", ENCODER.config, random_params(CASCADE)[TEXT_ENCODER]
+    )
+    for source, told in (
+        ("no_encoder", "no_encoder holds no text encoder: say with text.init_from where one is"),
+        ("t5", "t5 is a text encoder by itself: give it as text.init_from"),
+    ):
+        given = {"init_from": repr(str(tmp_path / source)), "text.trainable": "False"}
+        given |= {"text.encoder": "None", "text.tokenizer": "bytes"} if source == "t5" else {}
+        plan = start.read_plan(str(CONFIG), given | {"data.path": repr(str(images))})
+        with pytest.raises(ValueError, match=told):
+            start.open_run(plan, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -115,7 +115,7 @@ def whole_run(tmp_path_factory, dataset) -> tuple[Path, str]:
 
 def test_a_run_reports_and_leaves_a_whole_workdir(whole_run):
     workdir, said = whole_run
-    assert "step 12/12 | loss " in said
+    assert "step 12/12 | epoch 2.53 | loss " in said
     assert " images/s | " in said
     assert " left" in said
     assert Checkpoints(workdir / "checkpoints", read_only=True).steps()[-1] == 12
