@@ -1,6 +1,7 @@
 """What a run says of itself before it starts: device, images, parameters, and where things go."""
 
 import os
+import shlex
 from pathlib import Path
 
 import jax
@@ -132,7 +133,7 @@ def _outputs(config: RunConfig, workdir: str | os.PathLike) -> list[tuple[str, s
         saved += f", {SAMPLES_FOLDER}/{when}"
     return [
         ("writes", f"{saved}, {METRICS_FILE}"),
-        ("watch", f"tensorboard --logdir {folder}"),
+        ("watch", f"tensorboard --logdir {shlex.quote(folder)}"),
     ]
 
 
