@@ -28,12 +28,14 @@ class Cascade:
     """A text encoder and stages, each with its sampling.
 
     encoder: None where no stage reads text, or where a stage was loaded without the encoder that it
-    reads, to be chained with others.
+    reads, to be chained with others. class_names: of the labels, by number; empty where they are
+    not known.
     """
 
     stages: tuple[Stage, ...]
     sampling: tuple[Sampling, ...]
     encoder: TextEncoder | None = None
+    class_names: tuple[str, ...] = ()
 
     def __post_init__(self):
         names, count = [stage.name for stage in self.stages], len(self.sampling)
@@ -45,6 +47,13 @@ class Cascade:
                 f"Stage names must differ, also from {TEXT_ENCODER!r}: {names}.",
             ),
         )
+        named, unique = len(self.class_names), len(set(self.class_names))
+        counts = {s.network.num_classes for s in self.stages if s.conditioning == "label"}
+        if named and (counts != {named} or unique != named):
+            raise ValueError(
+                f"There are {named} class names, {unique} different ones, for "
+                f"{' and '.join(map(str, sorted(counts))) or 'no'} classes."
+            )
         for before, after in pairwise(self.stages):
             require(
                 (

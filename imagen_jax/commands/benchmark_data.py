@@ -24,8 +24,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from imagen_jax.commands.command_line import make_parser, run_parsed
+from imagen_jax.commands.command_line import count, make_parser, run_parsed
 from imagen_jax.data import Loader, read_tar
+from imagen_jax.images.decoding import decode
 
 SIDE, IMAGES, SHARDS = 512, 2000, 4
 STEPS = (10, 1000)
@@ -36,11 +37,11 @@ def parser() -> argparse.ArgumentParser:
     add = parse.add_argument
     add("--path", help="tar shards of your own")
     add("--index_dir", help="where their index is kept")
-    add("--resolution", type=int, default=256)
-    add("--batch_size", type=int, default=50)
-    add("--images", type=int, default=IMAGES, help="read in each round")
-    add("--threads", type=int, default=2)
-    add("--rounds", type=int, default=5)
+    add("--resolution", type=count, default=256, help="that the loader makes of the images")
+    add("--batch_size", type=count, default=50, help="images in a batch")
+    add("--images", type=count, default=IMAGES, help="read in each round")
+    add("--threads", type=count, default=2, help="of each side")
+    add("--rounds", type=count, default=5, help="of which the best counts")
     return parse
 
 
@@ -67,11 +68,6 @@ def write_shards(folder: Path) -> None:
                     header = tarfile.TarInfo(f"{n:09d}.{extension}")
                     header.size = len(data)
                     tar.addfile(header, io.BytesIO(data))
-
-
-def decode(data: bytes) -> None:
-    with Image.open(io.BytesIO(data)) as image:
-        image.load()
 
 
 def timed(call: Callable[[], object]) -> tuple[float, float]:

@@ -26,7 +26,8 @@ from pathlib import Path
 
 import numpy as np
 
-from imagen_jax.commands.command_line import make_parser, run_parsed
+from imagen_jax.commands.command_line import count, make_parser, path, run_parsed
+from imagen_jax.storage.folders import make_folder
 
 TOLERANCE = 1e-4  # relative L2 between the features of both sides
 
@@ -34,11 +35,11 @@ TOLERANCE = 1e-4  # relative L2 between the features of both sides
 def parser() -> argparse.ArgumentParser:
     parse = make_parser(__doc__)
     add = parse.add_argument
-    add("--batch_size", type=int, default=16)
-    add("--side", type=int, default=256, help="of the images, in pixels")
-    add("--rounds", type=int, default=7, help="turns of each side")
-    add("--threads", type=int, help="of PyTorch (default: its own choice)")
-    add("--out", type=Path, metavar="FILE", help="write the figures as JSON")
+    add("--batch_size", type=count, default=16, help="images at a time")
+    add("--side", type=count, default=256, help="of the images, in pixels")
+    add("--rounds", type=count, default=7, help="turns of each side")
+    add("--threads", type=count, help="of PyTorch (default: its own choice)")
+    add("--out", type=path, metavar="FILE", help="write the figures as JSON")
     return parse
 
 
@@ -50,13 +51,13 @@ def random_state() -> dict[str, np.ndarray]:
 
     rng = np.random.default_rng(0)
     values = {}
-    for path, leaf in flatten(unfolded_shapes()).items():
-        if path.endswith("/kernel"):
-            values[path] = rng.normal(0, (2 / np.prod(leaf.shape[:-1])) ** 0.5, leaf.shape)
-        elif path.endswith(("/gamma", "/variance")):
-            values[path] = rng.uniform(0.5, 1.5, leaf.shape)
+    for name, leaf in flatten(unfolded_shapes()).items():
+        if name.endswith("/kernel"):
+            values[name] = rng.normal(0, (2 / np.prod(leaf.shape[:-1])) ** 0.5, leaf.shape)
+        elif name.endswith(("/gamma", "/variance")):
+            values[name] = rng.uniform(0.5, 1.5, leaf.shape)
         else:
-            values[path] = rng.normal(0, 0.1, leaf.shape)
+            values[name] = rng.normal(0, 0.1, leaf.shape)
     state = write_layout(pytorch_layout(), unflatten(values))
     return {name: np.ascontiguousarray(array, np.float32) for name, array in state.items()}
 
@@ -127,8 +128,8 @@ def measure(options: argparse.Namespace) -> dict:
 
 
 def run(options: argparse.Namespace) -> None:
-    if min(options.batch_size, options.side, options.rounds) < 1:
-        raise ValueError("--batch_size, --side and --rounds must be at least 1")
+    if options.out is not None:
+        make_folder(options.out.parent, "--out")
     figures = measure(options)
     mine, other = figures["features_per_second"].values()
     print(

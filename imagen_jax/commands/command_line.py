@@ -1,18 +1,19 @@
-"""What the commands share: how options are read and how mistakes are reported.
-
-Commands that take a config use absl, because of --config.KEY=VALUE; the others use argparse.
-"""
+"""What the commands share: how options are read and how mistakes are reported."""
 
 import argparse
 import contextlib
 import dataclasses
+import itertools
+import os
+import re
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
-from absl import app, flags, logging
-
+from imagen_jax.commands.other_names import suggestion
 from imagen_jax.devices.memory import shortage
+from imagen_jax.storage.folders import user_path
 from imagen_jax.training.config import split_overrides
 
 # Which extra of pyproject.toml brings a package that is imported only when it is needed.
@@ -51,19 +52,78 @@ def one_line_errors(*expected: type[Exception]) -> Iterator[None]:
         hint = f". It comes with: pip install -e '.[{extra}]'" if extra else ""
         sys.exit(f"error: {error}{hint}")
     except (OSError, *expected) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {error}".removesuffix("."))
     except (RuntimeError, MemoryError) as error:
         if (reason := shortage(error)) is None:
             raise
-        sys.exit(f"error: {reason}")
+        sys.exit(f"error: {reason}".removesuffix("."))
     except KeyboardInterrupt:
         sys.exit(130)
 
 
-def make_parser(description: str, **options: Any) -> argparse.ArgumentParser:
+# ------------------------------------------------------------------------------------- the parser
+
+
+class Help(argparse.RawDescriptionHelpFormatter):
+    """Descriptions as they are, options with their defaults; % in either is a per cent sign."""
+
+    def _expand_help(self, action: argparse.Action) -> str:
+        untold = action.default in (None, False, [], argparse.SUPPRESS) or not action.option_strings
+        if untold or "default" in action.help:
+            return action.help
+        return f"{action.help} (default: {action.default})"
+
+
+# What argparse says, and what is said instead.
+WORDINGS = {
+    r"argument (\S+): (.*)": r"\1: \2",
+    r"(\S+): expected .*argument.*": r"\1 needs a value",
+    r"(\S+): ignored explicit argument (.*)": r"\1 takes no value: \2",
+    r"(\S+): invalid choice: (.*?) \(choose from (.*)\)": r"\1 is \2; it must be one of \3",
+    r"(\S+): invalid \S+ value: (.*)": r"\1 cannot be \2",
+    r"(\S+): not allowed with argument (\S+)": r"\1 and \2 do not go together",
+    r"one of the arguments (.*) is required": r"one of \1 is needed",
+    r"the following arguments are required: ([^,]*)": r"\1 is needed",
+    r"the following arguments are required: (.*)": r"\1 are needed",
+    r"unrecognized arguments: (.*)": r"unknown argument \1",
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """Tells a mistake in one line, ends with status 2, and knows what options others would be."""
+
+    def __init__(self, **options: Any):
+        super().__init__(formatter_class=Help, allow_abbrev=False, **options)
+        self.register("type", int, whole_number)
+        self.register("type", float, number)
+        # Python before 3.14 takes -1e-3 and -1,2 for options.
+        self._negative_number_matcher = re.compile(r"-\.?\d")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        arguments = sys.argv[1:] if args is None else list(args)
+        known = self._option_string_actions
+        options = itertools.takewhile(lambda argument: argument != "--", arguments)
+        for name in (option.partition("=")[0] for option in options):
+            # In a command with sub-commands the options are theirs.
+            if re.fullmatch(r"--?[a-zA-Z][^ ]*", name) and not (name in known or self._subparsers):
+                names = [option.lstrip("-") for option in known]
+                unnamed = [action.dest for action in self._actions if not action.option_strings]
+                self.error(f"unknown option {name}{suggestion(name.lstrip('-'), names, unnamed)}")
+        return super().parse_known_args(arguments, namespace)
+
+    def error(self, message: str) -> None:
+        for theirs, ours in WORDINGS.items():
+            message = re.sub(f"^{theirs}$", ours, message)
+        for action in self._actions:  # --out is needed -> --out DIR is needed
+            if action.option_strings and action.required and action.metavar:
+                name = action.option_strings[0]
+                message = re.sub(rf"{name}\b(?=.* needed$)", f"{name} {action.metavar}", message)
+        self.exit(2, f"error: {message}; see --help\n")
+
+
+def make_parser(description: str, **options: Any) -> Parser:
     """A parser whose help begins with the command's docstring as it is; `options`: argparse's."""
-    style = argparse.RawDescriptionHelpFormatter
-    return argparse.ArgumentParser(description=description, formatter_class=style, **options)
+    return Parser(description=description, **options)
 
 
 def run_parsed(
@@ -77,12 +137,63 @@ def run_parsed(
         main(options)
 
 
+def run_configured(
+    parser: argparse.ArgumentParser,
+    main: Callable[[argparse.Namespace, dict[str, str]], None],
+    arguments: list[str] | None,
+) -> None:
+    """main(options, {key: value of each --config.key=value}); which errors are told in one line is
+    left to `main`.
+    """
+    from absl import logging
+
+    with one_line_errors(ValueError):
+        rest, overrides = split_overrides(sys.argv[1:] if arguments is None else arguments)
+    options = parser.parse_args(rest)
+    logging.use_absl_handler()
+    logging.set_verbosity(logging.WARNING)  # Orbax says much
+    main(options, overrides)
+
+
+# ------------------------------------------------------------------------------ values of options
+
+
+def whole_number(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number") from None
+
+
+def number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a number") from None
+
+
+def count(text: str) -> int:
+    """A whole number, at least 1."""
+    value = whole_number(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be at least 1")
+    return value
+
+
+def entries(text: str) -> list[str]:
+    """ "a, b" -> ["a", "b"]: what stands between commas, none of it empty."""
+    found = [part.strip() for part in text.split(",")]
+    if not all(found):
+        raise argparse.ArgumentTypeError(f"{text!r} has nothing before or after a comma")
+    return found
+
+
 def numbers(kind: type) -> Callable[[str], Any]:
     """What reads "3" as a number and "3,1" as a list of numbers by stage, for argparse."""
 
-    def number(text: str) -> Any:
+    def by_stage(text: str) -> Any:
         try:
-            values = [kind(part) for part in text.split(",")]
+            values = [kind(part) for part in entries(text)]
         except ValueError:
             meaning = "whole number" if kind is int else "number"
             raise argparse.ArgumentTypeError(
@@ -90,55 +201,48 @@ def numbers(kind: type) -> Callable[[str], Any]:
             ) from None
         return values[0] if len(values) == 1 else values
 
-    return number
+    return by_stage
 
 
 names = numbers(str)
 
 
-def run_configured(
-    main: Callable[[dict[str, str]], None], arguments: list[str] | None, description: str
-) -> None:
-    """main({key: value of each --config.key=value}), with absl's flags read and its logger quiet.
-
-    `arguments` begin with the program's name; None: those of the command line. `description` heads
-    the text of --help, which lists the flags of our own modules.
-    """
-    sys.modules["__main__"].__doc__ = description
-    for module, defined in flags.FLAGS.flags_by_module_dict().items():
-        for flag in defined if module.split(".")[0] in OWN else ():
-            flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
-    with one_line_errors(ValueError):
-        rest, overrides = split_overrides(sys.argv if arguments is None else arguments)
-
-    def run(argv: list[str]) -> None:
-        if len(argv) > 1:
-            sys.exit(f"error: unknown argument {argv[1]!r}")
-        logging.set_verbosity(logging.WARNING)
-        main(overrides)
-
-    app.run(run, argv=rest)
+def path(argument: str) -> Path:
+    """A path as the user wrote it, for argparse: with ~ expanded where the shell has not."""
+    try:
+        return user_path(argument)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def define_host_flags() -> Callable[[], None]:
-    """Defines the flags of a run on several hosts; returns the function that joins them, to be
-    called before anything else uses JAX.
-    """
-    from imagen_jax.devices.hosts import HEARTBEAT_SECONDS, JOIN_SECONDS, Launch, join_hosts
+def sources(argument: str) -> str | list[str]:
+    """A,B as a list of models; what is there under that very name, comma and all, is one."""
+    return argument if os.path.exists(path(argument)) else names(argument)
 
-    flags.DEFINE_bool(
-        "distributed", False, "Join the other hosts of a TPU pod or cluster, found by JAX."
-    )
-    flags.DEFINE_string("coordinator_address", None, "HOST:PORT of process 0.")
-    flags.DEFINE_integer("num_processes", None, "Processes of this run, one per host.")
-    flags.DEFINE_integer("process_id", None, "Number of this process, from 0.")
-    seconds = "Seconds without a sign of life from one process after which the others end."
-    flags.DEFINE_integer("heartbeat_seconds", HEARTBEAT_SECONDS, seconds)
-    flags.DEFINE_integer("join_seconds", JOIN_SECONDS, "Seconds to wait for all processes.")
 
-    def join() -> None:
-        names = (field.name for field in dataclasses.fields(Launch))
-        launch = Launch(**{name: getattr(flags.FLAGS, name) for name in names})
-        join_hosts(launch, flags.FLAGS.distributed)
+# ---------------------------------------------------------------------------------- several hosts
 
-    return join
+
+def add_host_options(parser: argparse.ArgumentParser) -> None:
+    """The options of a run on several hosts, which `join_hosts` reads."""
+    from imagen_jax.devices.hosts import HEARTBEAT_SECONDS, JOIN_SECONDS
+
+    add = parser.add_argument_group("several hosts").add_argument
+    add("--distributed", action="store_true", help="join the other hosts of a TPU pod or cluster, "
+        "found by JAX")  # fmt: skip
+    add("--coordinator_address", metavar="HOST:PORT", help="of process 0")
+    add("--num_processes", type=int, metavar="N", help="processes of this run, one per host")
+    add("--process_id", type=int, metavar="I", help="number of this process, from 0")
+    add("--heartbeat_seconds", type=int, default=HEARTBEAT_SECONDS, metavar="S", help="without a "
+        "sign of life from one process for so long, the others end")  # fmt: skip
+    add("--join_seconds", type=int, default=JOIN_SECONDS, metavar="S", help="how long to wait for "
+        "all processes at the start")  # fmt: skip
+
+
+def join_hosts(options: argparse.Namespace) -> None:
+    """Joins the other hosts of a run; to be called before anything else uses JAX."""
+    from imagen_jax.devices import hosts
+
+    fields = (field.name for field in dataclasses.fields(hosts.Launch))
+    launch = hosts.Launch(**{name: getattr(options, name) for name in fields})
+    hosts.join_hosts(launch, options.distributed)

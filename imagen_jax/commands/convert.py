@@ -37,9 +37,10 @@ def parser() -> argparse.ArgumentParser:
     parse = make_parser(__doc__)
     add = parse.add_argument
     add("--model", required=True, help="what to convert: a directory, or a model's name")
-    add("--to", required=True, choices=("diffusers", "imagen_jax"))
+    add("--to", required=True, choices=("diffusers", "imagen_jax"), help="whose files to write")
     add("--out", type=Path, required=True, metavar="DIR", help="directory to write")
-    add("--part", choices=("pipeline", "unet", "text_encoder"), default="pipeline")
+    add("--part", choices=("pipeline", "unet", "text_encoder"), default="pipeline",
+        help="what to convert of it")  # fmt: skip
     add("--stage", help="which of several stages to convert")
     add(
         "--dtype",

@@ -10,26 +10,33 @@ belongs to one of them. A shard is written whole or not at all, so the same comm
 an interruption, on any number of hosts.
 """
 
-from collections.abc import Callable
+import argparse
 from functools import partial
-from pathlib import Path
 
-from absl import flags
-
-from imagen_jax.commands.command_line import define_host_flags, one_line_errors, run_configured
+from imagen_jax.commands.command_line import (
+    add_host_options,
+    count,
+    join_hosts,
+    make_parser,
+    one_line_errors,
+    path,
+    run_configured,
+)
 from imagen_jax.storage.folders import make_folder
 
 
-def define_flags() -> Callable[[], None]:
-    """Defines the options; returns what joins the hosts."""
-    flags.DEFINE_string("config", None, "Python file with get_config().", required=True)
-    flags.DEFINE_string("out", None, "Folder for the shards.", required=True)
-    flags.DEFINE_integer("batch_size", 64, "Captions at a time on each host.", lower_bound=1)
-    flags.DEFINE_integer("shard_size", 4096, "Examples in a shard.", lower_bound=1)
-    return define_host_flags()
+def parser() -> argparse.ArgumentParser:
+    parse = make_parser(__doc__)
+    add = parse.add_argument
+    add("--config", type=path, required=True, metavar="FILE", help="Python file with get_config()")
+    add("--out", type=path, required=True, metavar="DIR", help="folder for the shards")
+    add("--batch_size", type=count, default=64, help="captions at a time on each host")
+    add("--shard_size", type=count, default=4096, help="examples in a shard")
+    add_host_options(parse)
+    return parse
 
 
-def run(join_hosts: Callable[[], None], overrides: dict[str, str]) -> None:
+def run(options: argparse.Namespace, overrides: dict[str, str]) -> None:
     with one_line_errors():
         from imagen_jax.data.loader import TooManyBroken
         from imagen_jax.devices import memory
@@ -37,12 +44,11 @@ def run(join_hosts: Callable[[], None], overrides: dict[str, str]) -> None:
         from imagen_jax.devices.hosts import check_shared
         from imagen_jax.training import text_embedding
 
-    options = flags.FLAGS
     advice = memory.explained(f"--batch_size is {options.batch_size}: give less.")
     with one_line_errors(ValueError, TooManyBroken), advice:
-        join_hosts()
+        join_hosts(options)
         use_compilation_cache()
-        out = Path(options.out).absolute()
+        out = options.out.absolute()
         config, encoder = text_embedding.read_embedding(options.config, overrides, out)
         source = text_embedding.captions_source(config)
         make_folder(out, "--out")
@@ -59,6 +65,4 @@ def run(join_hosts: Callable[[], None], overrides: dict[str, str]) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    with one_line_errors(ValueError):
-        join_hosts = define_flags()
-    run_configured(partial(run, join_hosts), arguments, __doc__)
+    run_configured(parser(), run, arguments)

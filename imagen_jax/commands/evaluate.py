@@ -1,11 +1,12 @@
 r"""Measures a model, or a folder of images: FID, KID, CMMD, CLIP score and more, with a report.
 
-python scripts/evaluate.py --make_reference val2014/ --size 256 --features inception/,clip/ \\
-    --reference coco.safetensors
-python scripts/evaluate.py --model runs/mine --prompts coco30k --metrics fid,kid,cmmd,clip \\
-    --features inception/,clip/ --reference coco.safetensors --out results/coco
+python scripts/evaluate.py FOLDER_A FOLDER_B          # FID of A's images from B's
+python scripts/evaluate.py --make_reference val2014/ --size 256 --reference coco.safetensors
+python scripts/evaluate.py --model runs/mine --prompts coco30k --metrics fid,kid,cmmd,clip \
+    --reference coco.safetensors --out results/coco
 python scripts/evaluate.py --model emoji --metrics retrieval,psnr --split heldout --out results/
 
+The networks are looked for in models/inception and models/clip; --features names others.
 --make_reference with --out makes the reference first and then measures.
 fid, kid: distance of Inception's features from the reference's. cmmd: of CLIP's.
 clip: mean cosine of image and caption. r_precision: whether an image's own caption is the
@@ -16,49 +17,53 @@ psnr, ssim: of each super-resolution stage, given the true emoji downsampled, be
 --images beside --truth. In dB, and in [-1, 1].
 images: no figure, only the images.
 
-Several weights or levels (--guidance 1,1.35,2 --aug_level 0,0.1) are a sweep: sweep.csv and
+Several weights or levels (--guidance 1 1.35 2 --aug_level 0 0.1) are a sweep: sweep.csv and
 sweep.png set distance against alignment. DIR/report.json and DIR/report.html hold the figures, what
 decides them, and why a figure cannot be compared with published ones. Images and features stay in
 DIR: a run that was killed resumes. docs/evaluation.md explains the protocols.
 """
 
 import argparse
+import os
 import sys
 import warnings
-from pathlib import Path
 
-from imagen_jax.commands.command_line import make_parser, names, numbers, run_parsed
+from imagen_jax.commands.command_line import make_parser, names, numbers, path, run_parsed
 
 
 def parser() -> argparse.ArgumentParser:
     # EvaluationRequest has the defaults.
     parse = make_parser(__doc__, argument_default=argparse.SUPPRESS)
     add = parse.add_argument
+    add("folders", nargs="*", type=path, metavar="FOLDER", help="A B: --images A --reference B")
     add("--model", type=names, help="shipped model, model directory or training workdir (default: "
         "emoji); A,B chains separately trained stages")  # fmt: skip
     add("--dtype", help="of the parameters: float32 (default) or bfloat16")
     add("--variant", help="of DeepFloyd IF's weights, such as fp16")
-    add("--images", type=Path, metavar="DIR", help="measure these images instead of a model's: "
+    add("--images", type=path, metavar="DIR", help="measure these images instead of a model's: "
         "named after the prompts' ids, else in the order of their names, 2 before 10")  # fmt: skip
-    add("--truth", type=Path, metavar="DIR", help="true images, of the same names, for psnr, ssim")
+    add("--truth", type=path, metavar="DIR", help="true images, of the same names, for psnr, ssim")
     add("--prompts", help="emoji, coco30k, drawbench or a file (default: emoji for a model)")
-    add("--data", type=Path, help="file of emoji (prepare_emoji.py), coco30k or drawbench")
+    add("--data", type=path, help="file of emoji (prepare_emoji.py), coco30k or drawbench")
     add("--metrics", type=words, help="of fid, kid, cmmd, clip, r_precision, ...: A,B (default: "
-        "retrieval)")  # fmt: skip
-    add("--features", type=words, metavar="DIR,DIR", help="converted Inception or CLIP weights, or "
-        "random_inception: random ones, whose figures are not FID")  # fmt: skip
+        "fid with a reference, psnr,ssim with --truth, else retrieval)")  # fmt: skip
+    add("--features", type=folders, metavar="DIR,DIR", help="converted Inception or CLIP weights "
+        "(default: models/inception, models/clip), or random_inception: random ones, whose figures "
+        "are not FID")  # fmt: skip
     add("--resize", type=words, help="for Inception, of legacy_tensorflow (default), pytorch_fid, "
         "clean: A,B")  # fmt: skip
-    add("--reference", type=Path, metavar="FILE", help="features of the true images")
+    add("--reference", type=path, metavar="DIR|FILE", help="folder of true images, or the file of "
+        "their features")  # fmt: skip
     add("--make_reference", metavar="DIR", help="write --reference of a folder, emoji:SPLIT or "
         "tfds:NAME:SPLIT")  # fmt: skip
     add("--split", choices=("train", "heldout"), help="of emoji (default: heldout)")
     add("--language", choices=("en", "zh"), help="of emoji's names (default: both)")
     add("--num", type=int, help="the first N prompts; of emoji, N images drawn with a fixed seed")
     add("--num_images", type=int, help="images a prompt (default: 1)")
-    add("--guidance", type=points, help="weights of the text: W,W,...; W:W by stage")
-    add("--aug_level", type=points, help="noise on the low-resolution input of stages, in [0, 1]: "
-        "A,A,...; A:A by stage")  # fmt: skip
+    add("--guidance", type=by_stage, nargs="+", metavar="W", help="weights of the text: W W ... "
+        "are the points of a sweep; W,W by stage")  # fmt: skip
+    add("--aug_level", type=by_stage, nargs="+", metavar="A", help="noise on the low-resolution "
+        "input of stages, in [0, 1]: A A ...; A,A by stage")  # fmt: skip
     add("--steps", type=numbers(int), help="of the sampler; N, or N,N,... by stage")
     add("--sampler", type=names, help="ddpm, ddim, dpmpp_2m or heun; or S,S,... by stage")
     add("--size", type=int, help="of the images (default: emoji: the smallest from 32 on; coco30k"
@@ -67,14 +72,20 @@ def parser() -> argparse.ArgumentParser:
     add("--batch_size", type=int, help="images at a time (default: 16)")
     add("--share", metavar="I/N", help="do only this share of the work, from 1; then run without")
     add("--skip_broken", action="store_true", help="leave images out that cannot be read")
-    add("--out", type=Path, metavar="DIR", help="directory for report.json and all else")
+    add("--out", type=path, metavar="DIR", help="directory for report.json and all else; without "
+        "it the figures of given images are only printed")  # fmt: skip
     return parse
 
 
-def points(text: str) -> list[float | tuple[float, ...]]:
-    """ "1,2:8" -> [1.0, (2.0, 8.0)]: commas between points, colons between stages."""
-    values = [tuple(float(part) for part in point.split(":")) for point in text.split(",")]
-    return [value[0] if len(value) == 1 else value for value in values]
+def by_stage(text: str) -> float | tuple[float, ...]:
+    """ "1" -> 1.0 and "2,8" -> (2.0, 8.0), as the other commands read it."""
+    value = numbers(float)(text)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def folders(text: str) -> tuple[str, ...]:
+    """Names separated by commas; a folder that is there may have commas in its name."""
+    return (text,) if os.path.exists(text) else words(text)
 
 
 def words(text: str) -> tuple[str, ...]:
@@ -86,13 +97,21 @@ def run(options: argparse.Namespace) -> None:
     # After the options are read: a wrong one need not wait for JAX.
     from imagen_jax.devices import memory
     from imagen_jax.devices.accelerators import unused_accelerator
-    from imagen_jax.evaluation.inputs import EvaluationRequest
+    from imagen_jax.evaluation.request import EvaluationRequest
     from imagen_jax.evaluation.run import evaluate
 
     warnings.showwarning = lambda message, *rest: print(f"Warning: {message}", file=sys.stderr)
     if note := unused_accelerator():
         warnings.warn(note, stacklevel=1)
-    request = EvaluationRequest(**vars(options))
+    values = vars(options)
+    given = values.pop("folders", [])
+    for name, folder in zip(("images", "reference"), given, strict=False):
+        if name in values or len(given) > 2:
+            raise ValueError(
+                f"FOLDER {given[-1]} is one too many: A B is short for --images A --reference B."
+            )
+        values[name] = folder
+    request = EvaluationRequest(**values)
     with memory.explained(f"--batch_size is {request.batch_size}: give less."):
         evaluate(request)
 

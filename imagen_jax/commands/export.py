@@ -9,6 +9,7 @@ given are those of each run's config. Other files in DIR, such as a card, are ke
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,6 @@ def parser() -> argparse.ArgumentParser:
 
 def export(options: argparse.Namespace) -> None:
     # After the options are read: a wrong one need not wait for JAX.
-    from imagen_jax.cascade.cascade import Cascade
     from imagen_jax.diffusion.overrides import with_overrides
     from imagen_jax.pipeline.loading import join_pipelines, load_model
     from imagen_jax.pipeline.model_directory import write_model
@@ -58,7 +58,7 @@ def export(options: argparse.Namespace) -> None:
         threshold=options.threshold,
         aug_level=options.aug_level,
     )
-    cascade = Cascade(joined.cascade.stages, settings, joined.cascade.encoder)
+    cascade = replace(joined.cascade, sampling=settings)
     write_model(
         options.out,
         cascade,
@@ -100,6 +100,8 @@ def plot(curves: dict[str, Any], path: Path) -> None:
     except ImportError:
         print("no image of the loss: it needs matplotlib, pip install -e '.[train]'")
         return
+    from imagen_jax.images.png import SHEET
+
     figure = Figure(figsize=(4.5 * len(curves), 3.2), layout="tight")
     row = figure.subplots(1, len(curves), squeeze=False)[0]
     for axes, (name, curve) in zip(row, curves.items(), strict=True):
@@ -111,7 +113,7 @@ def plot(curves: dict[str, Any], path: Path) -> None:
         axes.set(title=name, xlabel="step", ylabel="loss", yscale="log")
         axes.legend(fontsize=7)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=100)
+    figure.savefig(path, dpi=100, metadata=SHEET if path.suffix.lower() == ".png" else None)
     print(path)
 
 

@@ -56,12 +56,17 @@ def parser() -> argparse.ArgumentParser:
     add("--spacing", type=names, help="of the steps, such as fast27 for IF; or S,S,... by stage")
     add("--seed", type=int, help="of the noise (default: a new one, which is printed)")
     add("--negative_prompt", help="what to lead away from")
-    add("--label", type=int, nargs="+", help="classes, for a model of classes instead of prompts")
+    add("--label", nargs="+", help="classes by name or number, for a model of classes")
     add("--batch_size", type=int, help="images at a time (default: 4 on a CPU, else 16)")
     add("--from_png", type=Path, metavar="FILE", help="make this image again, all else left out")
     add("--aspect_ratio", help="width to height, such as 16:9, instead of a square")
     add("--image", type=Path, metavar="FILE", help="image to edit, or with --mask to inpaint")
     add("--mask", type=Path, metavar="FILE", help="white where --image is to be regenerated")
+    add(
+        "--mask_alpha",
+        choices=("transparent", "opaque"),
+        help="which part of --mask is to be regenerated instead, whatever its color",
+    )
     add(
         "--strength", type=numbers(float), help="of the edit, in (0, 1]: less keeps more of --image"
     )
@@ -122,6 +127,8 @@ def check_images(options: argparse.Namespace) -> None:
     for name in ("mask", "strength"):
         if getattr(options, name) is not None and options.image is None:
             raise ValueError(f"--{name} is for --image, which is not given.")
+    if options.mask_alpha is not None and options.mask is None:
+        raise ValueError("--mask_alpha is for --mask, which is not given.")
     alone = [name for name in ("image", "upscale", "aspect_ratio") if getattr(options, name)]
     if len(alone) > 1:
         raise ValueError(f"--{alone[0]} and --{alone[1]} do not go together.")
@@ -162,14 +169,14 @@ def sample(pipeline: Any, options: argparse.Namespace) -> Any:
     if options.strength is not None:
         given["strength"] = options.strength
     if options.mask is not None:
-        return pipeline.inpaint(options.image, options.mask, **given)
+        return pipeline.inpaint(options.image, options.mask, mask_alpha=options.mask_alpha, **given)
     return pipeline.edit(options.image, **given)
 
 
 def write(options: argparse.Namespace, images: Any) -> None:
     """One PNG an image and, of several, a grid; prints their names."""
     from imagen_jax.images.grid import font_for
-    from imagen_jax.images.png import save_png
+    from imagen_jax.images.png import save_png, save_sheet
 
     made = [image.info["imagen_jax"] for image in images]
     digits = max(4, len(str(made[-1]["index"])))
@@ -179,7 +186,7 @@ def write(options: argparse.Namespace, images: Any) -> None:
         print(path)
     if not options.no_grid and len(images) > 1:
         columns = options.num_images if 1 < options.num_images <= 8 else None
-        images.grid(columns).save(options.out / "grid.png")
+        save_sheet(images.grid(columns), options.out / "grid.png")
         print(options.out / "grid.png")
         for number, caption in enumerate(images.captions or [], start=1):
             if font_for(caption, 15) is None:

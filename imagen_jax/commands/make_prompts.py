@@ -10,20 +10,19 @@ coco_captions (its splits restval, val and test together are val2014) is downloa
 import argparse
 import hashlib
 import sys
-from pathlib import Path
 
-from imagen_jax.commands.command_line import make_parser, run_parsed
+from imagen_jax.commands.command_line import count, make_parser, path, run_parsed
 
 
 def parser() -> argparse.ArgumentParser:
     parse = make_parser(__doc__)
     source = parse.add_mutually_exclusive_group(required=True)
-    source.add_argument("--annotations", type=Path, metavar="FILE", help="captions_val2014.json")
+    source.add_argument("--annotations", type=path, metavar="FILE", help="captions_val2014.json")
     source.add_argument("--tfds", action="store_true", help="TensorFlow Datasets' coco_captions")
-    parse.add_argument("--data_dir", type=Path, help="where TFDS keeps its data")
-    parse.add_argument("--num", type=int, default=30_000)
-    parse.add_argument("--seed", type=int, default=0)
-    parse.add_argument("--out", type=Path, required=True, metavar="FILE")
+    parse.add_argument("--data_dir", type=path, metavar="DIR", help="where TFDS keeps its data")
+    parse.add_argument("--num", type=count, default=30_000, help="how many captions")
+    parse.add_argument("--seed", type=int, default=0, help="of the choice")
+    parse.add_argument("--out", type=path, required=True, metavar="FILE", help="the list to write")
     return parse
 
 

@@ -9,27 +9,33 @@ Needs the TPU compiler (pip install -e '.[tpu]') and no TPU; the paper's models 
 minutes and 15 GB of memory. docs/scaling.md explains the figures.
 """
 
+import argparse
 from pathlib import Path
 
-from absl import flags
-
-from imagen_jax.commands.command_line import one_line_errors, run_configured
+from imagen_jax.commands.command_line import (
+    count,
+    make_parser,
+    one_line_errors,
+    path,
+    run_configured,
+)
 from imagen_jax.storage.codec import require
 from imagen_jax.storage.json_file import write_object
 from imagen_jax.training.config import apply_overrides, load_config
 
 
-def define_flags() -> None:
-    flags.DEFINE_string("config", None, "Python file with get_config().", required=True)
-    flags.DEFINE_string("topology", None, "TPU and its shape: v5p:4x4x4.", required=True)
-    flags.DEFINE_bool("sample", False, "Plan sampling instead of training.")
-    images = "Images sampled at a time; default: one a chip."
-    flags.DEFINE_integer("images", None, images, lower_bound=1)
-    flags.DEFINE_string("json", None, "File for all figures.")
+def parser() -> argparse.ArgumentParser:
+    parse = make_parser(__doc__)
+    add = parse.add_argument
+    add("--config", type=path, required=True, metavar="FILE", help="Python file with get_config()")
+    add("--topology", required=True, metavar="TPU:SHAPE", help="what to plan for: v5p:4x4x4")
+    add("--sample", action="store_true", help="plan sampling instead of training")
+    add("--images", type=count, help="images sampled at a time (default: one a chip)")
+    add("--json", type=path, metavar="FILE", help="file for all figures")
+    return parse
 
 
-def run(overrides: dict[str, str]) -> None:
-    options = flags.FLAGS
+def run(options: argparse.Namespace, overrides: dict[str, str]) -> None:
     with one_line_errors(ValueError):
         check_options(options.sample, options.images, options.json)
         import jax
@@ -51,25 +57,24 @@ def run(overrides: dict[str, str]) -> None:
         figures = plan(read_config(raw), options.topology, **sizes)
         print(summary(figures))
         if options.json is not None:
-            about = {"config": options.config, "overrides": overrides}
+            about = {"config": str(options.config), "overrides": overrides}
             write_object(options.json, about | figures)
 
 
-def check_options(sample: bool, images: int | None, json_file: str | None) -> None:
+def check_options(sample: bool, images: int | None, json_file: Path | None) -> None:
     """ValueError for options that are wrong whatever the config holds."""
     require(
         (images is None or sample, "--images is for --sample; training plans --config.batch_size"),
         (
-            json_file is None or not Path(json_file).is_dir(),
+            json_file is None or not json_file.is_dir(),
             f"--json {json_file} is a folder; give a file",
         ),
         (
-            json_file is None or Path(json_file).absolute().parent.is_dir(),
+            json_file is None or json_file.absolute().parent.is_dir(),
             f"--json {json_file}: there is no such folder",
         ),
     )
 
 
 def main(arguments: list[str] | None = None) -> None:
-    define_flags()
-    run_configured(run, arguments, __doc__)
+    run_configured(parser(), run, arguments)

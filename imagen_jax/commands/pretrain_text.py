@@ -9,31 +9,38 @@ train.py starts (`--config.init_from`, `--config.text.init_from`). A pretrained 
 it unnecessary.
 """
 
+import argparse
 from dataclasses import replace
-from pathlib import Path
 
-from absl import flags
-
-from imagen_jax.commands.command_line import one_line_errors, run_configured
-
-
-def define_flags() -> None:
-    flags.DEFINE_string("config", None, "Config of a stage with network.draft.", required=True)
-    flags.DEFINE_string("workdir", None, "Where to write the checkpoint.", required=True)
-    flags.DEFINE_integer("steps", 10_000, "Optimizer steps.", lower_bound=1)
-    flags.DEFINE_integer("batch_size", 16, "Images a step.", lower_bound=1)
-    flags.DEFINE_string("init_from", None, "Workdir of an earlier run to continue from.")
-    flags.DEFINE_float("learning_rate", 1e-3, "Peak learning rate.")
+from imagen_jax.commands.command_line import (
+    count,
+    make_parser,
+    one_line_errors,
+    path,
+    run_configured,
+)
 
 
-def run(overrides: dict[str, str]) -> None:
+def parser() -> argparse.ArgumentParser:
+    parse = make_parser(__doc__)
+    add = parse.add_argument
+    add("--config", type=path, required=True, metavar="FILE",
+        help="config of a stage with network.draft")  # fmt: skip
+    add("--workdir", type=path, required=True, metavar="DIR", help="where to write the checkpoint")
+    add("--steps", type=count, default=10_000, help="optimizer steps")
+    add("--batch_size", type=count, default=16, help="images a step")
+    add("--init_from", metavar="DIR", help="workdir of an earlier run to continue from")
+    add("--learning_rate", type=float, default=1e-3, help="at its peak")
+    return parse
+
+
+def run(options: argparse.Namespace, overrides: dict[str, str]) -> None:
     with one_line_errors():
         from imagen_jax.devices import memory
         from imagen_jax.devices.compilation_cache import use_compilation_cache
         from imagen_jax.training import banner, loop, text_pretraining
 
-    options = flags.FLAGS
-    workdir = Path(options.workdir).absolute()
+    workdir = options.workdir.absolute()
     with one_line_errors(ValueError, *loop.RUN_ERRORS):
         overrides = overrides | {"batch_size": str(options.batch_size)}
         plan = text_pretraining.read_plan(
@@ -51,5 +58,4 @@ def run(overrides: dict[str, str]) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    define_flags()
-    run_configured(run, arguments, __doc__)
+    run_configured(parser(), run, arguments)

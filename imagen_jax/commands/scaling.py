@@ -5,11 +5,12 @@ r"""Writes the table of docs/scaling.md from the plans in docs/scaling/.
     python scripts/scaling.py
 """
 
+import argparse
 import json
 import re
 from pathlib import Path
 
-from imagen_jax.commands.command_line import make_parser
+from imagen_jax.commands.command_line import make_parser, run_parsed
 from imagen_jax.planning.scaling import compiled_table
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,6 +29,9 @@ def read_plans() -> list[dict]:
     return [json.loads(path.read_text()) for path in sorted(PLANS.glob("*.json"))]
 
 
-def main(arguments: list[str] | None = None) -> None:
-    make_parser(__doc__).parse_args(arguments)
+def write(options: argparse.Namespace) -> None:
     DOCUMENT.write_text(written(DOCUMENT.read_text(), read_plans()))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    run_parsed(make_parser(__doc__), write, arguments)

@@ -14,28 +14,36 @@ a Cloud TPU pod needs --distributed; elsewhere each process is given
 --coordinator_address=HOST:PORT --num_processes=N --process_id=I (launch/ has a file for each).
 """
 
+import argparse
 import os
 import sys
-from collections.abc import Callable
-from functools import partial
 
-from absl import flags
-
-from imagen_jax.commands.command_line import define_host_flags, one_line_errors, run_configured
+from imagen_jax.commands.command_line import (
+    add_host_options,
+    join_hosts,
+    make_parser,
+    one_line_errors,
+    path,
+    run_configured,
+)
 from imagen_jax.storage.folders import check_local
 
 
-def define_flags() -> Callable[[], None]:
-    """Defines the options; returns what joins the hosts."""
-    flags.DEFINE_string("config", None, "Python file with get_config().", required=True)
-    flags.DEFINE_string("workdir", None, "Folder for checkpoints, metrics and samples.")
-    flags.DEFINE_bool("dry_run", False, "Print the model table, look at the images, and stop.")
-    flags.DEFINE_string("profile", None, "FIRST:LAST step of a profiler trace.")
-    flags.DEFINE_string("init_from", None, "Short for --config.init_from.")
-    return define_host_flags()
+def parser() -> argparse.ArgumentParser:
+    parse = make_parser(__doc__)
+    add = parse.add_argument
+    add("--config", type=path, required=True, metavar="FILE", help="Python file with get_config()")
+    add("--workdir", type=path, metavar="DIR", help="folder for checkpoints, metrics and samples")
+    add(
+        "--dry_run", action="store_true", help="print the model table, look at the images, and stop"
+    )
+    add("--profile", metavar="FIRST:LAST", help="steps of a profiler trace")
+    add("--init_from", metavar="MODEL", help="short for --config.init_from")
+    add_host_options(parse)
+    return parse
 
 
-def train(join_hosts: Callable[[], None], overrides: dict[str, str]) -> None:
+def train(options: argparse.Namespace, overrides: dict[str, str]) -> None:
     with one_line_errors():
         from imagen_jax.devices import memory
         from imagen_jax.devices.compilation_cache import use_compilation_cache
@@ -44,9 +52,8 @@ def train(join_hosts: Callable[[], None], overrides: dict[str, str]) -> None:
         from imagen_jax.training import banner, loop, start, table
         from imagen_jax.training.memory import training_advice
 
-    options = flags.FLAGS
     with one_line_errors(ValueError, *loop.RUN_ERRORS):
-        join_hosts()
+        join_hosts(options)
         profile = parse_profile(options.profile)
         if options.workdir is None and not options.dry_run:
             raise ValueError("--workdir is needed, except with --dry_run")
@@ -88,6 +95,4 @@ def parse_profile(value: str | None) -> tuple[int, int] | None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    with one_line_errors(ValueError):
-        join_hosts = define_flags()
-    run_configured(partial(train, join_hosts), arguments, __doc__)
+    run_configured(parser(), train, arguments)

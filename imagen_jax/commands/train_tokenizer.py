@@ -2,14 +2,15 @@
 
     python scripts/train_tokenizer.py --input captions.txt --output spiece.model --vocab_size 6000
 
-The input has one caption a line. See imagen_jax/text/tokenizer_training.py for how.
+The input has one caption a line, or is a .csv, .tsv or .jsonl with a column caption. See
+imagen_jax/text/tokenizer_training.py for how.
 """
 
 import argparse
-from pathlib import Path
 
-from imagen_jax.commands.command_line import make_parser, run_parsed
+from imagen_jax.commands.command_line import count, make_parser, path, run_parsed
 from imagen_jax.storage.atomic import written_whole
+from imagen_jax.storage.list_file import TEXT_NAMES, read_rows, text_of
 from imagen_jax.text.tokenizer_training import train_tokenizer
 from imagen_jax.text.tokenizers import SentencePieceTokenizer, vocab_size
 
@@ -17,18 +18,19 @@ from imagen_jax.text.tokenizers import SentencePieceTokenizer, vocab_size
 def parser() -> argparse.ArgumentParser:
     parse = make_parser(__doc__)
     add = parse.add_argument
-    add("--input", type=Path, required=True, metavar="FILE", help="text file, one caption a line")
-    add("--output", required=True, metavar="FILE", help="the model file to write")
-    add("--vocab_size", type=int, default=6000)
+    add("--input", type=path, required=True, metavar="FILE", help="the captions")
+    add("--output", type=path, required=True, metavar="FILE", help="the model file to write")
+    add("--vocab_size", type=count, default=6000, help="pieces, fewer if the captions have fewer")
     return parse
 
 
 def train(options: argparse.Namespace) -> None:
-    with options.input.open(encoding="utf-8") as file:
-        model = train_tokenizer(file, options.vocab_size)
+    rows = read_rows(options.input, {"caption": TEXT_NAMES})
+    captions = [text_of(options.input, row, "caption") for row in rows]
+    model = train_tokenizer(captions, options.vocab_size)
     with written_whole(options.output) as path:
         path.write_bytes(model)
-    pieces = vocab_size(SentencePieceTokenizer(options.output))
+    pieces = vocab_size(SentencePieceTokenizer(str(options.output)))
     print(f"{options.output}: {pieces} pieces, {len(model) / 1024:.0f} KiB")
 
 

@@ -1,12 +1,14 @@
-"""Image sets: where they come from (`sources`) and how they become batches (`loader`).
+"""Image sets: where they come from (`sources`, `folder`) and how they become batches (`loader`).
 
-`SOURCES` names the ones with random access; `seqio_tasks` holds the streams. Large sets lie in
+`SOURCES` names the ones with random access; `seqio_tasks` holds the streams. `image_files` finds
+the images of a folder, `classes` says what label numbers stand for. Large sets lie in
 shards: `shards` finds them, `index` notes where their examples are (`tar_index`, `records`),
 `shard_sources` reads them, `filters` chooses among them, `fields` parses what they say. TensorFlow
 is imported only by
 `tfds_source`, `tfds_emoji` and `seqio_tasks`, and only when they are used.
 """
 
+from imagen_jax.data.folder import read_folder
 from imagen_jax.data.loader import Loader, PriorLoader
 from imagen_jax.data.shard_sources import read_array_record, read_tar, read_tfrecord
 from imagen_jax.data.sources import (
@@ -14,7 +16,6 @@ from imagen_jax.data.sources import (
     BrokenExample,
     MixtureSource,
     Source,
-    read_folder,
     read_npz,
 )
 from imagen_jax.data.tfds_source import read_tfds

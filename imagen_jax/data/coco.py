@@ -38,7 +38,7 @@ def read_annotations(path: str | Path) -> list[Caption]:
             Caption(int(row["id"]), int(row["image_id"]), str(row["caption"]).strip())
             for row in rows
         ]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(
             f"{path} is not COCO's caption file ({error!r}): it must hold "
             '{"annotations": [{"id", "image_id", "caption"}, ...]}.'

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from imagen_jax.data.captions import Captions
+from imagen_jax.storage import list_file
 
 
 def parse_json(data: bytes) -> dict[str, Any]:
@@ -24,7 +25,7 @@ def parse_json(data: bytes) -> dict[str, Any]:
 def to_captions(value: Any, name: str) -> Captions:
     """The captions in a field: a text, several, or {"text": [...]} with or without a "weight" each.
 
-    Texts are strings or UTF-8 bytes. Each comes as one line; blank ones are left out.
+    Texts are strings or UTF-8 bytes. The lines of each become one; blank texts are left out.
     """
     section = value if isinstance(value, Mapping) else {"text": value}
     texts = section.get("text")
@@ -34,10 +35,10 @@ def to_captions(value: Any, name: str) -> Captions:
         raise ValueError(f"has no text {name!r}")
     weights = section.get("weight", [1.0] * len(texts))
     try:
-        texts = [text.decode("utf-8-sig") if isinstance(text, bytes) else text for text in texts]
-    except UnicodeDecodeError as error:
-        raise ValueError(f"its caption is not in UTF-8 ({error})") from error
-    lines = [" ".join(text.split()) for text in texts]
+        texts = [list_file.decode(text) if isinstance(text, bytes) else text for text in texts]
+    except ValueError as error:
+        raise ValueError(f"its caption {error}") from None
+    lines = [" ".join(filter(None, map(str.strip, text.split("\n")))) for text in texts]
     captions = [(line, float(weight)) for line, weight in zip(lines, weights, strict=True) if line]
     if not captions:
         raise ValueError("its caption is empty")

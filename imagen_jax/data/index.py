@@ -7,12 +7,13 @@ the filters ask for, and twice that while it is put together.
 
 import concurrent.futures
 import dataclasses
+import errno
 import hashlib
+import itertools
 import json
 import logging
 import os
 import random
-import zipfile
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,16 @@ import numpy as np
 
 from imagen_jax.data.shards import Shard, is_remote
 from imagen_jax.storage.atomic import written_whole
+from imagen_jax.storage.codec import require
+from imagen_jax.storage.folders import user_path
+from imagen_jax.storage.trees import SHOWN_NAMES, name_some
 
-VERSION = 1
+VERSION = 2
 THREADS = 16  # a shard behind a URL is waited for, not computed
 MOST_FIELDS = 64
 SHARED = ("keys", "spans", "sizes", "lengths")  # columns of shards that are joined as they are
 COLUMNS = (*SHARED, "key_ends")
+Remark = tuple[int, tuple[str, ...]]  # (how often, the first few names)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +56,8 @@ class Index:
     """The columns of the examples of one shard or of many, in order; see `Row`.
 
     fields: float32 [N] by name, NaN where an example lacks it; only those that were asked for.
-    names: of all fields that examples have. faults: {row: {role: reason}}.
+    names: of all fields that examples have. faults: {row: {role: reason}}. remarks: what else is to
+    be said of the shards, how often it is so, and the first few names.
     """
 
     keys: np.ndarray  # uint8: the bytes of all keys
@@ -62,6 +68,7 @@ class Index:
     fields: dict[str, np.ndarray]
     names: frozenset[str]
     faults: dict[int, dict[str, str]]
+    remarks: dict[str, Remark] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.key_ends)
@@ -76,8 +83,10 @@ class Index:
         return self.keys[start : self.key_ends[row]].tobytes().decode("utf-8", "surrogateescape")
 
 
-def from_rows(rows: Iterable[Row], members: int) -> Index:
-    """The index of one shard."""
+def from_rows(
+    rows: Iterable[Row], members: int, remarks: Mapping[str, Sequence[str]] | None = None
+) -> Index:
+    """The index of one shard. `remarks`: what is to be said of it, and the names it is true of."""
     rows = list(rows)
     keys = [row.key.encode("utf-8", "surrogateescape") for row in rows]
     names = sorted({name for row in rows for name in row.fields})[:MOST_FIELDS]
@@ -93,6 +102,10 @@ def from_rows(rows: Iterable[Row], members: int) -> Index:
         },
         names=frozenset(names),
         faults={number: dict(row.faults) for number, row in enumerate(rows) if row.faults},
+        remarks={
+            what: (len(names), tuple(names[:SHOWN_NAMES]))
+            for what, names in (remarks or {}).items()
+        },
     )
 
 
@@ -119,7 +132,16 @@ def concatenated(parts: Sequence[Index]) -> Index:
             for part, first in zip(parts, first_rows, strict=True)
             for row, faults in part.faults.items()
         },
+        remarks=_summed(part.remarks for part in parts),
     )
+
+
+def _summed(remarks: Iterable[Mapping[str, Remark]]) -> dict[str, Remark]:
+    found: dict[str, Remark] = {}
+    for what, (count, names) in itertools.chain.from_iterable(own.items() for own in remarks):
+        before, shown = found.get(what, (0, ()))
+        found[what] = before + count, (*shown, *names)[:SHOWN_NAMES]
+    return found
 
 
 # --------------------------------------------------------------------------- kept on disk
@@ -129,66 +151,92 @@ def read_index(
     shards: Sequence[Shard],
     scan: Callable[[Shard], Index],
     options: Any,
-    folder: Path,
+    folder: Path | None,
     fields: Collection[str] = (),
 ) -> tuple[Index, list[int]]:
     """The index of all shards, from `folder` where it is there and fresh, else by `scan`; and how
     many examples each shard has.
 
-    Shards are read in random order, so that processes with one folder share the work.
+    Shards are read in random order, so that processes with one folder share the work. What cannot
+    be kept, on a full or read-only disk, is said once and made anew at the next start.
 
     Args:
       options: whatever else, besides the shards' paths, sizes and times, the index depends on.
+      folder: None where there is no place to keep the index.
       fields: the names of those that are wanted in memory; all are kept on disk.
-
-    Raises:
-      ValueError: the folder cannot be made.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(
-            f"the index cannot be kept in {folder} ({error.strerror}); set data.index_dir"
-        ) from error
+    damaged, unkept, made = [], [], []
 
     def read(shard: Shard) -> Index:
-        path = _index_path(shard, options, folder)
+        path = None if folder is None else _index_path(shard, options, folder)
         try:
             return _load(path, fields)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             logging.info("indexing %s", shard.path)
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            logging.warning("indexing %s again: its index is damaged (%s)", shard.path, error)
+        except Exception as error:  # zipfile and numpy raise a dozen kinds for damaged bytes
+            damaged.append(f"{shard.path} ({str(error) or type(error).__name__})")
         index = scan(shard)
-        if index.faults:
-            row, reasons = next(iter(index.faults.items()))
-            logging.warning(
-                "%s: %d of %d examples are broken, the first: %s: %s",
-                shard.path,
-                len(index.faults),
-                len(index),
-                index.key(row),
-                "; ".join(reasons.values()),
-            )
-        _save(index, path)
-        return _load(path, fields)
+        made.append(index)
+        try:
+            _save(index, path)
+        except OSError as error:
+            unkept.append(error.strerror or str(error))
+        wanted = {name: row for name, row in index.fields.items() if name in fields}
+        return dataclasses.replace(index, fields=wanted)
 
     order = random.sample(shards, len(shards))
     with concurrent.futures.ThreadPoolExecutor(min(THREADS, len(shards))) as pool:
         found = dict(zip(order, pool.map(read, order), strict=True))
-    parts = [found[shard] for shard in shards]
-    return concatenated(parts), [len(part) for part in parts]
+    if damaged:
+        logging.warning(
+            "indexed %d shards again, whose index is damaged: %s",
+            len(damaged),
+            name_some(sorted(damaged)),
+        )
+    if unkept:
+        logging.warning(
+            "the index of %d shards cannot be kept in %s (%s), and is made anew at the next start; "
+            "set data.index_dir",
+            len(unkept),
+            folder or "the home folder, of which there is none",
+            unkept[0],
+        )
+    index = concatenated([found[shard] for shard in shards])
+    _tell(index, made)
+    return index, [len(found[shard]) for shard in shards]
 
 
-def index_folder(path: str) -> Path:
-    """Where the index of a path, pattern or URL of shards is kept: beside local ones if that can be
-    written, else below ~/.cache.
+def _tell(index: Index, made: Sequence[Index]) -> None:
+    """Says what is odd in shards: once for all of them."""
+    faults = [(part.key(row), why) for part in made for row, why in part.faults.items()]
+    if faults:
+        key, reasons = min(faults)
+        logging.warning(
+            "%d of %d examples are broken, the first: %s: %s",
+            len(faults),
+            sum(map(len, made)),
+            key,
+            "; ".join(reasons.values()),
+        )
+    for what, (count, names) in index.remarks.items():
+        more = ", ..." if count > len(names) else ""
+        logging.warning("%d %s: %s%s", count, what, ", ".join(names), more)
+
+
+def index_folder(path: str) -> Path | None:
+    """Where the index of a path, pattern or URL of shards is kept: beside local ones if it is there
+    already or can be written, else below ~/.cache. None where there is no home.
     """
-    local = Path(path).expanduser()
+    local = Path(path)
     beside = local if local.is_dir() else local.parent
-    if not is_remote(path) and os.access(beside, os.W_OK):
-        return beside / ".imagen_jax_index"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "imagen_jax" / "index"
+    own = beside / ".imagen_jax_index"
+    if not is_remote(path) and (own.is_dir() or os.access(beside, os.W_OK)):
+        return own
+    try:
+        cache = user_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    except ValueError:
+        return None
+    return cache / "imagen_jax" / "index"
 
 
 def _index_path(shard: Shard, options: Any, folder: Path) -> Path:
@@ -199,20 +247,32 @@ def _index_path(shard: Shard, options: Any, folder: Path) -> Path:
     return folder / f"{digest.hexdigest()}.npz"
 
 
-def _save(index: Index, path: Path) -> None:
+def _save(index: Index, path: Path | None) -> None:
+    """OSError where it cannot be kept."""
+    if path is None:
+        raise FileNotFoundError(errno.ENOENT, "there is no folder for it")
     arrays = {name: getattr(index, name) for name in COLUMNS}
     values = np.stack(list(index.fields.values()) or [np.zeros(len(index), np.float32)])
-    notes = json.dumps({"fields": list(index.fields), "faults": index.faults}).encode()
+    notes = {"fields": list(index.fields), "faults": index.faults, "remarks": index.remarks}
+    data = np.frombuffer(json.dumps(notes).encode(), np.uint8)
     with written_whole(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, **arrays, values=values, notes=np.frombuffer(notes, np.uint8))
+        np.savez(file, **arrays, values=values, notes=data)
 
 
-def _load(path: Path, wanted: Collection[str]) -> Index:
+def _load(path: Path | None, wanted: Collection[str]) -> Index:
+    """A kept index; FileNotFoundError where there is none, anything else where it is damaged."""
+    if path is None:
+        raise FileNotFoundError
     with np.load(path, allow_pickle=False) as arrays:
         notes, values = json.loads(arrays["notes"].tobytes()), arrays["values"]
         columns = {name: arrays[name] for name in COLUMNS}
-    if len({len(columns[name]) for name in COLUMNS if name != "keys"}) > 1:
-        raise ValueError("its columns differ in length")
+    _check_columns(columns)
+    count = len(columns["key_ends"])
+    faults = {int(row): reasons for row, reasons in notes["faults"].items()}
+    require(
+        (len(values) >= len(notes["fields"]) and values.shape[1] == count, "its fields are odd"),
+        (all(0 <= row < count for row in faults), "its faults are of rows that it does not have"),
+    )
     return Index(
         **columns,
         # a copy, or each field would keep the others in memory
@@ -222,5 +282,33 @@ def _load(path: Path, wanted: Collection[str]) -> Index:
             if name in wanted
         },
         names=frozenset(notes["fields"]),
-        faults={int(row): reasons for row, reasons in notes["faults"].items()},
+        faults=faults,
+        remarks={
+            what: (int(number), tuple(map(str, names)))
+            for what, (number, names) in notes["remarks"].items()
+        },
+    )
+
+
+def _check_columns(columns: Mapping[str, np.ndarray]) -> None:
+    """ValueError unless the columns are as `from_rows` makes them."""
+    ends, keys = columns["key_ends"], columns["keys"]
+    kinds = {"keys": "u1", "key_ends": "i8", "spans": "i8", "sizes": "i4", "lengths": "i4"}
+    shapes = {"keys": 1, "key_ends": 1, "spans": 3, "sizes": 2, "lengths": 1}
+    require(
+        (
+            all(columns[name].dtype == np.dtype(kind) for name, kind in kinds.items())
+            and all(columns[name].ndim == number for name, number in shapes.items())
+            and columns["spans"].shape[2] == columns["sizes"].shape[1] == 2,
+            "its columns are of other kinds",
+        ),
+        (
+            len({len(columns[name]) for name in COLUMNS if name != "keys"}) == 1,
+            "its columns differ in length",
+        ),
+        (
+            np.all(np.diff(ends, prepend=0) >= 0) and (ends[-1] if len(ends) else 0) == len(keys),
+            "its keys are out of order",
+        ),
+        (np.all(columns["spans"] >= 0), "its examples lie outside their shards"),
     )

@@ -15,6 +15,7 @@ from imagen_jax.data.index import Index, index_folder, read_index
 from imagen_jax.data.shards import Shard, find_shards, is_remote
 from imagen_jax.data.sources import broken_as, check_reading, in_split, make_example
 from imagen_jax.images import decoding
+from imagen_jax.storage.folders import user_path
 
 NEEDED = ("image", "json")  # what must be sound in every example, whatever is read of it
 
@@ -126,8 +127,11 @@ def read_tar(
 ) -> ShardSource:
     """Webdataset shards as img2dataset writes them, by random access.
 
-    Members of one name up to its first dot are an example: an image (.jpg, .png, .webp and so on)
-    and what goes with it.
+    Members whose names are the same up to their first dot are an example: an image (.jpg, .png,
+    .webp and so on) and what goes with it, as webdataset groups them. Of an extension with several
+    parts the last decides: photo.v2.jpg is an image of the key "photo". Of several images the first
+    plain one (.jpg) counts, else the first. Members without an image, caption and label, such as
+    README.md, are no example; a caption or label without its image is a broken one.
 
     Args:
       path: a file, a folder of .tar files, or a pattern such as gs://bucket/{00000..00099}.tar.
@@ -216,9 +220,10 @@ def _read(
 ) -> ShardSource:
     check_reading(split, conditioning)
     chosen = make_filters(filters)
-    shards = find_shards(str(path), form.suffix)
-    folder = index_folder(str(path)) if index_dir is None else Path(index_dir)
-    index, counts = read_index(shards, form.scan, form.options, folder.expanduser(), chosen.scores)
+    pattern = str(path) if is_remote(str(path)) else str(user_path(path))
+    shards = find_shards(pattern, form.suffix)
+    folder = index_folder(pattern) if index_dir is None else user_path(index_dir)
+    index, counts = read_index(shards, form.scan, form.options, folder, chosen.scores)
     if not len(index):
         raise ValueError(f"{path}: there is no example in its {len(shards)} shards")
     roles = (*NEEDED, conditioning)

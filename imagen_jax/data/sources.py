@@ -1,27 +1,25 @@
-"""Image sets with random access and without TensorFlow: npz files, folders, arrays in memory.
+"""Image sets with random access and without TensorFlow: npz files, arrays in memory, mixtures.
 
 A source gives by index `{"image": uint8 [H, W, 3], "key": str}`, and, by what the model is
 conditioned on, `"captions": [(text, weight), ...]` or `"label": int`. It raises BrokenExample where
 an image cannot be read.
 """
 
-import collections
 import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
-import os
+import unicodedata
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from imagen_jax.data.captions import CAPTION_FILES, Captions, normalized, read_captions, read_text
-from imagen_jax.images import decoding
+from imagen_jax.data.captions import Captions
 from imagen_jax.storage.codec import require
-from imagen_jax.storage.trees import name_some
+from imagen_jax.storage.folders import user_path
 
 SPLITS = ("train", "heldout", "all")
 CONDITIONINGS = {"text": "captions", "label": "label", None: "image"}  # what of an example it reads
@@ -64,7 +62,8 @@ def make_example(key: str, **fields: Any) -> dict[str, Any]:
 def is_heldout(key: str) -> bool:
     """Whether a hash of the key falls into the held-out 5 %: the same on every machine."""
     # surrogateescape: names of files are bytes, and not UTF-8 on every disk
-    digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+    name = unicodedata.normalize("NFC", key).encode("utf-8", "surrogateescape")
+    digest = hashlib.sha256(name).digest()
     return int.from_bytes(digest[:8], "big") % 100 < HELDOUT_PERCENT
 
 
@@ -195,12 +194,15 @@ def read_npz(
     N rows under other names are kept as `extra`. ValueError where there is no such file, or where
     it is damaged or lacks something.
     """
-    path = Path(path).expanduser()
+    path = user_path(path)
     check_reading(split, conditioning)
     arrays = _read_arrays(path)
     if missing := {"image", CONDITIONINGS[conditioning]} - arrays.keys():
         raise ValueError(f"{path} has no {' and no '.join(sorted(missing))}; it has {list(arrays)}")
-    source = ArraySource(arrays.pop("image"))
+    try:
+        source = ArraySource(arrays.pop("image"))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     count, captions = len(source), arrays.pop("captions", None)
     labels = _row_array(arrays, "label", "iu", path, count) if conditioning == "label" else None
     keys = _row_array(arrays, "key", "USiu", path, count)
@@ -253,131 +255,3 @@ class MixtureSource:
     def __getitem__(self, index: int) -> dict[str, Any]:
         number = int(np.searchsorted(self.ends, index, side="right"))
         return self.sources[number][index - (self.ends[number - 1] if number else 0)]
-
-
-# --------------------------------------------------------------------------- folder of images
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class FolderSource:
-    """Images in a folder and the folders below it, read when they are asked for.
-
-    with_images: False leaves images out, for those who read only captions. total: images of all
-    splits.
-    """
-
-    folder: Path
-    files: tuple[str, ...]  # relative to the folder, sorted
-    # by file: those of a caption file, or the name of the image's own text file
-    captions: dict[str, Captions | str] = dataclasses.field(default_factory=dict)
-    labels: np.ndarray | None = None
-    class_names: tuple[str, ...] = ()
-    max_pixels: int = decoding.MAX_PIXELS
-    with_images: bool = True
-    total: int | None = None
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        name = self.files[index]
-        path = self.folder / name
-        captions = self.captions.get(name)
-        with broken_as(str(path)):
-            if isinstance(captions, str):
-                captions = read_text(self.folder / captions)
-            return make_example(
-                key=name,
-                image=decoding.decode(path, self.max_pixels) if self.with_images else None,
-                captions=captions,
-                label=None if self.labels is None else int(self.labels[index]),
-            )
-
-
-def read_folder(
-    path: str | Path,
-    split: str = "all",
-    conditioning: str | None = "text",
-    max_pixels: int = decoding.MAX_PIXELS,
-) -> FolderSource:
-    """A folder of images, in sub-folders or not.
-
-    Captions stand in captions.jsonl or captions.csv at the top, or in name.txt beside name.png (one
-    a line). With conditioning "label" each sub-folder is a class. Held out are 5 % of the images,
-    by a hash of their names.
-    """
-    folder = Path(path).expanduser()
-    check_reading(split, conditioning)
-    if not folder.is_dir():
-        raise ValueError(f"there is no folder {folder}")
-    found = _files_below(folder)
-    images = sorted(name for name in found if name.lower().endswith(decoding.SUFFIXES))
-    if not images:
-        raise ValueError(f"{folder} holds no image ({', '.join(decoding.SUFFIXES)})")
-    own = tuple(name for name in images if in_split(name, split))
-    if not own:
-        raise ValueError(f"{folder} has no image in its split {split!r}")
-
-    captions, labels, class_names = {}, None, ()
-    if conditioning == "text":
-        captions = _folder_captions(folder, found, images)
-    if conditioning == "label":
-        if outside := [name for name in images if "/" not in name]:
-            raise ValueError(
-                f"{folder}: {name_some(outside)} must lie in a sub-folder named after its class"
-            )
-        class_names = tuple(sorted({name.split("/")[0] for name in images}))
-        labels = np.searchsorted(class_names, [name.split("/")[0] for name in own])
-    total = len(images)
-    return FolderSource(folder, own, captions, labels, class_names, max_pixels, total=total)
-
-
-def _files_below(folder: Path) -> set[str]:
-    """Names of all files, relative to the folder; hidden ones (.git, ._cat.png) are left out.
-
-    Links to folders are followed, after the real ones, and no folder is read twice.
-    """
-    found, read, waiting = set(), set(), collections.deque([""])
-    while waiting:
-        name = waiting.popleft()
-        real = os.path.realpath(folder / name)
-        if real in read:
-            continue
-        read.add(real)
-        for entry in sorted(os.scandir(folder / name), key=lambda entry: entry.name):
-            path = os.path.join(name, entry.name)
-            hidden = entry.name.startswith(".")
-            if entry.is_file() and not hidden:
-                found.add(path)
-            elif entry.is_dir() and not hidden:
-                (waiting.append if entry.is_symlink() else waiting.appendleft)(path)
-    return found
-
-
-def _folder_captions(folder: Path, found: set[str], images: list[str]) -> dict[str, Captions | str]:
-    """The captions of the caption file, else the name of the text file, of each image.
-
-    ValueError where an image has neither. Its text file is cat.txt, or cat.TXT, for cat.png.
-    """
-    texts = {name[:-4]: name for name in sorted(found) if name.lower().endswith(".txt")}
-    stems = {name: name.rpartition(".")[0] for name in images}
-    captions = {name: texts[stem] for name, stem in stems.items() if stem in texts}
-    files = sorted(name for name in found if name.lower() in CAPTION_FILES)
-    if len(files) > 1:
-        raise ValueError(f"{folder} holds {' and '.join(files)}; keep one of them")
-    for file in files:
-        listed = read_captions(folder / file)
-        spelled = {normalized(name): name for name in images}
-        if unknown := sorted(listed.keys() - spelled.keys()):
-            raise ValueError(
-                f"{folder / file} names images that are not there: {name_some(unknown)}"
-            )
-        captions |= {spelled[name]: rows for name, rows in listed.items()}
-    if missing := [name for name in images if name not in captions]:
-        raise ValueError(
-            f"{len(missing)} of {len(images)} images in {folder} have no caption: "
-            f"{name_some(missing)}. Write {Path(missing[0]).with_suffix('.txt')} beside it, or a "
-            f"row of {' or '.join(CAPTION_FILES)}, or train without text (conditioning label or "
-            "None)."
-        )
-    return captions

@@ -1,20 +1,26 @@
 """What a tar archive holds and where, read from its headers, which are not trusted.
 
+Members are one example as webdataset reads them: its key ends at the first dot of the file's name,
+what follows is the extension, and of an extension with several parts ("v2.jpg") the last decides.
+
 Formats: ustar, GNU (long names) and pax (POSIX.1-2001, "pax Interchange Format"). Only single
 headers are left to `tarfile`: its archives read names and sparse maps of any length into memory,
 and stop at a member that is cut off.
 """
 
+import contextlib
 import dataclasses
 import functools
 import re
 import tarfile
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from imagen_jax.data import fields
+from imagen_jax.data.image_files import is_about, is_hidden
 from imagen_jax.data.index import Index, Row, from_rows
 from imagen_jax.data.shards import Shard, check_uncompressed
 from imagen_jax.images import decoding
@@ -28,6 +34,10 @@ REGULAR, FOLDER = (b"0", b"\0", b"7"), b"5"
 LONG_NAME, LONG_LINK, PAX, PAX_OF_ALL, SPARSE = b"L", b"K", (b"x", b"X"), b"g", b"S"
 WITHOUT_DATA = {b"1": "a hard link", b"2": "a link", b"3": "a device", b"4": "a device"}
 WITHOUT_DATA |= {FOLDER: "a folder", b"6": "a pipe"}
+META = re.compile(r"__[^/]*__(/|$)")  # members that webdataset keeps for itself
+# What is said of a shard; the number of these and some of them follow.
+OTHERS = "other files, which are no examples"
+SEVERAL = "examples with several images, of which the first counts: a key ends at the first dot"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +110,8 @@ def _header(block: bytes) -> tarfile.TarInfo | None:
 
 
 def _member(header: tarfile.TarInfo, sparse: bool, data: int, length: int) -> Member:
-    name = re.sub(r"^(\./)+", "", header.name.replace("\\", "/"))
+    # An image from macOS and its caption from elsewhere meet, however they spell their accents.
+    name = unicodedata.normalize("NFC", re.sub(r"^(\./)+", "", header.name.replace("\\", "/")))
     faults = {
         f"is {WITHOUT_DATA.get(header.type)}": header.type in WITHOUT_DATA,
         "is a sparse file": sparse,
@@ -148,14 +159,20 @@ def scan_tar(shard: Shard, names: Mapping[str, str], measure: bool) -> Index:
       names: of the members with "text" and "label": an extension, or a field of the json.
       measure: whether to read the size of an image from its own header where no json has it.
     """
+    rows, others, several = [], [], []
     with shard.open() as file:
         groups, rest = _grouped(read_members(file, shard.size))
         if rest and rest[0].offset == 0:
             check_uncompressed(shard)
-        rows = [
-            _row(f"{shard.name}/{stem}", members, functools.partial(_read, file), names, measure)
-            for stem, members in groups.items()
-        ]
+        read = functools.partial(_read, file)
+        for stem, members in groups.items():
+            if _is_other(stem, members, names, read):
+                others += [member.name for member in members.values()]
+                continue
+            rows.append(_row(f"{shard.name}/{stem}", members, read, names, measure))
+            images = [name for name in members if _is_image(name)]
+            if len(images) > 1 and not any("." not in name for name in images):
+                several.append(f"{stem} ({', '.join(images)})")
     rows += [
         Row(
             f"{shard.name}/{member.name or member.offset}",
@@ -163,8 +180,10 @@ def scan_tar(shard: Shard, names: Mapping[str, str], measure: bool) -> Index:
             faults={"image": member.fault},
         )
         for member in rest
+        if member.name not in others  # twice
     ]
-    return from_rows(rows, members=len(ROLES))
+    remarks = {OTHERS: others, SEVERAL: several}
+    return from_rows(rows, len(ROLES), {what: names for what, names in remarks.items() if names})
 
 
 def _grouped(members: Iterator[Member]) -> tuple[dict[str, dict[str, Member]], list[Member]]:
@@ -177,11 +196,52 @@ def _grouped(members: Iterator[Member]) -> tuple[dict[str, dict[str, Member]], l
         stem, dot, extension = base.partition(".")
         if not member.name or (not dot and member.fault):
             rest.append(member)
-        elif stem:  # .hidden and ._0001.jpg are not examples
+        elif not is_hidden(base) and not META.match(member.name):
             group = groups.setdefault(folder + slash + stem, {})
             if group.setdefault(extension.lower(), member) is not member:
                 rest.append(dataclasses.replace(member, fault="comes twice; the first one counts"))
     return groups, rest
+
+
+def _is_image(extension: str) -> bool:
+    return f".{extension.rpartition('.')[2]}" in decoding.SUFFIXES
+
+
+def _image_of(members: Mapping[str, Member]) -> Member | None:
+    """The image of an example: the first that is just .jpg or so, else the first at all."""
+    images = [name for name in members if _is_image(name)]
+    plain = (name for name in images if "." not in name)
+    return members.get(next(plain, images[0] if images else None))
+
+
+def _with_extension(members: Mapping[str, Member], name: str) -> Member | None:
+    """The member with an extension, else the first of which it is the last part."""
+    wanted = name.partition(".")[0]
+    ending = (own for own in members if own.rpartition(".")[2] == wanted)
+    return members.get(wanted) or members.get(next(ending, None))
+
+
+def _is_other(
+    stem: str,
+    members: Mapping[str, Member],
+    names: Mapping[str, str],
+    read: Callable[[int, int], bytes],
+) -> bool:
+    """Whether members are no example, as README.md and dataset_info.json: they have neither an
+    image nor a caption or label, which would be an example that has lost its image.
+    """
+    if any(map(_is_image, members)):
+        return False
+    for role, name in names.items():
+        member = _with_extension(members, name)
+        if role == "image" or member is None or is_about(stem):
+            continue
+        if "." not in name or member.fault_as(role):
+            return False
+        with contextlib.suppress(ValueError):
+            if _value(read(member.offset, member.size), name) is not None:
+                return False
+    return True
 
 
 def _row(
@@ -192,9 +252,9 @@ def _row(
     measure: bool,
 ) -> Row:
     """The index's note of one example. A text or label that is missing is found when it is read."""
-    image = next((members[name] for name in members if f".{name}" in decoding.SUFFIXES), None)
-    used = {role: members.get(name.partition(".")[0]) for role, name in names.items()}
-    used |= {"image": image, "json": members.get("json")}
+    image = _image_of(members)
+    used = {role: _with_extension(members, name) for role, name in names.items()}
+    used |= {"image": image, "json": _with_extension(members, "json")}
     faults = {
         role: f"{member.name} {fault}"
         for role, member in used.items()

@@ -20,6 +20,7 @@ class TfdsSource:
     image: str  # names of features; None: not read
     text: str | None
     label: str | None
+    class_names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.records)
@@ -74,7 +75,16 @@ def read_tfds(
             f"{path} has no feature {', '.join(sorted(missing))}; it has "
             f"{', '.join(builder.info.features)}"
         )
-    return TfdsSource(builder.as_data_source(split), path, image, text, label)
+    names = _class_names(builder.info.features[label]) if label else ()
+    return TfdsSource(builder.as_data_source(split), path, image, text, label, names)
+
+
+def _class_names(feature: Any) -> tuple[str, ...]:
+    """The names of a ClassLabel; none where it makes them up of the numbers, or for other features
+    of whole numbers.
+    """
+    names = tuple(getattr(feature, "names", None) or ())
+    return () if names == tuple(map(str, range(len(names)))) else names
 
 
 def prepare_tfds(path: str, data_dir: str | Path | None = None) -> Any:

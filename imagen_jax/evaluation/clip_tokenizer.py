@@ -32,7 +32,7 @@ def tokenize(
 ) -> np.ndarray:
     """int32 [texts, max_length]: start mark, the text's ids, end mark, padded by end marks.
 
-    A longer text is cut, its end mark kept, with a warning.
+    A longer text is cut, its end mark kept, with one warning about all.
 
     Raises:
         ValueError: the directory has no tokenizer, a damaged one, or one for another model.
@@ -41,9 +41,11 @@ def tokenize(
     tokenizer = _load(os.fspath(directory), vocab_size, max_length)
     texts = [text.encode("utf-8", "replace").decode() for text in texts]  # no lone surrogates
     encodings = tokenizer.encode_batch(texts)
-    if long := sum(len(encoding.overflowing) > 0 for encoding in encodings):
+    cut = [text for text, found in zip(texts, encodings, strict=True) if found.overflowing]
+    if cut:
         warnings.warn(
-            f"{long} captions have more than {max_length - 2} tokens; the rest is cut off.",
+            f"CLIP reads no more than {max_length - 2} tokens and cuts {len(cut)} of {len(texts)} "
+            f"captions ({len(cut) / len(texts):.1%}), the first {cut[0][:80]!r}.",
             stacklevel=2,
         )
     return np.asarray([encoding.ids for encoding in encodings], np.int32)

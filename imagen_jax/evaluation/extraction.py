@@ -33,6 +33,7 @@ def extract(
     total: int,
     *,
     numbered: bool = False,
+    what: str = "features",
 ) -> Features:
     """The features of all images by all networks.
 
@@ -40,11 +41,12 @@ def extract(
 
     Args:
         total: the number of images in all chunks, for the progress bar.
+        what: the name of the progress bar.
         numbered: whether files are named by the number of their chunk; else by its first image.
     """
     found: dict[str, list[np.ndarray]] = {extractor.name: [] for extractor in extractors}
     rows, digest = [], hashlib.sha256()
-    with image_bar("features", total) as bar:
+    with image_bar(what, total) as bar:
         for chunk in chunks:
             digest.update(chunk.digest.encode())
             rows += chunk.rows

@@ -60,6 +60,8 @@ def read_network(source: str | os.PathLike) -> FeatureNetwork:
     """
     path = Path(source)
     name = path.resolve().name
+    if not path.exists():
+        raise FileNotFoundError(f"There is no {path}, where a feature network should be.")
     if path.suffix == PICKLE_SUFFIX:
         raise ValueError(
             f"{path} is a pickle, which only scripts/convert.py reads: python scripts/convert.py "

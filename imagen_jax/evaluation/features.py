@@ -92,8 +92,8 @@ class FeatureExtractor(FeatureNetwork):
             raise ValueError(f"{self.name} ({self.kind}) reads no text; a CLIP model does.")
         if isinstance(texts, str):
             raise ValueError(f"texts is the string {texts!r}; give a list of strings.")
-        sizes = self.config.vocab_size, self.config.max_length
-        return self._run(text_features, texts, functools.partial(tokenize, self.directory, *sizes))
+        ids = tokenize(self.directory, self.config.vocab_size, self.config.max_length, texts)
+        return self._run(text_features, ids, np.asarray)
 
     def describe(self) -> dict[str, Any]:
         """What decides the features, as JSON values for a report."""

@@ -12,6 +12,7 @@ from imagen_jax.evaluation.shards import WHOLE, Shard
 from imagen_jax.images.png import save_png
 from imagen_jax.storage.atomic import written_whole
 from imagen_jax.storage.json_file import read_object, write_object
+from imagen_jax.storage.trees import flatten
 
 # (prompts or labels, global index of the first) -> an image each.
 Generate = Callable[[Sequence[str | int], int], Sequence[Image.Image]]
@@ -23,29 +24,35 @@ def image_file(directory: Path, index: int) -> Path:
     return directory / f"{index:06d}.png"
 
 
-def open_directory(directory: Path, settings: dict[str, Any]) -> None:
-    """Makes the folder of images, or sees that the one that is there is of these settings.
-
-    Raises ValueError that names the setting which differs: images of two settings never mix.
+def check_directory(directory: Path, settings: dict[str, Any]) -> None:
+    """ValueError where a folder holds images of other settings, which never mix; it names the first
+    setting that differs.
     """
     path = directory / SETTINGS_FILE
-    settings = json.loads(json.dumps(settings))  # tuples as lists
+    if not any(directory.glob("*.png")):
+        return
     if not path.is_file():
-        if any(directory.glob("*.png")):
-            raise ValueError(
-                f"{directory} holds images and no {SETTINGS_FILE}; give another --out."
-            )
-        write_object(path, settings)
+        raise ValueError(f"{directory} holds images and no {SETTINGS_FILE}; give another --out.")
     try:
-        found = read_object(path, "the settings of a run")
+        found = flatten(read_object(path, "the settings of a run"))
     except ValueError as error:
         raise ValueError(f"{error} Delete {directory}.") from None
-    for name in sorted({*settings, *found}):
-        if settings.get(name) != found.get(name):
+    wanted = flatten(json.loads(json.dumps(settings)))  # tuples as lists
+    for name in sorted({*wanted, *found}):
+        if wanted.get(name) != found.get(name):
             raise ValueError(
-                f"{directory} holds images with {name} = {found.get(name)!r}, not "
-                f"{settings.get(name)!r}; give another --out, or delete it."
+                f"{directory} holds images with {name.replace('/', '.')} = {found.get(name)!r}, "
+                f"not {wanted.get(name)!r}; give another --out, or delete it."
             )
+
+
+def open_directory(directory: Path, settings: dict[str, Any]) -> None:
+    """Makes the folder of images, or sees that the images there are of these settings.
+
+    Raises ValueError as `check_directory`.
+    """
+    check_directory(directory, settings)
+    write_object(directory / SETTINGS_FILE, settings)
 
 
 def generate_images(

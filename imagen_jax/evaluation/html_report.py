@@ -4,6 +4,7 @@ import base64
 import html
 import io
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -31,7 +32,8 @@ NAMES = {
     "psnr": "PSNR in dB",
     "ssim": "SSIM",
 }
-NUMBER = re.compile(r"-?[\d.]+(e[+-]?\d+)?")
+LABELS = {"pictures": "images", "n": "images", "left_out_as_exact": "equal and left out"}
+NUMBER = re.compile(r"-?[\d.]+(e[+-]?\d+)?|inf")
 Row = tuple[str, str, float, str]  # metric, of which network or stage, value, what else
 
 
@@ -44,10 +46,15 @@ def rows_of(values: Mapping[str, Any]) -> list[Row]:
             more = f"top-5 {found['top5']:.1%}; n {found['n']} of {found['candidates']} candidates"
             rows.append((metric, "nearest image at 32x32", found["top1"], more))
         elif found and metric in ("psnr", "ssim"):
+            # Where every image equals the true one there is no mean: an infinite PSNR.
             rows += [
-                (metric, stage, entry["model"], _rest(entry))
+                (
+                    metric,
+                    stage,
+                    math.inf if entry["model"] is None else entry["model"],
+                    _rest(entry),
+                )
                 for stage, entry in found.items()
-                if entry["n"]
             ]
         elif found and metric != "retrieval":
             rows += [(metric, name, e["value"], _rest(e)) for name, e in found.items()]
@@ -57,8 +64,9 @@ def rows_of(values: Mapping[str, Any]) -> list[Row]:
 def _rest(entry: Mapping[str, Any]) -> str:
     left_out = ("value", "model", "off_protocol")
     shown = {k: v for k, v in entry.items() if k not in left_out and v is not None}
+    shown = {k: v for k, v in shown.items() if v or k not in ("n", "left_out_as_exact")}
     return "; ".join(
-        f"{k.replace('_', ' ')} {v:.4g}" if isinstance(v, float) else f"{k.replace('_', ' ')} {v}"
+        f"{LABELS.get(k, k).replace('_', ' ')} {f'{v:.4g}' if isinstance(v, float) else v}"
         for k, v in shown.items()
     )
 
@@ -88,12 +96,15 @@ def make_page(
     points = report.get("points") or [report]
     title = f"Evaluation of {report['model']['name']}"
     body = [f"<h1>{html.escape(title)}</h1>", f"<p>{html.escape(str(report['date']))}</p>"]
-    body += _notes(points)
+    missing = [pair for point in points for pair in point.get("not_measured", {}).items()]
+    lines = [f"<p>{html.escape(f'Not measured: {what}: {why}')}</p>" for what, why in missing]
+    body += [f'<div class="note">{line}</div>' for line in lines] + _notes(points)
     if table is None:
         rows = [(NAMES[m], name, f"{value:.5g}", rest) for m, name, value, rest in rows_of(report)]
         body += ["<h2>Figures</h2>", _table([("metric", "of", "value", "details"), *rows])]
     else:
         body += ["<h2>Points</h2>", _table(table)]
+    body += ["<p>Of FID, KID and CMMD less is better; of all others more.</p>"]
     for name, image in images.items():
         body += [f"<h2>{html.escape(name)}</h2>", _image(image, name)]
     settings = {

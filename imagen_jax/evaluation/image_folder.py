@@ -1,8 +1,6 @@
 """A folder of images to be measured: what is in it, and how each becomes a square of one size."""
 
 import hashlib
-import io
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -10,12 +8,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import ExifTags, Image
 
-from imagen_jax.data.sources import BrokenExample, Source, read_folder
+from imagen_jax.data.captions import normalized
+from imagen_jax.data.image_files import find_images
+from imagen_jax.data.sources import BrokenExample, Source
 from imagen_jax.evaluation.shards import WHOLE
-from imagen_jax.images.decoding import decode
+from imagen_jax.images import decoding
 from imagen_jax.images.pixels import resize
+from imagen_jax.storage.folders import natural_key, user_path
 
 
 @dataclass
@@ -47,11 +47,12 @@ class Chunk(NamedTuple):
 
 
 def list_images(folder: str | Path) -> list[Path]:
-    """The image files of a folder and those below it, sorted.
+    """The image files of a folder and those below it, sorted; see `find_images` for what counts.
 
     Raises ValueError where there is no such folder, or no image in it.
     """
-    return [Path(folder) / name for name in read_folder(folder, conditioning=None).files]
+    found = find_images(folder)
+    return [found.folder / name for name in found.images]
 
 
 def order_by_ids(files: Sequence[Path], ids: Sequence[str]) -> tuple[list[Path], bool]:
@@ -60,16 +61,11 @@ def order_by_ids(files: Sequence[Path], ids: Sequence[str]) -> tuple[list[Path],
     Leading zeros do not count. Where the names are not just these ids, the order is that of the
     names, numbers in them by their value: 2.png before 10.png.
     """
-    found = {file.stem.lstrip("0"): file for file in files}
-    names = [name.lstrip("0") for name in ids]
+    found = {normalized(file.stem).lstrip("0"): file for file in files}
+    names = [normalized(name).lstrip("0") for name in ids]
     if len(found) != len(files) or set(found) != set(names):
-        return sorted(files, key=_number_by_value), False
+        return sorted(files, key=lambda file: natural_key(str(file))), False
     return [found[name] for name in names], True
-
-
-def _number_by_value(file: Path) -> tuple[list[str | int], str]:
-    pieces = re.split(r"([0-9]+)", str(file))  # text and numbers in turn
-    return [int(piece) if at % 2 else piece for at, piece in enumerate(pieces)], str(file)
 
 
 def matching_images(folder: str | Path, files: Sequence[Path], of: Path) -> list[Path]:
@@ -77,9 +73,14 @@ def matching_images(folder: str | Path, files: Sequence[Path], of: Path) -> list
 
     Raises ValueError where one has no counterpart.
     """
-    found = {path.relative_to(folder).with_suffix(""): path for path in list_images(folder)}
-    names = [file.relative_to(of).with_suffix("") for file in files]
-    missing = [str(name) for name in names if name not in found]
+    folder, of = user_path(folder), user_path(of)
+
+    def name_of(file: Path, below: Path) -> str:
+        return normalized(str(file.relative_to(below).with_suffix("")))
+
+    found = {name_of(file, folder): file for file in list_images(folder)}
+    names = [name_of(file, of) for file in files]
+    missing = [name for name in names if name not in found]
     if missing:
         raise ValueError(
             f"{folder} has no image for {len(missing)} of {len(names)}, {missing[0]} first: the "
@@ -110,11 +111,8 @@ def common_size(files: Sequence[Path] | SourceImages) -> int:
         return min(files[0].shape[:2])
     sizes = Counter()
     for file in files:
-        try:
-            with Image.open(file) as image:
-                sizes[image.size] += 1
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-            continue  # told when it is read
+        sizes[decoding.size(file)] += 1
+    del sizes[0, 0]  # broken: told when it is read
     if not sizes:
         raise ValueError(f"none of the {len(files)} images can be read, {files[0]} first")
     if len(sizes) > 1:
@@ -129,14 +127,18 @@ def common_size(files: Sequence[Path] | SourceImages) -> int:
 def read_image(file: Path | bytes, preprocessing: Preprocessing) -> np.ndarray:
     """uint8 [size, size, 3] of `preprocessing.size`, with what was done to it counted.
 
-    Grey becomes RGB, what is transparent white, 16 bits 8, what EXIF says is turned upright, an
-    animation its first frame; then the largest centred square, resized with antialiasing
-    (`images.pixels.resize`). Raises OSError or ValueError where it is broken.
+    Grey becomes RGB, other color profiles sRGB, what is transparent white, 16 bits 8, what EXIF
+    says is turned upright, an animation its first frame; then the largest centred square, resized
+    with antialiasing (`images.pixels.resize`). Raises OSError or ValueError where it is broken,
+    which names the file where a path is given.
     """
-    data = file if isinstance(file, bytes) else file.read_bytes()
-    pixels = decode(data)
-    with Image.open(io.BytesIO(data)) as opened:
-        preprocessing.counts.update(_decoded_from(opened))
+    if isinstance(file, Path):
+        try:
+            return read_image(file.read_bytes(), preprocessing)
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from None
+    pixels = decoding.decode(file)
+    preprocessing.counts.update(decoding.changes(file))
     return _to_square(pixels, preprocessing)
 
 
@@ -147,24 +149,6 @@ def _to_square(image: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
     counts["resized"] += min(height, width) > size
     counts["enlarged"] += min(height, width) < size
     return resize(image, size)
-
-
-def _decoded_from(image: Image.Image) -> list[str]:
-    """How an image differs from upright 8-bit RGB of one frame: what decoding has to change."""
-    if image.mode.startswith(("I", "F")):
-        found = ["grey_of_16_bits_or_more"]
-    elif image.has_transparency_data:
-        found = ["transparent_on_white"]
-    else:
-        kinds = {"RGB": [], "1": ["grey"], "L": ["grey"], "P": ["palette"]}
-        found = kinds.get(image.mode, [f"mode_{image.mode}"])
-    if image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9):
-        found.append("turned_upright")
-    try:
-        several = getattr(image, "n_frames", 1) > 1
-    except Exception:  # Pillow's readers raise many kinds where a later frame is damaged
-        several = True
-    return [*found, "first_of_several_frames"] if several else found
 
 
 def read_chunks(

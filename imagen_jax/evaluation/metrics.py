@@ -1,5 +1,6 @@
 """From features to figures: FID, KID, CMMD, CLIP score and R-precision, each by each network."""
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -116,6 +117,8 @@ def compute_targets(
         wanted = metrics_of(metrics, extractor)
         needs = {METRICS[metric].target for metric in wanted}
         references = reference.of(extractor) if "reference" in needs else None
+        if references is not None:
+            warn_of_one(references, f"references have the same features by {extractor.name}")
         statistics, texts = statistics_of(references) if "fid" in wanted else None, None
         if "captions" in needs:
             distinct, row = np.unique(np.asarray(captions), return_inverse=True)
@@ -124,30 +127,57 @@ def compute_targets(
     return targets
 
 
+def warn_of_one(features: np.ndarray, what: str) -> None:
+    """Warns where all images are one image: of one colour, or copies."""
+    if len(features) > 1 and np.allclose(features, features[0]):
+        warnings.warn(f"all {len(features)} {what}: are they one image?", stacklevel=3)
+
+
+class Measured(NamedTuple):
+    """values: {metric: {network: {"value": ..., "pictures": ..., ...}}}. failures: why others are
+    not there, by metric and network.
+    """
+
+    values: dict[str, dict[str, dict[str, Any]]]
+    failures: dict[str, str]
+
+
 def measure(
     metrics: Sequence[str],
     extractors: Sequence[FeatureExtractor],
     features: Mapping[str, np.ndarray],
     targets: Mapping[str, Targets],
     rows: Sequence[int] | None = None,
-) -> dict[str, dict[str, dict[str, Any]]]:
-    """{metric: {network: {"value": ..., "pictures": ..., ...}}}.
+) -> Measured:
+    """Every figure of these features; one that cannot be had does not cost the others.
 
     Args:
         features: [images, dim] by network.
         rows: of the images among those that have captions, where broken ones were left out.
     """
-    values: dict[str, dict[str, dict[str, Any]]] = {}
+    found = Measured({}, {})
     for extractor in extractors:
         images, target = features[extractor.name], targets[extractor.name]
+        warn_of_one(images, f"images have the same features by {extractor.name}")
         if rows is not None and target.captions is not None:
             target = target._replace(captions=target.captions[np.asarray(rows)])
         for name in metrics_of(metrics, extractor):
-            found: dict[str, Any] = {"pictures": len(images)}
-            if name in DISTANCES:
-                if len(images) < 2:
-                    raise ValueError(f"{name} needs 2 images or more, not {len(images)}.")
-                found["references"] = len(target.references)
-            found |= METRICS[name].compute(images, target)
-            values.setdefault(name, {})[extractor.name] = found
-    return values
+            try:
+                figure = _figure(name, images, target)
+            except (ValueError, MemoryError) as error:
+                found.failures[f"{name}, {extractor.name}"] = str(error) or "not enough memory"
+            else:
+                found.values.setdefault(name, {})[extractor.name] = figure
+    return found
+
+
+def _figure(name: str, images: np.ndarray, target: Targets) -> dict[str, Any]:
+    counts = {"pictures": len(images)}
+    if name in DISTANCES:
+        if len(images) < 2:
+            raise ValueError(f"it needs 2 images or more, not {len(images)}.")
+        counts["references"] = len(target.references)
+    figure = METRICS[name].compute(images, target)
+    if not np.isfinite(figure["value"]):
+        raise ValueError(f"the figure is {figure['value']}.")
+    return counts | figure

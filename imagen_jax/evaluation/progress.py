@@ -8,7 +8,7 @@ from imagen_jax.pipeline.progress import progress_bar
 # Where the output is not a terminal, such as in a log: seconds between lines, and what they say.
 LINES = {
     "mininterval": 15.0,
-    "bar_format": "{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}]\n",
+    "bar_format": "{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}]\n",
 }
 
 

@@ -1,7 +1,5 @@
 """What images are generated from: COCO-30K, DrawBench, or any list in a file."""
 
-import csv
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -11,6 +9,8 @@ from typing import Any
 from imagen_jax.data.coco import Caption
 from imagen_jax.storage import fingerprints
 from imagen_jax.storage.atomic import written_whole
+from imagen_jax.storage.json_file import read_object
+from imagen_jax.storage.list_file import TEXT_NAMES, Row, fault, read_rows, text_of
 
 COCO_30K, COCO_SIZE = 30_000, 256
 # Where the file of a named list is, when the user does not say, and where it comes from.
@@ -24,7 +24,6 @@ ORIGINS = {
     "drawbench": "save DrawBench (arXiv 2205.11487, section 3; linked from "
     "https://imagen.research.google) there as CSV with the columns Prompts and Category",
 }
-PROMPT_COLUMNS = ("prompts", "prompt", "caption", "text")
 MAX_BYTES = 2**28
 
 
@@ -81,9 +80,10 @@ def plain_list(name: str, texts: Sequence[str]) -> PromptList:
 def read_prompts(source: str, path: str | Path | None = None) -> PromptList:
     """The list "coco30k" or "drawbench" (their files from `path`), or the list in file `source`.
 
-    A file ending in .json is one of scripts/make_prompts.py; .csv has a column prompts, prompt,
-    caption or text, perhaps id and category; .tsv the same by tabs (PartiPrompts, arXiv
-    2206.10789); .jsonl the same by keys; any other has one prompt a line.
+    A file ending in .json is one of scripts/make_prompts.py; others are read by
+    `storage.list_file`: .csv with a column prompts, prompt, caption or text, perhaps id and
+    category; .tsv the same by tabs (PartiPrompts, arXiv 2206.10789); .jsonl the same by keys; any
+    other has one prompt a line.
 
     Raises:
         FileNotFoundError: there is no such file; the message tells where it comes from.
@@ -98,14 +98,12 @@ def read_prompts(source: str, path: str | Path | None = None) -> PromptList:
         raise FileNotFoundError(f"There is no file {path}; {origin.format(path=path)}.")
     if path.stat().st_size > MAX_BYTES:
         raise ValueError(f"{path} has more than {MAX_BYTES} bytes: no list of prompts.")
-    try:
-        rows, origin = _read_rows(path.read_text(encoding="utf-8-sig"), path.suffix.lower())
-        found = replace(_from_rows(rows, name), origin=origin)
-    except (ValueError, KeyError, TypeError, csv.Error) as error:
-        raise ValueError(f"{path} cannot be read as a list of prompts: {error}") from None
-    if len(set(found.ids)) != len(found):
-        raise ValueError(f"{path}: two prompts have the same id.")
-    return found
+    if path.suffix.lower() == ".json":
+        values = read_object(path, "a list of prompts of scripts/make_prompts.py")
+        rows, origin = _json_rows(path, values.get("prompts")), values.get("origin", {})
+    else:
+        rows, origin = read_rows(path, {"prompt": TEXT_NAMES}), {}
+    return replace(_from_rows(path, rows, name), origin=origin)
 
 
 def write_coco(path: Path, captions: Sequence[Caption], origin: dict[str, Any]) -> None:
@@ -116,40 +114,32 @@ def write_coco(path: Path, captions: Sequence[Caption], origin: dict[str, Any]) 
         file.write_text(text + "\n", encoding="utf-8")
 
 
-def _read_rows(text: str, suffix: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """(a row a prompt, how the list was made as far as it says) by the suffix of a file."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if suffix == ".json":
-        values = json.loads(text)
-        return values["prompts"], dict(values.get("origin", {}))
-    if suffix == ".jsonl":
-        return [json.loads(line) for line in lines], {}
-    if suffix in (".csv", ".tsv"):
-        # Quotes mean nothing in PartiPrompts' tsv, whose prompts hold them.
-        dialect = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if suffix == ".tsv" else {}
-        return list(csv.DictReader(io.StringIO(text), **dialect)), {}
-    return [{"prompt": line} for line in lines], {}
-
-
-def _from_rows(rows: Sequence[dict[str, Any]], name: str) -> PromptList:
-    """Rows by column; the columns' names in any case."""
-    if not rows:
-        raise ValueError("it holds no prompt")
-    rows = [{str(key).strip().lower(): value for key, value in row.items()} for row in rows]
-    columns = set.intersection(*map(set, rows))
-    column = next((known for known in PROMPT_COLUMNS if known in columns), None)
-    if column is None:
+def _json_rows(path: Path, values: Any) -> list[Row]:
+    """The rows of make_prompts.py's file, numbered as they come, which is one a line."""
+    if not isinstance(values, list) or not all(isinstance(row, dict) for row in values):
         raise ValueError(
-            f"it needs a column {', '.join(PROMPT_COLUMNS[:-1])} or {PROMPT_COLUMNS[-1]}; it has "
-            f"{', '.join(sorted(columns))}"
+            f'{path} cannot be read as a list of prompts: it must be {{"prompts": [{{"id": 1, '
+            '"text": "a cat"}, ...]}, as scripts/make_prompts.py writes it; give other lists as '
+            ".txt, .csv or .jsonl."
         )
-    for place, row in enumerate(rows):
-        if not isinstance(row[column], str) or not row[column].strip():
-            raise ValueError(f"prompt {place + 1} is empty or no text: {row[column]!r}")
-    texts = tuple(row[column].strip() for row in rows)
-    ids = tuple(str(row["id"]) if "id" in columns else str(i) for i, row in enumerate(rows))
+    return [
+        (number, row | {"prompt": row.get("prompt", row.get("text"))})
+        for number, row in enumerate(values, 1)
+    ]
+
+
+def _from_rows(path: Path, rows: Sequence[Row], name: str) -> PromptList:
+    """The list of rows with a "prompt" each, and id, category and image_id where all have them."""
+    if not rows:
+        raise ValueError(f"{path} cannot be read as a list of prompts: it holds no prompt.")
+    texts = tuple(text_of(path, row, "prompt") for row in rows)
+    columns, lines = set.intersection(*(set(row) for _, row in rows)), {}
+    for place, (line, row) in enumerate(rows):
+        own = str(row["id"] if "id" in columns else place)
+        if lines.setdefault(own, line) != line:
+            raise fault(path, line, f"the prompt has the same id as line {lines[own]}: {own}")
     categories, image_ids = (
-        tuple(str(row[column]) for row in rows) if column in columns else None
+        tuple(str(row[column]) for _, row in rows) if column in columns else None
         for column in ("category", "image_id")
     )
-    return PromptList(name, texts, ids, categories, image_ids)
+    return PromptList(name, texts, tuple(lines), categories, image_ids)

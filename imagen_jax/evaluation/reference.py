@@ -41,6 +41,11 @@ class Reference:
     def count(self) -> int:
         return int(self.about["pictures"])
 
+    @property
+    def size(self) -> int:
+        """Of the images, in pixels."""
+        return int(self.about["treatment"]["size"])
+
     def of(self, extractor: FeatureExtractor) -> np.ndarray:
         """The features by this network; ValueError where the file has none by just this one."""
         made_by = self.about["extractors"].get(extractor.name)
@@ -80,7 +85,8 @@ def make_reference(
     """
     preprocessing, ranges = Preprocessing(size), shard.chunks(len(items))
     chunks = read_chunks(items, preprocessing, ranges, skip_broken)
-    features = extract(extractors, chunks, directory, sum(map(len, ranges)), numbered=True)
+    total, what = sum(map(len, ranges)), "reference's features"
+    features = extract(extractors, chunks, directory, total, numbered=True, what=what)
     if shard != WHOLE:
         return None
     count = preprocessing.counts["pictures"]
@@ -114,10 +120,15 @@ def read_reference(path: Path) -> Reference:
 
     Raises FileNotFoundError, or ValueError where the file is another, or damaged.
     """
+    if path.is_dir():
+        raise ValueError(
+            f"{path} is a folder; give the file of its features: scripts/evaluate.py "
+            f"--make_reference {path} --reference FILE writes it."
+        )
     if not path.is_file():
         raise FileNotFoundError(
-            f"There is no file {path}; make it with --make_reference FOLDER --features DIR "
-            f"--reference {path}."
+            f"There is no file or folder {path}. --reference takes a folder of true images, or the "
+            f"file that --make_reference FOLDER --reference {path} writes."
         )
     try:
         with safe_open(path, "np") as tensors:

@@ -1,9 +1,11 @@
 """What an evaluation leaves in its directory: report.json, report.html, tables, sheets, a curve."""
 
+import contextlib
 import csv
 import platform
+import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
@@ -15,13 +17,15 @@ from PIL import Image
 
 from imagen_jax import __version__
 from imagen_jax.evaluation import sweep
-from imagen_jax.evaluation.html_report import make_page, notes_of, rows_of
+from imagen_jax.evaluation.html_report import NAMES, make_page, notes_of, rows_of
 from imagen_jax.evaluation.image_folder import Preprocessing, read_image
 from imagen_jax.evaluation.inputs import EvaluatedModel, EvaluationRun
 from imagen_jax.evaluation.sweep import SweepPoint
+from imagen_jax.images import decoding
 from imagen_jax.images.grid import image_grid, magnify
 from imagen_jax.images.pixels import resize, to_pil
-from imagen_jax.storage.json_file import write_object
+from imagen_jax.images.png import save_sheet
+from imagen_jax.storage.json_file import read_object, write_object
 
 LIBRARIES = ("jax", "jaxlib", "flax", "numpy", "pillow")  # that figures may depend on
 SHEET_IMAGES, SHEET_SIDE = 64, 256  # on a sheet: how many images, and their pixels at most
@@ -31,16 +35,17 @@ TITLES = {"pictures.png": "Images", "retrieval.png": "True and generated images"
 
 @dataclass(frozen=True, eq=False)
 class Report:
-    """The results: values for report.json, and tables and sheets by their files' names."""
+    """The results: values for report.json, tables and sheets by their files' names, and why what
+    else was asked for is not there.
+    """
 
     values: dict[str, Any] = field(default_factory=dict)
     tables: dict[str, list[list[str]]] = field(default_factory=dict)
     sheets: dict[str, Image.Image] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
 
     def __or__(self, other: "Report") -> "Report":
-        return Report(
-            self.values | other.values, self.tables | other.tables, self.sheets | other.sheets
-        )
+        return Report(**{name: own | vars(other)[name] for name, own in vars(self).items()})
 
     def only_strip(self) -> "Report":
         """Without all sheets but the strip, which the page of a sweep shows."""
@@ -52,8 +57,16 @@ class Report:
             with open(directory / name, "w", newline="", encoding="utf-8") as stream:
                 csv.writer(stream).writerows(rows)
         for name, sheet in self.sheets.items():
-            sheet.save(directory / name)
+            save_sheet(sheet, directory / name)
         return [directory / name for name in (*self.tables, *self.sheets)]
+
+
+def attempt(what: str, compute: Callable[[], Report]) -> Report:
+    """compute(), or why `what` is not there: it does not cost what else was measured."""
+    try:
+        return compute()
+    except (ValueError, MemoryError) as error:
+        return Report(failures={what: str(error) or "not enough memory"})
 
 
 def contact_sheet(
@@ -154,9 +167,13 @@ def write_results(
     points: Sequence[SweepPoint],
     reports: Sequence[Report],
     models: Sequence[EvaluatedModel],
-) -> tuple[dict[str, Any], list[Path]]:
-    """(what report.json holds, the files written): of one point, or of a sweep with its curve."""
-    values = [report.values for report in reports]
+) -> list[Path]:
+    """Writes the report of one point, or of a sweep with its curve; gives the files."""
+    values = [
+        report.values | ({"not_measured": report.failures} if report.failures else {})
+        for report in reports
+    ]
+    _keep_earlier(out, values)
     if len(points) == 1:
         result, paths = values[0] | about, []
         shown = {
@@ -174,40 +191,60 @@ def write_results(
         result = {"points": entries, **about}
         rows, shown = sweep.table(points, values), {}
         paths = Report(tables={"sweep.csv": rows}).write(out)
-        if sweep.has_curve(values[0]):
+        if sweep.has_curve(values):
             paths.append(out / "sweep.png")
             sweep.plot(points, values, paths[-1])
-            shown["Curve"] = Image.open(paths[-1])
+            shown["Curve"] = decoding.read(paths[-1])
         shown |= {
             point.name: report.sheets[STRIP]
             for point, report in zip(points, reports, strict=True)
             if STRIP in report.sheets
         }
         page = make_page(result, shown, rows)
-    write_object(out / "report.json", result)
+    write_object(out / "report.json", result)  # first: the disk may be nearly full
     (out / "report.html").write_text(page, encoding="utf-8")
-    return result, [*paths, out / "report.json", out / "report.html"]
+    if len(points) == 1:
+        reports[0].write(out)
+    return [*paths, out / "report.json", out / "report.html"]
 
 
-def summary(report: Mapping[str, Any]) -> str:
-    """The figures in a few lines, those of a sweep by point."""
-    lines = []
-    for entry in report.get("points", ()):
-        figures = [f"{metric} {value:.5g}" for metric, _, value, _ in rows_of(entry)]
-        point = SweepPoint(entry["guidance"], entry["aug_level"])
-        lines.append(f"{point.name}: {', '.join(figures)}")
-    if found := report.get("retrieval"):
-        groups = {"all": found, **found["by_language"], "variants": found["variants"]}
+def _keep_earlier(out: Path, values: Sequence[Mapping[str, Any]]) -> None:
+    """Renames a report of other figures that is there already: it may have taken hours."""
+    path = out / "report.json"
+    if not path.is_file():
+        return
+    date = "earlier"
+    with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):  # no report of ours
+        earlier = read_object(path, "a report of scripts/evaluate.py")
+        date = re.sub(r"\W", "", earlier["date"])
+        if list(map(rows_of, earlier.get("points", [earlier]))) == list(map(rows_of, values)):
+            return
+    name = f"report_{date}"
+    for suffix in (".json", ".html"):
+        if path.with_suffix(suffix).is_file():
+            path.with_suffix(suffix).rename(out / f"{name}{suffix}")
+    print(f"{path} had other figures: it is now {name}.json")
+
+
+def summary(values: Mapping[str, Any], point: SweepPoint | None = None) -> str:
+    """The figures as a table; at a point of a sweep, in one line."""
+    rows = rows_of(values)
+    if point is not None:
+        figures = [f"{NAMES[metric]} {value:.5g}" for metric, _, value, _ in rows]
+        return f"{point.name}: {', '.join(figures) or 'nothing could be measured'}"
+    cells = [(NAMES[metric], f"{value:.5g}", name, rest) for metric, name, value, rest in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in cells]
+    if found := values.get("retrieval"):
+        groups = {**found["by_language"], "variants": found["variants"]}
         lines += [
-            f"{name:9s} top-1 {scores['top1']:6.1%}  top-5 {scores['top5']:6.1%}  n {scores['n']}"
+            f"  {name:9s} top-1 {scores['top1']:6.1%}  top-5 {scores['top5']:6.1%}  n {scores['n']}"
             for name, scores in groups.items()
             if scores["n"]
         ]
-    lines += [
-        f"{metric} ({name}): {value:.5g} ({rest})"
-        for metric, name, value, rest in rows_of(report)
-        if metric != "retrieval"
-    ]
-    for name, reasons in notes_of(report):
-        lines.append(f"off protocol: {name}: {'; '.join(reasons)}")
+    if notes := notes_of(values):
+        count = len({reason for _, each in notes for reason in each})
+        lines.append(
+            f"These figures do not compare with published ones; report.html lists {count} reasons."
+        )
     return "\n".join(lines)

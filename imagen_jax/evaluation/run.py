@@ -1,11 +1,16 @@
 """An evaluation from the request to the report: images, features, then what each metric makes of
 them, at every point of a sweep.
 
-Every image and every chunk of the features is a file: what is there is not made again.
+Every image and every chunk of the features is a file: what is there is not made again. A figure
+that cannot be had is told at the end, beside the others.
 """
 
 import contextlib
+import functools
+import sys
+import tempfile
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +19,7 @@ from PIL import Image
 
 from imagen_jax.diffusion.overrides import with_overrides
 from imagen_jax.evaluation import (
+    first_screen,
     generation,
     image_folder,
     inputs,
@@ -24,69 +30,114 @@ from imagen_jax.evaluation import (
 from imagen_jax.evaluation.extraction import extract
 from imagen_jax.evaluation.image_quality import QUALITY
 from imagen_jax.evaluation.image_set import make_prompts
-from imagen_jax.evaluation.inputs import EvaluatedModel, EvaluationRequest, EvaluationRun
+from imagen_jax.evaluation.inputs import EvaluatedModel, EvaluationRun
 from imagen_jax.evaluation.metrics import Targets, compute_targets, measure
+from imagen_jax.evaluation.networks import with_features
 from imagen_jax.evaluation.protocol import departures
-from imagen_jax.evaluation.reference import read_reference
-from imagen_jax.evaluation.report import Report
+from imagen_jax.evaluation.reference_images import compute_reference, open_reference_images
+from imagen_jax.evaluation.report import Report, attempt
+from imagen_jax.evaluation.request import EvaluationRequest, with_metrics
 from imagen_jax.evaluation.retrieval import evaluate_retrieval
 from imagen_jax.evaluation.shards import WHOLE
 from imagen_jax.pipeline.generation import spread
+from imagen_jax.pipeline.request import class_numbers
 from imagen_jax.storage.codec import require
 from imagen_jax.storage.folders import output_folder
+from imagen_jax.text.encoder import ShortenedWarning, tokenize
 
 
 def evaluate(request: EvaluationRequest) -> None:
     """Makes the reference that is asked for, measures every point of the sweep, writes the report
-    and prints a summary. For a shard of the work: only images and features.
+    and prints the figures. For a shard of the work: only images and features. Without --out the
+    figures of given images are printed and nothing is kept; else only the reference is made.
 
-    Raises ValueError or FileNotFoundError where the request cannot be met.
+    Raises ValueError or FileNotFoundError where the request cannot be met, or some figure.
     """
-    if request.out is not None:
-        with output_folder(request.out):
-            _evaluate_all(request)
-    elif request.make_reference is not None:
-        inputs.save_reference(request, inputs.read_extractors(request))
+    if request.out is None and request.images is None and request.make_reference is not None:
+        request = with_features(request)
+        images, extractors = open_reference_images(request), inputs.read_extractors(request)
+        if compute_reference(images, extractors, request, request.reference.parent) is None:
+            print(f"Share {request.share} of the reference is done; then run without --share.")
+        return
+    if request.out is None and (request.images is None or request.share is not None):
+        raise ValueError("Say with --out DIR where the images and the report are to go.")
+    request = with_metrics(request)
+    try:
+        with _folder(request.out) as directory:
+            _evaluate(request, directory)
+    except KeyboardInterrupt:
+        if request.out is not None:
+            print(
+                f"Stopped. The same command goes on with what {request.out} holds.", file=sys.stderr
+            )
+        raise
+
+
+@contextlib.contextmanager
+def _folder(out: Path | None) -> Iterator[Path]:
+    """--out, or a folder that is removed afterwards."""
+    if out is None:
+        with tempfile.TemporaryDirectory(prefix="imagen_jax_") as temporary:
+            yield Path(temporary)
     else:
-        raise ValueError("Say with --out DIR where the report is to go.")
+        with output_folder(out):
+            yield out
 
 
-def _evaluate_all(request: EvaluationRequest) -> None:
-    making = request.make_reference is not None
-    run = inputs.read_run(request)
+def _evaluate(request: EvaluationRequest, directory: Path) -> None:
     points = sweep.make_points(request.guidance, request.aug_level)
-    models: list[EvaluatedModel] = []
-    if run.files is None or (run.true_files is None and set(request.metrics) & set(QUALITY)):
-        model = inputs.read_model(request)
-        run = replace(run, request=_fitted(run, model))
-        _check_model(run, model)
-        # Only traced numbers differ between the points, so nothing recompiles.
-        models = [
-            replace(model, sampling=with_overrides(model.sampling, **vars(point)))
-            for point in points
-        ]
-    _check_sweep(run, points, models)
-    if making:
-        inputs.save_reference(request, run.extractors)
-    targets: dict[str, Targets] = {}
-    if run.request.shard == WHOLE:
-        if making:
-            run = replace(run, reference=read_reference(request.reference))
-        targets = compute_targets(request.metrics, run.extractors, run.reference, run.texts)
+    if len(points) > 1:
+        import matplotlib  # noqa: F401  (an error before the work, not after it)
+    run = inputs.read_run(request)
+    models = _read_models(run, points)
+    if models:
+        run = replace(run, request=_fitted(run, models[0]))
+    _check_aug_level(run, models)
+    places = [directory if len(points) == 1 else directory / "points" / p.name for p in points]
+    if run.files is None:
+        for model, place in zip(models, places, strict=True):
+            generation.check_directory(place / "images", report.image_settings(run, model))
+    print(first_screen.lines(run, points, models), flush=True)
+    whole = run.request.shard == WHOLE
+    if run.true_images is not None:
+        made = compute_reference(
+            run.true_images, run.extractors, run.request, directory / "reference"
+        )
+        run = replace(run, reference=made)
+    targets = {}
+    if whole:
+        targets = compute_targets(run.request.metrics, run.extractors, run.reference, run.texts)
     about = report.describe(run, models[0] if models else None)
     begin, reports = time.monotonic(), []
-    for point, model in zip(points, models or [None], strict=True):
-        directory = request.out if len(points) == 1 else request.out / "points" / point.name
-        found = measure_point(run, model, targets, directory)
-        found.write(directory)
+    for point, model, place in zip(points, models or [None], places, strict=True):
+        one = functools.partial(measure_point, run, model, targets, place)
+        found = attempt(point.name, one) if len(points) > 1 else one()
+        if whole:
+            print(report.summary(found.values, point if len(points) > 1 else None), flush=True)
+        if len(points) > 1:
+            found.write(place)
         reports.append(found if len(points) == 1 else found.only_strip())
-    if run.request.shard != WHOLE:
+    if not whole:
         print(f"Share {request.share} is done; the figures are for a run without --share.")
         return
     about["total_seconds"] = round(time.monotonic() - begin, 2)
-    values, paths = report.write_results(request.out, about, points, reports, models)
-    print(*paths, sep="\n")
-    print(report.summary(values))
+    if request.out is not None:
+        print(*report.write_results(request.out, about, points, reports, models), sep="\n")
+    failures = [f"{what}: {why}" for each in reports for what, why in each.failures.items()]
+    if failures:
+        raise ValueError(f"not measured: {'; '.join(failures)}")
+
+
+def _read_models(run: EvaluationRun, points: Sequence[sweep.SweepPoint]) -> list[EvaluatedModel]:
+    """The model at every point; empty where all images are given."""
+    if not run.generates:
+        return []
+    model = inputs.read_model(run.request)
+    _check_model(run, model)
+    # Only traced numbers differ between the points, so nothing recompiles.
+    return [
+        replace(model, sampling=with_overrides(model.sampling, **vars(point))) for point in points
+    ]
 
 
 def _fitted(run: EvaluationRun, model: EvaluatedModel) -> EvaluationRequest:
@@ -103,36 +154,29 @@ def _check_model(run: EvaluationRun, model: EvaluatedModel) -> None:
     if run.emoji is not None:
         super_resolution.check_super_resolution(metrics, model, run.emoji)
     kinds = {stage.conditioning for stage in model.pipeline.cascade.stages}
+    if "text" in kinds and run.files is None and run.prompts is not None:
+        tokenize(model.pipeline.cascade.encoder, run.prompts.texts)  # warns of those that are cut
     if "text" in kinds or set(metrics) <= set(QUALITY):
         return
     name = model.pipeline.name
-    require(
-        ("label" in kinds, f"{name!r} reads neither text nor classes: give its --images."),
-        (
-            all(text.isdigit() for text in run.prompts.texts),
-            f"{name!r} reads classes, not text: give --prompts FILE with a class a line.",
-        ),
-    )
+    require(("label" in kinds, f"{name!r} reads neither text nor classes: give its --images."))
+    try:
+        class_numbers(model.pipeline.cascade, run.prompts.texts)
+    except ValueError as error:
+        raise ValueError(
+            f"{name!r} reads classes, not text: give --prompts FILE with a class a line. {error}"
+        ) from None
 
 
-def _check_sweep(
-    run: EvaluationRun, points: Sequence[sweep.SweepPoint], models: Sequence[EvaluatedModel]
-) -> None:
-    """ValueError where several points are asked for and something is missing to compare them."""
+def _check_aug_level(run: EvaluationRun, models: Sequence[EvaluatedModel]) -> None:
+    """ValueError where --aug_level has no stage that it changes."""
     request = run.request
-    if len(points) > 1:
-        if request.images is not None:
-            raise ValueError(
-                "--images are what they are: several --guidance or --aug_level need a model that "
-                "generates them."
-            )
-        import matplotlib  # noqa: F401  (an error before the work, not after it)
     if not request.aug_level or set(request.metrics) & set(QUALITY):
         return
     stages = models[0].pipeline.cascade.stages if models else ()
     if not any(s.low_resolution is not None and s.resolution <= request.size for s in stages):
         raise ValueError(
-            f"--aug_level changes nothing: no super-resolution stage makes images of "
+            "--aug_level changes nothing: no super-resolution stage makes images of "
             f"{request.size}."
         )
 
@@ -158,31 +202,43 @@ def measure_point(
         files = run.files
         if files is None:
             with _timed(seconds, "generation"):
-                generation.open_directory(directory / "images", report.image_settings(run, model))
-                count = generation.generate_images(
-                    _generator(request, model),
-                    run.texts,
-                    directory / "images",
-                    request.batch_size,
-                    run.request.shard,
-                )
-                files = generation.image_files(
-                    directory / "images", len(run.texts), run.request.shard
-                )
+                files, count = _generated(run, model, directory / "images")
             found = Report({"newly_generated": count})
         with _timed(seconds, "measurement"):
             found |= measure_images(run, files, targets, directory / "features")
-    if quality and run.request.shard == WHOLE and run.true_files is not None:
-        with _timed(seconds, "pairs"):
-            found |= super_resolution.evaluate_pairs(
-                quality, run.files, run.true_files, request.size
+    if quality and request.shard == WHOLE:
+        if run.true_files is not None:
+            name, compute = (
+                "pairs",
+                functools.partial(
+                    super_resolution.evaluate_pairs,
+                    quality,
+                    run.files,
+                    run.true_files,
+                    request.size,
+                ),
             )
-    elif quality and run.request.shard == WHOLE:
-        with _timed(seconds, "super_resolution"):
-            found |= super_resolution.evaluate_super_resolution(
-                quality, model, run.emoji, request.seed, request.batch_size
-            )
+        else:
+            name, compute = "super_resolution", functools.partial(
+                super_resolution.evaluate_super_resolution,
+                quality, model, run.emoji, request.seed, request.batch_size,
+            )  # fmt: skip
+        with _timed(seconds, name):
+            found |= attempt(", ".join(quality), compute)
     return found | Report({"seconds": seconds})
+
+
+def _generated(
+    run: EvaluationRun, model: EvaluatedModel, directory: Path
+) -> tuple[list[Path], int]:
+    """(the files of the images, how many were not there and were generated)."""
+    request = run.request
+    generation.open_directory(directory, report.image_settings(run, model))
+    generate = _generator(request, model)
+    count = generation.generate_images(
+        generate, run.texts, directory, request.batch_size, request.shard
+    )
+    return generation.image_files(directory, len(run.texts), request.shard), count
 
 
 @contextlib.contextmanager
@@ -198,17 +254,19 @@ def _generator(request: EvaluationRequest, model: EvaluatedModel) -> generation.
     reads_text = any(stage.conditioning == "text" for stage in pipeline.cascade.stages)
 
     def generate(prompts: Sequence[str], first: int) -> Sequence[Image.Image]:
-        what = {"prompt": list(prompts)} if reads_text else {"label": [int(x) for x in prompts]}
-        return pipeline.generate_images(
-            num_images=1,
-            size=request.size,
-            seed=request.seed,
-            batch_size=request.batch_size,
-            progress=False,
-            sampling=model.sampling,
-            first_index=first,
-            **what,
-        )
+        what = {"prompt": list(prompts)} if reads_text else {"label": list(prompts)}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ShortenedWarning)  # one was given for all prompts
+            return pipeline.generate_images(
+                num_images=1,
+                size=request.size,
+                seed=request.seed,
+                batch_size=request.batch_size,
+                progress=False,
+                sampling=model.sampling,
+                first_index=first,
+                **what,
+            )
 
     return generate
 
@@ -225,15 +283,17 @@ def measure_images(
         directory: for the features.
     """
     request, extractors = run.request, run.extractors
-    preprocessing = image_folder.Preprocessing(request.size or image_folder.common_size(files))
+    preprocessing = image_folder.Preprocessing(request.size)
     ranges = request.shard.chunks(len(files), request.batch_size)
     chunks = image_folder.read_chunks(files, preprocessing, ranges, request.skip_broken)
     features = extract(extractors, chunks, directory, sum(map(len, ranges)))
-    if run.request.shard != WHOLE:
+    if request.shard != WHOLE:
         return Report()
     if not features.rows:
         raise ValueError(f"None of {len(files)} images can be read, {files[0]} first.")
-    values = measure(request.metrics, extractors, features.by_network, targets, features.rows)
+    values, failures = measure(
+        request.metrics, extractors, features.by_network, targets, features.rows
+    )
     for metric, by_network in values.items():
         for extractor in extractors:
             if figure := by_network.get(extractor.name):
@@ -241,9 +301,10 @@ def measure_images(
     files = [files[row] for row in features.rows]
     captions = None if run.texts is None else [run.texts[row] for row in features.rows]
     sheets = report.image_sheets(files, captions, preprocessing.size)
-    found = Report({"pictures": preprocessing.to_dict()} | values, sheets=sheets)
+    found = Report({"pictures": preprocessing.to_dict()} | values, sheets=sheets, failures=failures)
     if "retrieval" in request.metrics:
         named = make_prompts(run.emoji, request.language)
         named = [named[row // request.num_images] for row in features.rows]
-        found |= evaluate_retrieval(run.emoji, named, files, preprocessing.size)
+        look = functools.partial(evaluate_retrieval, run.emoji, named, files, preprocessing.size)
+        found |= attempt("retrieval", look)
     return found

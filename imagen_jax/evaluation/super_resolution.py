@@ -53,10 +53,15 @@ def check_super_resolution(metrics: Sequence[str], model: EvaluatedModel, emoji:
     for stage in stages:
         require(
             (
+                stage.conditioning != "label",
+                f"Stage {stage.name!r} reads classes, which the emoji do not have: {asked[0]} "
+                "cannot be measured.",
+            ),
+            (
                 min(sides) >= stage.resolution,
                 f"Stage {stage.name!r} makes images of {stage.resolution} pixels, but those of "
                 f"{emoji.path} have {sides[0]}x{sides[1]}: nothing to compare them with.",
-            )
+            ),
         )
 
 
@@ -104,13 +109,10 @@ def upsample(
         prompts: one an image, for a stage that reads text.
         seed: image i has noise of its own from seed and i.
 
-    Raises:
-        ValueError: the stage reads classes, or makes values that are not finite.
+    Raises ValueError where it makes values that are not finite.
     """
     pipeline, count = model.pipeline, len(low_res)
     stage = pipeline.cascade.stages[position]
-    if stage.conditioning == "label":
-        raise ValueError(f"Stage {stage.name!r} reads classes, which the images do not have.")
     what = {"prompt": list(prompts)} if stage.conditioning == "text" else {"num_images": count}
     with image_bar(stage.name, count) as bar:
 

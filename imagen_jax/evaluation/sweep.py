@@ -11,6 +11,7 @@ import numpy as np
 
 from imagen_jax.evaluation.html_report import NAMES, rows_of
 from imagen_jax.evaluation.metrics import DISTANCES
+from imagen_jax.images.png import SHEET
 
 # What counts as alignment: the first of these that was measured. Higher is better.
 ALIGNMENTS = ("clip", "r_precision", "retrieval")
@@ -33,8 +34,8 @@ class SweepPoint:
         return "_".join(words) or "own_settings"
 
 
-def text(value: float | Sequence[float] | None, separator: str = ":") -> str:
-    """1.35, or by stage 1.35:8; nothing for None."""
+def text(value: float | Sequence[float] | None, separator: str = ",") -> str:
+    """1.35, or by stage 1.35,8; nothing for None."""
     values = [] if value is None else np.atleast_1d(value)
     return separator.join(f"{entry:g}" for entry in values)
 
@@ -50,39 +51,40 @@ def make_points(
     return points
 
 
-def measured(values: Mapping[str, Any], metrics: Sequence[str]) -> list[Figure]:
-    """Every figure of these metrics that was measured."""
-    return [(metric, name) for metric, name, _, _ in rows_of(values) if metric in metrics]
+def measured(values: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> list[Figure]:
+    """Every figure of these metrics that was measured at some point."""
+    rows = [row for found in values for row in rows_of(found)]
+    return list(dict.fromkeys((metric, name) for metric, name, _, _ in rows if metric in metrics))
 
 
-def has_curve(values: Mapping[str, Any]) -> bool:
+def has_curve(values: Sequence[Mapping[str, Any]]) -> bool:
     """Whether a distance and an alignment were measured, to be set against each other."""
     return bool(measured(values, DISTANCES) and measured(values, ALIGNMENTS))
 
 
 def series(values: Sequence[Mapping[str, Any]], figure: Figure) -> np.ndarray:
-    """float [points]: a figure at each point."""
-    rows = [row for found in values for row in rows_of(found)]
-    return np.asarray([value for metric, name, value, _ in rows if (metric, name) == figure])
+    """float [points]: a figure at each point, NaN where it is missing."""
+    each = [{(m, name): value for m, name, value, _ in rows_of(found)} for found in values]
+    return np.asarray([found.get(figure, np.nan) for found in each])
 
 
 def pareto(
     alignment: Sequence[float] | np.ndarray, distance: Sequence[float] | np.ndarray
 ) -> np.ndarray:
     """bool [points]: no other point has at least as much alignment and as little distance, and more
-    of one or less of the other.
+    of one or less of the other. A point that lacks either (NaN) is not among them.
     """
     up, down = np.asarray(alignment, float), np.asarray(distance, float)
     no_worse = (up[:, None] >= up) & (down[:, None] <= down)
     better = (up[:, None] > up) | (down[:, None] < down)
-    return ~(no_worse & better).any(axis=0)
+    return np.isfinite(up + down) & ~(no_worse & better).any(axis=0)
 
 
 def table(points: Sequence[SweepPoint], values: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     """A row a point: guidance, aug_level, every figure, and for each plot whether it is on the
     Pareto front.
     """
-    distances, alignments = (measured(values[0], names) for names in (DISTANCES, ALIGNMENTS))
+    distances, alignments = (measured(values, names) for names in (DISTANCES, ALIGNMENTS))
     columns = {
         "guidance": [text(point.guidance) for point in points],
         "aug_level": [text(point.aug_level) for point in points],
@@ -111,7 +113,7 @@ def plot(points: Sequence[SweepPoint], values: Sequence[Mapping[str, Any]], path
     """
     from matplotlib.figure import Figure as Drawing
 
-    distances, alignment = measured(values[0], DISTANCES), measured(values[0], ALIGNMENTS)[0]
+    distances, alignment = measured(values, DISTANCES), measured(values, ALIGNMENTS)[0]
     drawing = Drawing(figsize=(6.2 * len(distances), 4.6), layout="constrained", dpi=110)
     places = drawing.subplots(1, len(distances), squeeze=False)[0]
     for place, distance in zip(places, distances, strict=True):
@@ -119,7 +121,7 @@ def plot(points: Sequence[SweepPoint], values: Sequence[Mapping[str, Any]], path
         place.set_xlabel(f"{_label(alignment)} (higher is better)", fontsize=9)
         label = f"{_label(distance)}\n(lower is better)".replace(", ", "\n", 1)
         place.set_ylabel(label, fontsize=9)
-    drawing.savefig(path, format="png")
+    drawing.savefig(path, format="png", metadata=SHEET)
 
 
 def _draw(place: Any, points: Sequence[SweepPoint], across: np.ndarray, up: np.ndarray) -> None:

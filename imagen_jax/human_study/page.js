@@ -11,20 +11,26 @@ function element(name, properties, ...children) {
 }
 
 async function ask(path, options) {
-  const response = await fetch(path, options);
-  const values = await response.json();
+  let response, values;
+  try {
+    response = await fetch(path, options);
+    values = await response.json();
+  } catch {
+    throw new Error("the server does not answer");
+  }
   // 409: answered before, in another window.
-  if (!response.ok && response.status !== 409) throw new Error(values.error);
+  if (!response.ok && response.status !== 409) throw new Error(values.error.replace(/\.$/, ""));
   return values;
 }
 
-function show() {
+async function show() {
   const trial = trials[place];
   main.hidden = !trial;
   if (!trial) {
     find("message").textContent = "That was all. Thank you!";
     return;
   }
+  find("next").disabled = true; // until the images are there
   find("progress").textContent = `${place + 1} of ${trials.length}`;
   find("caption").textContent = trial.caption;
   const titles = trial.sheets.length > 1 ? ["Set A (left)", "Set B (right)"] : [""];
@@ -36,6 +42,12 @@ function show() {
       ...Object.entries(question.choices).map(([value, text]) => element("label", {},
         element("input", { type: "radio", name, value, required: true }), ` ${text}`)))));
   window.scrollTo(0, 0);
+  try {
+    await Promise.all([...document.images].map((image) => image.decode()));
+    find("next").disabled = false;
+  } catch {
+    find("message").textContent = "An image cannot be loaded. Reload this page, and start with the same name.";
+  }
 }
 
 find("start").addEventListener("submit", async (event) => {
@@ -47,7 +59,7 @@ find("start").addEventListener("submit", async (event) => {
     find("message").textContent = "";
     show();
   } catch (error) {
-    find("message").textContent = error.message;
+    find("message").textContent = `Cannot start: ${error.message}.`;
   }
 });
 
@@ -55,12 +67,14 @@ find("form").addEventListener("submit", async (event) => {
   event.preventDefault();
   const answers = Object.fromEntries(new FormData(event.target));
   const body = JSON.stringify({ rater, trial: trials[place].id, answers });
+  find("next").disabled = true; // a second click must not skip a trial
   try {
     await ask("/answers", { method: "POST", headers: { "Content-Type": "application/json" }, body });
     find("message").textContent = "";
     place += 1;
     show();
   } catch (error) {
-    find("message").textContent = `Not saved: ${error.message}`;
+    find("message").textContent = `Not saved: ${error.message}. Your answers are still here: press Next to send them again.`;
+    find("next").disabled = false;
   }
 });

@@ -39,9 +39,16 @@ class StudyImages:
     named: bool
 
     def of(self, prompt: int) -> list[Image.Image]:
-        """Without anything that their files say besides the pixels."""
-        preprocessing = Preprocessing(self.size)
-        return [Image.fromarray(read_image(file, preprocessing)) for file in self.files[prompt]]
+        """Without anything that their files say besides the pixels. ValueError names a file that
+        cannot be read.
+        """
+        found, preprocessing = [], Preprocessing(self.size)
+        for file in self.files[prompt]:
+            try:
+                found.append(Image.fromarray(read_image(file, preprocessing)))
+            except (OSError, ValueError) as error:
+                raise ValueError(f"{file} cannot be read: {error}") from error
+        return found
 
 
 def read_set(

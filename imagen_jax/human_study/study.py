@@ -5,6 +5,7 @@ trials, their answers, and what follows from them.
 import json
 import math
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 
 from imagen_jax.storage.codec import require
 from imagen_jax.storage.json_file import read_object, write_object
+from imagen_jax.storage.lines import read_lines
 
 PASS_MARK = 0.8  # raters with fewer of the control questions right are left out, the paper's
 Z = 1.959964  # of a 95 % interval
@@ -179,7 +181,8 @@ def check_answer(study: Study, values: Any, before: set[tuple[str, str]]) -> Ans
 
 
 def read_answers(path: Path, study: Study) -> list[Answer]:
-    """The answers in a JSONL file.
+    """The answers in a JSONL file; half a line at its end, which nobody was told was saved, is left
+    out.
 
     Raises FileNotFoundError, or ValueError that names the line where one is not valid or comes
     twice.
@@ -188,14 +191,16 @@ def read_answers(path: Path, study: Study) -> list[Answer]:
         raise FileNotFoundError(
             f"There is no file {path} of answers; scripts/human_eval.py serve makes it."
         )
+    if (content := path.read_bytes()) and not content.endswith(b"\n"):
+        warnings.warn(f"{path} ends in half a line, which is left out", stacklevel=2)
     answers: list[Answer] = []
     before: set[tuple[str, str]] = set()
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(read_lines(path), start=1):
         if not line.strip():
             continue
         try:
             answers.append(check_answer(study, json.loads(line), before))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}, line {number}: {error}") from None
         before.add((answers[-1].rater, answers[-1].trial))
     return answers

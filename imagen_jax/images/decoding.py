@@ -1,10 +1,19 @@
-"""Image files of any mode as RGB arrays; what they hold is not trusted."""
+"""Image files of any mode as RGB arrays; what they hold is not trusted.
 
+Whatever a decoder raises leaves this file as ValueError, which says what is wrong but not with
+which file: the caller names it, once.
+"""
+
+import contextlib
 import io
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
+
+from imagen_jax.images import colors, metadata
 
 # A file of a few kilobytes can unpack to gigabytes; 89 million pixels is Pillow's own warning.
 MAX_PIXELS = 89_478_485
@@ -16,94 +25,153 @@ SUFFIXES = (
     *(".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".avif", ".avifs"),
     *(".jp2", ".j2k", ".jpc", ".jpf", ".jpx", ".j2c"),
 )
-# What its readers raise besides OSError and ValueError.
-PILLOW_ERRORS = (SyntaxError, EOFError, Image.DecompressionBombError)
+# What is often found under an image's name: where it says so, and how.
+STRANGERS = (
+    (4, (b"ftyphei", b"ftyphev", b"ftypmif1"), "it is HEIC; pillow-heif can convert it to JPEG"),
+    (0, (b"version https://git-lfs",), "it is a Git LFS pointer; git lfs pull fetches the image"),
+    (0, (b"<!doctype", b"<html", b"<?xml", b"<svg"), "it is a page of HTML or XML"),
+)
+Made = TypeVar("Made")
 
 
 def decode(file: Path | bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """uint8 RGB [height, width, 3] of an image file, upright, on white where it is transparent.
+    """uint8 sRGB [height, width, 3] of an image file, upright, on white where it is transparent.
 
-    Raises OSError or ValueError where the image is broken or has more than `max_pixels`.
+    Of an animation, the first frame. Raises OSError where the file cannot be opened, ValueError
+    where the image is broken or has more than `max_pixels`.
     """
     return np.asarray(read(file, max_pixels))
 
 
-def read(file: Path | bytes, max_pixels: int = MAX_PIXELS, cover: int | None = None) -> Image.Image:
+def read(
+    file: Path | bytes,
+    max_pixels: int = MAX_PIXELS,
+    cover: int | None = None,
+    convert: Callable[[Image.Image], Image.Image] = colors.on_white,
+) -> Image.Image:
     """As `decode`, a Pillow image in RGB.
 
     cover: the side of the square that the image will be resized to cover. A JPEG is then decoded at
     a half, a quarter or an eighth of its size, which averages pixels and saves time, where that is
     the whole reduction or leaves more than a factor of two.
+    convert: what is made of the stored pixels, which do not stand upright yet.
     """
-    source = io.BytesIO(file) if isinstance(file, bytes) else file
-    try:
-        with Image.open(source, formats=FORMATS) as image:
-            if image.width * image.height > max_pixels:
-                raise ValueError(
-                    f"{image.width}x{image.height} pixels are more than the {max_pixels} allowed"
-                )
-            if cover is not None:
-                scale = _decoder_scale(min(image.size) / cover)
-                image.draft(None, (image.width // scale, image.height // scale))
+
+    def upright(image: Image.Image) -> Image.Image:
+        if image.width * image.height > max_pixels:
+            raise ValueError(
+                f"{image.width}x{image.height} pixels are more than the {max_pixels} allowed"
+            )
+        if cover is not None:
+            scale = _decoder_scale(min(image.size) / cover)
+            image.draft(None, (image.width // scale, image.height // scale))
+        if image.format == "TIFF":
+            metadata.leave_orientation(image)
+        return _upright(image, convert)
+
+    return _opened(file, upright)
+
+
+def to_rgb(
+    image: Image.Image, convert: Callable[[Image.Image], Image.Image] = colors.on_white
+) -> np.ndarray:
+    """uint8 sRGB [height, width, 3] of a Pillow image of any mode, upright, on white.
+
+    convert: as of `read`. Raises ValueError where it cannot be decoded, and for grey of more than 8
+    bits whose black and white are not known.
+    """
+    with _value_errors():
+        return np.asarray(_upright(image, convert))
+
+
+def size(file: Path | bytes) -> tuple[int, int]:
+    """(width, height) of an image file when it is upright, mostly by its header; 0, 0 if broken."""
+
+    def upright_size(image: Image.Image) -> tuple[int, int]:
+        if image.format == "PNG":
             image.load()
-            return _as_rgb(image)
-    except UnidentifiedImageError as error:
-        name = "" if isinstance(file, bytes) else f"{file}: "
-        raise ValueError(f"{name}no image of a known format") from error
-    except PILLOW_ERRORS as error:
-        raise ValueError(str(error)) from error
+        return metadata.upright_size(image)
 
-
-def size(data: bytes) -> tuple[int, int]:
-    """(width, height) of an image file when it is upright, from its header; 0, 0 if unknown."""
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            turned = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
-            return image.size[::-1] if turned else image.size
-    except (OSError, ValueError, *PILLOW_ERRORS):
+        return _opened(file, upright_size)
+    except (OSError, ValueError):
         return 0, 0
+
+
+def changes(file: Path | bytes) -> list[str]:
+    """How an image differs from upright 8-bit sRGB of one frame: what decoding has to change."""
+
+    def found(image: Image.Image) -> list[str]:
+        kinds = {"RGB": [], "1": ["grey"], "L": ["grey"], "P": ["palette"]}
+        names = kinds.get(image.mode, [f"mode_{image.mode}"])
+        if colors.is_deep(image):
+            names = ["grey_of_16_bits_or_more"]
+        elif image.has_transparency_data:
+            names = ["transparent_on_white"]
+        if metadata.orientation(image) != 1:
+            names.append("turned_upright")
+        if colors.srgb_transform(image.info.get("icc_profile"), image.mode) is not None:
+            names.append("converted_to_srgb")
+        try:
+            several = getattr(image, "n_frames", 1) > 1
+        except Exception:  # a later frame is damaged
+            several = True
+        return [*names, "first_of_several_frames"] if several else names
+
+    return _opened(file, found)
+
+
+def _opened(file: Path | bytes, make: Callable[[Image.Image], Made]) -> Made:
+    """What `make` makes of the opened image; where metadata are in the way, without them.
+
+    Raises OSError where the file cannot be opened, and ValueError for all else.
+    """
+    # Opened here: by a name Pillow maps raw TIFFs into memory, with wrong sides if they are turned.
+    with io.BytesIO(file) if isinstance(file, bytes) else open(file, "rb") as source:
+        try:
+            with _value_errors(), Image.open(source, formats=FORMATS) as image:
+                return make(image)
+        except ValueError as error:
+            source.seek(0)
+            data = source.read()
+            bare = metadata.without_metadata(data)
+            if bare != data:
+                with (
+                    contextlib.suppress(ValueError),
+                    _value_errors(),
+                    Image.open(io.BytesIO(bare), formats=FORMATS) as image,
+                ):
+                    return make(image)
+            if isinstance(error.__cause__, UnidentifiedImageError):
+                raise ValueError(_what_it_is(data)) from error
+            raise
+
+
+@contextlib.contextmanager
+def _value_errors() -> Iterator[None]:
+    """Pillow's readers raise as many kinds of errors as there are: all become ValueError."""
+    try:
+        yield
+    except (OSError, ValueError, SyntaxError, RuntimeError, Image.DecompressionBombError) as error:
+        raise ValueError(str(error) or type(error).__name__) from error
+    except Exception as error:
+        raise ValueError(f"its decoder failed: {type(error).__name__} {error}".strip()) from error
+
+
+def _what_it_is(data: bytes) -> str:
+    what = "its beginning is damaged, or Pillow does not read this kind" if data else "it is empty"
+    for start, beginnings, stranger in STRANGERS:
+        if data[start : start + 32].lower().startswith(beginnings):
+            what = stranger
+    return f"no image of a known format ({', '.join(FORMATS)}): {what}"
+
+
+def _upright(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    image.load()
+    return metadata.turned(convert(image), metadata.orientation(image))
 
 
 def _decoder_scale(factor: float) -> int:
     """How much of a reduction by `factor` a JPEG decoder may do: it averages pixels, as we do."""
     whole = (k for k in (8, 4, 2) if factor >= 2 * k or (factor >= k and factor % k == 0))
     return next(whole, 1)
-
-
-def to_rgb(image: Image.Image) -> np.ndarray:
-    """uint8 RGB [height, width, 3] of a Pillow image of any mode, upright, on white.
-
-    Raises ValueError for grey of more than 8 bits whose black and white are not known.
-    """
-    return np.asarray(_as_rgb(image.copy()))
-
-
-def _as_rgb(image: Image.Image) -> Image.Image:
-    """The image in RGB, upright, on white; where it is RGB already, itself and no copy."""
-    white = _white_level(image)
-    ImageOps.exif_transpose(image, in_place=True)
-    if white is not None:
-        grey = np.floor(np.asarray(image, np.float64) / white * 255 + 0.5)
-        return Image.fromarray(np.clip(grey, 0, 255).astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        background = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(background, image.convert("RGBA"))
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def _white_level(image: Image.Image) -> float | None:
-    """What is white in a grey image of more than 8 bits, which Pillow would clip; else None."""
-    # PNG and PPM have 16 bits at most
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
-        return 65535.0
-    if image.mode == "I":
-        raise ValueError("it has 32 bits of grey, and what is white is not known; save it with 8")
-    if image.mode != "F":
-        return None
-    low, high = image.getextrema()
-    if not 0 <= low <= high <= 1:
-        raise ValueError(
-            f"its floating-point grey goes from {low:g} to {high:g}; it must lie in 0...1, or be "
-            "saved with 8 bits"
-        )
-    return 1.0

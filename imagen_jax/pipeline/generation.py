@@ -135,11 +135,12 @@ def encode_prompts(
     encoder: text.TextEncoder, params: Params, prompts: Sequence[str], batch_size: int
 ) -> TextEmbeddings:
     """Embeddings on the host, encoded `batch_size` at a time: one program for any number."""
-    batches = []
+    tokens, batches = text.tokenize(encoder, prompts), []
     for start in range(0, len(prompts), batch_size):
-        batch = list(prompts[start : start + batch_size])
-        encoded = text.encode(encoder, params, batch + [""] * (batch_size - len(batch)))
-        batches.append(take_rows(encoded, np.arange(len(batch))))
+        rows = np.arange(start, start + batch_size).clip(max=len(prompts) - 1)
+        batch = take_rows(tokens, rows)
+        encoded = text.encode_tokens(encoder.config, params, *batch, encoder.padding)
+        batches.append(take_rows(encoded, np.arange(min(batch_size, len(prompts) - start))))
     return jax.tree.map(lambda *arrays: np.concatenate(arrays), *batches)
 
 
@@ -165,7 +166,11 @@ def encode_request(cascade: Cascade, params: Mapping, request: Request) -> Condi
 
 
 def with_settings(
-    arrays: np.ndarray, request: Request, sampling: Sequence[Sampling], size: int
+    arrays: np.ndarray,
+    request: Request,
+    sampling: Sequence[Sampling],
+    size: int,
+    class_names: Sequence[str] = (),
 ) -> ImageList:
     """Images that carry what makes each of them again; `size` is that asked for."""
     common = {
@@ -187,5 +192,5 @@ def with_settings(
             **common,
         }
         images.append(image)
-    captions = prompts or [str(value) for value in labels or []]
+    captions = prompts or [class_names[v] if class_names else str(v) for v in labels or []]
     return ImageList(images, [captions[row] for row in request.rows] if captions else None)

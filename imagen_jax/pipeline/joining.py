@@ -29,12 +29,16 @@ def join_pipelines(pipelines: Sequence[Pipeline]) -> Pipeline:
     if with_text:
         params, encoder = as_lazy(with_text[0].params), with_text[0].cascade.encoder
         readers[TEXT_ENCODER], probe = params.readers[TEXT_ENCODER], params.probe
+    tables = {cascade.class_names for cascade in cascades if cascade.class_names}
+    if len(tables) > 1:
+        raise ValueError("The models were trained on other classes: their names differ.")
     fingerprints = [pipeline.fingerprint for pipeline in pipelines]
     return Pipeline(
         Cascade(
             tuple(stage for cascade in cascades for stage in cascade.stages),
             tuple(sampling for cascade in cascades for sampling in cascade.sampling),
             encoder,
+            next(iter(tables), ()),
         ),
         LazyParams(readers, probe),
         name="+".join(pipeline.name for pipeline in pipelines),

@@ -35,6 +35,7 @@ from imagen_jax.pipeline.progress import Callback
 from imagen_jax.pipeline.request import (
     AspectRatio,
     ImageInput,
+    Labels,
     Request,
     base_size,
     check_request,
@@ -85,6 +86,11 @@ class Pipeline:
         """The sizes of images that `generate_images` makes; the last is the default."""
         return self.cascade.sizes
 
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Of a model of classes, by number; empty where it does not know them."""
+        return self.cascade.class_names
+
     def generate_images(
         self,
         prompt: str | Sequence[str] | None = None,
@@ -97,7 +103,7 @@ class Pipeline:
         spacing: Spacing | Sequence[Spacing | None] | None = None,
         seed: int | None = None,
         negative_prompt: str | None = None,
-        label: int | Sequence[int] | None = None,
+        label: Labels | None = None,
         batch_size: int | None = None,
         progress: bool = True,
         callback: Callback | None = None,
@@ -122,7 +128,9 @@ class Pipeline:
             seed: of the noise; equal seeds give equal images. A new one when None; the settings
                 of the images tell which.
             negative_prompt: what guidance leads away from, instead of from no text at all.
-            label: class or classes, for a model of classes.
+            label: class or classes, for a model of classes: names (`class_names`) or numbers. "3"
+                is the class of that name, and where there is none class number 3; 3 is always the
+                number.
             batch_size: images at a time: up to 4 on a CPU, else up to 16. Less needs less memory.
                 On a mesh rounded up, to as many on each of the devices that share a batch.
             progress: whether to show a bar.
@@ -207,6 +215,7 @@ class Pipeline:
         resamplings: int = 1,
         jump_length: int = 10,
         known: str = "noised",
+        mask_alpha: str | None = None,
         num_images: int = 1,
         size: int | None = None,
         **options: Any,
@@ -219,15 +228,17 @@ class Pipeline:
             resamplings, jump_length: RePaint's (arXiv 2201.09865): each stretch of `jump_length`
                 steps is sampled `resamplings` times, for a better fit to what is kept.
             known: "noised", RePaint's, or "clean", as diffusers does with DeepFloyd IF.
+            mask_alpha: what a mask that is transparent in part means. None: transparent is kept,
+                and so is black. "transparent" or "opaque": that is regenerated, whatever its color.
             options: as of `generate_images`.
 
         Raises:
             ValueError: as `generate_images`; mask and image of different sizes, a mask that keeps
-                everything.
+                everything, or of which it is not clear what its transparency means.
         """
         options, stages = _checked_options("inpaint", options), self._stages(size)
         image = read_image(image)
-        mask = read_mask(mask, image.size)
+        mask = read_mask(mask, image.size, mask_alpha)
         edits = [
             Edit(
                 self._pixels(image, i),
@@ -241,8 +252,8 @@ class Pipeline:
         ]
         if not any(edit.mask.any() for edit in edits):
             raise ValueError(
-                "The mask keeps everything of the centred square: what is to be regenerated must "
-                "be white in it (255, or True)."
+                "The mask keeps everything of the centred square, which is all that the model "
+                "sees: what is to be regenerated must be white there."
             )
         notes = {"strength": strength, "resamplings": resamplings, "jump_length": jump_length}
         notes = {"inpaint": {**notes, "known": known}}
@@ -335,7 +346,8 @@ class Pipeline:
                 f"{broken} of {len(images)} images of {self.name!r} are not finite numbers: "
                 "parameters, or an adapter's, are not finite or too large."
             )
-        return with_settings(images, request, sampling, stages[request.stages[-1]].resolution)
+        size = stages[request.stages[-1]].resolution
+        return with_settings(images, request, sampling, size, self.class_names)
 
     def generate_again(self, settings: Mapping[str, Any], *, progress: bool = True) -> ImageList:
         """The image whose settings these are (`image.info["imagen_jax"]`), made again.

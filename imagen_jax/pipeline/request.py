@@ -1,11 +1,12 @@
 """Requests: what callers of a pipeline ask for, checked and brought into one form."""
 
+import contextlib
 import os
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import gcd, lcm, sqrt
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,36 +18,40 @@ from imagen_jax.cascade.cascade import Cascade
 from imagen_jax.cascade.stage import Stage
 from imagen_jax.diffusion.editing import Edit
 from imagen_jax.diffusion.overrides import is_number
-from imagen_jax.images.decoding import decode, to_rgb
+from imagen_jax.images import decoding, masks
 from imagen_jax.images.pixels import to_float
 from imagen_jax.pipeline.progress import Callback
-from imagen_jax.storage.codec import require
+from imagen_jax.storage.codec import nearest, require
+from imagen_jax.storage.folders import user_path
+from imagen_jax.storage.trees import name_some
 
 LARGEST_SEED = 2**32 - 1
 CPU_BATCH, ACCELERATOR_BATCH = 4, 16
 MAX_PIXELS = 2**26  # of an image from outside
 WIDEST = 8  # an image's longer side, at most, for each pixel of the shorter
 AspectRatio = str | float | int | tuple[float | int, ...]
-ImageInput = Image.Image | np.ndarray | str | os.PathLike
+Label = str | int | np.integer  # a class by name or number
+Labels = Label | Sequence[Label] | np.ndarray
+ImageInput = masks.ImageInput
 
 
 @dataclass(frozen=True)
 class Request:
     """What a caller asks of a cascade, besides how each stage is sampled (`Sampling`).
 
-    prompt, label: one or several, lists once checked (`check_request`); None for a model that reads
-    none. negative_prompt: what guidance leads away from, None for no text. num_images: of each
-    prompt or label. stages: positions in the cascade. size: (height, width) of the base stage, when
-    not its resolution. low_res: [1, height, width, 3], the image that the first stage upsamples.
-    edits: one a stage of the cascade, None where it samples from noise. seed, first_index: of the
-    noise; image i of all has the key of index first_index + i. batch_size: images at a time.
-    progress, callback, every: a bar; called with a `Progress` every `every` steps (a tenth of all
-    when None). low_memory: lets each stage's parameters go before the next one's are read. notes:
-    for the settings in the images.
+    prompt, label: one or several, lists once checked (`check_request`), of numbers for labels; None
+    for a model that reads none. negative_prompt: what guidance leads away from, None for no text.
+    num_images: of each prompt or label. stages: positions in the cascade. size: (height, width) of
+    the base stage, when not its resolution. low_res: [1, height, width, 3], the image that the
+    first stage upsamples. edits: one a stage of the cascade, None where it samples from noise.
+    seed, first_index: of the noise; image i of all has the key of index first_index + i.
+    batch_size: images at a time. progress, callback, every: a bar; called with a `Progress` every
+    `every` steps (a tenth of all when None). low_memory: lets each stage's parameters go before the
+    next one's are read. notes: for the settings in the images.
     """
 
     prompt: str | Sequence[str] | None = None
-    label: int | Sequence[int] | None = None
+    label: Labels | None = None
     negative_prompt: str | None = None
     num_images: int = 1
     stages: range = range(1)
@@ -82,11 +87,13 @@ def check_request(cascade: Cascade, name: str, request: Request) -> Request:
     for option, kind, read in (("prompt", "text", "text"), ("label", "label", "classes")):
         value = getattr(request, option)
         if value is None and kind in kinds:
-            raise ValueError(f"{name!r} reads {read}: give a {option}.")
+            names = name_some(list(cascade.class_names)) if kind == "label" else ""
+            some = f": {names}" if names else ""
+            raise ValueError(f"{name!r} reads {read}: give a {option}{some}.")
         if value is not None and kind not in kinds:
             raise ValueError(f"{name!r} reads no {read}, but a {option} was given: {value!r}.")
     prompts = None if request.prompt is None else _prompts(cascade, name, request.prompt)
-    labels = None if request.label is None else _labels(cascade, request.label)
+    labels = None if request.label is None else class_numbers(cascade, request.label)
     if prompts and labels and len(prompts) != len(labels):
         raise ValueError(f"{len(prompts)} prompts but {len(labels)} labels.")
     negative = request.negative_prompt or ""
@@ -164,16 +171,38 @@ def _prompts(cascade: Cascade, name: str, prompt: Any) -> list[str]:
     return prompts
 
 
-def _labels(cascade: Cascade, label: Any) -> list[int]:
-    labels = [int(value) for value in np.atleast_1d(label)]
-    if not labels:
+def class_numbers(cascade: Cascade, label: Labels) -> list[int]:
+    """The numbers of classes that are given by name or number, of one or several.
+
+    Raises:
+        ValueError: there are none, or the model has no class of that name or number.
+    """
+    single = isinstance(label, str) or not isinstance(label, Iterable)
+    values = np.atleast_1d(label).tolist() if isinstance(label, np.ndarray) else label
+    numbers = [_class_number(cascade, value) for value in ([label] if single else values)]
+    if not numbers:
         raise ValueError("The list of labels is empty.")
     for stage in cascade.stages:
         classes = stage.network.num_classes
-        wrong = [v for v in labels if classes is not None and not 0 <= v < classes]
+        wrong = [v for v in numbers if classes is not None and not 0 <= v < classes]
         if wrong:
             raise ValueError(f"label must lie in 0 ... {classes - 1}: {wrong[0]}.")
-    return labels
+    return numbers
+
+
+def _class_number(cascade: Cascade, label: Any) -> int:
+    names = cascade.class_names
+    if isinstance(label, str):
+        name = unicodedata.normalize("NFC", label)
+        if name in names:
+            return names.index(name)
+        if name.isdecimal() and len(name) < 10:
+            return int(name)
+        hint = nearest(name, names) if names else "; it knows no names: give a number"
+        raise ValueError(f"The model has no class {label!r}{hint}")
+    if not _is_whole(label):
+        raise ValueError(f"label must be the name or the number of a class, not {label!r}.")
+    return int(label)
 
 
 def last_stage(cascade: Cascade, name: str, size: int | None) -> int:
@@ -247,42 +276,47 @@ def read_image(image: ImageInput) -> Image.Image:
 
     What is transparent becomes white.
     """
-    if isinstance(image, str | os.PathLike):
-        path = Path(image)
-        if not path.is_file():
-            raise FileNotFoundError(f"There is no image {path}.")
-        try:
-            return Image.fromarray(decode(path, MAX_PIXELS))
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{path} is not a whole image that can be read: {error}.") from None
-    if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
+    with _named("image", image):
+        if isinstance(image, str | os.PathLike):
+            return decoding.read(user_path(image), MAX_PIXELS)
+        if isinstance(image, Image.Image):
+            return Image.fromarray(decoding.to_rgb(image))
+        if not hasattr(image, "__array__"):
+            raise ValueError(f"it must be PIL, a path or an array, not {type(image).__name__}")
+        pixels = np.asarray(image)
+        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[-1] != 3:
             raise ValueError(
-                f"An image as an array must be uint8 [height, width, 3], not {image.dtype} "
-                f"{list(image.shape)}."
+                f"as an array it must be uint8 [height, width, 3], not {pixels.dtype} "
+                f"{list(pixels.shape)}"
             )
-        return Image.fromarray(image)
-    if not isinstance(image, Image.Image):
-        raise ValueError(f"An image must be PIL, a path or an array, not {type(image).__name__}.")
-    return Image.fromarray(to_rgb(image))
+        return Image.fromarray(pixels)
 
 
-def read_mask(mask: ImageInput, size: tuple[int, int]) -> Image.Image:
-    """A mask of an image of this size, (width, height): white where to sample."""
-    if isinstance(mask, np.ndarray) and mask.ndim in (2, 3) and mask.shape[2:] in ((), (1,)):
-        values = mask.reshape(mask.shape[:2])
-        if values.dtype != np.uint8:
-            if not ((values >= 0) & (values <= 1)).all():
-                raise ValueError("A mask as an array is bool, 0 to 1, or uint8.")
-            values = (values.astype(np.float32) * 255).astype(np.uint8)
-        mask = Image.fromarray(values)
-    mask = read_image(mask).convert("L")
-    if mask.size != size:
+def read_mask(mask: ImageInput, size: tuple[int, int], alpha: str | None = None) -> Image.Image:
+    """A mask of an image of this size, (width, height): white where to sample (`images.masks`)."""
+    with _named("mask", mask):
+        is_path = isinstance(mask, str | os.PathLike)
+        found = masks.read_mask(user_path(mask) if is_path else mask, alpha, MAX_PIXELS)
+    if found.size != size:
         raise ValueError(
-            f"The mask is {mask.width}x{mask.height}, the image {size[0]}x{size[1]}: "
+            f"The mask is {found.width}x{found.height}, the image {size[0]}x{size[1]}: "
             "they must be of one size."
         )
-    return mask
+    return found
+
+
+@contextlib.contextmanager
+def _named(what: str, given: ImageInput) -> Iterator[None]:
+    """Errors name the file once, and say whether the image or the mask is at fault."""
+    name = f"{what} {os.fspath(given)}" if isinstance(given, str | os.PathLike) else what
+    try:
+        yield
+    except FileNotFoundError:
+        raise FileNotFoundError(f"There is no {name}.") from None
+    except OSError as error:
+        raise ValueError(f"The {name} cannot be read: {error.strerror or error}.") from None
+    except ValueError as error:
+        raise ValueError(f"The {name} cannot be used: {error}.") from None
 
 
 def to_pixels(image: Image.Image, size: tuple[int, int]) -> np.ndarray:

@@ -20,6 +20,12 @@ def user_path(path: str | os.PathLike) -> Path:
         raise ValueError(f"{os.fspath(path)}: {error}; give the whole path") from None
 
 
+def natural_key(name: str) -> tuple[list[str | int], str]:
+    """A key that sorts names as people count: 2 before 10, and 02 beside 2."""
+    pieces = re.split(r"([0-9]+)", name)  # text and numbers in turn
+    return [int(piece) if at % 2 else piece for at, piece in enumerate(pieces)], name
+
+
 def check_local(path: str | Path, option: str) -> None:
     """ValueError for a bucket's address, which would become a folder of that name here."""
     scheme = next((part for part in Path(path).parts if re.fullmatch(r"[a-z][a-z0-9]+:", part)), "")

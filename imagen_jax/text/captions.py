@@ -119,6 +119,4 @@ def prepare_caption(text: str, kind: Kind | None) -> str:
                 "are only put in lower case.",
                 stacklevel=2,
             )
-    if text.strip() and not prepared:
-        warnings.warn(f"Cleaning leaves nothing of the prompt {text!r}.", stacklevel=2)
     return prepared

@@ -58,32 +58,76 @@ class TextEncoder:
         check_choice("TextEncoder.caption", self.caption, (None, *get_args(captions.Kind)))
 
 
+class ShortenedWarning(UserWarning):
+    """Prompts are not used whole."""
+
+
+@dataclass
+class Shortened:
+    """How many prompts were not used whole, for one message about all of them.
+
+    limit: tokens of a prompt that are used, the end mark left out. cut: of how many the rest was
+    left out, and the first of them with its tokens. emptied: of how many cleaning left nothing, and
+    the first of them.
+    """
+
+    limit: int
+    seen: int = 0
+    cut: int = 0
+    first_cut: tuple[str, int] = ("", 0)
+    emptied: int = 0
+    first_emptied: str = ""
+
+    def add(self, prompt: str, prepared: str, tokens: int) -> None:
+        self.seen += 1
+        if tokens > self.limit:
+            self.first_cut = self.first_cut if self.cut else (prompt, tokens)
+            self.cut += 1
+        if prompt.strip() and not prepared:
+            self.first_emptied = self.first_emptied if self.emptied else prompt
+            self.emptied += 1
+
+    def __str__(self) -> str:
+        """A sentence for each way in which prompts were shortened; "" where none was."""
+        prompt, tokens = self.first_cut
+        said = {
+            f"Cut to {self.limit} tokens": (self.cut, f"{_shown(prompt)} of {tokens}"),
+            "Nothing is left after cleaning": (self.emptied, _shown(self.first_emptied)),
+        }
+        return " ".join(
+            f"{what}: {count} of {self.seen} prompts ({count / self.seen:.1%}), the first {first}."
+            for what, (count, first) in said.items()
+            if count
+        )
+
+
+def _shown(prompt: str) -> str:
+    return repr(prompt if len(prompt) <= 80 else prompt[:77] + "...")
+
+
 def tokenize(
-    encoder: TextEncoder, prompts: Sequence[str], warn: bool = True
+    encoder: TextEncoder, prompts: Sequence[str], shortened: Shortened | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Token ids int32 [batch, max_length], ended by 1 and padded by 0, and their mask.
 
-    The mask is True at tokens and end mark. A longer prompt is cut, its end mark kept, with a
-    warning that names it.
+    The mask is True at tokens and end mark. A longer prompt is cut, its end mark kept. Such are
+    counted in `shortened`; without it, there is one warning about all prompts.
     """
     if isinstance(prompts, str):
         raise ValueError(f"prompts is the string {prompts!r}; give a list of strings.")
     limit = encoder.max_length - 1
+    counted = Shortened(limit) if shortened is None else shortened
     ids = np.full((len(prompts), encoder.max_length), PAD_ID, np.int32)
     mask = np.zeros(ids.shape, bool)
     prepared = [captions.prepare_caption(prompt, encoder.caption) for prompt in prompts]
-    for row, (prompt, tokens) in enumerate(
-        zip(prompts, token_ids(encoder.tokenizer, prepared), strict=True)
-    ):
-        if len(tokens) > limit and warn:
-            shown = prompt if len(prompt) <= 80 else prompt[:77] + "..."
-            warnings.warn(
-                f"The prompt {shown!r} has {len(tokens)} tokens; the first {limit} are used.",
-                stacklevel=2,
-            )
+    each = zip(prompts, prepared, token_ids(encoder.tokenizer, prepared), strict=True)
+    for row, (prompt, text, tokens) in enumerate(each):
+        counted.add(prompt, text, len(tokens))
         kept = [*tokens[:limit], EOS_ID]
         ids[row, : len(kept)] = kept
         mask[row, : len(kept)] = True
+    if shortened is None and str(counted):
+        warnings.warn(str(counted), ShortenedWarning, stacklevel=2)
     return ids, mask
 
 

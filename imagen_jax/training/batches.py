@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from imagen_jax import data
+from imagen_jax.data.classes import class_names, mixed_classes, numbered_by
 from imagen_jax.data.embeddings import read_embedded
 from imagen_jax.devices.sharding import host_groups, host_rows
 from imagen_jax.storage.codec import require
 from imagen_jax.text import encoder as text
-from imagen_jax.text.tokenizers import token_ids
 from imagen_jax.training.feed import Batches, check_labels
 from imagen_jax.training.run_config import (
     MEMORY,
@@ -36,9 +36,8 @@ def read_set(
         conditioning = None
     if isinstance(section, DataConfig) and section.source == MIXTURE:
         sets = [section.sets[name] for name in sorted(section.sets)]
-        return data.MixtureSource(
-            [read_set(own, conditioning) for own in sets], [own.rate for own in sets]
-        )
+        sources = mixed_classes([read_set(own, conditioning) for own in sets])
+        return data.MixtureSource(sources, [own.rate for own in sets])
     wheres = {DataConfig: "data", PriorConfig: "data.prior", MixedConfig: "data.sets"}
     where = wheres[type(section)]
     require(
@@ -108,6 +107,8 @@ def make_loader(
         )
     if prior_source is None:
         prior_source = read_set(prior, config.stage.conditioning)
+        if names := class_names(source):
+            prior_source = numbered_by(prior_source, names)
     rows = prior.rows(config.batch_size)
     # Otherwise sets of one size would come in the same order, always in the same pairs.
     prior_seed = (config.seed + LARGEST_SEED // 2) % LARGEST_SEED
@@ -158,23 +159,16 @@ class Tokenizer:
     COUNTED = 1000
 
     def __init__(self, encoder: text.TextEncoder):
-        self.encoder, self.seen, self.cut = encoder, 0, 0
+        self.encoder, self.said = encoder, False
+        self.shortened = text.Shortened(encoder.max_length - 1)
 
     def __call__(self, captions: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        if self.seen < self.COUNTED:
-            limit = self.encoder.max_length - 1
-            ids = token_ids(self.encoder.tokenizer, captions)
-            self.seen += len(captions)
-            self.cut += sum(len(each) > limit for each in ids)
-            if self.cut and self.seen >= self.COUNTED:
-                logging.warning(
-                    "%.1f %% of the first %d captions have more than text.max_length - 1 = %d "
-                    "tokens and are cut",
-                    100 * self.cut / self.seen,
-                    self.seen,
-                    limit,
-                )
-        return text.tokenize(self.encoder, captions, warn=False)
+        found = text.tokenize(self.encoder, captions, self.shortened)
+        if self.shortened.seen >= self.COUNTED and not self.said:
+            self.said = True
+            if str(self.shortened):
+                logging.warning("%s", f"{self.shortened} See text.max_length.")
+        return found
 
 
 def make_batches(

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,9 +41,15 @@ def make_cascade(config: RunConfig, encoder: text.TextEncoder | None) -> Cascade
     return Cascade((config.stage,), (sampling,), encoder)
 
 
-def describe(config: RunConfig, encoder: text.TextEncoder | None, raw: Section) -> dict[str, Any]:
+def describe(
+    config: RunConfig,
+    encoder: text.TextEncoder | None,
+    raw: Section,
+    class_names: tuple[str, ...] = (),
+) -> dict[str, Any]:
     """What goes into each checkpoint: the config as written, and the model for a pipeline."""
-    return {"config": to_dict(raw), "model": cascade_to_dict(make_cascade(config, encoder))}
+    cascade = replace(make_cascade(config, encoder), class_names=class_names)
+    return {"config": to_dict(raw), "model": cascade_to_dict(cascade)}
 
 
 def write_description(

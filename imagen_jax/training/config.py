@@ -14,6 +14,13 @@ from ml_collections import ConfigDict
 
 from imagen_jax.storage.codec import nearest, to_dict
 
+# Keys as others name them, at any place, and the whole key here.
+OTHER_KEYS = {
+    **dict.fromkeys(("lr", "learning_rate", "base_lr"), "optimizer.learning_rate"),
+    **dict.fromkeys(("epochs", "max_steps", "train_steps", "max_train_steps"), "num_steps"),
+    **dict.fromkeys(("bs", "train_batch_size"), "batch_size"),
+}
+
 
 def load_config(path: str | Path) -> ConfigDict:
     """Calls `get_config()` of a Python file."""
@@ -43,7 +50,7 @@ def split_overrides(arguments: Iterable[str]) -> tuple[list[str], dict[str, str]
             continue
         key, equals, value = argument.lstrip("-").removeprefix("config.").partition("=")
         overrides[key] = value if equals else next(remaining, None)
-        if overrides[key] is None:
+        if overrides[key] is None or overrides[key].startswith("--"):
             raise ValueError(f"--config.{key} needs a value: --config.{key}=...")
     return rest, overrides
 
@@ -71,6 +78,8 @@ def apply_overrides(config: ConfigDict, overrides: Mapping[str, str]) -> None:
                 )
             node = child
         last = path[-1]
+        if last not in _entries(node) and OTHER_KEYS.get(last, key) != key:
+            raise ValueError(f"unknown key --config.{key}; here it is --config.{OTHER_KEYS[last]}")
         if isinstance(node, list) and last not in _entries(node):
             raise ValueError(f"--config.{key}: the list has {len(node)} entries")
         node[int(last) if isinstance(node, list) else last] = value

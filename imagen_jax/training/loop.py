@@ -19,6 +19,7 @@ from imagen_jax.devices import accelerators, chips, hosts
 from imagen_jax.devices.sharding import batch_sharding, replicated, state_shardings
 from imagen_jax.storage.checkpoint import CheckpointError, Checkpoints, MismatchError, check_weights
 from imagen_jax.training import flops, metrics
+from imagen_jax.training.classes import check_saved
 from imagen_jax.training.feed import Batches, Feed, LabelError, Ranges, batches_taken
 from imagen_jax.training.optimizer import learning_rate_schedule
 from imagen_jax.training.progress import Progress, position, steps_per_epoch
@@ -97,6 +98,7 @@ def train(
     state, saved = start_or_restore(config, run)
     start = int(state.step)
     if saved:
+        check_saved(saved, run.description)
         say(f"resumed at step {start} from {checkpoints.directory}")
         say_other_batches(config, saved, say)
     if start >= num_steps:

@@ -16,6 +16,8 @@ from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
+from imagen_jax.images.png import save_sheet
+
 METRICS_FILE = "metrics.jsonl"
 SAMPLES_FOLDER = "samples"
 Sums = dict[str, Any]
@@ -171,7 +173,7 @@ class MetricLog:
         folder = self.folder / SAMPLES_FOLDER
         folder.mkdir(exist_ok=True)
         path = folder / f"samples_{step:07d}.png"
-        grid.save(path)
+        save_sheet(grid, path)
         self.writer.image(step, "samples", grid)
         return path
 

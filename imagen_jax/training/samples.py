@@ -10,6 +10,7 @@ from PIL import Image
 from imagen_jax.cascade.cascade import sample_keys
 from imagen_jax.cascade.sample import sample_stage
 from imagen_jax.cascade.stage import Conditions
+from imagen_jax.data.classes import class_names
 from imagen_jax.data.sources import BrokenExample, Source
 from imagen_jax.devices import memory
 from imagen_jax.devices.hosts import whole
@@ -70,10 +71,17 @@ def make_sample_fn(
     asked, count = sampled(config)
     if not count or (stage.low_resolution is not None and source is None):
         return None
+    classes = stage.network.num_classes
+    if stage.conditioning == "label" and not 0 <= min(asked) <= max(asked) < classes:
+        raise ValueError(
+            f"sample.labels are {list(asked)}; with stage.network.num_classes {classes} they go "
+            f"from 0 to {classes - 1}"
+        )
     keys, generate = sample_keys(section.seed, range(count)), make_generate(config, encoder, frozen)
     generate = memory.explained(sampling_advice(count))(generate)
     if stage.low_resolution is None:
-        captions = list(map(str, asked)) or None
+        names = class_names(source) if stage.conditioning == "label" else ()
+        captions = [names[each] if names else str(each) for each in asked] or None
         return lambda params: grid.image_grid(list(generate(params, keys, asked)), captions)
 
     examples = _examples(source, asked, count)

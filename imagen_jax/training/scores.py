@@ -1,5 +1,6 @@
 """FID, CLIP score and CMMD of a base model's images while it is trained."""
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -40,6 +41,12 @@ def make_score_fn(
         raise ValueError(
             f"section 'evaluate' is for a base model of text, which {stage.name!r} is not"
         )
+    if config.data.embeddings is not None:
+        raise ValueError(
+            "section 'evaluate' generates from prompts, which needs the text encoder, and with "
+            "data.embeddings the run has none: leave the section out, and score its checkpoints "
+            "with scripts/evaluate.py --model WORKDIR"
+        )
     prompts = read_prompts(section.prompts).first(section.num)
     extractors = [load_extractor(directory) for directory in section.features]
     reference = None if section.reference is None else read_reference(Path(section.reference))
@@ -54,7 +61,6 @@ def make_score_fn(
     keys = jax.vmap(lambda key: jax.random.fold_in(key, 0))(keys)
     generate = make_generate(config, encoder, frozen)
 
-    @memory.explained(scoring_advice(section.batch_size))
     def score(params: Params) -> dict[str, float]:
         found: dict[str, list[np.ndarray]] = {extractor.name: [] for extractor in extractors}
         for start in range(0, len(prompts), section.batch_size):
@@ -65,11 +71,13 @@ def make_score_fn(
             for extractor in extractors:
                 found[extractor.name].append(extractor.images(images))
         features = {name: np.concatenate(batches) for name, batches in found.items()}
-        values = measure(metrics, extractors, features, targets)
+        values, failures = measure(metrics, extractors, features, targets)
+        for what, why in failures.items():
+            warnings.warn(f"{what} is not measured: {why}", stacklevel=2)
         return {
             f"scores/{metric}/{name}": entry["value"]
             for metric, entries in values.items()
             for name, entry in entries.items()
         }
 
-    return score
+    return memory.explained(scoring_advice(section.batch_size))(score)

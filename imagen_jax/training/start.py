@@ -9,6 +9,7 @@ import jax
 
 from imagen_jax.cascade.cascade import stage_index
 from imagen_jax.cascade.stage import Stage
+from imagen_jax.data.classes import class_names
 from imagen_jax.data.embeddings import check_fingerprint
 from imagen_jax.devices import hosts, sharding
 from imagen_jax.pipeline import encoder_files, loading, model_directory
@@ -16,7 +17,7 @@ from imagen_jax.storage.checkpoint import Checkpoints, check_weights
 from imagen_jax.storage.codec import Section, to_dict
 from imagen_jax.storage.folders import make_folder, saved_steps
 from imagen_jax.text.encoder import TextEncoder
-from imagen_jax.training import batches, build, inherit, loop, metrics, samples, scores
+from imagen_jax.training import batches, build, classes, inherit, loop, metrics, samples, scores
 from imagen_jax.training.config import apply_overrides, load_config
 from imagen_jax.training.run_config import STREAM, RunConfig, read_config
 from imagen_jax.training.state import NETWORK, TEXT_ENCODER, Frozen
@@ -38,7 +39,7 @@ class Plan(NamedTuple):
     frozen: Frozen
 
 
-def read_raw(path: str, overrides: dict[str, str]) -> Section:
+def read_raw(path: str | Path, overrides: dict[str, str]) -> Section:
     """A config file with overrides, and with what it leaves to a model or an encoder filled in.
 
     Raises:
@@ -54,7 +55,7 @@ def read_raw(path: str, overrides: dict[str, str]) -> Section:
     return encoder_files.with_encoder(raw)
 
 
-def read_plan(path: str, overrides: dict[str, str]) -> Plan:
+def read_plan(path: str | Path, overrides: dict[str, str]) -> Plan:
     """Reads a config, and checks all that is cheap to check.
 
     Raises:
@@ -95,7 +96,9 @@ def open_run(plan: Plan, workdir: str | os.PathLike) -> loop.Run:
     resumed = bool(saved_steps(workdir / "checkpoints"))
     kept = resumed and encoder_files.is_kept(workdir)
     # What can be refused comes before the checkpoints, whose threads an exit would cut off.
-    source = None if config.data.source == STREAM else batches.make_source(config)
+    source = None
+    if config.data.source != STREAM:
+        source = classes.with_run_classes(config, batches.make_source(config), workdir, resumed)
     stream = batches.make_batches(config, encoder, source, mesh=mesh)
     weights = None
     frozen = read_frozen(config, plan.frozen, workdir if kept else None, mesh)
@@ -109,8 +112,9 @@ def open_run(plan: Plan, workdir: str | os.PathLike) -> loop.Run:
     score = scores.make_score_fn(config, encoder, frozen)
     make_folder(workdir, "--workdir")
     hosts.check_shared(workdir, "--workdir")
-    description = build.describe(config, encoder, plan.raw)
+    description = build.describe(config, encoder, plan.raw, class_names(source))
     build.write_description(workdir, description, encoder)
+    classes.write_classes(workdir, source)
     if frozen.text_encoder is not None and not kept:
         encoder_files.keep(workdir, build.encoder_source(config), frozen.text_encoder)
     # The curve is that of training from scratch, on one image set.

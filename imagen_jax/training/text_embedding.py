@@ -20,7 +20,7 @@ from imagen_jax.training.run_config import RunConfig, read_config
 
 
 def read_embedding(
-    path: str, overrides: dict[str, str], out: Path
+    path: str | Path, overrides: dict[str, str], out: Path
 ) -> tuple[RunConfig, text.TextEncoder]:
     """(typed config, text encoder) of a run that will read the embeddings in `out`.
 
@@ -77,24 +77,28 @@ def embed_captions(
     own = range(jax.process_index(), manifest.shards, jax.process_count())
     missing = [number for number in own if not paths[number].exists()]
     say(f"{len(own) - len(missing)} of {len(own)} shards are there")
-    embed = make_embed(config, encoder, batch_size) if missing else None
+    shortened = text.Shortened(encoder.max_length - 1)
+    embed = make_embed(config, encoder, batch_size, shortened) if missing else None
     for number in missing:
         first = number * shard_size
         rows = range(first, min(first + shard_size, len(source)))
         examples = captions_of(source, rows, config.data.max_broken_share)
         embeddings.write_shard(paths[number], records(examples, embed))
         say(f"wrote {paths[number]}")
+    if str(shortened):
+        say(f"Warning: {shortened} See text.max_length.")
     # JAX ends the others when one process has been gone for long.
     while jax.process_count() > 1 and not all(path.exists() for path in paths):
         time.sleep(1)
 
 
 def make_embed(
-    config: RunConfig, encoder: text.TextEncoder, batch_size: int
+    config: RunConfig, encoder: text.TextEncoder, batch_size: int, shortened: text.Shortened
 ) -> Callable[[Sequence[str]], Iterator[np.ndarray]]:
     """captions -> the embeddings of each one's tokens, on this host's devices.
 
     Batches always have the same size, so that a shard does not depend on what was done before.
+    Captions that are cut are counted in `shortened`.
     """
     devices = jax.local_devices()
     mesh = make_mesh(MeshConfig(data=1, fsdp=None), devices)
@@ -106,7 +110,8 @@ def make_embed(
     def embed(captions: Sequence[str]) -> Iterator[np.ndarray]:
         for first in range(0, len(captions), size):
             batch = list(captions[first : first + size])
-            ids, mask = text.tokenize(encoder, batch + [""] * (size - len(batch)), warn=False)
+            filled = np.arange(size).clip(max=len(batch) - 1)
+            ids, mask = (rows[filled] for rows in text.tokenize(encoder, batch, shortened))
             placed = jax.device_put((ids, mask), batch_sharding(mesh))
             values = text.encode_tokens(encoder.config, params, *placed, encoder.padding).values
             lengths = [encoder.max_length] * size if encoder.padding == "encoded" else mask.sum(1)

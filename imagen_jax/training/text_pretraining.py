@@ -30,7 +30,7 @@ REPORT_EVERY = 500
 
 
 def read_plan(
-    path: str, overrides: dict[str, str], num_steps: int, learning_rate: float
+    path: str | Path, overrides: dict[str, str], num_steps: int, learning_rate: float
 ) -> start.Plan:
     """A run that trains the text encoder and the network's draft of a config.
 

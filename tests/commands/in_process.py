@@ -2,12 +2,10 @@
 
 import contextlib
 import io
-import sys
 from types import ModuleType
 from unittest import mock
 
 import jax
-from absl import flags
 
 
 def call(command: ModuleType, *arguments: str) -> tuple[int | str | None, str]:
@@ -15,18 +13,14 @@ def call(command: ModuleType, *arguments: str) -> tuple[int | str | None, str]:
 
     The command sees one device, as in a process of its own.
     """
-    before, said, ended = set(flags.FLAGS), io.StringIO(), None
+    said, ended = io.StringIO(), None
     devices = jax.devices()[:1]
     try:
         with (
             contextlib.redirect_stdout(said),
             mock.patch.object(jax, "devices", return_value=devices),
         ):
-            command.main([sys.argv[0], *arguments])
+            command.main(list(arguments))
     except SystemExit as end:
         ended = end.code
-    finally:
-        for name in set(flags.FLAGS) - before:
-            delattr(flags.FLAGS, name)
-        flags.FLAGS.unparse_flags()
     return ended, said.getvalue()

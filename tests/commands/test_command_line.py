@@ -1,32 +1,46 @@
 """What commands share: lists by stage, one line for an expected error, folders to write into."""
 
+import argparse
 import importlib
 import inspect
-import subprocess
+import itertools
+import re
 import sys
 from pathlib import Path
 
 import pytest
 
 from imagen_jax.commands import train_tokenizer
-from imagen_jax.commands.command_line import make_parser, names, numbers, one_line_errors
+from imagen_jax.commands.command_line import (
+    make_parser,
+    names,
+    numbers,
+    one_line_errors,
+    sources,
+)
+from imagen_jax.commands.other_names import OTHER_NAMES
 from imagen_jax.storage.folders import make_folder, output_folder
+from imagen_jax.training.config import OTHER_KEYS, apply_overrides, load_config, split_overrides
 
 
-def test_a_comma_separates_the_stages(capsys):
+def test_a_comma_separates_the_stages():
     assert numbers(int)("3") == 3
-    assert numbers(float)("3,1.5") == [3.0, 1.5]
-    assert [names("ddim"), names("ddim,heun")] == ["ddim", ["ddim", "heun"]]
-    parser = make_parser("What it does.\n\n    an example")
-    parser.add_argument("--steps", type=numbers(int))
-    assert "\n\n    an example" in parser.format_help()
-    with pytest.raises(SystemExit):
-        parser.parse_args(["--steps", "3,x"])
-    assert "'3,x' must be a whole number" in capsys.readouterr().err
+    assert numbers(float)("3, 1.5") == [3.0, 1.5]
+    assert [names("ddim"), names(" ddim ,heun")] == ["ddim", ["ddim", "heun"]]
+    for wrong in ("1,,2", "1,", ",", ""):
+        with pytest.raises(argparse.ArgumentTypeError, match="nothing before or after a comma"):
+            numbers(float)(wrong)
+
+
+def test_a_folder_with_a_comma_in_its_name_is_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert sources("a,b") == ["a", "b"]
+    (tmp_path / "a,b").mkdir()
+    assert [sources("a,b"), sources("a"), sources("a,b,c")] == ["a,b", "a", ["a", "b", "c"]]
 
 
 ROOT = Path(__file__).resolve().parents[2]
-SHARED = {"__init__", "command_line"}
+SHARED = {"__init__", "command_line", "other_names"}
 COMMANDS = {path.stem for path in (ROOT / "imagen_jax" / "commands").glob("*.py")} - SHARED
 
 
@@ -38,23 +52,135 @@ def test_a_command_is_a_main_that_a_script_calls(name):
     assert f"from imagen_jax.commands.{name} import main\n" in script
 
 
-@pytest.mark.parametrize("name", sorted(COMMANDS))
-def test_help_begins_with_what_the_command_is_for(name, capsys):
+CALLS = [*((name,) for name in sorted(COMMANDS))]
+CALLS += [("human_eval", command) for command in ("sheets", "serve", "analyse")]
+
+
+@pytest.mark.parametrize("call", CALLS, ids=" ".join)
+def test_help_keeps_its_layout_and_tells_of_each_option(call, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    name, *rest = call
     command = importlib.import_module(f"imagen_jax.commands.{name}")
-    if "run_configured" in vars(command):  # absl can help once in a process
-        program = [sys.executable, str(ROOT / "scripts" / f"{name}.py"), "--help"]
-        said = subprocess.run(program, capture_output=True, text=True).stdout
-        assert "  --config: " in said
-    else:
-        with pytest.raises(SystemExit, match="0"):
-            command.main(["--help"])
-        said = capsys.readouterr().out
-    assert command.__doc__.splitlines()[0] in said
+    with pytest.raises(SystemExit) as ended:
+        command.main([*rest, "--help"])
+    assert not ended.value.code
+    said = capsys.readouterr().out
+    assert rest or f"\n\n{command.__doc__.strip()}\n" in said
+    assert "\\\\" not in said
+    assert "%%" not in said
+    assert max(map(len, said.splitlines())) <= 100
+    alone = re.findall(r"^  (-\S.*)\n(?=  -|\n|$)", said, re.MULTILINE)
+    assert not [line for line in alone if "  " not in line.strip()], "an option without help"
+
+
+def test_help_tells_the_defaults_and_may_have_per_cent_signs():
+    parser = make_parser("What it does, to 100 %.\n\n    an example")
+    parser.add_argument("--num", type=int, default=3, help="of 95 %")
+    parser.add_argument("--on", action="store_true", help="or off")
+    parser.add_argument("--other", default=4, help="of it (default: a half)")
+    said = parser.format_help()
+    assert "What it does, to 100 %.\n\n    an example\n" in said
+    assert "of 95 % (default: 3)" in said
+    assert said.count("default") == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "said"),
+    [
+        ("train", "", "--config FILE is needed"),
+        ("train", "--confg=x", "unknown option --confg; did you mean --config?"),
+        ("train", "--confg.seed 3", "unknown option --confg.seed; did you mean --config.seed?"),
+        ("train", "--config=a --lr 1", "--lr; here it is --config.optimizer.learning_rate"),
+        ("train", "--config=a --batch-size 1", "--batch-size; here it is --config.batch_size"),
+        ("train", "--config=a --output_dir b", "--output_dir; here it is --workdir"),
+        ("train", "--config=a --dry_run=yes", "--dry_run takes no value: 'yes'"),
+        ("train", "--config=a --workdir", "--workdir needs a value"),
+        ("train", "--config=a b", "unknown argument b"),
+        ("pretrain_text", "--config=a --workdir=b --steps 0", "--steps: '0' must be at least 1"),
+        ("embed_text", "--config=a", "--out DIR is needed"),
+        ("plan", "--config=a", "--topology TPU:SHAPE is needed"),
+        ("convert", "", "--model, --to, --out DIR are needed"),
+        ("convert", "--model a --out b --to onnx", "--to is 'onnx'; it must be one of '?diffusers"),
+        ("make_prompts", "--out a", "one of --annotations --tfds is needed"),
+        ("make_prompts", "--out a --tfds --annotations b", "--annotations and --tfds do not go"),
+        ("generate", "cat --num_inference_steps 3", "--num_inference_steps; here it is --steps"),
+        ("generate", "cat --guidance_scale 3", "--guidance_scale; here it is --guidance"),
+        ("generate", "--prompt cat", "--prompt; give prompts without an option before them"),
+        ("generate", "cat --step 3", "unknown option --step; did you mean --steps?"),
+        ("generate", "cat -steps 3", "unknown option -steps; did you mean --steps?"),
+        ("generate", "cat --steps 3,x", "--steps: '3,x' must be a whole number, or one per stage"),
+        ("generate", "cat --guidance 1,,2", "--guidance: '1,,2' has nothing before or after a c"),
+        ("generate", "cat --num_images x", "--num_images: 'x' must be a whole number"),
+        ("evaluate", "--dtype", "--dtype needs a value"),
+        ("human_eval", "sheets --aa", "unknown option --aa"),
+        ("human_eval", "sheet", "command is 'sheet'; it must be one of '?sheets"),
+        ("scaling", "--x", "unknown option --x"),
+    ],
+)
+def test_a_wrong_option_is_one_line(name, arguments, said, capsys):
+    command = importlib.import_module(f"imagen_jax.commands.{name}")
+    with pytest.raises(SystemExit) as ended:
+        command.main(arguments.split())
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.match(f"error: .*{said.replace('?', '.?')}.*; see --help$", line), line
+
+
+def test_what_begins_with_a_dash_may_be_text():
+    parser = make_parser("It reads text.")
+    parser.add_argument("texts", nargs="*", type=str)
+    parser.add_argument("--shift", type=float, help="a number")
+    assert parser.parse_args(["a", "--", "--b", "-c"]).texts == ["a", "--b", "-c"]
+    assert parser.parse_args(["-a cat", "--shift", "-1e-3"]).shift == -1e-3
+    parser.add_argument("--levels", type=numbers(float), help="numbers")
+    assert parser.parse_args(["--levels", "-1,-.5"]).levels == [-1, -0.5]
+
+
+def test_names_of_others_lead_to_options_and_keys_that_are_there():
+    options = {"config"}
+    for name in COMMANDS:
+        command = importlib.import_module(f"imagen_jax.commands.{name}")
+        if hasattr(command, "parser"):
+            options |= {action.dest for action in command.parser()._actions}
+    config = load_config(ROOT / "configs" / "folder_64.py")
+    for ours in set(itertools.chain(*OTHER_NAMES.values())):
+        first, _, key = ours.partition(".")
+        assert first in options
+        if key:
+            apply_overrides(config, {key: "1"})
+    with pytest.raises(
+        ValueError, match=r"optimizer\.lr; here it is --config\.optimizer\.learning"
+    ):
+        apply_overrides(config, {"optimizer.lr": "1"})
+    with pytest.raises(ValueError, match=r"unknown key --config\.epochs; .* --config\.num_steps"):
+        apply_overrides(config, {"epochs": "1"})
+    for key in OTHER_KEYS.values():
+        apply_overrides(config, {key: "1"})
+
+
+def test_a_key_of_the_config_without_a_value_takes_no_option_for_it():
+    assert split_overrides(["--config.seed", "-1"]) == ([], {"seed": "-1"})
+    for arguments in (["--config.seed"], ["--config.seed", "--workdir=a"]):
+        with pytest.raises(ValueError, match=r"--config\.seed needs a value"):
+            split_overrides(arguments)
+
+
+def test_a_tokenizer_is_trained_on_any_list(tmp_path):
+    lists = {"a.txt": "a cat\na dog\n", "a.csv": 'File,Caption\n1,"a cat"\n2,a dog\n'}
+    for name, content in lists.items():
+        (tmp_path / name).write_text(content)
+        options = f"--input {tmp_path / name} --output {tmp_path / name}.model --vocab_size 300"
+        train_tokenizer.main(options.split())
+    models = [(tmp_path / f"{name}.model").read_bytes() for name in lists]
+    assert models[0] == models[1]
+    (tmp_path / "a.csv").write_text("caption\na cat, asleep\n")
+    with pytest.raises(SystemExit, match=r"^error: \S+a\.csv, line 2: it has 2 columns"):
+        train_tokenizer.main(options.split())
 
 
 def test_a_command_tells_a_mistake_in_one_line(tmp_path):
     arguments = ["--input", str(tmp_path / "none.txt"), "--output", str(tmp_path / "out.model")]
-    with pytest.raises(SystemExit, match=r"^error: .*No such file.*none.txt"):
+    with pytest.raises(SystemExit, match=r"^error: there is no .*none.txt"):
         train_tokenizer.main(arguments)
     (tmp_path / "none.txt").write_text("")
     with pytest.raises(SystemExit, match=r"^error: There are no captions"):

@@ -98,6 +98,13 @@ def test_two_hosts_share_the_work(setting, whole, tmp_path):
     assert shards(tmp_path) == shards(whole)
 
 
+def test_captions_that_are_cut_are_told_once(setting, tmp_path):
+    ended, said = call(embed_text, *command(setting, tmp_path)[1:], "--config.text.max_length=6")
+    assert not ended
+    told = "Warning: Cut to 5 tokens: 6 of 40 prompts (15.0%), the first 'a long one' of 10."
+    assert said.count("Warning") == said.count(told) == 1
+
+
 def read(setting: dict[str, str], **overrides: str):
     raw = tiny()
     apply_overrides(raw, {**setting, **{k.replace("__", "."): v for k, v in overrides.items()}})

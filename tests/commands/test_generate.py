@@ -81,6 +81,8 @@ def test_another_models_image_is_made_with_a_warning(directory, tmp_path, capsys
         (["a cat", "--label", "3"], "reads no classes"),
         (["a cat", "--from_png", "x.png"], "give no prompts"),
         (["--from_png", "x.png"], "There is no file x.png"),
+        (["a cat", "--mask_alpha", "opaque"], "--mask_alpha is for --mask"),
+        (["a cat", "--image", "x.png"], "There is no image x.png"),
     ],
 )
 def test_a_wrong_command_is_one_line(directory, tmp_path, arguments, message):

@@ -90,7 +90,6 @@ def test_a_workdir_with_a_checkpoint_is_refused_before_training(pretrained):
     [
         ([], "stage.network.draft is not True"),
         (["--config.stage.network.draft=True"], "there is no file none.npz"),
-        (["21000"], "unknown argument '21000'"),
         (["--config.batchsize=3"], "did you mean 'batch_size'"),
     ],
 )

@@ -252,7 +252,7 @@ def test_the_text_encoder_and_tokenizer_go_along(run, tmp_path, repository):
     words = t5.init(encoder.config, jax.random.key(1))
     save_pipeline(tmp_path, stage, SETTINGS, params, encoder, words)
     prompts = ["red heart", "红心 and a cat"]
-    ids, mask = tokenize(encoder, prompts, warn=False)
+    ids, mask = tokenize(encoder, prompts)
     tokenizer = transformers.T5Tokenizer.from_pretrained(tmp_path / "tokenizer")
     for row, prompt in zip(ids, prompts, strict=True):
         found = tokenizer(prompt, padding="max_length", max_length=12).input_ids[:TOKENS]

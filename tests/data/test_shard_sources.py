@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imagen_jax.data import SOURCES, Loader, records, shards, tar_index
+from imagen_jax.data import SOURCES, Loader, records, shards
 from imagen_jax.data.loader import TooManyBroken
 from imagen_jax.data.shards import expand_braces, find_shards
 from imagen_jax.data.sources import BrokenExample, is_heldout
@@ -158,58 +158,6 @@ def test_splits_are_disjoint_and_complete(made):
         else:
             part = read(made, split=split)
             assert {part[row]["key"] for row in range(len(part))} == wanted
-
-
-def test_the_index_is_kept_and_made_anew_where_a_shard_changed(tmp_path, monkeypatch, caplog):
-    pattern = write_set(tmp_path / "set", "tar")
-    scanned = []
-    scan = tar_index.scan_tar
-    monkeypatch.setattr(
-        tar_index,
-        "scan_tar",
-        lambda shard, **more: scanned.append(shard.name) or scan(shard, **more),
-    )
-    first = greys(read(("tar", pattern)))
-    assert sorted(scanned) == ["00000.tar", "00001.tar", "00002.tar"]
-    assert greys(read(("tar", pattern))) == first
-    assert len(scanned) == 3
-    write_tar(tmp_path / "set" / "00001.tar", range(30, 32), "PNG")
-    assert greys(read(("tar", pattern)))[9:11] == [30, 31]
-    assert scanned[3:] == ["00001.tar"]
-    for kept in (tmp_path / "set" / ".imagen_jax_index").iterdir():
-        kept.write_bytes(kept.read_bytes()[:100])
-    assert greys(read(("tar", pattern)))[9:11] == [30, 31]
-    assert "is damaged" in caplog.text
-    assert read(("tar", str(tmp_path / "set"))).shards == read(("tar", pattern)).shards
-
-
-def test_shards_of_one_name_size_and_time_have_an_index_each(tmp_path, monkeypatch):
-    """As two sets on disks that keep no times, whose indices share a folder."""
-    for folder, first in (("a", 10), ("b", 30)):
-        (tmp_path / folder).mkdir()
-        write_tar(tmp_path / folder / "0.tar", range(first, first + 4))
-        os.utime(tmp_path / folder / "0.tar", (1e9, 1e9))
-    index = tmp_path / "index"
-    both = read(("tar", f"{tmp_path}/{{a,b}}/0.tar"), index_dir=index)
-    assert both.index.sizes[:, 0].tolist() == [*range(30, 34), *range(50, 54)]
-    for folder, width in (("a", 30), ("b", 50)):
-        assert read(("tar", f"{tmp_path}/{folder}"), index_dir=index).sizes[0, 0] == width
-    read(("tar", f"{tmp_path}/a"))
-    (tmp_path / "a").rename(tmp_path / "moved")  # and the index in it
-    monkeypatch.setattr(tar_index, "scan_tar", lambda shard, **more: 1 / 0)
-    assert len(read(("tar", f"{tmp_path}/moved"))) == 4
-
-
-def test_a_folder_that_cannot_be_written_keeps_its_index_elsewhere(tmp_path, monkeypatch):
-    pattern = write_set(tmp_path / "set", "tar")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(os, "access", lambda path, mode: False)
-    assert len(read(("tar", pattern))) == COUNT
-    assert len(list((tmp_path / "cache/imagen_jax/index").iterdir())) == 3
-    assert not (tmp_path / "set" / ".imagen_jax_index").exists()
-    (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match=r"cannot be kept in .*; set data\.index_dir"):
-        read(("tar", pattern), index_dir=tmp_path / "file" / "index")
 
 
 @pytest.mark.parametrize("kind", ["tar", "tfrecord"])

@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import os
+import shutil
 import unicodedata
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +13,8 @@ from PIL import Image
 
 from imagen_jax.data import sources
 from imagen_jax.data.captions import read_captions
-from imagen_jax.data.sources import ArraySource, BrokenExample, read_folder, read_npz
+from imagen_jax.data.folder import read_folder
+from imagen_jax.data.sources import ArraySource, BrokenExample, read_npz
 
 
 def write_images(folder, names, size=(20, 12)):
@@ -66,26 +69,80 @@ def test_weights_and_lists_of_captions(tmp_path):
     }
 
 
-def test_a_name_is_found_in_either_unicode_form(tmp_path):
-    write_images(tmp_path, [unicodedata.normalize("NFD", "é.png")])
-    row = {"file": unicodedata.normalize("NFC", "é.png"), "caption": "e"}
-    (tmp_path / "captions.jsonl").write_text(json.dumps(row))
+FORMS = [("NFC", "NFD"), ("NFD", "NFC")]
+
+
+@pytest.mark.parametrize("forms", FORMS)
+@pytest.mark.parametrize("captions", ["a list", "text files"])
+def test_names_meet_in_either_unicode_form(tmp_path, forms, captions):
+    disk, other = (unicodedata.normalize(form, "é/ü") for form in forms)
+    write_images(tmp_path, [f"{disk}.png"])
+    if captions == "a list":
+        row = {"file": f"{other}.png", "caption": "e"}
+        (tmp_path / "captions.jsonl").write_text(json.dumps(row))
+    else:  # in the image's folder, which has the other form
+        (tmp_path / disk).with_name(other.rpartition("/")[2] + ".txt").write_text("e")
     assert read_folder(tmp_path)[0]["captions"] == [("e", 1.0)]
+
+
+def test_two_names_that_look_alike(tmp_path):
+    names = [unicodedata.normalize(form, "é") for form in ("NFC", "NFD")]
+    write_images(tmp_path, [f"{name}.png" for name in names])
+    for name in names:
+        (tmp_path / f"{name}.txt").write_text(f"in {len(name)}")
+    captions = {len(item["key"]) - 4: item["captions"] for item in read_folder(tmp_path)}
+    assert captions == {1: [("in 1", 1.0)], 2: [("in 2", 1.0)]}
+    (tmp_path / "captions.csv").write_text(f"file,caption\n{names[0]}.png,e\n")
+    with pytest.raises(ValueError, match=r"two images named .* cannot tell them apart; rename one"):
+        read_folder(tmp_path)
+
+
+def test_a_class_and_a_split_are_the_same_in_either_unicode_form(tmp_path):
+    names = [f"{unicodedata.normalize(form, 'é')}/{form}.png" for form in ("NFC", "NFD")]
+    write_images(tmp_path, [*names, "z/0.png"])
+    source = read_folder(tmp_path, conditioning="label")
+    assert source.class_names == ("z", "é")
+    assert {item["key"][-7:-4]: item["label"] for item in source} == {"NFC": 1, "NFD": 1, "z/0": 0}
+    for number in range(200):
+        split = [sources.is_heldout(unicodedata.normalize(f, f"é{number}")) for f in FORMS[0]]
+        assert split[0] == split[1]
+
+
+CASES = Path(__file__).resolve().parents[1] / "fixtures" / "cases" / "captions"
+
+
+@pytest.mark.parametrize(
+    ("case", "name", "caption"),
+    [
+        ("line_separator.txt", "a.txt", "a blue dog\u2028running"),
+        ("line_separator.jsonl", "captions.jsonl", "a blue\x85dog"),
+    ],
+)
+def test_a_separator_inside_a_caption_stays(tmp_path, case, name, caption):
+    write_images(tmp_path, ["a.png"])
+    shutil.copy(CASES / case, tmp_path / name)
+    assert read_folder(tmp_path)[0]["captions"] == [(caption, 1.0)]
 
 
 @pytest.mark.parametrize(
     ("row", "match"),
     [
-        ('{"file": "a.png"}', "line 1: needs"),
-        ('{"file": "a.png", "caption": " "}', "line 1: needs"),
+        ('{"file": "a.png"}', "line 1: it needs 'caption'"),
+        ('{"file": "a.png", "caption": " "}', "line 1: .* neither of them blank"),
+        ('{"file": "a.png", "caption": ["x", ""]}', "line 1: .* neither of them blank"),
+        ('{"file": "a.png", "caption": []}', "line 1: .* neither of them blank"),
         ('{"file": "a.png", "caption": "x", "weight": 0}', "weight must be"),
         ("[1", "line 1"),
-        ("7", "line 1: needs"),
-        ('{"file": "gone.png", "caption": "x"}', r"not there: gone\.png"),
+        ("7", "line 1: it holds 7"),
+        ('{"file": "gone.png", "caption": "x"}', r"names 1 images, of 1, .* not there: gone\.png$"),
+        ('{"file": "a.PNG", "caption": "x"}', r"not there: a\.PNG; did you mean a\.png\?"),
+        ('{"file": "/set/a.png", "caption": "x"}', r"/set/a\.png; did you mean a\.png\?"),
+        ('{"file": "a.md", "caption": "x"}', r"not there: a\.md; a\.md is there, but no image"),
     ],
 )
 def test_a_bad_caption_row_is_named(tmp_path, row, match):
     write_images(tmp_path, ["a.png"])
+    (tmp_path / "a.md").write_text("# About")
     (tmp_path / "captions.jsonl").write_text(row)
     with pytest.raises(ValueError, match=match):
         read_folder(tmp_path)
@@ -101,13 +158,9 @@ def test_a_csv_may_have_spaces_after_its_commas(tmp_path):
     ("content", "match"),
     [
         (b"file,caption\na.png,a cat, asleep\n", r"captions\.csv, line 2: .* in quotes"),
-        (b'file,caption\na.png,"a cat\nb.png,dog\n', r"captions\.csv, line 2: .* quotes"),
-        (b"file,caption\na.png\n", "line 2: needs"),
-        (b"a.png,a cat\n", r"first line \"file,caption\"; its columns are 'a\.png', 'a cat'"),
-        (b"file;caption\na.png;a cat\n", "its columns are 'file;caption'"),
-        (b"", "its columns are none"),
-        ("file,caption\na.png,café\n".encode("cp1252"), r"captions\.csv is not in UTF-8"),
-        ("file,caption\na.png,cat\n".encode("utf-16"), r"captions\.csv is not in UTF-8"),
+        (b"a.png,a cat\n", "line 1: .* needs 'file' .* has 'a.png', 'a cat'"),
+        (b"file;caption\na.png;a cat\n", "separated by semicolons"),
+        (b"file,caption,weight\na.png,a,-1\n", "line 2: the weight must be .*: '-1'"),
     ],
 )
 def test_a_bad_csv_is_named(tmp_path, content, match):

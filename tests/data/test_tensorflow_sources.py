@@ -86,7 +86,7 @@ def test_tfds_images_of_other_modes_become_rgb(image):
     [
         ({"image": np.zeros((4, 6, 3), np.float32)}, r"float32 \[4, 6, 3\]; it must be uint8"),
         ({"text": b" "}, "its caption is empty"),
-        ({"text": b"caf\xe9"}, "utf-8"),
+        ({"text": b"caf\xe9"}, "UTF-8"),
         ({"text": {"id": 3}}, "has no text 'text'"),
     ],
 )

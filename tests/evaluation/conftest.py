@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+import stand_in
 from tiny_cascade import tiny_pipeline
 
-from imagen_jax.evaluation import inputs
+from imagen_jax.evaluation import inputs, shards
 
 COUNT, SIDE, LONELY = 12, 8, 3  # image LONELY has no Chinese name
 
@@ -43,3 +44,17 @@ def one_device():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(inputs, "all_devices", lambda: None)
         yield
+
+
+@pytest.fixture
+def networks(monkeypatch):
+    """Stand-ins in place of what --features names; they remember what they have seen."""
+    made = {
+        "inception": stand_in.inception(seen=[]),
+        "clip": stand_in.clip(seen=[]),
+    }
+    monkeypatch.setattr(
+        inputs, "read_extractors", lambda request: tuple(made[name] for name in request.features)
+    )
+    monkeypatch.setattr(shards, "CHUNK", 4)
+    return made

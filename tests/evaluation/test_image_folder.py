@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from imagen_jax.evaluation.image_folder import (
     SourceImages,
     common_size,
     list_images,
+    matching_images,
     order_by_ids,
     read_chunks,
     read_image,
@@ -95,6 +97,19 @@ def test_images_named_after_prompts_are_in_their_order():
     ordered, by_ids = order_by_ids(files, ["2", "0", "300", "10"])
     assert by_ids
     assert [file.stem for file in ordered] == ["000002", "000000", "000300", "000010"]
+
+
+def test_names_meet_in_either_unicode_form(tmp_path):
+    paths = {}
+    for form in ("NFC", "NFD"):
+        paths[form] = tmp_path / form / f"{unicodedata.normalize(form, 'é')}.png"
+        paths[form].parent.mkdir()
+        Image.new("RGB", (4, 4)).save(paths[form])
+    for form, other in (("NFC", "NFD"), ("NFD", "NFC")):
+        ids = [paths[other].stem]
+        assert order_by_ids([paths[form]], ids) == ([paths[form]], True)
+        found = matching_images(tmp_path / form, [paths[other]], tmp_path / other)
+        assert found == [paths[form]]
 
 
 def test_other_images_are_in_the_order_of_their_numbers():

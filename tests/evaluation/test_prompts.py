@@ -1,6 +1,8 @@
 """Lists of prompts: COCO-30K drawn with a seed, DrawBench's CSV, and what is no list."""
 
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -88,6 +90,22 @@ def test_partiprompts_is_read_by_its_columns(tmp_path):
     assert prompts.categories == ("World Knowledge", "Abstract")
 
 
+CASES = Path(__file__).resolve().parents[1] / "fixtures" / "cases" / "prompts"
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("unquoted_comma.csv", "line 2: it has 3 columns, .* has 2; .* in quotes"),
+        ("unbalanced_quote.csv", "line 2: .* see its quotes"),
+        ("list_row.jsonl", r'line 1: it holds \["a blue dog"\]; it must be an object'),
+    ],
+)
+def test_lists_that_were_read_wrongly_name_their_line(name, said):
+    with pytest.raises(ValueError, match=rf"{re.escape(name)}, {said}"):
+        read_prompts(str(CASES / name))
+
+
 def test_a_missing_file_says_where_it_comes_from(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"scripts/make_prompts\.py --annotations"):
         read_prompts("coco30k", tmp_path / "no.json")
@@ -102,17 +120,15 @@ def test_a_missing_file_says_where_it_comes_from(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("a.csv", "Words\nred\n", "needs a column prompts"),
-        ("a.csv", "prompt\n''\n \n", "is empty"),
-        ("a.csv", "", "holds no prompt"),
+        ("a.csv", "Words\nred\n", "line 1: .* needs 'prompt' .* has 'words'"),
         ("a.txt", "\n", "holds no prompt"),
-        ("a.json", "[1]", "cannot be read as a list"),
+        ("a.csv", "prompt\n", "holds no prompt"),
+        ("a.json", "[1]", "is not a list of prompts"),
+        ("a.json", '{"prompts": ' + "[" * 100_000, "nested too deeply"),
+        ("a.json", '{"prompts": ["a cat"]}', "cannot be read as a list"),
         ("a.json", '{"prompts": [{"id": 1, "text": 5}]}', "is empty or no text"),
-        ("a.jsonl", '{"id": 1, "text": "x"}\n{"id": 1, "text": "y"}', "same id"),
-        ("a.jsonl", '{"id": 1, ', "cannot be read"),
-        ("a.jsonl", "[1]", "cannot be read"),
-        ("a.tsv", "a cat\na dog\n", "needs a column prompts"),
-        ("a.csv", "id,prompt\n1,a\n1", "is empty"),
+        ("a.jsonl", '{"id": 1, "text": "x"}\n\n{"id": 1, "text": "y"}', "3: .* same id as line 1"),
+        ("a.csv", "id,prompt\n1,a\n1", "line 3: it has 1 columns"),
     ],
 )
 def test_what_is_no_list_is_refused(tmp_path, name, content, said):

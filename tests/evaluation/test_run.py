@@ -19,27 +19,13 @@ from imagen_jax.cascade.stage import Stage
 from imagen_jax.commands import evaluate
 from imagen_jax.devices.sharding import MeshConfig, make_mesh
 from imagen_jax.diffusion.sampling import Sampling
-from imagen_jax.evaluation import generation, html_report, inputs, shards, sweep
+from imagen_jax.evaluation import generation, html_report, inputs, request, sweep
 from imagen_jax.evaluation.distances import cmmd, cosines, frechet_distance, statistics_of
 from imagen_jax.evaluation.reference import read_reference
 from imagen_jax.evaluation.report import contact_sheet
 from imagen_jax.pipeline.pipeline import Pipeline
 
 PROMPTS = [f"<b>ab</b>{i}" for i in range(10)]
-
-
-@pytest.fixture
-def networks(monkeypatch):
-    """Stand-ins in place of what --features names; they remember what they have seen."""
-    made = {
-        "inception": stand_in.inception(seen=[]),
-        "clip": stand_in.clip(seen=[]),
-    }
-    monkeypatch.setattr(
-        inputs, "read_extractors", lambda request: tuple(made[name] for name in request.features)
-    )
-    monkeypatch.setattr(shards, "CHUNK", 4)
-    return made
 
 
 @pytest.fixture
@@ -99,6 +85,16 @@ def test_the_figures_are_those_of_the_images(run, tmp_path, networks, reference)
     assert report["kid"]["random-inception"]["subset_size"] == 10
     assert report["r_precision"]["tiny-clip"]["negatives"] == 9
     assert 0 <= report["r_precision"]["tiny-clip"]["value"] <= 1
+
+
+def test_prompts_that_are_cut_are_one_warning_of_all_batches_and_points(model, tmp_path, capsys):
+    prompts = tmp_path / "long.txt"
+    prompts.write_text("".join(f"{'long ' * 50}{i}\n" for i in range(3)) + "short\n")
+    options = f"--metrics images --steps 1 --guidance 1 2 --batch_size 1 --out {tmp_path / 'out'}"
+    evaluate.main([*options.split(), "--model", str(model), "--prompts", str(prompts)])
+    said = re.findall("Warning: .*", capsys.readouterr().err)
+    assert len(said) == 1
+    assert re.search(r"Cut to \d+ tokens: 3 of 4 prompts \(75.0%\), the first 'long ", said[0])
 
 
 def test_a_folder_is_at_no_distance_from_itself(tmp_path, networks, reference):
@@ -175,8 +171,8 @@ def test_images_of_other_settings_never_mix(run, tmp_path, model, prompts):
     run(tmp_path / "out")
     for more, said in (
         (["--seed", "1"], "with seed = 0, not 1"),
-        (["--steps", "3"], "sampling"),
-        (["--dtype", "bfloat16"], "'dtype': 'float32'"),
+        (["--steps", "3"], "with sampling.base.steps = 2, not 3"),
+        (["--dtype", "bfloat16"], "with model.dtype = 'float32', not 'bfloat16'"),
     ):
         with pytest.raises(SystemExit, match=said):
             run(tmp_path / "out", *more)
@@ -186,7 +182,15 @@ def test_a_sweep_compiles_nothing_anew(run, tmp_path):
     run(tmp_path / "warm")
     compiled = run_steps._cache_size(), start_stage._cache_size()
     report = run(
-        tmp_path / "out", "--guidance", "1,2,3:1.5", "--aug_level", "0,0.3", metrics="fid,clip"
+        tmp_path / "out",
+        "--guidance",
+        "1",
+        "2",
+        "3,1.5",
+        "--aug_level",
+        "0",
+        "0.3",
+        metrics="fid,clip",
     )
     assert (run_steps._cache_size(), start_stage._cache_size()) == compiled
     assert [(p["guidance"], p["aug_level"]) for p in report["points"]] == [
@@ -196,7 +200,7 @@ def test_a_sweep_compiles_nothing_anew(run, tmp_path):
     assert report["points"][3]["sampling"]["sr"]["aug_level"] == 0.3
     with open(tmp_path / "out" / "sweep.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    assert [row["guidance"] for row in rows][:3] == ["1", "2", "3:1.5"]
+    assert [row["guidance"] for row in rows][:3] == ["1", "2", "3,1.5"]
     for row, point in zip(rows, report["points"], strict=True):
         value = point["fid"]["random-inception"]["value"]
         assert float(row["Fréchet distance, random-inception"]) == pytest.approx(value, rel=1e-5)
@@ -219,7 +223,7 @@ def check_page(path):
 
 def test_common_seeds(run, tmp_path):
     """A point of a sweep has the images of a run of its own."""
-    run(tmp_path / "sweep", "--guidance", "1,2", metrics="fid,clip")
+    run(tmp_path / "sweep", "--guidance", "1", "2", metrics="fid,clip")
     run(tmp_path / "alone", "--guidance", "2", metrics="fid", features="inception")
     np.testing.assert_array_equal(
         read(tmp_path / "sweep" / "points" / "guidance_2" / "images"),
@@ -287,7 +291,7 @@ def test_a_model_of_classes(tmp_path, networks, reference):
     evaluate.main(command.split())
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["fid"]["random-inception"]["pictures"] == 4
-    (tmp_path / "labels.txt").write_text("a cat\n")
+    (tmp_path / "labels.txt").write_text("a cat\na dog\n")
     with pytest.raises(SystemExit, match="reads classes, not text"):
         evaluate.main(command.split())
 
@@ -300,9 +304,9 @@ def test_what_it_refuses(run, tmp_path, networks, model, prompts, reference):
         return str(error.value)
 
     ours = f"--model {model} --prompts {prompts}"
-    assert "needs a network of kind inception" in refused(f"{ours} --metrics fid")
-    assert "needs --reference" in refused(f"{ours} --metrics fid --features inception")
-    assert "reads the features of tiny-clip" in refused(
+    assert "--metrics names others" in refused(ours)
+    assert "need true images" in refused(f"{ours} --metrics fid --features inception")
+    assert "tiny-clip, whose features none of the metrics fid reads" in refused(
         f"{ours} --metrics fid --features inception,clip --reference {reference}"
     )
     assert "look at emoji" in refused(f"{ours} --metrics retrieval")
@@ -314,10 +318,10 @@ def test_what_it_refuses(run, tmp_path, networks, model, prompts, reference):
     )
     clip = "--metrics clip --features clip"
     assert "several --guidance" in refused(
-        f"--images {tmp_path / 'true'} --metrics images --guidance 1,2"
+        f"--images {tmp_path / 'true'} --metrics images --guidance 1 2"
     )
-    assert "two equal points" in refused(f"{ours} {clip} --guidance 1,1.0")
-    assert "--aug_level changes nothing" in refused(f"{ours} {clip} --size 4 --aug_level 0,0.1")
+    assert "two equal points" in refused(f"{ours} {clip} --guidance 1 1.0")
+    assert "--aug_level changes nothing" in refused(f"{ours} {clip} --size 4 --aug_level 0 0.1")
     assert "--share is '3/2'" in refused(f"{ours} {clip} --share 3/2")
     assert "cocodataset" not in refused(f"{ours[:-5]} {clip}")
     assert "is not a reference" in refused(
@@ -347,9 +351,6 @@ def test_mistakes_are_told_before_the_work(tmp_path, networks, model, prompts, r
     assert "There is no file" in refused(f"--model {model} --prompts no.txt {making} --metrics fid")
     assert "nobody" in refused(f"--model nobody --prompts {prompts} {making} --metrics fid")
     assert "is a folder" in refused(f"{ours} {making[: -len(str(new))]}{tmp_path} --metrics fid")
-    assert "is a folder" in refused(
-        f"{ours} --features inception --reference {tmp_path} --metrics fid"
-    )
     assert not new.exists()
 
 
@@ -392,4 +393,4 @@ def test_the_front_is_what_no_point_beats(rng):
 
 
 def test_every_metric_has_a_name_in_the_page():
-    assert set(html_report.NAMES) == set(inputs.KNOWN_METRICS) - {"images"}
+    assert set(html_report.NAMES) == set(request.KNOWN_METRICS) - {"images"}

@@ -294,6 +294,17 @@ def test_categories_of_any_name(study):
     assert counts == {"all": PROMPTS // 2, "text": PROMPTS // 2}
 
 
+def test_an_image_that_cannot_be_read_leaves_no_half_study(images, tmp_path):
+    shutil.copytree(images / "a", tmp_path / "a")
+    broken = tmp_path / "a" / "images" / "000007.png"
+    broken.write_bytes(broken.read_bytes()[:40])
+    command = f"sheets --a {tmp_path / 'a'} --b {images / 'b'} --prompts {images / 'prompts.csv'}"
+    command += f" --num_images {COPIES} --out {tmp_path / 'out'}"
+    with pytest.raises(SystemExit, match=r"000007\.png cannot be read"):
+        main(command.split())
+    assert not list((tmp_path / "out").iterdir())
+
+
 @pytest.mark.parametrize("name", ["../key.json", "/etc/passwd", "x.png", ""])
 def test_sheets_of_other_names_are_refused(study, tmp_path, name):
     values = json.loads((study[0] / human.TRIALS_FILE).read_text())
@@ -341,7 +352,7 @@ def test_the_other_studies(kind, images, tmp_path, capsys):
             choice = ("left", "right")[secret.models.index("b")]
         choice = (secret.control or {question: choice})[question]
         lines.append({"rater": "ann", "trial": trial, "answers": {question: choice}})
-    (out / "answers.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (out / "answers.jsonl").write_text("".join(f"{json.dumps(x)}\n" for x in lines))
     main(["analyse", str(out), "--out", str(tmp_path / "result.json")])
     found = json.loads((tmp_path / "result.json").read_text())["questions"][question]["all"]
     if kind == "photorealism":
@@ -356,8 +367,9 @@ def test_answers_that_were_edited_are_refused(study, tmp_path):
     line = json.dumps({"rater": "ann", "trial": next(iter(study[1].trials)), "answers": good})
     for text, said in (
         (f"{line}\n{line}\n", "line 2: ann has answered"),
-        (f"{line}\n{line[:30]}", "line 2: "),
-        ('{"rater": "ann"}', "line 1: An answer must be"),
+        (f"{line}\n{line[:30]}\n", "line 2: "),
+        ("[" * 5000 + "\n", "line 1: "),
+        ('{"rater": "ann"}\n', "line 1: An answer must be"),
     ):
         (tmp_path / "answers.jsonl").write_text(text)
         with pytest.raises(ValueError, match=said):
@@ -373,6 +385,8 @@ def test_what_cannot_be_a_study_is_refused(images, study, tmp_path):
         make(images, tmp_path / "x", "--study", "captions", "--num_images", 2)
     with pytest.raises(SystemExit, match="0 controls of 20 prompts cannot be made"):
         make(images, tmp_path / "x", "--num_images", COPIES, "--controls", 0)
+    with pytest.raises(SystemExit, match="num_images must be a whole number, at least 1: 0"):
+        make(images, tmp_path / "x", "--num_images", 0)
     with pytest.raises(SystemExit, match=r"no file .*answers\.jsonl of answers"):
         main(["analyse", str(study[0])])
     with pytest.raises(ValueError, match="no answers yet"):

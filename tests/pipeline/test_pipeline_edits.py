@@ -76,9 +76,9 @@ def test_inpainting_keeps_what_is_black_in_the_mask(pipeline, image, options):
     assert difference[:, :4].max() <= 1
     assert difference[:, 4:].max() > 8
     with pytest.raises(ValueError, match="mask is 3x3, the image 8x8"):
-        pipeline.inpaint(image, np.zeros((3, 3)), "no 1", **QUIET)
-    with pytest.raises(ValueError, match=r"keeps everything.* \(255, or True\)"):
-        pipeline.inpaint(image, mask.astype(np.uint8), "no 1", **QUIET)
+        pipeline.inpaint(image, np.ones((3, 3)), "no 1", **QUIET)
+    again = pipeline.inpaint(image, mask.astype(np.uint8), "no 1", **options, **QUIET)
+    np.testing.assert_array_equal(pixels(again)[0], made)
 
 
 def test_upscaling_begins_where_the_image_fits(pipeline, image, rng):
@@ -217,12 +217,16 @@ def test_images_from_outside(tmp_path, rng):
     Image.fromarray(flat).save(tmp_path / "p.jpg", exif=turned)
     assert arguments.read_image(tmp_path / "p.jpg").size == (6, 5)
     path.write_bytes(path.read_bytes()[:60])
-    with pytest.raises(ValueError, match=r"p.png is not a whole image"):
+    with pytest.raises(
+        ValueError, match=r"^The image \S+p.png cannot be used: image file is trunc"
+    ):
         arguments.read_image(path)
     with pytest.raises(FileNotFoundError, match="There is no image"):
         arguments.read_image(tmp_path / "none.png")
     with pytest.raises(ValueError, match=r"uint8 \[height, width, 3\], not float64 \[2, 2, 3\]"):
         arguments.read_image(np.zeros((2, 2, 3)))
+    with pytest.raises(ValueError, match=r"^The mask \S+p.png cannot be used: image file is trunc"):
+        arguments.read_mask(path, (5, 6))
 
 
 def test_a_draft_fixes_the_shape():
@@ -234,9 +238,25 @@ def test_a_draft_fixes_the_shape():
 
 
 def test_a_mask_that_keeps_everything_is_refused(pipeline, image):
-    ones = np.ones((image.height, image.width), np.uint8)
-    with pytest.raises(ValueError, match="The mask keeps everything"):
-        pipeline.inpaint(image, ones, "a cat", progress=False)
+    with pytest.raises(ValueError, match="The mask cannot be used: nothing in it is white"):
+        pipeline.inpaint(image, np.zeros((8, 8), np.uint8), "no 1", **QUIET)
+    wide, mask = image.resize((24, 8)), np.zeros((8, 24), bool)
+    mask[:, 0] = True
+    with pytest.raises(ValueError, match="The mask keeps everything of the centred square"):
+        pipeline.inpaint(wide, mask, "no 1", **QUIET)
+
+
+def test_what_the_transparency_of_a_mask_means_is_said(pipeline, image):
+    """As in DALL-E's masks, where a hole is regenerated, or the other way round."""
+    mask = np.full((8, 8, 4), 200, np.uint8)
+    mask[..., 3] = 255
+    mask[:, 4:, 3] = 0
+    with pytest.raises(ValueError, match=r"The mask cannot be used: .*mask_alpha='transparent'"):
+        pipeline.inpaint(image, mask, "no 1", **QUIET)
+    for alpha, kept in (("transparent", np.s_[:, :4]), ("opaque", np.s_[:, 4:])):
+        made = pixels(pipeline.inpaint(image, mask, "no 1", mask_alpha=alpha, **QUIET))[0]
+        difference = np.abs(made - np.asarray(image, np.int32))
+        assert difference[kept].max() <= 1 < difference.max()
 
 
 @pytest.mark.parametrize("every", [0, -1])

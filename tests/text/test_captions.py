@@ -8,7 +8,7 @@ import pytest
 from imagen_jax.models.t5 import T5Config
 from imagen_jax.text import encoder as text
 from imagen_jax.text.captions import clean_caption, prepare_caption
-from imagen_jax.text.tokenizers import SentencePieceTokenizer
+from imagen_jax.text.tokenizers import ByteTokenizer, SentencePieceTokenizer
 
 PROMPTS = [
     "A photo of a Kangaroo wearing an orange hoodie!",
@@ -89,6 +89,11 @@ def test_without_the_packages_prompts_are_lowered(monkeypatch):
     assert prepare_caption(" A Cat ", None) == " A Cat "
 
 
-def test_a_prompt_of_which_nothing_is_left_is_named(reference):
-    with pytest.warns(UserWarning, match="Cleaning leaves nothing of the prompt '红苹果'"):
-        assert prepare_caption("红苹果", "clean") == ""
+def test_prompts_of_which_nothing_is_left_are_one_warning(reference):
+    config = T5Config(vocab_size=300, d_model=8, num_heads=1, head_dim=8, num_layers=1, d_ff=8)
+    encoder = text.TextEncoder(config, ByteTokenizer(), 77, caption="clean")
+    said = r"Nothing is left after cleaning: 2 of 4 prompts \(50.0%\), the first '红苹果'\.$"
+    with pytest.warns(text.ShortenedWarning, match=said) as caught:
+        ids, _ = text.tokenize(encoder, ["红苹果", "a cat", "猫", " "])
+    assert len(caught) == 1
+    assert (ids[:, 0] == 1).tolist() == [True, False, True, True]

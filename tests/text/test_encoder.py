@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from imagen_jax.models import t5
+from imagen_jax.pipeline.generation import encode_prompts
 from imagen_jax.text import encoder as text
 from imagen_jax.text.tokenizers import ByteTokenizer, SentencePieceTokenizer, copy_tokenizer
 
@@ -54,14 +55,32 @@ def test_sentencepiece_ids(model_file):
 
 def test_a_long_prompt_is_cut_with_a_warning():
     encoder = tiny(ByteTokenizer(), max_length=5)
-    with pytest.warns(UserWarning, match="'abcdef' has 6 tokens; the first 4"):
+    said = r"Cut to 4 tokens: 1 of 1 prompts \(100.0%\), the first 'abcdef' of 6\.$"
+    with pytest.warns(text.ShortenedWarning, match=said):
         ids, mask = text.tokenize(encoder, ["abcdef"])
     assert ids.tolist() == [[100, 101, 102, 103, 1]]
     assert mask.all()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         text.tokenize(encoder, ["abcd"])
-        text.tokenize(encoder, ["abcdef"], warn=False)
+        text.tokenize(encoder, ["abcdef"], text.Shortened(4))
+
+
+def test_a_thousand_long_prompts_are_one_warning():
+    encoder = tiny(ByteTokenizer(), max_length=9)
+    with pytest.warns(text.ShortenedWarning) as caught:
+        text.tokenize(encoder, ["short"] * 600 + [f"a long one, {i}" for i in range(400)])
+    (warning,) = caught
+    assert str(warning.message) == (
+        "Cut to 8 tokens: 400 of 1000 prompts (40.0%), the first 'a long one, 0' of 13."
+    )
+    params = jax.jit(t5.init, static_argnums=0)(encoder.config, jax.random.key(0))
+    with pytest.warns(text.ShortenedWarning, match="1 of 5 prompts") as caught:
+        encoded = encode_prompts(encoder, params, ["a", "bc", "a long one", "d", "ef"], 2)
+    assert len(caught) == 1
+    alone = text.encode(encoder, params, ["ef"])
+    np.testing.assert_allclose(encoded.values[-1:], alone.values, atol=1e-6)
+    np.testing.assert_array_equal(encoded.mask.sum(1), [2, 3, 9, 2, 3])
 
 
 def test_one_string_is_not_a_list_of_prompts():
@@ -93,8 +112,8 @@ def test_json_round_trip(model_file, tmp_path, captions):
     read = text.from_dict(json.loads(json.dumps(text.to_dict(encoder))), tmp_path)
     assert (read.config, read.max_length) == (encoder.config, 9)
     np.testing.assert_array_equal(
-        text.tokenize(read, captions, warn=False)[0],
-        text.tokenize(encoder, captions, warn=False)[0],
+        text.tokenize(read, captions)[0],
+        text.tokenize(encoder, captions)[0],
     )
     copy_tokenizer(read.tokenizer, tmp_path)  # onto itself: nothing to do
 

@@ -207,8 +207,8 @@ def test_cut_captions_are_counted_once(caplog):
         ids, mask = tokenize(["short"] * 7 + ["far too long a caption"])
     assert ids.shape == mask.shape == (8, 12)
     assert [record.getMessage() for record in caplog.records] == [
-        "12.5 % of the first 1000 captions have more than text.max_length - 1 = 11 tokens and "
-        "are cut"
+        "Cut to 11 tokens: 125 of 1000 prompts (12.5%), the first 'far too long a caption' of 22. "
+        "See text.max_length."
     ]
 
 

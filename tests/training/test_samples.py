@@ -5,7 +5,8 @@ import pytest
 from PIL import Image
 from tiny_cascade import ENCODER, SR, random_params, tiny_pipeline
 
-from imagen_jax.data.sources import ArraySource, read_folder
+from imagen_jax.data.folder import read_folder
+from imagen_jax.data.sources import ArraySource
 from imagen_jax.diffusion.sampling import Sampling
 from imagen_jax.text import encoder as text
 from imagen_jax.training.run_config import DataConfig, RunConfig, SampleConfig, TextConfig

@@ -1,6 +1,7 @@
 """Figures while training: of the images that the pipeline would make, and logged by the loop."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -93,6 +94,11 @@ def test_what_cannot_be_scored_is_refused(folder):
         scores.make_score_fn(config(folder, SR), ENCODER, Frozen())
     with pytest.raises(ValueError, match="FID needs a reference"):
         scores.make_score_fn(config(folder, features=("inception",)), ENCODER, Frozen())
+    embedded = replace(config(folder), data=DataConfig("folder", embeddings="embeddings"))
+    with pytest.raises(ValueError, match=r"data\.embeddings the run has none"):
+        scores.make_score_fn(embedded, ENCODER, Frozen())
+    with pytest.raises(ValueError, match="is a folder; give the file of its features"):
+        scores.make_score_fn(config(folder, reference=str(folder)), ENCODER, Frozen())
     with pytest.raises(FileNotFoundError, match="one prompt a line"):
         scores.make_score_fn(config(folder, prompts="none.txt"), ENCODER, Frozen())
 

@@ -1,0 +1,74 @@
+"""What options are called elsewhere (diffusers, kohya, ADM, imagen-pytorch), and here."""
+
+import difflib
+from collections.abc import Collection
+
+# Ours, and others' for the same. "config.KEY" is for commands that take a config.
+SPELLINGS = {
+    "steps": "num_inference_steps sampling_steps sample_steps ddim_steps timesteps num_steps",
+    "guidance": "guidance_scale cfg_scale cfg cond_scale unconditional_guidance_scale scale",
+    "size": "height width resolution image_size img_size",
+    "num_images": "num_images_per_prompt num_samples n_samples n_iter",
+    "sampler": "scheduler sample_method sampling_method",
+    "seed": "generator random_seed manual_seed",
+    "aug_level": "noise_level lowres_sample_noise_level",
+    "strength": "denoising_strength",
+    "image": "init_image init_img input_image",
+    "mask": "mask_image mask_img",
+    "label": "class_labels class_cond classes",
+    "lora": "lora_path lora_weights lora_model",
+    "lora_scale": "lora_weight network_mul",
+    "dtype": "torch_dtype precision",
+    "low_memory": "lowvram medvram cpu_offload enable_model_cpu_offload",
+    "prompts": "prompt prompt_file from_file text",
+    "model": "model_id model_path ckpt checkpoint pretrained_model_name_or_path pretrained",
+    "init_from": "pretrained_model_name_or_path pretrained ckpt checkpoint model",
+    "out": "output_dir outdir output output_path save_dir results_dir dir_out",
+    "output": "out outdir output_dir model_prefix",
+    "input": "input_file",
+    "workdir": "output_dir outdir out log_dir logdir save_dir resume resume_from_checkpoint",
+    "config": "config_file config_path cfg",
+    "reference": "ref real real_path gt",
+    "num": "num_prompts limit max_samples",
+    "batch_size": "bs batch train_batch_size",
+    "config.batch_size": "batch_size bs batch train_batch_size per_device_train_batch_size",
+    "config.num_steps": "steps max_train_steps max_steps num_steps iterations epochs num_epochs "
+    "num_train_epochs",
+    "config.optimizer.learning_rate": "learning_rate lr",
+    "config.optimizer.accumulation": "gradient_accumulation_steps grad_accum accumulate",
+    "config.seed": "seed",
+    "config.data.path": "data train_data_dir instance_data_dir data_dir data_path dataset "
+    "dataset_name image_folder",
+    "config.stage.resolution": "resolution image_size size",
+    "config.stage.network.remat": "gradient_checkpointing use_checkpoint",
+    "config.stage.network.dtype": "mixed_precision dtype fp16 bf16 use_fp16",
+    "config.sample.prompts": "validation_prompt validation_prompts sample_prompts",
+    "config.checkpoint.every": "checkpointing_steps save_steps save_interval save_every_n_steps",
+    "config.log_every": "log_interval logging_steps",
+}
+
+
+# {another's name: ours, in the order in which they are looked for}
+OTHER_NAMES: dict[str, tuple[str, ...]] = {}
+for _ours, _others in SPELLINGS.items():
+    for _other in _others.split():
+        OTHER_NAMES[_other] = (*OTHER_NAMES.get(_other, ()), _ours)
+
+
+def suggestion(name: str, known: Collection[str], unnamed: Collection[str] = ()) -> str:
+    """What follows the message about an unknown option: its name here, or one like it; or "".
+
+    Args:
+        name: of the option, without the dashes before it.
+        known: options of the command; those of a command with "config" include config.KEY.
+        unnamed: arguments that have no option before them.
+    """
+    name = name.replace("-", "_")
+    for ours in OTHER_NAMES.get(name.lower(), ()):
+        if ours in known or (ours.startswith("config.") and "config" in known):
+            return f"; here it is --{ours}"
+        if ours in unnamed:
+            return f"; give {ours} without an option before them"
+    first, dot, rest = name.partition(".")  # --confg.KEY
+    close = difflib.get_close_matches(first, known, n=1)
+    return f"; did you mean --{close[0]}{dot}{rest}?" if close else ""
