@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from imagen_jax.commands.other_names import suggestion
+from imagen_jax.devices.memory import shortage
 from imagen_jax.storage.disk import describe
 from imagen_jax.storage.folders import expand_home, user_path
 from imagen_jax.training.config import split_overrides
@@ -82,8 +83,9 @@ def use_tolerant_output() -> None:
 def one_line_errors(*expected: type[Exception]) -> Iterator[None]:
     """Ends the program with `error: ...` and status 1, without a traceback.
 
-    This is for `expected` errors, for what the operating system refuses (no such file, a full disk)
-    and for packages that are not installed. Anything else is a bug and keeps its traceback.
+    This is for `expected` errors, for what the operating system refuses (no such file, a full
+    disk), for too little memory and for packages that are not installed. Anything else is a bug and
+    keeps its traceback.
     """
     try:
         yield
@@ -99,6 +101,8 @@ def one_line_errors(*expected: type[Exception]) -> Iterator[None]:
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
+        if (reason := shortage(error)) is not None:
+            end(reason.removesuffix("."))
         if ROLE.get():
             error.add_note(f"on {ROLE.get()}")
         raise

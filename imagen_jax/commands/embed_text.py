@@ -39,11 +39,13 @@ def parser() -> argparse.ArgumentParser:
 def run(options: argparse.Namespace, overrides: dict[str, str]) -> None:
     with one_line_errors():
         from imagen_jax.data.loader import TooManyBroken
+        from imagen_jax.devices import memory
         from imagen_jax.devices.compilation_cache import use_compilation_cache
         from imagen_jax.devices.hosts import check_shared
         from imagen_jax.training import text_embedding
 
-    with one_line_errors(ValueError, TooManyBroken):
+    advice = memory.explained(f"--batch_size is {options.batch_size}: give less.")
+    with one_line_errors(ValueError, TooManyBroken), advice:
         join_hosts(options)
         use_compilation_cache()
         out = options.out.absolute()

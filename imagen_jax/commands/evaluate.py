@@ -102,10 +102,14 @@ def words(text: str) -> tuple[str, ...]:
 
 def run(options: argparse.Namespace) -> None:
     # After the options are read: a wrong one need not wait for JAX.
+    from imagen_jax.devices import memory
+    from imagen_jax.devices.accelerators import unused_accelerator
     from imagen_jax.evaluation.request import EvaluationRequest
     from imagen_jax.evaluation.run import evaluate
 
     warnings.showwarning = lambda message, *rest: print(f"Warning: {message}", file=sys.stderr)
+    if note := unused_accelerator():
+        warnings.warn(note, stacklevel=1)
     values = vars(options)
     given = values.pop("folders", [])
     for name, folder in zip(("images", "reference"), given, strict=False):
@@ -114,7 +118,9 @@ def run(options: argparse.Namespace) -> None:
                 f"FOLDER {given[-1]} is one too many: A B is short for --images A --reference B."
             )
         values[name] = folder
-    evaluate(EvaluationRequest(**values))
+    request = EvaluationRequest(**values)
+    with memory.explained(f"--batch_size is {request.batch_size}: give less."):
+        evaluate(request)
 
 
 def main(arguments: list[str] | None = None) -> None:

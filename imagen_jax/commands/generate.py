@@ -232,8 +232,11 @@ def check_images(options: argparse.Namespace) -> None:
 
 def load(options: argparse.Namespace, settings: dict[str, Any] | None) -> Any:
     """The pipeline: of the options, or else of the settings of the image to be made again."""
+    from imagen_jax.devices.accelerators import unused_accelerator
     from imagen_jax.pipeline.loading import load_model
 
+    if note := unused_accelerator():
+        warnings.warn(note, stacklevel=1)
     model = options.model or (settings or {}).get("model", "emoji")
     try:
         pipeline = load_model(model, dtype=options.dtype, variant=options.variant)

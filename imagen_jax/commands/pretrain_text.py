@@ -11,6 +11,7 @@ it unnecessary.
 
 import argparse
 import contextlib
+from dataclasses import replace
 
 from imagen_jax.commands.command_line import (
     count,
@@ -47,8 +48,9 @@ def run_training(
 ) -> None:
     """Trains as the options say; `held` gets the workdir's lock, to be let go at the end."""
     with one_line_errors():
+        from imagen_jax.devices import memory
         from imagen_jax.devices.compilation_cache import use_compilation_cache
-        from imagen_jax.training import loop, text_pretraining, workdir
+        from imagen_jax.training import banner, loop, text_pretraining, workdir
 
     with one_line_errors(ValueError, *loop.RUN_ERRORS):
         overrides = overrides | {"batch_size": str(options.batch_size)}
@@ -58,7 +60,10 @@ def run_training(
         use_compilation_cache()
         folder = held.enter_context(workdir.held(options.workdir))
         run = text_pretraining.open_run(plan, folder, options.init_from)
-    with one_line_errors(*loop.RUN_ERRORS):
+        told = plan._replace(config=replace(plan.config, init_from=options.init_from))
+        print(banner.start_banner(told, run.source, folder))
+    advice = memory.explained(f"--batch_size is {options.batch_size}: give less.")
+    with one_line_errors(*loop.RUN_ERRORS), advice:
         loop.train(plan.config, run)
         run.checkpoints.close()
     print(f"wrote {folder}")

@@ -36,7 +36,9 @@ def parser() -> argparse.ArgumentParser:
     add = parse.add_argument
     add("--config", type=path, required=True, metavar="FILE", help="Python file with get_config()")
     add("--workdir", type=path, metavar="DIR", help="folder for checkpoints, metrics and samples")
-    add("--dry_run", action="store_true", help="print the model table and stop")
+    add(
+        "--dry_run", action="store_true", help="print the model table, look at the images, and stop"
+    )
     add("--profile", metavar="FIRST:LAST", help="steps of a profiler trace")
     add("--init_from", type=source, metavar="MODEL", help="short for --config.init_from")
     add_host_options(parse)
@@ -53,10 +55,12 @@ def run_training(
 ) -> None:
     """Trains as the options say; `held` gets the workdir's lock, to be let go at the end."""
     with one_line_errors():
+        from imagen_jax.devices import memory
         from imagen_jax.devices.compilation_cache import use_compilation_cache
         from imagen_jax.devices.hosts import say_on_first_host
         from imagen_jax.pipeline.loading import export_lora
-        from imagen_jax.training import loop, start, table, workdir
+        from imagen_jax.training import banner, loop, start, table, workdir
+        from imagen_jax.training.memory import training_advice
 
     with one_line_errors(ValueError, *loop.RUN_ERRORS):
         join_hosts(options)
@@ -67,21 +71,24 @@ def run_training(
         if options.init_from:
             overrides = {"init_from": repr(options.init_from), **overrides}
         plan = start.read_plan(options.config, overrides)
+        config = plan.config
         if options.dry_run:
-            print(
-                table.model_table(plan.config, plan.train_step, plan.init, plan.mesh, plan.frozen)
-            )
+            print(table.model_table(config, plan.train_step, plan.init, plan.mesh, plan.frozen))
+            print(banner.start_banner(plan, banner.look_at_images(config), options.workdir))
             return
         use_compilation_cache()
         folder = held.enter_context(workdir.held(options.workdir))
-        run = start.open_run(plan, folder)
-    with one_line_errors(*loop.RUN_ERRORS):
-        state = loop.train(plan.config, run, profile=profile)
+        advice = training_advice(config, plan.mesh)
+        with memory.explained(advice):
+            run = start.open_run(plan, folder)
+        say_on_first_host(banner.start_banner(plan, run.source, folder))
+    with one_line_errors(*loop.RUN_ERRORS), memory.explained(advice):
+        state = loop.train(config, run, profile=profile)
         run.checkpoints.close()
-        if plan.config.lora is not None:
+        if config.lora is not None:
             path = export_lora(run.workdir, run.workdir / "lora.safetensors")
             say_on_first_host(f"the adapter: {path}")
-        if int(state.step) < plan.config.num_steps:
+        if int(state.step) < config.num_steps:
             sys.exit(os.EX_TEMPFAIL)
 
 

@@ -20,7 +20,7 @@ class FolderSource:
     """Images in a folder and the folders below it, read when they are asked for.
 
     class_names: of all splits, by number; empty where no labels are read. with_images: False leaves
-    images out, for those who read only captions.
+    images out, for those who read only captions. total: images of all splits.
     """
 
     folder: Path
@@ -31,6 +31,7 @@ class FolderSource:
     class_names: tuple[str, ...] = ()
     max_pixels: int = decoding.MAX_PIXELS
     with_images: bool = True
+    total: int | None = None
 
     def __len__(self) -> int:
         return len(self.files)
@@ -73,7 +74,8 @@ def read_folder(
     if conditioning == "label":
         class_names, numbers = _folder_classes(found)
         labels = np.asarray([numbers[name.split("/")[0]] for name in own], np.int64)
-    return FolderSource(found.folder, own, captions, labels, class_names, max_pixels)
+    read = FolderSource(found.folder, own, captions, labels, class_names, max_pixels)
+    return dataclasses.replace(read, total=len(found.images))
 
 
 def _folder_classes(found: ImageFiles) -> tuple[tuple[str, ...], dict[str, int]]:

@@ -64,7 +64,8 @@ class ShardSource:
 
     rows: those of the index that pass the filters and the split. cover: the side of the square that
     images will be made to cover, so that large JPEGs are decoded faster; None decodes them whole.
-    with_images: False leaves images out, for those who read only captions.
+    with_images: False leaves images out, for those who read only captions. total: examples of all
+    splits that pass the filters.
     """
 
     shards: tuple[Shard, ...]
@@ -76,6 +77,7 @@ class ShardSource:
     max_pixels: int = decoding.MAX_PIXELS
     cover: int | None = None
     with_images: bool = True
+    total: int | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -227,6 +229,7 @@ def _read(
     roles = (*NEEDED, conditioning)
     broken = np.asarray([row for row in index.faults if index.fault(row, roles)], np.int64)
     kept = chosen.kept(index, broken)
+    total = int(np.count_nonzero(kept))
     if split != "all":
         kept &= np.fromiter((in_split(index.key(row), split) for row in range(len(index))), bool)
     rows = np.flatnonzero(kept)
@@ -238,6 +241,5 @@ def _read(
             first = f"{index.key(row)}: {index.fault(row, roles)}"
             message += f" but {len(rows)} that are broken, the first: {first}"
         raise ValueError(message)
-    return ShardSource(
-        shards, index, np.cumsum([0, *counts[:-1]]), rows, form, conditioning, max_pixels
-    )
+    starts = np.cumsum([0, *counts[:-1]])
+    return ShardSource(shards, index, starts, rows, form, conditioning, max_pixels, total=total)

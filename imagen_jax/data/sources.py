@@ -93,6 +93,7 @@ class ArraySource:
     """Images in memory: uint8 [N, H, W, 3], with captions or labels or neither.
 
     `extra` holds arrays with a row for each image that a model does not see (names, groups).
+    `total` counts the images of all splits.
     """
 
     images: np.ndarray
@@ -100,6 +101,7 @@ class ArraySource:
     labels: np.ndarray | None = None
     keys: Sequence[str] | None = None
     extra: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    total: int | None = None
 
     def __post_init__(self):
         shape, dtype = self.images.shape, self.images.dtype
@@ -129,6 +131,7 @@ class ArraySource:
             None if self.labels is None else self.labels[rows],
             None if self.keys is None else [self.keys[row] for row in rows],
             {name: values[rows] for name, values in self.extra.items()},
+            self.total,
         )
 
 
@@ -213,6 +216,7 @@ def read_npz(
         labels=labels,
         keys=keys,
         extra={name: array for name, array in arrays.items() if array.shape[:1] == (count,)},
+        total=count,
     )
     if split == "all":
         return source

@@ -22,6 +22,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from imagen_jax.devices.accelerators import check_backend
+
 # What a launcher tells each of the processes that it starts: how many there are, and which it is.
 LAUNCHERS = {
     "SLURM": ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
@@ -78,11 +80,13 @@ def join_hosts(launch: Launch, distributed: bool = False) -> None:
     server knows the other hosts.
 
     Raises:
-        ValueError: what is given contradicts itself, or the others cannot be found or reached.
+        ValueError: what is given contradicts itself, or the others cannot be found or reached; or
+            JAX cannot use the devices that it is asked for.
     """
     found, count, index = launched(os.environ), launch.num_processes, launch.process_id
     given = (launch.coordinator_address, count, index) != (None, None, None)
     if not (given or distributed or found):
+        check_backend()
         # A pod's TPUs find each other anyway, but no host would hear of another's SIGTERM.
         if jax.process_count() > 1:
             raise ValueError(

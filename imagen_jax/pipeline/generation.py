@@ -112,6 +112,22 @@ def spread(batch_size: int, mesh: Mesh | None) -> tuple[int, Callable[[Any], Any
     return -(-batch_size // parts) * parts, partial(jax.device_put, device=batch_sharding(mesh))
 
 
+def memory_advice(cascade: Cascade, request: Request) -> str:
+    """What decides the memory of a checked request, with its present values, and what to change."""
+    dtype, size = cascade.stages[0].network.dtype, cascade.stages[request.stages[-1]].resolution
+    changes = {
+        f"batch_size {request.batch_size // 2}": request.batch_size > 1,
+        "low_memory, which holds one stage's parameters at a time": not request.low_memory,
+        "dtype bfloat16": dtype != "bfloat16",
+        "a smaller size": len(request.stages) > 1,
+    }
+    tries = ", ".join(change for change, possible in changes.items() if possible)
+    return (
+        f"Now: batch_size {request.batch_size}, low_memory {request.low_memory}, dtype {dtype}, "
+        f"size {size}. Try one after the other: {tries or 'a smaller model'}."
+    )
+
+
 def take_rows(tree: Any, rows: np.ndarray) -> Any:
     """The rows of a batch; an array of one row is the same for all samples."""
     return jax.tree.map(lambda x: np.asarray(x)[rows % len(x)], tree)

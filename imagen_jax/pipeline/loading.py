@@ -318,7 +318,7 @@ def load_encoder(
         return encoder_files.read_encoder(source, dtype, sharding_over(mesh))
     pipeline = load_model(source, dtype=dtype, mesh=mesh)
     if pipeline.cascade.encoder is None:
-        raise ValueError(f"{source} holds no text encoder.")
+        raise ValueError(f"{source} holds no text encoder: say with text.init_from where one is.")
     return pipeline.cascade.encoder.config, pipeline.params[TEXT_ENCODER]
 
 

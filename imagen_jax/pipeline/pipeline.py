@@ -14,6 +14,7 @@ from PIL import Image
 from imagen_jax.cascade.cascade import Cascade
 from imagen_jax.cascade.sample import stage_size
 from imagen_jax.convert.lora import LoraFile
+from imagen_jax.devices import memory
 from imagen_jax.devices.compilation_cache import use_compilation_cache
 from imagen_jax.diffusion.editing import Edit
 from imagen_jax.diffusion.overrides import (
@@ -30,6 +31,7 @@ from imagen_jax.pipeline.adapters import adapted_params
 from imagen_jax.pipeline.generation import (
     collect,
     encode_request,
+    memory_advice,
     plan_lengths,
     sample_cascade,
     spread,
@@ -353,11 +355,12 @@ class Pipeline:
         request = replace(request, batch_size=batch_size, low_memory=low_memory)
         plan_lengths(self.cascade, sampling, request)
         use_compilation_cache()
-        conditions = encode_request(self.cascade, self.params, request)
-        given = self.cascade, self.params, sampling, request, conditions, place
-        with closing(sample_cascade(*given)) as batches:
-            size = stages[request.stages[-1]].resolution
-            return collect(batches, self.name, request, sampling, size, self.class_names)
+        given = self.cascade, self.params, sampling, request
+        with memory.explained(memory_advice(self.cascade, request)):
+            conditions = encode_request(self.cascade, self.params, request)
+            with closing(sample_cascade(*given, conditions, place)) as batches:
+                size = stages[request.stages[-1]].resolution
+                return collect(batches, self.name, request, sampling, size, self.class_names)
 
     def generate_again(
         self,

@@ -14,12 +14,15 @@ import numpy as np
 from PIL import Image
 
 from imagen_jax.data.loader import TooManyBroken
-from imagen_jax.devices import chips, hosts
+from imagen_jax.data.sources import Source
+from imagen_jax.devices import accelerators, chips, hosts
 from imagen_jax.devices.sharding import batch_sharding, replicated, state_shardings
 from imagen_jax.storage.checkpoint import CheckpointError, Checkpoints, MismatchError, check_weights
 from imagen_jax.training import flops, metrics
 from imagen_jax.training.classes import check_saved
 from imagen_jax.training.feed import Batches, Feed, LabelError, Ranges, batches_taken
+from imagen_jax.training.optimizer import learning_rate_schedule
+from imagen_jax.training.progress import Progress, position, steps_per_epoch
 from imagen_jax.training.run_config import RunConfig, read_ranges
 from imagen_jax.training.state import Frozen
 from imagen_jax.typing import Keys, Params
@@ -52,6 +55,7 @@ class Run:
     sample: parameters -> an image; score: parameters -> scores by name. They get the average of the
         parameters where there is one.
     reference: the curve of a run of the same stage, reported beside the loss.
+    source: the images of the batches, to count epochs; None for a stream.
     """
 
     train_step: Callable
@@ -67,6 +71,7 @@ class Run:
     sample: Callable[[Params], Image.Image] | None = None
     score: Callable[[Params], dict[str, float]] | None = None
     reference: metrics.Curve | None = None
+    source: Source | None = None
 
 
 def train(
@@ -115,12 +120,13 @@ def train(
     def compiled(state: Any, batch: dict[str, jax.Array]) -> Callable:
         shape = batch["image"].shape
         if shape not in programs:
+            say(f"compiling the step for images {list(shape)}; large networks take minutes")
+            began = time.monotonic()
             programs[shape] = lower_step(run.train_step, state, batch, mesh, run.frozen).compile()
+            say(f"compiled the step in {time.monotonic() - began:.0f} s")
         return programs[shape]
 
-    began = time.monotonic()
     compiled(state, feed.batch)
-    say(f"compiled the step in {time.monotonic() - began:.0f} s")
 
     # ---------------------------------------------------------------- reports
     found = [chips.find_chip(device.device_kind) for device in mesh.devices.flat]
@@ -133,7 +139,9 @@ def train(
         reference=run.reference,
         write=jax.process_index() == 0,
     )
-    progress = metrics.Progress(num_steps, config.batch_size, start, step_flops, peak)
+    device = accelerators.describe(mesh.devices.flat)
+    progress = Progress(num_steps, config.batch_size, start, step_flops, peak, device)
+    rate, epoch = learning_rate_schedule(config.optimizer), steps_per_epoch(config, run.source)
     losses = []  # since the last checkpoint: their mean ranks the best one
     pending = []  # (step, metrics) of the newest step, still on the devices
 
@@ -145,10 +153,17 @@ def train(
             log.step(step, values)
             check_finite(step, values["sums"], skipped, checkpoints)
             losses.append(values["sums"]["loss"])
-            if step % config.log_every == 0 or step == num_steps:
-                speed = progress.report(step)
-                means = log.report(step, {f"speed/{name}": speed[name] for name in speed})
-                say(metrics.progress_line(step, num_steps, means, speed))
+            reported = step % config.log_every == 0 or step == num_steps
+            if reported or progress.due(step):
+                speed = progress.report(step) if reported else progress.speed(step)
+                figures = position(step, rate, skipped, epoch)
+                means = log.means() | figures
+                if reported:
+                    extra = {f"speed/{name}": speed[name] for name in speed}
+                    means = log.report(step, extra, figures)
+                for line in progress.lines(step, means, speed):
+                    say(line)
+            if reported:
                 checkpoints.check()
 
     def save(step: int) -> None:
@@ -185,8 +200,9 @@ def train(
                 say(f"wrote a trace of steps up to {step} into {run.workdir}")
             sampling = run.sample is not None and (last or step % sample_every == 0)
             scoring = run.score is not None and (last or step % score_every == 0)
-            if saving or sampling or scoring:
-                record()  # what may be NaN is never saved
+            # What may be NaN is never saved; a first line comes as soon as it can.
+            if saving or sampling or scoring or step == start + 1:
+                record()
             with progress.pause():
                 if saving:
                     save(step)
@@ -199,7 +215,7 @@ def train(
                     return state
                 averaged = state.params if state.ema is None else state.ema
                 if sampling:
-                    log.images(step, run.sample(averaged))
+                    say(f"step {step}: samples in {log.images(step, run.sample(averaged))}")
                 if scoring:
                     scores = run.score(averaged)
                     log.scores(step, scores)

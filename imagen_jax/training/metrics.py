@@ -1,13 +1,11 @@
-"""What a run reports: metrics.jsonl, TensorBoard, a progress line, and a curve to compare with."""
+"""What a run reports: metrics.jsonl, TensorBoard, and a curve to compare with."""
 
-import contextlib
 import json
 import math
 import operator
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -104,10 +102,10 @@ class MetricLog:
     """Writes a run's metrics into its workdir; on hosts other than the first it only sums them.
 
     metrics.jsonl has a line {"step", "loss", ...} for every step (float32 values in full, so that
-    runs can be compared exactly), a line {"step", "window", "mean", "loss_by_t"} for every report,
-    and a line {"step", "scores"} for every evaluation. A run that was killed and resumed repeats
-    the steps after its checkpoint: the later line counts, and is equal. Writing raises OSError, on
-    a full disk for example.
+    runs can be compared exactly), a line {"step", "window", "mean", "loss_by_t", "learning_rate",
+    "epoch"} for every report, and a line {"step", "scores"} for every evaluation. A run that was
+    killed and resumed repeats the steps after its checkpoint: the later line counts, and is equal.
+    Writing raises OSError, on a full disk for example.
     """
 
     def __init__(
@@ -137,15 +135,26 @@ class MetricLog:
             self.window = values
         self._write({"step": step, **values["sums"]})
 
-    def report(self, step: int, extra: Mapping[str, float]) -> dict[str, float]:
+    def means(self) -> dict[str, float]:
+        """The means since the last report."""
+        return {name: value / self.window["steps"] for name, value in self.window["sums"].items()}
+
+    def report(
+        self, step: int, extra: Mapping[str, float], position: Mapping[str, float] | None = None
+    ) -> dict[str, float]:
         """Writes the means since the last report and starts new sums. Returns the means, with
-        reference/loss where there is a reference.
+        reference/loss where there is a reference, and `position`.
+
+        Args:
+            extra: for TensorBoard alone, such as the speed, which no other run has.
+            position: what the step itself tells: learning rate, epoch.
         """
-        window, self.window = self.window, None
-        steps, bins = window["steps"], zip(window["t_sums"], window["t_counts"], strict=True)
-        means = {name: value / steps for name, value in window["sums"].items()}
+        means, window, self.window = self.means(), self.window, None
+        bins = zip(window["t_sums"], window["t_counts"], strict=True)
         by_t = [total / count if count else None for total, count in bins]
-        line = {"step": step, "window": steps, "mean": dict(means), "loss_by_t": by_t}
+        line = {"step": step, "window": window["steps"], "mean": dict(means), "loss_by_t": by_t}
+        line |= position or {}
+        means |= position or {}
         curves = {"loss_by_t": by_t}
         reference = self.reference.at(step) if self.reference else None
         if reference is not None:
@@ -163,14 +172,16 @@ class MetricLog:
         """Scores of generated images: a line {"step", "scores"} and TensorBoard."""
         self._write({"step": step, "scores": dict(values)}, values)
 
-    def images(self, step: int, grid: Image.Image) -> None:
-        """An image into samples/samples_NNNNNNN.png and TensorBoard."""
+    def images(self, step: int, grid: Image.Image) -> Path | None:
+        """An image into samples/samples_NNNNNNN.png and TensorBoard; returns its path."""
         if self.writer is None:
-            return
+            return None
         folder = self.folder / SAMPLES_FOLDER
         folder.mkdir(exist_ok=True)
-        grid.save(folder / f"samples_{step:07d}.png")
+        path = folder / f"samples_{step:07d}.png"
+        grid.save(path)
         self.writer.image(step, "samples", grid)
+        return path
 
     def close(self) -> None:
         if self.lines is not None:
@@ -213,65 +224,3 @@ def read_curve(workdir: str | Path, points: int = 200) -> Curve:
         for column in columns
     )
     return Curve(*means)
-
-
-@dataclass
-class Progress:
-    """Speed since the last report, without pauses.
-
-    step: where the run starts. flops_per_step: of the model, over all devices; None when unknown.
-    peak: FLOP/s of all devices together; None when unknown.
-    """
-
-    num_steps: int
-    batch_size: int
-    step: int = 0
-    flops_per_step: float | None = None
-    peak: float | None = None
-    clock: Callable[[], float] = time.monotonic
-
-    def __post_init__(self):
-        self.since = self.clock()
-
-    @contextlib.contextmanager
-    def pause(self) -> Iterator[None]:
-        """Leaves what runs inside, sampling and saving, out of the speed."""
-        began = self.clock()
-        yield
-        self.since += self.clock() - began
-
-    def report(self, step: int) -> dict[str, float]:
-        """images_per_second, gflops_per_second, mfu where the peak is known, and eta_seconds, since
-        the last report.
-        """
-        seconds = max(self.clock() - self.since, 1e-9)
-        steps_per_second = (step - self.step) / seconds
-        speed = {"images_per_second": steps_per_second * self.batch_size}
-        if self.flops_per_step:
-            speed["gflops_per_second"] = steps_per_second * self.flops_per_step / 1e9
-            if self.peak:
-                speed["mfu"] = steps_per_second * self.flops_per_step / self.peak
-        speed["eta_seconds"] = (self.num_steps - step) / max(steps_per_second, 1e-9)
-        self.since, self.step = self.clock(), step
-        return speed
-
-
-def progress_line(
-    step: int, num_steps: int, means: Mapping[str, float], speed: Mapping[str, float]
-) -> str:
-    """step 1,200/40,000 | loss 0.2134 (reference 0.2080) | grad 0.81 | 41.2 images/s | 123 GFLOP/s
-    | 0:52:10 left
-    """
-    loss = f"loss {means['loss']:.4f}"
-    if "reference/loss" in means:
-        loss += f" (reference {means['reference/loss']:.4f})"
-    parts = [f"step {step:,}/{num_steps:,}", loss]
-    if "grad_norm" in means:
-        parts.append(f"grad {means['grad_norm']:.3g}")
-    parts.append(f"{speed['images_per_second']:.1f} images/s")
-    if "mfu" in speed:
-        parts.append(f"MFU {speed['mfu']:.1%}")
-    elif "gflops_per_second" in speed:
-        parts.append(f"{speed['gflops_per_second']:.0f} GFLOP/s")
-    parts.append(f"{timedelta(seconds=round(speed['eta_seconds']))} left")
-    return " | ".join(parts)

@@ -12,11 +12,13 @@ from imagen_jax.cascade.sample import sample_stage
 from imagen_jax.cascade.stage import Conditions
 from imagen_jax.data.classes import class_names
 from imagen_jax.data.sources import BrokenExample, Source
+from imagen_jax.devices import memory
 from imagen_jax.devices.hosts import whole
 from imagen_jax.diffusion.augmentation import downsample, upsample
 from imagen_jax.diffusion.sampling import Sampling
 from imagen_jax.images import grid, pixels
 from imagen_jax.text import encoder as text
+from imagen_jax.training.memory import sampling_advice
 from imagen_jax.training.run_config import RunConfig
 from imagen_jax.training.state import Frozen, encoder_params, network_params
 from imagen_jax.typing import Images, Keys, Params
@@ -47,6 +49,15 @@ def make_generate(config: RunConfig, encoder: text.TextEncoder | None, frozen: F
     return generate
 
 
+def sampled(config: RunConfig) -> tuple[Sequence, int]:
+    """(prompts or labels, how many images) of the config's section `sample`; none without one."""
+    section, conditioning = config.sample, config.stage.conditioning
+    if section is None or config.data.embeddings is not None:  # without an encoder, no text
+        return (), 0
+    asked = {"text": section.prompts, "label": section.labels, None: ()}[conditioning]
+    return asked, section.count if conditioning is None else len(asked)
+
+
 def make_sample_fn(
     config: RunConfig, encoder: text.TextEncoder | None, source: Source | None, frozen: Frozen
 ) -> Callable[[Params], Image.Image] | None:
@@ -57,10 +68,7 @@ def make_sample_fn(
     memory and has them. Its grid has a row of inputs, one of results and one of the true images.
     """
     section, stage = config.sample, config.stage
-    if section is None:
-        return None
-    asked = {"text": section.prompts, "label": section.labels, None: ()}[stage.conditioning]
-    count = section.count if stage.conditioning is None else len(asked)
+    asked, count = sampled(config)
     if not count or (stage.low_resolution is not None and source is None):
         return None
     classes = stage.network.num_classes
@@ -70,6 +78,7 @@ def make_sample_fn(
             f"from 0 to {classes - 1}"
         )
     keys, generate = sample_keys(section.seed, range(count)), make_generate(config, encoder, frozen)
+    generate = memory.explained(sampling_advice(count))(generate)
     if stage.low_resolution is None:
         names = class_names(source) if stage.conditioning == "label" else ()
         captions = [names[each] if names else str(each) for each in asked] or None

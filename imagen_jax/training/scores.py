@@ -8,12 +8,14 @@ import jax
 import numpy as np
 
 from imagen_jax.cascade.cascade import sample_keys
+from imagen_jax.devices import memory
 from imagen_jax.evaluation.feature_files import load_extractor
 from imagen_jax.evaluation.metrics import DISTANCES, METRICS, compute_targets, measure
 from imagen_jax.evaluation.prompts import read_prompts
 from imagen_jax.evaluation.reference import read_reference
 from imagen_jax.images.pixels import to_uint8
 from imagen_jax.text.encoder import TextEncoder
+from imagen_jax.training.memory import scoring_advice
 from imagen_jax.training.run_config import RunConfig
 from imagen_jax.training.samples import make_generate
 from imagen_jax.training.state import Frozen
@@ -78,4 +80,4 @@ def make_score_fn(
             for name, entry in entries.items()
         }
 
-    return score
+    return memory.explained(scoring_advice(section.batch_size))(score)

@@ -100,13 +100,12 @@ def open_run(plan: Plan, workdir: Path) -> loop.Run:
     if config.data.source != STREAM:
         source = classes.with_run_classes(config, batches.make_source(config), workdir, resumed)
     stream = batches.make_batches(config, encoder, source, mesh=mesh)
-    weights = sample = None
+    weights = None
     frozen = read_frozen(config, plan.frozen, workdir if kept else None, mesh)
     if config.lora is None and not resumed:
         weights = read_start(config, encoder, mesh)
-    if config.data.embeddings is None:
-        sample = samples.make_sample_fn(config, encoder, source, frozen)
-    elif config.sample is not None:
+    sample = samples.make_sample_fn(config, encoder, source, frozen)
+    if config.data.embeddings is not None and config.sample is not None:
         hosts.say_on_first_host(
             "no samples while training: without a text encoder prompts have no text"
         )
@@ -136,6 +135,7 @@ def open_run(plan: Plan, workdir: Path) -> loop.Run:
         sample=sample,
         score=score,
         reference=None if tuned else reference_curve(config.stage),
+        source=source,
     )
 
 
@@ -198,6 +198,10 @@ def read_frozen(
 
 def read_network(config: RunConfig, dtype: str, mesh: jax.sharding.Mesh) -> Params:
     """The network's parameters in the workdir, model directory or shipped model `init_from`."""
+    if encoder_files.is_encoder(config.init_from):
+        raise ValueError(
+            f"init_from {config.init_from} is a text encoder by itself: give it as text.init_from"
+        )
     pipeline = loading.load_model(config.init_from, dtype=dtype, mesh=mesh)
     index = stage_index(pipeline.cascade, config.stage.name)
     return pipeline.params[pipeline.cascade.stages[index].name]

@@ -16,7 +16,8 @@ from imagen_jax.training.state import NETWORK, Frozen
 from imagen_jax.typing import Params, TextEmbeddings
 
 
-def _size(tree: Any) -> int:
+def num_parameters(tree: Any) -> int:
+    """Of parameters or their shapes."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
@@ -24,9 +25,9 @@ def parameter_table(params: Mapping[str, Params]) -> str:
     """One line a module with its number of parameters; below it, its arrays and their shapes."""
     lines = []
     for part, modules in params.items():
-        lines.append(f"{part:<44}{_size(modules):>14,}")
+        lines.append(f"{part:<44}{num_parameters(modules):>14,}")
         for name, module in modules.items():
-            lines.append(f"  {name:<42}{_size(module):>14,}")
+            lines.append(f"  {name:<42}{num_parameters(module):>14,}")
             for path, leaf in flatten(module).items():
                 shape = "x".join(map(str, leaf.shape)) or "scalar"
                 lines.append(f"    {path or 'value':<48}{shape:>20}")
@@ -69,11 +70,11 @@ def model_table(
     state = jax.eval_shape(init, jax.random.key(0))
     lines = [f"stage {config.stage.name}: {config.stage.resolution}x{config.stage.resolution}"]
     lines.append(parameter_table(state.params))
-    lines.append(f"{'trained parameters':<44}{_size(state.params):>14,}")
+    lines.append(f"{'trained parameters':<44}{num_parameters(state.params):>14,}")
     for part, params in frozen._asdict().items():
         if params is not None:
             label = f"frozen parameters ({part.replace('_', ' ')})"
-            lines.append(f"{label:<44}{_size(params):>14,}")
+            lines.append(f"{label:<44}{num_parameters(params):>14,}")
     lines.append(f"state (parameters, EMA, optimizer): {num_bytes(state) / 1e6:,.1f} MB")
     network = frozen.network if config.lora is not None else state.params[NETWORK]
     forward, arguments = forward_call(config, network)  # without the text encoder

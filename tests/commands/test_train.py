@@ -119,7 +119,7 @@ def whole_run(tmp_path_factory, dataset) -> tuple[Path, str]:
 
 def test_a_run_reports_and_leaves_a_whole_workdir(whole_run):
     workdir, said = whole_run
-    assert "step 12/12 | loss " in said
+    assert "step 12/12 | epoch 2.53 | loss " in said
     assert " images/s | " in said
     assert " left" in said
     assert Checkpoints(workdir / "checkpoints", read_only=True).steps()[-1] == 12
@@ -159,6 +159,7 @@ def test_a_dry_run_prints_the_model_and_writes_nothing(tmp_path, dataset):
     ended, said = call(train, *arguments(tmp_path / "run", dataset)[1:], "--dry_run")
     assert not ended
     assert "trained parameters" in said
+    assert "images      38 of " in said
     assert "GFLOP an image" in said
     assert "3x3x" in said
     assert not (tmp_path / "run").exists()

@@ -1,4 +1,4 @@
-"""Reports are the means of their steps; speed leaves pauses out; curves are read back."""
+"""Reports are the means of their steps; curves are read back."""
 
 import errno
 import io
@@ -18,8 +18,6 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from imagen_jax.training.metrics import (
     Curve,
     MetricLog,
-    Progress,
-    progress_line,
     read_curve,
     read_losses,
     split,
@@ -50,6 +48,20 @@ def test_a_report_is_the_mean_of_its_steps(tmp_path):
     assert lines[2]["loss_by_t"] == [0.5, None]
 
 
+def test_the_place_of_a_report_is_written_beside_its_means(tmp_path):
+    log = MetricLog(tmp_path)
+    log.step(1, sums(0.5, [1.0], [2.0]))
+    told = log.report(1, {"speed/images_per_second": 3.0}, {"learning_rate": 1e-4, "epoch": 0.25})
+    log.close()
+    line = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
+    assert told == {"loss": 0.5, "learning_rate": 1e-4, "epoch": 0.25}
+    assert (line["learning_rate"], line["epoch"]) == (1e-4, 0.25)
+    assert "speed/images_per_second" not in line  # of no other run
+    values = {name: value for _, _, found in events_of(tmp_path) for name, value in found.items()}
+    assert values["epoch"] == pytest.approx(0.25)
+    assert values["learning_rate"] == pytest.approx(1e-4)
+
+
 def test_losses_are_kept_to_the_last_bit(tmp_path):
     log = MetricLog(tmp_path)
     values = {i: np.float32(1 / (3 * i)) for i in range(1, 50)}
@@ -77,29 +89,6 @@ def test_a_window_goes_through_a_checkpoint(tmp_path):
     second = MetricLog(tmp_path / "parts", window=saved)
     fill(second, [2, 3], every=100)
     assert whole.report(3, {}) == second.report(3, {})
-
-
-def test_speed_leaves_pauses_out():
-    now = [100.0]
-    progress = Progress(50, 8, step=10, flops_per_step=4e9, peak=1e11, clock=lambda: now[0])
-    now[0] += 5.0
-    with progress.pause():
-        now[0] += 2.0
-    speed = progress.report(20)
-    assert speed["images_per_second"] == pytest.approx(16.0)
-    assert speed["gflops_per_second"] == pytest.approx(8.0)
-    assert speed["mfu"] == pytest.approx(0.08)
-    assert speed["eta_seconds"] == pytest.approx(15.0)
-
-
-def test_the_progress_line_tells_speed_and_the_reference():
-    means = {"loss": 0.5, "grad_norm": 1.25, "reference/loss": 0.4}
-    speed = {"images_per_second": 12.0, "gflops_per_second": 99.6, "eta_seconds": 3725.0}
-    line = progress_line(1200, 40_000, means, speed)
-    expected = "loss 0.5000 (reference 0.4000) | grad 1.25 | 12.0 images/s | 100 GFLOP/s"
-    assert line == f"step 1,200/40,000 | {expected} | 1:02:05 left"
-    assert "MFU 41.0%" in progress_line(1, 2, means, speed | {"mfu": 0.41})
-    assert "| 0:01:00 left" in progress_line(1, 2, means, speed | {"eta_seconds": 59.6})
 
 
 def test_a_curve_is_read_back_and_interpolated(tmp_path):

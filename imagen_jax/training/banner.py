@@ -1,0 +1,158 @@
+"""What a run says of itself before it starts: device, images, parameters, and where things go."""
+
+import os
+import shlex
+from pathlib import Path
+
+import jax
+
+from imagen_jax.data.sources import Source
+from imagen_jax.devices import accelerators
+from imagen_jax.storage.folders import saved_steps
+from imagen_jax.training import batches, build
+from imagen_jax.training.metrics import METRICS_FILE, SAMPLES_FOLDER
+from imagen_jax.training.progress import steps_per_epoch
+from imagen_jax.training.run_config import MIXTURE, STREAM, PriorConfig, RunConfig
+from imagen_jax.training.samples import sampled
+from imagen_jax.training.start import Plan
+from imagen_jax.training.state import Frozen
+from imagen_jax.training.table import num_parameters
+
+READS = {"text": "with captions", "label": "with classes", None: "without captions"}
+WITH = {"text": " from text", "label": " from classes", None: ""}
+MANY_EPOCHS = 1000  # images that are seen so often are learned by heart
+# Looking at them would download data, or import TensorFlow.
+NOT_LOOKED_AT = (STREAM, "tfds")
+
+
+def start_banner(
+    plan: Plan, source: Source | str | None, workdir: str | os.PathLike | None = None
+) -> str:
+    """A line for each thing that a user wants to know before a run begins, and warnings.
+
+    Args:
+        source: the images; text: why they cannot be counted.
+        workdir: None where nothing is written.
+    """
+    config, stage = plan.config, plan.config.stage
+    params = jax.eval_shape(plan.init, jax.random.key(config.seed)).params
+    what = f"{stage.name}, {stage.resolution}x{stage.resolution} images{WITH[stage.conditioning]}"
+    lines = [("run", f"{what}; {_begin(workdir)}"), ("device", _device(plan.mesh))]
+    lines.append(("images", source if isinstance(source, str) else _images(config, source)))
+    if config.data.prior is not None:
+        lines.append(("prior", _prior(config.batch_size, config.data.prior)))
+    epochs = None if source is None or isinstance(source, str) else epochs_of(config, source)
+    seen = "" if epochs is None else f": each image is seen {epochs:,.2f} times"
+    lines.append(("steps", f"{config.num_steps:,} of {config.batch_size} images{seen}"))
+    sizes = f"{num_parameters(params):,} trained"
+    if below := num_parameters(plan.frozen):
+        sizes += f", {below:,} frozen"
+    lines.append(("parameters", sizes))
+    lines.append(("start", _start(config, plan.frozen)))
+    if workdir is not None:
+        lines += _outputs(config, workdir)
+    said = [f"{name:<12}{text}" for name, text in lines]
+    notes = [accelerators.unused_accelerator(), None if epochs is None else _odd(config, source)]
+    return "\n".join([*said, *(f"warning: {note}" for note in notes if note)])
+
+
+def look_at_images(config: RunConfig) -> Source | str | None:
+    """The run's images, or why they cannot be read, without a download."""
+    kinds = {config.data.source, *(own.source for own in config.data.sets.values())}
+    if kinds.intersection(NOT_LOOKED_AT):
+        return None
+    try:
+        return batches.make_source(config)
+    except (OSError, ValueError) as error:
+        return f"cannot be read: {error}"
+
+
+def epochs_of(config: RunConfig, source: Source) -> float:
+    """How many times a run sees each image of its set (not the prior's)."""
+    return config.num_steps / steps_per_epoch(config, source)
+
+
+def _begin(workdir: str | os.PathLike | None) -> str:
+    if workdir is None:
+        return "a dry run"
+    steps = saved_steps(Path(workdir) / "checkpoints")
+    return f"resumes at step {max(steps):,}" if steps else "new"
+
+
+def _device(mesh: jax.sharding.Mesh) -> str:
+    shape = ", ".join(f"{name} {size}" for name, size in mesh.shape.items())
+    return accelerators.describe(mesh.devices.flat) + (f" (mesh {shape})" if mesh.size > 1 else "")
+
+
+def _images(config: RunConfig, source: Source | None) -> str:
+    section, conditioning = config.data, config.stage.conditioning
+    reads = READS[conditioning]
+    if conditioning == "text" and section.prompt is not None:
+        reads = f"all with the caption {section.prompt!r}"
+    if section.source == MIXTURE:
+        where = " and ".join(f"{own.path or name}" for name, own in sorted(section.sets.items()))
+    else:
+        where = section.path or section.source
+    if source is None:
+        return f"of {where} ({section.source}), not counted; {reads}"
+    inner = getattr(source, "source", source)  # of one with embedded captions
+    total, count = getattr(inner, "total", None), len(source)
+    if total and total > count:
+        reads = f"split {section.split}, {total - count:,} are held out; {reads}"
+    return f"{count:,} of {where}; {reads}"
+
+
+def _prior(batch_size: int, prior: PriorConfig) -> str:
+    where = prior.path or prior.source
+    return f"{prior.rows(batch_size)} of each {batch_size} images are of {where}"
+
+
+def _start(config: RunConfig, frozen: Frozen) -> str:
+    parts = ["random weights" if config.init_from is None else f"the network of {config.init_from}"]
+    if config.lora is not None:
+        parts = [f"an adapter to {parts[0]}"]
+    if config.text is not None and config.stage.conditioning == "text":
+        source = build.encoder_source(config)
+        if config.data.embeddings is not None:
+            parts.append(f"captions embedded in {config.data.embeddings}")
+        elif source is None:
+            parts.append("a new text encoder, trained along")
+        else:
+            how = "frozen" if frozen.text_encoder is not None else "trained along"
+            parts.append(f"the text encoder of {source}, {how}")
+    return "; ".join(parts)
+
+
+def _outputs(config: RunConfig, workdir: str | os.PathLike) -> list[tuple[str, str]]:
+    near = os.path.relpath(workdir)
+    folder = os.path.abspath(workdir) if near.startswith("..") else near
+    saved = f"{folder}/checkpoints every {config.checkpoint.every:,} steps"
+    if sampled(config)[1]:
+        every = config.sample.every
+        when = f" every {every:,}" if every else " at the end"
+        saved += f", {SAMPLES_FOLDER}/{when}"
+    return [
+        ("writes", f"{saved}, {METRICS_FILE}"),
+        ("watch", f"tensorboard --logdir {shlex.quote(folder)}"),
+    ]
+
+
+def _odd(config: RunConfig, source: Source) -> str | None:
+    """What is odd about the number of images, in words."""
+    count, epochs = len(source), epochs_of(config, source)
+    if epochs < 1:
+        return (
+            f"{config.num_steps:,} steps see only {epochs:.0%} of the images: raise num_steps or "
+            "batch_size to see them all"
+        )
+    if config.batch_size > count:
+        return (
+            f"batch_size {config.batch_size} is more than the {count} images: each batch has some "
+            "of them several times"
+        )
+    if epochs > MANY_EPOCHS:
+        return (
+            f"each image is seen {epochs:,.0f} times: the model will learn {count:,} images by "
+            "heart; fewer num_steps or more images"
+        )
+    return None
