@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 from imagen_jax.models.bounds import MAX_WIDTH
 from imagen_jax.storage.json_file import read_object
+from imagen_jax.storage.wrong_files import brief
 
 MAX_LENGTH = 64  # of a list, which has one entry a level
 
@@ -89,7 +90,7 @@ def read_config(directory: str | os.PathLike, what: str, parse: Callable[[Any], 
     try:
         return parse(values)
     except ValueError as error:
-        raise ValueError(f"{path} does not describe {what}: {error}") from None
+        raise ValueError(f"{path} does not describe {what}: {brief(error)}.") from None
 
 
 def known_fields(

@@ -21,7 +21,7 @@ from imagen_jax.storage.json_file import read_object
 from imagen_jax.storage.layout_files import Tensor
 from imagen_jax.storage.safetensors import check_inside
 from imagen_jax.storage.tensor_file import Index, are_sizes
-from imagen_jax.storage.wrong_files import refusal
+from imagen_jax.storage.wrong_files import brief, refusal
 
 CHECKPOINT = "checkpoint"
 # The file holds names and small arrays where it is partitioned; without that, all arrays and the
@@ -198,7 +198,7 @@ class ZarrArray:
         try:
             return np.asarray(self._store[(*bounds, ...)].read().result())
         except (ValueError, OSError) as error:
-            reason = str(error).split("\n")[0].removesuffix(".")
+            reason = brief(str(error).split("\n")[0])
             raise ValueError(f"{self.folder} cannot be read as a zarr array: {reason}.") from None
 
 

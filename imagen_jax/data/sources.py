@@ -147,7 +147,13 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
         if not isinstance(archive, np.lib.npyio.NpzFile):
             raise ValueError("it holds a single array; np.savez writes several by name")
         with archive:
-            return dict(archive)
+            arrays = dict(archive)
+        if bytes in map(type, arrays.values()):  # what numpy gives for files of other kinds
+            raise ValueError("it holds files that are no arrays")
+        for array in arrays.values():
+            if array.dtype.kind == "U":
+                array.tolist()  # raises where a string has what no character is
+        return arrays
     except Exception as error:
         # A damaged file can make zipfile, zlib, the parser of headers and numpy raise anything.
         reason = str(error) or repr(error)

@@ -164,7 +164,7 @@ def load_one(
         return Pipeline(
             cascade,
             open_params(directory, cascade, dtype=dtype, sharding=sharding_over(mesh)),
-            name=name if shipped else values.get("name", name),
+            name=name if shipped else values.get("name") or name,
             fingerprint=values.get("fingerprint"),
             notes=values.get("notes"),
         )

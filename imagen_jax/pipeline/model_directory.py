@@ -21,12 +21,13 @@ from imagen_jax.storage.codec import require
 from imagen_jax.storage.json_file import parse_object, read_object
 from imagen_jax.storage.layout_files import ShardingOf, read_params
 from imagen_jax.storage.safetensors import SHARD_BYTES, open_tensors, save_params
-from imagen_jax.storage.wrong_files import absent
+from imagen_jax.storage.wrong_files import absent, brief
 from imagen_jax.text.tokenizers import copy_tokenizer
 from imagen_jax.typing import Params
 
 FORMAT = 1
 MODEL_FILE = "model.json"
+OTHER_KEYS = {"name": str, "fingerprint": str, "notes": dict}  # beside the cascade's; may be null
 
 
 def component_names(cascade: Cascade) -> list[str]:
@@ -113,14 +114,21 @@ def read_model(directory: str | os.PathLike) -> tuple[Cascade, dict[str, Any]]:
     if not path.is_file():
         raise FileNotFoundError(f"{directory} is not a model directory: it has no {MODEL_FILE}.")
     values = read_object(path, "the description of a model")
-    if values.get("format") != FORMAT:
-        raise ValueError(
-            f"{path} has format {values.get('format')!r}; this version reads format {FORMAT}."
-        )
     try:
+        require(
+            (
+                values.get("format") == FORMAT,
+                f"it has format {values.get('format')!r}; this version reads format {FORMAT}",
+            ),
+            *(
+                (isinstance(values.get(key), kind | None), f"{key!r} is {values.get(key)!r}")
+                for key, kind in OTHER_KEYS.items()
+            ),
+        )
         cascade = description.from_dict(values, directory)
     except ValueError as error:
-        raise ValueError(f"{path} does not describe a model of this version: {error}") from error
+        reason = brief(error)
+        raise ValueError(f"{path} does not describe a model of this version: {reason}.") from error
     return cascade, {key: value for key, value in values.items() if key != "stages"}
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from imagen_jax.storage.atomic import written_whole
 from imagen_jax.storage.codec import from_dict
-from imagen_jax.storage.wrong_files import START, absent, refusal, what_it_is
+from imagen_jax.storage.wrong_files import START, absent, brief, refusal, what_it_is
 
 # config.json is a few kB, the index of the largest models well below 1 MB, tokenizer.json 20 MB.
 MAX_BYTES = 64 * 2**20
@@ -136,7 +136,7 @@ def read_dataclass(path: str | os.PathLike, kind: str, cls: type) -> Any:
     try:
         return from_dict(cls, values)
     except ValueError as error:
-        raise ValueError(f"{path} is not {kind}: {error}.") from error
+        raise ValueError(f"{path} is not {kind}: {brief(error)}.") from error
 
 
 def write_object(path: str | os.PathLike, values: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 from imagen_jax.storage.json_file import parse
 from imagen_jax.storage.trees import name_some
-from imagen_jax.storage.wrong_files import START, what_it_is
+from imagen_jax.storage.wrong_files import START, brief, what_it_is
 
 Row = tuple[int, dict[str, Any]]  # (line of the file, from 1; values by column)
 # {a column that is needed: how else people spell its name, in small letters}
@@ -39,7 +39,7 @@ SEPARATORS = {
 
 def fault(path: Path, line: int, message: str) -> ValueError:
     """The error to raise for a line of a file."""
-    return ValueError(f"{path}, line {line}: {message}")
+    return ValueError(f"{path}, line {line}: {brief(message)}")
 
 
 def decode(content: bytes) -> str:

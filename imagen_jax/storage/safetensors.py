@@ -108,9 +108,11 @@ def _old_shards(index: Path, stem: str) -> set[str]:
 
 
 def _check_file_name(name: Any, what: str) -> None:
-    plain = isinstance(name, str) and name not in ("", ".", "..")
+    plain = isinstance(name, str) and name not in ("", ".", "..") and len(name) < 256
     if not plain or any(character in name for character in "/\\:\0"):
-        raise ValueError(f"{what} is {name!r}; it must be a plain file name, without directories.")
+        raise ValueError(
+            f"{what} is {str(name)[:80]!r}; it must be a plain file name, without directories."
+        )
 
 
 def read_index(path: Path) -> dict[str, str]:
@@ -200,7 +202,7 @@ def find_variant(
 
 def _open_inside(path: Path) -> dict[str, StoredTensor]:
     if not path.is_file():
-        raise FileNotFoundError(f"The shard {path} is missing.")
+        raise ValueError(f"The shard {path} is missing, of which an index beside it speaks.")
     check_inside(path, path.parent)
     return open_file(path)[0]
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 START = 4096  # bytes that are looked at
 AGAIN = "download it again"
+LONGEST = 320  # characters of a reason
 MOST_NAMES = 10_000  # that a name is compared with
 
 # Beginnings of files, all but the first binary, and what they are. Readers name the kinds (first
@@ -125,7 +126,13 @@ def refusal(
     found = look_at(path, expected)
     if found is not None:
         return f"{path} is not {kind}: it is {found}."
-    return f"{path} is not {kind}: {str(reason).removesuffix('.')}."
+    return f"{path} is not {kind}: {brief(reason)}."
+
+
+def brief(reason: object) -> str:
+    """A reason for a message: words out of a file may be of any length, so the middle goes."""
+    text = str(reason).removesuffix(".")
+    return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} ... {text[-LONGEST // 4 :]}"
 
 
 def absent(
