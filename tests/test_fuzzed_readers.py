@@ -12,6 +12,7 @@ import re
 import resource
 import shutil
 import struct
+import sys
 import time
 import zipfile
 from collections import Counter
@@ -370,7 +371,7 @@ def fuzz(name: str, count: int, folder: Path) -> Counter:
             reset_peak()
             said = "read"
             before, began = peak_megabytes(), time.process_time()
-            faulthandler.dump_traceback_later(60, exit=True)
+            faulthandler.dump_traceback_later(60, exit=True, file=sys.__stderr__)
             try:
                 reader.read(sound)
             except (ValueError, BrokenExample) as error:

@@ -26,7 +26,7 @@ import pickle
 from pathlib import Path
 from typing import Any
 
-from imagen_jax.commands.command_line import make_parser, run_parsed
+from imagen_jax.commands.command_line import make_parser, path, run_parsed
 from imagen_jax.storage.codec import require
 from imagen_jax.storage.folders import expand_home, output_folder
 from imagen_jax.storage.wrong_files import refusal
@@ -39,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
     add = parse.add_argument
     add("--model", required=True, help="what to convert: a directory, or a model's name")
     add("--to", required=True, choices=("diffusers", "imagen_jax"), help="whose files to write")
-    add("--out", type=Path, required=True, metavar="DIR", help="directory to write")
+    add("--out", type=path, required=True, metavar="DIR", help="directory to write")
     add("--part", choices=("pipeline", "unet", "text_encoder"), default="pipeline",
         help="what to convert of it")  # fmt: skip
     add("--stage", help="which of several stages to convert")

@@ -19,7 +19,6 @@ from imagen_jax.commands.command_line import (
     one_line_errors,
     path,
     run_configured,
-    source,
 )
 
 
@@ -31,9 +30,7 @@ def parser() -> argparse.ArgumentParser:
     add("--workdir", type=path, required=True, metavar="DIR", help="where to write the checkpoint")
     add("--steps", type=count, default=10_000, help="optimizer steps")
     add("--batch_size", type=count, default=16, help="images a step")
-    add(
-        "--init_from", type=source, metavar="DIR", help="workdir of an earlier run to continue from"
-    )
+    add("--init_from", type=path, metavar="DIR", help="workdir of an earlier run to continue from")
     add("--learning_rate", type=float, default=1e-3, help="at its peak")
     return parse
 

@@ -51,7 +51,8 @@ def open_directory(directory: Path, settings: dict[str, Any]) -> None:
     Raises ValueError as `check_directory`.
     """
     check_directory(directory, settings)
-    write_object(directory / SETTINGS_FILE, settings)
+    if not any(directory.glob("*.png")):
+        write_object(directory / SETTINGS_FILE, settings)
 
 
 def generate_images(

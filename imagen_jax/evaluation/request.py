@@ -10,6 +10,7 @@ from imagen_jax.evaluation.image_quality import QUALITY
 from imagen_jax.evaluation.metrics import METRICS
 from imagen_jax.pipeline.request import check_count, check_seed
 from imagen_jax.storage.codec import require
+from imagen_jax.storage.folders import user_path
 
 # "images" gives no figure, only the images.
 KNOWN_METRICS = (*METRICS, "retrieval", *QUALITY, "images")
@@ -51,6 +52,9 @@ class EvaluationRequest:
     out: Path | None = None
 
     def __post_init__(self):
+        for name in ("images", "truth", "data", "reference", "out"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, user_path(getattr(self, name)))
         for option, words, known in (
             ("--metrics", self.metrics, KNOWN_METRICS),
             ("--resize", self.resize, INCEPTION_RESIZES),

@@ -325,7 +325,7 @@ def read_mask(mask: ImageInput, size: tuple[int, int], alpha: str | None = None)
 @contextlib.contextmanager
 def _named(what: str, given: ImageInput) -> Iterator[None]:
     """Errors name the file once, and say whether the image or the mask is at fault."""
-    name = f"{what} {os.fspath(given)}" if isinstance(given, str | os.PathLike) else what
+    name = f"{what} {user_path(given)}" if isinstance(given, str | os.PathLike) else what
     try:
         yield
     except FileNotFoundError:

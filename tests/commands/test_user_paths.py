@@ -4,14 +4,12 @@ import argparse
 import importlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 
 import pytest
-from absl import flags
 from PIL import Image
 from tiny_cascade import CASCADE, tiny_pipeline
 
-from imagen_jax.commands import embed_text, plan, pretrain_text, train
+from imagen_jax import commands
 from imagen_jax.commands.command_line import path, sources
 from imagen_jax.data import coco, embeddings, read_folder, read_npz, read_tar
 from imagen_jax.evaluation import feature_files, image_folder, image_set, prompts
@@ -25,7 +23,7 @@ from imagen_jax.pipeline.request import read_image
 from imagen_jax.text.tokenizers import make_tokenizer, vocab_size
 from imagen_jax.training.config import load_config, with_homes
 
-COMMANDS = Path(train.__file__).parent
+COMMANDS = Path(commands.__file__).parent
 # Options of several paths, or of a path or a name: what reads them expands each.
 SEVERAL = {"--features", "--make_reference"}
 
@@ -111,23 +109,6 @@ def test_options_for_paths_are_in_the_home(home, name, parser):
             assert action.type("~/x") == home / "x", names
             found += 1
     assert found or name == "benchmark_data"  # whose pattern of shards read_tar expands
-
-
-@pytest.mark.parametrize("command", [train, embed_text, pretrain_text, plan])
-def test_flags_for_paths_are_in_the_home(home, command: ModuleType):
-    before = set(flags.FLAGS)
-    try:
-        command.define_flags()
-        names = {"config", "workdir", "out", "json", "init_from"} & (set(flags.FLAGS) - before)
-        asked = [f"--{name}=~/{name}" for name in names]
-        flags.FLAGS(["x", *asked, *(["--topology=t"] if command is plan else [])])
-        for name in names:
-            assert flags.FLAGS[name].value == str(home / name)
-        assert "config" in names
-    finally:
-        for name in set(flags.FLAGS) - before:
-            delattr(flags.FLAGS, name)
-        flags.FLAGS.unparse_flags()
 
 
 def test_paths_in_a_config_are_in_the_home(home):

@@ -439,7 +439,7 @@ def test_a_checkpoint_and_the_raw_parameters_can_be_chosen(tmp_path, directory):
         for other in (directory, "org/name-on-the-hub"):
             with pytest.raises(ValueError, match="a checkpoint of a training workdir, which"):
                 load_model(other, **chosen)
-        with pytest.raises(ValueError, match="Unknown model"):
+        with pytest.raises(ValueError, match="There is no folder"):
             load_model(tmp_path / "none", **chosen)
 
 

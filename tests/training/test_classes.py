@@ -89,6 +89,7 @@ def test_the_table_is_printed_kept_and_described(folder, tmp_path, capsys):
     plan = _plan(configured(folder))
     run = start.open_run(plan, tmp_path)
     run.checkpoints.close()
+    run.keep_model()
     said = capsys.readouterr().out
     assert "class  name  images\n    0  0          2\n    1  1          2\n" in said
     assert "   11  11         2\n" in said

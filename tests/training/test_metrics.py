@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
+from imagen_jax.images.grid import image_grid
 from imagen_jax.training.metrics import (
     Curve,
     MetricLog,
@@ -160,8 +161,8 @@ def test_tensorboard_gets_the_means_and_the_images(tmp_path):
 def test_a_full_disk_is_an_error_of_the_caller(tmp_path, full, monkeypatch):
     """It names the file, of TensorBoard the folder."""
 
-    def save(image, path, *arguments, **options):
-        Path(path).write_bytes(b"half")
+    def write(path, content):
+        path.write_text("half")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     named = tmp_path / full
@@ -173,11 +174,11 @@ def test_a_full_disk_is_an_error_of_the_caller(tmp_path, full, monkeypatch):
     elif full == "metrics.jsonl":
         named.symlink_to("/dev/full")
     else:
-        monkeypatch.setattr(Image.Image, "save", save)
+        monkeypatch.setattr(Path, "write_bytes", write)
     with pytest.raises(OSError, match="No space left") as caught:  # noqa: PT012
         log = MetricLog(tmp_path)
         fill(log, range(1, 3))
-        log.images(2, Image.new("RGB", (500, 500)))
+        log.images(2, image_grid([Image.new("RGB", (500, 500))]))
     assert caught.value.filename == str(named)
     assert not list(tmp_path.rglob("*.png"))
 
