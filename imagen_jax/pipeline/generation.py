@@ -1,8 +1,7 @@
 """From a checked request to images: text embeddings, the cascade, images with their settings."""
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from math import ceil
 from typing import Any
@@ -11,18 +10,16 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from imagen_jax import __version__
 from imagen_jax.cascade.cascade import TEXT_ENCODER, Cascade, sample_keys
 from imagen_jax.cascade.sample import plan_steps, sample_steps
 from imagen_jax.cascade.stage import Conditions
 from imagen_jax.devices.sharding import batch_parts, batch_sharding
 from imagen_jax.diffusion.editing import Edit
 from imagen_jax.diffusion.sampling import Sampling
-from imagen_jax.images.image_file import SETTINGS_KEY, GeneratedImage
 from imagen_jax.images.image_list import ImageList
-from imagen_jax.images.pixels import to_pil, to_uint8
 from imagen_jax.pipeline.progress import Progress, progress_bar
 from imagen_jax.pipeline.request import Request
+from imagen_jax.pipeline.settings import with_settings
 from imagen_jax.text import encoder as text
 from imagen_jax.typing import Params, TextEmbeddings
 
@@ -197,39 +194,4 @@ def collect(
         if request.finished is not None:
             request.finished(made)
         images += made
-    return images
-
-
-def with_settings(
-    arrays: np.ndarray,
-    first: int,
-    request: Request,
-    sampling: Sequence[Sampling],
-    size: int,
-    class_names: Sequence[str] = (),
-) -> ImageList:
-    """Images that carry what makes each of them again, JSON values alone; `first`: the place of the
-    first of them in the request; `size`: that asked for.
-    """
-    common = {
-        "version": __version__,
-        "size": size,
-        "seed": request.seed,
-        "negative_prompt": request.negative_prompt,
-        "batch_size": request.batch_size,
-        "sampling": [asdict(entry) for entry in sampling],
-        **{name: value for name, value in request.notes.items() if value is not None},
-    }
-    common = json.loads(json.dumps(common, default=lambda array: array.tolist()))
-    prompts, labels, images = request.prompt, request.label, ImageList()
-    for position, array in enumerate(arrays, start=first):
-        image, row = GeneratedImage.of(to_pil(to_uint8(array))), request.rows[position]
-        image.info[SETTINGS_KEY] = {
-            "prompt": prompts[row] if prompts else None,
-            "label": labels[row] if labels else None,
-            **({"class_name": class_names[labels[row]]} if labels and class_names else {}),
-            "index": request.first_index + position,
-            **common,
-        }
-        images.append(image)
     return images

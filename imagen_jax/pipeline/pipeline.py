@@ -21,7 +21,6 @@ from imagen_jax.diffusion.overrides import (
     by_stage,
     is_number,
     plain,
-    sampling_from_dict,
     with_overrides,
 )
 from imagen_jax.diffusion.sampling import ByStage, Number, Sampling, Spacing
@@ -53,6 +52,7 @@ from imagen_jax.pipeline.request import (
     to_pixels,
     upscaled_from,
 )
+from imagen_jax.pipeline.settings import options_of
 from imagen_jax.storage import fingerprints
 from imagen_jax.storage.folders import user_path
 
@@ -375,33 +375,8 @@ class Pipeline:
             ValueError: the settings lack something, or the model has other stages; the image was
                 made of another one, which the settings do not hold.
         """
-        for kind in ("edit", "inpaint", "upscale"):
-            if kind in settings:
-                raise ValueError(
-                    f"The image was made by {kind}(...) of another image, which its settings "
-                    "do not hold."
-                )
-        try:
-            sampling = [sampling_from_dict(entry) for entry in settings["sampling"]]
-            given = {
-                "prompt": settings["prompt"],
-                "size": settings["size"],
-                "seed": settings["seed"],
-                "first_index": settings["index"],
-            }
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"The settings of the image are not whole: {error!r}.") from None
-        return self.generate_images(
-            **given,
-            num_images=1,
-            negative_prompt=settings.get("negative_prompt"),
-            label=settings.get("label"),
-            batch_size=settings.get("batch_size"),
-            sampling=sampling,
-            progress=progress,
-            finished=finished,
-            aspect_ratio=settings.get("aspect_ratio"),
-        )
+        options = options_of(settings)
+        return self.generate_images(**options, progress=progress, finished=finished)
 
     def load_lora(
         self, path: str | os.PathLike, scale: Number = 1.0, *, stage: str | None = None
