@@ -26,9 +26,9 @@ import pickle
 from pathlib import Path
 from typing import Any
 
-from imagen_jax.commands.command_line import make_parser, path, run_parsed
+from imagen_jax.commands.command_line import make_parser, path, run_parsed, source
 from imagen_jax.storage.codec import require
-from imagen_jax.storage.folders import expand_home, output_folder
+from imagen_jax.storage.folders import output_folder
 from imagen_jax.storage.wrong_files import refusal
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -37,7 +37,8 @@ DTYPES = ("float32", "float16", "bfloat16")
 def parser() -> argparse.ArgumentParser:
     parse = make_parser(__doc__)
     add = parse.add_argument
-    add("--model", required=True, help="what to convert: a directory, or a model's name")
+    add("--model", type=source, required=True,
+        help="what to convert: a directory, or a model's name")  # fmt: skip
     add("--to", required=True, choices=("diffusers", "imagen_jax"), help="whose files to write")
     add("--out", type=path, required=True, metavar="DIR", help="directory to write")
     add("--part", choices=("pipeline", "unet", "text_encoder"), default="pipeline",
@@ -58,7 +59,7 @@ def convert(options: argparse.Namespace) -> None:
     from imagen_jax.pipeline import conversion
     from imagen_jax.pipeline.encoder_files import is_encoder
 
-    source, files = expand_home(options.model), {"dtype": options.dtype, "variant": options.variant}
+    source, files = options.model, {"dtype": options.dtype, "variant": options.variant}
     if options.to == "diffusers":
         if options.part == "text_encoder":
             conversion.text_encoder_to_huggingface(source, options.out, **files)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
+from imagen_jax.storage.folders import user_path
 from imagen_jax.storage.wrong_files import absent
 
 # Weights as safetensors, configs, tokenizers.
@@ -55,7 +56,7 @@ def resolve(
         ModuleNotFoundError: huggingface_hub is not installed.
     """
     name = os.fspath(name_or_directory)
-    directory = Path(name).expanduser()
+    directory = user_path(name)
     if name and directory.is_dir():
         if revision is not None:
             raise ValueError(f"{directory} is a directory here; it has no revision {revision!r}.")

@@ -27,6 +27,7 @@ from imagen_jax.human_study.study import (
     check_answer,
     read_answers,
 )
+from imagen_jax.storage.json_file import parse
 from imagen_jax.storage.lines import LineFile
 
 ADDRESS = "127.0.0.1"
@@ -145,10 +146,10 @@ class StudyHandler(BaseHTTPRequestHandler):
 
     def take(self, body: bytes) -> None:
         try:
-            self.server.answers.add(json.loads(body))
+            self.server.answers.add(parse(body))
         except DuplicateAnswer as error:
             self.refuse(HTTPStatus.CONFLICT, str(error))
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             self.refuse(HTTPStatus.BAD_REQUEST, str(error))
         except OSError as error:
             self.fail("the disk did not take it", error)

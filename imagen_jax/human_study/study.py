@@ -2,7 +2,6 @@
 trials, their answers, and what follows from them.
 """
 
-import json
 import math
 import re
 import warnings
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from imagen_jax.storage.codec import require
-from imagen_jax.storage.json_file import read_object, write_object
+from imagen_jax.storage.json_file import parse, read_object, write_object
 from imagen_jax.storage.lines import read_lines
 
 PASS_MARK = 0.8  # raters with fewer of the control questions right are left out, the paper's
@@ -199,8 +198,8 @@ def read_answers(path: Path, study: Study) -> list[Answer]:
         if not line.strip():
             continue
         try:
-            answers.append(check_answer(study, json.loads(line), before))
-        except (ValueError, RecursionError) as error:
+            answers.append(check_answer(study, parse(line), before))
+        except ValueError as error:
             raise ValueError(f"{path}, line {number}: {error}") from None
         before.add((answers[-1].rater, answers[-1].trial))
     return answers

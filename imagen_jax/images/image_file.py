@@ -12,6 +12,7 @@ from PIL.PngImagePlugin import PngInfo
 from imagen_jax.images.decoding import FORMATS
 from imagen_jax.storage.atomic import written_whole
 from imagen_jax.storage.folders import user_path
+from imagen_jax.storage.json_file import parse
 
 SETTINGS_KEY = "imagen_jax"  # the PNG text chunk, and the key in `image.info`
 # Likewise, of what is not one image; matplotlib takes it as `metadata`, too.
@@ -135,7 +136,7 @@ def read_settings(path: str | os.PathLike) -> dict[str, Any]:
             if text is None and image.format in EXIF_FORMATS:
                 exif = image.getexif().get_ifd(ExifTags.IFD.Exif)
                 text = exif.get(ExifTags.Base.UserComment, b"null").removeprefix(ASCII)
-            settings = json.loads(text or "null")
+            settings = parse(text or "null", lenient=True)
             sheet = SHEET.keys() <= image.info.keys()
     except UnidentifiedImageError:
         raise ValueError(f"{path} is not an image: it has no settings.") from None
