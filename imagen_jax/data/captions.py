@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from imagen_jax.storage.list_file import TEXT_NAMES, fault, read_lines, read_rows
+from imagen_jax.storage.list_file import TEXT_NAMES, fault, read_lines, read_rows, stripped
 
 Captions = list[tuple[str, float]]  # (text, weight) pairs
 
@@ -45,9 +45,10 @@ def _parse_row(row: Mapping[str, Any]) -> tuple[str, Captions]:
     """(file, its captions)."""
     file, texts = row["file"], row["caption"]
     texts = [texts] if isinstance(texts, str) else texts
-    good = isinstance(file, str) and file.strip() and isinstance(texts, list) and texts
-    if not good or not all(isinstance(text, str) and text.strip() for text in texts):
-        raise ValueError("its file and its caption must be texts, neither of them blank")
+    if not isinstance(file, str) or not file.strip():
+        raise ValueError(f"the file is empty or no text: {str(file)[:50]!r}")
+    if not isinstance(texts, list) or not texts:
+        raise ValueError(f"the caption must be a text or a list of texts: {str(texts)[:50]!r}")
     weight = row.get("weight")
     try:
         weight = 1.0 if weight in (None, "") else float(weight)
@@ -55,7 +56,7 @@ def _parse_row(row: Mapping[str, Any]) -> tuple[str, Captions]:
         weight = -1.0
     if not 0 < weight < float("inf"):
         raise ValueError(f"the weight must be a number above 0: {row['weight']!r}")
-    return file.strip(), [(text.strip(), weight / len(texts)) for text in texts]
+    return file.strip(), [(stripped(text, "caption"), weight / len(texts)) for text in texts]
 
 
 def normalized(name: str) -> str:

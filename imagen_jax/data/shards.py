@@ -66,7 +66,7 @@ def refuse_other_files(shard: Shard) -> None:
     """ValueError where a shard that cannot be read is something else: compressed (then it has no
     random access), a pointer of Git LFS, a page of HTML.
     """
-    found = what_it_is(shard.read(0, START), shard.size, ("tar", "text"))
+    found = what_it_is(shard.read(0, START), shard.size, ("tar", "text", "empty"))
     if found is not None:
         raise ValueError(f"{shard.path} is {found}")
 

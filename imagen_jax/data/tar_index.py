@@ -62,6 +62,8 @@ def read_members(file: Any, length: int) -> Iterator[Member]:
     After a damaged header the search continues at the next good one. Each gap gives one member
     without a name, unless the member before it was already named as cut off.
     """
+    if not length:  # a tar without members ends in zeros
+        yield Member("", 0, 0, "the file is empty (0 bytes)")
     position, extended, in_gap = 0, {}, False
     while position < length:
         block, data = _read(file, position, BLOCK), position + BLOCK

@@ -128,14 +128,20 @@ def read_rows(path: str | Path, columns: Columns) -> list[Row]:
 def text_of(path: Path, row: Row, column: str) -> str:
     """The text of a row, without the white space around it; ValueError where there is none."""
     line, values = row
-    text = values[column]
+    try:
+        return stripped(values[column], column)
+    except ValueError as error:
+        raise fault(path, line, str(error)) from None
+
+
+def stripped(text: Any, column: str) -> str:
+    """As `text_of`, of the value of a column."""
     if not isinstance(text, str) or not text.strip():
-        raise fault(path, line, f"the {column} is empty or no text: {str(text)[:50]!r}")
+        raise ValueError(f"the {column} is empty or no text: {str(text)[:50]!r}")
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        half = text[error.start]
-        raise fault(path, line, f"the {column} has half a character, {half!r}") from None
+        raise ValueError(f"the {column} has half a character, {text[error.start]!r}") from None
     return text.strip()
 
 
