@@ -8,7 +8,7 @@ from imagen_jax.evaluation import shards
 from imagen_jax.evaluation.features import INCEPTION_RESIZES
 from imagen_jax.evaluation.image_quality import QUALITY
 from imagen_jax.evaluation.metrics import METRICS
-from imagen_jax.pipeline.request import check_count, check_seed
+from imagen_jax.pipeline.request import check_batch, check_count, check_seed
 from imagen_jax.storage.codec import require
 from imagen_jax.storage.folders import user_path
 
@@ -86,7 +86,7 @@ class EvaluationRequest:
                 "--truth is for --images, which are not given.",
             ),
         )
-        check_count("batch_size", self.batch_size)
+        check_batch(self.batch_size)
         check_count("num_images", self.num_images)
         for name in ("num", "size"):
             if getattr(self, name) is not None:

@@ -29,6 +29,7 @@ from imagen_jax.storage.trees import name_some
 
 LARGEST_SEED = 2**32 - 1
 CPU_BATCH, ACCELERATOR_BATCH = 4, 16
+MAX_BATCH = 2**20  # images at a time, far above all memory: more ends XLA without a word
 MAX_PIXELS = 2**26  # of an image from outside
 WIDEST = 8  # an image's longer side, at most, for each pixel of the shorter
 AspectRatio = str | Number | tuple[Number, ...]
@@ -118,9 +119,8 @@ def check_request(cascade: Cascade, name: str, request: Request) -> Request:
     for text in (negative, *(prompts or [])):
         check_text(text)
     num_images = check_count("num_images", request.num_images)
-    counts = {option: getattr(request, option) for option in ("every", "batch_size")}
-    counts = {key: check_count(key, value) for key, value in counts.items() if value is not None}
     count = num_images * len(prompts or labels or [None])
+    every, batch_size = request.every, request.batch_size
     return replace(
         request,
         prompt=prompts,
@@ -129,7 +129,8 @@ def check_request(cascade: Cascade, name: str, request: Request) -> Request:
         num_images=num_images,
         first_index=int(request.first_index),
         seed=check_seed(request.seed),
-        **{"batch_size": default_batch_size(count), **counts},
+        every=None if every is None else check_count("every", every),
+        batch_size=default_batch_size(count) if batch_size is None else check_batch(batch_size),
     )
 
 
@@ -139,6 +140,13 @@ def check_count(name: str, value: Number) -> int:
     if not is_whole(value) or value < 1:
         raise ValueError(f"{name} must be a whole number, at least 1: {value!r}.")
     return int(value)
+
+
+def check_batch(batch_size: Number) -> int:
+    """`check_count` of images at a time, up to MAX_BATCH."""
+    if (batch_size := check_count("batch_size", batch_size)) > MAX_BATCH:
+        raise ValueError(f"batch_size must be {MAX_BATCH:,} or less: {batch_size:,}.")
+    return batch_size
 
 
 def check_seed(seed: Number | None) -> int:

@@ -12,6 +12,7 @@ from imagen_jax.diffusion.overrides import check_sampling
 from imagen_jax.diffusion.sampling import Sampling
 from imagen_jax.models.lora import LoraConfig
 from imagen_jax.models.t5 import T5Config
+from imagen_jax.pipeline.request import check_batch
 from imagen_jax.storage.codec import MERGED, Section, from_dict, nearest, require, to_dict
 from imagen_jax.text import captions
 from imagen_jax.text.encoder import Null, Padding, TextEncoder
@@ -257,15 +258,17 @@ class RunConfig:
 
     def __post_init__(self):
         counts = {
-            "batch_size": self.batch_size,
             "num_steps": self.num_steps,
             "log_every": self.log_every,
             "sample.every": self.sample and self.sample.every,
             "evaluate.every": self.evaluate and self.evaluate.every,
+            "evaluate.num": self.evaluate and self.evaluate.num,
+            "evaluate.batch_size": self.evaluate and self.evaluate.batch_size,
         }
         for name, value in counts.items():
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be 1 or more, not {value}")
+        check_batch(self.batch_size)
         if self.data.prior is not None:
             self.data.prior.rows(self.batch_size)
         read_ranges(self.skip_batches)

@@ -208,6 +208,7 @@ def test_a_long_prompt_is_cut_with_a_warning(model):
         ({"seed": 2**32}, "seed"),
         ({"label": 3}, "reads no classes"),
         ({"first_index": -1}, "first_index"),
+        ({"batch_size": 2**27}, "batch_size must be 1,048,576 or less: 134,217,728"),
         ({"every": -1}, "every must be a whole number, at least 1: -1"),
         ({"spacing": "fast"}, "spacing 'fast'; choose one of"),
         ({"spacing": "fast27"}, "counts time steps, and Cosine has none"),

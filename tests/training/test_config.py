@@ -82,6 +82,7 @@ def _channels(config):
         ("optimizer.kind", "adamm", "adamm"),
         ("batch_size", "many", "'config.batch_size' is 'many'; it must be of type int"),
         ("batch_size", "2.5", "must be of type int"),
+        ("batch_size", "100000000", "batch_size must be 1,048,576 or less: 100,000,000"),
         ("data.flip", "3", "must be of type bool"),
         ("sample", "{'stesp': 7}", "did you mean 'steps'"),
         ("text", "None", "no section 'text'"),
