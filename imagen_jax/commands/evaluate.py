@@ -29,6 +29,7 @@ import sys
 import warnings
 
 from imagen_jax.commands.command_line import (
+    entries,
     make_parser,
     names,
     numbers,
@@ -92,19 +93,20 @@ def by_stage(text: str) -> float | tuple[float, ...]:
 
 def folders(text: str) -> tuple[str, ...]:
     """Names separated by commas; a folder that is there may have commas in its name."""
-    return (text,) if os.path.exists(text) else words(text)
+    found = sources(text)
+    return (found,) if isinstance(found, str) else tuple(found)
 
 
 def words(text: str) -> tuple[str, ...]:
-    """ "a,b" -> ("a", "b")."""
-    return tuple(word for word in text.split(",") if word)
+    """ "a,b" -> ("a", "b"), as the other commands read it."""
+    return tuple(entries(text))
 
 
 def run(options: argparse.Namespace) -> None:
     # After the options are read: a wrong one need not wait for JAX.
     from imagen_jax.devices import memory
     from imagen_jax.devices.accelerators import unused_accelerator
-    from imagen_jax.evaluation.request import EvaluationRequest
+    from imagen_jax.evaluation.request import KNOWN_METRICS, EvaluationRequest
     from imagen_jax.evaluation.run import evaluate
 
     warnings.showwarning = lambda message, *rest: print(f"Warning: {message}", file=sys.stderr)
@@ -112,6 +114,9 @@ def run(options: argparse.Namespace) -> None:
         warnings.warn(note, stacklevel=1)
     values = vars(options)
     given = values.pop("folders", [])
+    for name in map(str, given):
+        if name in KNOWN_METRICS and not os.path.exists(name):
+            raise ValueError(f"There is no folder {name}; --metrics takes a list with commas: A,B.")
     for name, folder in zip(("images", "reference"), given, strict=False):
         if name in values or len(given) > 2:
             raise ValueError(

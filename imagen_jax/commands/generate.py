@@ -139,11 +139,13 @@ def first_line(pipeline: Any, count: int, size: int | None) -> str:
     """What is made by what: the model, the device, the stages up to the size asked for."""
     import jax
 
+    from imagen_jax.devices.accelerators import describe
+
     stages = [f"{stage.name} ({stage.resolution} pixels)" for stage in pipeline.cascade.stages]
     if size in pipeline.sizes:
         stages = stages[: pipeline.sizes.index(size) + 1]
     return (
-        f"{pipeline.name} on {jax.devices()[0].device_kind}: {count} image{'s' * (count > 1)}, "
+        f"{pipeline.name} on {describe(jax.devices()[:1])}: {count} image{'s' * (count > 1)}, "
         f"{' -> '.join(stages)}"
     )
 

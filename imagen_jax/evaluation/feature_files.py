@@ -53,14 +53,13 @@ def is_feature_network(source: str | os.PathLike) -> bool:
     return read_object(config, "the config of a model").get("model_type") == MODEL_TYPE
 
 
-def read_network(source: str | os.PathLike) -> FeatureNetwork:
-    """A network from a directory of ours, one of Hugging Face's CLIP, or Inception's graph file.
+def find_network(source: str | os.PathLike) -> Path:
+    """Where a network that can be read lies.
 
     Raises:
-        FileNotFoundError, ValueError: files are missing, damaged or of something else.
+        FileNotFoundError, ValueError: it is missing, a pickle or something else.
     """
     path = user_path(source)
-    name = path.resolve().name
     if not path.exists():
         raise FileNotFoundError(f"There is no {path}, where a feature network should be.")
     if path.suffix == PICKLE_SUFFIX:
@@ -68,16 +67,26 @@ def read_network(source: str | os.PathLike) -> FeatureNetwork:
             f"{path} is a pickle, which only scripts/convert.py reads: python scripts/convert.py "
             f"--model {path} --to imagen_jax --out {path.with_suffix('')}"
         )
-    if path.suffix == GRAPH_SUFFIX:
-        return FeatureNetwork(path.stem, None, params_from_graph(path))
-    if (path / CONFIG_FILE).is_file():
-        return _read_own(path)
     if not is_feature_network(path):
         raise FileNotFoundError(
             f"{path} holds no feature network: neither {CONFIG_FILE}, as scripts/convert.py writes "
             "it, nor the config.json of a CLIP model."
         )
-    return FeatureNetwork(name, *read_clip(path), path)
+    return path
+
+
+def read_network(source: str | os.PathLike) -> FeatureNetwork:
+    """A network from a directory of ours, one of Hugging Face's CLIP, or Inception's graph file.
+
+    Raises:
+        FileNotFoundError, ValueError: as of `find_network`, or files are damaged.
+    """
+    path = find_network(source)
+    if path.is_file():
+        return FeatureNetwork(path.stem, None, params_from_graph(path))
+    if (path / CONFIG_FILE).is_file():
+        return _read_own(path)
+    return FeatureNetwork(path.resolve().name, *read_clip(path), path)
 
 
 def _read_own(path: Path) -> FeatureNetwork:

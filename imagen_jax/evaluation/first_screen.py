@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import jax
 
+from imagen_jax.devices.accelerators import describe
 from imagen_jax.evaluation.generation import image_file
 from imagen_jax.evaluation.inputs import EvaluatedModel, EvaluationRun
 from imagen_jax.evaluation.metrics import DISTANCES, metrics_of
@@ -20,7 +21,7 @@ def lines(
     images = f"{run.count} images of {request.size}x{request.size} pixels"
     values = {"measured": ", ".join(request.metrics)}
     if models:
-        values["model"] = _describe(models)
+        values["model"] = _describe_model(models)
     if run.files is not None:
         values["images"] = f"{images}, in {request.images}"
     else:
@@ -39,15 +40,14 @@ def lines(
         values["reference"] += str(request.make_reference or request.reference)
     if run.extractors:
         values["networks"] = "; ".join(extractor.name for extractor in run.extractors)
-    devices = jax.devices()
-    values["device"] = f"{len(devices)} x {devices[0].device_kind}"
+    values["device"] = describe(jax.devices())
     none = "none: --out DIR writes one, and keeps what a stopped run has done"
     values["report"] = f"{request.out}/report.html" if request.out else none
     shown = [*values.items(), *(("note", note) for note in notes(run))]
     return "\n".join(f"{name:{WIDTH}s} {value}" for name, value in shown)
 
 
-def _describe(models: Sequence[EvaluatedModel]) -> str:
+def _describe_model(models: Sequence[EvaluatedModel]) -> str:
     """The model's name, and how its stages are sampled at the first point."""
     model = models[0]
     stages = [

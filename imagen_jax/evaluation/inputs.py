@@ -71,9 +71,7 @@ class EvaluationRun:
 
 
 def read_run(request: EvaluationRequest) -> EvaluationRun:
-    """Everything but the model and what takes long; of given images the request gets the size.
-
-    Lists and folders come first, networks last, so that a mistake is told at once.
+    """Lists, folders and the reference; of given images the request gets the size.
 
     Raises ValueError where a metric lacks something that it needs.
     """
@@ -87,8 +85,16 @@ def read_run(request: EvaluationRequest) -> EvaluationRun:
     _check_needs(run)
     if request.reference is not None and true_images is None:
         run = replace(run, reference=read_reference(request.reference))
-    request = with_features(request)
-    run = replace(run, request=request, extractors=read_extractors(request))
+    return replace(run, request=with_features(request))
+
+
+def with_networks(run: EvaluationRun) -> EvaluationRun:
+    """The run with its feature networks, which are slow to read: last, when all else is right.
+
+    Raises ValueError where a network is damaged, or does not fit the metrics or the reference.
+    """
+    request = run.request
+    run = replace(run, extractors=read_extractors(request))
     check_networks(request.metrics, run.extractors)
     for extractor in run.extractors:
         wanted = metrics_of(request.metrics, extractor)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import jax
 
-from imagen_jax.evaluation.feature_files import load_extractor
+from imagen_jax.evaluation.feature_files import find_network, load_extractor
 from imagen_jax.evaluation.features import FeatureExtractor, FeatureNetwork, make_extractor
 from imagen_jax.evaluation.metrics import METRICS, metrics_of
 from imagen_jax.evaluation.request import EvaluationRequest
@@ -34,8 +34,12 @@ def with_features(request: EvaluationRequest) -> EvaluationRequest:
     """The request with the networks that its metrics need, from their usual places, where it names
     none; for a reference alone, all that are there.
 
-    Raises ValueError that says which file to get where one is missing.
+    Raises ValueError that says which file to get where one is missing; also what `find_network`
+    raises.
     """
+    for name in request.features:
+        if name != RANDOM:
+            find_network(name)
     if request.features:
         return request
     needed = needed_kinds(request.metrics) if request.metrics else list(PLACES)

@@ -97,6 +97,7 @@ def _evaluate(request: EvaluationRequest, directory: Path) -> None:
     if run.files is None:
         for model, place in zip(models, places, strict=True):
             generation.check_directory(place / "images", report.image_settings(run, model))
+    run = inputs.with_networks(run)
     print(first_screen.lines(run, points, models), flush=True)
     whole = run.request.shard == WHOLE
     if run.true_images is not None:

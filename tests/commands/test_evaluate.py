@@ -14,7 +14,7 @@ def test_each_option_is_a_field_of_the_request():
 
 def test_values_by_point_and_by_stage():
     options = parser().parse_args(
-        ["--guidance", "1", "2,8", "--metrics", "fid,clip,", "--steps", "4,2"]
+        ["--guidance", "1", "2,8", "--metrics", "fid, clip", "--steps", "4,2"]
     )
     assert options.guidance == [1.0, (2.0, 8.0)]
     assert (options.metrics, options.steps) == (("fid", "clip"), [4, 2])

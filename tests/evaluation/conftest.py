@@ -6,6 +6,7 @@ import stand_in
 from tiny_cascade import tiny_pipeline
 
 from imagen_jax.evaluation import inputs, shards
+from imagen_jax.evaluation import networks as network_files
 
 COUNT, SIDE, LONELY = 12, 8, 3  # image LONELY has no Chinese name
 
@@ -56,5 +57,6 @@ def networks(monkeypatch):
     monkeypatch.setattr(
         inputs, "read_extractors", lambda request: tuple(made[name] for name in request.features)
     )
+    monkeypatch.setattr(network_files, "find_network", made.__getitem__)
     monkeypatch.setattr(shards, "CHUNK", 4)
     return made

@@ -53,7 +53,8 @@ def run(model, prompts, reference):
     """Runs the script on the tiny model, and gives its report."""
 
     def run(out, *more, metrics="fid,kid,cmmd,clip,r_precision", features="inception,clip"):
-        command = f"--metrics {metrics} --features={features} --reference {reference} --steps 2"
+        command = f"--metrics {metrics} --reference {reference} --steps 2"
+        command += f" --features {features}" if features else ""
         command += f" --model {model} --prompts {prompts} --batch_size 4 --out {out}"
         evaluate.main([*command.split(), *map(str, more)])
         path = out / "report.json"

@@ -78,6 +78,10 @@ def test_where_weights_are_found(tmp_path, monkeypatch):
     (tmp_path / "models" / "clip").mkdir()
     assert networks.with_features(request).features == ("models/inception", "models/clip")
     named = EvaluationRequest(metrics=("fid",), features=("mine",))
+    with pytest.raises(FileNotFoundError, match="mine, where a feature network should be"):
+        networks.with_features(named)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "features.json").touch()
     assert networks.with_features(named) == named
 
 
@@ -98,6 +102,7 @@ def test_folders_that_cannot_be_compared(folders, networks, tmp_path, rng, capsy
     assert "is one too many" in refused(a, b, "--reference", b)
     assert "Say what to measure" in refused(a)
     assert "has ['fidd']; known are fid" in refused(a, b, "--metrics", "fidd")
+    assert "--metrics takes a list with commas" in refused("--metrics", "fid", "kid")
     assert "fid,fid" in refused(a, b, "--metrics", "fid,fid").replace(", ", ",")
     assert "at least 11x11 pixels, not of 8" in refused("--images", a, "--truth", a)
     assert not networks["inception"].seen
