@@ -25,7 +25,6 @@ import numpy as np
 from PIL import Image
 
 from imagen_jax.commands.command_line import count, make_parser, run_parsed
-from imagen_jax.data import Loader, read_tar
 from imagen_jax.images.decoding import decode
 
 SIDE, IMAGES, SHARDS = 512, 2000, 4
@@ -78,6 +77,8 @@ def timed(call: Callable[[], object]) -> tuple[float, float]:
 
 
 def measure(options: argparse.Namespace, path: str) -> dict[str, float]:
+    from imagen_jax.data import Loader, read_tar
+
     began = time.perf_counter()
     source = read_tar(path, conditioning=None, index_dir=options.index_dir)
     index_seconds = time.perf_counter() - began

@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import io
 import itertools
+import logging
 import os
 import re
 import sys
@@ -34,7 +35,7 @@ EXTRAS = {
     "tensorflow_datasets": "tfds",
     "seqio": "seqio",
     "tokenizers": "eval",
-    "torch": "parity",
+    "torch": "torch",  # by itself: convert.py needs no more
 }
 OWN = ("imagen_jax", "scripts")
 LEAVE_SECONDS = 5  # in which several processes that end for the same reason do so in order
@@ -79,6 +80,21 @@ def use_tolerant_output() -> None:
             setattr(sys, name, Output(stream.buffer, **tolerant))
 
 
+class Warned(logging.Formatter):
+    """What is logged looks like a warning: `Warning: ...`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return f"{record.levelname.capitalize()}: {super().format(record)}"
+
+
+def use_plain_messages() -> None:
+    """Writes warnings, and what is logged as one, as they are, without a place in the code."""
+    warnings.showwarning = lambda message, *rest: print(f"Warning: {message}", file=sys.stderr)
+    handler = logging.StreamHandler()
+    handler.setFormatter(Warned())
+    logging.basicConfig(handlers=[handler])
+
+
 @contextlib.contextmanager
 def one_line_errors(*expected: type[Exception]) -> Iterator[None]:
     """Ends the program with `error: ...` and status 1, without a traceback.
@@ -94,7 +110,8 @@ def one_line_errors(*expected: type[Exception]) -> Iterator[None]:
         if package in OWN:
             raise
         extra = EXTRAS.get(package)
-        hint = f". It comes with: pip install -e '.[{extra}]'" if extra else ""
+        what = extra if extra == package else f"-e '.[{extra}]'"
+        hint = f". It comes with: pip install {what}" if extra else ""
         end(f"{error}{hint}")
     except (OSError, *expected) as error:
         end((describe(error) if isinstance(error, OSError) else str(error)).removesuffix("."))
@@ -192,6 +209,7 @@ def run_parsed(
 ) -> None:
     """main(options), of the command line if `arguments` is None; a mistake is told in one line."""
     use_tolerant_output()
+    use_plain_messages()
     options = parser.parse_args(arguments)
     with one_line_errors(ValueError):
         main(options)
@@ -205,15 +223,14 @@ def run_configured(
     """main(options, {key: value of each --config.key=value}); which errors are told in one line is
     left to `main`.
     """
-    from absl import logging
+    from absl import logging as absl_logging
 
     use_tolerant_output()
+    use_plain_messages()
     with one_line_errors(ValueError):
         rest, overrides = split_overrides(sys.argv[1:] if arguments is None else arguments)
     options = parser.parse_args(rest)
-    logging.use_absl_handler()
-    logging.set_verbosity(logging.WARNING)
-    warnings.showwarning = lambda message, *rest: print(f"Warning: {message}", file=sys.stderr)
+    absl_logging.set_verbosity(absl_logging.WARNING)
     main(options, overrides)
 
 

@@ -29,7 +29,7 @@ from typing import Any
 from imagen_jax.commands.command_line import make_parser, path, run_parsed, source
 from imagen_jax.storage.codec import require
 from imagen_jax.storage.folders import output_folder
-from imagen_jax.storage.wrong_files import refusal
+from imagen_jax.storage.wrong_files import absent, look_at, refusal
 
 DTYPES = ("float32", "float16", "bfloat16")
 
@@ -98,14 +98,18 @@ def convert_features(source: Path, directory: Path, dtype: str | None) -> None:
 
 def read_pickle(path: Path) -> dict[str, Any]:
     """The tensors of a state dict; none of the file's code runs."""
+    expected, kinds = "a state dict of PyTorch", ("zip", "pickle")
+    if not path.is_file():
+        raise ValueError(absent(path))
+    if look_at(path, kinds) is not None:  # which needs no PyTorch
+        raise ValueError(refusal(path, expected, "", kinds))
     import torch
 
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        expected = "a state dict of PyTorch"
-        raise ValueError(refusal(path, expected, reason, ("zip", "pickle"))) from None
+        raise ValueError(refusal(path, expected, reason, kinds)) from None
     if not isinstance(state, dict) or not all(map(torch.is_tensor, state.values())):
         raise ValueError(f"{path} is not a state dict of PyTorch: it holds more than tensors")
     return {name: tensor.numpy() for name, tensor in state.items()}

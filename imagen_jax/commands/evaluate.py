@@ -25,7 +25,6 @@ DIR: a run that was killed resumes. docs/evaluation.md explains the protocols.
 
 import argparse
 import os
-import sys
 import warnings
 
 from imagen_jax.commands.command_line import (
@@ -109,7 +108,6 @@ def run(options: argparse.Namespace) -> None:
     from imagen_jax.evaluation.request import KNOWN_METRICS, EvaluationRequest
     from imagen_jax.evaluation.run import evaluate
 
-    warnings.showwarning = lambda message, *rest: print(f"Warning: {message}", file=sys.stderr)
     if note := unused_accelerator():
         warnings.warn(note, stacklevel=1)
     values = vars(options)

@@ -108,14 +108,14 @@ def parser() -> argparse.ArgumentParser:
 def generate(options: argparse.Namespace) -> None:
     settings = None
     check_images(options)
+    if not (options.prompts or options.label or options.model or options.from_png):
+        raise ValueError('Give a prompt: scripts/generate.py "red heart".')
     check_folder(options.out, options.overwrite)
     # After the command line is read: a wrong option need not wait for JAX.
     from imagen_jax.images.image_file import read_settings
 
     if options.from_png is not None:
         settings = read_settings(options.from_png)
-    elif not options.prompts and options.label is None and options.model is None:
-        raise ValueError('Give a prompt: scripts/generate.py "red heart".')
     with output_folder(options.out):
         pipeline = load(options, settings)
         count = 1 if settings else options.num_images * len(options.prompts or options.label or [0])
@@ -145,7 +145,7 @@ def first_line(pipeline: Any, count: int, size: int | None) -> str:
     if size in pipeline.sizes:
         stages = stages[: pipeline.sizes.index(size) + 1]
     return (
-        f"{pipeline.name} on {describe(jax.devices()[:1])}: {count} image{'s' * (count > 1)}, "
+        f"{pipeline.name} on {describe(jax.devices()[:1])}: {count} image{'s' * (count != 1)}, "
         f"{' -> '.join(stages)}"
     )
 
@@ -287,5 +287,4 @@ def write_grid(out: Path, images: Any) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    warnings.showwarning = lambda message, *rest: print(f"Warning: {message}", file=sys.stderr)
     run_parsed(parser(), generate, arguments)

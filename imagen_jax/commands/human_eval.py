@@ -15,8 +15,6 @@ beside the true one, --b), captions (does the caption describe the image; yes, s
 import argparse
 import contextlib
 import shutil
-import sys
-import warnings
 
 from imagen_jax.commands.command_line import make_parser, path, run_parsed
 from imagen_jax.storage.folders import make_folder
@@ -116,7 +114,6 @@ def analyse(options: argparse.Namespace) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    warnings.showwarning = lambda message, *rest: print(f"Warning: {message}", file=sys.stderr)
     {"sheets": make_sheets, "serve": serve, "analyse": analyse}[options.command](options)
 
 

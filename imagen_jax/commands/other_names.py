@@ -46,7 +46,8 @@ def suggestion(name: str, known: Collection[str], unnamed: Collection[str] = ())
         unnamed: arguments that have no option before them.
     """
     name = name.replace("-", "_")
-    for ours in (ours for ours, others in SPELLINGS.items() if name.lower() in others.split()):
+    names = (ours for ours, others in SPELLINGS.items() if name.lower() in [ours, *others.split()])
+    for ours in names:
         if ours in known or (ours.startswith("config.") and "config" in known):
             return f"; here it is --{ours}"
         if ours in unnamed:

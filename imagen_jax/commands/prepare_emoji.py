@@ -11,7 +11,6 @@ import argparse
 import numpy as np
 
 from imagen_jax.commands.command_line import make_parser, path, run_parsed
-from imagen_jax.data import emoji
 from imagen_jax.storage.atomic import written_whole
 from imagen_jax.storage.folders import make_folder
 
@@ -25,6 +24,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def prepare(options: argparse.Namespace) -> None:
+    from imagen_jax.data import emoji
+
     listed = emoji.list_emoji()
     make_folder(options.out, "--out")
     kept, arrays = emoji.build(listed)

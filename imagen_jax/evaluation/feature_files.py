@@ -43,7 +43,7 @@ class FeatureFile:
 def is_feature_network(source: str | os.PathLike) -> bool:
     """Whether a path is that of a feature network in one of the forms, a .pth file among them."""
     path = user_path(source)
-    if path.is_file():
+    if not path.is_dir():  # one that is missing, too
         return path.suffix in (GRAPH_SUFFIX, PICKLE_SUFFIX)
     if (path / CONFIG_FILE).is_file():
         return True

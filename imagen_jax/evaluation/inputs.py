@@ -115,7 +115,7 @@ def _check_needs(run: EvaluationRun) -> None:
     require(
         (
             run.emoji is not None or not of_emoji,
-            f"{', '.join(sorted(of_emoji))} look at emoji: give --prompts emoji; psnr and ssim "
+            f"{_need(sorted(of_emoji), 'look')} at emoji: give --prompts emoji; psnr and ssim "
             "also compare --images with --truth.",
         ),
         (
@@ -129,12 +129,12 @@ def _check_needs(run: EvaluationRun) -> None:
         ),
         (
             not distances or request.reference is not None,
-            f"{', '.join(distances)} need true images to compare with: give --reference FOLDER, or "
+            f"{_need(distances)} true images to compare with: give --reference FOLDER, or "
             "--reference FILE, which --make_reference makes.",
         ),
         (
             not distances or run.count >= 2,
-            f"{', '.join(distances)} need 2 images or more, not {run.count}.",
+            f"{_need(distances)} 2 images or more, not {run.count}.",
         ),
     )
     for name in metrics:
@@ -149,6 +149,10 @@ def _check_needs(run: EvaluationRun) -> None:
                 "r_precision needs 2 captions or more: others to compare with.",
             ),
         )
+
+
+def _need(metrics: Sequence[str], verb: str = "need") -> str:
+    return f"{', '.join(metrics)} {verb}{'s' * (len(metrics) == 1)}"
 
 
 def _read_prompts(

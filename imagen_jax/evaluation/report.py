@@ -230,7 +230,7 @@ def summary(values: Mapping[str, Any], point: SweepPoint | None = None) -> str:
     rows = rows_of(values)
     if point is not None:
         figures = [f"{NAMES[metric]} {value:.5g}" for metric, _, value, _ in rows]
-        return f"{point.name}: {', '.join(figures) or 'nothing could be measured'}"
+        return f"{point.name}: {', '.join(figures) or 'no figures'}"
     cells = [(NAMES[metric], f"{value:.5g}", name, rest) for metric, name, value, rest in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in cells]

@@ -65,7 +65,10 @@ def save_image(
     path = user_path(file)
     format = format or Image.registered_extensions().get(path.suffix.lower())
     if format is None:
-        raise ValueError(f"{path}: no format of images has the ending {path.suffix!r}; try .png.")
+        ending = (
+            f"no format of images has the ending {path.suffix!r}" if path.suffix else "no ending"
+        )
+        raise ValueError(f"{path}: {ending}; try {path.with_suffix('.png').name}.")
     encoded = io.BytesIO()
     _write(image, encoded, format, options)
     try:

@@ -7,6 +7,7 @@ from typing import Any, SupportsIndex
 
 from PIL import Image
 
+from imagen_jax.images.decoding import SUFFIXES
 from imagen_jax.images.file_names import GRID_FILE, file_name
 from imagen_jax.images.grid import image_grid
 from imagen_jax.images.image_file import SETTINGS_KEY, GeneratedImage, save_image
@@ -53,9 +54,15 @@ class ImageList(list):
         several, with `grid`, grid.png; returns the paths. Files of the same names are replaced.
 
         Raises:
+            ValueError: the name is that of an image, such as cat.png.
             OSError: a file cannot be written; those before it are whole.
         """
         directory = user_path(directory)
+        if directory.suffix.lower() in SUFFIXES and not directory.is_dir():
+            raise ValueError(
+                f"{directory} is the name of one image: images[0].save({str(directory)!r}); for "
+                "all of them give the name of a folder."
+            )
         made = list(map(_settings, self))
         numbers = [entry.get("index", place) for place, entry in enumerate(made)]
         if len(set(numbers)) < len(numbers):  # of several calls

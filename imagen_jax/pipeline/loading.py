@@ -27,7 +27,7 @@ from imagen_jax.models.t5 import T5Config
 from imagen_jax.pipeline import encoder_files
 from imagen_jax.pipeline.joining import join_pipelines
 from imagen_jax.pipeline.lazy_params import PROBED, LazyParams
-from imagen_jax.pipeline.model_directory import MODEL_FILE, open_params, read_model
+from imagen_jax.pipeline.model_directory import CHECKPOINTS, MODEL_FILE, open_params, read_model
 from imagen_jax.pipeline.option_names import refuse_unknown
 from imagen_jax.pipeline.pipeline import Pipeline
 from imagen_jax.storage.codec import from_dict
@@ -47,7 +47,6 @@ class Checkpoint(NamedTuple):
 
 
 NEWEST = Checkpoint()
-CHECKPOINTS = "checkpoints"  # of a workdir
 ENCODER_WEIGHTS = (f"{TEXT_ENCODER}/*.safetensors",)
 PRETRAINED = Path(__file__).parents[1] / "pretrained"
 
@@ -343,6 +342,14 @@ def run_lora(run: Mapping[str, Any]) -> LoraConfig:
     return from_dict(LoraConfig, run["config"]["lora"], "lora")
 
 
+def _inside_workdir(directory: Path) -> str:
+    """For a message: which workdir a folder of checkpoints, or one of these, belongs to."""
+    for folder, step in ((directory, ""), (directory.parent, f", with step={directory.name}")):
+        if folder.name == CHECKPOINTS and saved_steps(folder):
+            return f"; it is part of the workdir {folder.parent}: give that{step}"
+    return ""
+
+
 def read_run(
     directory: Path, step: Whole | None = None, ema: bool = True
 ) -> tuple[int, Params, dict[str, Any]]:
@@ -363,7 +370,7 @@ def read_run(
         raise ValueError(
             f"{directory} is neither a model directory (no {MODEL_FILE}) nor DeepFloyd IF in "
             f"diffusers' layout (no {diffusers_directory.INDEX}) nor the workdir of a training run "
-            "(no checkpoint in checkpoints/)."
+            f"(no checkpoint in {CHECKPOINTS}/){_inside_workdir(directory)}."
         )
     # Imported here: Orbax is slow to import, and only workdirs need it.
     from imagen_jax.storage.checkpoint import CheckpointError, Checkpoints

@@ -46,7 +46,8 @@ def refuse_unknown(
         if name not in known:
             ours = next((ours for ours in known if name in SPELLINGS.get(ours, "").split()), None)
             hint = f"; it is called {ours} here" if ours else nearest(name, known)
-            raise TypeError(f"{call.__name__}() has no option {name!r}{hint}.")
+            message = f"{call.__name__}() has no option {name!r}{hint}"
+            raise TypeError(message if message.endswith("?") else f"{message}.")
 
 
 def _parameters(call: Callable[..., Any]) -> list[Parameter]:

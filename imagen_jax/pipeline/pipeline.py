@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from math import isfinite
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from jax.sharding import Mesh
@@ -87,6 +87,12 @@ class Pipeline:
     def __repr__(self) -> str:
         stages = ", ".join(f"{stage.name} {stage.resolution}" for stage in self.cascade.stages)
         return f"Pipeline({self.name!r}: {stages})"
+
+    def __call__(self, *arguments: Any, **options: Any) -> NoReturn:
+        """What other libraries' pipelines are for."""
+        raise TypeError(
+            "A pipeline is not called here: use generate_images, edit, inpaint or upscale."
+        )
 
     @property
     def sizes(self) -> tuple[int, ...]:

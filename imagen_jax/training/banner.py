@@ -48,7 +48,8 @@ def start_banner(
     if below := num_parameters(plan.frozen):
         sizes += f", {below:,} frozen"
     lines.append(("parameters", sizes))
-    lines.append(("start", _start(config, plan.frozen)))
+    if not _saved(workdir):
+        lines.append(("start", _start(config, plan.frozen)))
     if workdir is not None:
         lines += _outputs(config, workdir)
     said = [f"{name:<12}{text}" for name, text in lines]
@@ -75,8 +76,12 @@ def epochs_of(config: RunConfig, source: Source) -> float:
 def _begin(workdir: str | os.PathLike | None) -> str:
     if workdir is None:
         return "a dry run"
-    steps = saved_steps(Path(workdir) / "checkpoints")
+    steps = _saved(workdir)
     return f"resumes at step {max(steps):,}" if steps else "new"
+
+
+def _saved(workdir: str | os.PathLike | None) -> list[int]:
+    return [] if workdir is None else saved_steps(Path(workdir) / "checkpoints")
 
 
 def _device(mesh: jax.sharding.Mesh) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 
 from imagen_jax.devices.hosts import check_shared
+from imagen_jax.pipeline.model_directory import MODEL_FILE
 from imagen_jax.storage.atomic import written_whole
 from imagen_jax.storage.disk import disk_errors
 from imagen_jax.storage.folders import output_folder, user_path
@@ -27,9 +28,15 @@ def held(path: str | os.PathLike, option: str = "--workdir") -> Iterator[Path]:
     All hosts of the run call it; they must see the same folder.
 
     Raises:
-        ValueError: it cannot be written, hosts see different ones, or another run holds it.
+        ValueError: it holds a model, cannot be written, hosts see different ones, or another run
+            holds it.
     """
     workdir = Path(os.path.abspath(user_path(path)))
+    if (workdir / MODEL_FILE).exists():
+        raise ValueError(
+            f"{option} {path} holds a model ({MODEL_FILE}), which would be read in place of the "
+            "run's checkpoints: give another folder."
+        )
     with output_folder(workdir, option):
         check_shared(workdir, option)
         with locked(workdir, option):

@@ -3,10 +3,13 @@
 import argparse
 import importlib
 import inspect
+import logging
 import os
 import re
+import subprocess
 import sys
 import threading
+import warnings
 from pathlib import Path
 
 import pytest
@@ -21,6 +24,7 @@ from imagen_jax.commands.command_line import (
     one_line_errors,
     prompt,
     sources,
+    use_plain_messages,
     use_tolerant_output,
 )
 from imagen_jax.commands.other_names import SPELLINGS
@@ -79,6 +83,47 @@ def test_help_keeps_its_layout_and_tells_of_each_option(call, capsys, monkeypatc
     assert not [line for line in alone if "  " not in line.strip()], "an option without help"
 
 
+HELP_OF_ALL = """
+import contextlib, importlib, sys
+for package in {packages}:
+    sys.modules[package] = None  # as if it were not installed
+for name in {commands}:
+    with contextlib.suppress(SystemExit):
+        importlib.import_module("imagen_jax.commands." + name).main(["--help"])
+"""
+
+
+def test_help_needs_no_extra():
+    packages = ["grain", "tensorboardX", "matplotlib", "tensorflow", "tokenizers", "torch"]
+    code = HELP_OF_ALL.format(packages=packages, commands=sorted(COMMANDS))
+    ran = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.count("usage:") == len(COMMANDS)
+
+
+def test_a_python_without_the_packages_is_named():
+    script = ROOT / "scripts" / "train.py"
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    ran = subprocess.run(  # -S: without installed packages
+        [sys.executable, "-S", script], capture_output=True, text=True, check=False, env=environment
+    )
+    assert ran.returncode == 1
+    (line,) = ran.stderr.splitlines()
+    assert re.match(r"error: .*python.* lacks jax, flax, ml_collections\. First: (\.|pip) ", line)
+
+
+def test_warnings_and_the_log_are_plain_lines(monkeypatch, capsys):
+    monkeypatch.setattr(logging.root, "handlers", [])
+    monkeypatch.setattr(warnings, "showwarning", None)
+    use_plain_messages()
+    logging.getLogger("a.b").warning("%d files are left out", 2)
+    logging.getLogger("a.b").info("not told")
+    warnings.showwarning("half a line", UserWarning, "a.py", 3)
+    assert capsys.readouterr().err == "Warning: 2 files are left out\nWarning: half a line\n"
+
+
 def test_help_tells_the_defaults_and_may_have_per_cent_signs():
     parser = make_parser("What it does, to 100 %.\n\n    an example")
     parser.add_argument("--num", type=int, default=3, help="of 95 %")
@@ -112,6 +157,7 @@ def test_help_tells_the_defaults_and_may_have_per_cent_signs():
         ("generate", "cat --num_inference_steps 3", "--num_inference_steps; here it is --steps"),
         ("generate", "cat --guidance_scale 3", "--guidance_scale; here it is --guidance"),
         ("generate", "--prompt cat", "--prompt; give prompts without an option before them"),
+        ("generate", "--prompts a.txt", "--prompts; give prompts without an option before them"),
         ("generate", "cat --step 3", "unknown option --step; did you mean --steps?"),
         ("generate", "cat -steps 3", "unknown option -steps; did you mean --steps?"),
         ("generate", "cat --steps 3,x", "--steps: '3,x' must be a whole number, or one per stage"),

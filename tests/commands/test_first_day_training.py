@@ -107,6 +107,14 @@ def test_what_is_odd_about_the_number_of_images_is_told(tmp_path, overrides, tol
     assert all(told in line for line in warnings)
 
 
+def test_a_run_that_resumes_does_not_say_that_it_starts(tmp_path):
+    assert any(line.startswith("start ") for line in start_lines(tmp_path))
+    (tmp_path / "run" / "checkpoints" / "20").mkdir(parents=True)
+    first, *rest = start_lines(tmp_path)
+    assert first.endswith("; resumes at step 20")
+    assert not any(line.startswith("start ") for line in rest)
+
+
 def test_a_prior_takes_its_rows_out_of_the_passes(tmp_path):
     prior = {"source": "npz", "path": str(tmp_path / "set.npz"), "share": 0.5}
     said = "\n".join(start_lines(tmp_path, data__prior=prior, num_steps=8))

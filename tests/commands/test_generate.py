@@ -123,6 +123,7 @@ def test_a_folder_of_another_run_is_refused_before_anything_is_loaded(
         for again in (arguments, ["--from_png", tmp_path / "0001_a_cat.png"]):
             said = mistake(*again, "--out", tmp_path)
             assert "holds images of another run, such as 0000_a_cat.png" in said
+        assert "Give a prompt" in mistake("--out", tmp_path)
             assert f"(--out {tmp_path}_3), or --overwrite" in said
     assert (tmp_path / "0000_a_cat.png").read_bytes() == before
     run(*arguments, "--out", tmp_path, "--seed", 2, "--overwrite")

@@ -1,6 +1,7 @@
 """Feature networks by scripts/convert.py, and `load_extractor` on what it wrote."""
 
 import json
+import sys
 from pathlib import Path
 
 import jax
@@ -69,6 +70,21 @@ def test_a_pickle_that_runs_code_is_not_run(tmp_path):
         assert "\n" not in stopped.value.code
         assert not (tmp_path / "out").exists()
     assert not ran.exists()
+
+
+def test_what_is_no_pth_file_is_named_without_pytorch(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    (tmp_path / "pointer.pth").write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:1"
+    )
+    (tmp_path / "zip.pth").write_bytes(b"\x80\x02not looked into")
+    for name, said in (
+        ("pointer", "it is a Git LFS pointer"),
+        ("none", "There is no file .*none.pth"),
+        ("zip", "It comes with: pip install torch$"),
+    ):
+        with pytest.raises(SystemExit, match=said):
+            convert(tmp_path / f"{name}.pth", tmp_path / "out")
 
 
 def test_there_and_back(network, tmp_path):

@@ -306,11 +306,11 @@ def test_what_it_refuses(run, tmp_path, networks, model, prompts, reference):
 
     ours = f"--model {model} --prompts {prompts}"
     assert "--metrics names others" in refused(ours)
-    assert "need true images" in refused(f"{ours} --metrics fid --features inception")
+    assert "fid needs true images" in refused(f"{ours} --metrics fid --features inception")
     assert "tiny-clip, whose features none of the metrics fid reads" in refused(
         f"{ours} --metrics fid --features inception,clip --reference {reference}"
     )
-    assert "look at emoji" in refused(f"{ours} --metrics retrieval")
+    assert "retrieval looks at emoji" in refused(f"{ours} --metrics retrieval")
     assert "needs the captions" in refused(
         f"--images {tmp_path / 'true'} --metrics clip --features clip"
     )

@@ -95,7 +95,7 @@ def test_folders_that_cannot_be_compared(folders, networks, tmp_path, rng, capsy
         a, tmp_path / "mixed", *with_network
     )
     one = fill(tmp_path / "one", rng, 1)
-    assert "fid need 2 images or more, not 1" in refused(one, b, *with_network)
+    assert "fid needs 2 images or more, not 1" in refused(one, b, *with_network)
     assert "A reference needs 2 images" in refused(a, one, *with_network)
     assert "no file or folder" in refused(a, tmp_path / "none", *with_network)
     assert "is one too many" in refused(a, b, b)

@@ -65,6 +65,8 @@ def test_settings_stay_with_copies_and_open_files_and_other_formats_have_no_plac
         read_settings(tmp_path / "d.bmp")
     with pytest.raises(ValueError, match=r"no format of images has the ending '\.x'"):
         image.save(tmp_path / "e.x")
+    with pytest.raises(ValueError, match=r"red: no ending; try red\.png"):
+        image.save(tmp_path / "red")
 
 
 def test_settings_that_a_jpeg_cannot_hold_do_not_stop_it(image, tmp_path):
@@ -163,6 +165,8 @@ def test_a_list_is_saved_under_the_names_of_the_command(tmp_path):
     assert [path.name for path in images[2:].save(tmp_path / "b", grid=False)] == names[2:4]
     twice = images[:1] + images[:1]  # of several calls: no image takes another's place
     assert [path.name for path in twice.save(tmp_path / "c")][:2] == ["0000_a.png", "0001_a.png"]
+    with pytest.raises(ValueError, match=r"name of one image: images\[0\]\.save\('.*e\.PNG'\)"):
+        images.save(tmp_path / "e.PNG")
     plain = ImageList([Image.new("RGB", (2, 2))]).save(str(tmp_path / "d"))
     assert plain == [Path(tmp_path / "d" / "0000.png")]
 

@@ -28,6 +28,7 @@ from imagen_jax.pipeline.loading import load_model
 from imagen_jax.pipeline.model_directory import MODEL_FILE
 from imagen_jax.pipeline.option_names import SPELLINGS
 from imagen_jax.pipeline.pipeline import Pipeline
+from imagen_jax.training.workdir import held
 
 HEAVY = ["tensorflow", "torch", "orbax", "transformers", "matplotlib", "tensorstore", "seqio"]
 
@@ -133,12 +134,14 @@ def test_an_option_by_anothers_name_is_refused_with_ours(model, given, ours):
 def test_options_of_loading_and_inpainting_by_other_names(model, directory):
     with pytest.raises(TypeError, match=r"load_model\(\) .*'torch_dtype'; it is called dtype here"):
         load_model(directory, torch_dtype="float32")
-    with pytest.raises(TypeError, match="'dtyp'; did you mean 'dtype'"):
+    with pytest.raises(TypeError, match=r"'dtyp'; did you mean 'dtype'\?$"):
         load_model(directory, dtyp="float32")
     with pytest.raises(TypeError, match=r"inpaint\(\) .*'mask_image'; it is called mask here"):
         model.inpaint("x.png", "y.png", "a cat", mask_image="y.png")
     with pytest.raises(TypeError, match="'stepz'; did you mean 'steps'"):
         model.generate_images("a cat", stepz=3)
+    with pytest.raises(TypeError, match="use generate_images, edit, inpaint or upscale"):
+        model("a cat", num_inference_steps=3)
     known = {*signature(model.generate_images).parameters, *signature(load_model).parameters}
     known |= {*signature(model.inpaint).parameters}
     assert SPELLINGS.keys() <= known
@@ -436,6 +439,14 @@ def test_a_checkpoint_and_the_raw_parameters_can_be_chosen(tmp_path, directory):
     assert load_model(tmp_path, step=10).notes == {"step": 10}
     with pytest.raises(ValueError, match=r"no checkpoint of step 15; it has 10, 20\."):
         load_model(tmp_path, step=15)
+    for inside, given in (("checkpoints", ""), ("checkpoints/20", ", with step=20")):
+        with pytest.raises(ValueError, match=f"part of the workdir {tmp_path}: give that{given}."):
+            load_model(tmp_path / inside)
+    with pytest.raises(ValueError, match="is the workdir of a training run"):
+        load_model(tmp_path).save_pretrained(tmp_path)
+    assert not (tmp_path / MODEL_FILE).exists()
+    with pytest.raises(ValueError, match=r"holds a model .* give another folder"), held(directory):
+        pass
     for chosen in ({"step": 10}, {"ema": False}):
         for other in (directory, "org/name-on-the-hub"):
             with pytest.raises(ValueError, match="a checkpoint of a training workdir, which"):
