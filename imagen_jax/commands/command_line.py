@@ -35,7 +35,7 @@ EXTRAS = {
     "tensorflow_datasets": "tfds",
     "seqio": "seqio",
     "tokenizers": "eval",
-    "torch": "torch",  # by itself: convert.py needs no more
+    "torch": None,  # itself is enough
 }
 OWN = ("imagen_jax", "scripts")
 LEAVE_SECONDS = 5  # in which several processes that end for the same reason do so in order
@@ -110,9 +110,8 @@ def one_line_errors(*expected: type[Exception]) -> Iterator[None]:
         if package in OWN:
             raise
         extra = EXTRAS.get(package)
-        what = extra if extra == package else f"-e '.[{extra}]'"
-        hint = f". It comes with: pip install {what}" if extra else ""
-        end(f"{error}{hint}")
+        what = f"-e '.[{extra}]'" if extra else package
+        end(f"{error}. It comes with: pip install {what}" if package in EXTRAS else str(error))
     except (OSError, *expected) as error:
         end((describe(error) if isinstance(error, OSError) else str(error)).removesuffix("."))
     except KeyboardInterrupt:

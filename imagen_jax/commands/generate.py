@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import itertools
 import json
+import os
 import signal
 import sys
 import time
@@ -227,6 +228,13 @@ def check_images(options: argparse.Namespace) -> None:
                     f"--from_png makes an image as its own settings say: --{name} does not go "
                     "with it."
                 )
+    for text in options.prompts:
+        if text.endswith((".txt", ".csv", ".tsv", ".jsonl")) and os.path.isfile(text):
+            raise ValueError(
+                f"{text} is a file, and a prompt is what an image shows. Images for all lines of a "
+                f"file: scripts/evaluate.py --model MODEL --prompts {text} --metrics images --out "
+                "DIR."
+            )
     alone = [name for name in ("image", "upscale", "aspect_ratio") if getattr(options, name)]
     if len(alone) > 1:
         raise ValueError(f"--{alone[0]} and --{alone[1]} do not go together.")

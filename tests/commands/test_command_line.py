@@ -159,7 +159,7 @@ def test_help_tells_the_defaults_and_may_have_per_cent_signs():
         ("generate", "--prompt cat", "--prompt; give prompts without an option before them"),
         ("generate", "--prompts a.txt", "--prompts; give prompts without an option before them"),
         ("generate", "cat --step 3", "unknown option --step; did you mean --steps?"),
-        ("generate", "cat -steps 3", "unknown option -steps; did you mean --steps?"),
+        ("generate", "cat -steps 3", "unknown option -steps; here it is --steps"),
         ("generate", "cat --steps 3,x", "--steps: '3,x' must be a whole number, or one per stage"),
         ("generate", "cat --guidance 1,,2", "--guidance: '1,,2' has nothing before or after a c"),
         ("generate", "cat --num_images x", "--num_images: 'x' must be a whole number"),

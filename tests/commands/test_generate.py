@@ -83,6 +83,7 @@ def test_another_models_image_is_made_with_a_warning(directory, tmp_path, capsys
     [
         ([], "Give a prompt"),
         ([""], "The prompt is empty"),
+        (["list.txt"], "list.txt is a file, and a prompt is what an image shows"),
         (["a cat", "--size", "64"], "sizes: 4, 8"),
         (["a cat", "--sampler", "euler"], "choose one of ddpm"),
         (["a cat", "--steps", "0"], "steps must be"),
@@ -101,7 +102,9 @@ def test_another_models_image_is_made_with_a_warning(directory, tmp_path, capsys
         (["a cat", "--seed", "-1"], "seed must be a whole number from 0 to 4294967295: -1"),
     ],
 )
-def test_a_wrong_command_is_one_line(directory, tmp_path, arguments, message):
+def test_a_wrong_command_is_one_line(directory, tmp_path, arguments, message, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("list.txt").touch()
     model = [] if "--model" in arguments or not arguments else ["--model", directory]
     said = mistake(*arguments, *model, "--out", tmp_path / "out")
     assert message in said
@@ -123,8 +126,8 @@ def test_a_folder_of_another_run_is_refused_before_anything_is_loaded(
         for again in (arguments, ["--from_png", tmp_path / "0001_a_cat.png"]):
             said = mistake(*again, "--out", tmp_path)
             assert "holds images of another run, such as 0000_a_cat.png" in said
-        assert "Give a prompt" in mistake("--out", tmp_path)
             assert f"(--out {tmp_path}_3), or --overwrite" in said
+        assert "Give a prompt" in mistake("--out", tmp_path)
     assert (tmp_path / "0000_a_cat.png").read_bytes() == before
     run(*arguments, "--out", tmp_path, "--seed", 2, "--overwrite")
     assert read_settings(tmp_path / "0000_a_cat.png")["seed"] == 2
