@@ -104,7 +104,7 @@ def test_another_models_image_is_made_with_a_warning(directory, tmp_path, capsys
 )
 def test_a_wrong_command_is_one_line(directory, tmp_path, arguments, message, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    Path("list.txt").touch()
+    (tmp_path / "list.txt").touch()
     model = [] if "--model" in arguments or not arguments else ["--model", directory]
     said = mistake(*arguments, *model, "--out", tmp_path / "out")
     assert message in said
