@@ -33,6 +33,8 @@ def load_config(path: str | Path) -> ConfigDict:
             f"there is no config file {path}" + (f"; {path.parent} has {others}" if others else "")
         )
     spec = importlib.util.spec_from_file_location("imagen_jax_config", path)
+    if spec is None:
+        raise ValueError(f"{path} is no config: a config is a Python file (.py) with get_config()")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     if not hasattr(module, "get_config"):

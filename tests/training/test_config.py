@@ -145,6 +145,9 @@ def test_a_config_file_that_is_not_there_names_those_that_are(tmp_path):
         load_config(tmp_path / "bse.py")
     with pytest.raises(ValueError, match="get_config"):
         load_config(tmp_path / "base.py")
+    (tmp_path / "config.json").touch()  # as a workdir has one
+    with pytest.raises(ValueError, match=r"config\.json is no config: .* Python file"):
+        load_config(tmp_path / "config.json")
 
 
 def test_every_config_of_the_repository_is_valid(repository):
