@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import os
+import re
 from collections.abc import Iterable, Set
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from imagen_jax.storage.trees import name_some
 SPLIT_FOLDERS = {"train", "training", "val", "valid", "validation", "test", "testing", "heldout"}
 # How other programs call captions: beside an image, and of a whole folder.
 BESIDE = (".txt", ".caption", ".json")
-TABLES = {"metadata.jsonl", "metadata.csv", "captions.json", "captions.tsv", "captions.txt"}
+TABLES = re.compile(r"(captions?|metadata|prompts?|labels)\.(jsonl?|csv|tsv|txt|xlsx|parquet)")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -183,7 +184,7 @@ def _unread_captions(image: str, others: Iterable[str]) -> str:
             return f" {name} is there: rename those of other programs."
         if base in CAPTION_FILES:
             return f" {name} counts only at the top of the folder: give the folder that it is in."
-        if base in TABLES:
+        if TABLES.fullmatch(base):
             return f" {name} is not read; {' or '.join(CAPTION_FILES)} would be."
     return ""
 

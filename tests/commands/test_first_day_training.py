@@ -116,7 +116,6 @@ def test_images_of_one_class_are_told(tmp_path, labels, told):
         "stage.text_width": "None",
         "stage.network.num_classes": "4",
         "text": "None",
-        "batch_size": "2",
         "data": repr({"source": "npz", "path": str(tmp_path / "set.npz"), "split": "all"}),
     }
     plan = start.read_plan(str(CONFIG), given)

@@ -160,6 +160,7 @@ def test_a_bad_caption_row_is_named(tmp_path, row, match):
         ("a.png.txt", r"a\.png\.txt is there: rename"),
         ("metadata.jsonl", r"metadata\.jsonl is not read; captions\.jsonl or captions\.csv would"),
         ("captions.json", r"captions\.json is not read"),
+        ("caption.csv", r"caption\.csv is not read"),
         ("sub/captions.csv", r"sub/captions\.csv counts only at the top of the folder"),
         ("README.md", r"\(conditioning label or None\)\.$"),
     ],
