@@ -29,7 +29,7 @@ from imagen_jax.commands.command_line import (
     run_parsed,
     sources,
 )
-from imagen_jax.images.file_names import GRID_FILE, own_images
+from imagen_jax.images.file_names import GRID_FILE, check_folder_name, own_images
 from imagen_jax.storage.folders import output_folder
 
 # Options that all of a pipeline's methods take under the same name.
@@ -166,7 +166,10 @@ def last_line(pipeline: Any, images: Any, out: Path, seconds: float) -> str:
 
 
 def check_folder(out: Path, overwrite: bool) -> None:
-    """ValueError where a folder holds images of an earlier run, which new ones could replace."""
+    """ValueError where a folder holds images of an earlier run, which new ones could replace, or is
+    named like an image.
+    """
+    check_folder_name(out, "--out")
     own = [] if overwrite or not out.is_dir() else own_images(out)
     if own:
         free = next(n for n in itertools.count(2) if not Path(f"{out}_{n}").exists())

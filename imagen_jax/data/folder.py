@@ -1,9 +1,13 @@
 """A folder of images as a source: captions beside the images, or a sub-folder for each class."""
 
 import dataclasses
-from collections.abc import Iterable
+import logging
+import os
+import re
+from collections.abc import Iterable, Set
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 
@@ -12,7 +16,13 @@ from imagen_jax.data.classes import sorted_classes
 from imagen_jax.data.image_files import ImageFiles, find_images
 from imagen_jax.data.sources import broken_as, check_reading, in_split, make_example
 from imagen_jax.images import decoding
+from imagen_jax.storage.folders import natural_key
 from imagen_jax.storage.trees import name_some
+
+SPLIT_FOLDERS = {"train", "training", "val", "valid", "validation", "test", "testing", "heldout"}
+# How other programs call captions: beside an image, and of a whole folder.
+BESIDE = (".txt", ".caption", ".json")
+TABLES = re.compile(r"(captions?|metadata|prompts?|labels)\.(jsonl?|csv|tsv|txt|xlsx|parquet)")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -96,8 +106,30 @@ def _folder_classes(found: ImageFiles) -> tuple[tuple[str, ...], dict[str, int]]
                 f"{found.folder}: the class folder {folder!r} has a name that is not UTF-8; "
                 "rename it"
             ) from None
+    _check_depth(found, folders)
     names = sorted_classes({normalized(folder) for folder in folders})
     return names, {folder: names.index(normalized(folder)) for folder in folders}
+
+
+def _check_depth(found: ImageFiles, folders: Set[str]) -> None:
+    """ValueError where the sub-folders are splits, each with the classes in it; a warning where one
+    sub-folder holds all the others.
+    """
+    below = {tuple(name.split("/")[:2]) for name in found.images if name.count("/") > 1}
+    inner = sorted({name for _, name in below}, key=natural_key)
+    deeper = f"give {found.folder / min(folders)}, which holds {name_some(inner)}"
+    if len(inner) > 1 and {folder.lower() for folder in folders} <= SPLIT_FOLDERS:
+        raise ValueError(
+            f"{found.folder}: {name_some(sorted(folders))} are named like splits, not like classes:"
+            f" {deeper}"
+        )
+    if len(inner) > 1 and len(folders) == 1:
+        logging.warning(
+            "%s: all images are of the one class %s; if its sub-folders are the classes, %s",
+            found.folder,
+            min(folders),
+            deeper,
+        )
 
 
 def _folder_captions(found: ImageFiles) -> dict[str, Captions | str]:
@@ -128,7 +160,7 @@ def _folder_captions(found: ImageFiles) -> dict[str, Captions | str]:
         if unknown := sorted(listed.keys() - spelled.keys()):
             raise ValueError(
                 f"{folder / file} names {len(unknown)} images, of {len(listed)}, that are not "
-                f"there: {name_some(unknown)}{_nearest_file(unknown[0], (*images, *others))}"
+                f"there: {name_some(unknown)}{_nearest_file(unknown[0], found)}"
             )
         captions |= {spelled[name]: rows for name, rows in listed.items()}
     if missing := [name for name in images if name not in captions]:
@@ -136,16 +168,40 @@ def _folder_captions(found: ImageFiles) -> dict[str, Captions | str]:
             f"{len(missing)} of {len(images)} images in {folder} have no caption: "
             f"{name_some(missing)}. Write {Path(missing[0]).with_suffix('.txt')} beside it, or a "
             f"row of {' or '.join(CAPTION_FILES)}, or train without text (conditioning label or "
-            "None)."
+            f"None).{_unread_captions(missing[0], others)}"
         )
     return captions
 
 
-def _nearest_file(name: str, files: Iterable[str]) -> str:
-    """For an error message: the file of this name in another folder, or in other letters."""
-    base = name.rpartition("/")[2].casefold()
-    for file in sorted(files):
-        if normalized(file).rpartition("/")[2].casefold() == base:
-            same = normalized(file) == name
-            return f"; {file} is there, but no image" if same else f"; did you mean {file}?"
+def _unread_captions(image: str, others: Iterable[str]) -> str:
+    """For an error message: a file that is meant as this image's captions, as other programs name
+    or place it.
+    """
+    beside = {f"{stem}{ending}" for stem in (image, image.rpartition(".")[0]) for ending in BESIDE}
+    for name in others:
+        base = name.rpartition("/")[2].lower()
+        if name in beside:
+            return f" {name} is there: rename those of other programs."
+        if base in CAPTION_FILES:
+            return f" {name} counts only at the top of the folder: give the folder that it is in."
+        if TABLES.fullmatch(base):
+            return f" {name} is not read; {' or '.join(CAPTION_FILES)} would be."
     return ""
+
+
+def _nearest_file(name: str, found: ImageFiles) -> str:
+    """For an error message: the file of this name in another folder, in other letters, or with
+    another ending or none.
+    """
+    base = _base(unquote(name))
+    files = [file for file in sorted({*found.images, *found.others}) if _base(file) == base]
+    stems = {base, os.path.splitext(base)[0]}
+    files += [file for file in found.images if os.path.splitext(_base(file))[0] in stems]
+    for file in files[:1]:
+        same = normalized(file) == name
+        return f"; {file} is there, but no image" if same else f"; did you mean {file}?"
+    return ""
+
+
+def _base(file: str) -> str:
+    return normalized(file).rpartition("/")[2].casefold()

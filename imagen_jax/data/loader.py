@@ -36,6 +36,7 @@ CROPS = ("centre", "random")
 Caption = str | Embedding
 Tokenize = Callable[[list[str]], tuple[np.ndarray, np.ndarray]]
 FOREVER = 2**62
+LOOKED_AT, MANY_SMALL = 256, 0.1  # images whose size is looked at; the share that gets a warning
 
 
 class TooManyBroken(Exception):
@@ -76,6 +77,30 @@ class Damage:
             f"{'; '.join(itertools.islice(self.broken.values(), 5))}. Mend or remove them, or "
             "raise data.max_broken_share."
         )
+
+
+class Enlarged:
+    """Counts the images that are smaller than what is made of them, among the first that are read,
+    and warns once where they are many: what is learned of them is blurred.
+    """
+
+    def __init__(self, size: int):
+        self.first = min(size, LOOKED_AT)
+        self.seen = self.small = 0
+        self.lock = threading.Lock()
+
+    def count(self, have: Size, wanted: Size) -> None:
+        if self.seen >= self.first:
+            return
+        with self.lock:
+            self.seen += 1
+            self.small += have[0] < wanted[0] or have[1] < wanted[1]
+            if self.seen == self.first and self.small > MANY_SMALL * self.first:
+                logging.warning(
+                    "%d of the first %d images are smaller than %dx%d pixels: they are enlarged, "
+                    "and the model learns how blurred they are",
+                    *(self.small, self.first, *wanted),
+                )
 
 
 def captions_of(
@@ -213,6 +238,10 @@ class Loader:
         return Damage(len(self.source), self.max_broken_share)
 
     @functools.cached_property
+    def enlarged(self) -> Enlarged:
+        return Enlarged(len(self.source))
+
+    @functools.cached_property
     def order(self) -> BucketOrder | grain.MapDataset:
         """Global example number (step * batch_size + row), without end -> index into the source."""
         if self.buckets:
@@ -247,6 +276,7 @@ class Loader:
             raise self.damage.error()
         draw = functools.partial(uniform, self.seed, number)
         at = (draw("crop x"), draw("crop y")) if self.crop == "random" else None
+        self.enlarged.count(pixels.size_of(example["image"]), self.sizes(number)[0])
         image = pixels.resize_and_crop(example["image"], *self.sizes(number), at)
         if self.flip and draw("flip") < 0.5:
             image = image[:, ::-1]
@@ -307,6 +337,9 @@ def _reduced(source: Source, side: int, whole: bool) -> Source:
     if isinstance(source, EmbeddedSource):
         return dataclasses.replace(source, source=_reduced(source.source, side, whole))
     if isinstance(source, ArraySource) and not whole and source.images.shape[1:3] != (side, side):
+        counted = Enlarged(len(source))
+        for image in source.images[: counted.first]:
+            counted.count(pixels.size_of(image), (side, side))
         images = np.stack([pixels.resize(image, side) for image in source.images])
         return dataclasses.replace(source, images=images)
     if isinstance(source, ShardSource):

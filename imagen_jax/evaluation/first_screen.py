@@ -63,8 +63,14 @@ def notes(run: EvaluationRun) -> list[str]:
     if true is None:
         return found
     given = request.images, request.reference
-    if None not in given and given[0].resolve() == given[1].resolve():
-        found.append("the images and the reference are the same folder")
+    if None not in given and given[1].is_dir():
+        inner, outer = sorted(
+            (path.resolve() for path in given), key=lambda path: len(path.parts), reverse=True
+        )
+        if inner == outer:
+            found.append("the images and the reference are the same folder")
+        elif inner.is_relative_to(outer):
+            found.append(f"{inner} lies in {outer}: its images count for both")
     if true.size != request.size:
         found.append(
             f"the images have {request.size} pixels and the reference {true.size}: a distance "

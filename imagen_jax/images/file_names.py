@@ -5,6 +5,8 @@ import sys
 import unicodedata
 from pathlib import Path
 
+from imagen_jax.images import decoding
+
 GRID_FILE = "grid.png"
 CHARACTERS, BYTES = 40, 100  # of a prompt, in a name; encrypted folders allow 143 bytes for all
 OWN = re.compile(r"\d{4,}(_.*)?\.png", re.DOTALL)
@@ -21,6 +23,15 @@ def file_name(index: int, prompt: str | None) -> str:
     short = "_".join(kept.split())[:CHARACTERS].encode(encoding, "ignore")[:BYTES]
     words = re.sub("_+", "_", short.decode(encoding, "ignore")).strip("_")
     return f"{index:04d}_{words}.png" if words else f"{index:04d}.png"
+
+
+def check_folder_name(folder: Path, option: str) -> None:
+    """ValueError for a new folder that is named like an image: a file was meant."""
+    if folder.suffix.lower() in decoding.SUFFIXES and not folder.is_dir():
+        raise ValueError(
+            f"{option} {folder} is named like one image; it is the folder of all: images are named "
+            "after their prompts"
+        )
 
 
 def own_images(folder: Path) -> list[str]:

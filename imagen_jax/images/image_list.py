@@ -7,8 +7,7 @@ from typing import Any, SupportsIndex
 
 from PIL import Image
 
-from imagen_jax.images.decoding import SUFFIXES
-from imagen_jax.images.file_names import GRID_FILE, file_name
+from imagen_jax.images.file_names import GRID_FILE, check_folder_name, file_name
 from imagen_jax.images.grid import image_grid
 from imagen_jax.images.image_file import SETTINGS_KEY, GeneratedImage, save_image
 from imagen_jax.storage.folders import user_path
@@ -54,15 +53,11 @@ class ImageList(list):
         several, with `grid`, grid.png; returns the paths. Files of the same names are replaced.
 
         Raises:
-            ValueError: the name is that of an image, such as cat.png.
+            ValueError: the directory is named like an image: `images[0].save(...)` writes one.
             OSError: a file cannot be written; those before it are whole.
         """
         directory = user_path(directory)
-        if directory.suffix.lower() in SUFFIXES and not directory.is_dir():
-            raise ValueError(
-                f"{directory} is the name of one image: images[0].save({str(directory)!r}); for "
-                "all of them give the name of a folder."
-            )
+        check_folder_name(directory, "save:")
         made = list(map(_settings, self))
         numbers = [entry.get("index", place) for place, entry in enumerate(made)]
         if len(set(numbers)) < len(numbers):  # of several calls

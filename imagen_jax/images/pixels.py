@@ -6,6 +6,11 @@ import numpy as np
 from PIL import Image
 
 
+def size_of(image: np.ndarray | Image.Image) -> tuple[int, int]:
+    """(width, height)."""
+    return image.size if isinstance(image, Image.Image) else image.shape[1::-1]
+
+
 def resize(image: np.ndarray | Image.Image, resolution: int) -> np.ndarray:
     """uint8 [resolution, resolution, 3]: the largest centred square, resized with antialiasing."""
     return resize_and_crop(image, (resolution, resolution))

@@ -367,6 +367,13 @@ def read_run(
         there = ", ".join(map(str, steps))
         raise ValueError(f"{directory} has no checkpoint of step {step!r}; it has {there}.")
     if not steps:
+        for folder in (directory, directory.parent):  # its folder of checkpoints, or one of them
+            if folder.name == CHECKPOINTS and saved_steps(folder):
+                of_step = f" and step={directory.name}" if directory.name.isdigit() else ""
+                raise ValueError(
+                    f"{directory} is a part of a training run: give its workdir, {folder.parent}"
+                    f"{of_step}."
+                )
         raise ValueError(
             f"{directory} is neither a model directory (no {MODEL_FILE}) nor DeepFloyd IF in "
             f"diffusers' layout (no {diffusers_directory.INDEX}) nor the workdir of a training run "

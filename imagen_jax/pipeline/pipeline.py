@@ -1,6 +1,7 @@
 """What a user holds: a Pipeline, whose `.generate_images(...)` gives images."""
 
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -389,7 +390,8 @@ class Pipeline:
     ) -> None:
         """Add `scale` times an adapter (ours, diffusers', peft's folder) to a stage's weights.
 
-        Several add up. `stage`: where the file's own word, or its fit, does not tell.
+        Several add up; one that is there already adds again, with a warning: a notebook's cell may
+        have run twice. `stage`: where the file's own word, or its fit, does not tell.
 
         Raises:
             ValueError: the adapter does not fit; the message lists what. Nothing has changed then.
@@ -399,6 +401,11 @@ class Pipeline:
         scale, file = plain(scale), LoraFile(user_path(path))
         name, params = adapted_params(file, self.cascade, self.params, scale, stage)
         digest = fingerprints.of_files(file.files)
+        if self._without_lora is not None and f"*{digest}@{name}" in self.fingerprint:
+            warnings.warn(
+                f"{path} was loaded before, and is added once more; unload_lora() takes all away",
+                stacklevel=2,
+            )
         if self._without_lora is None:
             self._without_lora = self.params, self.fingerprint
         self.params = params

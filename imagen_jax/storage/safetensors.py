@@ -217,8 +217,9 @@ def open_tensors(
         variant: such as "fp16", for model.fp16.safetensors.
 
     Raises:
-        FileNotFoundError: there are neither, or a shard is missing.
-        ValueError: a file is damaged or lies outside the folder, or index and shards disagree.
+        FileNotFoundError: there are neither.
+        ValueError: a file is damaged or lies outside the folder, a shard is missing, or index and
+            shards disagree.
     """
     directory = Path(directory)
     _check_folder(directory)

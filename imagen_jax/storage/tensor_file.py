@@ -133,7 +133,8 @@ def _read_header(path: Path) -> tuple[Mapping[str, Any], int]:
 
 def _read_tensors(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
     header, end = _read_header(path)
-    metadata = header.pop("__metadata__", {})
+    metadata = header.pop("__metadata__", None)
+    metadata = {} if metadata is None else metadata
     if not isinstance(metadata, dict):
         raise ValueError("its __metadata__ is not an object")
     tensors = {name: _tensor(path, end, name, values) for name, values in header.items()}

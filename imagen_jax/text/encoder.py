@@ -26,6 +26,7 @@ from imagen_jax.text.tokenizers import (
     SentencePieceTokenizer,
     Tokenizer,
     token_ids,
+    unknown_id,
     vocab_size,
 )
 from imagen_jax.typing import Mask, Params, TextEmbeddings, Tokens
@@ -68,7 +69,8 @@ class Shortened:
 
     limit: tokens of a prompt that are used, the end mark left out. cut: of how many the rest was
     left out, and the first of them with its tokens. emptied: of how many cleaning left nothing, and
-    the first of them.
+    the first of them. unknown: how many have characters that the tokenizer does not know, and the
+    first of them.
     """
 
     limit: int
@@ -77,12 +79,19 @@ class Shortened:
     first_cut: tuple[str, int] = ("", 0)
     emptied: int = 0
     first_emptied: str = ""
+    unknown: int = 0
+    first_unknown: str = ""
 
-    def add(self, prompt: str, prepared: str, tokens: int) -> None:
+    def add(
+        self, prompt: str, prepared: str, tokens: Sequence[int], unknown_id: int | None
+    ) -> None:
         self.seen += 1
-        if tokens > self.limit:
-            self.first_cut = self.first_cut if self.cut else (prompt, tokens)
+        if len(tokens) > self.limit:
+            self.first_cut = self.first_cut if self.cut else (prompt, len(tokens))
             self.cut += 1
+        if unknown_id in tokens:
+            self.first_unknown = self.first_unknown if self.unknown else prompt
+            self.unknown += 1
         if prompt.strip() and not prepared:
             self.first_emptied = self.first_emptied if self.emptied else prompt
             self.emptied += 1
@@ -93,6 +102,10 @@ class Shortened:
         said = {
             f"Cut to {self.limit} tokens": (self.cut, f"{_shown(prompt)} of {tokens}"),
             "Nothing is left after cleaning": (self.emptied, _shown(self.first_emptied)),
+            "Has characters that the text encoder does not know": (
+                self.unknown,
+                _shown(self.first_unknown),
+            ),
         }
         return " ".join(
             f"{what}: {count} of {self.seen} prompts ({count / self.seen:.1%}), the first {first}."
@@ -120,9 +133,10 @@ def tokenize(
     ids = np.full((len(prompts), encoder.max_length), PAD_ID, np.int32)
     mask = np.zeros(ids.shape, bool)
     prepared = [captions.prepare_caption(prompt, encoder.caption) for prompt in prompts]
+    unknown = unknown_id(encoder.tokenizer)
     each = zip(prompts, prepared, token_ids(encoder.tokenizer, prepared), strict=True)
     for row, (prompt, text, tokens) in enumerate(each):
-        counted.add(prompt, text, len(tokens))
+        counted.add(prompt, text, tokens, unknown)
         kept = [*tokens[:limit], EOS_ID]
         ids[row, : len(kept)] = kept
         mask[row, : len(kept)] = True

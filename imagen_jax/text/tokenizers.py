@@ -72,6 +72,11 @@ def vocab_size(tokenizer: Tokenizer) -> int:
     return _processor(tokenizer).GetPieceSize()
 
 
+def unknown_id(tokenizer: Tokenizer) -> int | None:
+    """The id of what has no id of its own; None for bytes, which know all."""
+    return None if isinstance(tokenizer, ByteTokenizer) else _processor(tokenizer).unk_id()
+
+
 def token_ids(tokenizer: Tokenizer, prompts: Sequence[str]) -> list[list[int]]:
     """The ids of each prompt, of any length, without the end mark."""
     # Lone surrogates have no UTF-8 form; "replace" gives the question mark.

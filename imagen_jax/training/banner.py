@@ -5,7 +5,9 @@ import shlex
 from pathlib import Path
 
 import jax
+import numpy as np
 
+from imagen_jax.data.classes import class_names
 from imagen_jax.data.sources import Source
 from imagen_jax.devices import accelerators
 from imagen_jax.storage.folders import saved_steps
@@ -53,7 +55,9 @@ def start_banner(
     if workdir is not None:
         lines += _outputs(config, workdir)
     said = [f"{name:<12}{text}" for name, text in lines]
-    notes = [accelerators.unused_accelerator(), None if epochs is None else _odd(config, source)]
+    notes = [accelerators.unused_accelerator()]
+    if epochs is not None:
+        notes += [_odd(config, source), _one_class(source)]
     return "\n".join([*said, *(f"warning: {note}" for note in notes if note)])
 
 
@@ -140,6 +144,16 @@ def _outputs(config: RunConfig, workdir: str | os.PathLike) -> list[tuple[str, s
         ("writes", f"{saved}, {METRICS_FILE}"),
         ("watch", f"tensorboard --logdir {shlex.quote(folder)}"),
     ]
+
+
+def _one_class(source: Source) -> str | None:
+    """What is odd about the labels, where the source knows them: that they are all the same."""
+    labels = getattr(source, "labels", None)
+    if labels is None or np.min(labels) < np.max(labels):
+        return None
+    names = class_names(source)
+    name = f" ({names[labels[0]]})" if names else ""
+    return f"all images have the label {labels[0]}{name}: the model learns no difference of classes"
 
 
 def _odd(config: RunConfig, source: Source) -> str | None:

@@ -19,6 +19,7 @@ from imagen_jax.devices import accelerators, chips, hosts
 from imagen_jax.devices.sharding import batch_sharding, replicated, state_shardings
 from imagen_jax.storage.checkpoint import CheckpointError, Checkpoints, MismatchError, check_weights
 from imagen_jax.training import flops, metrics
+from imagen_jax.training.changes import say_changes
 from imagen_jax.training.classes import check_saved
 from imagen_jax.training.feed import Batches, Feed, LabelError, Ranges, batches_taken
 from imagen_jax.training.optimizer import learning_rate_schedule
@@ -104,7 +105,7 @@ def train(
     if saved:
         check_saved(saved, run.description)
         say(f"resumed at step {start} from {checkpoints.directory}")
-        say_other_batches(config, saved, say)
+        say_changes(config, run.source, saved, say)
     if start >= num_steps:
         say(f"already trained to step {start}; num_steps is {num_steps}")
         return state
@@ -169,6 +170,8 @@ def train(
     def save(step: int) -> None:
         """Starts to write a checkpoint."""
         values = dict(run.description, step=step, window=log.window)
+        if run.source is not None:
+            values["images"] = len(run.source)
         if (position := feed.state()) is not None:
             values["batches"] = position
         loss = float(np.mean(losses)) if losses else float("inf")
@@ -310,19 +313,6 @@ def start_or_restore(config: RunConfig, run: Run) -> tuple[Any, dict[str, Any]]:
         )
     )
     return restored or (start_state(run.init, key, run.mesh, run.weights), {})
-
-
-def say_other_batches(
-    config: RunConfig, saved: Mapping[str, Any], say: Callable[[str], None]
-) -> None:
-    """Warns where the batches from here on are not those that the run would have had."""
-    for name in ("seed", "batch_size"):
-        before, now = saved.get("config", {}).get(name), getattr(config, name)
-        if before is not None and before != now:
-            say(
-                f"warning: {name} was {before} and is {now} now: the images come in another order, "
-                "and some are repeated before others were used"
-            )
 
 
 def check_finite(

@@ -115,6 +115,22 @@ def test_a_run_that_resumes_does_not_say_that_it_starts(tmp_path):
     assert not any(line.startswith("start ") for line in rest)
 
 
+@pytest.mark.parametrize(("labels", "told"), [((2, 2, 2), True), ((2, 2, 0), False)])
+def test_images_of_one_class_are_told(tmp_path, labels, told):
+    images = np.zeros((3, 8, 8, 3), np.uint8)
+    np.savez(tmp_path / "set.npz", image=images, label=np.asarray(labels))
+    given = {
+        "stage.conditioning": "label",
+        "stage.text_width": "None",
+        "stage.network.num_classes": "4",
+        "text": "None",
+        "data": repr({"source": "npz", "path": str(tmp_path / "set.npz"), "split": "all"}),
+    }
+    plan = start.read_plan(str(CONFIG), given)
+    said = banner.start_banner(plan, banner.look_at_images(plan.config))
+    assert ("warning: all images have the label 2: " in said) == told
+
+
 def test_a_prior_takes_its_rows_out_of_the_passes(tmp_path):
     prior = {"source": "npz", "path": str(tmp_path / "set.npz"), "share": 0.5}
     said = "\n".join(start_lines(tmp_path, data__prior=prior, num_steps=8))

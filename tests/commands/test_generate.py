@@ -254,6 +254,8 @@ def test_the_first_screen_is_as_the_documents_have_it(repository, tmp_path, monk
 def test_an_out_that_is_a_file_is_refused(directory, tmp_path):
     (tmp_path / "out").write_text("mine")
     assert "is a file" in mistake("a cat", "--model", directory, "--out", tmp_path / "out")
+    assert "cat.png is named like one image" in mistake("a cat", "--out", tmp_path / "cat.png")
+    assert not (tmp_path / "cat.png").exists()
 
 
 def test_an_out_that_cannot_be_written_is_refused_before_generating(directory, monkeypatch):

@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from imagen_jax.data.loader import Loader, TooManyBroken, captions_of, choose_caption
 from imagen_jax.data.sources import ArraySource, BrokenExample
@@ -111,6 +112,34 @@ class Damaged:
         if index in self.broken:
             raise BrokenExample(f"image-{index}", "is truncated")
         return self.source[index]
+
+
+@pytest.mark.parametrize(("small", "told"), [(0, False), (3, False), (4, True), (SIZE, True)])
+def test_images_that_are_enlarged_are_told_once(small, told, caplog):
+    class Sizes:
+        """Images of 8x8 pixels, `small` of them narrower."""
+
+        def __len__(self):
+            return SIZE
+
+        def __getitem__(self, index):
+            image = np.zeros((8, 1 if index < small else 8, 3), np.uint8)
+            return {"image": Image.fromarray(image) if index % 2 else image, "key": str(index)}
+
+    for _ in itertools.islice(
+        make(Sizes(), conditioning=None, resolution=8, num_threads=1).batches(), 8
+    ):
+        pass
+    said = [record.getMessage() for record in caplog.records if "enlarged" in record.message]
+    assert len(said) == told
+    assert all(f"{small} of the first {SIZE} images are smaller than 8x8" in line for line in said)
+
+
+def test_arrays_that_are_enlarged_are_told(source, caplog):
+    make(source, resolution=8)
+    assert not caplog.text
+    make(source, resolution=16)
+    assert f"{SIZE} of the first {SIZE} images are smaller than 16x16 pixels" in caplog.text
 
 
 def test_broken_examples_are_replaced_counted_and_named_once(source, caplog):

@@ -140,6 +140,9 @@ def test_a_separator_inside_a_caption_stays(tmp_path, case, name, caption):
         ('{"file": "a.PNG", "caption": "x"}', r"not there: a\.PNG; did you mean a\.png\?"),
         ('{"file": "/set/a.png", "caption": "x"}', r"/set/a\.png; did you mean a\.png\?"),
         ('{"file": "a.md", "caption": "x"}', r"not there: a\.md; a\.md is there, but no image"),
+        ('{"file": "A%2Epng", "caption": "x"}', r"A%2Epng; did you mean a\.png\?"),
+        ('{"file": "a", "caption": "x"}', r"not there: a; did you mean a\.png\?"),
+        ('{"file": "x/a.jpg", "caption": "x"}', r"x/a\.jpg; did you mean a\.png\?"),
     ],
 )
 def test_a_bad_caption_row_is_named(tmp_path, row, match):
@@ -148,6 +151,45 @@ def test_a_bad_caption_row_is_named(tmp_path, row, match):
     (tmp_path / "captions.jsonl").write_text(row)
     with pytest.raises(ValueError, match=match):
         read_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("a.caption", r"a\.caption is there: rename those of other programs"),
+        ("a.png.txt", r"a\.png\.txt is there: rename"),
+        ("metadata.jsonl", r"metadata\.jsonl is not read; captions\.jsonl or captions\.csv would"),
+        ("captions.json", r"captions\.json is not read"),
+        ("caption.csv", r"caption\.csv is not read"),
+        ("sub/captions.csv", r"sub/captions\.csv counts only at the top of the folder"),
+        ("README.md", r"\(conditioning label or None\)\.$"),
+    ],
+)
+def test_captions_under_other_names_are_pointed_out(tmp_path, name, told):
+    write_images(tmp_path, ["a.png", "sub/b.png"])
+    (tmp_path / name).write_text('{"file_name": "a.png", "text": "x"}')
+    with pytest.raises(ValueError, match=told):
+        read_folder(tmp_path)
+
+
+def test_splits_are_no_classes(tmp_path, caplog):
+    names = [f"{{}}/{name}/0.png" for name in ("cat", "dog")]
+    for number, splits in enumerate([("train", "val"), ("Train",)]):
+        folder = tmp_path / str(number)
+        write_images(folder, [name.format(split) for name in names for split in splits])
+        with pytest.raises(ValueError, match=rf"like splits, .*{splits[0]}, which holds cat, dog"):
+            read_folder(folder, conditioning="label")
+        read_folder(folder, conditioning=None)
+    write_images(tmp_path / "one", [name.format("images") for name in names])
+    assert read_folder(tmp_path / "one", conditioning="label").class_names == ("images",)
+    assert "one/images, which holds cat, dog" in caplog.text
+    caplog.clear()
+    # sub-folders of any name within classes; classes that are named like splits
+    write_images(tmp_path / "two", ["cat/1/0.png", "cat/2/0.png", "dog/1/0.png", "dog/0.png"])
+    write_images(tmp_path / "three", ["test/0.png", "train/0.png"])
+    for folder, classes in (("two", ("cat", "dog")), ("three", ("test", "train"))):
+        assert read_folder(tmp_path / folder, conditioning="label").class_names == classes
+    assert not caplog.text
 
 
 def test_a_csv_may_have_spaces_after_its_commas(tmp_path):

@@ -119,6 +119,10 @@ def test_folders_that_cannot_be_compared(folders, networks, tmp_path, rng, capsy
     call(tmp_path / "plain", tmp_path / "plain", *with_network)
     said = capsys.readouterr()
     assert "the same folder" in said.out
+    inner = fill(a / "made", rng, 3)
+    for given in ((a, inner), (inner, a)):
+        call(*given, *with_network)
+        assert f"{inner} lies in {a}: its images count for both" in capsys.readouterr().out
     assert "all 3 images have the same features" in said.err
     assert "all 3 references have the same features" in said.err
 

@@ -351,6 +351,10 @@ def test_a_failed_save_changes_nothing(directory, tmp_path):
         broken.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="neither a model directory"):
         load_model(tmp_path)
+    (tmp_path / "run" / "checkpoints" / "20").mkdir(parents=True)
+    for part, step in (("checkpoints", ""), ("checkpoints/20", " and step=20")):
+        with pytest.raises(ValueError, match=f"give its workdir, {tmp_path}/run{step}."):
+            load_model(tmp_path / "run" / part)
 
     def contents() -> dict[str, bytes]:
         return {file.name: file.read_bytes() for file in directory.iterdir()}

@@ -53,6 +53,29 @@ def test_sentencepiece_ids(model_file):
     assert 2 not in ids  # an unseen character falls back to bytes
 
 
+def test_characters_that_a_tokenizer_does_not_know_are_told(tmp_path, captions):
+    """As Chinese in T5's, whose model has no bytes to fall back to."""
+    import sentencepiece
+
+    with open(tmp_path / "spiece.model", "wb") as file:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(captions),
+            model_writer=file,
+            model_type="char",
+            vocab_size=30,
+            hard_vocab_limit=False,
+            **{"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1},
+            minloglevel=2,
+        )
+    encoder = tiny(SentencePieceTokenizer(str(tmp_path / "spiece.model")))
+    said = r"^Has characters that .* not know: 2 of 3 prompts \(66\.7%\), the first '红苹果'\.$"
+    with pytest.warns(text.ShortenedWarning, match=said):
+        text.tokenize(encoder, ["a cat", "红苹果", "a 猫"])
+    with warnings.catch_warnings(action="error"):
+        text.tokenize(encoder, ["a cat"])
+        text.tokenize(tiny(ByteTokenizer()), ["红苹果"])
+
+
 def test_a_long_prompt_is_cut_with_a_warning():
     encoder = tiny(ByteTokenizer(), max_length=5)
     said = r"Cut to 4 tokens: 1 of 1 prompts \(100.0%\), the first 'abcdef' of 6\.$"

@@ -12,7 +12,7 @@ from PIL import Image
 from imagen_jax.devices.sharding import MeshConfig, make_mesh
 from imagen_jax.storage.checkpoint import CheckpointError, Checkpoints
 from imagen_jax.training.feed import Feed, LabelError
-from imagen_jax.training.loop import NonFiniteError, say_other_batches
+from imagen_jax.training.loop import NonFiniteError
 from imagen_jax.training.metrics import read_losses
 from tests.training import toy
 
@@ -41,20 +41,6 @@ def test_a_finished_run_is_left_alone(tmp_path):
     again = toy.run(tmp_path, steps=6, say=said.append)
     assert_equal(jax.device_get(first), jax.device_get(again))
     assert "already trained" in said[-1]
-
-
-def test_a_batch_size_that_changed_on_the_way_is_told():
-    config = toy.make_config()
-    for saved, told in [
-        ({}, []),
-        ({"config": {"batch_size": toy.BATCH, "seed": 0}}, []),
-        ({"config": {"batch_size": 4}}, ["batch_size was 4 and is 16"]),
-        ({"config": {"batch_size": toy.BATCH, "seed": 1}}, ["seed was 1 and is 0"]),
-    ]:
-        said = []
-        say_other_batches(config, saved, said.append)
-        assert len(said) == len(told)
-        assert all(part in line for part, line in zip(told, said, strict=True))
 
 
 def signal_at(step, number=signal.SIGTERM):

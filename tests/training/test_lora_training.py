@@ -1,6 +1,7 @@
 """Training an adapter: what is trained and stored, on any mesh, and what a pipeline makes of it."""
 
 import os
+import warnings
 from pathlib import Path
 
 import jax
@@ -113,8 +114,10 @@ def test_the_written_adapter_changes_the_base_by_the_same(trained, base, tmp_pat
     pipeline.unload_lora()
     assert pipeline.params["tiny"] is before
     assert pipeline.fingerprint == fingerprint
-    pipeline.load_lora(path, 0.25)
-    pipeline.load_lora(path, 0.25)
+    with warnings.catch_warnings(action="error"):
+        pipeline.load_lora(path, 0.25)
+    with pytest.warns(UserWarning, match=r"lora\.safetensors was loaded before"):
+        pipeline.load_lora(path, 0.25)
     halfway = jax.tree.map(lambda a, b: (a + b) / 2, before, merged.params["tiny"])
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
