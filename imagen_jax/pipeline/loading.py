@@ -342,14 +342,6 @@ def run_lora(run: Mapping[str, Any]) -> LoraConfig:
     return from_dict(LoraConfig, run["config"]["lora"], "lora")
 
 
-def _inside_workdir(directory: Path) -> str:
-    """For a message: which workdir a folder of checkpoints, or one of these, belongs to."""
-    for folder, step in ((directory, ""), (directory.parent, f", with step={directory.name}")):
-        if folder.name == CHECKPOINTS and saved_steps(folder):
-            return f"; it is part of the workdir {folder.parent}: give that{step}"
-    return ""
-
-
 def read_run(
     directory: Path, step: Whole | None = None, ema: bool = True
 ) -> tuple[int, Params, dict[str, Any]]:
@@ -377,7 +369,7 @@ def read_run(
         raise ValueError(
             f"{directory} is neither a model directory (no {MODEL_FILE}) nor DeepFloyd IF in "
             f"diffusers' layout (no {diffusers_directory.INDEX}) nor the workdir of a training run "
-            f"(no checkpoint in {CHECKPOINTS}/){_inside_workdir(directory)}."
+            f"(no checkpoint in {CHECKPOINTS}/)."
         )
     # Imported here: Orbax is slow to import, and only workdirs need it.
     from imagen_jax.storage.checkpoint import CheckpointError, Checkpoints
