@@ -21,8 +21,9 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
 from imagen_jax.devices.hosts import gather_json
+from imagen_jax.devices.memory import size_text
 from imagen_jax.storage.digest import Arrays, checked, described, first_fault, signed
-from imagen_jax.storage.disk import describe, disk_refusal, size_text
+from imagen_jax.storage.disk import describe, disk_refusal
 from imagen_jax.storage.orbax_noise import silence
 from imagen_jax.storage.trees import flatten, num_bytes, shape_differences, unflatten
 from imagen_jax.typing import Params
