@@ -355,11 +355,7 @@ def read_run(
     place = directory / CHECKPOINTS
     if not directory.is_dir():
         raise ValueError(absent(directory, "folder"))
-    steps = sorted(saved_steps(place))
-    if steps and step is not None and step not in steps:
-        there = ", ".join(map(str, steps))
-        raise ValueError(f"{directory} has no checkpoint of step {step!r}; it has {there}.")
-    if not steps:
+    if not saved_steps(place):
         raise ValueError(
             f"{directory} is neither a model directory (no {MODEL_FILE}) nor DeepFloyd IF in "
             f"diffusers' layout (no {diffusers_directory.INDEX}) nor the workdir of a training run "

@@ -197,7 +197,8 @@ class Checkpoints:
         if not steps:
             raise ValueError(f"{self.directory} holds no checkpoint")
         if step is not None and step not in steps:
-            raise ValueError(f"{self.directory} has no checkpoint of step {step}, only of {steps}")
+            there = ", ".join(map(str, steps))
+            raise ValueError(f"{self.directory} has no checkpoint of step {step}; it has {there}.")
         steps = steps if step is None else [int(step)]
         step, restored, run, damaged = self._newest_whole(steps, item)
         for number, reason in damaged.items():

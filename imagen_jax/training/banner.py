@@ -20,6 +20,7 @@ from imagen_jax.training.table import num_parameters
 
 READS = {"text": "with captions", "label": "with classes", None: "without captions"}
 WITH = {"text": " from text", "label": " from classes", None: ""}
+MANY_EPOCHS = 1000  # images that are seen so often are learned by heart
 # Looking at them would download data, or import TensorFlow.
 NOT_LOOKED_AT = (STREAM, "tfds")
 
@@ -135,5 +136,10 @@ def _odd(config: RunConfig, count: int, epochs: float) -> str | None:
         return (
             f"batch_size {config.batch_size} is more than the {count} images: each batch has some "
             "of them several times"
+        )
+    if epochs > MANY_EPOCHS:
+        return (
+            f"each image is seen {epochs:,.0f} times: the model will learn {count:,} images by "
+            "heart; fewer num_steps or more images"
         )
     return None
