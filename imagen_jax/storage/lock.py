@@ -18,7 +18,6 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import jax
 
@@ -142,18 +141,16 @@ def locked(folder: Path, option: str) -> Iterator[None]:
     if jax.process_index() == 0:
         try:
             lock = Lock(folder, option)
-        except OSError as error:
-            fault = describe(error)
-        except ValueError as error:
-            fault = str(error)
-    with contextlib.ExitStack() as stack:
-        if lock is not None:
-            stack.callback(lock.release)
-        fault = gather_json(fault)[0]
-        if fault is not None:
+        except (OSError, ValueError) as error:
+            fault = describe(error) if isinstance(error, OSError) else str(error)
+    try:
+        if (fault := gather_json(fault)[0]) is not None:
             raise ValueError(fault)
-        stack.enter_context(ended_by_sigterm())
-        yield
+        with ended_by_sigterm():
+            yield
+    finally:
+        if lock is not None:
+            lock.release()
 
 
 @contextlib.contextmanager
@@ -161,16 +158,12 @@ def ended_by_sigterm() -> Iterator[None]:
     """Inside, SIGTERM ends the program with status 75 as `sys.exit` does, where nobody else handles
     it. On several hosts JAX does.
     """
-
-    def end(number: int, frame: Any) -> None:
-        sys.exit(os.EX_TEMPFAIL)
-
-    usual = signal.getsignal(signal.SIGTERM) == signal.SIG_DFL and jax.process_count() == 1
-    if usual and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, end)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    else:
+    here = threading.current_thread() is threading.main_thread() and jax.process_count() == 1
+    ours = here and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    if ours:
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(os.EX_TEMPFAIL))
+    try:
         yield
+    finally:
+        if ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -166,7 +166,7 @@ def test_a_lock_that_is_being_written_is_waited_for(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("stale", [False, True])
 def test_of_many_that_start_at_once_one_gets_it(tmp_path, monkeypatch, stale):
-    monkeypatch.setattr(lock, "PATIENCE", 2)
+    monkeypatch.setattr(lock, "PATIENCE", 1)
     folder = tmp_path / "run"
     folder.mkdir()
     if stale:
