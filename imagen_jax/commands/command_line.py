@@ -13,7 +13,6 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from pathlib import Path
 from typing import Any, NoReturn
 
 from imagen_jax.commands.other_names import suggestion
@@ -236,18 +235,22 @@ def run_configured(
 # ------------------------------------------------------------------------------ values of options
 
 
-def whole_number(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number") from None
+def argument(read: Callable[[str], Any], meaning: str | None = None) -> Callable[[str], Any]:
+    """`read` for argparse: a ValueError is told, or that the text must be `meaning`."""
+
+    def typed(text: str) -> Any:
+        try:
+            return read(text)
+        except ValueError as error:
+            reason = f"{text!r} must be {meaning}" if meaning else str(error)
+            raise argparse.ArgumentTypeError(reason) from None
+
+    return typed
 
 
-def number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} must be a number") from None
+whole_number, number = argument(int, "a whole number"), argument(float, "a number")
+path = argument(user_path)  # ~ is expanded where the shell has not
+source = argument(lambda text: str(expand_home(text)))  # a model's name, address or path
 
 
 def count(text: str) -> int:
@@ -285,14 +288,6 @@ def numbers(kind: type) -> Callable[[str], Any]:
 names = numbers(str)
 
 
-def path(argument: str) -> Path:
-    """A path as the user wrote it, for argparse: with ~ expanded where the shell has not."""
-    try:
-        return user_path(argument)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
 def prompt(argument: str) -> str:
     """Text for argparse: bytes that the system's encoding lacks are read as UTF-8."""
     try:
@@ -303,14 +298,6 @@ def prompt(argument: str) -> str:
         except UnicodeError:
             raise argparse.ArgumentTypeError(f"{argument!r} is not text in UTF-8") from None
     return argument
-
-
-def source(argument: str) -> str:
-    """A model's name, address or path, for argparse: with ~ expanded."""
-    try:
-        return str(expand_home(argument))
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def sources(argument: str) -> str | list[str]:

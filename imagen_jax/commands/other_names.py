@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Collection
 
 from imagen_jax.pipeline import option_names
+from imagen_jax.training.config import OTHER_KEYS
 
 # Ours, and others' for the same. "config.KEY" is for commands that take a config.
 SPELLINGS = option_names.SPELLINGS | {
@@ -20,20 +21,8 @@ SPELLINGS = option_names.SPELLINGS | {
     "reference": "ref real real_path gt",
     "num": "num_prompts limit max_samples",
     "batch_size": "bs batch train_batch_size",
-    "config.batch_size": "batch_size bs batch train_batch_size per_device_train_batch_size",
-    "config.num_steps": "steps max_train_steps max_steps num_steps iterations epochs num_epochs "
-    "num_train_epochs",
-    "config.optimizer.learning_rate": "learning_rate lr",
-    "config.optimizer.accumulation": "gradient_accumulation_steps grad_accum accumulate",
+    **{f"config.{key}": f"{others} {key}" for key, others in OTHER_KEYS.items()},
     "config.seed": "seed",
-    "config.data.path": "data train_data_dir instance_data_dir data_dir data_path dataset "
-    "dataset_name image_folder",
-    "config.stage.resolution": "resolution image_size size",
-    "config.stage.network.remat": "gradient_checkpointing use_checkpoint",
-    "config.stage.network.dtype": "mixed_precision dtype fp16 bf16 use_fp16",
-    "config.sample.prompts": "validation_prompt validation_prompts sample_prompts",
-    "config.checkpoint.every": "checkpointing_steps save_steps save_interval save_every_n_steps",
-    "config.log_every": "log_interval logging_steps",
 }
 
 

@@ -36,34 +36,26 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run(options: argparse.Namespace, overrides: dict[str, str]) -> None:
-    with contextlib.ExitStack() as held:
-        run_training(options, overrides, held)
-
-
-def run_training(
-    options: argparse.Namespace, overrides: dict[str, str], held: contextlib.ExitStack
-) -> None:
-    """Trains as the options say; `held` gets the workdir's lock, to be let go at the end."""
     with one_line_errors():
         from imagen_jax.devices import memory
         from imagen_jax.devices.compilation_cache import use_compilation_cache
         from imagen_jax.training import banner, loop, text_pretraining, workdir
 
-    with one_line_errors(ValueError, *loop.RUN_ERRORS):
-        overrides = overrides | {"batch_size": str(options.batch_size)}
-        plan = text_pretraining.read_plan(
-            options.config, overrides, options.steps, options.learning_rate
-        )
-        use_compilation_cache()
-        folder = held.enter_context(workdir.held(options.workdir))
-        run = text_pretraining.open_run(plan, folder, options.init_from)
-        told = plan._replace(config=replace(plan.config, init_from=options.init_from))
-        print(banner.start_banner(told, run.source, folder))
-    advice = memory.explained(f"--batch_size is {options.batch_size}: give less.")
-    with one_line_errors(*loop.RUN_ERRORS), advice:
-        loop.train(plan.config, run)
-        run.checkpoints.close()
-    print(f"wrote {folder}")
+    with contextlib.ExitStack() as held, one_line_errors(*loop.RUN_ERRORS):
+        with one_line_errors(ValueError):
+            overrides = overrides | {"batch_size": str(options.batch_size)}
+            plan = text_pretraining.read_plan(
+                options.config, overrides, options.steps, options.learning_rate
+            )
+            use_compilation_cache()
+            folder = held.enter_context(workdir.held(options.workdir))
+            run = text_pretraining.open_run(plan, folder, options.init_from)
+            told = plan._replace(config=replace(plan.config, init_from=options.init_from))
+            print(banner.start_banner(told, run.source, folder))
+        with memory.explained(f"--batch_size is {options.batch_size}: give less."):
+            loop.train(plan.config, run)
+            run.checkpoints.close()
+        print(f"wrote {folder}")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -46,14 +46,6 @@ def parser() -> argparse.ArgumentParser:
 
 
 def train(options: argparse.Namespace, overrides: dict[str, str]) -> None:
-    with contextlib.ExitStack() as held:
-        run_training(options, overrides, held)
-
-
-def run_training(
-    options: argparse.Namespace, overrides: dict[str, str], held: contextlib.ExitStack
-) -> None:
-    """Trains as the options say; `held` gets the workdir's lock, to be let go at the end."""
     with one_line_errors():
         from imagen_jax.devices import memory
         from imagen_jax.devices.compilation_cache import use_compilation_cache
@@ -62,34 +54,35 @@ def run_training(
         from imagen_jax.training import banner, loop, start, table, workdir
         from imagen_jax.training.memory import training_advice
 
-    with one_line_errors(ValueError, *loop.RUN_ERRORS):
-        join_hosts(options)
-        profile = parse_profile(options.profile)
-        if options.workdir is None and not options.dry_run:
-            raise ValueError("--workdir is needed, except with --dry_run")
-        check_local(options.workdir or "", "--workdir")
-        if options.init_from:
-            overrides = {"init_from": repr(options.init_from), **overrides}
-        plan = start.read_plan(options.config, overrides)
-        config = plan.config
-        if options.dry_run:
-            print(table.model_table(config, plan.train_step, plan.init, plan.mesh, plan.frozen))
-            print(banner.start_banner(plan, banner.look_at_images(config), options.workdir))
-            return
-        use_compilation_cache()
-        folder = held.enter_context(workdir.held(options.workdir))
-        advice = training_advice(config, plan.mesh)
+    with contextlib.ExitStack() as held, one_line_errors(*loop.RUN_ERRORS):
+        with one_line_errors(ValueError):
+            join_hosts(options)
+            profile = parse_profile(options.profile)
+            if options.workdir is None and not options.dry_run:
+                raise ValueError("--workdir is needed, except with --dry_run")
+            check_local(options.workdir or "", "--workdir")
+            if options.init_from:
+                overrides = {"init_from": repr(options.init_from), **overrides}
+            plan = start.read_plan(options.config, overrides)
+            config = plan.config
+            if options.dry_run:
+                print(table.model_table(config, plan.train_step, plan.init, plan.mesh, plan.frozen))
+                print(banner.start_banner(plan, banner.look_at_images(config), options.workdir))
+                return
+            use_compilation_cache()
+            folder = held.enter_context(workdir.held(options.workdir))
+            advice = training_advice(config, plan.mesh)
+            with memory.explained(advice):
+                run = start.open_run(plan, folder)
+            say_on_first_host(banner.start_banner(plan, run.source, folder))
         with memory.explained(advice):
-            run = start.open_run(plan, folder)
-        say_on_first_host(banner.start_banner(plan, run.source, folder))
-    with one_line_errors(*loop.RUN_ERRORS), memory.explained(advice):
-        state = loop.train(config, run, profile=profile)
-        run.checkpoints.close()
-        if config.lora is not None:
-            path = export_lora(run.workdir, run.workdir / "lora.safetensors")
-            say_on_first_host(f"the adapter: {path}")
-        if int(state.step) < config.num_steps:
-            sys.exit(os.EX_TEMPFAIL)
+            state = loop.train(config, run, profile=profile)
+            run.checkpoints.close()
+            if config.lora is not None:
+                path = export_lora(run.workdir, run.workdir / "lora.safetensors")
+                say_on_first_host(f"the adapter: {path}")
+            if int(state.step) < config.num_steps:
+                sys.exit(os.EX_TEMPFAIL)
 
 
 def parse_profile(value: str | None) -> tuple[int, int] | None:

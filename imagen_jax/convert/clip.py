@@ -8,7 +8,7 @@ import jax
 
 from imagen_jax.convert.fields import Fields, read_config
 from imagen_jax.models import clip
-from imagen_jax.models.bounds import MAX_LAYERS, MAX_LENGTH, MAX_ROWS, MAX_SIDE
+from imagen_jax.models.bounds import BOUNDS, MAX_SIDE
 from imagen_jax.storage.layout import CONVOLUTION, LINEAR, Layout, Tensors, affine
 from imagen_jax.storage.layout_files import read_layout
 from imagen_jax.storage.safetensors import open_model
@@ -67,7 +67,7 @@ def _tower(fields: Fields) -> clip.TowerConfig:
     return clip.TowerConfig(
         width=fields.count("hidden_size"),
         heads=fields.count("num_attention_heads"),
-        layers=fields.count("num_hidden_layers", MAX_LAYERS),
+        layers=fields.count("num_hidden_layers", BOUNDS["layers"][1]),
         hidden=fields.count("intermediate_size"),
         activation=fields.choice("hidden_act", {name: name for name in clip.ACTIVATIONS}),
         norm_eps=fields.positive("layer_norm_eps", most=1.0),
@@ -81,16 +81,16 @@ def config_from_huggingface(values: Mapping[str, Any]) -> clip.ClipConfig:
     text, vision = _section(values, "text", TEXT), _section(values, "vision", VISION)
     if vision.count("num_channels") != 3:
         vision.refuse("num_channels", "3")
-    eos_id = text.count("eos_token_id", MAX_ROWS)
+    eos_id = text.count("eos_token_id", BOUNDS["eos_id"][1])
     whole = Fields("the model", {"projection_dim": 512, **values})
     return clip.ClipConfig(
         vision=_tower(vision),
         text=_tower(text),
         embedding_dim=whole.count("projection_dim"),
         image_size=vision.count("image_size", MAX_SIDE),
-        patch_size=vision.count("patch_size", MAX_SIDE),
-        vocab_size=text.count("vocab_size", MAX_ROWS),
-        max_length=text.count("max_position_embeddings", MAX_LENGTH),
+        patch_size=vision.count("patch_size", BOUNDS["patch_size"][1]),
+        vocab_size=text.count("vocab_size", BOUNDS["vocab_size"][1]),
+        max_length=text.count("max_position_embeddings", BOUNDS["max_length"][1]),
         eos_id=None if eos_id == OLD_EOS_ID else eos_id,
     )
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from imagen_jax.convert.fields import Fields, known_fields
 from imagen_jax.models import UNetConfig, UNetLevel
-from imagen_jax.models.bounds import EPSILON, FACTOR, MAX_BLOCKS
+from imagen_jax.models.bounds import BOUNDS, EPSILON, FACTOR
 from imagen_jax.storage.layout import CONVOLUTION, LINEAR, Layout, Tensors, affine
 
 CLASS_NAME = "UNet2DConditionModel"
@@ -136,7 +136,7 @@ def _fields(values: Mapping[str, Any]) -> Fields:
 def _levels(fields: Fields) -> tuple[UNetLevel, ...]:
     channels = fields.counts("block_out_channels")
     count = len(channels)
-    num_blocks = fields.counts("layers_per_block", count, MAX_BLOCKS)
+    num_blocks = fields.counts("layers_per_block", count, BOUNDS["num_res_blocks"][1])
     only_cross = fields.flags("only_cross_attention", count)
     down, up = fields.values["down_block_types"], fields.values["up_block_types"]
     listed = isinstance(down, list | tuple) and len(down) == count

@@ -9,7 +9,7 @@ is diffusers' name where diffusers can express the network, else the path of our
 import contextlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from safetensors.numpy import save_file
 from imagen_jax.cascade.stage import Stage
 from imagen_jax.convert.diffusers_unet import unet_layout
 from imagen_jax.convert.lora_names import ALPHA, PEFT_PREFIX, other_kind, parse_name
-from imagen_jax.convert.lora_settings import Strength, read_strength
+from imagen_jax.convert.lora_settings import read_strength
 from imagen_jax.models import UNetConfig
 from imagen_jax.models.lora import DOWN, UP, LoraConfig
 from imagen_jax.storage.atomic import written_whole
@@ -133,7 +133,13 @@ class LoraFile:
             self._sort(tensors)
         except ValueError as error:
             raise ValueError(f"{self.path} {error}.") from None
-        self.strength = self._read_strength(metadata, tensors)
+        settings, where = self._settings(metadata, tensors)
+        try:
+            self.strength = read_strength(settings)
+            if self.alphas and self.strength.alpha is not None:
+                raise ValueError("there is an alpha, and the tensors have others")
+        except ValueError as error:
+            raise ValueError(f"{where}, {error}.") from None
 
     def _sort(self, tensors: Mapping[str, StoredTensor]) -> None:
         """Tensors by module and part; ValueError in words to follow the file's name."""
@@ -156,24 +162,13 @@ class LoraFile:
                 odd.append(f"{module} without its other half")
             elif alpha is not None:
                 self.alphas[module] = _number(alpha)
-        if self.modules and not odd:
-            return
         if not self.modules:
             raise ValueError(f"is not an adapter: it has {name_some(odd) or 'nothing'}")
-        raise ValueError(
-            "is not a LoRA of linear layers alone: every tensor must be one of a pair "
-            f"MODULE.lora_A.weight and MODULE.lora_B.weight, not {name_some(odd)}"
-        )
-
-    def _read_strength(self, metadata: Mapping[str, str], names: Iterable[str]) -> Strength:
-        settings, where = self._settings(metadata, names)
-        try:
-            strength = read_strength(settings)
-            if self.alphas and strength.alpha is not None:
-                raise ValueError("there is an alpha, and the tensors have others")
-        except ValueError as error:
-            raise ValueError(f"{where}, {error}.") from None
-        return strength
+        if odd:
+            raise ValueError(
+                "is not a LoRA of linear layers alone: every tensor must be one of a pair "
+                f"MODULE.lora_A.weight and MODULE.lora_B.weight, not {name_some(odd)}"
+            )
 
     def _settings(
         self, metadata: Mapping[str, str], names: Iterable[str]
@@ -258,17 +253,11 @@ def misfits(file: LoraFile, stage: Stage, params: Params) -> list[str]:
             wanted = " to ".join(map(str, kernels[module][1]))
             lines.append(f"{module} is for {down[1]} to {up[0]} channels, not {wanted}")
         else:
-            with _as_line(lines):
+            try:
                 file.scale(module)
+            except ValueError as error:
+                lines.append(str(error))
     return lines
-
-
-@contextlib.contextmanager
-def _as_line(lines: list[str]) -> Iterator[None]:
-    try:
-        yield
-    except ValueError as error:
-        lines.append(str(error))
 
 
 def _kernels(stage: Stage, params: Params) -> dict[str, tuple[str, tuple[int, int]]]:

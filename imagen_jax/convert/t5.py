@@ -11,6 +11,7 @@ import numpy as np
 
 from imagen_jax.convert.fields import Fields, read_config
 from imagen_jax.models import t5
+from imagen_jax.models.bounds import BOUNDS
 from imagen_jax.storage.json_file import write_object
 from imagen_jax.storage.layout import LINEAR, Layout, Tensors
 from imagen_jax.storage.layout_files import ShardingOf, Tensor, read_layout, save_layout
@@ -72,7 +73,7 @@ COMPARED_ROWS = 4096
 
 def checked_sizes(fields: Fields, names: Mapping[str, str]) -> dict[str, int]:
     """Our sizes by the names of the fields that have them; ValueError for what is none of a T5."""
-    return {ours: fields.count(name, t5.BOUNDS[ours][1]) for ours, name in names.items()}
+    return {ours: fields.count(name, BOUNDS[ours][1]) for ours, name in names.items()}
 
 
 def config_from_huggingface(values: Mapping[str, Any], **overrides: Any) -> t5.T5Config:

@@ -75,7 +75,7 @@ def count_classes(source: Source, names: ClassNames) -> list[int]:
     return [] if labels is None else np.bincount(labels, minlength=len(names)).tolist()
 
 
-def class_table(names: ClassNames, counts: Sequence[int] = ()) -> str:
+def class_table(names: ClassNames, counts: Sequence[int] = ()) -> list[str]:
     """A line a class: its number, its name and how many images it has, where that is known."""
     width = max(map(len, ("name", *names)))
     rows = [f"{'class':>5}  {'name':<{width}}" + ("  images" if counts else "")]
@@ -84,4 +84,4 @@ def class_table(names: ClassNames, counts: Sequence[int] = ()) -> str:
         rows.append(
             f"{number:>5}  {shown:<{width}}" + (f"  {counts[number]:>6,}" if counts else "")
         )
-    return "\n".join(row.rstrip() for row in rows)
+    return [row.rstrip() for row in rows]

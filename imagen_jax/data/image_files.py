@@ -3,7 +3,6 @@
 import collections
 import concurrent.futures
 import functools
-import itertools
 import logging
 import os
 import re
@@ -36,7 +35,7 @@ ADVICE = {
     ".tar": "unpack them, or train with data.source=tar",
 }
 SHOWN = 6  # kinds of files that a line names
-THREADS, BLOCK = 16, 256  # of the reading of first bytes; on a network each file is waited for
+THREADS = 16  # that read first bytes; on a network each file is waited for
 
 # Grids, pages and plots without a mark in them: those of version 0.1, and the sheets of a study,
 # which show raters nothing but images. Their names, and the file of ours that lies beside them.
@@ -76,14 +75,9 @@ def find_images(path: str | os.PathLike) -> ImageFiles:
     images = tuple(name for name in named if name not in sheets)
     others = frozenset(found.difference(images))
     kinds = count_kinds(name for name in others if name not in sheets)
-    parts = [
-        *(
-            [f"{len(sheets)} grids or plots of ours ({name_some(sorted(sheets))})"]
-            if sheets
-            else []
-        ),
-        *([f"{dangling} links that lead nowhere"] if dangling else []),
-    ]
+    parts = [f"{dangling} links that lead nowhere"] if dangling else []
+    if sheets:
+        parts.insert(0, f"{len(sheets)} grids or plots of ours ({name_some(sorted(sheets))})")
     if not images:
         seen = [*parts, *describe_kinds(kinds)]
         raise ValueError(
@@ -185,14 +179,14 @@ def _files_below(folder: Path) -> tuple[set[str], int]:
 def _sheets(folder: Path, names: list[str]) -> set[str]:
     """Those of these files that hold a grid, a page of images or a plot that we wrote."""
     files = [name for name in names if name.lower().endswith(".png")]
-    blocks = [files[start : start + BLOCK] for start in range(0, len(files), BLOCK)]
-
-    def marked(block: list[str]) -> list[str]:
-        return [name for name in block if image_file.is_sheet(folder / name)]
-
+    paths = [folder / name for name in files]
     with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
-        sheets = set(itertools.chain.from_iterable(pool.map(marked, blocks)))
-    return sheets.union(filter(lambda name: _is_unmarked(folder / name), files))
+        marked = list(pool.map(image_file.is_sheet, paths))
+    return {
+        name
+        for name, path, is_marked in zip(files, paths, marked, strict=True)
+        if is_marked or _is_unmarked(path)
+    }
 
 
 def _is_unmarked(path: Path) -> bool:

@@ -12,8 +12,6 @@ import jax
 # Files that an NVIDIA driver makes, also in a container and below Windows.
 NVIDIA = ("dev/nvidia[0-9]*", "proc/driver/nvidia/gpus/*", "usr/lib/wsl/lib/nvidia-smi")
 TPU = ("dev/accel[0-9]*",)
-PCI_VENDORS = "sys/bus/pci/devices/*/vendor"
-GOOGLE, DISK, NETWORK = "0x1ae0", "0x01", "0x02"  # the latter are also sold to virtual machines
 HIDDEN = ("", "-1")  # values of CUDA_VISIBLE_DEVICES that leave no GPU
 
 
@@ -46,7 +44,7 @@ def unused_accelerator(machine: Path = Path("/")) -> str | None:
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "all") in HIDDEN
     if not hidden and _any_file(machine, NVIDIA):
         name, extra, installed = "an NVIDIA GPU", "cuda", _has_cuda()
-    elif _any_file(machine, TPU) or _has_google_chip(machine):
+    elif _any_file(machine, TPU):
         name, extra, installed = "a TPU", "tpu", importlib.util.find_spec("libtpu") is not None
     else:
         return None
@@ -75,14 +73,3 @@ def _has_cuda() -> bool:
     plugins = importlib.util.find_spec("jax_plugins")
     folders = plugins.submodule_search_locations if plugins else []
     return any(module.name.startswith("xla_cuda") for module in pkgutil.iter_modules(folders))
-
-
-def _has_google_chip(machine: Path) -> bool:
-    """Whether a PCI device of Google's is neither a disk nor a network card: newer TPUs, which
-    have no file of their own in /dev.
-    """
-    for vendor in machine.glob(PCI_VENDORS):
-        kind = vendor.with_name("class").read_text()
-        if vendor.read_text().strip() == GOOGLE and not kind.startswith((DISK, NETWORK)):
-            return True
-    return False

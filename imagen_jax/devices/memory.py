@@ -41,15 +41,15 @@ def explained(advice: str) -> Iterator[None]:
 def _short(line: str) -> str:
     """XLA's line without its code, with bytes as people read them."""
     line = re.sub(r"^[A-Z_]+: ", "", line.strip())
-    line = re.sub(r"\b(\d{4,}) ?(?:bytes|B\b)", lambda found: _size(int(found[1])), line)
+    line = re.sub(r"\b(\d{4,}) ?(?:bytes|B\b)", lambda found: size_text(int(found[1])), line)
     return line[:LONGEST].rstrip(". ")
 
 
-def _size(count: int) -> str:
-    """4398046511104 -> 4.4 TB."""
-    amount, unit = float(count), "bytes"
+def size_text(size: int | float) -> str:
+    """Bytes for people: 123.4 kB."""
+    unit = "bytes"
     for larger in ("kB", "MB", "GB", "TB", "PB"):
-        if amount < 1000:
+        if size < 1000:
             break
-        amount, unit = amount / 1000, larger
-    return f"{amount:,.1f} {unit}"
+        size, unit = size / 1000, larger
+    return f"{size:,.1f} {unit}" if unit != "bytes" else f"{size} bytes"

@@ -47,15 +47,9 @@ def rows_of(values: Mapping[str, Any]) -> list[Row]:
             rows.append((metric, "nearest image at 32x32", found["top1"], more))
         elif found and metric in ("psnr", "ssim"):
             # Where every image equals the true one there is no mean: an infinite PSNR.
-            rows += [
-                (
-                    metric,
-                    stage,
-                    math.inf if entry["model"] is None else entry["model"],
-                    _rest(entry),
-                )
-                for stage, entry in found.items()
-            ]
+            for stage, entry in found.items():
+                mean = math.inf if entry["model"] is None else entry["model"]
+                rows.append((metric, stage, mean, _rest(entry)))
         elif found and metric != "retrieval":
             rows += [(metric, name, e["value"], _rest(e)) for name, e in found.items()]
     return rows

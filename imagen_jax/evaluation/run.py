@@ -209,23 +209,13 @@ def measure_point(
             found |= measure_images(run, files, targets, directory / "features")
     if quality and request.shard == WHOLE:
         if run.true_files is not None:
-            name, compute = (
-                "pairs",
-                functools.partial(
-                    super_resolution.evaluate_pairs,
-                    quality,
-                    run.files,
-                    run.true_files,
-                    request.size,
-                ),
-            )
+            name, compute = "pairs", super_resolution.evaluate_pairs
+            given = run.files, run.true_files, request.size
         else:
-            name, compute = "super_resolution", functools.partial(
-                super_resolution.evaluate_super_resolution,
-                quality, model, run.emoji, request.seed, request.batch_size,
-            )  # fmt: skip
+            name, compute = "super_resolution", super_resolution.evaluate_super_resolution
+            given = model, run.emoji, request.seed, request.batch_size
         with _timed(seconds, name):
-            found |= attempt(", ".join(quality), compute)
+            found |= attempt(", ".join(quality), functools.partial(compute, quality, *given))
     return found | Report({"seconds": seconds})
 
 

@@ -138,7 +138,10 @@ def _opened(file: Path | bytes, make: Callable[[Image.Image], Made]) -> Made:
                 ):
                     return make(image)
             if isinstance(error.__cause__, UnidentifiedImageError):
-                raise ValueError(_no_image(data)) from error
+                what = what_it_is(data[:START], len(data), ("image",))
+                what = what or "of a damaged beginning, or a kind that Pillow does not read"
+                formats = ", ".join(FORMATS)
+                raise ValueError(f"no image of a known format ({formats}): it is {what}") from error
             raise
 
 
@@ -151,12 +154,6 @@ def _value_errors() -> Iterator[None]:
         raise ValueError(str(error) or type(error).__name__) from error
     except Exception as error:
         raise ValueError(f"its decoder failed: {type(error).__name__} {error}".strip()) from error
-
-
-def _no_image(data: bytes) -> str:
-    found = what_it_is(data[:START], len(data), ("image",))
-    what = found or "of a damaged beginning, or a kind that Pillow does not read"
-    return f"no image of a known format ({', '.join(FORMATS)}): it is {what}"
 
 
 def _upright(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:

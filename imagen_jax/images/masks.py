@@ -45,7 +45,10 @@ def read_mask(
         raise ValueError(f"mask_alpha is {alpha!r}; it must be 'transparent', 'opaque' or None.")
 
     def convert(image: Image.Image) -> Image.Image:
-        return _to_mask(*_parts_of_image(image), alpha)
+        deep = colors.is_deep(image)  # in its own range
+        values, opacity = (image, colors.alpha_of(image)) if deep else colors.split(image)
+        opacity = None if opacity is None else np.asarray(opacity)
+        return _to_mask(np.atleast_3d(values), opacity, alpha)
 
     if isinstance(mask, Image.Image):
         return Image.fromarray(decoding.to_rgb(mask, convert))
@@ -53,31 +56,21 @@ def read_mask(
         return decoding.read(Path(mask), max_pixels, convert=convert)
     if not hasattr(mask, "__array__"):
         raise ValueError(f"it must be PIL, a path or an array, not {type(mask).__name__}")
-    return _to_mask(*_parts_of_array(np.asarray(mask)), alpha)
-
-
-def _parts_of_image(image: Image.Image) -> tuple[np.ndarray, np.ndarray | None]:
-    """([height, width] or [height, width, 3] in the image's own range, the opacity)."""
-    parts = (image, colors.alpha_of(image)) if colors.is_deep(image) else colors.split(image)
-    return tuple(None if part is None else np.asarray(part) for part in parts)
-
-
-def _parts_of_array(values: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-    if values.ndim == 2:
-        values = values[..., None]
+    values = np.asarray(mask)
+    shape, values = list(values.shape), values[..., None] if values.ndim == 2 else values
     if values.ndim != 3 or not 1 <= values.shape[2] <= 4 or not values.size:
         raise ValueError(
-            f"its shape is {list(values.shape)}; it must be [height, width] or [height, width, 1 "
-            "to 4]"
+            f"its shape is {shape}; it must be [height, width] or with 1 to 4 channels"
         )
     if values.dtype.kind not in "biuf":
         raise ValueError(f"it holds {values.dtype}; it must hold bool, floats or whole numbers")
     channels = values.shape[2]
-    alpha = values[..., -1] if channels in (2, 4) else None
-    return values[..., : 1 if channels < 3 else 3], alpha
+    opacity = values[..., -1] if channels in (2, 4) else None
+    return _to_mask(values[..., : 1 if channels < 3 else 3], opacity, alpha)
 
 
 def _to_mask(values: np.ndarray, opacity: np.ndarray | None, alpha: str | None) -> Image.Image:
+    """values: [height, width, 1 or 3], opacity: [height, width], of any range."""
     opacity = np.ones(values.shape[:2]) if opacity is None else _to_unit(opacity, "opacity")
     partly = opacity.min() < 1
     if alpha is not None and not partly:
@@ -98,14 +91,8 @@ def _to_mask(values: np.ndarray, opacity: np.ndarray | None, alpha: str | None) 
 def _brightness(values: np.ndarray, opacity: np.ndarray) -> np.ndarray:
     """[height, width] in 0...1 on black; ValueError where most of what is opaque is grey."""
     shown = opacity > 0  # what is transparent may have any color
-    values = _to_unit(
-        np.where(shown if values.ndim == 2 else shown[..., None], values, 0), "values"
-    )
-    bright = (
-        values @ np.asarray(LUMA, np.float32)
-        if values.shape[2:] == (3,)
-        else values.reshape(shown.shape)
-    )
+    values = _to_unit(np.where(shown[..., None], values, 0), "values")
+    bright = values @ np.asarray(LUMA if values.shape[2] == 3 else (1,), np.float32)
     grey = np.abs(bright - 0.5) < 0.5 - NEAR
     share = np.average(grey, weights=opacity) if shown.any() else 0
     if opacity.min() < 1 and share > 0.5:

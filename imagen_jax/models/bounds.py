@@ -4,22 +4,35 @@ The limits are far above every network there is. A number beyond them is a mista
 all memory or hours before anything else found it.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from numbers import Integral, Real
 from typing import Any
 
 MAX_WIDTH = 2**16  # channels of a layer, and what divides them
-MAX_ROWS = 2**24  # of a table: words, classes
-MAX_LAYERS = 1024  # of a transformer
-MAX_LEVELS, MAX_BLOCKS = 16, 64  # of a U-Net, and of one of its levels
-MAX_LENGTH = 2**16  # tokens
 MAX_SIDE = 2**13  # of an image
-
-# The least and the most of each field, ends included.
-Bounds = Mapping[str, tuple[int | float, int | float]]
-WIDTH = (1, MAX_WIDTH)
-EPSILON = (0.0, 1.0)
-FACTOR = (1e-6, 1e6)
+MAX_LEVELS = 16  # of a U-Net
+WIDTH, ROWS, EPSILON, FACTOR = (1, MAX_WIDTH), (1, 2**24), (0.0, 1.0), (1e-6, 1e6)
+# The least and the most of each field that a configuration may have, ends included. Whole numbers
+# ask for a whole number.
+BOUNDS: dict[str, tuple[int | float, int | float]] = {
+    **dict.fromkeys(("channels", "in_channels", "out_channels", "stem_channels"), WIDTH),
+    **dict.fromkeys(("head_channels", "norm_groups", "text_projection", "pooling_heads"), WIDTH),
+    **dict.fromkeys(("d_model", "head_dim", "d_ff", "num_buckets", "num_heads"), WIDTH),
+    **dict.fromkeys(("width", "heads", "hidden", "embedding_dim", "embedding_width"), WIDTH),
+    "low_res_channels": (0, MAX_WIDTH),
+    **dict.fromkeys(("vocab_size", "num_classes", "max_distance"), ROWS),
+    "eos_id": (0, ROWS[1]),
+    **dict.fromkeys(("layers", "num_layers"), (1, 1024)),  # of a transformer
+    "num_res_blocks": (1, 64),  # of a level of a U-Net
+    "stride": (1, 8),
+    "patch_size": (1, 64),
+    "image_size": (1, MAX_SIDE),
+    "max_length": (1, 2**16),
+    "norm_eps": EPSILON,
+    **dict.fromkeys(("output_scale_factor", "mid_output_scale_factor"), FACTOR),
+    **dict.fromkeys(("embedding_init_scale", "embedding_multiplier"), FACTOR),
+    "attention_hidden_ratio": (1e-3, 64.0),
+}
 ATTENTIONS = (None, "self", "cross")
 DTYPES = ("float32", "bfloat16", "float16")
 # What is computed again in the backward pass: nothing, whole blocks, or all but the products.
@@ -32,13 +45,10 @@ def check_choice(field: str, value: Any, choices: Collection[Any]) -> None:
         raise ValueError(f"{field} is {value!r}; it can be {', '.join(map(repr, choices))}.")
 
 
-def check_bounds(config: Any, bounds: Bounds) -> None:
-    """ValueError unless each of these fields of a config is None or within its bounds.
-
-    Whole numbers as bounds ask for a whole number.
-    """
-    for field, (least, most) in bounds.items():
-        value, whole = getattr(config, field), isinstance(least, int)
+def check_bounds(config: Any) -> None:
+    """ValueError unless each field of a config is None or within its bounds."""
+    for field, (least, most) in BOUNDS.items():
+        value, whole = vars(config).get(field), isinstance(least, int)
         if value is None:
             continue
         number = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
@@ -59,9 +69,7 @@ def check_network(config: Any) -> None:
         check_choice("network.levels.attention", level.attention, ATTENTIONS)
     check_choice("network.dtype", config.dtype, DTYPES)
     check_choice("network.remat", config.remat, REMATS)
-    bounds = dict.fromkeys(("in_channels", "out_channels", "embedding_width"), WIDTH)
-    bounds |= {"low_res_channels": (0, MAX_WIDTH), "num_classes": (1, MAX_ROWS)}
-    check_bounds(config, bounds)
+    check_bounds(config)
     # The time is embedded in so many, by sines and cosines.
     first = getattr(config, "stem_channels", None) or config.levels[0].channels
     if first < 2:

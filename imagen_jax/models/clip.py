@@ -12,16 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from imagen_jax.models.bounds import (
-    EPSILON,
-    MAX_LAYERS,
-    MAX_LENGTH,
-    MAX_ROWS,
-    MAX_SIDE,
-    WIDTH,
-    check_bounds,
-    check_choice,
-)
+from imagen_jax.models.bounds import check_bounds, check_choice
 from imagen_jax.models.layers import attend, scanned
 from imagen_jax.typing import Images, Keys, Params, Tokens
 
@@ -49,8 +40,7 @@ class TowerConfig:
     norm_eps: float = 1e-5
 
     def __post_init__(self):
-        bounds = dict.fromkeys(("width", "heads", "hidden"), WIDTH)
-        check_bounds(self, bounds | {"layers": (1, MAX_LAYERS), "norm_eps": EPSILON})
+        check_bounds(self)
         if self.width % self.heads:
             raise ValueError(f"A width of {self.width} does not split into {self.heads} heads.")
         check_choice("TowerConfig.activation", self.activation, ACTIVATIONS)
@@ -73,9 +63,7 @@ class ClipConfig:
     eos_id: int | None = 49407
 
     def __post_init__(self):
-        sides = dict.fromkeys(("image_size", "patch_size"), (1, MAX_SIDE))
-        rows = {"vocab_size": (1, MAX_ROWS), "eos_id": (0, MAX_ROWS)}
-        check_bounds(self, {"embedding_dim": WIDTH, "max_length": (1, MAX_LENGTH), **sides, **rows})
+        check_bounds(self)
         if self.patch_size > self.image_size:
             raise ValueError(
                 f"A patch of {self.patch_size} pixels does not fit into {self.image_size}."

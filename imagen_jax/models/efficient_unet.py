@@ -7,13 +7,7 @@ import math
 import jax.numpy as jnp
 from flax import linen as nn
 
-from imagen_jax.models.bounds import (
-    MAX_BLOCKS,
-    WIDTH,
-    check_bounds,
-    check_choice,
-    check_network,
-)
+from imagen_jax.models.bounds import check_bounds, check_choice, check_network
 from imagen_jax.models.layers import (
     Attention,
     Conv3x3,
@@ -29,19 +23,10 @@ from imagen_jax.models.layers import (
 )
 from imagen_jax.typing import TextEmbeddings
 
-MAX_STRIDE, MAX_PATCH = 8, 64
-# What the numbers of EfficientUNetConfig may be, beside those that every network has.
-BOUNDS = {
-    "stem_channels": WIDTH,
-    "num_heads": WIDTH,
-    "attention_hidden_ratio": (1e-3, 64.0),
-    "patch_size": (1, MAX_PATCH),
-}
-
 
 @dataclasses.dataclass(frozen=True)
 class EfficientLevel:
-    """One DBlock and its UBlock: width, residual blocks, stride (1 or 2; up to MAX_STRIDE),
+    """One DBlock and its UBlock: width, residual blocks, stride (1 or 2; up to 8),
     attention (None, "self" or "cross").
     """
 
@@ -51,8 +36,7 @@ class EfficientLevel:
     attention: str | None = None
 
     def __post_init__(self):
-        blocks, stride = (1, MAX_BLOCKS), (1, MAX_STRIDE)
-        check_bounds(self, {"channels": WIDTH, "num_res_blocks": blocks, "stride": stride})
+        check_bounds(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +72,6 @@ class EfficientUNetConfig:
 
     def __post_init__(self):
         check_network(self)
-        check_bounds(self, BOUNDS)
         check_choice("network.upsample_kernel", self.upsample_kernel, (1, 3))
         for level in self.levels:
             hidden = int(self.attention_hidden_ratio * level.channels)

@@ -16,15 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from imagen_jax.models.bounds import (
-    EPSILON,
-    FACTOR,
-    MAX_LAYERS,
-    MAX_ROWS,
-    WIDTH,
-    check_bounds,
-    check_choice,
-)
+from imagen_jax.models.bounds import check_bounds, check_choice
 from imagen_jax.models.layers import attend, scanned
 from imagen_jax.storage.codec import require
 from imagen_jax.typing import Keys, Mask, Params, Tokens
@@ -36,16 +28,6 @@ ACTIVATIONS = {
 }
 LAYERS = "layers"  # the stacked parameters
 Gather = Callable[[Params], Params]
-# What the numbers of T5Config may be.
-BOUNDS = {
-    **dict.fromkeys(("d_model", "num_heads", "head_dim", "d_ff", "num_buckets"), WIDTH),
-    "vocab_size": (1, MAX_ROWS),
-    "num_layers": (1, MAX_LAYERS),
-    "max_distance": (1, MAX_ROWS),
-    "norm_eps": EPSILON,
-    "embedding_init_scale": FACTOR,
-    "embedding_multiplier": FACTOR,
-}
 
 
 @dataclass(frozen=True)
@@ -77,7 +59,7 @@ class T5Config:
     dtype: str = "float32"  # or "bfloat16"
 
     def __post_init__(self):
-        check_bounds(self, BOUNDS)
+        check_bounds(self)
         check_choice("T5Config.activation", self.activation, ACTIVATIONS)
         # float16 overflows in the residuals of T5-XXL.
         check_choice("T5Config.dtype", self.dtype, ("float32", "bfloat16"))

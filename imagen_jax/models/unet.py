@@ -9,16 +9,7 @@ import functools
 import jax.numpy as jnp
 from flax import linen as nn
 
-from imagen_jax.models.bounds import (
-    ATTENTIONS,
-    EPSILON,
-    FACTOR,
-    MAX_BLOCKS,
-    WIDTH,
-    check_bounds,
-    check_choice,
-    check_network,
-)
+from imagen_jax.models.bounds import ATTENTIONS, check_bounds, check_choice, check_network
 from imagen_jax.models.layers import (
     ACTIVATIONS,
     Attention,
@@ -43,16 +34,7 @@ class UNetLevel:
     attention: str | None = None
 
     def __post_init__(self):
-        check_bounds(self, {"channels": WIDTH, "num_res_blocks": (1, MAX_BLOCKS)})
-
-
-# What the numbers of UNetConfig may be, beside those that every network has.
-BOUNDS = {
-    **dict.fromkeys(("head_channels", "norm_groups", "text_projection", "pooling_heads"), WIDTH),
-    "norm_eps": EPSILON,
-    "output_scale_factor": FACTOR,
-    "mid_output_scale_factor": FACTOR,
-}
+        check_bounds(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +80,6 @@ class UNetConfig:
 
     def __post_init__(self):
         check_network(self)
-        check_bounds(self, BOUNDS)
         check_choice("network.mid_attention", self.mid_attention, ATTENTIONS)
         check_choice("network.activation", self.activation, ACTIVATIONS)
         check_choice(

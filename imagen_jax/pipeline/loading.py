@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -38,15 +38,6 @@ from imagen_jax.storage.trees import flatten, unflatten
 from imagen_jax.storage.wrong_files import absent
 from imagen_jax.typing import Params
 
-
-class Checkpoint(NamedTuple):
-    """Which of a run's checkpoints, and whether the average of its parameters, where it has one."""
-
-    step: Whole | None = None
-    ema: bool = True
-
-
-NEWEST = Checkpoint()
 ENCODER_WEIGHTS = (f"{TEXT_ENCODER}/*.safetensors",)
 PRETRAINED = Path(__file__).parents[1] / "pretrained"
 
@@ -103,8 +94,8 @@ def load_model(
         raise ValueError(f"load_model takes a name, a directory or a list of them, not {source!r}.")
     pipelines, encoder_known = [], False
     for entry in sources:
-        chosen = Checkpoint(step, ema)
-        pipelines.append(load_one(entry, dtype, mesh, variant, revision, chosen, encoder_known))
+        given = entry, dtype, mesh, variant, revision
+        pipelines.append(load_one(*given, step, ema, encoder_known))
         encoder_known = encoder_known or pipelines[-1].cascade.encoder is not None
     pipeline = pipelines[0] if single else join_pipelines(pipelines)
     pipeline.cascade = computing_in(pipeline.cascade, dtype)
@@ -130,7 +121,8 @@ def load_one(
     mesh: jax.sharding.Mesh | None,
     variant: str | None,
     revision: str | None,
-    checkpoint: Checkpoint = NEWEST,
+    step: Whole | None = None,
+    ema: bool = True,
     encoder_known: bool = False,
 ) -> Pipeline:
     """`load_model` of one source. `encoder_known`: the weights of a text encoder of the same config
@@ -144,7 +136,7 @@ def load_one(
     if revision is not None and not on_hub:
         raise ValueError(f"revision {revision!r} is for names on the hub, not for {source}.")
     is_workdir = (directory / CHECKPOINTS).is_dir() and not (directory / MODEL_FILE).is_file()
-    if checkpoint != NEWEST and not is_workdir and (on_hub or directory.is_dir()):
+    if (step, ema) != (None, True) and not is_workdir and (on_hub or directory.is_dir()):
         raise ValueError(
             f"step and ema choose a checkpoint of a training workdir, which {source} is not."
         )
@@ -171,7 +163,7 @@ def load_one(
         known = shipped_models()
         more = f", nor a shipped model of that name (shipped: {', '.join(known) or 'none'})"
         raise ValueError(absent(directory, "folder", known, "" if directory.exists() else more))
-    return load_workdir(directory, dtype=dtype, mesh=mesh, checkpoint=checkpoint)
+    return load_workdir(directory, dtype=dtype, mesh=mesh, step=step, ema=ema)
 
 
 def sharding_over(mesh: jax.sharding.Mesh | None) -> ShardingOf:
@@ -244,14 +236,15 @@ def load_workdir(
     *,
     dtype: str = "float32",
     mesh: jax.sharding.Mesh | None = None,
-    checkpoint: Checkpoint = NEWEST,
+    step: Whole | None = None,
+    ema: bool = True,
 ) -> Pipeline:
     """A checkpoint of a training run; the average of its parameters where it keeps one.
 
     A frozen encoder is read from the workdir, and the network to which the run trained an adapter,
     which is merged in, where the run found it.
     """
-    step, params, run = read_run(directory, *checkpoint)
+    step, params, run = read_run(directory, step, ema)
     cascade = description.from_dict(run["model"], directory)
     params = on_mesh(params, dtype, mesh)
     stage = cascade.stages[0]
@@ -354,11 +347,7 @@ def read_run(
     place = directory / CHECKPOINTS
     if not directory.is_dir():
         raise ValueError(absent(directory, "folder"))
-    steps = sorted(saved_steps(place))
-    if steps and step is not None and step not in steps:
-        there = ", ".join(map(str, steps))
-        raise ValueError(f"{directory} has no checkpoint of step {step!r}; it has {there}.")
-    if not steps:
+    if not saved_steps(place):
         for folder in (directory, directory.parent):  # its folder of checkpoints, or one of them
             if folder.name == CHECKPOINTS and saved_steps(folder):
                 of_step = f" and step={directory.name}" if directory.name.isdigit() else ""

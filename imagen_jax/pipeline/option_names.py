@@ -38,17 +38,14 @@ def refuse_unknown(
 
     also: whose keyword-only options the call passes on.
     """
-    known = [each.name for each in _parameters(call) if each.kind is not Parameter.VAR_KEYWORD]
+    own, shared = (signature(each).parameters.values() for each in (call, also or call))
+    known = [each.name for each in own if each.kind is not Parameter.VAR_KEYWORD]
+    known += [each.name for each in shared if each.kind is Parameter.KEYWORD_ONLY]
     if also is not None:
-        shared = [each for each in _parameters(also) if each.kind is Parameter.KEYWORD_ONLY]
-        known += [each.name for each in shared if each.name != OF_SQUARES]
+        known.remove(OF_SQUARES)
     for name in given:
         if name not in known:
             ours = next((ours for ours in known if name in SPELLINGS.get(ours, "").split()), None)
             hint = f"; it is called {ours} here" if ours else nearest(name, known)
             message = f"{call.__name__}() has no option {name!r}{hint}"
             raise TypeError(message if message.endswith("?") else f"{message}.")
-
-
-def _parameters(call: Callable[..., Any]) -> list[Parameter]:
-    return list(signature(call).parameters.values())

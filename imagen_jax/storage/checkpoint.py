@@ -21,8 +21,9 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
 from imagen_jax.devices.hosts import gather_json
+from imagen_jax.devices.memory import size_text
 from imagen_jax.storage.digest import Arrays, checked, described, first_fault, signed
-from imagen_jax.storage.disk import describe, disk_refusal, size_text
+from imagen_jax.storage.disk import describe, disk_refusal
 from imagen_jax.storage.orbax_noise import silence
 from imagen_jax.storage.trees import flatten, num_bytes, shape_differences, unflatten
 from imagen_jax.typing import Params
@@ -196,7 +197,8 @@ class Checkpoints:
         if not steps:
             raise ValueError(f"{self.directory} holds no checkpoint")
         if step is not None and step not in steps:
-            raise ValueError(f"{self.directory} has no checkpoint of step {step}, only of {steps}")
+            there = ", ".join(map(str, steps))
+            raise ValueError(f"{self.directory} has no checkpoint of step {step}; it has {there}.")
         steps = steps if step is None else [int(step)]
         step, restored, run, damaged = self._newest_whole(steps, item)
         for number, reason in damaged.items():

@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
+from imagen_jax.devices.memory import size_text
+
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 REFUSED = (*FULL, errno.EROFS, errno.EIO)
 FREE = " free"
@@ -79,11 +81,3 @@ def describe(error: OSError) -> str:
     if error.errno not in REFUSED or error.filename is None:
         return str(error)
     return f"{os.fspath(error.filename)}: {error.strerror}"
-
-
-def size_text(size: int) -> str:
-    """Bytes for people: 123.4 kB."""
-    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if size >= factor:
-            return f"{size / factor:,.1f} {unit}"
-    return f"{size} bytes"

@@ -7,6 +7,7 @@ import json
 import math
 import os
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,15 @@ MAX_DIGITS = 308  # of a whole number: each can be made a float
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
+    check_distinct([name for name, _ in pairs])
+    return dict(pairs)
+
+
+def check_distinct(names: Sequence[str]) -> None:
+    """ValueError for a name that comes twice."""
+    if len(set(names)) < len(names):
+        twice, _ = Counter(names).most_common(1)[0]
         raise ValueError(f"it has {twice[:80]!r} twice")
-    return values
 
 
 def _constant(name: str) -> float:

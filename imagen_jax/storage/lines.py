@@ -24,14 +24,13 @@ class LineFile:
     def __init__(self, path: str | os.PathLike, synced: bool = False):
         self.path, self.synced = Path(path), synced
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with disk_errors(self.path), contextlib.ExitStack() as stack:
-            self.file = stack.enter_context(open(self.path, "a+b", buffering=0))
+        with disk_errors(self.path):
+            self.file = open(self.path, "a+b", buffering=0)  # noqa: SIM115  (closed by `close`)
             if cut := self._cut():
                 warnings.warn(
                     f"{self.path} ended in half a line of {cut} bytes, which is cut off",
                     stacklevel=2,
                 )
-            stack.pop_all()
         self.torn = False  # whether half a line may be at the end
 
     def append(self, line: str) -> None:

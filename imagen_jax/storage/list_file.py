@@ -10,12 +10,11 @@ import codecs
 import csv
 import io
 import re
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from imagen_jax.storage.json_file import parse
+from imagen_jax.storage.json_file import check_distinct, parse
 from imagen_jax.storage.trees import name_some
 from imagen_jax.storage.wrong_files import START, brief, what_it_is
 
@@ -24,11 +23,6 @@ Row = tuple[int, dict[str, Any]]  # (line of the file, from 1; values by column)
 Columns = Mapping[str, Sequence[str]]
 TEXT_NAMES = ("prompt", "prompts", "caption", "captions", "text", "texts")
 
-# Others than UTF-8 that begin with a mark; UTF-32's begins like UTF-16's.
-MARKS = {
-    "UTF-32": (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE),
-    "UTF-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE),
-}
 # What else than its own separator a table may have, and what to do then.
 SEPARATORS = {
     ",": "commas: name it .csv",
@@ -44,9 +38,8 @@ def fault(path: Path, line: int, message: str) -> ValueError:
 
 def decode(content: bytes) -> str:
     """Text from bytes of UTF-8; a ValueError says what else they are, in words to follow a name."""
-    for name, marks in MARKS.items():
-        if content.startswith(marks):
-            raise ValueError(f"is in {name}, not in UTF-8; save it as UTF-8")
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise ValueError("is in UTF-16, not in UTF-8; save it as UTF-8")
     try:
         text = content.removeprefix(codecs.BOM_UTF8).decode("utf-8")
     except UnicodeDecodeError as error:
@@ -224,7 +217,7 @@ def _header(fields: list[str], columns: Columns, separator: str) -> list[str]:
 
 def _needed(found: Sequence[str], columns: Columns) -> dict[str, str]:
     """{name that a file has: ours} of the columns that are needed."""
-    _check_distinct([name for name in found if name])  # pandas leaves its index without a name
+    check_distinct([name for name in found if name])  # pandas leaves its index without a name
     ours = {}
     for column, others in columns.items():
         name = next((name for name in (column, *others) if name in found), None)
@@ -242,23 +235,13 @@ def _needed(found: Sequence[str], columns: Columns) -> dict[str, str]:
 def _json_rows(path: Path, text: str, columns: Columns) -> Iterator[Row]:
     for line, content in _lines(text):
         try:
-            values = _parse_object(content)
+            values = parse(content, lenient=True)
+            if not isinstance(values, dict):
+                shape = '{"text": "a cat"}'
+                raise ValueError(f"it holds {content[:50]}; it must be an object: {shape}")
             names = [name.strip().lower() for name in values]
             ours = _needed(names, columns)
         except ValueError as error:
             raise fault(path, line, str(error)) from None
         names = [ours.get(name, name) for name in names]
         yield line, dict(zip(names, values.values(), strict=True))
-
-
-def _parse_object(content: str) -> dict[str, Any]:
-    values = parse(content, lenient=True)
-    if not isinstance(values, dict):
-        raise ValueError(f'it holds {content[:50]}; it must be an object: {{"text": "a cat"}}')
-    return values
-
-
-def _check_distinct(names: Sequence[str]) -> None:
-    if len(set(names)) < len(names):
-        twice, _ = Counter(names).most_common(1)[0]
-        raise ValueError(f"it has {twice[:50]!r} twice")

@@ -6,7 +6,6 @@ All of it is about errors that a caller gets anyway, and says in one line.
 import logging
 import sys
 from collections.abc import Callable
-from types import CodeType
 from typing import Any
 
 LIBRARY, BELOW = "orbax", "tensorstore"
@@ -18,13 +17,10 @@ def silence() -> None:
     failed have to say once nobody listens any more. All else is passed on. Harmless if repeated.
     """
     for name in ("absl", "asyncio"):
-        logger = logging.getLogger(name)
-        if _of_others not in logger.filters:
-            logger.addFilter(_of_others)
-    if not hasattr(sys.excepthook, "passes_on"):
-        sys.excepthook = _except_hook(sys.excepthook)
-    if not hasattr(sys.unraisablehook, "passes_on"):
-        sys.unraisablehook = _unraisable_hook(sys.unraisablehook)
+        logging.getLogger(name).addFilter(_of_others)
+    for name, dropped in (("excepthook", _is_late), ("unraisablehook", _is_cancelled)):
+        if not hasattr(before := getattr(sys, name), "passes_on"):
+            setattr(sys, name, _hook(before, dropped))
 
 
 def _of_others(record: logging.LogRecord) -> bool:
@@ -33,27 +29,22 @@ def _of_others(record: logging.LogRecord) -> bool:
     return LIBRARY not in record.pathname
 
 
-def _except_hook(before: Callable) -> Callable:
-    def hook(kind: type, error: BaseException, trace: Any) -> None:
-        if not _is_late(error):
-            before(kind, error, trace)
+def _hook(before: Callable, dropped: Callable[..., bool]) -> Callable:
+    def hook(*given: Any) -> None:
+        if not dropped(*given):
+            before(*given)
 
     hook.passes_on = before
     return hook
 
 
-def _unraisable_hook(before: Callable) -> Callable:
-    def hook(unraisable: Any) -> None:
-        # A coroutine of Orbax's that was cancelled by the failure of another one.
-        code = getattr(unraisable.object, "cr_code", None)
-        cancelled = isinstance(code, CodeType) and LIBRARY in code.co_filename
-        if not (cancelled or _is_late(unraisable.exc_value)):
-            before(unraisable)
-
-    hook.passes_on = before
-    return hook
-
-
-def _is_late(error: BaseException | None) -> bool:
+def _is_late(kind: type | None, error: BaseException | None, trace: Any = None) -> bool:
     """Whether a thread of TensorStore has an answer for a reader or writer who has given up."""
     return isinstance(error, RuntimeError) and str(error) == CLOSED
+
+
+def _is_cancelled(unraisable: Any) -> bool:
+    """Whether it is that, or a coroutine of Orbax's that ended as another one failed."""
+    code = getattr(unraisable.object, "cr_code", None)
+    own = LIBRARY in getattr(code, "co_filename", "")
+    return own or _is_late(unraisable.exc_type, unraisable.exc_value)

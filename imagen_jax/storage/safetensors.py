@@ -111,7 +111,7 @@ def _check_file_name(name: Any, what: str) -> None:
     plain = isinstance(name, str) and name not in ("", ".", "..") and len(name) < 256
     if not plain or any(character in name for character in "/\\:\0"):
         raise ValueError(
-            f"{what} is {str(name)[:80]!r}; it must be a plain file name, without directories."
+            f"{what} is {repr(name)[:80]}; it must be a plain file name, without directories."
         )
 
 

@@ -18,47 +18,47 @@ AGAIN = "download it again"
 LONGEST = 320  # characters of a reason
 MOST_NAMES = 10_000  # that a name is compared with
 
-# Beginnings of files, all but the first binary, and what they are. Readers name the kinds (first
-# entries) that they expect.
+# Regexes of how files begin, and what they are; text is none of the first. Readers name the kinds
+# (first entries) that they expect.
 MAGIC = (
+    ("safetensors", rb".{4}\0{4}\{", "a safetensors file"),  # first: any bytes may come before
+    ("zeros", rb"\0{64,}\Z", f"nothing but zero bytes, at least at its start: {AGAIN}"),
+    ("pickle", rb"\x80[\x02-\x05]", "a Python pickle, whatever its name says"),
+    ("gzip", rb"\x1f\x8b\x08", "compressed with gzip; unpack it"),
+    ("bzip2", rb"BZh[1-9]", "compressed with bzip2; unpack it"),
+    ("xz", rb"\xfd7zXZ\0", "compressed with xz; unpack it"),
+    ("zstd", rb"\(\xb5/\xfd", "compressed with zstd; unpack it"),
+    ("7z", rb"7z\xbc\xaf\x27\x1c", "a 7z archive; unpack it"),
+    ("rar", rb"Rar!\x1a\x07", "a RAR archive; unpack it"),
+    ("hdf5", rb"\x89HDF\r\n\x1a\n", "an HDF5 file"),
+    ("gguf", rb"GGUF", "a GGUF file, as llama.cpp and others read it"),
+    ("npy", rb"\x93NUMPY", "a single array of numpy (.npy)"),
+    ("parquet", rb"PAR1", "a Parquet table"),
+    ("pdf", rb"%PDF-", "a PDF document"),
+    ("image", rb"\x89PNG\r\n|\xff\xd8\xff|GIF8[79]a|RIFF....WEBP", "an image"),
+    ("heic", rb"....ftyp(hei|hev|mif1|msf1)", "HEIC; pillow-heif can convert it to JPEG"),
+    ("macos", rb"\0\x05\x16\x07", "notes of macOS about a file (AppleDouble); delete it"),
+    ("utf16", rb"\xff\xfe|\xfe\xff", "text in UTF-16; save it as UTF-8"),
+    ("zip", rb"PK\x03\x04.*data\.pkl", "a zip archive of PyTorch (a pickle)"),
+    ("zip", rb"PK\x03\x04", "a zip archive, whatever its name says"),
+    ("tar", rb".{257}ustar", "a tar archive; unpack it"),
+)
+TEXTS = (
     (
         "pointer",
-        b"version https://git-lfs.github.com/spec/",
+        rb"version https://git-lfs\.github\.com/spec/",
         "a Git LFS pointer, not the file itself: run `git lfs pull` where it was cloned",
     ),
-    ("pickle", b"\x80[\x02-\x05]", "a Python pickle, whatever its name says"),
-    ("gzip", b"\x1f\x8b\x08", "compressed with gzip; unpack it"),
-    ("bzip2", b"BZh[1-9]", "compressed with bzip2; unpack it"),
-    ("xz", b"\xfd7zXZ\0", "compressed with xz; unpack it"),
-    ("zstd", rb"\(\xb5/\xfd", "compressed with zstd; unpack it"),
-    ("7z", b"7z\xbc\xaf\x27\x1c", "a 7z archive; unpack it"),
-    ("rar", b"Rar!\x1a\x07", "a RAR archive; unpack it"),
-    ("hdf5", b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
-    ("gguf", b"GGUF", "a GGUF file, as llama.cpp and others read it"),
-    ("npy", b"\x93NUMPY", "a single array of numpy (.npy)"),
-    ("parquet", b"PAR1", "a Parquet table"),
-    ("pdf", b"%PDF-", "a PDF document"),
-    ("image", b"\x89PNG\r\n|\xff\xd8\xff|GIF8[79]a|RIFF....WEBP", "an image"),
-    ("heic", b"....ftyp(hei|hev|mif1|msf1)", "HEIC; pillow-heif can convert it to JPEG"),
-    (
-        "macos",
-        b"\0\x05\x16\x07",
-        "notes of macOS about a file (AppleDouble); delete it",
-    ),
-    ("utf16", b"\xff\xfe|\xfe\xff", "text in UTF-16; save it as UTF-8"),
-)
-# The same for what begins with "<"; these may stand further on.
-MARKUP = (
     (
         "html",
-        b"<!doctype html|<html\\b|<head\\b",
-        "an HTML page, such as a site's error or login page, not the file itself: " + AGAIN,
+        rb"(?i)(?=<).*(<!doctype html|<html\b|<head\b)",
+        f"an HTML page, such as a site's error or login page, not the file itself: {AGAIN}",
     ),
-    ("svg", b"<svg\\b", "an SVG drawing; save it as PNG"),
+    ("svg", rb"(?i)(?=<).*<svg\b", "an SVG drawing; save it as PNG"),
     (
         "xml",
-        b"<\\?xml\\b|<error>",
-        "XML text, such as a storage service's error message, not the file itself: " + AGAIN,
+        rb"(?i)(?=<).*(<\?xml\b|<error>)",
+        f"XML text, such as a storage service's error message, not the file itself: {AGAIN}",
     ),
 )
 # What a server's JSON has where it answers with an error; other keys are another file's.
@@ -72,28 +72,17 @@ def what_it_is(start: bytes, size: int, expected: Collection[str] = ()) -> str |
     Args:
         start: its first bytes, START of them if it has so many.
         size: all its bytes.
-        expected: kinds that are right here: first entries of MAGIC and MARKUP, "tar", "zip",
-            "safetensors", "text", "empty".
+        expected: kinds that are right here: first entries of MAGIC and TEXTS, "text", "empty".
     """
     if size == 0:
         return None if "empty" in expected else "empty (0 bytes)"
-    if len(start) >= 64 and not start.strip(b"\0"):
-        return f"nothing but zero bytes, at least at its start: {AGAIN}"
-    if start[4:9] == b"\0\0\0\0{":  # before all others: the bytes before may be anything
-        return None if "safetensors" in expected else "a safetensors file"
-    text = start.removeprefix(b"\xef\xbb\xbf").lstrip()
-    is_text = _is_text(start)
-    for kind, magic, said in MAGIC[:1] if is_text else MAGIC:
-        if kind not in expected and re.match(magic, start, re.DOTALL):
-            return said
-    for kind, magic, said in MARKUP if text.startswith(b"<") else ():
-        if kind not in expected and re.search(magic, text[:START], re.IGNORECASE):
-            return said
-    if "zip" not in expected and start.startswith(b"PK\x03\x04"):
-        inside = " of PyTorch (a pickle)" if b"data.pkl" in start else ""
-        return f"a zip archive{inside}, whatever its name says"
-    if "tar" not in expected and start[257:262] == b"ustar":
-        return "a tar archive; unpack it"
+    text, is_text = start.removeprefix(b"\xef\xbb\xbf").lstrip(), _is_text(start)
+    for kind, pattern, said in () if is_text else MAGIC:
+        if re.match(pattern, start, re.DOTALL):
+            return None if kind in expected else said
+    for kind, pattern, said in TEXTS:
+        if re.match(pattern, text, re.DOTALL):
+            return None if kind in expected else said
     if (answer := _server_error(text)) is not None:
         return f"a server's error message, {answer[:80]!r}, not the file itself: {AGAIN}"
     if "text" not in expected and is_text:

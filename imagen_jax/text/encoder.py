@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from imagen_jax.models import t5
-from imagen_jax.models.bounds import MAX_LENGTH, check_bounds, check_choice
+from imagen_jax.models.bounds import check_bounds, check_choice
 from imagen_jax.storage import codec
 from imagen_jax.text import captions
 from imagen_jax.text.tokenizers import (
@@ -53,7 +53,7 @@ class TextEncoder:
     caption: captions.Kind | None = None
 
     def __post_init__(self):
-        check_bounds(self, {"max_length": (1, MAX_LENGTH)})
+        check_bounds(self)
         check_choice("TextEncoder.null", self.null, get_args(Null))
         check_choice("TextEncoder.padding", self.padding, get_args(Padding))
         check_choice("TextEncoder.caption", self.caption, (None, *get_args(captions.Kind)))

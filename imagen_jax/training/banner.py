@@ -14,7 +14,7 @@ from imagen_jax.storage.folders import saved_steps
 from imagen_jax.training import batches, build
 from imagen_jax.training.metrics import METRICS_FILE, SAMPLES_FOLDER
 from imagen_jax.training.progress import steps_per_epoch
-from imagen_jax.training.run_config import MIXTURE, STREAM, PriorConfig, RunConfig
+from imagen_jax.training.run_config import MIXTURE, STREAM, RunConfig
 from imagen_jax.training.samples import sampled
 from imagen_jax.training.start import Plan
 from imagen_jax.training.state import Frozen
@@ -39,26 +39,35 @@ def start_banner(
     config, stage = plan.config, plan.config.stage
     params = jax.eval_shape(plan.init, jax.random.key(config.seed)).params
     what = f"{stage.name}, {stage.resolution}x{stage.resolution} images{WITH[stage.conditioning]}"
-    lines = [("run", f"{what}; {_begin(workdir)}"), ("device", _device(plan.mesh))]
+    steps = [] if workdir is None else saved_steps(Path(workdir) / "checkpoints")
+    begin = "a dry run" if workdir is None else "new"
+    if steps:
+        begin = f"resumes at step {max(steps):,}"
+    shape = ", ".join(f"{name} {size}" for name, size in plan.mesh.shape.items())
+    device = accelerators.describe(plan.mesh.devices.flat)
+    device += f" (mesh {shape})" if plan.mesh.size > 1 else ""
+    lines = [("run", f"{what}; {begin}"), ("device", device)]
     lines.append(("images", source if isinstance(source, str) else _images(config, source)))
-    if config.data.prior is not None:
-        lines.append(("prior", _prior(config.batch_size, config.data.prior)))
-    epochs = None if source is None or isinstance(source, str) else epochs_of(config, source)
-    seen = "" if epochs is None else f": each image is seen {epochs:,.2f} times"
+    if (prior := config.data.prior) is not None:
+        rows, where = prior.rows(config.batch_size), prior.path or prior.source
+        lines.append(("prior", f"{rows} of each {config.batch_size} images are of {where}"))
+    seen, odd = "", ()
+    if source is not None and not isinstance(source, str):
+        epochs = config.num_steps / steps_per_epoch(config, source)
+        seen = f": each image is seen {epochs:,.2f} times"
+        odd = _odd(config, len(source), epochs), _one_class(source)
     lines.append(("steps", f"{config.num_steps:,} of {config.batch_size} images{seen}"))
     sizes = f"{num_parameters(params):,} trained"
     if below := num_parameters(plan.frozen):
         sizes += f", {below:,} frozen"
     lines.append(("parameters", sizes))
-    if not _saved(workdir):
+    if not steps:
         lines.append(("start", _start(config, plan.frozen)))
     if workdir is not None:
         lines += _outputs(config, workdir)
     said = [f"{name:<12}{text}" for name, text in lines]
-    notes = [accelerators.unused_accelerator()]
-    if epochs is not None:
-        notes += [_odd(config, source), _one_class(source)]
-    return "\n".join([*said, *(f"warning: {note}" for note in notes if note)])
+    notes = filter(None, (accelerators.unused_accelerator(), *odd))
+    return "\n".join([*said, *(f"warning: {note}" for note in notes)])
 
 
 def look_at_images(config: RunConfig) -> Source | str | None:
@@ -70,27 +79,6 @@ def look_at_images(config: RunConfig) -> Source | str | None:
         return batches.make_source(config)
     except (OSError, ValueError) as error:
         return f"cannot be read: {error}"
-
-
-def epochs_of(config: RunConfig, source: Source) -> float:
-    """How many times a run sees each image of its set (not the prior's)."""
-    return config.num_steps / steps_per_epoch(config, source)
-
-
-def _begin(workdir: str | os.PathLike | None) -> str:
-    if workdir is None:
-        return "a dry run"
-    steps = _saved(workdir)
-    return f"resumes at step {max(steps):,}" if steps else "new"
-
-
-def _saved(workdir: str | os.PathLike | None) -> list[int]:
-    return [] if workdir is None else saved_steps(Path(workdir) / "checkpoints")
-
-
-def _device(mesh: jax.sharding.Mesh) -> str:
-    shape = ", ".join(f"{name} {size}" for name, size in mesh.shape.items())
-    return accelerators.describe(mesh.devices.flat) + (f" (mesh {shape})" if mesh.size > 1 else "")
 
 
 def _images(config: RunConfig, source: Source | None) -> str:
@@ -109,11 +97,6 @@ def _images(config: RunConfig, source: Source | None) -> str:
     if total and total > count:
         reads = f"split {section.split}, {total - count:,} are held out; {reads}"
     return f"{count:,} of {where}; {reads}"
-
-
-def _prior(batch_size: int, prior: PriorConfig) -> str:
-    where = prior.path or prior.source
-    return f"{prior.rows(batch_size)} of each {batch_size} images are of {where}"
 
 
 def _start(config: RunConfig, frozen: Frozen) -> str:
@@ -156,9 +139,8 @@ def _one_class(source: Source) -> str | None:
     return f"all images have the label {labels[0]}{name}: the model learns no difference of classes"
 
 
-def _odd(config: RunConfig, source: Source) -> str | None:
+def _odd(config: RunConfig, count: int, epochs: float) -> str | None:
     """What is odd about the number of images, in words."""
-    count, epochs = len(source), epochs_of(config, source)
     if epochs < 1:
         return (
             f"{config.num_steps:,} steps see only {epochs:.0%} of the images: raise num_steps or "

@@ -48,12 +48,10 @@ def with_run_classes(
             f"stage.network.num_classes is {wanted}: set it to {len(names)}, or mend the folders"
         )
     source = numbered_by(source, names)
-    rows = class_table(names, count_classes(source, names)).split("\n")
-    more = len(rows) - 1 - MOST_SHOWN
-    hosts.say_on_first_host(
-        "\n".join(rows[: MOST_SHOWN + 1])
-        + (f"\n... and {more} more, all in {workdir / CLASSES_FILE}" if more > 0 else "")
-    )
+    rows = class_table(names, count_classes(source, names))
+    if (more := len(names) - MOST_SHOWN) > 0:
+        rows[-more:] = [f"... and {more} more, all in {workdir / CLASSES_FILE}"]
+    hosts.say_on_first_host("\n".join(rows))
     return source
 
 

@@ -16,11 +16,21 @@ from ml_collections import ConfigDict
 from imagen_jax.storage.codec import nearest, to_dict
 from imagen_jax.storage.folders import expand_home, user_path
 
-# Keys as others name them, at any place, and the whole key here.
+# Keys of a config, and how others name them, in the same section or one around it.
 OTHER_KEYS = {
-    **dict.fromkeys(("lr", "learning_rate", "base_lr"), "optimizer.learning_rate"),
-    **dict.fromkeys(("epochs", "max_steps", "train_steps", "max_train_steps"), "num_steps"),
-    **dict.fromkeys(("bs", "train_batch_size"), "batch_size"),
+    "batch_size": "bs batch train_batch_size per_device_train_batch_size",
+    "num_steps": "steps max_train_steps max_steps train_steps iterations epochs num_epochs "
+    "num_train_epochs",
+    "optimizer.learning_rate": "learning_rate lr base_lr",
+    "optimizer.accumulation": "gradient_accumulation_steps grad_accum accumulate",
+    "data.path": "data train_data_dir instance_data_dir data_dir data_path dataset dataset_name "
+    "image_folder",
+    "stage.resolution": "resolution image_size size",
+    "stage.network.remat": "gradient_checkpointing use_checkpoint",
+    "stage.network.dtype": "mixed_precision dtype fp16 bf16 use_fp16",
+    "sample.prompts": "validation_prompt validation_prompts sample_prompts",
+    "checkpoint.every": "checkpointing_steps save_steps save_interval save_every_n_steps",
+    "log_every": "log_interval logging_steps",
 }
 
 
@@ -96,8 +106,10 @@ def apply_overrides(config: ConfigDict, overrides: Mapping[str, str]) -> None:
                 )
             node = child
         last = path[-1]
-        if last not in _entries(node) and OTHER_KEYS.get(last, key) != key:
-            raise ValueError(f"unknown key --config.{key}; here it is --config.{OTHER_KEYS[last]}")
+        if last not in _entries(node):
+            for ours, others in OTHER_KEYS.items():
+                if last in others.split() and ours.startswith(".".join(path[:-1])):
+                    raise ValueError(f"unknown key --config.{key}; here it is --config.{ours}")
         if isinstance(node, list) and last not in _entries(node):
             raise ValueError(f"--config.{key}: the list has {len(node)} entries")
         node[int(last) if isinstance(node, list) else last] = value

@@ -37,19 +37,3 @@ def training_advice(config: RunConfig, mesh: jax.sharding.Mesh) -> str:
     if jax.default_backend() == "gpu":
         advice += " nvidia-smi shows whether another program holds the memory."
     return advice
-
-
-def sampling_advice(count: int) -> str:
-    """The same of the images that are sampled while training."""
-    return (
-        f"That was while sampling {count} images at once, for section sample: give fewer "
-        "(sample.prompts, sample.labels or sample.count), or --config.sample=None."
-    )
-
-
-def scoring_advice(batch_size: int) -> str:
-    """The same of the images that are measured while training."""
-    return (
-        f"That was while measuring, for section evaluate: evaluate.batch_size is {batch_size}; "
-        "give less."
-    )

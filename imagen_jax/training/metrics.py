@@ -74,28 +74,28 @@ class EventFile:
         with disk_errors(self.folder):
             self.writer = EventsWriter(str(self.folder / "events"))
         if first_step is not None:
-            self._write(Event(step=first_step, file_version="brain.Event:2"))
-            self._write(Event(step=first_step, session_log=SessionLog(status=SessionLog.START)))
+            again = SessionLog(status=SessionLog.START)
+            version = Event(step=first_step, file_version="brain.Event:2")
+            self._write(version, Event(step=first_step, session_log=again))
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        with disk_errors(self.folder):
-            for name, value in values.items():
-                self._write(Event(step=step, summary=summary.scalar(name, value)))
-            self.writer.flush()
+        scalars = [summary.scalar(name, value) for name, value in values.items()]
+        self._write(*(Event(step=step, summary=scalar) for scalar in scalars))
 
     def image(self, step: int, name: str, image: Image.Image) -> None:
         pixels = np.asarray(image.convert("RGB"))
-        with disk_errors(self.folder):
-            self._write(Event(step=step, summary=summary.image(name, pixels, dataformats="HWC")))
-            self.writer.flush()
+        self._write(Event(step=step, summary=summary.image(name, pixels, dataformats="HWC")))
 
     def close(self) -> None:
         with disk_errors(self.folder):
             self.writer.close()
 
-    def _write(self, event: Event) -> None:
-        event.wall_time = time.time()
-        self.writer.write_event(event)
+    def _write(self, *events: Event) -> None:
+        with disk_errors(self.folder):
+            for event in events:
+                event.wall_time = time.time()
+                self.writer.write_event(event)
+            self.writer.flush()
 
 
 class MetricLog:

@@ -18,7 +18,6 @@ from imagen_jax.diffusion.augmentation import downsample, upsample
 from imagen_jax.diffusion.sampling import Sampling
 from imagen_jax.images import grid, pixels
 from imagen_jax.text import encoder as text
-from imagen_jax.training.memory import sampling_advice
 from imagen_jax.training.run_config import RunConfig
 from imagen_jax.training.state import Frozen, encoder_params, network_params
 from imagen_jax.typing import Images, Keys, Params
@@ -78,7 +77,10 @@ def make_sample_fn(
             f"from 0 to {classes - 1}"
         )
     keys, generate = sample_keys(section.seed, range(count)), make_generate(config, encoder, frozen)
-    generate = memory.explained(sampling_advice(count))(generate)
+    generate = memory.explained(
+        f"That was while sampling {count} images at once, for section sample: give fewer "
+        "(sample.prompts, sample.labels or sample.count), or --config.sample=None."
+    )(generate)
     if stage.low_resolution is None:
         names = class_names(source) if stage.conditioning == "label" else ()
         captions = [names[each] if names else str(each) for each in asked] or None

@@ -214,7 +214,7 @@ INDICES = {
     "shard of a number": (points_to(3), ValueError, "is 3; it must be a plain file name"),
     "shard of a list": (points_to(["a"]), ValueError, "plain file name"),
     "a missing shard": (without_a_shard, ValueError, "is missing"),
-    "an unknown shard": (points_to("model-9.safetensors"), FileNotFoundError, "model-9"),
+    "an unknown shard": (points_to("model-9.safetensors"), ValueError, "model-9"),
     "shards swapped": (shards_swapped, ValueError, "disagree about"),
     "a link to outside": (linked_outside, ValueError, "outside the model's directory"),
     "a map that is a list": (

@@ -96,51 +96,22 @@ def test_an_index_beside_its_shards_is_read_where_nothing_can_be_written(tmp_pat
     assert len(read(("tar", pattern))) == COUNT
 
 
-@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
-def test_a_damaged_index_is_made_anew(tmp_path, save, caplog):
-    """Whatever byte of it changes: zip, numpy and JSON each have their own ways to refuse it."""
+def test_a_damaged_index_is_made_anew(tmp_path, caplog):
+    """Whatever byte of it changes."""
     write_tar(tmp_path / "a.tar", range(3))
     filters = {"scores": {"rank": [0.05, 1]}}
     first = read(("tar", str(tmp_path)), filters=filters)
     (kept,) = (tmp_path / ".imagen_jax_index").iterdir()
-    with np.load(kept) as arrays:
-        save(kept, **arrays)
     whole = kept.read_bytes()
-    refused = 0
-    for place in range(0, len(whole), 23):
-        damaged = bytearray(whole)
-        damaged[place] ^= 0xFF
-        kept.write_bytes(damaged)
+    damaged = [b"", b"PK\x03\x04", whole[: len(whole) // 2], whole + whole[:9]]
+    for place in range(0, len(whole), 97):
+        damaged.append(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+    for content in damaged:
+        kept.write_bytes(content)
         caplog.clear()
         again = read(("tar", str(tmp_path)), filters=filters)
-        refused += "1 shards again, whose index is damaged" in caplog.text
+        assert "1 shards again, whose index is damaged" in caplog.text
         for name in (*index.COLUMNS, "rows"):
             arrays = [getattr(s, name, getattr(s.index, name, None)) for s in (first, again)]
             np.testing.assert_array_equal(*arrays)
         assert again.index.fields["rank"].tolist() == first.index.fields["rank"].tolist()
-    assert refused > 20
-    for content in (b"", b"\x93NUMPY", b"PK\x03\x04", whole[: len(whole) // 2], whole + whole[:9]):
-        kept.write_bytes(content)
-        assert len(read(("tar", str(tmp_path)))) == 3
-
-
-def test_an_index_with_columns_of_other_kinds_is_made_anew(tmp_path, caplog):
-    write_tar(tmp_path / "a.tar", range(3))
-    read(("tar", str(tmp_path)))
-    (kept,) = (tmp_path / ".imagen_jax_index").iterdir()
-    with np.load(kept) as arrays:
-        good = dict(arrays)
-    odd = {
-        "spans": -good["spans"],
-        "key_ends": good["key_ends"][::-1],
-        "keys": good["keys"][:-1],
-        "sizes": good["sizes"].astype(np.float64),
-        "lengths": good["lengths"][:2],
-        "notes": np.frombuffer(b'{"fields": [], "faults": {"7": {}}, "remarks": {}}', np.uint8),
-        "values": np.zeros((9, 2), np.float32),
-    }
-    for name, column in odd.items():
-        np.savez(kept, **good | {name: column})
-        caplog.clear()
-        assert len(read(("tar", str(tmp_path)))) == 3
-        assert "whose index is damaged" in caplog.text, name

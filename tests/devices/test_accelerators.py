@@ -41,12 +41,7 @@ def test_an_nvidia_gpu_without_cuda_names_the_extra(tmp_path, file):
 
 def test_a_tpu_without_libtpu_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setattr(accelerators.importlib.util, "find_spec", lambda name: None)
-    assert unused_accelerator(make(tmp_path / "v4", "dev/accel0")).endswith("-e '.[tpu]'")
-    pci = "sys/bus/pci/devices/0000:00:04.0"
-    for kind, found in (("0x120000", True), ("0x020000", False), ("0x010802", False)):
-        machine = make(tmp_path / kind, f"{pci}/vendor", content="0x1ae0\n")
-        make(machine, f"{pci}/class", content=f"{kind}\n")
-        assert (unused_accelerator(machine) is not None) == found
+    assert unused_accelerator(make(tmp_path, "dev/accel0")).endswith("-e '.[tpu]'")
 
 
 def test_with_the_plug_in_installed_jax_itself_says_why(tmp_path, monkeypatch):

@@ -76,10 +76,11 @@ def test_other_errors_stay_what_they_are():
         assert caught.value is error
 
 
-def test_generating_too_much_at_once_names_the_batch_size():
+def test_generating_too_much_at_once_names_the_batch_size(monkeypatch):
     pipeline = Pipeline(CASCADE, random_params(CASCADE), name="tiny")
+    monkeypatch.setattr("imagen_jax.pipeline.pipeline.encode_request", lambda *given: on_the_host())
     with pytest.raises(OutOfMemory) as caught:
-        pipeline.generate_images("a", num_images=1, batch_size=2**50, progress=False, seed=0)
+        pipeline.generate_images("a", num_images=1, batch_size=2**20, progress=False, seed=0)
     message = str(caught.value)
-    assert "Now: batch_size 1125899906842624, low_memory False, dtype float32, size " in message
-    assert "batch_size 562949953421312, low_memory, " in message
+    assert "Now: batch_size 1048576, low_memory False, dtype float32, size " in message
+    assert "batch_size 524288, low_memory, " in message

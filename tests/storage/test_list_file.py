@@ -84,7 +84,6 @@ def test_odd_but_sound_lists(tmp_path, name, content, read):
         ("a.txt", "a b\n".encode("utf-16-le"), "has a zero byte in line 1"),
         ("a.txt", "a\n".encode("utf-16"), "is in UTF-16, not in UTF-8"),
         ("a.csv", "\ufefftext\n".encode("utf-16-be"), "is in UTF-16, not in UTF-8"),
-        ("a.txt", "a\n".encode("utf-32"), "is in UTF-32, not in UTF-8"),
         ("a.csv", "text\ncafé\n".encode("cp1252"), r"not in UTF-8 \(line 2, byte 0xe9\)"),
         ("a.txt", b"PK\x03\x04\x14\xff", "is a zip archive"),  # a spreadsheet under another name
     ],
