@@ -91,19 +91,20 @@ class Lock:
     def _remove_stale(self, last: bool) -> None:
         """Removes the lock of a process that is gone; else waits, or, at `last`, refuses."""
         with open(self.path, "r+b") as file:
-            holder, free = "somebody", None
+            holder, free, seen = "somebody", None, False
             with contextlib.suppress(ValueError):  # it is being written, or damaged
                 holder = from_dict(Holder, parse_object(file.read()))
                 if (holder.host, holder.machine) == (self.here.host, self.here.machine):
                     free = _is_free(file.fileno())
-                    if free is None:  # the file system has no such locks: mounted buckets
+                    seen = free is not None
+                    if not seen:  # the file system has no such locks, as mounted buckets
                         free = not _runs(holder.pid)
             # One process at a time comes here; the one before may have made a lock of its own.
             if free and os.path.samestat(os.fstat(file.fileno()), self.path.stat()):
                 say_on_first_host(f"{self.path.parent} was in use by {holder}, which is gone")
                 self.path.unlink()
             elif last:
-                raise ValueError(self._refusal(holder, seen=free is not None))
+                raise ValueError(self._refusal(holder, seen=seen))
             else:
                 time.sleep(0.05)
 

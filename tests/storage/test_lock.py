@@ -119,13 +119,16 @@ def test_a_container_of_this_machine_that_runs_is_seen(tmp_path):
         pass
 
 
-def test_where_the_system_cannot_tell_it_is_refused(tmp_path, monkeypatch):
+def test_where_files_cannot_be_locked_the_number_of_the_process_counts(tmp_path, monkeypatch):
     def no_locks(*arguments):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    leave_a_lock(tmp_path)
     monkeypatch.setattr(lock.fcntl, "flock", no_locks)
+    leave_a_lock(tmp_path, pid=os.getppid())
     assert f"remove {tmp_path / LOCK_FILE}" in refusal(tmp_path)
+    rewrite(tmp_path, pid=2**80)
+    with locked(tmp_path, "--workdir"):
+        pass
 
 
 def refusal(folder: Path) -> str:
