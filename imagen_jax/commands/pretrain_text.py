@@ -49,8 +49,9 @@ def run(options: argparse.Namespace, overrides: dict[str, str]) -> None:
             )
             use_compilation_cache()
             folder = held.enter_context(workdir.held(options.workdir))
-            run = text_pretraining.open_run(plan, folder, options.init_from)
-            told = plan._replace(config=replace(plan.config, init_from=options.init_from))
+            earlier = options.init_from and str(options.init_from)
+            run = text_pretraining.open_run(plan, folder, earlier)
+            told = plan._replace(config=replace(plan.config, init_from=earlier))
             print(banner.start_banner(told, run.source, folder))
         with memory.explained(f"--batch_size is {options.batch_size}: give less."):
             loop.train(plan.config, run)
