@@ -17,7 +17,7 @@ PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile
 # PARITY=0 does not install PyTorch and transformers; the tests that compare with them are then skipped.
 PARITY ?= 1
 
-PROMPTS := "smiling cat with heart-eyes" "red heart" "woman firefighter" "couple with heart" \
+PROMPTS := "grinning cat" "red heart" "woman firefighter" "couple with heart" \
            "man running: medium skin tone" "alarm clock" "警察" "三叶草"
 
 .PHONY: demo test test-slow lint format emoji-data clean
