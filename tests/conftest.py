@@ -42,6 +42,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]):
             item.add_marker(pytest.mark.skip(reason="no GPU on this machine"))
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter):
+    """Prints what tests count (`record_property`)."""
+    for report in terminalreporter.getreports("passed"):
+        for name, value in report.user_properties:
+            terminalreporter.write_line(f"{name}: {value}")
+
+
 @pytest.fixture(autouse=True)
 def fixed_numpy_seed():
     """Code under test takes keys; this holds for libraries that draw from numpy's global state."""

@@ -395,10 +395,9 @@ def fuzz(name: str, count: int, folder: Path) -> Counter:
 @pytest.mark.parametrize("count", [25, pytest.param(250, marks=pytest.mark.slow)])
 @pytest.mark.filterwarnings("ignore")
 def test_damaged_files_are_read_or_refused(
-    name: str, count: int, tmp_path: Path, capsys: pytest.CaptureFixture
+    name: str, count: int, tmp_path: Path, record_property: Callable[[str, object], None]
 ):
     outcomes = fuzz(name, count, tmp_path)
-    with capsys.disabled():
-        print(f"\n{name}: of {count} damaged files {dict(outcomes)}")
+    record_property(f"{name}, {count} damaged files", dict(outcomes))
     assert outcomes["past the header"] >= SOUND_BEGINNINGS * count
     assert outcomes["read"] + outcomes["refused"] == count
