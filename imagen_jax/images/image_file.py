@@ -28,9 +28,11 @@ class GeneratedImage(Image.Image):
 
     @classmethod
     def of(cls, image: Image.Image) -> "GeneratedImage":
-        """The image itself, as one of this kind."""
-        image.__class__ = cls  # Pillow has no other way to give an image a kind of ours
-        return image
+        """The same pixels and settings, as an image of this kind."""
+        # Not by its __class__: Python 3.12.1 crashes when it collects such an object.
+        made = cls()
+        made.__dict__.update(image.__dict__)
+        return made
 
     def copy(self) -> "GeneratedImage":
         return self.of(super().copy())
