@@ -29,7 +29,6 @@ class GeneratedImage(Image.Image):
     @classmethod
     def of(cls, image: Image.Image) -> "GeneratedImage":
         """The same pixels and settings, as an image of this kind."""
-        # Not by its __class__: Python 3.12.1 crashes when it collects such an object.
         made = cls()
         made.__dict__.update(image.__dict__)
         return made
@@ -75,7 +74,8 @@ def save_image(
     _write(image, encoded, format, options)
     try:
         with written_whole(path) as temporary:
-            temporary.write_bytes(encoded.getbuffer())
+            # A copy: Python 3.12.1 crashes when it collects a buffer that an error has in its frames.
+            temporary.write_bytes(encoded.getvalue())
     except OSError as error:  # that of a full disk does not say where
         raise OSError(error.errno, error.strerror, str(path)) from None
 
