@@ -74,7 +74,7 @@ def save_image(
     _write(image, encoded, format, options)
     try:
         with written_whole(path) as temporary:
-            # A copy: Python 3.12.1 crashes when it collects a buffer that an error has in its frames.
+            # A copy: Python 3.12.1 crashes when it collects the buffer from the frames of an error.
             temporary.write_bytes(encoded.getvalue())
     except OSError as error:  # that of a full disk does not say where
         raise OSError(error.errno, error.strerror, str(path)) from None
