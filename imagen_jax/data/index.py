@@ -258,8 +258,9 @@ def _save(index: Index, path: Path | None) -> None:
     data = np.frombuffer(json.dumps(notes).encode(), np.uint8)
     content = io.BytesIO()
     np.savez(content, **arrays, values=values, notes=data)
-    with written_whole(path) as temporary:
-        temporary.write_bytes(_digest(content.getvalue()) + content.getvalue())
+    whole = content.getvalue()
+    with written_whole(path) as temporary, open(temporary, "wb") as file:
+        file.writelines((_digest(whole), whole))
 
 
 def _load(path: Path | None, wanted: Collection[str]) -> Index:
