@@ -23,7 +23,7 @@ from imagen_jax.convert.t5x_checkpoint import CHECKPOINT
 from imagen_jax.devices.hosts import whole
 from imagen_jax.models.t5 import T5Config
 from imagen_jax.storage.codec import Section, to_dict
-from imagen_jax.storage.folders import user_path
+from imagen_jax.storage.folders import CHECKPOINTS, user_path
 from imagen_jax.storage.json_file import read_dataclass, read_object, write_object
 from imagen_jax.storage.layout_files import ShardingOf, read_params
 from imagen_jax.storage.safetensors import open_model, save_params, weight_files
@@ -187,7 +187,7 @@ def _directory(source: str | os.PathLike) -> Path:
     directory = shipped if shipped.is_dir() else Path(source)
     if not directory.is_dir():
         raise ValueError(absent(directory, "folder"))
-    if (directory / "checkpoints").is_dir():
+    if (directory / CHECKPOINTS).is_dir():
         raise ValueError(f"{source} is not the directory of a text encoder or of a model")
     return directory
 

@@ -27,11 +27,11 @@ from imagen_jax.models.t5 import T5Config
 from imagen_jax.pipeline import encoder_files
 from imagen_jax.pipeline.joining import join_pipelines
 from imagen_jax.pipeline.lazy_params import PROBED, LazyParams
-from imagen_jax.pipeline.model_directory import CHECKPOINTS, MODEL_FILE, open_params, read_model
+from imagen_jax.pipeline.model_directory import MODEL_FILE, open_params, read_model
 from imagen_jax.pipeline.option_names import refuse_unknown
 from imagen_jax.pipeline.pipeline import Pipeline
 from imagen_jax.storage.codec import from_dict
-from imagen_jax.storage.folders import expand_home, saved_steps, user_path
+from imagen_jax.storage.folders import CHECKPOINTS, expand_home, saved_steps, user_path
 from imagen_jax.storage.layout_files import ShardingOf
 from imagen_jax.storage.safetensors import kept_dtype, pickles_in
 from imagen_jax.storage.trees import flatten, unflatten
@@ -193,7 +193,7 @@ def on_mesh(params: Params, dtype: str, mesh: jax.sharding.Mesh | None) -> Param
 
 def is_diffusers(directory: Path) -> bool:
     """Whether it is neither ours nor a training run's, and has what IF's directories have."""
-    ours = (directory / MODEL_FILE).is_file() or (directory / "checkpoints").is_dir()
+    ours = (directory / MODEL_FILE).is_file() or (directory / CHECKPOINTS).is_dir()
     original = (directory / "config.yml").is_file() or (
         pickles_in(directory) and not any(directory.glob("*.safetensors"))
     )

@@ -18,7 +18,7 @@ from imagen_jax.cascade.cascade import TEXT_ENCODER, Cascade, part_shapes
 from imagen_jax.pipeline.lazy_params import PROBED, LazyParams, Probe
 from imagen_jax.storage import fingerprints
 from imagen_jax.storage.codec import require
-from imagen_jax.storage.folders import saved_steps
+from imagen_jax.storage.folders import CHECKPOINTS, saved_steps
 from imagen_jax.storage.json_file import parse_object, read_object
 from imagen_jax.storage.layout_files import ShardingOf, read_params
 from imagen_jax.storage.safetensors import SHARD_BYTES, open_tensors, save_params
@@ -28,7 +28,6 @@ from imagen_jax.typing import Params
 
 FORMAT = 1
 MODEL_FILE = "model.json"
-CHECKPOINTS = "checkpoints"  # of a workdir
 OTHER_KEYS = {"name": str, "fingerprint": str, "notes": dict}  # beside the cascade's; may be null
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from imagen_jax.storage.disk import describe, disk_errors
 
+CHECKPOINTS = "checkpoints"  # the folder of them in a run's workdir
+
 
 def user_path(path: str | os.PathLike) -> Path:
     """A path as a user wrote it, with ~ and ~name expanded as a shell does.

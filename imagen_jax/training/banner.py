@@ -10,7 +10,7 @@ import numpy as np
 from imagen_jax.data.classes import class_names
 from imagen_jax.data.sources import Source
 from imagen_jax.devices import accelerators
-from imagen_jax.storage.folders import saved_steps
+from imagen_jax.storage.folders import CHECKPOINTS, saved_steps
 from imagen_jax.training import batches, build
 from imagen_jax.training.metrics import METRICS_FILE, SAMPLES_FOLDER
 from imagen_jax.training.progress import steps_per_epoch
@@ -39,7 +39,7 @@ def start_banner(
     config, stage = plan.config, plan.config.stage
     params = jax.eval_shape(plan.init, jax.random.key(config.seed)).params
     what = f"{stage.name}, {stage.resolution}x{stage.resolution} images{WITH[stage.conditioning]}"
-    steps = [] if workdir is None else saved_steps(Path(workdir) / "checkpoints")
+    steps = [] if workdir is None else saved_steps(Path(workdir) / CHECKPOINTS)
     begin = "a dry run" if workdir is None else "new"
     if steps:
         begin = f"resumes at step {max(steps):,}"

@@ -15,7 +15,7 @@ from imagen_jax.devices import hosts, sharding
 from imagen_jax.pipeline import encoder_files, loading, model_directory
 from imagen_jax.storage.checkpoint import Checkpoints, check_weights
 from imagen_jax.storage.codec import Section, to_dict
-from imagen_jax.storage.folders import saved_steps
+from imagen_jax.storage.folders import CHECKPOINTS, saved_steps
 from imagen_jax.text.encoder import TextEncoder
 from imagen_jax.training import batches, build, classes, inherit, loop, metrics, samples, scores
 from imagen_jax.training.config import apply_overrides, load_config, with_homes
@@ -93,7 +93,7 @@ def open_run(plan: Plan, workdir: Path) -> loop.Run:
         CheckpointError: a checkpoint to start from is damaged.
     """
     config, encoder, mesh = plan.config, plan.encoder, plan.mesh
-    resumed = bool(saved_steps(workdir / "checkpoints"))
+    resumed = bool(saved_steps(workdir / CHECKPOINTS))
     kept = resumed and encoder_files.is_kept(workdir)
     # What can be refused comes before the checkpoints, whose threads an exit would cut off.
     source = None
@@ -126,7 +126,7 @@ def open_run(plan: Plan, workdir: Path) -> loop.Run:
         plan.init,
         mesh,
         stream,
-        Checkpoints(workdir / "checkpoints", keep=keep, keep_best=keep_best),
+        Checkpoints(workdir / CHECKPOINTS, keep=keep, keep_best=keep_best),
         workdir,
         description,
         keep_model=keep_model,

@@ -17,7 +17,7 @@ from imagen_jax import models
 from imagen_jax.devices.sharding import MeshConfig, make_mesh
 from imagen_jax.images.pixels import to_float
 from imagen_jax.storage.checkpoint import Checkpoints, check_weights
-from imagen_jax.storage.folders import saved_steps, user_path
+from imagen_jax.storage.folders import CHECKPOINTS, saved_steps, user_path
 from imagen_jax.text import encoder as text
 from imagen_jax.training import build, start
 from imagen_jax.training.loop import Run
@@ -108,7 +108,7 @@ def open_run(plan: start.Plan, workdir: Path, init_from: str | None) -> Run:
         ValueError: as there; or the workdir has a checkpoint already, which would be mixed up with
             the new one.
     """
-    if saved := saved_steps(workdir / "checkpoints"):
+    if saved := saved_steps(workdir / CHECKPOINTS):
         raise ValueError(
             f"--workdir {workdir} has a checkpoint already (step {max(saved)}); give a "
             f"new one, and --init_from={workdir} to continue from it"
@@ -116,7 +116,7 @@ def open_run(plan: start.Plan, workdir: Path, init_from: str | None) -> Run:
     weights = None
     if init_from is not None:
         weights = plan.init(jax.random.key(plan.config.seed)).params
-        earlier = Checkpoints(user_path(init_from) / "checkpoints", read_only=True)
+        earlier = Checkpoints(user_path(init_from) / CHECKPOINTS, read_only=True)
         found = trained_of(earlier.read_parameters("params")[1])
         check_weights(trained_of(weights), found, f"the weights in {init_from}")
         weights = with_trained(weights, found)
