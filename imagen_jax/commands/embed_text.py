@@ -38,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
 
 def run(options: argparse.Namespace, overrides: dict[str, str]) -> None:
     with one_line_errors():
-        from imagen_jax.data.loader import TooManyBroken
+        from imagen_jax.data.counts import TooManyBroken
         from imagen_jax.devices import memory
         from imagen_jax.devices.compilation_cache import use_compilation_cache
         from imagen_jax.devices.hosts import check_shared

@@ -32,7 +32,8 @@ import seqio
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from imagen_jax.data.loader import CROPS, FOREVER, Damage
+from imagen_jax.data.counts import Damage
+from imagen_jax.data.loader import CROPS, FOREVER
 from imagen_jax.data.sources import CONDITIONINGS, BrokenExample, check_choice
 from imagen_jax.storage.folders import expand_home
 

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from imagen_jax.data.loader import TooManyBroken
+from imagen_jax.data.counts import TooManyBroken
 from imagen_jax.data.sources import Source
 from imagen_jax.devices import accelerators, chips, hosts
 from imagen_jax.devices.sharding import batch_sharding, replicated, state_shardings

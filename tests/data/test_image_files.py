@@ -9,9 +9,9 @@ from PIL import Image
 
 from imagen_jax.commands import export
 from imagen_jax.data import SOURCES, BrokenExample, Loader
+from imagen_jax.data.counts import TooManyBroken
 from imagen_jax.data.folder import read_folder
 from imagen_jax.data.image_files import find_images
-from imagen_jax.data.loader import TooManyBroken
 from imagen_jax.evaluation.image_folder import list_images
 from imagen_jax.evaluation.report import Report
 from imagen_jax.images.grid import image_grid

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imagen_jax.data.loader import Loader, TooManyBroken, captions_of, choose_caption
+from imagen_jax.data.counts import TooManyBroken
+from imagen_jax.data.loader import Loader, captions_of, choose_caption
 from imagen_jax.data.sources import ArraySource, BrokenExample
 
 SIZE = 37

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from imagen_jax.data import ArraySource, Loader, PriorLoader
-from imagen_jax.data.loader import TooManyBroken
+from imagen_jax.data.counts import TooManyBroken
 from imagen_jax.data.sources import BrokenExample
 
 SUBJECT, CLASS = 4, 11

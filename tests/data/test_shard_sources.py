@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from imagen_jax.data import SOURCES, Loader, records, shards
-from imagen_jax.data.loader import TooManyBroken
+from imagen_jax.data.counts import TooManyBroken
 from imagen_jax.data.shards import expand_braces, find_shards
 from imagen_jax.data.sources import BrokenExample, is_heldout
 from tests.data.shard_files import (

@@ -202,7 +202,7 @@ def test_a_labelled_task_and_broken_records(seqio, rng):
     import tensorflow as tf
 
     from imagen_jax.data import seqio_tasks
-    from imagen_jax.data.loader import TooManyBroken
+    from imagen_jax.data.counts import TooManyBroken
 
     def dataset(split, shuffle_files, seed=None):
         images = [tf.io.encode_png(np.full((8, 8, 3), i, np.uint8)).numpy() for i in range(12)]
