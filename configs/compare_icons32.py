@@ -16,7 +16,7 @@ NETWORKS = {
         "levels": [
             {"channels": 32, "num_res_blocks": 1, "attention": None},
             {"channels": 64, "num_res_blocks": 1, "attention": None},
-            {"channels": 128, "num_res_blocks": 2, "attention": "self"},
+            {"channels": 108, "num_res_blocks": 2, "attention": "self"},
         ],
         "head_channels": 32,
         "pooling_heads": 3,
@@ -26,8 +26,8 @@ NETWORKS = {
     "efficient_unet": {
         "kind": "efficient_unet",
         "levels": [
-            {"channels": 64, "num_res_blocks": 1, "stride": 1, "attention": None},
-            {"channels": 128, "num_res_blocks": 2, "stride": 2, "attention": "self"},
+            {"channels": 80, "num_res_blocks": 1, "stride": 1, "attention": None},
+            {"channels": 160, "num_res_blocks": 2, "stride": 2, "attention": "self"},
         ],
         "patch_size": 2,
         "num_heads": 4,
@@ -43,17 +43,18 @@ def get_axes() -> dict:
         "prediction": {
             "eps": {"prediction": "eps", "loss": {"weight": "eps"}},
             "v": {"prediction": "v", "loss": {"weight": "v"}},
-            "x0": {"prediction": "x0", "loss": {"weight": "v"}},
+            "x0": {"prediction": "x0", "loss": {"weight": "v", "min_scale": 0.05}},
         },
         "schedule": {
             "cosine": {"schedule": {"kind": "cosine"}},
+            "flow": {"schedule": {"kind": "flow"}, "time_logit_normal": (0.0, 1.0)},
         },
     }
 
 
 def get_config() -> ConfigDict:
     config = ConfigDict(
-        {"seed": 0, "batch_size": 32, "num_steps": 1000, "log_every": 50, "ema_decay": 0.995}
+        {"seed": 0, "batch_size": 16, "num_steps": 2000, "log_every": 50, "ema_decay": 0.995}
     )
     config.stage = {
         "name": "icons32",
@@ -86,19 +87,19 @@ def get_config() -> ConfigDict:
     config.optimizer = {
         "kind": "adamw",
         "learning_rate": 8e-4,
-        "warmup_steps": 50,
-        "decay_steps": 1000,
+        "warmup_steps": 100,
+        "decay_steps": 2000,
         "b1": 0.9,
         "b2": 0.99,
         "weight_decay": 0.01,
         "clip_norm": 1.0,
     }
     config.mesh = {"data": None, "fsdp": 1, "tensor": 1}
-    config.checkpoint = {"every": 200, "keep": 1, "keep_best": 0}
+    config.checkpoint = {"every": 250, "keep": 1, "keep_best": 0}
     config.sample = {
         "prompts": ["dog face, flat style", "red heart, 3d style"],
         "sampler": "dpmpp_2m",
-        "steps": 12,
+        "steps": 10,
         "guidance": 2.0,
         "threshold": "static",
     }

@@ -24,7 +24,7 @@ def squared_errors(
     stage: Stage, params: Params, text: TextEmbeddings | None, x0: Images, eps: Images, logsnr
 ) -> Float[Array, " batch"]:
     """|x0_hat(alpha x0 + sigma eps) - x0|^2 of each image, the mean over its values."""
-    x_t = add_noise(x0, eps, logsnr)
+    x_t = add_noise(x0, eps, logsnr, stage.schedule)
     denoise = make_stage_denoiser(stage, params, Conditions(text=text), Sampling(threshold="none"))
     found = denoise(x_t, stage.schedule.time(logsnr)).x0
     return jnp.mean(jnp.square(found - x0), axis=(1, 2, 3))
