@@ -34,6 +34,14 @@ NETWORKS = {
         "attention_hidden_ratio": 1.0,
         "embedding_width": 256,
     },
+    "transformer": {
+        "kind": "transformer",
+        "width": 192,
+        "depth": 6,
+        "heads": 3,
+        "patch_size": 4,
+        "bottleneck": None,
+    },
 }
 
 
