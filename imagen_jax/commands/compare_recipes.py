@@ -77,9 +77,7 @@ class Comparison:
 
         splits = tuple(options.splits)
         self.out: Path = options.out
-        self.protocol = comparison.Protocol(
-            options.flops, options.points, splits, options.prompts
-        )
+        self.protocol = comparison.Protocol(options.flops, options.points, splits, options.prompts)
         self.raw = start.read_raw(options.config, overrides)
         self.axes = load_module(options.config, "get_axes").get_axes()
         self.cells = comparison.grid(self.axes, options.seeds, options.cells)
@@ -275,9 +273,7 @@ def run_processes(
     return failed
 
 
-def child_command(
-    cell: Any, options: argparse.Namespace, overrides: dict[str, str]
-) -> list[str]:
+def child_command(cell: Any, options: argparse.Namespace, overrides: dict[str, str]) -> list[str]:
     """The command line that trains one cell of this one's grid."""
     given = {
         "config": options.config,
