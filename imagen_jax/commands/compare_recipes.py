@@ -81,16 +81,21 @@ class Comparison:
         self.raw = start.read_raw(options.config, overrides)
         self.axes = load_module(options.config, "get_axes").get_axes()
         self.cells = comparison.grid(self.axes, options.seeds, options.cells)
+        self.plans: dict[Any, tuple[Any, float]] = {}
         if options.only is not None:
             self.cells = [cell for cell in self.cells if cell.folder == options.only]
             if not self.cells:
                 raise ValueError(f"there is no run {options.only} among those of --cells, --seeds")
 
-    @functools.cache  # noqa: B019 - as long as the command
     def plan(self, cell: Any) -> tuple[Any, float]:
+        """The plan of a cell's run, and the FLOPs of its step."""
         from imagen_jax.training.comparison import cell_plan
 
-        return cell_plan(self.raw, self.axes, cell, self.protocol)
+        if cell not in self.plans:
+            known = {other.choices: per_step for other, (_, per_step) in self.plans.items()}
+            per_step = known.get(cell.choices)
+            self.plans[cell] = cell_plan(self.raw, self.axes, cell, self.protocol, per_step)
+        return self.plans[cell]
 
     def result(self, cell: Any) -> dict[str, Any] | None:
         """What a cell has found, with its name and seed; None where it is not finished."""

@@ -94,20 +94,25 @@ def step_flops(plan: start.Plan) -> float:
     return flops.total(plan.train_step, state, abstract_batch(plan.config), key, plan.frozen)
 
 
-def cell_plan(raw: Section, axes: Axes, cell: Cell, protocol: Protocol) -> tuple[Any, float]:
+def cell_plan(
+    raw: Section, axes: Axes, cell: Cell, protocol: Protocol, per_step: float | None = None
+) -> tuple[start.Plan, float]:
     """(the plan of a cell's run, FLOPs of its step): as many steps as the FLOPs allow, and, where
     the config has one, a decay of the learning rate that ends with them.
+
+    Args:
+        per_step: FLOPs of its step where they are known, as from another seed.
 
     Raises:
         ValueError: the FLOPs do not do for the warm-up, or a choice does not fit the config.
     """
     raw = to_dict(raw)
-    raw["stage"] = dict(raw["stage"])
     for axis, choice in zip(axes.values(), cell.choices, strict=True):
         raw["stage"] |= to_dict(axis[choice])
-    raw |= {"seed": cell.seed}
-    per_step = step_flops(start.make_plan(raw))
-    steps, optimizer = round(protocol.flops / per_step), dict(raw["optimizer"])
+    raw["seed"] = cell.seed
+    if per_step is None:
+        per_step = step_flops(start.make_plan(raw))
+    steps, optimizer = round(protocol.flops / per_step), raw["optimizer"]
     warmup = optimizer.get("warmup_steps", 0)
     if steps <= warmup:
         raise ValueError(
@@ -116,7 +121,7 @@ def cell_plan(raw: Section, axes: Axes, cell: Cell, protocol: Protocol) -> tuple
         )
     raw["num_steps"] = steps
     if optimizer.get("decay_steps") is not None:
-        raw["optimizer"] = optimizer | {"decay_steps": steps}
+        optimizer["decay_steps"] = steps
     return start.make_plan(raw), per_step
 
 
