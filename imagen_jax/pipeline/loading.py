@@ -16,7 +16,7 @@ from jax.sharding import NamedSharding
 
 from imagen_jax.cascade import description
 from imagen_jax.cascade.cascade import TEXT_ENCODER, Cascade, stage_index
-from imagen_jax.convert import diffusers_directory, diffusers_pipeline
+from imagen_jax.convert import diffusers_directory, diffusers_pipeline, prx_pipeline
 from imagen_jax.convert.hub import NAME, resolve
 from imagen_jax.convert.lora import save_lora
 from imagen_jax.devices.compilation_cache import use_compilation_cache
@@ -33,7 +33,7 @@ from imagen_jax.pipeline.pipeline import Pipeline
 from imagen_jax.storage.codec import from_dict
 from imagen_jax.storage.folders import CHECKPOINTS, expand_home, saved_steps, user_path
 from imagen_jax.storage.layout_files import ShardingOf
-from imagen_jax.storage.safetensors import kept_dtype, pickles_in
+from imagen_jax.storage.safetensors import kept_dtype, open_tensors, pickles_in
 from imagen_jax.storage.trees import flatten, unflatten
 from imagen_jax.storage.wrong_files import absent
 from imagen_jax.typing import Params
@@ -208,7 +208,7 @@ def load_diffusers(
     variant: str | None = None,
     encoder_weights: bool = True,
 ) -> Pipeline:
-    """DeepFloyd IF in diffusers' layout; the parameters are read when first used.
+    """A pipeline in diffusers' layout; the parameters are read when first used.
 
     encoder_weights: False where those of a text encoder may be missing, as another model has them.
 
@@ -216,6 +216,8 @@ def load_diffusers(
         FileNotFoundError: files are missing.
         ValueError: they are damaged, or hold a value that is not supported, which is named.
     """
+    if diffusers_directory.read_index(directory)[0] == diffusers_directory.PRX_PIXEL:
+        return load_prx(directory, name, dtype, mesh, variant)
     found = diffusers_directory.read_directory(directory, variant, encoder_weights)
     cascade = diffusers_pipeline.cascade_from_diffusers(found, dtype)
     (stage,), sharding = cascade.stages, sharding_over(mesh)
@@ -226,9 +228,30 @@ def load_diffusers(
         readers[TEXT_ENCODER] = partial(diffusers_pipeline.read_encoder, *own, dtype, sharding)
         probe = partial(diffusers_pipeline.probe_encoder, *own, PROBED)
     # Not of the text encoder: of several chained models, only one needs to have it.
-    files = diffusers_pipeline.unet_files(found)
-    fingerprint = f"{encoder_files.fingerprint(found.unet.directory, files)}-{dtype}"
+    fingerprint = weights_fingerprint(found.unet, dtype)
     return Pipeline(cascade, LazyParams(readers, probe), name=name, fingerprint=fingerprint)
+
+
+def load_prx(
+    directory: Path,
+    name: str,
+    dtype: str = "float32",
+    mesh: jax.sharding.Mesh | None = None,
+    variant: str | None = None,
+) -> Pipeline:
+    """PRXPixel in diffusers' layout, without its text encoder; errors as of `load_diffusers`."""
+    found = diffusers_directory.read_prx(directory, variant)
+    cascade = prx_pipeline.cascade_from_diffusers(found, dtype)
+    (stage,), sharding = cascade.stages, sharding_over(mesh)
+    readers = {stage.name: partial(prx_pipeline.read_network, found, stage, dtype, sharding)}
+    fingerprint = weights_fingerprint(found.network, dtype)
+    return Pipeline(cascade, LazyParams(readers), name=name, fingerprint=fingerprint)
+
+
+def weights_fingerprint(weights: diffusers_directory.Weights, dtype: str) -> str:
+    """Of the files of a network's parameters, read in a dtype."""
+    files = {tensor.path.name for tensor in open_tensors(*weights).values()}
+    return f"{encoder_files.fingerprint(weights.directory, files)}-{dtype}"
 
 
 def load_workdir(
