@@ -21,7 +21,7 @@ from imagen_jax.convert.diffusers_prx import (
 from imagen_jax.convert.fields import Fields, known_fields
 from imagen_jax.diffusion.overrides import check_sampling
 from imagen_jax.diffusion.sampling import Sampling
-from imagen_jax.diffusion.schedules import Cosine as Flow
+from imagen_jax.diffusion.schedules import Flow
 from imagen_jax.models.bounds import FACTOR, MAX_SIDE
 from imagen_jax.storage.layout_files import ShardingOf, read_layout
 from imagen_jax.storage.safetensors import open_tensors
@@ -87,12 +87,12 @@ def stage_from_diffusers(
         channels=network.in_channels,
     )
     sampling = Sampling(
-        sampler="euler",
+        sampler="ddim",  # on the flow, Euler's method
         steps=STEPS,
         spacing="flow_match",
         guidance=GUIDANCE,
         threshold="none",
-        time_floor=TIME_FLOOR,
+        min_scale=TIME_FLOOR,
     )
     return stage, check_sampling(sampling)
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from imagen_jax.diffusion.guidance import guidance_weight, guide
-from imagen_jax.diffusion.process import convert
+from imagen_jax.diffusion.process import convert, with_least_scale
 from imagen_jax.diffusion.sampling import Number, Sampling
 from imagen_jax.diffusion.schedules import Schedule
 from imagen_jax.diffusion.thresholding import THRESHOLDS
@@ -76,6 +76,8 @@ def make_denoiser(
             output, variance = jax.lax.cond(jnp.any(weight != 1.0), guided, conditional_only)
         x0 = convert(output, x_t, schedule.logsnr(t), prediction, "x0", schedule)
         x0 = THRESHOLDS[sampling.threshold](x0, sampling)
+        if sampling.min_scale and prediction == "x0":
+            x0 = with_least_scale(x0, x_t, schedule.logsnr(t), sampling.min_scale, schedule)
         return Denoised(x0, variance if sampling.learned_variance else None)
 
     return denoise

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from imagen_jax.diffusion.sampling import Sampling, Spacing
-from imagen_jax.diffusion.schedules import Schedule
+from imagen_jax.diffusion.schedules import TIME_UNITS, Flow, Schedule, network_time
 
 # Time grids are padded to this many steps, so that the number of steps is a traced value.
 MAX_STEPS = 1024
@@ -38,8 +38,24 @@ def _uniform_in_logsnr(
     return np.select([fraction == 0.0, fraction == 1.0], [start, stop], times)
 
 
+def _flow_match(schedule: Schedule, start: float, stop: float, fraction: np.ndarray) -> np.ndarray:
+    """Evenly from start to sigma of the first of 1000 time steps, and from there to stop: diffusers'
+    FlowMatchEulerDiscreteScheduler, which takes a sigma that is shifted for a time to be shifted.
+    """
+    if not isinstance(schedule, Flow):
+        raise ValueError(
+            f"spacing 'flow_match' is for a schedule of kind flow, not {type(schedule).__name__}"
+        )
+    count = int(np.sum(fraction < 1.0))
+    lowest = float(network_time(schedule, 1.0 / TIME_UNITS)) / TIME_UNITS
+    times = np.full(len(fraction), stop)
+    times[:count] = np.linspace(start, lowest, count)
+    return times
+
+
 # Time at a fraction of the way from start to stop.
 SPACINGS = {
+    "flow_match": _flow_match,
     "time": lambda schedule, start, stop, fraction: start * (1.0 - fraction) + stop * fraction,
     "logsnr": _uniform_in_logsnr,
 }
