@@ -1,6 +1,6 @@
-"""The folder of a pipeline as diffusers saves it, DeepFloyd IF's or PRXPixel's: its parts found, its
-JSON read.
+"""The folder of a pipeline as diffusers saves it: its parts found, its JSON read.
 
+Pipelines are DeepFloyd IF's and PRXPixel's.
 Weights are read elsewhere, by `open_tensors(directory, name, variant)`.
 """
 

@@ -31,19 +31,19 @@ DEFAULT_AXES = [32, 32]
 # The values of the one form that our network has.
 FIXED = {"theta": 10_000, "time_factor": 1000, "time_max_period": 10_000}
 
-# Layers of ours with a bias: theirs.
+# Dense layers of ours: theirs.
 DENSE = {
     "time_in": "time_in.in_layer",
     "time_out": "time_in.out_layer",
     "text_in": "txt_in",
-    "modulation_out": "final_layer.adaLN_modulation.1",
+    "modulation": "final_layer.adaLN_modulation.1",
     "patch_out": "final_layer.linear",
 }
 SIZE = {
     "size_in": "resolution_embedder.mlp.in_layer",
     "size_out": "resolution_embedder.mlp.out_layer",
 }
-# In a block: matrices without a bias, and gains of norms.
+# Of a layer: matrices, and gains of norms.
 MATRICES = {
     "attention/query_key_value": "attention.img_qkv_proj",
     "attention/text_key_value": "attention.txt_kv_proj",
@@ -53,9 +53,9 @@ MATRICES = {
     "out": "down_proj",
 }
 NORMS = {
-    "attention/norm_query": "attention.norm_q",
-    "attention/norm_key": "attention.norm_k",
-    "attention/norm_text_key": "attention.norm_added_k",
+    "attention/query_norm": "attention.norm_q",
+    "attention/key_norm": "attention.norm_k",
+    "attention/text_key_norm": "attention.norm_added_k",
 }
 
 
@@ -89,9 +89,9 @@ def config_from_diffusers(values: Mapping[str, Any], **overrides: Any) -> PRXCon
     axes = fields.values["axes_dim"] or DEFAULT_AXES
     if axes not in ([width // heads // 2] * 2, (width // heads // 2,) * 2):
         fields.refuse("axes_dim", f"two halves of a head's {width // heads} channels")
-    hidden = int(width * fields.positive("mlp_ratio", BOUNDS["hidden"][1] / width))
-    if not hidden:
-        fields.refuse("mlp_ratio", "a larger number")
+    ratio = fields.positive("mlp_ratio", BOUNDS["mlp_ratio"][1])
+    if int(width * ratio) < 1:
+        fields.refuse("mlp_ratio", f"at least 1/{width}")
     bottleneck = fields.values["bottleneck_size"]
     return PRXConfig(
         **{
@@ -99,9 +99,9 @@ def config_from_diffusers(values: Mapping[str, Any], **overrides: Any) -> PRXCon
             "patch_size": fields.count("patch_size", BOUNDS["patch_size"][1]),
             "bottleneck": None if bottleneck is None else fields.count("bottleneck_size"),
             "width": width,
-            "layers": fields.count("depth", BOUNDS["layers"][1]),
+            "depth": fields.count("depth", BOUNDS["depth"][1]),
             "heads": heads,
-            "hidden": hidden,
+            "mlp_ratio": ratio,
             "sees_size": fields.flag("resolution_embeds"),
             **overrides,
         }
@@ -109,20 +109,22 @@ def config_from_diffusers(values: Mapping[str, Any], **overrides: Any) -> PRXCon
 
 
 def prx_layout(config: PRXConfig) -> Layout:
-    """Where each parameter of the network is among diffusers' tensors; one tensor each."""
+    """Where each parameter of the network is among diffusers' tensors."""
     dense = DENSE | (SIZE if config.sees_size else {})
     if config.bottleneck is None:
         dense |= {"patch_in": "img_in"}
     else:
         dense |= {"bottleneck": "img_in.0", "patch_in": "img_in.1"}
-    for i in range(config.layers):
-        dense[f"block{i}/modulation"] = f"blocks.{i}.modulation.lin"
     table = {}
     for ours, theirs in dense.items():
         table |= affine(ours, [theirs], LINEAR)
-    for i in range(config.layers):
-        for ours, theirs in MATRICES.items():
-            table[f"block{i}/{ours}/kernel"] = Tensors((f"blocks.{i}.{theirs}.weight",), LINEAR)
-        for ours, theirs in NORMS.items():
-            table[f"block{i}/{ours}/scale"] = Tensors((f"blocks.{i}.{theirs}.weight",))
+
+    def stacked(theirs: str) -> tuple[str, ...]:
+        return tuple(f"blocks.{i}.{theirs}" for i in range(config.depth))
+
+    table |= affine("layers/modulation", stacked("modulation.lin"), LINEAR, "stack")
+    for ours, theirs in MATRICES.items():
+        table[f"layers/{ours}/kernel"] = Tensors(stacked(f"{theirs}.weight"), LINEAR, "stack")
+    for ours, theirs in NORMS.items():
+        table[f"layers/{ours}/scale"] = Tensors(stacked(f"{theirs}.weight"), None, "stack")
     return table

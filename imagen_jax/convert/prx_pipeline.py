@@ -61,9 +61,7 @@ def schedule_of(values: Mapping[str, Any], noise_scale: float = 1.0) -> Flow:
     return Flow(shift=-2.0 * log(shift), noise_scale=noise_scale)
 
 
-def stage_from_diffusers(
-    directory: PRXDirectory, dtype: str = "float32"
-) -> tuple[Stage, Sampling]:
+def stage_from_diffusers(directory: PRXDirectory, dtype: str = "float32") -> tuple[Stage, Sampling]:
     """The pipeline's transformer and scheduler as a stage, named after its resolution.
 
     Args:

@@ -271,8 +271,9 @@ def network_time(
     """The noise level in the units that networks see: 1000 t, or the time step where the schedule
     counts them.
 
-    On the flow it is 1000 sigma, in units of the noise scale, so that a noise level looks the same whatever the shift. For the
-    prediction "edm" it is 1000 c_noise = 250 log(sigma / alpha) (arXiv 2206.00364, table 1).
+    On the flow it is 1000 sigma, in units of the noise scale, so that a noise level looks the same
+    whatever the shift. For the prediction "edm" it is 1000 c_noise = 250 log(sigma / alpha) (arXiv
+    2206.00364, table 1).
     """
     if prediction == "edm":
         limited = jnp.clip(schedule.logsnr(t), -EDM_LARGEST_LOGSNR, EDM_LARGEST_LOGSNR)

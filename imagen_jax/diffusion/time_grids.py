@@ -39,8 +39,9 @@ def _uniform_in_logsnr(
 
 
 def _flow_match(schedule: Schedule, start: float, stop: float, fraction: np.ndarray) -> np.ndarray:
-    """Evenly from start to sigma of the first of 1000 time steps, and from there to stop: diffusers'
-    FlowMatchEulerDiscreteScheduler, which takes a sigma that is shifted for a time to be shifted.
+    """Evenly from start to sigma of the first of 1000 time steps, and from there to stop.
+
+    As diffusers' FlowMatchEulerDiscreteScheduler, which shifts that sigma, as a time, once more.
     """
     if not isinstance(schedule, Flow):
         raise ValueError(
