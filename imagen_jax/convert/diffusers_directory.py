@@ -1,7 +1,7 @@
 """The folder of a pipeline as diffusers saves it: its parts found, its JSON read.
 
-Pipelines are DeepFloyd IF's and PRXPixel's.
-Weights are read elsewhere, by `open_tensors(directory, name, variant)`.
+Pipelines are DeepFloyd IF's and PRXPixel's. Weights are read elsewhere, by
+`open_tensors(directory, name, variant)`.
 """
 
 import os

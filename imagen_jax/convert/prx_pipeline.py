@@ -1,7 +1,7 @@
 """A PRXPixel pipeline in diffusers' layout: its stage, how it is sampled, its parameters.
 
-Text comes as embeddings, `TextEmbeddings` of a Qwen3-VL's last hidden states: the text encoder of
-the directory is not read. What its files leave open is as diffusers' pipeline has it.
+Its text encoder, a Qwen3-VL, is not read: whoever samples gives `TextEmbeddings` of its last hidden
+states. What the files leave open is as diffusers' pipeline has it, and the loss is JiT's.
 """
 
 from collections.abc import Mapping
@@ -19,6 +19,7 @@ from imagen_jax.convert.diffusers_prx import (
     text_width_from_diffusers,
 )
 from imagen_jax.convert.fields import Fields, known_fields
+from imagen_jax.diffusion.losses import Loss
 from imagen_jax.diffusion.overrides import check_sampling
 from imagen_jax.diffusion.sampling import Sampling
 from imagen_jax.diffusion.schedules import Flow
@@ -82,6 +83,7 @@ def stage_from_diffusers(directory: PRXDirectory, dtype: str = "float32") -> tup
         text_width=text_width_from_diffusers(directory.network_config),
         schedule=schedule_of(directory.scheduler, index.positive("noise_scale", FACTOR[1])),
         prediction="x0",
+        loss=Loss("v", min_scale=TIME_FLOOR),
         channels=network.in_channels,
     )
     sampling = Sampling(

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from imagen_jax.diffusion.sampling import Sampling, Spacing
-from imagen_jax.diffusion.schedules import TIME_UNITS, Flow, Schedule, network_time
+from imagen_jax.diffusion.schedules import TIME_UNITS, Schedule, network_time
 
 # Time grids are padded to this many steps, so that the number of steps is a traced value.
 MAX_STEPS = 1024
@@ -39,19 +39,15 @@ def _uniform_in_logsnr(
 
 
 def _flow_match(schedule: Schedule, start: float, stop: float, fraction: np.ndarray) -> np.ndarray:
-    """Evenly from start to sigma of the first of 1000 time steps, and from there to stop.
+    """Evenly to the noise level of the first of 1000 time steps, and from there to the end.
 
-    As diffusers' FlowMatchEulerDiscreteScheduler, which shifts that sigma, as a time, once more.
+    As diffusers' FlowMatchEulerDiscreteScheduler, which takes that level, of a schedule that may be
+    shifted, for a time of the same schedule: the lowest steps are shifted twice.
     """
-    if not isinstance(schedule, Flow):
-        raise ValueError(
-            f"spacing 'flow_match' is for a schedule of kind flow, not {type(schedule).__name__}"
-        )
-    count = int(np.sum(fraction < 1.0))
-    lowest = float(network_time(schedule, 1.0 / TIME_UNITS)) / TIME_UNITS
-    times = np.full(len(fraction), stop)
-    times[:count] = np.linspace(start, lowest, count)
-    return times
+    lowest = float(network_time(schedule, jnp.float32(1.0 / TIME_UNITS))) / TIME_UNITS
+    way, count = np.zeros(len(fraction)), int(np.sum(fraction < 1.0))
+    way[:count] = np.linspace(1.0, lowest, count)
+    return stop + (start - stop) * way
 
 
 # Time at a fraction of the way from start to stop.

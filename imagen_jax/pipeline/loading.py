@@ -1,5 +1,5 @@
 """`load_model`: a Pipeline from a shipped model, a model directory, a training workdir, or
-DeepFloyd IF in diffusers' layout.
+DeepFloyd IF or PRXPixel in diffusers' layout.
 """
 
 import contextlib
@@ -59,7 +59,8 @@ def load_model(
     **unknown: Any,
 ) -> Pipeline:
     """A pipeline from the name of a shipped model, a model directory, or a training workdir; or
-    DeepFloyd IF in diffusers' layout, from a directory or by its name on the Hugging Face hub.
+    DeepFloyd IF or PRXPixel (without its text encoder) in diffusers' layout, from a directory or by
+    its name on the Hugging Face hub.
 
     Pass several sources to chain separately trained stages: `load_model(["workdirs/base",
     "workdirs/sr"])` is the cascade of the stages of both, with the text encoder of the first that
@@ -70,7 +71,7 @@ def load_model(
             whatever the model was trained or saved in.
         mesh: devices over which to spread the parameters, by the rules of training
             (`devices.sharding.make_mesh` makes one). None: the default device.
-        variant: of the weights of IF, such as "fp16".
+        variant: of the weights in diffusers' layout, such as "fp16".
         revision: a branch, tag or commit on the hub.
         step: which checkpoint of a training workdir, one for all of several. The newest when None.
         ema: the average of a run's parameters, where it kept one; False: those last trained.
@@ -149,7 +150,9 @@ def load_one(
         with_encoder = not (on_hub and encoder_known)
         return load_diffusers(directory, name, dtype, mesh, variant, with_encoder)
     if variant is not None:
-        raise ValueError(f"variant {variant!r} is for DeepFloyd IF, which {source} is not.")
+        raise ValueError(
+            f"variant {variant!r} is for DeepFloyd IF and PRXPixel, which {source} is not."
+        )
     if (directory / MODEL_FILE).is_file():
         cascade, values = read_model(directory)
         return Pipeline(
@@ -192,7 +195,7 @@ def on_mesh(params: Params, dtype: str, mesh: jax.sharding.Mesh | None) -> Param
 
 
 def is_diffusers(directory: Path) -> bool:
-    """Whether it is neither ours nor a training run's, and has what IF's directories have."""
+    """Whether it is neither ours nor a training run's, and has what pipelines' directories have."""
     ours = (directory / MODEL_FILE).is_file() or (directory / CHECKPOINTS).is_dir()
     original = (directory / "config.yml").is_file() or (
         pickles_in(directory) and not any(directory.glob("*.safetensors"))
