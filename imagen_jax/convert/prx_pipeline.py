@@ -85,6 +85,7 @@ def stage_from_diffusers(directory: PRXDirectory, dtype: str = "float32") -> tup
         prediction="x0",
         loss=Loss("v", min_scale=TIME_FLOOR),
         channels=network.in_channels,
+        min_scale=TIME_FLOOR,
     )
     sampling = Sampling(
         sampler="ddim",  # on the flow, Euler's method
@@ -92,7 +93,6 @@ def stage_from_diffusers(directory: PRXDirectory, dtype: str = "float32") -> tup
         spacing="flow_match",
         guidance=GUIDANCE,
         threshold="none",
-        min_scale=TIME_FLOOR,
     )
     return stage, check_sampling(sampling)
 

@@ -41,6 +41,7 @@ def make_denoiser(
     schedule: Schedule,
     prediction: str,
     sampling: Sampling = Sampling(),
+    min_scale: float = 0.0,
 ) -> Denoiser:
     """The denoiser of a network.
 
@@ -53,6 +54,7 @@ def make_denoiser(
         prediction: what the network outputs, a key of PREDICTIONS.
         sampling: its guidance, thresholding, and whether a learned variance is passed on. Its
             numbers may be traced, and those of guidance and thresholding may be one an example.
+        min_scale: of a network that predicts x0, see `with_least_scale`; 0 for none.
     """
 
     def denoise(x_t: Images, t: Number) -> Denoised:
@@ -76,8 +78,8 @@ def make_denoiser(
             output, variance = jax.lax.cond(jnp.any(weight != 1.0), guided, conditional_only)
         x0 = convert(output, x_t, schedule.logsnr(t), prediction, "x0", schedule)
         x0 = THRESHOLDS[sampling.threshold](x0, sampling)
-        if sampling.min_scale and prediction == "x0":
-            x0 = with_least_scale(x0, x_t, schedule.logsnr(t), sampling.min_scale, schedule)
+        if min_scale and prediction == "x0":
+            x0 = with_least_scale(x0, x_t, schedule.logsnr(t), min_scale, schedule)
         return Denoised(x0, variance if sampling.learned_variance else None)
 
     return denoise

@@ -36,7 +36,6 @@ NUMBERS = {
     "cap": (float, 1, inf, "at least 1, or None"),
     "gamma": (float, 0, 1, "in [0, 1]"),
     "eta": (float, 0, 1, "in [0, 1]"),
-    "min_scale": (float, 0, 1, "in [0, 1]"),
     "aug_level": (float, 0, 1, "in [0, 1]"),
 }
 

@@ -31,7 +31,7 @@ FLOATS = [
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["steps", *FLOATS],
-    meta_fields=["sampler", "threshold", "learned_variance", "min_scale"],
+    meta_fields=["sampler", "threshold", "learned_variance"],
     drop_fields=["spacing", "steps_offset", "lambda_min"],
 )
 @dataclass(frozen=True)
@@ -57,8 +57,7 @@ class Sampling:
     gamma: of ddpm, in [0, 1]: 0 takes the posterior's variance, 1 the forward process's. The paper
     gives no value; 0.3 is our choice. learned_variance: whether ddpm takes the network's own, if
     it has one, instead of gamma's. eta: of ddim, in [0, 1]: 0 is deterministic, 1 is ddpm with
-    gamma 0. min_scale: of a network that predicts x0, see `with_least_scale`; 0 for none, fixed in
-    the compiled program. aug_level: noise on the low-resolution input, in [0, 1].
+    gamma 0. aug_level: noise on the low-resolution input, in [0, 1].
     """
 
     sampler: str = "ddpm"
@@ -75,7 +74,6 @@ class Sampling:
     gamma: Number = 0.3
     eta: Number = 0.0
     learned_variance: bool = True
-    min_scale: float = 0.0
     aug_level: Number = 0.1
 
 

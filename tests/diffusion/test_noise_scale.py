@@ -74,7 +74,7 @@ def test_without_a_velocity_in_the_way_nothing_is_slowed():
     schedule, outputs = Cosine(), lambda x_t, t: 0.5 * x_t
     for prediction, t in (("eps", 0.001), ("v", 0.001), ("x0", 0.5)):
         plain, limited = (
-            make_denoiser(outputs, None, schedule, prediction, Sampling(min_scale=scale))(EPS, t).x0
+            make_denoiser(outputs, None, schedule, prediction, min_scale=scale)(EPS, t).x0
             for scale in (0.0, 0.05)
         )
         np.testing.assert_allclose(limited, plain, atol=1e-6)
