@@ -11,12 +11,13 @@ from typing import Any
 
 import jax
 import numpy as np
+from PIL import Image
 
 from imagen_jax.cascade.cascade import sample_keys
 from imagen_jax.cascade.stage import init_params
 from imagen_jax.devices import accelerators
 from imagen_jax.evaluation.heldout import HeldoutImages, measure_retrieval, read_heldout
-from imagen_jax.evaluation.report import contact_sheet
+from imagen_jax.evaluation.report import SHEET_IMAGES, contact_sheet
 from imagen_jax.evaluation.x0_error import x0_errors
 from imagen_jax.images.pixels import resize, to_uint8
 from imagen_jax.storage.codec import Section, require, to_dict
@@ -193,10 +194,17 @@ def run_cell(
             },
             "curves": read_curves(held, per_step),
         }
-        pairs = list(zip(heldout.images, images, strict=True))
-        contact_sheet(pairs, heldout.prompts).save(held / SHEET_FILE)
+        make_sheet(heldout, images).save(held / SHEET_FILE)
         write_object(held / RESULT_FILE, result)
     return result
+
+
+def make_sheet(heldout: HeldoutImages, images: np.ndarray) -> Image.Image:
+    """True and sampled images of some prompts from all over the set."""
+    count = min(SHEET_IMAGES, len(images))
+    rows = np.arange(count) * len(images) // count
+    pairs = list(zip(heldout.images[rows], images[rows], strict=True))
+    return contact_sheet(pairs, [heldout.prompts[row] for row in rows])
 
 
 def count_parameters(stage: Any) -> int:
