@@ -370,7 +370,7 @@ def test_what_can_be_expressed_is_not_refused():
         ({"network": replace(UNET, out_channels=3)}, ["out_channels 3", "learned variance"]),
         (
             {"network": TransformerConfig(width=8, heads=1, patch_size=8, out_channels=6)},
-            ["network.kind 'transformer'"],
+            ["TransformerConfig", "U-Net"],
         ),
         ({"network": EFFICIENT}, ["efficient_unet", "input_skip and draft"]),
         (
