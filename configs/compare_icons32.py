@@ -56,6 +56,7 @@ def get_axes() -> dict:
         "schedule": {
             "cosine": {"schedule": {"kind": "cosine"}},
             "flow": {"schedule": {"kind": "flow"}, "time_logit_normal": (0.0, 1.0)},
+            "flow_uniform": {"schedule": {"kind": "flow"}},
         },
     }
 
