@@ -12,6 +12,7 @@ from imagen_jax.diffusion.sampling import Sampling
 from imagen_jax.diffusion.thresholding import THRESHOLDS
 from imagen_jax.diffusion.time_grids import (
     MAX_STEPS,
+    SIGMA_SPACINGS,
     SPACINGS,
     STEP_LISTS,
     STEP_SPACINGS,
@@ -22,7 +23,7 @@ from imagen_jax.storage.codec import from_dict
 CHOICES = {
     "sampler": SAMPLERS,
     "threshold": THRESHOLDS,
-    "spacing": (*SPACINGS, *STEP_SPACINGS, *STEP_LISTS),
+    "spacing": (*SPACINGS, *SIGMA_SPACINGS, *STEP_SPACINGS, *STEP_LISTS),
 }
 LARGEST = sys.float_info.max
 # What a number must be: its type, the lowest and the highest, and how to say so.
@@ -30,14 +31,19 @@ NUMBERS = {
     "steps": (int, 1, MAX_STEPS, f"a whole number from 1 to {MAX_STEPS}"),
     "steps_offset": (int, 0, LARGEST, "a whole number, at least 0"),
     "lambda_min": (float, -LARGEST, LARGEST, "a finite number or None"),
+    "sigma_min": (float, sys.float_info.min, LARGEST, "a positive number"),
+    "sigma_max": (float, sys.float_info.min, LARGEST, "a positive number"),
     "guidance": (float, -LARGEST, LARGEST, "a finite number (1 is none)"),
     "guidance_rescale": (float, 0, 1, "in [0, 1]"),
     "percentile": (float, sys.float_info.min, 100, "in (0, 100]"),
     "cap": (float, 1, inf, "at least 1, or None"),
     "gamma": (float, 0, 1, "in [0, 1]"),
     "eta": (float, 0, 1, "in [0, 1]"),
+    "churn": (float, 0, LARGEST, "at least 0 (0 is none)"),
+    "churn_noise": (float, 0, LARGEST, "at least 0"),
     "aug_level": (float, 0, 1, "in [0, 1]"),
 }
+INTERVALS = ("guidance_interval", "churn_interval")
 
 
 def plain(value: Any) -> Any:
@@ -80,10 +86,15 @@ def check_sampling(sampling: Sampling) -> Sampling:
         value = numbers.get(name, getattr(sampling, name))
         if value is not None or getattr(Sampling, name) is not None:
             numbers[name] = check_number(name, value)
-    interval = tuple(sampling.guidance_interval)
-    if len(interval) != 2 or not all(is_number(t) and 0 <= t <= 1 for t in interval):
-        raise ValueError(f"guidance_interval must be two times in [0, 1]: {interval!r}.")
-    return replace(sampling, guidance_interval=tuple(map(float, interval)), **numbers)
+    for name in INTERVALS:
+        interval = tuple(getattr(sampling, name))
+        if len(interval) != 2 or not all(is_number(t) and 0 <= t <= 1 for t in interval):
+            raise ValueError(f"{name} must be two times in [0, 1]: {interval!r}.")
+        numbers[name] = tuple(map(float, interval))
+    low, high = numbers["sigma_min"], numbers["sigma_max"]
+    if not low < high:
+        raise ValueError(f"sigma_min must be below sigma_max: {low!r} and {high!r}.")
+    return replace(sampling, **numbers)
 
 
 def check_number(name: str, value: Any) -> int | float:

@@ -23,53 +23,11 @@ from imagen_jax.diffusion.time_grids import (
     time_grid,
 )
 
-MEAN, SPREAD = 0.3, 0.5
-COSINE = Cosine()
-ZERO_TERMINAL = Cosine(-np.inf, np.inf)
 every_sampler = pytest.mark.parametrize("name", SAMPLERS)
-
-
-def gaussian_denoiser(schedule, mean=MEAN, spread=SPREAD):
-    def denoise(x_t, t):
-        alpha, sigma = schedule.alpha_sigma(schedule.logsnr(t))
-        gain = alpha * spread**2 / (alpha**2 * spread**2 + sigma**2)
-        return Denoised(mean + gain * (x_t - alpha * mean))
-
-    return denoise
-
-
-def exact_flow(schedule, x, t, s):
-    """Where the probability-flow ODE takes x from time t to time s."""
-    alpha_t, sigma_t = schedule.alpha_sigma(schedule.logsnr(t))
-    alpha_s, sigma_s = schedule.alpha_sigma(schedule.logsnr(s))
-    deviation_t, deviation_s = (
-        jnp.sqrt(alpha**2 * SPREAD**2 + sigma**2)
-        for alpha, sigma in ((alpha_t, sigma_t), (alpha_s, sigma_s))
-    )
-    return alpha_s * MEAN + deviation_s * (x - alpha_t * MEAN) / deviation_t
 
 
 def keys(count):
     return jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(0)))(jnp.arange(count))
-
-
-# Noise of 401 draws for 402 images of one value. Drawn beforehand, because a generator inside the
-# loop is slow to compile, and always of one shape, so that `run` compiles once a sampler.
-TABLE = np.random.default_rng(0).standard_normal((401, 402, 1, 1, 1)).astype(np.float32)
-
-
-@functools.partial(jax.jit, static_argnames=("name", "schedule"))
-def compiled_run(name, schedule, grid, table, sampling, mean, spread):
-    return sample_loop(
-        SAMPLERS[name], gaussian_denoiser(schedule, mean, spread), schedule, grid,
-        initial_state(table[0]), lambda index: table[index], sampling,
-    )  # fmt: skip
-
-
-def run(name, schedule, grid, table=TABLE, mean=MEAN, spread=SPREAD, gamma=0.3, eta=0.0):
-    """A whole run whose noise(i) is table[i], with the exact denoiser of N(mean, spread^2)."""
-    sampling = traced(Sampling(gamma=gamma, eta=eta))
-    return compiled_run(name, schedule, grid, jnp.asarray(table), sampling, mean, spread).x
 
 
 # ---- moments
