@@ -188,8 +188,8 @@ def sigma_grid(
     # Of one length for every number of steps, as above.
     fraction = np.minimum(np.arange(MAX_STEPS) / max(num_steps - 1, 1), 1.0)
     sigmas = SIGMA_SPACINGS[spacing](largest, smallest, fraction)
-    times = np.asarray(schedule.time(np.float32(-2.0 * np.log(sigmas))))
-    return padded_grid([1.0, *times[1:num_steps], 0.0])
+    times = np.asarray(schedule.time(jnp.float32(-2.0 * np.log(sigmas))))
+    return padded_grid(np.concatenate([[1.0], times[1:num_steps], [0.0]]))
 
 
 def padded_grid(times: Sequence[float] | np.ndarray, start: int = 0) -> TimeGrid:

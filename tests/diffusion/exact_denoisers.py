@@ -99,5 +99,3 @@ def run(name, schedule, grid, table=TABLE, mean=MEAN, spread=SPREAD, mixture=Fal
     sampling = traced(Sampling(**options))
     table = jnp.asarray(table)
     return compiled_run(name, schedule, grid, table, sampling, mean, spread, mixture=mixture).x
-
-
