@@ -15,7 +15,7 @@ from imagen_jax.diffusion.losses import Loss
 from imagen_jax.diffusion.process import PREDICTIONS, network_input
 from imagen_jax.diffusion.sampling import Number, Sampling
 from imagen_jax.diffusion.schedules import SCHEDULES, Cosine, DiscreteBeta, Schedule, network_time
-from imagen_jax.models import EfficientUNetConfig, UNetConfig
+from imagen_jax.models import NetworkConfig
 from imagen_jax.models.bounds import MAX_SIDE, MAX_WIDTH
 from imagen_jax.storage.codec import require
 from imagen_jax.typing import Images, Keys, Params, TextEmbeddings
@@ -52,7 +52,7 @@ class Stage:
 
     name: str
     resolution: int
-    network: UNetConfig | EfficientUNetConfig
+    network: NetworkConfig
     low_resolution: int | None = None
     conditioning: Literal["text", "label"] | None = "text"
     text_width: int | None = None
