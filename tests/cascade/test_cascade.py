@@ -139,14 +139,14 @@ def test_a_cascade_must_fit_together():
         Cascade((replace(BASE, text_width=16),), (BASE_SETTINGS,), ENCODER)
     with pytest.raises(ValueError, match="2 stages but 1"):
         Cascade((BASE, SR), (BASE_SETTINGS,), ENCODER)
-    with pytest.raises(ValueError, match="Unknown sampler 'euler'; choose one of ddpm"):
-        Cascade((BASE,), (Sampling(sampler="euler"),), ENCODER)
+    with pytest.raises(ValueError, match="Unknown sampler 'plms'; choose one of ddpm"):
+        Cascade((BASE,), (Sampling(sampler="plms"),), ENCODER)
 
 
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"sampler": "euler"}, "Unknown sampler 'euler'; choose one of ddpm"),
+        ({"sampler": "plms"}, "Unknown sampler 'plms'; choose one of ddpm"),
         ({"threshold": "clip"}, "Unknown threshold 'clip'; choose one of none, static"),
         ({"steps": 5000}, "steps must be a whole number from 1 to 1024: 5000"),
     ],

@@ -15,7 +15,7 @@ from imagen_jax.diffusion.sampling import Sampling
     ("wrong", "named"),
     [
         ({"sampler": "plms"}, "'plms'; choose one of ddpm, ddim, euler, heun"),
-        ({"spacing": "karras"}, "'karras'"),
+        ({"spacing": "uniform"}, "'uniform'"),
         ({"threshold": "clip"}, "'clip'"),
         ({"steps": 0}, "steps .* 0"),
         ({"steps": 5000}, "steps .* 5000"),
