@@ -95,7 +95,10 @@ def start_stage(
         low_res = upsample(low_res, shape[:2], stage.upsampling)
         low_res = augment(low_res, sampling.aug_level, augmentation_noise(), stage.aug_schedule)
     eps = sampler_noise(0)
-    x = eps if edit is None else edited_start(edit, eps, stage.schedule, t)
+    if edit is None:
+        x = stage.schedule.noise_scale * eps
+    else:
+        x = edited_start(edit, eps, stage.schedule, t)
     return initial_state(x, sampling.sampler), low_res
 
 

@@ -23,8 +23,9 @@ def ddpm(
     A learned variance takes gamma's place (arXiv 2102.09672, eq. 15). The step to clean data adds
     no noise (arXiv 2006.11239, algorithm 2).
     """
-    x0, fraction = denoise(state.x, step.t)
-    fraction = sampling.gamma if fraction is None else fraction
+    denoised = denoise(state.x, step.t)
+    x0 = denoised.x0
+    fraction = sampling.gamma if denoised.variance is None else denoised.variance
     alpha_t, sigma_t = step.schedule.alpha_sigma(step.logsnr_t)
     alpha_s, sigma_s = step.schedule.alpha_sigma(step.logsnr_s)
     removed = -jnp.expm1(step.logsnr_t - step.logsnr_s)  # 1 - SNR_t / SNR_s
@@ -80,14 +81,16 @@ def heun(
 
     Two evaluations a step, one in the step to clean data (arXiv 2206.00364, algorithm 1); with
     `sampling.churn`, from a noise level that is raised before (algorithm 2). On every path the
-    trapezoid is that of the flow's velocity eps - x0 over its time sigma / (alpha + sigma), as
-    flow models are sampled (arXiv 2511.13720). In EDM's sigma / alpha, the first step of other
-    schedules is thousands long; in alpha / sigma (DPM-Solver++(2S)), the last one is.
+    trapezoid is that of the flow's velocity eps - x0 over its time sigma / (alpha + sigma), with
+    eps and sigma in units of the noise scale, as flow models are sampled (arXiv 2511.13720). In
+    EDM's sigma / alpha, the first step of other schedules is thousands long; in alpha / sigma
+    (DPM-Solver++(2S)), the last one is.
     """
     x, step = _churned(state.x, step, noise, sampling)
     x0 = denoise(x, step.t).x0
     alpha_t, sigma_t = step.schedule.alpha_sigma(step.logsnr_t)
     alpha_s, sigma_s = step.schedule.alpha_sigma(step.logsnr_s)
+    sigma_t, sigma_s = (sigma / step.schedule.noise_scale for sigma in (sigma_t, sigma_s))
     scale_t, scale_s = alpha_t + sigma_t, alpha_s + sigma_s
     x, flow_t, flow_s = x / scale_t, sigma_t / scale_t, sigma_s / scale_s
     velocity = (x - x0) / flow_t

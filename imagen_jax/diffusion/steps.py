@@ -45,12 +45,15 @@ class SamplerState(NamedTuple):
 
     def then(self, x: Images, x0: Images, logsnr: LogSNR) -> "SamplerState":
         """The state after a step to `x`, for which x0 was estimated at `logsnr`."""
-        return SamplerState(x, (Estimate(x0, logsnr), *self.history)[: len(self.history)])
+        history = (Estimate(x0, logsnr), *self.history)[: len(self.history)]
+        return self._replace(x=x, history=history)
 
     def forgetting(self, x: Images) -> "SamplerState":
         """The state at `x`, to which the estimates so far do not lead."""
         none = jnp.float32(NO_ESTIMATE)
-        return SamplerState(x, tuple(each._replace(logsnr=none) for each in self.history))
+        return self._replace(
+            x=x, history=tuple(each._replace(logsnr=none) for each in self.history)
+        )
 
 
 class Step(NamedTuple):

@@ -14,15 +14,18 @@ from exact_denoisers import (
     SHARES,
     TABLE,
     WIDTH,
+    gaussian_denoiser,
     mixture_denoiser,
     run,
 )
 
 from imagen_jax.diffusion.denoiser import Denoised
+from imagen_jax.diffusion.editing import Edit, edited_grid, jumping
 from imagen_jax.diffusion.overrides import check_sampling
-from imagen_jax.diffusion.process import VARIANCE_PRESERVING
+from imagen_jax.diffusion.process import VARIANCE_PRESERVING, with_least_scale
 from imagen_jax.diffusion.samplers import SAMPLERS, initial_state, noise_from_keys, sample_loop
 from imagen_jax.diffusion.sampling import Sampling
+from imagen_jax.diffusion.schedules import Flow
 from imagen_jax.diffusion.time_grids import (
     MAX_STEPS,
     SIGMA_SPACINGS,
@@ -84,22 +87,26 @@ def literal_flow(denoise, x, times, floor=0.0, heun=False):
 
 
 @pytest.mark.parametrize("name", ["euler", "heun"])
-@pytest.mark.parametrize("floor", [0.0, 0.05])
-def test_on_the_flow_they_are_those_of_jit(name, floor):
+@pytest.mark.parametrize(("floor", "noise_scale"), [(0.0, 1.0), (0.05, 1.0), (0.05, 2.0)])
+def test_on_the_flow_they_are_those_of_jit(name, floor, noise_scale):
     """arXiv 2511.13720, whose public code also keeps the denominator of v above 0.05 when it
-    samples. That is another estimate of x0: one nearer to x_t.
+    samples, and starts from noise of twice the size at 512 pixels.
     """
+    schedule = Flow(noise_scale=noise_scale)
 
     def network(xp, x, t):
         return xp.tanh(x @ xp.asarray(MIX, x.dtype) + 3.0 * t)
 
     def denoise(x_t, t):
-        step = jnp.minimum(t / floor, 1.0) if floor else 1.0
-        return Denoised(x_t + step * (network(jnp, x_t, t) - x_t))
+        x0 = network(jnp, x_t, t)
+        return Denoised(with_least_scale(x0, x_t, schedule.logsnr(t), floor or 1e-9, schedule))
 
-    x, grid = RNG.standard_normal((2, 4, 5, 3)), time_grid(FLOW, 20)
+    x, grid = RNG.standard_normal((2, 4, 5, 3)), time_grid(schedule, 20)
+    x *= noise_scale
     state = initial_state(jnp.asarray(x, jnp.float32))
-    ours = sample_loop(SAMPLERS[name], denoise, FLOW, grid, state, lambda index: 0.0 * state.x).x
+    ours = sample_loop(
+        SAMPLERS[name], denoise, schedule, grid, state, lambda index: 0.0 * state.x
+    ).x  # fmt: skip
     times = np.linspace(1.0, 0.0, 21)
     theirs = literal_flow(lambda x, t: network(np, x, t), x, times, floor, name == "heun")
     assert np.linalg.norm(ours - theirs) < 1e-5 * np.linalg.norm(theirs)
@@ -124,6 +131,28 @@ def test_sde_samplers_are_linear_in_their_noise(name):
     ends = [np.asarray(run(name, COSINE, grid, table)) for table in (TABLE, half, none)]
     np.testing.assert_allclose(ends[1], 0.5 * (ends[0] + ends[2]), atol=2e-6)
     assert np.abs(ends[0] - ends[2]).max() > 0.3
+
+
+@pytest.mark.parametrize("name", ["dpmpp_3m", "dpmpp_3m_sde", "unipc", "unipc_3"])
+def test_a_jump_back_in_time_makes_them_forget(name):
+    """Resampling: the step after a jump is the first step of a run from there."""
+    edit = Edit(jnp.zeros((1, 1, 1, 1)), resamplings=2, jump_length=3)
+    grid, table = edited_grid(time_grid(COSINE, 7), edit), jnp.asarray(TABLE[:20, :3])
+    after = 1 + int(np.argmax(np.diff(grid.times) > 0))
+
+    @jax.jit
+    def chunk(state, start, stop):
+        return sample_loop(
+            jumping(SAMPLERS[name]), gaussian_denoiser(COSINE), COSINE,
+            grid._replace(start=start, stop=stop), state, lambda index: table[index],
+        )  # fmt: skip
+
+    jumped = chunk(initial_state(table[0], name), 0, after)
+    fresh = chunk(initial_state(jumped.x, name), after, after + 1)
+    jumped = chunk(jumped, after, after + 1)
+    np.testing.assert_array_equal(jumped.x, fresh.x)
+    np.testing.assert_array_equal(jumped.history[0].logsnr, fresh.history[0].logsnr)
+    assert np.all(np.isfinite(chunk(jumped, after + 1, grid.stop).x))
 
 
 # ---- churn
