@@ -123,18 +123,19 @@ def _threshold(name: str, fields: Fields) -> dict[str, Any]:
 
 
 def _unipc(fields: Fields) -> dict[str, Any]:
-    """UniPC of order 2 (arXiv 2302.04867) with B_2: its order 3 ends otherwise than ours."""
+    """UniPC (arXiv 2302.04867) with B_2."""
     for field, value in {"solver_type": "bh2", "final_sigmas_type": "zero"}.items():
         fields.choice(field, {value: value})
     for field in ("predict_x0", "lower_order_final"):
         if not fields.flag(field):
             fields.refuse(field, "true")
-    if fields.count("solver_order") != 2:
-        fields.refuse("solver_order", "2")
+    samplers = {2: "unipc", 3: "unipc_3"}
+    if fields.count("solver_order") not in samplers:
+        fields.refuse("solver_order", "2 or 3")
     for field, value in {"disable_corrector": [], "solver_p": None}.items():
         if fields.values[field] != value:
             fields.refuse(field, repr(value))
-    return {"sampler": "unipc"}
+    return {"sampler": samplers[fields.count("solver_order")]}
 
 
 def _solver(fields: Fields) -> dict[str, Any]:

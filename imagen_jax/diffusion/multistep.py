@@ -3,8 +3,9 @@
 Between t and s the image is x_s = (sigma_s / sigma_t) x_t + alpha_s times the integral over lambda
 of exp(lambda - lambda_s) x0(lambda) (arXiv 2211.01095, proposition 4.1), where x0 is taken for the
 polynomial through the estimates. There are as many as the state's history holds, and fewer in the
-first steps. The step to clean data, where lambda leaps to its end, takes the newest one alone; and
-one made from pure noise, at lambda = -inf, is on no polynomial.
+first steps and the last two. The step to clean data, where lambda leaps to its end, takes the
+newest one alone, and the one before, which often is long, two. An estimate from pure noise, at
+lambda = -inf, is on no polynomial.
 """
 
 from collections.abc import Sequence
@@ -61,7 +62,12 @@ def unipc(
     """
     x0 = denoise(state.x, step.t).x0
     last, *earlier = state.history
-    made = step._replace(logsnr_t=last.logsnr, logsnr_s=step.logsnr_t, to_clean=jnp.bool_(False))
+    made = step._replace(
+        logsnr_t=last.logsnr,
+        logsnr_s=step.logsnr_t,
+        to_clean=jnp.bool_(False),
+        then_clean=step.to_clean,
+    )
     nodes = _nodes(last.x0, earlier, made)
     h = 0.5 * (made.logsnr_s - made.logsnr_t)
     change = _integral(h, [*nodes, (x0, jnp.float32(1.0))]) - _integral(h, nodes)
@@ -74,8 +80,11 @@ def unipc(
 def _nodes(x0: Images, earlier: Sequence[Estimate], step: Step) -> list[Node]:
     """The newest estimate and the earlier ones; one that cannot be used lies nowhere (NaN, inf)."""
     span = jnp.where(step.to_clean, jnp.nan, step.logsnr_s - step.logsnr_t)
-    nodes = [(each.x0, (each.logsnr - step.logsnr_t) / span) for each in earlier]
-    return [(x0, jnp.float32(0.0)), *nodes]
+    nodes = [(x0, jnp.float32(0.0))]
+    for each in earlier:
+        nodes.append((each.x0, (each.logsnr - step.logsnr_t) / span))
+        span = jnp.where(step.then_clean, jnp.nan, span)
+    return nodes
 
 
 def _flow(x: Images, nodes: Sequence[Node], step: Step) -> Images:

@@ -77,6 +77,7 @@ def sample_loop(
             logsnr_t=logsnrs[index],
             logsnr_s=logsnrs[index + 1],
             to_clean=times[index + 1] <= 0.0,
+            then_clean=times[jnp.minimum(index + 2, len(times) - 1)] <= 0.0,
             schedule=schedule,
         )
         return sampler(denoise, state, step, noise, sampling)

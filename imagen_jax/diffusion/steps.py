@@ -58,7 +58,7 @@ class SamplerState(NamedTuple):
 
 class Step(NamedTuple):
     """One step of a schedule, from time t down to time s; `to_clean` marks the one that ends at
-    s = 0.
+    s = 0, and `then_clean` the one before it.
     """
 
     index: Int[Array, ""]
@@ -67,6 +67,7 @@ class Step(NamedTuple):
     logsnr_t: Float[Array, ""]
     logsnr_s: Float[Array, ""]
     to_clean: Bool[Array, ""]
+    then_clean: Bool[Array, ""]
     schedule: Schedule
 
 

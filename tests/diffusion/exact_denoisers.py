@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from scipy.optimize import brentq
 from scipy.stats import norm
 
@@ -26,6 +27,11 @@ SCHEDULES = {
     "flow": FLOW,
     "shifted_flow": Flow(shift=-4.0),
 }
+
+
+def slowly_but(values, *fast):
+    """Parameters of a test, of which only some are run in the fast set."""
+    return [each if each in fast else pytest.param(each, marks=pytest.mark.slow) for each in values]
 
 
 def gaussian_denoiser(schedule, mean=MEAN, spread=SPREAD):

@@ -21,6 +21,7 @@ from exact_denoisers import (
     exact_mixture_flow,
     gaussian_denoiser,
     run,
+    slowly_but,
 )
 
 from imagen_jax.diffusion.denoiser import Denoised, make_denoiser
@@ -180,7 +181,7 @@ def test_order_of_convergence(name, order, schedule, spacing):
     ("name", "order"),
     [("euler", 1), ("heun", 2), ("dpmpp_2m", 2), ("dpmpp_3m", 3), ("unipc", 3), ("unipc_3", 4)],
 )
-@pytest.mark.parametrize("schedule", [COSINE, FLOW], ids=["cosine", "flow"])
+@pytest.mark.parametrize("schedule", slowly_but([COSINE, FLOW], FLOW), ids=["cosine", "flow"])
 def test_order_of_convergence_on_a_mixture(name, order, schedule):
     """UniPC's corrector makes it of one order more than its name has (arXiv 2302.04867, 3.1)."""
     table = np.broadcast_to(np.linspace(-2.2, 2.2, 402).reshape(-1, 1, 1, 1), TABLE.shape)
@@ -215,14 +216,12 @@ def test_a_point_is_found_in_any_number_of_steps(name, schedule):
 def test_zero_terminal_snr_and_clean_data_are_finite(name, spacing):
     x = run(name, ZERO_TERMINAL, time_grid(ZERO_TERMINAL, 20, spacing))
     assert np.all(np.isfinite(x))
-    assert np.abs(x - MEAN).max() < 5 * SPREAD
+    # In flow_match's last step but one, sigma falls to a 54th; estimates are extrapolated as far.
+    assert np.abs(x - MEAN).max() < (7 if spacing == "flow_match" else 5) * SPREAD
 
 
 @every_sampler
-@pytest.mark.parametrize(
-    "schedule",
-    ["flow", *(pytest.param(each, marks=pytest.mark.slow) for each in SCHEDULES if each != "flow")],
-)
+@pytest.mark.parametrize("schedule", slowly_but(SCHEDULES, "flow"))
 def test_few_and_many_steps_are_finite(name, schedule):
     """And not far from the data, whatever the first and the last step leap over."""
     schedule = SCHEDULES[schedule]

@@ -193,7 +193,7 @@ def test_stages_of_different_text_encoders_are_refused(places, tmp_path):
         ({"_class_name": "HeunDiscreteScheduler"}, "_class_name is 'HeunDiscreteScheduler'"),
         ({**SOLVER, "solver_order": 3}, "solver_order is 3"),
         ({**SOLVER, "algorithm_type": "sde-dpmsolver"}, "is 'sde-dpmsolver'"),
-        ({**UNIPC, "solver_order": 3}, "solver_order is 3"),
+        ({**UNIPC, "solver_order": 4}, "solver_order is 4"),
         ({**UNIPC, "solver_type": "bh1"}, "solver_type is 'bh1'"),
         ({**UNIPC, "predict_x0": False}, "predict_x0 is False"),
         ({**UNIPC, "disable_corrector": [0]}, r"disable_corrector is \[0\]"),
@@ -250,6 +250,7 @@ def test_dpm_solver_is_read_from_its_file(places, tmp_path, options, spacing, la
     ("kind", "options", "sampler"),
     [
         ("UniPCMultistepScheduler", {}, "unipc"),
+        ("UniPCMultistepScheduler", {"solver_order": 3}, "unipc_3"),
         ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}, "dpmpp_2m_sde"),
     ],
 )
