@@ -138,7 +138,7 @@ class Pipeline:
             size: of the images, one of `sizes`: the stage to stop at. The largest when None.
             guidance: weight of the text, 1 is none: of the base stage, or one a stage.
             steps: of the sampler in every stage, or one number a stage.
-            sampler: ddpm, ddim, dpmpp_2m or heun in every stage, or one a stage.
+            sampler: such as unipc (a key of SAMPLERS) in every stage, or one a stage.
             spacing: of the sampler's times in every stage, or one a stage (`Sampling`); a
                 list, such as DeepFloyd IF's "fast27", says the number of steps too.
             seed: of the noise; equal seeds give equal images. A new one when None; the settings

@@ -109,7 +109,8 @@ def lower_sampling(config: RunConfig, mesh: Any, batch: int) -> Lowered:
     if stage.conditioning == "text":
         conditions["null"] = conditions["text"]
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch))
-    inputs = (keys, Conditions(**conditions), jax.eval_shape(initial_state, x_t))
+    state = jax.eval_shape(lambda x: initial_state(x, sampling.sampler), x_t)
+    inputs = (keys, Conditions(**conditions), state)
     rows = sharding.batch_sharding(mesh)
     inputs = _placed(inputs, jax.tree.map(lambda leaf: rows if leaf.shape else None, inputs))
     keys, conditions, state = inputs
