@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from imagen_jax import models
-from imagen_jax.cascade.stage import Conditions, Stage, make_stage_denoiser
+from imagen_jax.cascade.stage import Conditions, GuidedParams, Stage, make_stage_denoiser
 from imagen_jax.diffusion.augmentation import augment, upsample
 from imagen_jax.diffusion.editing import (
     Edit,
@@ -24,6 +24,7 @@ from imagen_jax.diffusion.editing import (
     inpainting,
     jumping,
 )
+from imagen_jax.diffusion.guided_steps import guided_sampler, guided_start
 from imagen_jax.diffusion.overrides import check_sampling
 from imagen_jax.diffusion.samplers import (
     SAMPLERS,
@@ -108,7 +109,7 @@ def start_stage(
 @partial(jax.jit, static_argnums=0)
 def run_steps(
     stage: Stage,
-    params: Params,
+    params: Params | GuidedParams,
     noise: Keys | InjectedNoise,
     conditions: Conditions,
     sampling: Sampling,
@@ -123,7 +124,7 @@ def run_steps(
     """
     denoise = make_stage_denoiser(stage, params, conditions, sampling)
     sampler_noise, _, known_noise = split_noise(state.x.shape[1:], noise)
-    sampler = SAMPLERS[sampling.sampler]
+    sampler = guided_sampler(SAMPLERS[sampling.sampler], sampling)
     if edit is not None:
         sampler = jumping(sampler)
         if edit.mask is not None:
@@ -133,7 +134,7 @@ def run_steps(
 
 def sample_steps(
     stage: Stage,
-    params: Params,
+    params: Params | GuidedParams,
     noise: Keys | InjectedNoise,
     conditions: Conditions,
     sampling: Sampling,
@@ -147,6 +148,8 @@ def sample_steps(
     _check_inputs(stage, noise, conditions, edit)
     grid, sampling = plan_steps(stage, sampling, edit), traced(sampling)
     shape = (*stage_size(stage, conditions.low_res, size), stage.channels)
+    if isinstance(params, GuidedParams):
+        stage_size(params.guide_stage, conditions.low_res, size)
     batch = noise.steps.shape[1] if isinstance(noise, InjectedNoise) else len(noise)
     if edit is not None:
         _check_fits(stage, edit, (batch, *shape))
@@ -154,6 +157,7 @@ def sample_steps(
     state, low_res = start_stage(
         stage, shape, noise, conditions.low_res, sampling.aug_level, edit, grid.times[grid.start]
     )
+    state = guided_start(state, sampling)
     conditions = conditions._replace(null=_rows(conditions.null, batch), low_res=low_res)
     first, last = int(grid.start), int(grid.stop)
     for start in range(first, last, every or last - first):
@@ -165,7 +169,7 @@ def sample_steps(
 
 def sample_stage(
     stage: Stage,
-    params: Params,
+    params: Params | GuidedParams,
     noise: Keys | InjectedNoise,
     conditions: Conditions = Conditions(),
     sampling: Sampling = Sampling(),
@@ -175,7 +179,7 @@ def sample_stage(
     """Images in [-1, 1] of one batch at one stage.
 
     Args:
-        params: of the stage's network.
+        params: of the stage's network; for guidance of the kind "auto" with a weaker one's.
         noise: one key a sample, or the noise itself.
         edit: an image of the stage's resolution to start from, one for all or one a sample.
         size: (height, width) that a base stage samples, when not its resolution; a stage that

@@ -305,6 +305,14 @@ def sources(argument: str) -> str | list[str]:
     return argument if os.path.exists(path(argument)) else names(argument)
 
 
+def add_guidance_options(parser: argparse.ArgumentParser) -> None:
+    """The options of the kinds of guidance, and of autoguidance's second model."""
+    add = parser.add_argument
+    add("--guidance_kind", type=names, help="cfg, apg, cfg_zero or auto; or K,K,... by stage")
+    add("--guide", type=sources, help="weaker model from which guidance leads away; A,B by stage")
+    add("--guide_step", type=int, metavar="N", help="its checkpoint (default: the newest)")
+
+
 # ---------------------------------------------------------------------------------- several hosts
 
 

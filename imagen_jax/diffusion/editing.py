@@ -191,7 +191,7 @@ def jumping(sampler: Sampler) -> Sampler:
             alpha_s, sigma_s = step.schedule.alpha_sigma(step.logsnr_s)
             deviation = sigma_s * jnp.sqrt(-jnp.expm1(step.logsnr_s - step.logsnr_t))
             x = (alpha_s / alpha_t) * state.x + deviation * noise(step.index + 1)
-            return SamplerState(x, state.x0, jnp.float32(-jnp.inf))
+            return state._replace(x=x, x0_logsnr=jnp.float32(-jnp.inf))
 
         def down() -> SamplerState:
             return sampler(denoise, state, step, noise, sampling)

@@ -27,12 +27,14 @@ class SamplerState(NamedTuple):
 
     x: the image at the current time. x0: the last denoised estimate (a preview). x0_logsnr: the
     noise level where that estimate was made; -inf before the first step, which multistep samplers
-    read as "no history".
+    read as "no history". average: of the guidance so far, where its kind keeps one
+    (`diffusion.guided_steps`).
     """
 
     x: Images
     x0: Images
     x0_logsnr: Float[Array, ""]
+    average: Images | None = None
 
 
 class Step(NamedTuple):
@@ -61,7 +63,7 @@ def ddpm(
     A learned variance takes gamma's place (arXiv 2102.09672, eq. 15). The step to clean data adds
     no noise (arXiv 2006.11239, algorithm 2).
     """
-    x0, fraction = denoise(state.x, step.t)
+    x0, fraction, _ = denoise(state.x, step.t)
     fraction = sampling.gamma if fraction is None else fraction
     alpha_t, sigma_t = step.schedule.alpha_sigma(step.logsnr_t)
     alpha_s, sigma_s = step.schedule.alpha_sigma(step.logsnr_s)

@@ -148,7 +148,11 @@ def image_settings(run: EvaluationRun, model: EvaluatedModel) -> dict[str, Any]:
     """What decides the generated images: those of other settings never mix with them."""
     about = describe(run, model)
     return {
-        "model": {key: model.about[key] for key in ("name", "fingerprint", "dtype")},
+        "model": {
+            key: model.about[key]
+            for key in ("name", "fingerprint", "dtype", "guide")
+            if key in model.about
+        },
         "prompts": run.prompts.fingerprint,
         **{key: about["settings"][key] for key in ("num_images", "size", "seed", "batch_size")},
         "sampling": about["settings"]["sampling"],
