@@ -82,9 +82,6 @@ def parser() -> argparse.ArgumentParser:
     add("--lora", type=path, metavar="FILE",
         help="adapter (LoRA): safetensors, or a folder of peft")  # fmt: skip
     add("--lora_scale", type=float, help="how much of the adapter (default: 1)")
-    add(
-        "--guide", type=sources, help="weaker model that autoguidance leads away from; A,B by stage"
-    )
     add("--num_images", type=int, default=4, help="images a prompt")
     add("--out", type=path, default=Path("samples"), help="directory for the images")
     add("--size", type=int, help="of the images: the stage to stop at (default: the largest)")
@@ -155,7 +152,11 @@ def first_line(pipeline: Any, count: int, size: int | None) -> str:
 
     from imagen_jax.devices.accelerators import describe
 
-    stages = [f"{stage.name} ({stage.resolution} pixels)" for stage in pipeline.cascade.stages]
+    stages = []
+    for stage in pipeline.cascade.stages:
+        guide = pipeline.guides.get(stage.name)
+        by = f", guided by {guide.about['model']}" if guide is not None else ""
+        stages.append(f"{stage.name} ({stage.resolution} pixels{by})")
     if size in pipeline.sizes:
         stages = stages[: pipeline.sizes.index(size) + 1]
     return (

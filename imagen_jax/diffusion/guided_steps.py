@@ -55,7 +55,7 @@ def waiting(sampler: Sampler) -> Sampler:
     def step(
         denoise: Denoiser, state: SamplerState, step: Step, noise: Noise, sampling: Sampling
     ) -> SamplerState:
-        guided = jnp.any(guidance_weight(sampling, step.t) != 1.0)
+        guided = jnp.any(guidance_weight(sampling, step.t[None]) != 1.0)
         return jax.lax.cond(
             guided & (step.index < sampling.zero_init_steps),
             lambda: state,

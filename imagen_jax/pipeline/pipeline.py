@@ -367,15 +367,14 @@ class Pipeline:
                 f"sampling has {len(sampling)} entries; the model has {len(stages)} stages."
             )
         sampling = with_overrides(sampling, **{name: options.pop(name, None) for name in OVERRIDES})
-        guides = guides_in_use(self.cascade, self.guides, sampling, request)
-        about = {name: guide.about for name, guide in guides.items()} or None
-        notes = {"model": self.name, "fingerprint": self.fingerprint, "guide": about}
-        notes |= request.notes
+        notes = {"model": self.name, "fingerprint": self.fingerprint, **request.notes}
         request = replace(request, notes=notes, **{"progress": True, **options})
         request = check_request(self.cascade, self.name, request)
+        guides = guides_in_use(self.cascade, self.guides, sampling, request)
+        notes["guide"] = {name: guide.about for name, guide in guides.items()} or None
         batch_size, place = spread(request.batch_size, self.mesh)
         low_memory = request.low_memory and isinstance(self.params, LazyParams)
-        request = replace(request, batch_size=batch_size, low_memory=low_memory)
+        request = replace(request, batch_size=batch_size, low_memory=low_memory, notes=notes)
         plan_lengths(self.cascade, sampling, request)
         use_compilation_cache()
         given = self.cascade, with_guides(self.params, guides), sampling, request
