@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from imagen_jax.commands.command_line import (
+    GUIDANCE_FIELDS,
     add_guidance_options,
     make_parser,
     names,
@@ -63,7 +64,7 @@ OF_AN_IMAGE = (
         "mask_alpha",
         "strength",
     ),
-    "upscale",
+    *("upscale", *GUIDANCE_FIELDS),
 )
 
 
@@ -307,9 +308,13 @@ def check_guides(options: argparse.Namespace, settings: dict[str, Any], pipeline
 
 def sample(pipeline: Any, options: argparse.Namespace, finished: Callable[[Any], None]) -> Any:
     """The images that the options ask for; `finished` is called with each batch of them."""
+    from imagen_jax.diffusion.overrides import with_overrides
+
     given = {name: getattr(options, name) for name in PIPELINE_OPTIONS}
     given |= {"prompt": options.prompts or None, "progress": not options.quiet}
     given["finished"] = finished
+    fields = {name: getattr(options, name) for name in GUIDANCE_FIELDS}
+    given["sampling"] = with_overrides(pipeline.cascade.sampling, **fields)
     if options.upscale is not None:
         return pipeline.upscale(options.upscale, **given)
     if options.image is None:

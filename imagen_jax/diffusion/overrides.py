@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from math import inf
 from numbers import Real
 from typing import Any
@@ -27,6 +27,12 @@ CHOICES = {
     "spacing": (*SPACINGS, *STEP_SPACINGS, *STEP_LISTS),
 }
 OF_THE_FIRST = ("guidance", "guidance_kind")  # a single one is the first stage's
+# Fields of Sampling that are written even where they are as ever.
+FIRST_FIELDS = (
+    *("sampler", "steps", "spacing", "steps_offset", "lambda_min", "guidance", "guidance_interval"),
+    *("guidance_rescale", "threshold", "percentile", "cap", "gamma", "eta", "learned_variance"),
+    "aug_level",
+)
 LARGEST = sys.float_info.max
 # What a number must be: its type, the lowest and the highest, and how to say so.
 NUMBERS = {
@@ -114,6 +120,18 @@ def check_number(name: str, value: Any) -> int | float:
 def sampling_from_dict(values: Mapping[str, Any]) -> Sampling:
     """Sampling of JSON values, checked; an unknown key is an error."""
     return check_sampling(from_dict(Sampling, values, "sampling"))
+
+
+def sampling_to_dict(sampling: Sampling) -> dict[str, Any]:
+    """Its fields by name, those outside FIRST_FIELDS only where they differ from their defaults, so
+    that files written before there were such fields say the same.
+    """
+    values = asdict(sampling)
+    return {
+        name: value
+        for name, value in values.items()
+        if name in FIRST_FIELDS or value != getattr(Sampling, name)
+    }
 
 
 def with_overrides(sampling: Sequence[Sampling], **overrides: Any) -> tuple[Sampling, ...]:

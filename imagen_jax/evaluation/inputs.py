@@ -197,6 +197,13 @@ class EvaluatedModel:
     about: dict[str, Any]
 
 
+# Fields of Sampling that a request may have, beside those of a sweep.
+OVERRIDES = (
+    *("steps", "sampler", "guidance_kind", "guidance_eta", "guidance_norm", "guidance_momentum"),
+    "zero_init_steps",
+)
+
+
 def all_devices() -> Mesh | None:
     """A mesh over all devices, which share each batch; None where there is one."""
     return make_mesh(MeshConfig()) if jax.device_count() > 1 else None
@@ -210,8 +217,7 @@ def read_model(request: EvaluationRequest) -> EvaluatedModel:
         guide = load_guides(guide, step=request.guide_step, **given)
     pipeline = load_model(request.model, variant=request.variant, guide=guide, **given)
     last_stage(pipeline.cascade, pipeline.name, request.size)
-    names = ("steps", "sampler", "guidance_kind")
-    overrides = {name: getattr(request, name) for name in names}
+    overrides = {name: getattr(request, name) for name in OVERRIDES}
     sampling = with_overrides(pipeline.cascade.sampling, **overrides)
     about = {
         "name": pipeline.name,

@@ -47,6 +47,10 @@ class EvaluationRequest:
     steps: int | list[int] | None = None
     sampler: str | list[str] | None = None
     guidance_kind: str | list[str] | None = None
+    guidance_eta: float | list[float] | None = None
+    guidance_norm: float | list[float] | None = None
+    guidance_momentum: float | list[float] | None = None
+    zero_init_steps: float | list[float] | None = None
     size: int | None = None
     seed: int = 0
     batch_size: int = 16
