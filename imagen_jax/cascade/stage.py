@@ -48,6 +48,8 @@ class Stage:
     that EDM's noise levels are (-1.2, 1.2) (arXiv 2206.00364, table 1). aug_levels: range of
     the augmentation level in training. aug_schedule: what noise a level is; where it counts time
     steps, so does the level. upsampling: of the low-resolution input, a key of UPSAMPLINGS.
+    min_scale: in sampling, of a network that predicts x0 (`with_least_scale`); 0 for none. In
+    training it is the loss's.
     """
 
     name: str
@@ -66,6 +68,7 @@ class Stage:
     crop: int | None = None
     aug_schedule: Schedule = AUGMENTATION_SCHEDULE
     upsampling: str = "bilinear"
+    min_scale: float = 0.0
 
     def __post_init__(self):
         self._check_fields()
@@ -153,6 +156,10 @@ class Stage:
                 f"images of {self.channels}",
             ),
             (
+                0 <= self.min_scale < 1,
+                f"{name}: min_scale must be in [0, 1), not {self.min_scale}",
+            ),
+            (
                 not self.loss.vlb_weight
                 or (outputs == learned and isinstance(self.schedule, DiscreteBeta)),
                 f"{name}: loss.vlb_weight {self.loss.vlb_weight} needs a network with a learned "
@@ -235,7 +242,7 @@ class GuidedParams:
 
 def check_guide(stage: Stage, guide: Stage) -> None:
     """ValueError where a stage cannot guide another. Size, schedule and prediction may differ."""
-    fields = ("resolution", "low_resolution", "channels", "conditioning", "text_width")
+    fields = ["resolution", "low_resolution", "channels", "conditioning", "text_width", "min_scale"]
     pairs = {name: (getattr(stage, name), getattr(guide, name)) for name in fields}
     pairs["num_classes"] = stage.network.num_classes, guide.network.num_classes
     if stage.low_resolution is not None:  # both get the same low-resolution input
@@ -310,4 +317,5 @@ def make_stage_denoiser(
         if not paired:
             raise ValueError(NO_GUIDE.format(stage.name))
         predict_pair = predict_two
-    return make_denoiser(predict, predict_pair, stage.schedule, stage.prediction, sampling)
+    kind = stage.prediction
+    return make_denoiser(predict, predict_pair, stage.schedule, kind, sampling, stage.min_scale)
