@@ -26,15 +26,9 @@ from imagen_jax.diffusion.editing import (
 )
 from imagen_jax.diffusion.guided_steps import guided_sampler, guided_start
 from imagen_jax.diffusion.overrides import check_sampling
-from imagen_jax.diffusion.samplers import (
-    SAMPLERS,
-    Noise,
-    SamplerState,
-    initial_state,
-    noise_from_keys,
-    sample_loop,
-)
+from imagen_jax.diffusion.samplers import SAMPLERS, initial_state, noise_from_keys, sample_loop
 from imagen_jax.diffusion.sampling import Number, Sampling, traced
+from imagen_jax.diffusion.steps import Noise, SamplerState
 from imagen_jax.diffusion.time_grids import MAX_STEPS, TimeGrid, sampling_grid
 from imagen_jax.storage.codec import require
 from imagen_jax.typing import Images, Keys, Params
@@ -90,7 +84,7 @@ def start_stage(
     shape: Shape,
     noise: Keys | InjectedNoise,
     low_res: Images | None,
-    aug_level: Number,
+    sampling: Sampling,
     edit: Edit | None = None,
     t: Number = 1.0,
 ) -> tuple[SamplerState, Float[Array, "batch high wide channels"] | None]:
@@ -100,11 +94,13 @@ def start_stage(
     sampler_noise, augmentation_noise, _ = split_noise(shape, noise)
     if low_res is not None:
         low_res = upsample(low_res, shape[:2], stage.upsampling)
-        low_res = augment(low_res, aug_level, augmentation_noise(), stage.aug_schedule)
+        low_res = augment(low_res, sampling.aug_level, augmentation_noise(), stage.aug_schedule)
     eps = sampler_noise(0)
-    if edit is not None:
-        return edited_start(edit, eps, stage.schedule, t), low_res
-    return initial_state(stage.schedule.noise_scale * eps), low_res
+    if edit is None:
+        x = stage.schedule.noise_scale * eps
+    else:
+        x = edited_start(edit, eps, stage.schedule, t)
+    return guided_start(initial_state(x, sampling.sampler), sampling), low_res
 
 
 @partial(jax.jit, static_argnums=0)
@@ -156,9 +152,8 @@ def sample_steps(
         _check_fits(stage, edit, (batch, *shape))
         edit = _rows(edit, batch)
     state, low_res = start_stage(
-        stage, shape, noise, conditions.low_res, sampling.aug_level, edit, grid.times[grid.start]
+        stage, shape, noise, conditions.low_res, sampling, edit, grid.times[grid.start]
     )
-    state = guided_start(state, sampling)
     conditions = conditions._replace(null=_rows(conditions.null, batch), low_res=low_res)
     first, last = int(grid.start), int(grid.stop)
     for start in range(first, last, every or last - first):

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 
 from imagen_jax.diffusion.denoiser import Denoised, Denoiser
 from imagen_jax.diffusion.guidance import guidance_weight
-from imagen_jax.diffusion.samplers import Noise, Sampler, SamplerState, Step
 from imagen_jax.diffusion.sampling import Number, Sampling
+from imagen_jax.diffusion.steps import Noise, Sampler, SamplerState, Step
 from imagen_jax.typing import Images
 
 

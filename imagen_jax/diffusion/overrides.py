@@ -13,6 +13,7 @@ from imagen_jax.diffusion.sampling import Sampling
 from imagen_jax.diffusion.thresholding import THRESHOLDS
 from imagen_jax.diffusion.time_grids import (
     MAX_STEPS,
+    SIGMA_SPACINGS,
     SPACINGS,
     STEP_LISTS,
     STEP_SPACINGS,
@@ -24,7 +25,7 @@ CHOICES = {
     "sampler": SAMPLERS,
     "guidance_kind": GUIDANCES,
     "threshold": THRESHOLDS,
-    "spacing": (*SPACINGS, *STEP_SPACINGS, *STEP_LISTS),
+    "spacing": (*SPACINGS, *SIGMA_SPACINGS, *STEP_SPACINGS, *STEP_LISTS),
 }
 OF_THE_FIRST = ("guidance", "guidance_kind")  # a single one is the first stage's
 # Fields of Sampling that are written even where they are as ever.
@@ -39,6 +40,8 @@ NUMBERS = {
     "steps": (int, 1, MAX_STEPS, f"a whole number from 1 to {MAX_STEPS}"),
     "steps_offset": (int, 0, LARGEST, "a whole number, at least 0"),
     "lambda_min": (float, -LARGEST, LARGEST, "a finite number or None"),
+    "sigma_min": (float, sys.float_info.min, LARGEST, "a positive number"),
+    "sigma_max": (float, sys.float_info.min, LARGEST, "a positive number"),
     "guidance": (float, -LARGEST, LARGEST, "a finite number (1 is none)"),
     "guidance_rescale": (float, 0, 1, "in [0, 1]"),
     "guidance_eta": (float, 0, 1, "in [0, 1]"),
@@ -49,8 +52,11 @@ NUMBERS = {
     "cap": (float, 1, inf, "at least 1, or None"),
     "gamma": (float, 0, 1, "in [0, 1]"),
     "eta": (float, 0, 1, "in [0, 1]"),
+    "churn": (float, 0, LARGEST, "at least 0 (0 is none)"),
+    "churn_noise": (float, 0, LARGEST, "at least 0"),
     "aug_level": (float, 0, 1, "in [0, 1]"),
 }
+INTERVALS = ("guidance_interval", "churn_interval")
 
 
 def plain(value: Any) -> Any:
@@ -93,16 +99,21 @@ def check_sampling(sampling: Sampling) -> Sampling:
         value = numbers.get(name, getattr(sampling, name))
         if value is not None or getattr(Sampling, name) is not None:
             numbers[name] = check_number(name, value)
-    interval = tuple(sampling.guidance_interval)
-    if len(interval) != 2 or not all(is_number(t) and 0 <= t <= 1 for t in interval):
-        raise ValueError(f"guidance_interval must be two times in [0, 1]: {interval!r}.")
+    for name in INTERVALS:
+        interval = tuple(getattr(sampling, name))
+        if len(interval) != 2 or not all(is_number(t) and 0 <= t <= 1 for t in interval):
+            raise ValueError(f"{name} must be two times in [0, 1]: {interval!r}.")
+        numbers[name] = tuple(map(float, interval))
+    low, high = numbers["sigma_min"], numbers["sigma_max"]
+    if not low < high:
+        raise ValueError(f"sigma_min must be below sigma_max: {low!r} and {high!r}.")
     waits = sampling.guidance_kind == "cfg_zero" and numbers["guidance"] != 1
     if waits and numbers["zero_init_steps"] >= numbers["steps"]:
         raise ValueError(
             f"zero_init_steps is {numbers['zero_init_steps']}, in which cfg_zero moves nothing: of "
             f"{numbers['steps']} steps none is left to make an image."
         )
-    return replace(sampling, guidance_interval=tuple(map(float, interval)), **numbers)
+    return replace(sampling, **numbers)
 
 
 def check_number(name: str, value: Any) -> int | float:

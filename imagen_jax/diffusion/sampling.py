@@ -28,6 +28,9 @@ FLOATS = [
     "cap",
     "gamma",
     "eta",
+    "churn",
+    "churn_interval",
+    "churn_noise",
     "aug_level",
 ]
 
@@ -36,18 +39,19 @@ FLOATS = [
     jax.tree_util.register_dataclass,
     data_fields=["steps", *FLOATS],
     meta_fields=["sampler", "guidance_kind", "threshold", "learned_variance"],
-    drop_fields=["spacing", "steps_offset", "lambda_min"],
+    drop_fields=["spacing", "steps_offset", "lambda_min", "sigma_min", "sigma_max"],
 )
 @dataclass(frozen=True)
 class Sampling:
     """How one stage is sampled. `check_sampling` checks it where it is read or overridden.
 
     In a compiled program numbers are traced (`traced`), so that new ones never recompile; what
-    makes the time grid (spacing, steps_offset, lambda_min) does so before, and is not there.
+    makes the time grid (spacing to sigma_max) does so before, and is not there.
 
-    sampler: a key of SAMPLERS. steps: their number. spacing: of the times, a key of SPACINGS; for
-    schedules that count time steps also of STEP_SPACINGS or STEP_LISTS, or the time steps
-    themselves (a list fixes `steps`). steps_offset, lambda_min: see `spaced_steps`.
+    sampler: a key of SAMPLERS. steps: their number. spacing: of the times, a key of SPACINGS or
+    SIGMA_SPACINGS; for schedules that count time steps also of STEP_SPACINGS or STEP_LISTS, or the
+    time steps themselves (a list fixes `steps`). steps_offset, lambda_min: see `spaced_steps`.
+    sigma_min, sigma_max: see `sigma_grid`.
 
     guidance: weight of the condition, 1 is none (arXiv 2205.11487, eq. 2). guidance_interval: the
     times t between which it acts, ends included (arXiv 2404.07724). guidance_rescale: 0 is none, 1
@@ -68,7 +72,12 @@ class Sampling:
     gamma: of ddpm, in [0, 1]: 0 takes the posterior's variance, 1 the forward process's. The paper
     gives no value; 0.3 is our choice. learned_variance: whether ddpm takes the network's own, if
     it has one, instead of gamma's. eta: of ddim, in [0, 1]: 0 is deterministic, 1 is ddpm with
-    gamma 0. aug_level: noise on the low-resolution input, in [0, 1].
+    gamma 0. churn: of heun, 0 is deterministic: each step first raises sigma / alpha by the share
+    churn / steps, 0.41 at most (S_churn of arXiv 2206.00364, algorithm 2); churn_interval: where it
+    starts at a time t between these, ends included (S_tmin and S_tmax, which are sigma / alpha:
+    such a level lies at `schedule.time(-2 log(sigma / alpha))`); churn_noise: the standard
+    deviation of that noise, 1 or a little more (S_noise). aug_level: noise on the low-resolution
+    input, in [0, 1].
     """
 
     sampler: str = "ddpm"
@@ -76,6 +85,8 @@ class Sampling:
     spacing: Spacing = "time"
     steps_offset: int = 0
     lambda_min: float | None = None
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
     guidance: Number = 1.0
     guidance_interval: tuple[Number, Number] = (0.0, 1.0)
     guidance_rescale: Number = 0.0
@@ -89,6 +100,9 @@ class Sampling:
     cap: Number | None = None
     gamma: Number = 0.3
     eta: Number = 0.0
+    churn: Number = 0.0
+    churn_interval: tuple[Number, Number] = (0.0, 1.0)
+    churn_noise: Number = 1.0
     learned_variance: bool = True
     aug_level: Number = 0.1
 

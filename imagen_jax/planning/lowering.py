@@ -97,8 +97,10 @@ def lower_sampling(config: RunConfig, mesh: Any, batch: int) -> Lowered:
     if stage.conditioning == "text":
         conditions["null"] = conditions["text"]
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch))
-    first = jax.eval_shape(lambda x: guided_start(initial_state(x), sampling), x_t)
-    inputs = (keys, Conditions(**conditions), first)
+    state = jax.eval_shape(
+        lambda x: guided_start(initial_state(x, sampling.sampler), sampling), x_t
+    )
+    inputs = (keys, Conditions(**conditions), state)
     rows = sharding.batch_sharding(mesh)
     inputs = _placed(inputs, jax.tree.map(lambda leaf: rows if leaf.shape else None, inputs))
     keys, conditions, state = inputs

@@ -112,9 +112,9 @@ def test_injected_noise_takes_the_place_of_the_keys(params, conditions):
 def test_low_resolution_images_are_upsampled_and_noised(key):
     low_res = jax.random.uniform(key, (2, 4, 4, 3), minval=-1)
     keys = sample_keys(0, [0, 1])
-    _, clean = start_stage(SR, (8, 8, 3), keys, low_res, np.float32(0))
+    _, clean = start_stage(SR, (8, 8, 3), keys, low_res, Sampling(aug_level=0.0))
     np.testing.assert_allclose(clean, upsample(low_res, 8), atol=0.01)
-    _, noised = start_stage(SR, (8, 8, 3), keys, low_res, np.float32(1))
+    _, noised = start_stage(SR, (8, 8, 3), keys, low_res, Sampling(aug_level=1.0))
     assert np.abs(noised - upsample(low_res, 8)).mean() > 0.3
     with pytest.raises(ValueError, match="4 pixels to upsample"):
         sample_stage(SR, {}, keys)

@@ -14,7 +14,7 @@ from imagen_jax.diffusion.sampling import Sampling
 @pytest.mark.parametrize(
     ("wrong", "named"),
     [
-        ({"sampler": "euler"}, "'euler'; choose one of ddpm, ddim, dpmpp_2m, heun"),
+        ({"sampler": "plms"}, "'plms'; choose one of ddpm, ddim, euler, heun"),
         ({"spacing": "karras"}, "'karras'"),
         ({"threshold": "clip"}, "'clip'"),
         ({"steps": 0}, "steps .* 0"),

@@ -76,6 +76,7 @@ def test_a_guided_image_is_made_again_from_its_settings(places, guided):
         plain.generate_again(settings, progress=False)
 
 
+@pytest.mark.slow
 def test_guided_by_itself_is_no_guidance(places):
     own = load_model(places[0], guide=[places[0], places[0]])
     assert [entry.guidance_kind for entry in own.cascade.sampling] == ["auto", "auto"]
@@ -88,6 +89,7 @@ def test_guided_by_itself_is_no_guidance(places):
     assert freed == ["base"]
 
 
+@pytest.mark.slow
 def test_the_command_says_where_the_guide_is(places, tmp_path, capsys):
     model, guide = ["--model", places[0]], ["--guide", places[1]]
     common = ["--seed", "5", "--size", "4", "--steps", "3", "--guidance_eta", "0.5,1"]
