@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from imagen_jax import models
-from imagen_jax.cascade.stage import Conditions, Stage, make_stage_denoiser
+from imagen_jax.cascade.stage import Conditions, GuidedParams, Stage, make_stage_denoiser
 from imagen_jax.diffusion.augmentation import augment, upsample
 from imagen_jax.diffusion.editing import (
     Edit,
@@ -24,6 +24,7 @@ from imagen_jax.diffusion.editing import (
     inpainting,
     jumping,
 )
+from imagen_jax.diffusion.guided_steps import guided_sampler, guided_start
 from imagen_jax.diffusion.overrides import check_sampling
 from imagen_jax.diffusion.samplers import SAMPLERS, initial_state, noise_from_keys, sample_loop
 from imagen_jax.diffusion.sampling import Number, Sampling, traced
@@ -99,13 +100,13 @@ def start_stage(
         x = stage.schedule.noise_scale * eps
     else:
         x = edited_start(edit, eps, stage.schedule, t)
-    return initial_state(x, sampling.sampler), low_res
+    return guided_start(initial_state(x, sampling.sampler), sampling), low_res
 
 
 @partial(jax.jit, static_argnums=0)
 def run_steps(
     stage: Stage,
-    params: Params,
+    params: Params | GuidedParams,
     noise: Keys | InjectedNoise,
     conditions: Conditions,
     sampling: Sampling,
@@ -120,7 +121,7 @@ def run_steps(
     """
     denoise = make_stage_denoiser(stage, params, conditions, sampling)
     sampler_noise, _, known_noise = split_noise(state.x.shape[1:], noise)
-    sampler = SAMPLERS[sampling.sampler]
+    sampler = guided_sampler(SAMPLERS[sampling.sampler], sampling)
     if edit is not None:
         sampler = jumping(sampler)
         if edit.mask is not None:
@@ -130,7 +131,7 @@ def run_steps(
 
 def sample_steps(
     stage: Stage,
-    params: Params,
+    params: Params | GuidedParams,
     noise: Keys | InjectedNoise,
     conditions: Conditions,
     sampling: Sampling,
@@ -144,6 +145,8 @@ def sample_steps(
     _check_inputs(stage, noise, conditions, edit)
     grid, sampling = plan_steps(stage, sampling, edit), traced(sampling)
     shape = (*stage_size(stage, conditions.low_res, size), stage.channels)
+    if isinstance(params, GuidedParams):
+        stage_size(params.guide_stage, conditions.low_res, size)
     batch = noise.steps.shape[1] if isinstance(noise, InjectedNoise) else len(noise)
     if edit is not None:
         _check_fits(stage, edit, (batch, *shape))
@@ -162,7 +165,7 @@ def sample_steps(
 
 def sample_stage(
     stage: Stage,
-    params: Params,
+    params: Params | GuidedParams,
     noise: Keys | InjectedNoise,
     conditions: Conditions = Conditions(),
     sampling: Sampling = Sampling(),
@@ -172,7 +175,7 @@ def sample_stage(
     """Images in [-1, 1] of one batch at one stage.
 
     Args:
-        params: of the stage's network.
+        params: of the stage's network; for guidance of the kind "auto" with a weaker one's.
         noise: one key a sample, or the noise itself.
         edit: an image of the stage's resolution to start from, one for all or one a sample.
         size: (height, width) that a base stage samples, when not its resolution; a stage that

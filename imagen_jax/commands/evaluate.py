@@ -30,6 +30,7 @@ import os
 import warnings
 
 from imagen_jax.commands.command_line import (
+    add_guidance_options,
     entries,
     make_parser,
     names,
@@ -71,6 +72,7 @@ def parser() -> argparse.ArgumentParser:
     add("--num_images", type=int, help="images a prompt (default: 1)")
     add("--guidance", type=by_stage, nargs="+", metavar="W", help="weights of the text: W W ... "
         "are the points of a sweep; W,W by stage")  # fmt: skip
+    add_guidance_options(parse)
     add("--aug_level", type=by_stage, nargs="+", metavar="A", help="noise on the low-resolution "
         "input of stages, in [0, 1]: A A ...; A,A by stage")  # fmt: skip
     add("--steps", type=numbers(int), help="of the sampler; N, or N,N,... by stage")

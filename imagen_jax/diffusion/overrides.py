@@ -7,6 +7,7 @@ from math import inf
 from numbers import Real
 from typing import Any
 
+from imagen_jax.diffusion.guidance import GUIDANCES
 from imagen_jax.diffusion.samplers import SAMPLERS
 from imagen_jax.diffusion.sampling import Sampling
 from imagen_jax.diffusion.thresholding import THRESHOLDS
@@ -22,9 +23,11 @@ from imagen_jax.storage.codec import from_dict
 
 CHOICES = {
     "sampler": SAMPLERS,
+    "guidance_kind": GUIDANCES,
     "threshold": THRESHOLDS,
     "spacing": (*SPACINGS, *SIGMA_SPACINGS, *STEP_SPACINGS, *STEP_LISTS),
 }
+OF_THE_FIRST = ("guidance", "guidance_kind")  # a single one is the first stage's
 # Fields of Sampling that are written even where they are as ever.
 FIRST_FIELDS = (
     *("sampler", "steps", "spacing", "steps_offset", "lambda_min", "guidance", "guidance_interval"),
@@ -41,6 +44,10 @@ NUMBERS = {
     "sigma_max": (float, sys.float_info.min, LARGEST, "a positive number"),
     "guidance": (float, -LARGEST, LARGEST, "a finite number (1 is none)"),
     "guidance_rescale": (float, 0, 1, "in [0, 1]"),
+    "guidance_eta": (float, 0, 1, "in [0, 1]"),
+    "guidance_norm": (float, sys.float_info.min, inf, "above 0, or None"),
+    "guidance_momentum": (float, -1, 1, "in [-1, 1]"),
+    "zero_init_steps": (int, 0, MAX_STEPS, f"a whole number from 0 to {MAX_STEPS}"),
     "percentile": (float, sys.float_info.min, 100, "in (0, 100]"),
     "cap": (float, 1, inf, "at least 1, or None"),
     "gamma": (float, 0, 1, "in [0, 1]"),
@@ -100,6 +107,12 @@ def check_sampling(sampling: Sampling) -> Sampling:
     low, high = numbers["sigma_min"], numbers["sigma_max"]
     if not low < high:
         raise ValueError(f"sigma_min must be below sigma_max: {low!r} and {high!r}.")
+    waits = sampling.guidance_kind == "cfg_zero" and numbers["guidance"] != 1
+    if waits and numbers["zero_init_steps"] >= numbers["steps"]:
+        raise ValueError(
+            f"zero_init_steps is {numbers['zero_init_steps']}, in which cfg_zero moves nothing: of "
+            f"{numbers['steps']} steps none is left to make an image."
+        )
     return replace(sampling, **numbers)
 
 
@@ -136,11 +149,11 @@ def with_overrides(sampling: Sequence[Sampling], **overrides: Any) -> tuple[Samp
     """The sampling of every stage with a caller's own values for some fields, checked.
 
     A sequence has one entry a stage, None where the stage keeps its own. A single value is for
-    every stage; a single `guidance` for the first one, where the text decides. A spacing that is a
-    list of time steps says how many there are, unless `steps` does.
+    every stage; a single `guidance` or `guidance_kind` for the first one, where the text decides. A
+    spacing that is a list of time steps says how many there are, unless `steps` does.
     """
     columns = {
-        name: by_stage(name, value, len(sampling), first_only=name == "guidance")
+        name: by_stage(name, value, len(sampling), first_only=name in OF_THE_FIRST)
         for name, value in overrides.items()
     }
     chosen = []

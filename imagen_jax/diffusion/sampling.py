@@ -20,6 +20,10 @@ FLOATS = [
     "guidance",
     "guidance_interval",
     "guidance_rescale",
+    "guidance_eta",
+    "guidance_norm",
+    "guidance_momentum",
+    "zero_init_steps",
     "percentile",
     "cap",
     "gamma",
@@ -34,7 +38,7 @@ FLOATS = [
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["steps", *FLOATS],
-    meta_fields=["sampler", "threshold", "learned_variance"],
+    meta_fields=["sampler", "guidance_kind", "threshold", "learned_variance"],
     drop_fields=["spacing", "steps_offset", "lambda_min", "sigma_min", "sigma_max"],
 )
 @dataclass(frozen=True)
@@ -53,6 +57,13 @@ class Sampling:
     times t between which it acts, ends included (arXiv 2404.07724). guidance_rescale: 0 is none, 1
     brings the standard deviation of the guided output fully back to that of the conditional one
     (arXiv 2305.08891, section 3.4).
+
+    guidance_kind: a key of GUIDANCES. cfg: classifier-free, the paper's. apg: adaptive projected
+    (arXiv 2410.02416): guidance_eta, of the part along x0, 1 is all of it; guidance_norm, which the
+    update of an image is cut to (L2 over all its values, so it grows with the image), None for no
+    limit; guidance_momentum, of earlier steps' updates, below 0 against them. cfg_zero: CFG-Zero*
+    (arXiv 2503.18886): in the first zero_init_steps nothing moves. auto: autoguidance (arXiv
+    2406.02507), away from a second, weaker network (`load_model(..., guide=...)`).
 
     threshold: a key of THRESHOLDS. percentile: of |x0| in each image, for dynamic thresholding, in
     (0, 100] (the paper: 99.5). cap: its scale is never above it, None for none (the paper: none;
@@ -79,6 +90,11 @@ class Sampling:
     guidance: Number = 1.0
     guidance_interval: tuple[Number, Number] = (0.0, 1.0)
     guidance_rescale: Number = 0.0
+    guidance_kind: str = "cfg"
+    guidance_eta: Number = 0.0
+    guidance_norm: Number | None = None
+    guidance_momentum: Number = -0.5
+    zero_init_steps: Number = 1
     threshold: str = "dynamic"
     percentile: Number = 99.5
     cap: Number | None = None
@@ -92,7 +108,7 @@ class Sampling:
 
 
 def traced(sampling: Sampling) -> Sampling:
-    """The same for a compiled program: float32 numbers, `steps` int32, and inf for no cap."""
+    """The same for a compiled program: float32 numbers, `steps` int32, and inf for no limit."""
     floats = {name: getattr(sampling, name) for name in FLOATS}
-    floats["cap"] = inf if sampling.cap is None else sampling.cap
+    floats |= {name: inf for name in ("cap", "guidance_norm") if floats[name] is None}
     return replace(sampling, steps=np.int32(sampling.steps), **jax.tree.map(np.float32, floats))

@@ -32,11 +32,13 @@ class SamplerState(NamedTuple):
     """What goes from step to step, and what a caller sees between chunks.
 
     x: the image at the current time. history: the last estimates, the newest first; as many as the
-    sampler wants (`HISTORY`), at least one.
+    sampler wants (`HISTORY`), at least one. average: of the guidance so far, where its kind keeps
+    one (`diffusion.guided_steps`).
     """
 
     x: Images
     history: tuple[Estimate, ...]
+    average: Images | None = None
 
     @property
     def x0(self) -> Images:
@@ -51,9 +53,7 @@ class SamplerState(NamedTuple):
     def forgetting(self, x: Images) -> "SamplerState":
         """The state at `x`, to which the estimates so far do not lead."""
         none = jnp.float32(NO_ESTIMATE)
-        return self._replace(
-            x=x, history=tuple(each._replace(logsnr=none) for each in self.history)
-        )
+        return self._replace(x=x, history=tuple(e._replace(logsnr=none) for e in self.history))
 
 
 class Step(NamedTuple):

@@ -25,7 +25,7 @@ from imagen_jax.diffusion.sampling import Whole
 from imagen_jax.models.lora import LoraConfig, merge_lora
 from imagen_jax.models.t5 import T5Config
 from imagen_jax.pipeline import encoder_files
-from imagen_jax.pipeline.joining import join_pipelines
+from imagen_jax.pipeline.joining import add_guides, join_pipelines
 from imagen_jax.pipeline.lazy_params import PROBED, LazyParams
 from imagen_jax.pipeline.model_directory import MODEL_FILE, open_params, read_model
 from imagen_jax.pipeline.option_names import refuse_unknown
@@ -39,6 +39,7 @@ from imagen_jax.storage.wrong_files import absent
 from imagen_jax.typing import Params
 
 ENCODER_WEIGHTS = (f"{TEXT_ENCODER}/*.safetensors",)
+GuideSource = str | os.PathLike | Pipeline
 PRETRAINED = Path(__file__).parents[1] / "pretrained"
 
 
@@ -56,6 +57,7 @@ def load_model(
     revision: str | None = None,
     step: Whole | None = None,
     ema: bool = True,
+    guide: GuideSource | Sequence[GuideSource | None] | None = None,
     **unknown: Any,
 ) -> Pipeline:
     """A pipeline from the name of a shipped model, a model directory, or a training workdir; or
@@ -75,6 +77,9 @@ def load_model(
         revision: a branch, tag or commit on the hub.
         step: which checkpoint of a training workdir, one for all of several. The newest when None.
         ema: the average of a run's parameters, where it kept one; False: those last trained.
+        guide: a second, weaker model, which autoguidance leads away from (arXiv 2406.02507): a
+            smaller one, or an earlier checkpoint, `load_model(DIR, step=N)`. It reads the same text
+            and makes images of the same size. Of the base stage, or one a stage, None without.
 
     Raises:
         FileNotFoundError: files are missing, or the hub knows no such name.
@@ -101,7 +106,26 @@ def load_model(
     pipeline = pipelines[0] if single else join_pipelines(pipelines)
     pipeline.cascade = computing_in(pipeline.cascade, dtype)
     pipeline.mesh = mesh
+    if guide is not None:
+        add_guides(pipeline, load_guides(guide, dtype=dtype, mesh=mesh))
     return pipeline
+
+
+def load_guides(
+    guide: GuideSource | Sequence[GuideSource | None],
+    *,
+    dtype: str = "float32",
+    mesh: jax.sharding.Mesh | None = None,
+    step: Whole | None = None,
+) -> list[Pipeline | None]:
+    """The models that guide another's stages, one or one a stage; options as of `load_model`."""
+    single = isinstance(guide, str | os.PathLike | Pipeline)
+    return [
+        load_model(entry, dtype=dtype, mesh=mesh, step=step)
+        if isinstance(entry, str | os.PathLike)
+        else entry
+        for entry in ([guide] if single else guide)
+    ]
 
 
 def computing_in(cascade: Cascade, dtype: str) -> Cascade:
