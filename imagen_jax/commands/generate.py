@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from imagen_jax.commands.command_line import (
+    EMA,
     make_parser,
     names,
     numbers,
@@ -67,6 +68,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--dtype", default="float32", help="of the parameters: float32 (default) or bfloat16")
     add("--variant", help="of DeepFloyd IF's weights, such as fp16")
+    add("--ema", default=True, **EMA)
     add("--lora", type=path, metavar="FILE",
         help="adapter (LoRA): safetensors, or a folder of peft")  # fmt: skip
     add("--lora_scale", type=float, help="how much of the adapter (default: 1)")
@@ -252,7 +254,7 @@ def load(options: argparse.Namespace, settings: dict[str, Any] | None) -> Any:
         warnings.warn(note, stacklevel=1)
     model = options.model or (settings or {}).get("model", "emoji")
     try:
-        pipeline = load_model(model, dtype=options.dtype, variant=options.variant)
+        pipeline = load_model(model, dtype=options.dtype, variant=options.variant, ema=options.ema)
     except ValueError as error:
         hint = "" if settings is None else " Tell with --model where the image's model is."
         raise ValueError(f"{error}{hint}") from None

@@ -205,7 +205,11 @@ def all_devices() -> Mesh | None:
 def read_model(request: EvaluationRequest) -> EvaluatedModel:
     """The model with the request's own sampling. ValueError where no stage makes its size."""
     pipeline = load_model(
-        request.model, mesh=all_devices(), dtype=request.dtype, variant=request.variant
+        request.model,
+        mesh=all_devices(),
+        dtype=request.dtype,
+        variant=request.variant,
+        ema=request.ema,
     )
     last_stage(pipeline.cascade, pipeline.name, request.size)
     sampling = with_overrides(

@@ -27,6 +27,7 @@ class EvaluationRequest:
     model: str | list[str] = "emoji"
     dtype: str = "float32"
     variant: str | None = None
+    ema: bool | float = True
     images: Path | None = None
     truth: Path | None = None
     prompts: str | None = None
