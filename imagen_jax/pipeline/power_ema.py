@@ -13,6 +13,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+Values = np.ndarray | float
+
 MAX_WIDTH = 12**-0.5  # of gamma = 0, the plain mean of all steps
 # Root mean square by which a fitted profile may differ, as a share of its own: with 32 snapshots it
 # is 0.001 between the stored widths.
@@ -37,17 +39,18 @@ def relative_width(gamma: float) -> float:
 
 
 def inner_products(
-    steps: np.ndarray, gammas: np.ndarray, others: np.ndarray, other_gammas: np.ndarray
+    steps: Values, gammas: Values, others: Values, other_gammas: Values
 ) -> np.ndarray:
     """The integrals of p(s) q(s) ds of two profiles each (eq. 151), in float64; shapes broadcast.
 
     With the update of training they are exact for parameters that change from step to step.
     """
-    steps, others = np.asarray(steps, np.float64), np.asarray(others, np.float64)
+    given = steps, gammas, others, other_gammas
+    steps, gammas, others, other_gammas = (np.asarray(each, np.float64) for each in given)
     # (shorter / longer) ** gamma of the longer: no power of a step itself, which would overflow.
     power = np.where(steps < others, other_gammas, -gammas)
-    numerator = (gammas + 1) * (other_gammas + 1) * (steps / others) ** power
-    return numerator / ((gammas + other_gammas + 1) * np.maximum(steps, others))
+    top = (gammas + 1) * (other_gammas + 1) * (steps / others) ** power
+    return np.asarray(top / ((gammas + other_gammas + 1) * np.maximum(steps, others)))
 
 
 def solve_weights(
@@ -63,8 +66,8 @@ def solve_weights(
     Raises:
         ValueError: a width is out of range.
     """
-    times, gammas = np.asarray(steps, np.float64), np.asarray([exponent(each) for each in widths])
-    time, gamma = np.float64(step), np.float64(exponent(width))
+    times, time = np.asarray(steps, np.float64), float(step)
+    gammas, gamma = np.asarray([exponent(each) for each in widths]), exponent(width)
     products = inner_products(times[:, None], gammas[:, None], times, gammas)
     wanted = inner_products(times, gammas, time, gamma)
     free, ones = np.linalg.solve(products, np.stack([wanted, np.ones_like(wanted)], axis=1)).T
@@ -77,7 +80,7 @@ def solve_weights(
 def reachable_widths(
     steps: Sequence[int], widths: Sequence[float], step: int
 ) -> tuple[float, float] | None:
-    """The smallest and the largest width, to 0.001, that the stored averages give, if any."""
-    tried = np.arange(1, int(MAX_WIDTH * 1000) + 1) / 1000
-    fits = [w for w in tried if solve_weights(steps, widths, step, w)[1] <= MAX_MISFIT]
-    return (float(min(fits)), float(max(fits))) if fits else None
+    """The smallest and the largest width, to 0.005, that the stored averages give, if any."""
+    tried = np.arange(1, int(MAX_WIDTH * 200) + 1) / 200
+    fits = [float(w) for w in tried if solve_weights(steps, widths, step, w)[1] <= MAX_MISFIT]
+    return (min(fits), max(fits)) if fits else None
