@@ -143,7 +143,7 @@ def test_commands_take_the_width_of_an_average(whole_run, tmp_path, capsys):
     _, kept = synthesize(workdir, 0.1)
     export.main(["--model", workdir, "--ema", "0.1", "--out", str(tmp_path / "model")])
     model = load_model(tmp_path / "model")
-    assert model.notes == {"step": 12, "ema": 0.1}
+    assert model.notes == {whole_run[0].name: {"step": 12, "ema": 0.1}}
     for path, leaf in flatten(model.params["tiny"]).items():
         np.testing.assert_allclose(leaf, flatten(kept["network"])[path], rtol=1e-2, atol=1e-6)
     options = ["--prompts", str(prompts), "--metrics", "images", "--steps", "1"]
@@ -151,7 +151,7 @@ def test_commands_take_the_width_of_an_average(whole_run, tmp_path, capsys):
         ["--model", workdir, "--ema", "0.1", *options, "--out", str(tmp_path / "figures")]
     )
     report = json.loads((tmp_path / "figures" / "report.json").read_text())
-    assert report["model"]["notes"] == {"step": 12, "ema": 0.1}
+    assert report["model"]["notes"] == load_model(workdir, ema=0.1).notes
     images = ["no 1", "--num_images", "1", "--steps", "1", "--seed", "1", "--quiet"]
     made = []
     for width in ("0.1", "none"):
