@@ -12,10 +12,10 @@ from imagen_jax import models
 from imagen_jax.diffusion.augmentation import AUGMENTATION_SCHEDULE, UPSAMPLINGS
 from imagen_jax.diffusion.denoiser import Denoiser, make_denoiser
 from imagen_jax.diffusion.losses import Loss
-from imagen_jax.diffusion.process import PREDICTIONS
+from imagen_jax.diffusion.process import PREDICTIONS, network_input
 from imagen_jax.diffusion.sampling import Number, Sampling
 from imagen_jax.diffusion.schedules import SCHEDULES, Cosine, DiscreteBeta, Schedule, network_time
-from imagen_jax.models import EfficientUNetConfig, UNetConfig
+from imagen_jax.models import NetworkConfig
 from imagen_jax.models.bounds import MAX_SIDE, MAX_WIDTH
 from imagen_jax.storage.codec import require
 from imagen_jax.typing import Images, Keys, Params, TextEmbeddings
@@ -41,22 +41,26 @@ class Stage:
     resolution: side of its images. low_resolution: side of the images it upsamples, None for a
     base model. crop: side of the squares cut out of images of `resolution` for training, None for
     whole images. conditioning: "text" (embeddings of `text_width`), "label" (the network's
-    `num_classes`) or None. prediction: what the network outputs. time_power: training draws t = u
-    ** time_power, u uniform; 1 is the paper's, less spends more on high noise. aug_levels: range of
+    `num_classes`) or None. prediction: what the network outputs, a key of PREDICTIONS. time_power:
+    training draws t = u ** time_power, u uniform; 1 is the paper's, less spends more on high noise.
+    time_logit_normal: (mean, deviation) of log(t / (1 - t)), which training draws from a normal
+    distribution instead (arXiv 2403.03206, section 3.1); on the flow it is log(sigma / alpha), so
+    that EDM's noise levels are (-1.2, 1.2) (arXiv 2206.00364, table 1). aug_levels: range of
     the augmentation level in training. aug_schedule: what noise a level is; where it counts time
     steps, so does the level. upsampling: of the low-resolution input, a key of UPSAMPLINGS.
     """
 
     name: str
     resolution: int
-    network: UNetConfig | EfficientUNetConfig
+    network: NetworkConfig
     low_resolution: int | None = None
     conditioning: Literal["text", "label"] | None = "text"
     text_width: int | None = None
     schedule: Schedule = dataclasses.field(default_factory=Cosine)
-    prediction: Literal["eps", "x0", "v"] = "eps"
+    prediction: Literal["eps", "x0", "v", "edm"] = "eps"
     loss: Loss = dataclasses.field(default_factory=Loss)
     time_power: float = 1.0
+    time_logit_normal: tuple[float, float] | None = None
     aug_levels: tuple[float, float] = (0.0, 1.0)
     channels: int = 3
     crop: int | None = None
@@ -106,6 +110,12 @@ class Stage:
                 f"{name}: prediction {self.prediction!r} must be one of {PREDICTIONS}",
             ),
             (self.time_power > 0, f"{name}: time_power must be positive, not {self.time_power}"),
+            (
+                self.time_logit_normal is None
+                or (self.time_logit_normal[1] > 0 and self.time_power == 1),
+                f"{name}: time_logit_normal {self.time_logit_normal} must be a mean and a positive "
+                f"deviation, and time_power 1, not {self.time_power}",
+            ),
             (
                 self.upsampling in UPSAMPLINGS,
                 f"{name}: upsampling {self.upsampling!r} must be one of {tuple(UPSAMPLINGS)}",
@@ -185,11 +195,12 @@ def apply_network(
     if aug_level is not None and low_res is not None:
         aug_level = jnp.broadcast_to(jnp.asarray(aug_level, jnp.float32), t.shape)
         level = network_time(stage.aug_schedule, aug_level)
+    schedule = stage.schedule
     return models.apply(
         stage.network,
         params,
-        x_t,
-        network_time(stage.schedule, t),
+        network_input(x_t, schedule.logsnr(t), stage.prediction, schedule),
+        network_time(schedule, t, stage.prediction),
         text=text,
         label=label,
         low_res=low_res,

@@ -25,10 +25,12 @@ BATCH = PartitionSpec(("data", "fsdp"))
 # one reduction; everything else splits its output.
 TENSOR_RULES: tuple[tuple[str, int | None], ...] = (
     (r"(^|/)(relative_bias|time_embed\w*|norm\w*|\w*_norm)(/|$)", None),
-    (r"(^|/)(out|output|wo|proj_out|conv2|conv_2)/kernel$", -2),
+    (r"(^|/)(out|patch_out|output|wo|proj_out|conv2|conv_2)/kernel$", -2),
     (r"(^|/)embedding$", -1),
     (r"/kernel$", -1),
 )
+# Parameters of layers that run in a loop, stacked on their first axis.
+STACKED = re.compile(r"(^|/)(\w+_)?layers/")
 
 
 @dataclass(frozen=True)
@@ -139,17 +141,18 @@ def partition_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSp
     """How one parameter (or its optimizer moment, or its average) is split. `path` is joined by
     "/".
 
-    `tensor` by TENSOR_RULES; `fsdp` on the largest remaining axis that it divides. What nothing
-    divides is replicated.
+    `tensor` by TENSOR_RULES; `fsdp` on the largest remaining axis that it divides, but never that
+    along which layers are stacked. What nothing divides is replicated.
     """
-    if len(shape) < 2:  # vectors stay whole: gathering a bias costs more than it saves
+    first = 1 if STACKED.search(path) else 0
+    if len(shape) - first < 2:  # vectors stay whole: gathering a bias costs more than it saves
         return PartitionSpec()
     axes: list[str | None] = [None] * len(shape)
     fsdp, tensor = mesh.shape["fsdp"], mesh.shape["tensor"]
     place = next((axis for pattern, axis in TENSOR_RULES if re.search(pattern, path)), None)
     if tensor > 1 and place is not None and shape[place] % tensor == 0:
         axes[place] = "tensor"
-    free = [i for i, axis in enumerate(axes) if axis is None and shape[i] % fsdp == 0]
+    free = [i for i in range(first, len(axes)) if axes[i] is None and shape[i] % fsdp == 0]
     if fsdp > 1 and free:
         axes[max(free, key=lambda i: (shape[i], i))] = "fsdp"
     while axes and axes[-1] is None:

@@ -33,7 +33,7 @@ def augment(
 
     Noise conditioning augmentation (arXiv 2205.11487, section 2.4).
     """
-    return add_noise(low_res, eps, schedule.logsnr(level))
+    return add_noise(low_res, eps, schedule.logsnr(level), schedule)
 
 
 def upsample(images: Images, size: Size, method: str = "bilinear") -> Resized:

@@ -50,7 +50,7 @@ def make_denoiser(
         predict_pair: the conditional and the unconditional output, from one doubled batch; not
             evaluated where every weight is 1. None where there is no unconditional one; then
             guidance is not used.
-        prediction: what the network outputs: "eps", "x0" or "v".
+        prediction: what the network outputs, a key of PREDICTIONS.
         sampling: its guidance, thresholding, and whether a learned variance is passed on. Its
             numbers may be traced, and those of guidance and thresholding may be one an example.
     """
@@ -74,7 +74,7 @@ def make_denoiser(
         else:
             weight = guidance_weight(sampling, t)
             output, variance = jax.lax.cond(jnp.any(weight != 1.0), guided, conditional_only)
-        x0 = convert(output, x_t, schedule.logsnr(t), prediction, "x0")
+        x0 = convert(output, x_t, schedule.logsnr(t), prediction, "x0", schedule)
         x0 = THRESHOLDS[sampling.threshold](x0, sampling)
         return Denoised(x0, variance if sampling.learned_variance else None)
 

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from imagen_jax.diffusion.denoiser import Denoiser
 from imagen_jax.diffusion.overrides import is_number, is_whole
-from imagen_jax.diffusion.process import add_noise, alpha_sigma
+from imagen_jax.diffusion.process import add_noise
 from imagen_jax.diffusion.samplers import Noise, Sampler, SamplerState, Step, initial_state
 from imagen_jax.diffusion.sampling import Sampling
 from imagen_jax.diffusion.schedules import Schedule
@@ -27,7 +27,7 @@ Mask = Float[Array, "#batch height width 1"]
 # What the kept part of the image is while the rest is sampled.
 KNOWN = {
     # The image itself, without noise: as diffusers' pipelines for DeepFloyd IF have it.
-    "clean": lambda image, eps, logsnr: image,
+    "clean": lambda image, eps, logsnr, path: image,
     # As noisy as the rest: arXiv 2201.09865, eq. 8a.
     "noised": add_noise,
 }
@@ -150,9 +150,9 @@ def edited_start(
 ) -> SamplerState:
     """The state before the first step, at time t: the image with noise."""
     logsnr = schedule.logsnr(t)
-    noised = add_noise(edit.image, eps, logsnr)
+    noised = add_noise(edit.image, eps, logsnr, schedule)
     if edit.mask is not None:
-        noised = _blend(edit.mask, noised, KNOWN[edit.known](edit.image, eps, logsnr))
+        noised = _blend(edit.mask, noised, KNOWN[edit.known](edit.image, eps, logsnr, schedule))
     return initial_state(noised)
 
 
@@ -170,7 +170,7 @@ def inpainting(sampler: Sampler, edit: Edit, known_noise: Noise) -> Sampler:
     ) -> SamplerState:
         state = sampler(denoise, state, step, noise, sampling)
         eps = known_noise(step.index + 1) if edit.known == "noised" else None
-        kept = KNOWN[edit.known](edit.image, eps, step.logsnr_s)
+        kept = KNOWN[edit.known](edit.image, eps, step.logsnr_s, step.schedule)
         return state._replace(x=_blend(edit.mask, state.x, kept))
 
     return step
@@ -187,8 +187,8 @@ def jumping(sampler: Sampler) -> Sampler:
         denoise: Denoiser, state: SamplerState, step: Step, noise: Noise, sampling: Sampling
     ) -> SamplerState:
         def up() -> SamplerState:
-            alpha_t, _ = alpha_sigma(step.logsnr_t)
-            alpha_s, sigma_s = alpha_sigma(step.logsnr_s)
+            alpha_t, _ = step.schedule.alpha_sigma(step.logsnr_t)
+            alpha_s, sigma_s = step.schedule.alpha_sigma(step.logsnr_s)
             deviation = sigma_s * jnp.sqrt(-jnp.expm1(step.logsnr_s - step.logsnr_t))
             x = (alpha_s / alpha_t) * state.x + deviation * noise(step.index + 1)
             return SamplerState(x, state.x0, jnp.float32(-jnp.inf))

@@ -1,4 +1,4 @@
-"""The forward process x_t = alpha x0 + sigma eps, and the three things a network may predict."""
+"""The forward process x_t = alpha x0 + sigma eps, and what a network may predict of it."""
 
 import jax
 import jax.numpy as jnp
@@ -6,16 +6,49 @@ from jaxtyping import Array, Float
 
 from imagen_jax.typing import LogSNR
 
+Scale = Float[Array, "..."]
 # Predictions are divided by alpha or sigma, and both may be zero at an end of the schedule (zero
 # terminal SNR). This floor keeps the quotient finite; it lies below every alpha and sigma of a
 # schedule with |logsnr| < 27.
 SMALLEST_SCALE = 1e-6
+SIGMA_DATA = 0.5  # the standard deviation of images in [-1, 1], as EDM takes it
 
 
-def alpha_sigma(logsnr: LogSNR | float) -> tuple[Float[Array, "*batch"], Float[Array, "*batch"]]:
-    """alpha, sigma with alpha^2 = sigmoid(logsnr), sigma^2 = sigmoid(-logsnr); +-inf is allowed."""
-    logsnr = jnp.asarray(logsnr, jnp.float32)
-    return jnp.sqrt(jax.nn.sigmoid(logsnr)), jnp.sqrt(jax.nn.sigmoid(-logsnr))
+class Path:
+    """How the sizes of image and noise go with log-SNR; every schedule is on one."""
+
+    def alpha_sigma(self, logsnr: LogSNR | float) -> tuple[Scale, Scale]:
+        """alpha and sigma, with alpha / sigma = exp(logsnr / 2); +-inf is allowed."""
+        raise NotImplementedError
+
+    def velocity(self, alpha: Scale, sigma: Scale) -> tuple[Scale, Scale]:
+        """(a, b) of the path's v = a eps - b x0, so measured that alpha a + sigma b = 1."""
+        raise NotImplementedError
+
+
+class VariancePreserving(Path):
+    """alpha^2 + sigma^2 = 1, and v = alpha eps - sigma x0 (arXiv 2202.00512, section 4)."""
+
+    def alpha_sigma(self, logsnr: LogSNR | float) -> tuple[Scale, Scale]:
+        logsnr = jnp.asarray(logsnr, jnp.float32)
+        return jnp.sqrt(jax.nn.sigmoid(logsnr)), jnp.sqrt(jax.nn.sigmoid(-logsnr))
+
+    def velocity(self, alpha: Scale, sigma: Scale) -> tuple[Scale, Scale]:
+        return alpha, sigma
+
+
+class Straight(Path):
+    """alpha + sigma = 1, and v = eps - x0 = dx_t / dsigma (arXiv 2209.03003; 2210.02747)."""
+
+    def alpha_sigma(self, logsnr: LogSNR | float) -> tuple[Scale, Scale]:
+        half = 0.5 * jnp.asarray(logsnr, jnp.float32)
+        return jax.nn.sigmoid(half), jax.nn.sigmoid(-half)
+
+    def velocity(self, alpha: Scale, sigma: Scale) -> tuple[Scale, Scale]:
+        return jnp.ones_like(alpha), jnp.ones_like(sigma)
+
+
+VARIANCE_PRESERVING = VariancePreserving()
 
 
 def per_example(
@@ -27,32 +60,40 @@ def per_example(
 
 
 def add_noise(
-    x0: Float[Array, "batch ..."], eps: Float[Array, "batch ..."], logsnr: LogSNR | float
+    x0: Float[Array, "batch ..."],
+    eps: Float[Array, "batch ..."],
+    logsnr: LogSNR | float,
+    path: Path = VARIANCE_PRESERVING,
 ) -> Float[Array, "batch ..."]:
     """x_t = alpha x0 + sigma eps, in float32."""
-    alpha, sigma = (per_example(scale, x0) for scale in alpha_sigma(logsnr))
+    alpha, sigma = (per_example(scale, x0) for scale in path.alpha_sigma(logsnr))
     return alpha * x0.astype(jnp.float32) + sigma * eps.astype(jnp.float32)
 
 
-def _over(numerator: Float[Array, "..."] | float, scale: Float[Array, "..."]) -> Array:
-    return numerator / jnp.maximum(scale, SMALLEST_SCALE)
+def _edm_norm(alpha: Scale, sigma: Scale) -> Scale:
+    """The standard deviation of x_t, if that of x0 is SIGMA_DATA."""
+    return jnp.sqrt(sigma**2 + (SIGMA_DATA * alpha) ** 2)
 
 
-# target = c_value * source + c_x * x_t: both coefficients as functions of (alpha, sigma), from
-# x_t = alpha x0 + sigma eps and v = alpha eps - sigma x0 (arXiv 2202.00512, section 4).
-CONVERSIONS = {
-    ("eps", "eps"): lambda alpha, sigma: (1.0, 0.0),
-    ("eps", "x0"): lambda alpha, sigma: (_over(-sigma, alpha), _over(1.0, alpha)),
-    ("eps", "v"): lambda alpha, sigma: (_over(1.0, alpha), _over(-sigma, alpha)),
-    ("x0", "eps"): lambda alpha, sigma: (_over(-alpha, sigma), _over(1.0, sigma)),
-    ("x0", "x0"): lambda alpha, sigma: (1.0, 0.0),
-    ("x0", "v"): lambda alpha, sigma: (_over(-1.0, sigma), _over(alpha, sigma)),
-    ("v", "eps"): lambda alpha, sigma: (alpha, sigma),
-    ("v", "x0"): lambda alpha, sigma: (-sigma, alpha),
-    ("v", "v"): lambda alpha, sigma: (1.0, 0.0),
+def _edm(alpha: Scale, sigma: Scale, path: Path) -> tuple[Scale, Scale, Scale]:
+    norm = _edm_norm(alpha, sigma)
+    return -SIGMA_DATA * alpha / norm, -sigma / (SIGMA_DATA * norm), -norm / SIGMA_DATA
+
+
+# What a network may predict: p = a eps - b x0, as (a, b, alpha a + sigma b). With x_t = alpha x0 +
+# sigma eps the last is the determinant: two kinds p and q at one x_t are related by
+# det_p q = det_q p + (a_q b_p - a_p b_q) x_t, so their errors are as det_q to det_p.
+PREDICTIONS = {
+    "eps": lambda alpha, sigma, path: (1.0, 0.0, alpha),
+    "x0": lambda alpha, sigma, path: (0.0, -1.0, -sigma),
+    "v": lambda alpha, sigma, path: (*path.velocity(alpha, sigma), jnp.ones_like(alpha)),
+    # F of D = c_skip x + c_out F(c_in x), x = x_t / alpha (arXiv 2206.00364, eq. 7 and table 1).
+    "edm": _edm,
 }
 
-PREDICTIONS = ("eps", "x0", "v")
+
+def _over(numerator: Scale | float, scale: Scale) -> Scale:
+    return numerator / jnp.copysign(jnp.maximum(jnp.abs(scale), SMALLEST_SCALE), scale)
 
 
 def convert(
@@ -61,16 +102,40 @@ def convert(
     logsnr: LogSNR | float,
     source: str,
     target: str,
+    path: Path = VARIANCE_PRESERVING,
 ) -> Float[Array, "batch ..."]:
     """What a prediction `value` of kind `source` at `x_t` says about the kind `target`."""
-    alpha, sigma = (per_example(scale, x_t) for scale in alpha_sigma(logsnr))
-    c_value, c_x = CONVERSIONS[source, target](alpha, sigma)
-    return c_value * value.astype(jnp.float32) + c_x * x_t.astype(jnp.float32)
+    value = value.astype(jnp.float32)
+    if source == target:
+        return value
+    alpha, sigma = (per_example(scale, x_t) for scale in path.alpha_sigma(logsnr))
+    a, b, det = PREDICTIONS[source](alpha, sigma, path)
+    target_a, target_b, target_det = PREDICTIONS[target](alpha, sigma, path)
+    of_x_t = _over(target_a * b - a * target_b, det)
+    return _over(target_det, det) * value + of_x_t * x_t.astype(jnp.float32)
 
 
-def velocity(
-    x0: Float[Array, "batch ..."], eps: Float[Array, "batch ..."], logsnr: LogSNR | float
+def prediction_target(
+    prediction: str,
+    x0: Float[Array, "batch ..."],
+    eps: Float[Array, "batch ..."],
+    logsnr: LogSNR | float,
+    path: Path = VARIANCE_PRESERVING,
 ) -> Float[Array, "batch ..."]:
-    """v = alpha eps - sigma x0 (arXiv 2202.00512, section 4)."""
-    alpha, sigma = (per_example(scale, x0) for scale in alpha_sigma(logsnr))
-    return alpha * eps.astype(jnp.float32) - sigma * x0.astype(jnp.float32)
+    """What a network of this kind should output, in float32."""
+    alpha, sigma = (per_example(scale, x0) for scale in path.alpha_sigma(logsnr))
+    a, b, _ = PREDICTIONS[prediction](alpha, sigma, path)
+    return a * eps.astype(jnp.float32) - b * x0.astype(jnp.float32)
+
+
+def network_input(
+    x_t: Float[Array, "batch ..."],
+    logsnr: LogSNR | float,
+    prediction: str,
+    path: Path = VARIANCE_PRESERVING,
+) -> Float[Array, "batch ..."]:
+    """What the network sees of x_t: itself, or at the unit variance that EDM gives it (c_in)."""
+    if prediction != "edm":
+        return x_t
+    alpha, sigma = (per_example(scale, x_t) for scale in path.alpha_sigma(logsnr))
+    return x_t / _edm_norm(alpha, sigma)

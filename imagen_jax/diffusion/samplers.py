@@ -13,7 +13,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from imagen_jax.diffusion.denoiser import Denoiser
-from imagen_jax.diffusion.process import alpha_sigma
 from imagen_jax.diffusion.sampling import Sampling
 from imagen_jax.diffusion.schedules import Schedule
 from imagen_jax.diffusion.time_grids import TimeGrid
@@ -37,7 +36,9 @@ class SamplerState(NamedTuple):
 
 
 class Step(NamedTuple):
-    """One step, from time t down to time s; `to_clean` marks the one that ends at s = 0."""
+    """One step of a schedule, from time t down to time s; `to_clean` marks the one that ends at
+    s = 0.
+    """
 
     index: Int[Array, ""]
     t: Float[Array, ""]
@@ -45,6 +46,7 @@ class Step(NamedTuple):
     logsnr_t: Float[Array, ""]
     logsnr_s: Float[Array, ""]
     to_clean: Bool[Array, ""]
+    schedule: Schedule
 
 
 Sampler = Callable[[Denoiser, SamplerState, Step, Noise, Sampling], SamplerState]
@@ -61,8 +63,8 @@ def ddpm(
     """
     x0, fraction = denoise(state.x, step.t)
     fraction = sampling.gamma if fraction is None else fraction
-    alpha_t, sigma_t = alpha_sigma(step.logsnr_t)
-    alpha_s, sigma_s = alpha_sigma(step.logsnr_s)
+    alpha_t, sigma_t = step.schedule.alpha_sigma(step.logsnr_t)
+    alpha_s, sigma_s = step.schedule.alpha_sigma(step.logsnr_s)
     removed = -jnp.expm1(step.logsnr_t - step.logsnr_s)  # 1 - SNR_t / SNR_s
     kept = alpha_t * jnp.square(sigma_s / sigma_t) / alpha_s
     mean = kept * state.x + removed * alpha_s * x0
@@ -81,8 +83,8 @@ def ddim(
     arXiv 2010.02502, eq. 12 and 16.
     """
     x0 = denoise(state.x, step.t).x0
-    alpha_t, sigma_t = alpha_sigma(step.logsnr_t)
-    alpha_s, sigma_s = alpha_sigma(step.logsnr_s)
+    alpha_t, sigma_t = step.schedule.alpha_sigma(step.logsnr_t)
+    alpha_s, sigma_s = step.schedule.alpha_sigma(step.logsnr_s)
     eps = (state.x - alpha_t * x0) / sigma_t
     log_ratio = step.logsnr_t - step.logsnr_s
     eta = jnp.asarray(sampling.eta, jnp.float32)
@@ -133,8 +135,8 @@ def heun(
 
 def _exponential_step(x: Images, x0: Images, step: Step) -> Images:
     """The probability-flow ODE from t to s where x0 is constant (arXiv 2211.01095, section 4)."""
-    _, sigma_t = alpha_sigma(step.logsnr_t)
-    alpha_s, sigma_s = alpha_sigma(step.logsnr_s)
+    _, sigma_t = step.schedule.alpha_sigma(step.logsnr_t)
+    alpha_s, sigma_s = step.schedule.alpha_sigma(step.logsnr_s)
     removed = -jnp.expm1(0.5 * (step.logsnr_t - step.logsnr_s))
     return (sigma_s / sigma_t) * x + alpha_s * removed * x0
 
@@ -187,6 +189,7 @@ def sample_loop(
             logsnr_t=logsnrs[index],
             logsnr_s=logsnrs[index + 1],
             to_clean=times[index + 1] <= 0.0,
+            schedule=schedule,
         )
         return sampler(denoise, state, step, noise, sampling)
 

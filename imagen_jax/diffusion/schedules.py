@@ -1,8 +1,9 @@
 """Noise schedules: time t in [0, 1] to log signal-to-noise ratio and back.
 
 t = 0 is clean data and t = 1 is (almost) pure noise. A schedule is nothing but a decreasing
-function `logsnr(t)` and its inverse `time(logsnr)`, with logsnr = log(alpha^2 / sigma^2) and
-alpha^2 + sigma^2 = 1 (VDM, arXiv 2107.00630, section 3).
+function `logsnr(t)` with logsnr = log(alpha^2 / sigma^2), its inverse `time(logsnr)`, and the path
+on which alpha and sigma go with log-SNR (`imagen_jax.diffusion.process`): alpha^2 + sigma^2 = 1
+(VDM, arXiv 2107.00630, section 3), or alpha + sigma = 1 for the flow.
 """
 
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from imagen_jax.diffusion.process import Straight, VariancePreserving
 from imagen_jax.storage.codec import require
 from imagen_jax.typing import LogSNR
 
@@ -23,8 +25,12 @@ MAX_TIME_STEPS = 100_000  # that a network is trained on
 LARGEST = 500.0  # log-SNR, far beyond float32's
 
 
+def _shift_rule(shift: float) -> tuple[bool, str]:
+    return abs(shift) <= LARGEST, f"shift must be from {-LARGEST} to {LARGEST}, got {shift}"
+
+
 @dataclass(frozen=True)
-class Cosine:
+class Cosine(VariancePreserving):
     """logsnr = -2 log tan(pi t / 2) + shift, cut to [logsnr_min, logsnr_max] before the shift.
 
     The cosine schedule of arXiv 2102.09672 in the continuous form of arXiv 2202.00512, with the cut
@@ -42,10 +48,7 @@ class Cosine:
             (low < high, f"logsnr_min must be below logsnr_max, got {low} and {high}"),
             (low <= LARGEST, f"logsnr_min must be {LARGEST} at most, got {low}"),
             (high >= -LARGEST, f"logsnr_max must be {-LARGEST} at least, got {high}"),
-            (
-                abs(self.shift) <= LARGEST,
-                f"shift must be from {-LARGEST} to {LARGEST}, got {self.shift}",
-            ),
+            _shift_rule(self.shift),
         )
 
     def _angles(self) -> tuple[float, float]:
@@ -69,7 +72,28 @@ class Cosine:
 
 
 @dataclass(frozen=True)
-class LinearBeta:
+class Flow(Straight):
+    """alpha = 1 - t, sigma = t: rectified flow (arXiv 2209.03003), flow matching (2210.02747).
+
+    `shift` is added to logsnr, as for `Cosine`: sigma = m t / (1 + (m - 1) t) with m = exp(-shift /
+    2), the timestep shift of arXiv 2403.03206, section 5.3.2.
+    """
+
+    shift: float = 0.0
+
+    def __post_init__(self) -> None:
+        require(_shift_rule(self.shift))
+
+    def logsnr(self, t: Time) -> LogSNR:
+        t = jnp.asarray(t, jnp.float32)
+        return 2.0 * (jnp.log1p(-t) - jnp.log(t)) + self.shift
+
+    def time(self, logsnr: LogSNR | float) -> Float[Array, "*batch"]:
+        return jax.nn.sigmoid(-0.5 * (jnp.asarray(logsnr, jnp.float32) - self.shift))
+
+
+@dataclass(frozen=True)
+class LinearBeta(VariancePreserving):
     """DDPM's linear betas (arXiv 2006.11239, section 4) in continuous time.
 
     At t = n / num_steps, n = 1 ... num_steps, alpha^2 is the product of the first n factors 1 -
@@ -127,7 +151,7 @@ def _linear_beta_table(schedule: LinearBeta) -> tuple[np.ndarray, np.ndarray]:
 
 
 @dataclass(frozen=True)
-class DiscreteBeta:
+class DiscreteBeta(VariancePreserving):
     """A table of betas, as DDPM and its descendants are trained with: diffusers' schedules.
 
     Time step n = 0 ... num_steps - 1, the number that the network sees, lies at t = (n + 1) /
@@ -217,17 +241,35 @@ def _discrete_decays(schedule: DiscreteBeta) -> np.ndarray:
     return np.concatenate([[0.0], decays]).astype(np.float32)
 
 
-Schedule = Cosine | LinearBeta | DiscreteBeta
+Schedule = Cosine | Flow | LinearBeta | DiscreteBeta
 
-SCHEDULES = {"cosine": Cosine, "linear_beta": LinearBeta, "discrete_beta": DiscreteBeta}
+SCHEDULES = {
+    "cosine": Cosine,
+    "flow": Flow,
+    "linear_beta": LinearBeta,
+    "discrete_beta": DiscreteBeta,
+}
 
+EDM_LARGEST_LOGSNR = 20.0  # beyond it, where it may be infinite, the network sees this one
 TIME_UNITS = 1000.0  # networks see a continuous t in thousandths, as if it were DDPM's step
 
 
-def network_time(schedule: Schedule, t: Time) -> Float[Array, "*batch"]:
-    """t in the units that networks see: the time step where the schedule counts them."""
+def network_time(
+    schedule: Schedule, t: Time, prediction: str | None = None
+) -> Float[Array, "*batch"]:
+    """The noise level in the units that networks see: 1000 t, or the time step where the schedule
+    counts them.
+
+    On the flow it is 1000 sigma, so that a noise level looks the same whatever the shift. For the
+    prediction "edm" it is 1000 c_noise = 250 log(sigma / alpha) (arXiv 2206.00364, table 1).
+    """
+    if prediction == "edm":
+        limited = jnp.clip(schedule.logsnr(t), -EDM_LARGEST_LOGSNR, EDM_LARGEST_LOGSNR)
+        return -TIME_UNITS / 8.0 * limited
     if isinstance(schedule, DiscreteBeta):
         return schedule.time_step(t)
+    if isinstance(schedule, Flow):
+        return TIME_UNITS * schedule.alpha_sigma(schedule.logsnr(t))[1]
     return TIME_UNITS * t
 
 

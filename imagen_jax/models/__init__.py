@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from imagen_jax.models.efficient_unet import EfficientLevel, EfficientUNet, EfficientUNetConfig
 from imagen_jax.models.layers import TextDraft
+from imagen_jax.models.transformer import Transformer, TransformerConfig
 from imagen_jax.models.unet import UNet, UNetConfig, UNetLevel
 from imagen_jax.storage.trees import flatten, unflatten
 from imagen_jax.typing import Images, Params, TextEmbeddings
@@ -18,6 +19,8 @@ __all__ = [
     "NETWORKS",
     "EfficientLevel",
     "EfficientUNetConfig",
+    "NetworkConfig",
+    "TransformerConfig",
     "UNetConfig",
     "UNetLevel",
     "apply",
@@ -28,11 +31,15 @@ __all__ = [
     "reduction",
 ]
 
-NetworkConfig = UNetConfig | EfficientUNetConfig
-NETWORKS = {"unet": UNetConfig, "efficient_unet": EfficientUNetConfig}
-MODULES = {UNetConfig: UNet, EfficientUNetConfig: EfficientUNet}
+NetworkConfig = UNetConfig | EfficientUNetConfig | TransformerConfig
+NETWORKS = {
+    "unet": UNetConfig,
+    "efficient_unet": EfficientUNetConfig,
+    "transformer": TransformerConfig,
+}
+MODULES = {UNetConfig: UNet, EfficientUNetConfig: EfficientUNet, TransformerConfig: Transformer}
 # The last layers compute in float32, whatever the config's dtype.
-FLOAT32 = ("conv_out/", "skip_gains/")
+FLOAT32 = ("conv_out/", "skip_gains/", "patch_out/")
 
 
 def reduction(config: NetworkConfig) -> int:
@@ -41,6 +48,8 @@ def reduction(config: NetworkConfig) -> int:
     """
     if isinstance(config, UNetConfig):
         return 2 ** (len(config.levels) - 1)
+    if isinstance(config, TransformerConfig):
+        return config.patch_size
     return config.patch_size * math.prod(level.stride for level in config.levels)
 
 
@@ -48,6 +57,8 @@ def pooling_heads(config: NetworkConfig, text_width: int) -> int:
     """The heads that pool the text, which must divide its width; 1 where nothing does."""
     if isinstance(config, UNetConfig):
         return config.pooling_heads or 1
+    if isinstance(config, TransformerConfig):
+        return 1
     return max(1, text_width // 64)
 
 

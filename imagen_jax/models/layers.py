@@ -39,8 +39,9 @@ def rematerialized(block: type[nn.Module], remat: bool | str) -> type[nn.Module]
     return nn.remat(block, policy=_is_product if remat == "products" else None)
 
 
-def scanned(layer: type[nn.Module], length: int) -> type[nn.Module]:
-    """So many layers one after another, their parameters stacked on a first axis.
+def scanned(layer: type[nn.Module], length: int, unroll: int = 1) -> type[nn.Module]:
+    """So many layers one after another, their parameters stacked on a first axis; `unroll` of them
+    each time round the loop.
 
     A layer maps (carry, *what all layers read) to (carry, None).
     """
@@ -50,6 +51,7 @@ def scanned(layer: type[nn.Module], length: int) -> type[nn.Module]:
         split_rngs={"params": True},
         in_axes=nn.broadcast,
         length=length,
+        unroll=unroll,
     )
 
 
@@ -115,6 +117,20 @@ class Conv3x3(nn.Module):
         strides, layout = (self.stride, self.stride), ("NHWC", "HWIO", "NHWC")
         out = jax.lax.conv_general_dilated(x, kernel, strides, "SAME", dimension_numbers=layout)
         return out + bias
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * scale in float32, without centering."""
+
+    eps: float
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
+        x = x.astype(jnp.float32)
+        x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.eps)
+        return (x * scale.astype(jnp.float32)).astype(self.dtype)
 
 
 class GroupNorm(nn.Module):

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from imagen_jax.models.bounds import check_bounds, check_choice
-from imagen_jax.models.layers import attend, scanned
+from imagen_jax.models.layers import RMSNorm, attend, scanned
 from imagen_jax.storage.codec import require
 from imagen_jax.typing import Keys, Mask, Params, Tokens
 
@@ -103,20 +103,6 @@ def relative_position_buckets(
     coarse = exact + (ratio * (one_way - exact)).astype(np.int32)
     bucket = np.where(size < exact, size, np.minimum(coarse, one_way - 1))
     return (bucket + np.where(distance > 0, one_way, 0)).astype(np.int32)
-
-
-class RMSNorm(nn.Module):
-    """x / rms(x) * scale in float32, without centering."""
-
-    eps: float
-    dtype: str
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
-        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
-        x = x.astype(jnp.float32)
-        x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.eps)
-        return (x * scale.astype(jnp.float32)).astype(self.dtype)
 
 
 class RelativeBias(nn.Module):

@@ -13,6 +13,7 @@ import jax
 import optax
 from optax import contrib
 
+from imagen_jax.devices.sharding import STACKED
 from imagen_jax.storage.codec import require
 from imagen_jax.typing import Params
 
@@ -93,7 +94,15 @@ def _matrices(params: Params) -> Params:
     """True for kernels and tables, False for biases and norm scales, which weight decay leaves
     alone.
     """
-    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+
+    def matrix(path, leaf):
+        return leaf.ndim - bool(STACKED.search(_name(path))) > 1
+
+    return jax.tree_util.tree_map_with_path(matrix, params)
+
+
+def _name(path: tuple) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def _adafactor(
@@ -124,9 +133,8 @@ def _muon_axes(params: Params) -> Params:
     """
 
     def axes(path, leaf):
-        names = jax.tree_util.keystr(path, simple=True, separator="/").lower()
-        first = 1 if "layers" in names.split("/") else 0  # scanned layers are stacked on axis 0
-        if leaf.ndim - first < 2 or not names.endswith("kernel"):
+        first = 1 if STACKED.search(_name(path)) else 0
+        if leaf.ndim - first < 2 or not _name(path).lower().endswith("kernel"):
             return None
         return contrib.MuonDimensionNumbers(tuple(range(first, leaf.ndim - 1)), leaf.ndim - 1)
 

@@ -39,25 +39,30 @@ TIME_BINS = 10
 Batch = dict[str, Array]
 
 
-def sample_times(key: Keys, batch: int, power: float) -> Float[Array, " batch"]:
-    """One t for each example, one in each of `batch` equal parts of [0, 1) (arXiv 2107.00630, I.1),
-    to the `power`; which example gets which part is random.
+def sample_times(key: Keys, batch: int, stage: Stage) -> Float[Array, " batch"]:
+    """One t for each example: u in each of `batch` equal parts of [0, 1) (arXiv 2107.00630, I.1),
+    made t as the stage says; which example gets which part is random.
     """
     offset_key, order_key = jax.random.split(key)
     offset = jax.random.uniform(offset_key, (), jnp.float32)
     even = (jnp.arange(batch, dtype=jnp.float32) + offset) / batch
-    return jax.random.permutation(order_key, even) ** power
+    uniform = jax.random.permutation(order_key, even)
+    if stage.time_logit_normal is None:
+        return uniform**stage.time_power
+    mean, deviation = stage.time_logit_normal
+    normal = jax.scipy.special.ndtri(jnp.clip(uniform, 1e-6, 1.0 - 1e-6))
+    return jax.nn.sigmoid(mean + deviation * normal)
 
 
 def sample_batch_times(
-    key: Keys, batch: int, power: float, prior: PriorConfig | None
+    key: Keys, batch: int, stage: Stage, prior: PriorConfig | None
 ) -> Float[Array, " batch"]:
     """`sample_times`; with a prior, for each of the two image sets by itself."""
     if prior is None:
-        return sample_times(key, batch, power)
+        return sample_times(key, batch, stage)
     (key, prior_key), rows = jax.random.split(key), prior.rows(batch)
-    times = sample_times(key, batch - rows, power)
-    return jnp.concatenate([times, sample_times(prior_key, rows, power)])
+    times = sample_times(key, batch - rows, stage)
+    return jnp.concatenate([times, sample_times(prior_key, rows, stage)])
 
 
 def mean_losses(losses: Float[Array, " batch"], prior: PriorConfig | None) -> dict[str, Array]:
@@ -108,7 +113,7 @@ def random_inputs(
 ) -> RandomInputs:
     """What is random in a step on images of this shape."""
     time_key, eps_key, drop_key, level_key, noise_key, _ = jax.random.split(key, 6)
-    times = sample_batch_times(time_key, shape[0], stage.time_power, prior)
+    times = sample_batch_times(time_key, shape[0], stage, prior)
     inputs = RandomInputs(
         t=training_time(stage.schedule, times),
         eps=jax.random.normal(eps_key, shape, jnp.float32),
@@ -177,7 +182,7 @@ def make_losses(
             label = jnp.where(random.drop, null_label(stage, x0.shape[0]), batch["label"])
             conditions["label"] = label
         t, eps = random.t, random.eps
-        x_t = add_noise(x0, eps, stage.schedule.logsnr(t))
+        x_t = add_noise(x0, eps, stage.schedule.logsnr(t), stage.schedule)
         output = apply_network(stage, network, x_t, t, **conditions)
         return diffusion_loss(output, stage.prediction, x0, eps, t, stage.schedule, stage.loss)
 

@@ -63,7 +63,8 @@ def test_json_and_back(stage):
 
 def test_models_of_before_have_the_defaults():
     values = to_dict(SR, KINDS)
-    del values["aug_schedule"], values["upsampling"], values["loss"]["vlb_weight"]
+    del values["aug_schedule"], values["upsampling"], values["time_logit_normal"]
+    del values["loss"]["vlb_weight"], values["loss"]["min_scale"]
     assert read(values) == SR
 
 
@@ -97,6 +98,8 @@ def test_from_dict_names_what_it_does_not_know():
         (SR, {"aug_levels": (0.5, 0.2)}, "must rise within"),
         (SR, {"aug_levels": (0.0, 1.5)}, "must rise within"),
         (BASE, {"time_power": 0.0}, "time_power must be positive"),
+        (BASE, {"time_logit_normal": (0.0, 0.0)}, "a mean and a positive deviation"),
+        (BASE, {"time_logit_normal": (0.0, 1.0), "time_power": 0.5}, "time_power 1, not 0.5"),
         (SR, {"upsampling": "cubic"}, "upsampling 'cubic' must be one of .*bilinear_align_corners"),
         (BASE, {"loss": Loss(vlb_weight=0.1)}, "out_channels 6, not 3"),
         (DISCRETE, {"schedule": LinearBeta()}, "a schedule of kind discrete_beta"),

@@ -12,14 +12,14 @@ from imagen_jax.diffusion.losses import (
     Loss,
     diffusion_loss,
     loss_weight,
-    prediction_target,
 )
-from imagen_jax.diffusion.process import PREDICTIONS, add_noise, convert
-from imagen_jax.diffusion.schedules import Cosine, LinearBeta
+from imagen_jax.diffusion.process import PREDICTIONS, add_noise, convert, prediction_target
+from imagen_jax.diffusion.schedules import Cosine, Flow, LinearBeta
 
 SHAPE = (6, 4, 4, 3)
 TIMES = jnp.array([0.1, 0.3, 0.5, 0.6, 0.75, 0.9])
 SCHEDULE = Cosine(shift=-1.0)
+SCHEDULES = [SCHEDULE, Flow(shift=-1.0)]
 SNR = np.exp(np.asarray(SCHEDULE.logsnr(TIMES), np.float64))
 
 
@@ -29,44 +29,56 @@ def example(key):
     return x0, jax.random.normal(eps_key, SHAPE), jax.random.normal(guess_key, SHAPE)
 
 
-def errors(x0, eps, guess):
-    """Mean squared errors of eps, x0 and v, where the network's guess of eps is `guess`."""
-    logsnr = SCHEDULE.logsnr(TIMES)
-    x_t = add_noise(x0, eps, logsnr)
+def guesses(eps, guess, x0, schedule):
+    """What each kind of network says whose guess of eps is `guess`, and what would be right."""
+    logsnr = schedule.logsnr(TIMES)
+    x_t = add_noise(x0, eps, logsnr, schedule)
     return {
-        kind: np.mean(
-            (convert(guess, x_t, logsnr, "eps", kind) - convert(eps, x_t, logsnr, "eps", kind))
-            ** 2,
-            axis=(1, 2, 3),
-        )
+        kind: [convert(e, x_t, logsnr, "eps", kind, schedule) for e in (guess, eps)]
         for kind in PREDICTIONS
     }
 
 
+@pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("weight", LOSS_WEIGHTS)
-def test_the_same_guess_costs_the_same_in_every_prediction(key, weight):
+def test_the_same_guess_costs_the_same_in_every_prediction(key, weight, schedule):
     x0, eps, guess = example(key)
-    logsnr = SCHEDULE.logsnr(TIMES)
-    x_t = add_noise(x0, eps, logsnr)
     losses = [
-        diffusion_loss(
-            convert(guess, x_t, logsnr, "eps", kind),
-            kind, x0, eps, TIMES, SCHEDULE, Loss(weight),
-        )
-        for kind in PREDICTIONS
-    ]  # fmt: skip
-    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
-    np.testing.assert_allclose(losses[2], losses[0], rtol=1e-4)
+        diffusion_loss(output, kind, x0, eps, TIMES, schedule, Loss(weight))
+        for kind, (output, _) in guesses(eps, guess, x0, schedule).items()
+    ]
+    for loss in losses[1:]:
+        np.testing.assert_allclose(loss, losses[0], rtol=1e-4)
 
 
+@pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("space", PREDICTIONS)
 @pytest.mark.parametrize("prediction", PREDICTIONS)
-def test_plain_losses_are_mean_squared_errors(key, space, prediction):
+def test_plain_losses_are_mean_squared_errors(key, space, prediction, schedule):
     x0, eps, guess = example(key)
-    logsnr = SCHEDULE.logsnr(TIMES)
-    output = convert(guess, add_noise(x0, eps, logsnr), logsnr, "eps", prediction)
-    loss = diffusion_loss(output, prediction, x0, eps, TIMES, SCHEDULE, Loss(space))
-    np.testing.assert_allclose(loss, errors(x0, eps, guess)[space], rtol=1e-4)
+    kinds = guesses(eps, guess, x0, schedule)
+    loss = diffusion_loss(kinds[prediction][0], prediction, x0, eps, TIMES, schedule, Loss(space))
+    expected = np.mean(np.square(np.subtract(*kinds[space])), axis=(1, 2, 3))
+    np.testing.assert_allclose(loss, expected, rtol=1e-4)
+
+
+def test_v_loss_of_an_x0_prediction_has_a_smallest_divisor(key):
+    """arXiv 2511.13720: v = (x_t - x0) / max(sigma, 0.05) of both, the network's and the right."""
+    x0, _, guess = example(key)
+    t = jnp.array([0.01, 0.04, 0.06, 0.3, 0.7, 0.99])
+    loss = diffusion_loss(guess, "x0", x0, x0, t, Flow(), Loss("v", min_scale=0.05))
+    divisor = np.maximum(np.asarray(t), 0.05).reshape(-1, 1, 1, 1)
+    expected = np.mean(((guess - x0) / divisor) ** 2, axis=(1, 2, 3))
+    np.testing.assert_allclose(loss, expected, rtol=1e-4)
+    # An error that is nobody's multiple has no divisor.
+    plain = diffusion_loss(guess, "x0", x0, x0, t, Flow(), Loss("x0", min_scale=0.05))
+    np.testing.assert_allclose(plain, np.mean((guess - x0) ** 2, axis=(1, 2, 3)), rtol=1e-4)
+
+
+def test_the_edm_loss_is_its_papers(key):
+    """(sigma^2 + 0.25) / (0.5 sigma)^2 |x0 - x0_hat|^2, sigma = sigma / alpha here (2206.00364)."""
+    weight = loss_weight(Loss("edm"), "x0", TIMES, SCHEDULE)
+    np.testing.assert_allclose(weight, (1 / SNR + 0.25) / (0.25 / SNR), rtol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +126,9 @@ def test_targets_are_what_convert_gives(key, prediction):
 @pytest.mark.parametrize("weight", LOSS_WEIGHTS)
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize(
-    "schedule", [Cosine(), LinearBeta(), Cosine(-math.inf, math.inf)], ids=["cosine", "beta", "inf"]
+    "schedule",
+    [Cosine(), LinearBeta(), Cosine(-math.inf, math.inf), Flow()],
+    ids=["cosine", "beta", "inf", "flow"],
 )
 def test_both_ends_are_finite_with_finite_gradients(key, weight, prediction, schedule):
     x0, eps, guess = (value[:2] for value in example(key))
@@ -145,3 +159,5 @@ def test_impossible_losses_are_refused(key):
         Loss("snr")
     with pytest.raises(ValueError, match="0"):
         Loss("min_snr", min_snr_gamma=0.0)
+    with pytest.raises(ValueError, match=r"min_scale must be in \[0, 1\), got 50"):
+        Loss("v", min_scale=50.0)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from imagen_jax.diffusion.denoiser import Denoised, make_denoiser
-from imagen_jax.diffusion.process import add_noise, alpha_sigma
+from imagen_jax.diffusion.process import add_noise
 from imagen_jax.diffusion.samplers import SAMPLERS, initial_state, noise_from_keys, sample_loop
 from imagen_jax.diffusion.sampling import Sampling, traced
 from imagen_jax.diffusion.schedules import Cosine, LinearBeta
@@ -31,7 +31,7 @@ every_sampler = pytest.mark.parametrize("name", SAMPLERS)
 
 def gaussian_denoiser(schedule, mean=MEAN, spread=SPREAD):
     def denoise(x_t, t):
-        alpha, sigma = alpha_sigma(schedule.logsnr(t))
+        alpha, sigma = schedule.alpha_sigma(schedule.logsnr(t))
         gain = alpha * spread**2 / (alpha**2 * spread**2 + sigma**2)
         return Denoised(mean + gain * (x_t - alpha * mean))
 
@@ -40,8 +40,8 @@ def gaussian_denoiser(schedule, mean=MEAN, spread=SPREAD):
 
 def exact_flow(schedule, x, t, s):
     """Where the probability-flow ODE takes x from time t to time s."""
-    alpha_t, sigma_t = alpha_sigma(schedule.logsnr(t))
-    alpha_s, sigma_s = alpha_sigma(schedule.logsnr(s))
+    alpha_t, sigma_t = schedule.alpha_sigma(schedule.logsnr(t))
+    alpha_s, sigma_s = schedule.alpha_sigma(schedule.logsnr(s))
     deviation_t, deviation_s = (
         jnp.sqrt(alpha**2 * SPREAD**2 + sigma**2)
         for alpha, sigma in ((alpha_t, sigma_t), (alpha_s, sigma_s))
@@ -136,7 +136,7 @@ def test_ddpm_step_has_the_papers_mean_and_variance(key, gamma):
         lambda index: noise, Sampling(gamma=gamma),
     )  # fmt: skip
     (a_t, s_t), (a_s, s_s) = (
-        (np.float64(v) for v in alpha_sigma(COSINE.logsnr(t))) for t in (0.7, 0.4)
+        (np.float64(v) for v in COSINE.alpha_sigma(COSINE.logsnr(t))) for t in (0.7, 0.4)
     )
     forward = s_t**2 - (a_t / a_s) ** 2 * s_s**2
     posterior = forward * s_s**2 / s_t**2
@@ -410,7 +410,7 @@ def test_spacings_are_even():
 def test_a_thousand_steps_of_ddpm_are_ddpms():
     schedule = LinearBeta()
     alpha_bar = np.cumprod(1.0 - np.linspace(1e-4, 0.02, 1000))
-    alpha, _ = alpha_sigma(schedule.logsnr(time_grid(schedule, 1000).times[:1000]))
+    alpha, _ = schedule.alpha_sigma(schedule.logsnr(time_grid(schedule, 1000).times[:1000]))
     np.testing.assert_allclose(alpha**2, alpha_bar[::-1], rtol=1e-4)
 
 

@@ -7,13 +7,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagen_jax.diffusion.process import alpha_sigma
-from imagen_jax.diffusion.schedules import Cosine, LinearBeta, logsnr_slope, resolution_shift
+from imagen_jax.diffusion.schedules import (
+    Cosine,
+    Flow,
+    LinearBeta,
+    logsnr_slope,
+    network_time,
+    resolution_shift,
+)
 
 SCHEDULES = {
     "cosine": Cosine(),
     "narrow": Cosine(logsnr_min=-10.0, logsnr_max=9.0),
     "shifted": Cosine(shift=resolution_shift(256)),
+    "flow": Flow(),
+    "shifted_flow": Flow(shift=resolution_shift(256)),
     "linear_beta": LinearBeta(),
     "linear_beta_100": LinearBeta(beta_start=1e-3, beta_end=0.2, num_steps=100),
 }
@@ -24,7 +32,8 @@ def test_linear_beta_is_ddpm_at_whole_steps():
     # Ho et al. 2020, section 4: 1000 betas from 1e-4 to 0.02, alpha-bar_n = prod_{i<=n} 1 - beta_i.
     alpha_bar = np.cumprod(1.0 - np.linspace(1e-4, 0.02, 1000))
     steps = np.arange(1, 1001)
-    alpha, sigma = alpha_sigma(LinearBeta().logsnr(jnp.asarray(steps / 1000, jnp.float32)))
+    schedule = LinearBeta()
+    alpha, sigma = schedule.alpha_sigma(schedule.logsnr(jnp.asarray(steps / 1000, jnp.float32)))
     np.testing.assert_allclose(alpha**2, alpha_bar, rtol=2e-5)
     np.testing.assert_allclose(sigma**2, 1.0 - alpha_bar, rtol=2e-5)
 
@@ -40,7 +49,8 @@ def test_cosine_is_the_formula_inside_its_cut():
 
 def test_cosine_without_cut_is_cos_and_sin_of_a_quarter_turn():
     t = np.linspace(0.0, 1.0, 101)
-    alpha, sigma = alpha_sigma(Cosine(-math.inf, math.inf).logsnr(jnp.asarray(t, jnp.float32)))
+    schedule = Cosine(-math.inf, math.inf)
+    alpha, sigma = schedule.alpha_sigma(schedule.logsnr(jnp.asarray(t, jnp.float32)))
     np.testing.assert_allclose(alpha, np.cos(0.5 * np.pi * t), atol=1e-6)
     np.testing.assert_allclose(sigma, np.sin(0.5 * np.pi * t), atol=1e-6)
 
@@ -48,7 +58,7 @@ def test_cosine_without_cut_is_cos_and_sin_of_a_quarter_turn():
 @every_schedule
 def test_logsnr_decreases_and_is_finite(schedule):
     logsnr = schedule.logsnr(jnp.linspace(0.0, 1.0, 5001))
-    assert np.all(np.isfinite(logsnr))
+    assert np.all(np.isfinite(logsnr[1:-1] if isinstance(schedule, Flow) else logsnr))
     assert np.all(np.diff(logsnr) < 0.0)
 
 
@@ -57,7 +67,7 @@ def test_time_and_logsnr_are_inverse(schedule):
     t = jnp.linspace(0.0, 1.0, 1001)
     logsnr = schedule.logsnr(t)
     np.testing.assert_allclose(schedule.time(logsnr), t, atol=1e-5)
-    inside = jnp.linspace(logsnr[-1], logsnr[0], 301)[1:-1]
+    inside = jnp.linspace(logsnr[-2], logsnr[1], 301)[1:-1]
     # In float32 a time has an error of about 1e-7, and logsnr moves by its slope as much.
     error = np.abs(schedule.logsnr(schedule.time(inside)) - inside)
     slope = np.asarray(logsnr_slope(schedule, schedule.time(inside)))
@@ -76,18 +86,44 @@ def test_ends_of_the_cosine_are_its_limits():
     )
 
 
-def test_zero_terminal_snr():
-    alpha, sigma = alpha_sigma(Cosine(logsnr_min=-math.inf).logsnr(1.0))
+@pytest.mark.parametrize("schedule", [Cosine(logsnr_min=-math.inf), Flow(), Flow(-3.0)])
+def test_zero_terminal_snr(schedule):
+    alpha, sigma = schedule.alpha_sigma(schedule.logsnr(1.0))
     assert alpha == 0.0
     assert sigma == 1.0
 
 
+def test_flow_is_a_straight_line():
+    t = jnp.linspace(0.0, 1.0, 101)
+    np.testing.assert_allclose(Flow().alpha_sigma(Flow().logsnr(t)), [1.0 - t, t], atol=1e-6)
+
+
+def test_shifted_flow_is_the_timestep_shift():
+    # Esser et al. 2024, section 5.3.2: t_m = sqrt(m/n) t_n / (1 + (sqrt(m/n) - 1) t_n).
+    t, schedule = jnp.linspace(0.0, 1.0, 101), Flow(shift=resolution_shift(192))
+    shifted = 3.0 * t / (1.0 + 2.0 * t)
+    np.testing.assert_allclose(
+        schedule.alpha_sigma(schedule.logsnr(t)), [1.0 - shifted, shifted], atol=1e-6
+    )
+    np.testing.assert_allclose(network_time(schedule, t), 1000.0 * shifted, atol=1e-3)
+
+
+@every_schedule
+def test_edm_networks_see_a_quarter_of_log_sigma(schedule):
+    t = jnp.linspace(0.01, 0.99, 9)
+    alpha, sigma = schedule.alpha_sigma(schedule.logsnr(t))
+    expected = 1000.0 * np.log(np.asarray(sigma / alpha)) / 4.0
+    np.testing.assert_allclose(network_time(schedule, t, "edm"), expected, rtol=1e-4, atol=0.1)
+    assert np.all(np.isfinite(network_time(schedule, jnp.array([0.0, 1.0]), "edm")))
+
+
+@pytest.mark.parametrize("kind", [Cosine, Flow])
 @pytest.mark.parametrize("resolution", [32, 128, 256])
-def test_resolution_shift_keeps_the_noise_of_the_averaged_image(resolution):
+def test_resolution_shift_keeps_the_noise_of_the_averaged_image(resolution, kind):
     # Averaging an image of resolution d to 64 divides the deviation of its noise by d / 64.
-    t = jnp.linspace(0.05, 0.95, 19)
-    alpha, sigma = alpha_sigma(Cosine(shift=resolution_shift(resolution)).logsnr(t))
-    reference_alpha, reference_sigma = alpha_sigma(Cosine().logsnr(t))
+    t, shifted = jnp.linspace(0.05, 0.95, 19), kind(shift=resolution_shift(resolution))
+    alpha, sigma = shifted.alpha_sigma(shifted.logsnr(t))
+    reference_alpha, reference_sigma = kind().alpha_sigma(kind().logsnr(t))
     averaged = sigma / (resolution / 64)
     np.testing.assert_allclose(averaged / alpha, reference_sigma / reference_alpha, rtol=1e-4)
 
@@ -130,6 +166,7 @@ def test_schedules_are_static_arguments():
     [
         (lambda: Cosine(logsnr_min=3.0, logsnr_max=-3.0), "3.0"),
         (lambda: Cosine(shift=math.nan), "nan"),
+        (lambda: Flow(shift=math.inf), "inf"),
         (lambda: LinearBeta(beta_start=0.0), "0.0"),
         (lambda: LinearBeta(beta_end=1.5), "1.5"),
         (lambda: LinearBeta(num_steps=0), "0"),

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
+import scipy.stats
 from tiny_cascade import BASE, ENCODER, SR, network
 
 from imagen_jax.cascade.stage import Stage, init_params
@@ -227,14 +229,21 @@ def test_the_hybrid_loss_trains_the_variance(batch):
 
 
 def test_times_are_spread_evenly(key):
-    times = np.asarray(sample_times(key, 64, 1.0))
+    times = np.asarray(sample_times(key, 64, BASE))
     np.testing.assert_array_equal(np.sort((times * 64).astype(int)), np.arange(64))
-    np.testing.assert_allclose(sample_times(key, 64, 0.5), np.sqrt(times), rtol=1e-5)
+    powered = replace(BASE, time_power=0.5)
+    np.testing.assert_allclose(sample_times(key, 64, powered), np.sqrt(times), rtol=1e-5)
+
+
+def test_logit_normal_times(key):
+    stage = replace(BASE, time_logit_normal=(0.8, 0.5))
+    logits = scipy.special.logit(np.asarray(sample_times(key, 4096, stage), np.float64))
+    assert scipy.stats.kstest(logits, "norm", (0.8, 0.5)).statistic < 1e-3
 
 
 def test_which_example_gets_which_time_is_chance(key):
     """A host that reads the same rows of every batch must see all times."""
-    first = [int(sample_times(k, 8, 1.0)[0] * 8) for k in jax.random.split(key, 64)]
+    first = [int(sample_times(k, 8, BASE)[0] * 8) for k in jax.random.split(key, 64)]
     assert len(set(first)) == 8
 
 

@@ -1,0 +1,362 @@
+"""A plain transformer on large patches of pixels: JiT, "just image transformers" (arXiv 2511.13720,
+section 4 and table 9), for class labels, for text, and as a super-resolution stage.
+
+What the paper leaves open is as its public PyTorch code has it. Deviations: the time goes in as
+1000 t, as everywhere here (there: t from 0 to 1), and RoPE turns channels i and i + width/2 of a
+head together (there 2i and 2i + 1: a permutation of the channels of queries and keys). Text, which
+the paper does not have, joins the sequence from the first layer on, as in PRX and Lumina.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float, Int
+
+from imagen_jax.models.bounds import DTYPES, REMATS, check_bounds, check_choice
+from imagen_jax.models.layers import (
+    RMSNorm,
+    depth_to_space,
+    masked_mean,
+    rematerialized,
+    scanned,
+    sinusoidal_embedding,
+    space_to_depth,
+    zeros,
+)
+from imagen_jax.storage.codec import require
+from imagen_jax.typing import TextEmbeddings
+
+TIME_FEATURES = 256  # sines and cosines of the time, as in DiT (arXiv 2212.09748)
+MAX_PERIOD = 10_000.0  # of RoPE and of the fixed positions
+EPSILON = 1e-6  # of every norm
+xavier, small = nn.initializers.xavier_uniform(), nn.initializers.normal(0.02)
+CONDITIONINGS = ("adaln", "tokens")
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerConfig:
+    """A plain transformer; the defaults are JiT-B/16 without classes. `SIZES` has the others.
+
+    The sequence is one token a patch, then the conditions' tokens, then the text's. Sides of images
+    may be any multiples of `patch_size`: positions are computed, not stored.
+    """
+
+    width: int = 768
+    depth: int = 12  # layers
+    heads: int = 12
+    mlp_ratio: float = 4.0  # SwiGLU is 2/3 of this times the width, rounded down
+    patch_size: int = 16
+    # Patches pass through so many channels on their way in (section 4.3); None: straight in.
+    bottleneck: int | None = 128
+    # How time, label and augmentation level enter. "adaln": their sum (and the mean of the text)
+    # scales and shifts each norm and gates each branch (adaLN-Zero, arXiv 2212.09748). "tokens":
+    # as `condition_tokens` tokens each, and nothing is modulated (arXiv 2512.02012, section 4.3).
+    conditioning: str = "adaln"
+    condition_tokens: int = 4
+    num_classes: int | None = None
+    # Tokens that all are the label's embedding, each with a learned position ("in-context class
+    # tokens"; 0 for none), from this layer on.
+    class_tokens: int = 32
+    class_start: int = 4
+    in_channels: int = 3
+    out_channels: int = 3
+    low_res_channels: int = 0  # of a low-resolution input beside x
+    # Positions are laid out as on a square grid with so many patches a side, whatever the image's
+    # size: for training on at another resolution. None: one apart.
+    position_grid: int | None = None
+    dtype: str = "float32"
+    remat: bool | str = False
+    # Run the layers in a loop, which compiles sooner. None: on accelerators. The parameters are the
+    # same.
+    scan_layers: bool | None = None
+
+    def __post_init__(self):
+        check_bounds(self)
+        check_choice("network.conditioning", self.conditioning, CONDITIONINGS)
+        check_choice("network.dtype", self.dtype, DTYPES)
+        check_choice("network.remat", self.remat, REMATS)
+        labelled = self.num_classes is not None
+        require(
+            (
+                self.width % (4 * self.heads) == 0,
+                f"network.width {self.width} must be a multiple of 4 x {self.heads} (heads): RoPE "
+                "splits a head into pairs for rows and pairs for columns",
+            ),
+            (
+                self.early_layers < self.depth,
+                f"network.class_start {self.class_start} must be below network.depth {self.depth}",
+            ),
+            (
+                self.mlp_width >= 1,
+                f"network.mlp_ratio {self.mlp_ratio} leaves no channel of {self.width}",
+            ),
+            (
+                not labelled or self.class_tokens > 0 or self.conditioning == "adaln",
+                "network.class_tokens is 0, but conditioning 'tokens' has no other way for a label",
+            ),
+        )
+
+    @property
+    def mlp_width(self) -> int:
+        """Channels between the matrices of SwiGLU."""
+        return int(int(self.width * self.mlp_ratio) * 2 / 3)
+
+    @property
+    def early_layers(self) -> int:
+        """The number of layers before the class tokens join."""
+        return self.class_start if self.num_classes is not None and self.class_tokens else 0
+
+
+# The published sizes (table 9), and S, which is DiT's.
+SIZES: dict[str, dict[str, int]] = {
+    "S": {"width": 384, "depth": 12, "heads": 6, "bottleneck": 128, "class_start": 4},
+    "B": {"width": 768, "depth": 12, "heads": 12, "bottleneck": 128, "class_start": 4},
+    "L": {"width": 1024, "depth": 24, "heads": 16, "bottleneck": 128, "class_start": 8},
+    "H": {"width": 1280, "depth": 32, "heads": 16, "bottleneck": 256, "class_start": 10},
+    "G": {"width": 1664, "depth": 40, "heads": 16, "bottleneck": 256, "class_start": 10},
+}
+
+
+def size(name: str, **fields: Any) -> TransformerConfig:
+    """A published size with other fields set: `size("L", patch_size=32, num_classes=1000)`."""
+    check_choice("size", name, SIZES)
+    return TransformerConfig(**{**SIZES[name], **fields})
+
+
+def grid_positions(rows: int, columns: int, grid: int | None = None) -> Float[Array, "patches 2"]:
+    """(row, column) of each patch, row by row; with `grid` as if the image's area were that of
+    `grid` x `grid` patches.
+    """
+    scale = 1.0 if grid is None else grid / (rows * columns) ** 0.5
+    axes = jnp.meshgrid(jnp.arange(rows), jnp.arange(columns), indexing="ij")
+    return scale * jnp.stack([axis.reshape(-1) for axis in axes], -1).astype(jnp.float32)
+
+
+def _angles(position: Float[Array, " n"], count: int) -> Float[Array, "n count"]:
+    """position x `count` geometric frequencies from 1 down to (not including) 1 / MAX_PERIOD."""
+    return position[:, None] * MAX_PERIOD ** (-jnp.arange(count, dtype=jnp.float32) / count)
+
+
+def position_embedding(positions: Float[Array, "n 2"], width: int) -> Float[Array, "n width"]:
+    """Sines and cosines of the column, then of the row (as in MAE, arXiv 2111.06377)."""
+    row, column = (_angles(positions[:, axis], width // 4) for axis in (0, 1))
+    return jnp.concatenate([jnp.sin(column), jnp.cos(column), jnp.sin(row), jnp.cos(row)], -1)
+
+
+def rotary_angles(positions: Float[Array, "n 2"], head_width: int) -> Float[Array, "n half_head"]:
+    """By how much RoPE turns each pair of channels: a half of them by the row, then by the column
+    (arXiv 2104.09864, eq. 15, an axis each).
+    """
+    return jnp.concatenate([_angles(positions[:, axis], head_width // 4) for axis in (0, 1)], -1)
+
+
+def rotate(
+    x: Float[Array, "b n heads head"], angles: Float[Array, "n half_head"]
+) -> Float[Array, "b n heads head"]:
+    """Turns channels (i, i + head / 2) of each token by its angle i, in float32."""
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    cos, sin = (f(angles)[:, None] for f in (jnp.cos, jnp.sin))
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1)
+    return turned.astype(x.dtype)
+
+
+def modulated(x, shift, scale):
+    """x (1 + scale) + shift, in float32 and back; None for both leaves x as it is."""
+    if shift is None:
+        return x
+    scale, shift = scale.astype(jnp.float32)[:, None], shift.astype(jnp.float32)[:, None]
+    return (x.astype(jnp.float32) * (1 + scale) + shift).astype(x.dtype)
+
+
+class SelfAttention(nn.Module):
+    """Self-attention with QK-norm (arXiv 2302.05442) and RoPE; of each row the first `lengths`
+    tokens are keys.
+    """
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "b n width"],
+        angles: Float[Array, "n half_head"],
+        lengths: Int[Array, " b"] | None,
+    ) -> Float[Array, "b n width"]:
+        cfg = self.config
+        dense = functools.partial(nn.Dense, cfg.width, dtype=cfg.dtype)
+
+        def heads(name):
+            y = dense(kernel_init=xavier, name=name)(x)
+            return y.reshape(*y.shape[:2], cfg.heads, -1)
+
+        query, key = (
+            rotate(RMSNorm(EPSILON, cfg.dtype, name=f"{name}_norm")(heads(name)), angles)
+            for name in ("query", "key")
+        )
+        out = jax.nn.dot_product_attention(
+            query, key, heads("value"), key_value_seq_lengths=lengths
+        )
+        return dense(kernel_init=_branch_end(cfg), name="out")(out.reshape(x.shape))
+
+
+class SwiGLU(nn.Module):
+    """out(silu(gate x) * (up x)) (arXiv 2002.05202, eq. 6), with biases."""
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b n width"]) -> Float[Array, "b n width"]:
+        cfg = self.config
+        dense = functools.partial(nn.Dense, dtype=cfg.dtype)
+        gate, up = (
+            dense(cfg.mlp_width, kernel_init=xavier, name=name)(x) for name in ("gate", "up")
+        )
+        return dense(cfg.width, kernel_init=_branch_end(cfg), name="out")(nn.silu(gate) * up)
+
+
+def _branch_end(cfg: TransformerConfig):
+    """How the last matrix of a branch begins: adaLN's gates are zero, without them it is itself."""
+    return xavier if cfg.conditioning == "adaln" else zeros
+
+
+class Layer(nn.Module):
+    """Attention and SwiGLU, each x + gate * branch(norm(x)), modulated by `condition` if there is
+    one; a scan body.
+    """
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(self, x, condition, angles, lengths):
+        cfg, parts = self.config, [None] * 6
+        if condition is not None:
+            dense = nn.Dense(6 * cfg.width, dtype=cfg.dtype, kernel_init=zeros, name="modulation")
+            parts = jnp.split(dense(nn.silu(condition)), 6, axis=-1)
+        norm = functools.partial(RMSNorm, EPSILON, cfg.dtype)
+        branches = (
+            ("attention", lambda h: SelfAttention(cfg, name="attention")(h, angles, lengths)),
+            ("mlp", SwiGLU(cfg, name="mlp")),
+        )
+        for (name, branch), (shift, scale, gate) in zip(
+            branches, (parts[:3], parts[3:]), strict=True
+        ):
+            h = branch(modulated(norm(name=f"{name}_norm")(x), shift, scale))
+            x = x + (h if gate is None else gate[:, None] * h)
+        return x, None
+
+
+class Conditions(nn.Module):
+    """What the layers read beside the image: the vector that modulates them (None: nothing does);
+    the tokens that are there from the first layer on; those that join later; the text's.
+    """
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(self, time, text: TextEmbeddings | None, label, aug_level):
+        cfg = self.config
+        dense = functools.partial(nn.Dense, cfg.width, dtype=cfg.dtype)
+        modulates = cfg.conditioning == "adaln"
+
+        def mlp(x, name):
+            h = nn.silu(dense(kernel_init=small, name=f"{name}_in")(x))
+            return dense(kernel_init=small, name=f"{name}_out")(h)
+
+        def tokens(vector, name, count):
+            places = self.param(f"{name}_tokens", small, (count, cfg.width))
+            return vector[:, None] + places.astype(vector.dtype)
+
+        vectors = {"time": mlp(sinusoidal_embedding(time, TIME_FEATURES), "time")}
+        if aug_level is not None:
+            vectors["aug_level"] = mlp(sinusoidal_embedding(aug_level, TIME_FEATURES), "aug_level")
+        early = late = words = jnp.zeros((len(time), 0, cfg.width), cfg.dtype)
+        if not modulates:
+            parts = [tokens(value, name, cfg.condition_tokens) for name, value in vectors.items()]
+            early = jnp.concatenate(parts, axis=1)
+        if cfg.num_classes is not None:
+            # The row after the last class stands for "no class" (classifier-free guidance).
+            table = nn.Embed(
+                cfg.num_classes + 1, cfg.width, dtype=cfg.dtype, embedding_init=small, name="label"
+            )
+            vectors["label"] = table(label)
+            if cfg.class_tokens:
+                late = tokens(vectors["label"], "label", cfg.class_tokens)
+        if text is not None:
+            normed = RMSNorm(EPSILON, "float32", name="text_norm")(text.values)
+            words = dense(kernel_init=xavier, name="text_projection")(normed)
+            if modulates:
+                vectors["text"] = mlp(masked_mean(normed, text.mask)[:, 0], "text")
+        return sum(vectors.values()) if modulates else None, early, late, words
+
+
+def _real_tokens_first(text: TextEmbeddings | None) -> TextEmbeddings | None:
+    """So that lengths say which tokens are keys, the form of a mask that cuDNN's attention takes.
+    As all tokens have the same position, nothing else changes.
+    """
+    if text is None:
+        return None
+    order = jnp.argsort(~text.mask, axis=1, stable=True)
+    values = jnp.take_along_axis(text.values, order[..., None], axis=1)
+    return TextEmbeddings(values, jnp.take_along_axis(text.mask, order, axis=1))
+
+
+class Transformer(nn.Module):
+    """`TransformerConfig` as a network: images [B,H,W,C] and 1000*t [B] to images
+    [B,H,W,out_channels].
+    """
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(self, x, time, text: TextEmbeddings | None, label, low_res, aug_level):
+        cfg, text = self.config, _real_tokens_first(text)
+        condition, early, late, words = Conditions(cfg, name="conditions")(
+            time, text, label, aug_level
+        )
+        if cfg.low_res_channels:
+            x = jnp.concatenate([x, low_res], axis=-1)
+        folded = space_to_depth(x.astype(cfg.dtype), cfg.patch_size)
+        batch, rows, columns, _ = folded.shape
+        positions = grid_positions(rows, columns, cfg.position_grid)
+        h = self._embed(folded.reshape(batch, rows * columns, -1), positions)
+        h = jnp.concatenate([h, early, words], axis=1)  # what may be padding is last
+        start = h.shape[1] - words.shape[1]
+        angles = rotary_angles(positions, cfg.width // cfg.heads)
+        if cfg.early_layers:
+            h = self._run("early_layers", cfg.early_layers, h, condition, angles, text)
+        h = jnp.concatenate([h[:, :start], late, h[:, start:]], axis=1)
+        h = self._run("layers", cfg.depth - cfg.early_layers, h, condition, angles, text)
+        out = self._predict(h[:, : rows * columns], condition)
+        return depth_to_space(out.reshape(batch, rows, columns, -1), cfg.patch_size)
+
+    def _embed(self, patches, positions):
+        """Patches to tokens, with the fixed embedding of their positions."""
+        cfg = self.config
+        dense = functools.partial(nn.Dense, dtype=cfg.dtype, kernel_init=xavier)
+        if cfg.bottleneck is not None:
+            patches = dense(cfg.bottleneck, use_bias=False, name="bottleneck")(patches)
+        h = dense(cfg.width, name="patch_in")(patches)
+        return h + position_embedding(positions, cfg.width).astype(h.dtype)
+
+    def _run(self, name, depth, h, condition, angles, text):
+        """So many layers; only the image's tokens, the first, have positions."""
+        cfg = self.config
+        angles = jnp.pad(angles, ((0, h.shape[1] - len(angles)), (0, 0)))
+        lengths = None if text is None else h.shape[1] - (~text.mask).sum(1)
+        loop = jax.default_backend() != "cpu" if cfg.scan_layers is None else cfg.scan_layers
+        layers = scanned(rematerialized(Layer, cfg.remat), depth, 1 if loop else depth)
+        return layers(cfg, name=name)(h, condition, angles, lengths)[0]
+
+    def _predict(self, h, condition):
+        """Tokens to patches, in float32."""
+        cfg, parts = self.config, (None, None)
+        if condition is not None:
+            dense = nn.Dense(2 * cfg.width, dtype=cfg.dtype, kernel_init=zeros, name="modulation")
+            parts = jnp.split(dense(nn.silu(condition)), 2, axis=-1)
+        h = modulated(RMSNorm(EPSILON, "float32", name="norm_out")(h), *parts)
+        channels = cfg.patch_size**2 * cfg.out_channels
+        return nn.Dense(channels, dtype=jnp.float32, kernel_init=zeros, name="patch_out")(h)
