@@ -199,7 +199,7 @@ class EmaConfig:
 
     widths: relative widths, of which two let any other be put together afterwards. every: steps
     from one snapshot of them to the next; None makes SNAPSHOTS_OF_A_RUN of `num_steps`. dtype: of
-    the snapshots on disk.
+    the snapshots on disk: float16 is too coarse where the learning rate decays to nothing.
     """
 
     widths: tuple[float, ...] = (0.05, 0.1)
@@ -263,6 +263,7 @@ class EvaluateConfig:
 class RunConfig:
     """All of a run. `init_from`: a model or workdir whose weights to start from.
 
+    ema: power-law averages, beside that of `ema_decay` or in its place.
     lora: train an adapter alone, and leave the weights of `init_from` as they are. frozen_dtype: of
     the parameters that are read and not trained. label_dropout: share of the class labels that are
     dropped, for guidance (of texts: text.dropout). skip_batches: numbers of batches to leave out,
