@@ -288,6 +288,20 @@ def numbers(kind: type) -> Callable[[str], Any]:
 names = numbers(str)
 
 
+def average(text: str) -> bool | float:
+    """What `load_model` takes as `ema`: "0.07" as that width; "none" for no average."""
+    return False if text == "none" else number(text)
+
+
+# The option --ema of the commands that read a model.
+EMA: dict[str, Any] = {
+    "type": average,
+    "metavar": "WIDTH",
+    "help": "of training runs: the average of this relative width, such as 0.07, put together from "
+    "their snapshots; or none (default: the average that they kept)",
+}
+
+
 def prompt(argument: str) -> str:
     """Text for argparse: bytes that the system's encoding lacks are read as UTF-8."""
     try:

@@ -30,6 +30,7 @@ import os
 import warnings
 
 from imagen_jax.commands.command_line import (
+    EMA,
     add_guidance_options,
     entries,
     make_parser,
@@ -50,6 +51,7 @@ def parser() -> argparse.ArgumentParser:
         "(default: emoji); A,B chains separately trained stages")  # fmt: skip
     add("--dtype", help="of the parameters: float32 (default) or bfloat16")
     add("--variant", help="of DeepFloyd IF's weights, such as fp16")
+    add("--ema", **EMA)
     add("--images", type=path, metavar="DIR", help="measure these images instead of a model's: "
         "named after the prompts' ids, else in the order of their names, 2 before 10")  # fmt: skip
     add("--truth", type=path, metavar="DIR", help="true images, of the same names, for psnr, ssim")

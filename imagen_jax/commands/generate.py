@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from imagen_jax.commands.command_line import (
+    EMA,
     GUIDANCE_FIELDS,
     add_guidance_options,
     make_parser,
@@ -80,6 +81,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--dtype", default="float32", help="of the parameters: float32 (default) or bfloat16")
     add("--variant", help="of DeepFloyd IF's weights, such as fp16")
+    add("--ema", default=True, **EMA)
     add("--lora", type=path, metavar="FILE",
         help="adapter (LoRA): safetensors, or a folder of peft")  # fmt: skip
     add("--lora_scale", type=float, help="how much of the adapter (default: 1)")
@@ -271,7 +273,8 @@ def load(options: argparse.Namespace, settings: dict[str, Any] | None) -> Any:
     if guide is not None:
         guide = load_guides(guide, dtype=dtype, step=options.guide_step)
     try:
-        pipeline = load_model(model, dtype=dtype, variant=options.variant, guide=guide)
+        given = {"dtype": dtype, "variant": options.variant, "ema": options.ema}
+        pipeline = load_model(model, guide=guide, **given)
     except ValueError as error:
         hint = "" if settings is None else " Tell with --model where the image's model is."
         raise ValueError(f"{error}{hint}") from None

@@ -215,7 +215,8 @@ def read_model(request: EvaluationRequest) -> EvaluatedModel:
     guide = request.guide
     if guide is not None:
         guide = load_guides(guide, step=request.guide_step, **given)
-    pipeline = load_model(request.model, variant=request.variant, guide=guide, **given)
+    given |= {"variant": request.variant, "ema": request.ema}
+    pipeline = load_model(request.model, guide=guide, **given)
     last_stage(pipeline.cascade, pipeline.name, request.size)
     overrides = {name: getattr(request, name) for name in OVERRIDES}
     sampling = with_overrides(pipeline.cascade.sampling, **overrides)

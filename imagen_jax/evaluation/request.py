@@ -31,6 +31,7 @@ class EvaluationRequest:
     variant: str | None = None
     guide: str | list[str] | None = None
     guide_step: int | None = None
+    ema: bool | float = True
     images: Path | None = None
     truth: Path | None = None
     prompts: str | None = None

@@ -76,7 +76,8 @@ def lower_training(config: RunConfig, mesh: Any) -> Lowered:
     encoder = build.make_text_encoder(config)
     train_step, init, frozen = build.make_training(config, encoder, mesh)
     state, batch = jax.eval_shape(init, jax.random.key(0)), abstract_batch(config)
-    parts = {"parameters": state.params, "optimizer": state.opt_state, "ema": state.ema}
+    averages = state.ema, state.power_ema
+    parts = {"parameters": state.params, "optimizer": state.opt_state, "ema": averages}
     if jax.tree.leaves(frozen):
         parts["frozen"] = frozen
     network = frozen.network if config.lora is not None else state.params[NETWORK]
