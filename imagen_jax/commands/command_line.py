@@ -315,6 +315,25 @@ def sources(argument: str) -> str | list[str]:
     return argument if os.path.exists(path(argument)) else names(argument)
 
 
+# Fields of Sampling that a kind of guidance has; each W, or W,W,... by stage.
+GUIDANCE_FIELDS = {
+    "guidance_eta": "of apg: how much of the update along x0 stays, in [0, 1]",
+    "guidance_norm": "of apg: the largest norm of an image's update",
+    "guidance_momentum": "of apg: of earlier updates, below 0 against them",
+    "zero_init_steps": "of cfg_zero: first steps in which nothing moves",
+}
+
+
+def add_guidance_options(parser: argparse.ArgumentParser) -> None:
+    """The options of the kinds of guidance, and of autoguidance's second model."""
+    add = parser.add_argument
+    add("--guidance_kind", type=names, help="cfg, apg, cfg_zero or auto; or K,K,... by stage")
+    for field, meaning in GUIDANCE_FIELDS.items():
+        add(f"--{field}", type=numbers(float), metavar="W", help=meaning)
+    add("--guide", type=sources, help="weaker model from which guidance leads away; A,B by stage")
+    add("--guide_step", type=int, metavar="N", help="its checkpoint (default: the newest)")
+
+
 # ---------------------------------------------------------------------------------- several hosts
 
 

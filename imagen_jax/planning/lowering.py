@@ -11,6 +11,7 @@ from imagen_jax.cascade.sample import plan_steps, run_steps
 from imagen_jax.cascade.stage import Conditions, init_params
 from imagen_jax.convert.t5 import encoder_shapes
 from imagen_jax.devices import sharding
+from imagen_jax.diffusion.guided_steps import guided_start
 from imagen_jax.diffusion.samplers import initial_state
 from imagen_jax.diffusion.sampling import Sampling, traced
 from imagen_jax.models import t5
@@ -54,9 +55,21 @@ def _encoder_flops(encoder: TextEncoder) -> float:
     return flops.total(encode, encoder_shapes(encoder.config), ids, mask)
 
 
+def _looped(config: RunConfig) -> RunConfig:
+    """A transformer's layers in a loop, as on the accelerator that is not here."""
+    network = config.stage.network
+    if getattr(network, "scan_layers", True) is not None:
+        return config
+    stage = dataclasses.replace(
+        config.stage, network=dataclasses.replace(network, scan_layers=True)
+    )
+    return dataclasses.replace(config, stage=stage)
+
+
 def lower_training(config: RunConfig, mesh: Any) -> Lowered:
     """The very train step of a run, for a mesh of devices that need not be here."""
     sharding.check_batch(mesh, config.batch_size)
+    config = _looped(config)
     if config.text is not None:  # which tokenizer makes the ids does not matter: one without a file
         text = dataclasses.replace(config.text, tokenizer="bytes")
         config = dataclasses.replace(config, text=text)
@@ -85,6 +98,7 @@ def lower_training(config: RunConfig, mesh: Any) -> Lowered:
 def lower_sampling(config: RunConfig, mesh: Any, batch: int) -> Lowered:
     """The very sampler of a run's stage: all its steps on `batch` images at the full size."""
     sharding.check_batch(mesh, batch)
+    config = _looped(config)
     stage = config.stage
     sampling = config.sample.sampling if config.sample else Sampling()
     params = jax.eval_shape(lambda key: init_params(stage, key), jax.random.key(0))
@@ -97,7 +111,10 @@ def lower_sampling(config: RunConfig, mesh: Any, batch: int) -> Lowered:
     if stage.conditioning == "text":
         conditions["null"] = conditions["text"]
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch))
-    inputs = (keys, Conditions(**conditions), jax.eval_shape(initial_state, x_t))
+    state = jax.eval_shape(
+        lambda x: guided_start(initial_state(x, sampling.sampler), sampling), x_t
+    )
+    inputs = (keys, Conditions(**conditions), state)
     rows = sharding.batch_sharding(mesh)
     inputs = _placed(inputs, jax.tree.map(lambda leaf: rows if leaf.shape else None, inputs))
     keys, conditions, state = inputs

@@ -15,7 +15,8 @@ ORDER = {"seed": "seed", "batch_size": "batch_size", "images": "the number of im
 FREE = (
     *("num_steps", "log_every", "mesh.", "checkpoint.", "sample", "evaluate", "skip_batches"),
     *("ema.every", "ema.dtype"),
-    *("data.num_threads", "data.prefetch", "data.index_dir", "stage.network.remat"),
+    *("data.num_threads", "data.prefetch", "data.index_dir"),
+    *("stage.network.remat", "stage.network.scan_layers"),
 )
 
 

@@ -238,6 +238,11 @@ class SampleConfig:
 
     def __post_init__(self):
         object.__setattr__(self, "sampling", check_sampling(self.sampling))
+        if self.sampling.guidance_kind == "auto":
+            raise ValueError(
+                "sample.guidance_kind is 'auto', which needs a second model, and a run has none: "
+                "give it when generating, load_model(WORKDIR, guide=OTHER)."
+            )
 
 
 @dataclasses.dataclass(frozen=True)
