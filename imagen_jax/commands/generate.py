@@ -273,8 +273,9 @@ def load(options: argparse.Namespace, settings: dict[str, Any] | None) -> Any:
     if guide is not None:
         guide = load_guides(guide, dtype=dtype, step=options.guide_step)
     try:
-        given = {"dtype": dtype, "variant": options.variant, "ema": options.ema}
-        pipeline = load_model(model, guide=guide, **given)
+        pipeline = load_model(
+            model, dtype=dtype, variant=options.variant, ema=options.ema, guide=guide
+        )
     except ValueError as error:
         hint = "" if settings is None else " Tell with --model where the image's model is."
         raise ValueError(f"{error}{hint}") from None
