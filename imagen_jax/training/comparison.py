@@ -28,7 +28,7 @@ from imagen_jax.training import flops, loop, start, workdir
 from imagen_jax.training.batches import abstract_batch
 from imagen_jax.training.metrics import read_losses, read_scores
 from imagen_jax.training.samples import make_generate
-from imagen_jax.training.state import encoder_params, network_params
+from imagen_jax.training.state import averaged, encoder_params, network_params
 from imagen_jax.typing import Params
 
 RESULT_FILE, SHEET_FILE = "result.json", "samples.png"
@@ -177,8 +177,8 @@ def run_cell(
         run.checkpoints.close()
         if int(state.step) < config.num_steps:
             return None
-        averaged = state.params if state.ema is None else state.ema
-        images = sample_prompts(plan, run.frozen, averaged, heldout.prompts, say)
+        params = averaged(state)
+        images = sample_prompts(plan, run.frozen, params, heldout.prompts, say)
         result = {
             "request": request(plan, protocol),
             "stage": config.stage.name,
@@ -190,7 +190,7 @@ def run_cell(
             "retrieval": measure_retrieval(heldout, images),
             "x0_error": {
                 f"{logsnr:g}": error
-                for logsnr, error in measure_x0_error(plan, run.frozen, averaged, heldout).items()
+                for logsnr, error in measure_x0_error(plan, run.frozen, params, heldout).items()
             },
             "curves": read_curves(held, per_step),
         }
