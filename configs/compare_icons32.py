@@ -6,9 +6,9 @@
 
 Networks of about 4M parameters, with the text encoder of the shipped emoji model, frozen: all cells
 read the same embeddings. (It was trained on names and images of one of the seven styles, held-out
-things among them.) Hardware: two CPU cores; a cell of 4e13 FLOPs, 26,000 images of a transformer, takes
-about ten minutes of one core when nothing else runs. Result and data: docs/recipes.md. Any of the 27
-cells can be chosen; those that are not in that table have not been run to the end.
+things among them.) Hardware: two CPU cores; a cell of 4e13 FLOPs, 26,000 images of a transformer,
+takes about ten minutes of one core when nothing else runs. Data and result: docs/recipes.md; of the
+27 cells those that are not in its table have not been run to the end.
 
     python scripts/train.py --config configs/compare_icons32.py --workdir runs/icons32
 

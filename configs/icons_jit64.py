@@ -41,7 +41,7 @@ def get_config() -> ConfigDict:
         # 0.05.
         "prediction": "x0",
         "loss": {"weight": "v", "min_scale": 0.05},
-        # Table 9's, whose t is 1 at clean data: (-0.8, 0.8). With (0, 1) too few images are so noisy
+        # Table 9's (-0.8, 0.8), whose t is 1 at clean data. With (0, 1) too few images are so noisy
         # that the caption decides (docs/recipes.md).
         "time_logit_normal": (0.8, 0.8),
         "network": {

@@ -148,8 +148,11 @@ def read_result(folder: Path, plan: start.Plan, protocol: Protocol) -> dict[str,
 
 
 def request(plan: start.Plan, protocol: Protocol) -> dict[str, Any]:
-    """What decides a cell's figures."""
-    return {"config": to_dict(plan.raw), "protocol": vars(protocol)}
+    """What decides a cell's figures; where the tokenizer's file lies does not."""
+    config = to_dict(plan.raw)
+    if config.get("text"):
+        config["text"]["tokenizer"] = Path(config["text"]["tokenizer"]).name
+    return {"config": config, "protocol": vars(protocol)}
 
 
 def run_cell(
