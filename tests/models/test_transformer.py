@@ -274,7 +274,7 @@ def test_it_equals_the_equations_in_pytorch(kind, rng):
 )
 def test_published_numbers_of_parameters(name, patch_size, millions):
     """arXiv 2511.13720, tables 5, 7 and 8 (there "2B")."""
-    config = size(name, patch_size=patch_size, num_classes=1000)
+    config = size(name, patch_size=patch_size, num_classes=1000, scan_layers=True)
     shapes = jax.eval_shape(
         lambda key: models.init(config, key, resolution=16 * patch_size), jax.random.key(0)
     )
@@ -367,6 +367,7 @@ def gradient(config, params, inputs, mesh=None):
     return jax.jit(jax.value_and_grad(loss), compiler_options=QUICK)(params, inputs)
 
 
+@pytest.mark.slow
 def test_loops_and_rematerialization_change_neither_value_nor_gradient(rng):
     config = replace(TINY, depth=2)
     params, inputs = random_params(config), inputs_of(config, rng)
@@ -392,6 +393,7 @@ def test_bfloat16_is_near_float32_and_kernels_can_be_cast_ahead(rng):
     assert 1e-4 < error(out, call(TINY, params, inputs)) < 0.05
 
 
+@pytest.mark.slow
 def test_dropout_in_the_middle_half_of_the_layers(rng):
     """With one key an example, whatever the batch it is in."""
     config = replace(TINY, depth=4, dropout=0.3)
@@ -415,6 +417,7 @@ def test_dropout_in_the_middle_half_of_the_layers(rng):
     np.testing.assert_array_equal(dropped(silent, keys, inputs), call(config, silent, inputs))
 
 
+@pytest.mark.slow
 def test_devices_share_the_work(rng):
     """The value and gradient of one device, with each layer's parameters gathered in the loop."""
     config = replace(TINY, depth=2)
@@ -536,7 +539,9 @@ def test_swiglu_is_that_of_llama(rng):
     module = random_torch(LlamaMLP(llama))
     names = {"gate": "gate_proj", "up": "up_proj", "out": "down_proj"}
     params = {ours: linear(getattr(module, theirs)) for ours, theirs in names.items()}
-    out = SwiGLU(TINY).apply({"params": params}, jnp.asarray(x), lambda hidden: hidden)
+    swiglu = functools.partial(SwiGLU(TINY).apply, drop=lambda hidden: hidden)
+    swiglu = jax.jit(swiglu, compiler_options=QUICK)
+    out = swiglu({"params": params}, x)
     assert error(out, module(torch.tensor(x)).detach()) < 1e-5
 
 
@@ -560,8 +565,7 @@ def test_attention_is_that_of_diffusers(rng):
         params[ours] = {"scale": theirs.weight.detach().numpy()}
     lengths = np.array([7, 4])
     mask = torch.tensor(np.arange(7) < lengths[:, None])
-    out = SelfAttention(TINY).apply(
-        {"params": params}, jnp.asarray(x), jnp.zeros((7, head // 2)), jnp.asarray(lengths)
-    )
+    attention = jax.jit(SelfAttention(TINY).apply, compiler_options=QUICK)
+    out = attention({"params": params}, x, jnp.zeros((7, head // 2)), lengths)
     expected = module(torch.tensor(x), attention_mask=mask[:, None].float().log())
     assert error(out, expected.detach()) < 1e-5
