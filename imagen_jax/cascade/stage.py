@@ -114,13 +114,10 @@ class Stage:
             ),
             (self.time_power > 0, f"{name}: time_power must be positive, not {self.time_power}"),
             (
-                self.time_logit_normal is None or self.time_logit_normal[1] > 0,
+                self.time_logit_normal is None
+                or (self.time_logit_normal[1] > 0 and self.time_power == 1),
                 f"{name}: time_logit_normal {self.time_logit_normal} must be a mean and a positive "
-                "deviation",
-            ),
-            (
-                self.time_logit_normal is None or self.time_power == 1,
-                f"{name}: time_power {self.time_power} must be 1 where time_logit_normal is given",
+                f"deviation, and time_power 1, not {self.time_power}",
             ),
             (
                 self.upsampling in UPSAMPLINGS,
