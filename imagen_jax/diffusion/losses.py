@@ -72,7 +72,8 @@ LOSS_WEIGHTS = {
     "min_snr": lambda logsnr, slope, loss, path: jnp.minimum(
         0.0, jnp.log(loss.min_snr_gamma) - logsnr
     ),
-    # -d logsnr / dt * sigmoid(bias - logsnr) |eps - eps_hat|^2 (arXiv 2303.00848; 2410.19324).
+    # -d logsnr / dt * sigmoid(bias - logsnr) |eps - eps_hat|^2 (arXiv 2303.00848; 2410.19324): the
+    # slope is for t drawn evenly; other times of training weigh it by their density.
     "sigmoid": lambda logsnr, slope, loss, path: (
         jnp.log(slope) + jax.nn.log_sigmoid(loss.sigmoid_bias - logsnr)
     ),
