@@ -51,8 +51,6 @@ def refuse_unknown(
             ours = next((ours for ours in known if name in SPELLINGS.get(ours, "").split()), None)
             hint = f"; it is called {ours} here" if ours else nearest(name, known)
             if "sampling" in known and name in Sampling.__dataclass_fields__:
-                hint = (
-                    f"; give it in sampling=, as replace(pipeline.cascade.sampling[0], {name}=...)"
-                )
+                hint = "; it is a field of Sampling: give sampling=, one a stage"
             message = f"{call.__name__}() has no option {name!r}{hint}"
             raise TypeError(message if message.endswith("?") else f"{message}.")
