@@ -38,7 +38,7 @@ def read_run(
                     f"{of_step}."
                 )
         raise ValueError(
-            f"{directory} is neither a model directory (no {MODEL_FILE}) nor DeepFloyd IF in "
+            f"{directory} is neither a model directory (no {MODEL_FILE}) nor one in "
             f"diffusers' layout (no {diffusers_directory.INDEX}) nor the workdir of a training run "
             f"(no checkpoint in {CHECKPOINTS}/)."
         )
