@@ -67,7 +67,11 @@ def table(results: Sequence[Result]) -> str:
             for k in TOP
             if split == ALL or k == TOP[-1]
         ]
-        row += [f"{mean:.4f} ± {(high - low) / 2:.4f}" for mean, low, high in means(runs).values()]
+        spread = len(runs) > 1
+        row += [
+            f"{mean:.4f}" + (f" ± {(high - low) / 2:.4f}" if spread else "")
+            for mean, low, high in means(runs).values()
+        ]
         rows.append(row)
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     found = results[0]["retrieval"]
