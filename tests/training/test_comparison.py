@@ -15,6 +15,7 @@ import pytest
 
 from imagen_jax.commands import compare_recipes
 from imagen_jax.storage.codec import to_dict
+from imagen_jax.storage.folders import saved_steps
 from imagen_jax.training.comparison import Cell, Protocol, cell_plan, grid
 from imagen_jax.training.comparison_report import by_cell, table
 from imagen_jax.training.config import apply_overrides, load_config
@@ -165,7 +166,7 @@ def test_a_killed_run_costs_no_other_and_goes_on(command, tmp_path):
     ) as parent:
         saved = tmp_path / "out" / "today-seed0" / "checkpoints"
         until = time.monotonic() + 300
-        while not list(saved.glob("[0-9]*")) and time.monotonic() < until:
+        while not saved_steps(saved) and time.monotonic() < until:
             time.sleep(0.05)
         children = Path(f"/proc/{parent.pid}/task").glob("*/children")
         for child in (int(pid) for file in children for pid in file.read_text().split()):
