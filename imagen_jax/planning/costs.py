@@ -47,7 +47,7 @@ class Cost:
         """The layer it belongs to, the same for all blocks of a kind, and the pass it is in."""
         name = re.sub(r"\d+", "#", self.source)
         backward, again = "transpose(" in name, "rematted" in name
-        name = re.sub(r"^.*?(jvp\((UNet|EfficientUNet)\)+|(?=jit\(encode))/?", "", name)
+        name = re.sub(r"^.*?(jvp\((UNet|EfficientUNet|Transformer)\)+|(?=jit\(encode))/?", "", name)
         name = re.sub(r"(checkpoint|rematted_computation|jvp\(\w+\))/", "", name)
         return f"{name} ({'again' if again else 'backward' if backward else 'forward'})"
 
