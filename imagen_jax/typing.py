@@ -2,6 +2,7 @@
 otherwise.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
@@ -12,6 +13,8 @@ Mask = Bool[Array, "batch length"]
 LogSNR = Float[Array, "*batch"]
 Keys = PRNGKeyArray | Array
 Params = dict[str, Any]
+# Makes parameters whole that devices share.
+Gather = Callable[[Params], Params]
 
 
 class TextEmbeddings(NamedTuple):

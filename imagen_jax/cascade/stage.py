@@ -179,7 +179,7 @@ def init_params(stage: Stage, key: Keys) -> Params:
 
 def apply_network(
     stage: Stage,
-    params: Params,
+    params: Params | models.TrainingParams,
     x_t: Images,
     t: Float[Array, " batch"],
     *,

@@ -3,7 +3,8 @@
 A module's factors are `unet.MODULE.lora_A.weight` [rank, in] and `unet.MODULE.lora_B.weight`
 [out, rank]; rank and alpha stand as JSON under "lora_adapter_metadata" in the file's header. MODULE
 is diffusers' name where diffusers can express the network, else the path of our kernel, joined by
-".". Read are also peft's folders, diffusers' earlier names and kohya's (`lora_names`).
+"." and, where layers are stacked, with a number for each: "layers.3.attention.query". Read are also
+peft's folders, diffusers' earlier names and kohya's (`lora_names`).
 """
 
 import contextlib
@@ -20,6 +21,7 @@ from imagen_jax.cascade.stage import Stage
 from imagen_jax.convert.diffusers_unet import unet_layout
 from imagen_jax.convert.lora_names import ALPHA, PEFT_PREFIX, other_kind, parse_name
 from imagen_jax.convert.lora_settings import read_strength
+from imagen_jax.devices.sharding import STACKED
 from imagen_jax.models import UNetConfig
 from imagen_jax.models.lora import DOWN, UP, LoraConfig
 from imagen_jax.storage.atomic import written_whole
@@ -56,9 +58,25 @@ def module_names(stage: Stage, paths: list[str]) -> dict[str, str]:
     return names
 
 
+def _layer_paths(path: str, shape: tuple[int, ...]) -> list[str]:
+    """layers/attention/query as layers/0/attention/query and so on; as it is if not stacked."""
+    stacked = STACKED.search(path)
+    if stacked is None:
+        return [path]
+    return [f"{path[: stacked.end()]}{i}/{path[stacked.end() :]}" for i in range(shape[0])]
+
+
+def _layers(path: str, values: Any) -> list[Any]:
+    return [values] if STACKED.search(path) is None else list(values)
+
+
 def save_lora(path: str | os.PathLike, stage: Stage, lora: Params, config: LoraConfig) -> None:
     """Writes an adapter; the file is put in place when it is whole."""
-    factors = flatten(lora)
+    factors = {
+        name: layer
+        for path, stack in flatten(lora).items()
+        for name, layer in zip(_layer_paths(path, stack.shape), _layers(path, stack), strict=True)
+    }
     names = module_names(stage, sorted({name.rsplit("/", 1)[0] for name in factors}))
     tensors = {
         f"{PREFIX}{theirs}.lora_{letter}.weight": np.ascontiguousarray(
@@ -265,9 +283,10 @@ def _kernels(stage: Stage, params: Params) -> dict[str, tuple[str, tuple[int, in
     our own.
     """
     shapes = {
-        path.removesuffix("/kernel"): tuple(leaf.shape)
+        name.removesuffix("/kernel"): tuple(leaf.shape[-2:])
         for path, leaf in flatten(params).items()
-        if path.endswith("/kernel") and len(leaf.shape) == 2
+        if path.endswith("/kernel") and len(leaf.shape) - bool(STACKED.search(path)) == 2
+        for name in _layer_paths(path, leaf.shape)
     }
     theirs = module_names(stage, list(shapes))
     named = {path.replace("/", "."): (path, shape) for path, shape in shapes.items()}
@@ -289,10 +308,28 @@ def read_lora(file: LoraFile, stage: Stage, params: Params) -> Params:
             f"{file.path} does not fit stage {stage.name!r}: {name_some(lines)}.{advice}"
         )
     kernels = _kernels(stage, params)
-    return unflatten(
-        {
-            f"{kernels[module][0]}/{part}": factor
-            for module in fitting_modules(file, kernels)
-            for part, factor in file.read(module).items()
-        }
-    )
+    factors = {
+        f"{kernels[module][0]}/{part}": factor
+        for module in fitting_modules(file, kernels)
+        for part, factor in file.read(module).items()
+    }
+    for path, leaf in flatten(params).items():
+        for part in (DOWN, UP):
+            name = f"{path.removesuffix('/kernel')}/{part}"
+            parts = _layer_paths(name, leaf.shape)
+            if parts != [name] and any(p in factors for p in parts):
+                factors[name] = _stacked(file, parts, factors)
+    return unflatten(factors)
+
+
+def _stacked(file: LoraFile, names: list[str], factors: dict[str, np.ndarray]) -> np.ndarray:
+    """The factors of all layers on one another, taken out of `factors`."""
+    parts = [factors.pop(name, None) for name in names]
+    shapes = {None if part is None else part.shape for part in parts}
+    if len(shapes) > 1:
+        first, last = (name.rpartition("/")[0].replace("/", ".") for name in (names[0], names[-1]))
+        raise ValueError(
+            f"{file.path}: the layers are stacked, so all from {first} to {last} need an adapter "
+            "of the same rank."
+        )
+    return np.stack(parts)

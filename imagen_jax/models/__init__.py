@@ -3,23 +3,26 @@
 """
 
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from imagen_jax.devices.sharding import STACKED
 from imagen_jax.models.efficient_unet import EfficientLevel, EfficientUNet, EfficientUNetConfig
 from imagen_jax.models.layers import TextDraft
 from imagen_jax.models.transformer import Transformer, TransformerConfig
 from imagen_jax.models.unet import UNet, UNetConfig, UNetLevel
 from imagen_jax.storage.trees import flatten, unflatten
-from imagen_jax.typing import Images, Params, TextEmbeddings
+from imagen_jax.typing import Gather, Images, Keys, Params, TextEmbeddings
 
 __all__ = [
     "NETWORKS",
     "EfficientLevel",
     "EfficientUNetConfig",
     "NetworkConfig",
+    "TrainingParams",
     "TransformerConfig",
     "UNetConfig",
     "UNetLevel",
@@ -40,6 +43,16 @@ NETWORKS = {
 MODULES = {UNetConfig: UNet, EfficientUNetConfig: EfficientUNet, TransformerConfig: Transformer}
 # The last layers compute in float32, whatever the config's dtype.
 FLOAT32 = ("conv_out/", "skip_gains/", "patch_out/")
+
+
+class TrainingParams(NamedTuple):
+    """Parameters as a train step has them. gather: makes those whole that devices share, of layers
+    in a loop one layer at a time. dropout: a key for each example.
+    """
+
+    params: Params
+    gather: Gather | None = None
+    dropout: Keys | None = None
 
 
 def reduction(config: NetworkConfig) -> int:
@@ -97,7 +110,7 @@ def draft(
 
 def apply(
     config: NetworkConfig,
-    params: Params,
+    params: Params | TrainingParams,
     x: Images,
     time: Float[Array, " batch"],
     *,
@@ -109,5 +122,14 @@ def apply(
     """Runs the network: x in [-1,1] plus noise, `time` = 1000 t, `aug_level` = 1000 level,
     `low_res` of x's size.
     """
-    module = MODULES[type(config)](config)
-    return module.apply({"params": params}, x, time, text, label, low_res, aug_level)
+    gather = dropout = None
+    if isinstance(params, TrainingParams):
+        params, gather, dropout = params
+    if gather is not None:
+        stacked = {name: part for name, part in params.items() if STACKED.search(f"{name}/")}
+        whole = gather({name: part for name, part in params.items() if name not in stacked})
+        params = whole | stacked
+    inputs = (x, time, text, label, low_res, aug_level)
+    if isinstance(config, TransformerConfig):
+        return Transformer(config, gather).apply({"params": params}, *inputs, dropout)
+    return MODULES[type(config)](config).apply({"params": params}, *inputs)

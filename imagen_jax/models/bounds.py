@@ -23,10 +23,11 @@ BOUNDS: dict[str, tuple[int | float, int | float]] = {
     **dict.fromkeys(("vocab_size", "num_classes", "max_distance"), ROWS),
     "eos_id": (0, ROWS[1]),
     **dict.fromkeys(("layers", "num_layers", "depth"), (1, 1024)),  # of a transformer
-    **dict.fromkeys(("bottleneck", "condition_tokens", "position_grid"), WIDTH),
+    **dict.fromkeys(("bottleneck", "condition_tokens", "position_grid", "mlp_multiple"), WIDTH),
     "class_tokens": (0, MAX_WIDTH),
     "class_start": (0, 1023),
     "mlp_ratio": (1e-3, 64.0),
+    "dropout": (0.0, 1.0),
     "num_res_blocks": (1, 64),  # of a level of a U-Net
     "stride": (1, 8),
     "patch_size": (1, 64),

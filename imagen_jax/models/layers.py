@@ -32,11 +32,16 @@ def _is_product(primitive: Any, *shapes: Any, **params: Any) -> bool:
     return batch_axes == ((), ())
 
 
-def rematerialized(block: type[nn.Module], remat: bool | str) -> type[nn.Module]:
-    """The module, keeping for its backward pass what `remat`, one of bounds.REMATS, says."""
+def rematerialized(
+    block: type[nn.Module], remat: bool | str, prevent_cse: bool = True
+) -> type[nn.Module]:
+    """The module, keeping for its backward pass what `remat`, one of bounds.REMATS, says.
+    `prevent_cse` is needed outside of loops alone.
+    """
     if remat is False:
         return block
-    return nn.remat(block, policy=_is_product if remat == "products" else None)
+    policy = _is_product if remat == "products" else None
+    return nn.remat(block, prevent_cse=prevent_cse, policy=policy)
 
 
 def scanned(layer: type[nn.Module], length: int, unroll: int = 1) -> type[nn.Module]:

@@ -2,7 +2,8 @@
 factors are trained.
 
 Networks know nothing of it: they are given the merged parameters. An adapter is a tree like the
-network's, with {"down": [in, rank], "up": [rank, out]} in the place of a kernel [in, out].
+network's, with {"down": [in, rank], "up": [rank, out]} in the place of a kernel [in, out]. Where
+layers are stacked on a first axis, so are their factors.
 """
 
 import re
@@ -12,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from imagen_jax.devices.sharding import STACKED
 from imagen_jax.storage.codec import require
 from imagen_jax.storage.trees import flatten, name_some, unflatten
 from imagen_jax.typing import Keys, Params
@@ -66,7 +68,7 @@ def target_kernels(params: Params, config: LoraConfig) -> dict[str, Any]:
     for pattern in config.targets:
         matching = {path: leaf for path, leaf in leaves.items() if re.search(pattern, path)}
         if not matching:
-            matrices = [path for path, leaf in leaves.items() if len(leaf.shape) == 2]
+            matrices = [path for path, leaf in leaves.items() if _axes(path, leaf) == 2]
             raise ValueError(
                 f"lora.targets: {pattern!r} finds no parameter of the network; its matrices are "
                 f"{name_some(matrices)}"
@@ -75,11 +77,16 @@ def target_kernels(params: Params, config: LoraConfig) -> dict[str, Any]:
     others = [
         f"{path} {tuple(leaf.shape)}"
         for path, leaf in found.items()
-        if len(leaf.shape) != 2 or not path.endswith("/kernel")
+        if _axes(path, leaf) != 2 or not path.endswith("/kernel")
     ]
     if others:
         raise ValueError(f"lora.targets find what is not a kernel of two axes: {name_some(others)}")
     return found
+
+
+def _axes(path: str, leaf: Any) -> int:
+    """Without that along which layers are stacked."""
+    return len(leaf.shape) - bool(STACKED.search(path))
 
 
 def init_lora(params: Params, config: LoraConfig, key: Keys) -> Params:
@@ -90,11 +97,11 @@ def init_lora(params: Params, config: LoraConfig, key: Keys) -> Params:
     """
     factors = {}
     for number, (path, kernel) in enumerate(sorted(target_kernels(params, config).items())):
-        size_in, size_out = kernel.shape
-        noise = jax.random.normal(jax.random.fold_in(key, number), (size_in, config.rank))
+        *layers, size_in, size_out = kernel.shape
+        noise = jax.random.normal(jax.random.fold_in(key, number), (*layers, size_in, config.rank))
         matrix = path.removesuffix("/kernel")
         factors[f"{matrix}/{DOWN}"] = noise * size_in**-0.5
-        factors[f"{matrix}/{UP}"] = jnp.zeros((config.rank, size_out), jnp.float32)
+        factors[f"{matrix}/{UP}"] = jnp.zeros((*layers, config.rank, size_out), jnp.float32)
     return unflatten(factors)
 
 
@@ -118,10 +125,10 @@ def merge_lora(
         if kernel is None:
             raise ValueError(f"the adapter has {path}, which the network has not")
         down, up = (jnp.asarray(factors[f"{path}/{part}"], jnp.float32) for part in (DOWN, UP))
-        if tuple(kernel.shape) != (down.shape[0], up.shape[1]):
+        shape = (*down.shape[:-1], up.shape[-1])
+        if tuple(kernel.shape) != shape or down.shape[:-2] != up.shape[:-2]:
             raise ValueError(
-                f"the adapter of {path} is for {(down.shape[0], up.shape[1])}, the kernel is "
-                f"{tuple(kernel.shape)}"
+                f"the adapter of {path} is for {shape}, the kernel is {tuple(kernel.shape)}"
             )
         total = kernel.astype(jnp.float32) + scale * jnp.matmul(down, up, precision="highest")
         merged[f"{path}/kernel"] = total.astype(dtype or kernel.dtype)

@@ -6,7 +6,6 @@ vectors. T5, mT5 and ByT5 share the position bias among layers; umT5 (arXiv 2304
 in every layer.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -19,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 from imagen_jax.models.bounds import check_bounds, check_choice
 from imagen_jax.models.layers import RMSNorm, attend, scanned
 from imagen_jax.storage.codec import require
-from imagen_jax.typing import Keys, Mask, Params, Tokens
+from imagen_jax.typing import Gather, Keys, Mask, Params, Tokens
 
 ACTIVATIONS = {
     "gelu": partial(jax.nn.gelu, approximate=True),
@@ -27,7 +26,6 @@ ACTIVATIONS = {
     "silu": jax.nn.silu,
 }
 LAYERS = "layers"  # the stacked parameters
-Gather = Callable[[Params], Params]
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ the paper does not have, joins the sequence from the first layer on, as in PRX a
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -28,7 +29,7 @@ from imagen_jax.models.layers import (
     zeros,
 )
 from imagen_jax.storage.codec import require
-from imagen_jax.typing import TextEmbeddings
+from imagen_jax.typing import Gather, Keys, TextEmbeddings
 
 TIME_FEATURES = 256  # sines and cosines of the time, as in DiT (arXiv 2212.09748)
 MAX_PERIOD = 10_000.0  # of RoPE and of the fixed positions
@@ -49,6 +50,9 @@ class TransformerConfig:
     depth: int = 12  # layers
     heads: int = 12
     mlp_ratio: float = 4.0  # SwiGLU is 2/3 of this times the width, rounded down
+    # Then up to a multiple of this. The published sizes have 1, which makes H's 3413 and G's 4437:
+    # a mesh's `tensor` axis does not divide them.
+    mlp_multiple: int = 1
     patch_size: int = 16
     # Patches pass through so many channels on their way in (section 4.3); None: straight in.
     bottleneck: int | None = 128
@@ -65,6 +69,9 @@ class TransformerConfig:
     in_channels: int = 3
     out_channels: int = 3
     low_res_channels: int = 0  # of a low-resolution input beside x
+    # In training, in the middle half of the layers: of attention's outputs and SwiGLU's hidden
+    # channels (the paper: 0.2 for H and G).
+    dropout: float = 0.0
     # Positions are laid out as on a square grid with so many patches a side, whatever the image's
     # size: for training on at another resolution. None: one apart.
     position_grid: int | None = None
@@ -95,6 +102,10 @@ class TransformerConfig:
                 f"network.mlp_ratio {self.mlp_ratio} leaves no channel of {self.width}",
             ),
             (
+                self.dropout < 1,
+                f"network.dropout is {self.dropout}; it must be from 0 to below 1",
+            ),
+            (
                 not labelled or self.class_tokens > 0 or self.conditioning == "adaln",
                 "network.class_tokens is 0, but conditioning 'tokens' has no other way for a label",
             ),
@@ -103,7 +114,8 @@ class TransformerConfig:
     @property
     def mlp_width(self) -> int:
         """Channels between the matrices of SwiGLU."""
-        return int(int(self.width * self.mlp_ratio) * 2 / 3)
+        hidden = int(int(self.width * self.mlp_ratio) * 2 / 3)
+        return -(-hidden // self.mlp_multiple) * self.mlp_multiple
 
     @property
     def early_layers(self) -> int:
@@ -157,11 +169,10 @@ def rotary_angles(positions: Float[Array, "n 2"], head_width: int) -> Float[Arra
 def rotate(
     x: Float[Array, "b n heads head"], angles: Float[Array, "n half_head"]
 ) -> Float[Array, "b n heads head"]:
-    """Turns channels (i, i + head / 2) of each token by its angle i, in float32."""
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    """Turns channels (i, i + head / 2) of each token by its angle i."""
+    first, second = jnp.split(x, 2, axis=-1)
     cos, sin = (f(angles)[:, None] for f in (jnp.cos, jnp.sin))
-    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1)
-    return turned.astype(x.dtype)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1)
 
 
 def modulated(x, shift, scale):
@@ -193,12 +204,12 @@ class SelfAttention(nn.Module):
             y = dense(kernel_init=xavier, name=name)(x)
             return y.reshape(*y.shape[:2], cfg.heads, -1)
 
-        query, key = (
-            rotate(RMSNorm(EPSILON, cfg.dtype, name=f"{name}_norm")(heads(name)), angles)
-            for name in ("query", "key")
-        )
+        def turned(name):
+            normed = RMSNorm(EPSILON, "float32", name=f"{name}_norm")(heads(name))
+            return rotate(normed, angles).astype(cfg.dtype)
+
         out = jax.nn.dot_product_attention(
-            query, key, heads("value"), key_value_seq_lengths=lengths
+            turned("query"), turned("key"), heads("value"), key_value_seq_lengths=lengths
         )
         return dense(kernel_init=_branch_end(cfg), name="out")(out.reshape(x.shape))
 
@@ -209,44 +220,64 @@ class SwiGLU(nn.Module):
     config: TransformerConfig
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b n width"]) -> Float[Array, "b n width"]:
+    def __call__(
+        self, x: Float[Array, "b n width"], drop: Callable[[Array], Array]
+    ) -> Float[Array, "b n width"]:
         cfg = self.config
         dense = functools.partial(nn.Dense, dtype=cfg.dtype)
         gate, up = (
             dense(cfg.mlp_width, kernel_init=xavier, name=name)(x) for name in ("gate", "up")
         )
-        return dense(cfg.width, kernel_init=_branch_end(cfg), name="out")(nn.silu(gate) * up)
+        hidden = drop(nn.silu(gate) * up)
+        return dense(cfg.width, kernel_init=_branch_end(cfg), name="out")(hidden)
 
 
-def _branch_end(cfg: TransformerConfig):
-    """How the last matrix of a branch begins: adaLN's gates are zero, without them it is itself."""
+def _branch_end(cfg: TransformerConfig) -> Callable:
+    """How the last matrix of a branch begins. A new layer must do nothing: adaLN's gates are zero,
+    and without them this matrix is.
+    """
     return xavier if cfg.conditioning == "adaln" else zeros
+
+
+def _drop(x: Float[Array, "b n width"], rate: Float[Array, ""], keys: Keys, number: Array):
+    """Dropout with a key for each example, so that no result depends on the batch it was in."""
+
+    def kept(key):
+        return jax.random.bernoulli(jax.random.fold_in(key, number), 1 - rate, x.shape[1:])
+
+    return jnp.where(jax.vmap(kept)(keys), x / (1 - rate).astype(x.dtype), 0)
 
 
 class Layer(nn.Module):
     """Attention and SwiGLU, each x + gate * branch(norm(x)), modulated by `condition` if there is
-    one; a scan body.
+    one. A scan body: the carry is x and the layer's number.
     """
 
     config: TransformerConfig
 
     @nn.compact
-    def __call__(self, x, condition, angles, lengths):
-        cfg, parts = self.config, [None] * 6
+    def __call__(self, carry, condition, angles, lengths, keys):
+        (x, number), cfg, parts = carry, self.config, [None] * 6
         if condition is not None:
             dense = nn.Dense(6 * cfg.width, dtype=cfg.dtype, kernel_init=zeros, name="modulation")
             parts = jnp.split(dense(nn.silu(condition)), 6, axis=-1)
+
+        def drop(h, branch):
+            if keys is None:
+                return h
+            middle = (number >= cfg.depth // 4) & (number < cfg.depth // 4 * 3)
+            return _drop(h, jnp.where(middle, cfg.dropout, 0.0), keys, 2 * number + branch)
+
+        def add(x, gate, h):
+            return x + (h if gate is None else gate[:, None] * h)
+
         norm = functools.partial(RMSNorm, EPSILON, cfg.dtype)
-        branches = (
-            ("attention", lambda h: SelfAttention(cfg, name="attention")(h, angles, lengths)),
-            ("mlp", SwiGLU(cfg, name="mlp")),
-        )
-        for (name, branch), (shift, scale, gate) in zip(
-            branches, (parts[:3], parts[3:]), strict=True
-        ):
-            h = branch(modulated(norm(name=f"{name}_norm")(x), shift, scale))
-            x = x + (h if gate is None else gate[:, None] * h)
-        return x, None
+        h = modulated(norm(name="attention_norm")(x), *parts[:2])
+        h = SelfAttention(cfg, name="attention")(h, angles, lengths)
+        x = add(x, parts[2], drop(h, 0))
+        h = modulated(norm(name="mlp_norm")(x), *parts[3:5])
+        x = add(x, parts[5], SwiGLU(cfg, name="mlp")(h, lambda hidden: drop(hidden, 1)))
+        return (x, number + 1), None
 
 
 class Conditions(nn.Module):
@@ -307,12 +338,16 @@ def _real_tokens_first(text: TextEmbeddings | None) -> TextEmbeddings | None:
 class Transformer(nn.Module):
     """`TransformerConfig` as a network: images [B,H,W,C] and 1000*t [B] to images
     [B,H,W,out_channels].
+
+    `gather` is applied to a layer's parameters where the layer begins. `keys`, one an example, are
+    dropout's; without them nothing is dropped.
     """
 
     config: TransformerConfig
+    gather: Gather | None = None
 
     @nn.compact
-    def __call__(self, x, time, text: TextEmbeddings | None, label, low_res, aug_level):
+    def __call__(self, x, time, text: TextEmbeddings | None, label, low_res, aug_level, keys=None):
         cfg, text = self.config, _real_tokens_first(text)
         condition, early, late, words = Conditions(cfg, name="conditions")(
             time, text, label, aug_level
@@ -325,11 +360,16 @@ class Transformer(nn.Module):
         h = self._embed(folded.reshape(batch, rows * columns, -1), positions)
         h = jnp.concatenate([h, early, words], axis=1)  # what may be padding is last
         start = h.shape[1] - words.shape[1]
-        angles = rotary_angles(positions, cfg.width // cfg.heads)
+        read = (
+            condition,
+            rotary_angles(positions, cfg.width // cfg.heads),
+            None if text is None else (~text.mask).sum(1),
+            keys if cfg.dropout else None,
+        )
         if cfg.early_layers:
-            h = self._run("early_layers", cfg.early_layers, h, condition, angles, text)
+            h = self._run("early_layers", h, 0, cfg.early_layers, *read)
         h = jnp.concatenate([h[:, :start], late, h[:, start:]], axis=1)
-        h = self._run("layers", cfg.depth - cfg.early_layers, h, condition, angles, text)
+        h = self._run("layers", h, cfg.early_layers, cfg.depth, *read)
         out = self._predict(h[:, : rows * columns], condition)
         return depth_to_space(out.reshape(batch, rows, columns, -1), cfg.patch_size)
 
@@ -342,14 +382,20 @@ class Transformer(nn.Module):
         h = dense(cfg.width, name="patch_in")(patches)
         return h + position_embedding(positions, cfg.width).astype(h.dtype)
 
-    def _run(self, name, depth, h, condition, angles, text):
-        """So many layers; only the image's tokens, the first, have positions."""
-        cfg = self.config
+    def _run(self, name, h, first, last, condition, angles, padding, keys):
+        """The layers from `first` to before `last`. Only the image's tokens, the first, have
+        positions; the last `padding` of a row are no keys.
+        """
+        cfg, layer = self.config, Layer
         angles = jnp.pad(angles, ((0, h.shape[1] - len(angles)), (0, 0)))
-        lengths = None if text is None else h.shape[1] - (~text.mask).sum(1)
+        lengths = None if padding is None else h.shape[1] - padding
         loop = jax.default_backend() != "cpu" if cfg.scan_layers is None else cfg.scan_layers
-        layers = scanned(rematerialized(Layer, cfg.remat), depth, 1 if loop else depth)
-        return layers(cfg, name=name)(h, condition, angles, lengths)[0]
+        if self.gather is not None:
+            layer = nn.map_variables(layer, "params", self.gather)
+        layer = rematerialized(layer, cfg.remat, prevent_cse=not loop)
+        layers = scanned(layer, last - first, 1 if loop else last - first)
+        carry = (h, jnp.array(first))
+        return layers(cfg, name=name)(carry, condition, angles, lengths, keys)[0][0]
 
     def _predict(self, h, condition):
         """Tokens to patches, in float32."""

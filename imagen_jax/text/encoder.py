@@ -29,7 +29,7 @@ from imagen_jax.text.tokenizers import (
     unknown_id,
     vocab_size,
 )
-from imagen_jax.typing import Mask, Params, TextEmbeddings, Tokens
+from imagen_jax.typing import Gather, Mask, Params, TextEmbeddings, Tokens
 
 Null = Literal["zeros", "empty"]
 Padding = Literal["zeros", "encoded"]
@@ -152,7 +152,7 @@ def encode_tokens(
     ids: Tokens,
     mask: Mask,
     padding: str = "zeros",
-    gather: t5.Gather | None = None,
+    gather: Gather | None = None,
 ) -> TextEmbeddings:
     """Embeddings of tokenized text, float32; `padding` as of TextEncoder, `gather` of t5.encode."""
     values = t5.encode(config, params, ids, mask, zero_padding=padding == "zeros", gather=gather)
@@ -166,7 +166,7 @@ def encode(encoder: TextEncoder, params: Params, prompts: Sequence[str]) -> Text
 
 
 def unconditional(
-    encoder: TextEncoder, params: Params, gather: t5.Gather | None = None
+    encoder: TextEncoder, params: Params, gather: Gather | None = None
 ) -> TextEmbeddings:
     """What guidance leads away from where there is no negative prompt, as a batch of one."""
     null = null_text(1, encoder.max_length, encoder.config.d_model)

@@ -20,7 +20,6 @@ from imagen_jax.diffusion.process import add_noise
 from imagen_jax.diffusion.schedules import training_time
 from imagen_jax.images.pixels import to_float
 from imagen_jax.models.lora import LoraConfig
-from imagen_jax.models.t5 import Gather
 from imagen_jax.text import encoder as text_encoder
 from imagen_jax.training.optimizer import make_optimizer
 from imagen_jax.training.run_config import PriorConfig, RunConfig
@@ -32,7 +31,7 @@ from imagen_jax.training.state import (
     network_params,
     update_ema,
 )
-from imagen_jax.typing import Images, Keys, Params, TextEmbeddings
+from imagen_jax.typing import Gather, Images, Keys, Params, TextEmbeddings
 
 TIME_BINS = 10
 Batch = dict[str, Array]
@@ -98,26 +97,31 @@ def drop_text(
 
 
 class RandomInputs(NamedTuple):
-    """What is random in a step, one row an example. level, noise: of the low-resolution input."""
+    """What is random in a step, one row an example. level, noise: of the low-resolution input.
+    dropout: the network's keys, where it drops anything.
+    """
 
     t: Float[Array, " batch"]
     eps: Images
     drop: Bool[Array, " batch"]
     level: Float[Array, " batch"] | None = None
     noise: Images | None = None
+    dropout: Keys | None = None
 
 
 def random_inputs(
     stage: Stage, key: Keys, shape: tuple[int, ...], dropout: float, prior: PriorConfig | None
 ) -> RandomInputs:
     """What is random in a step on images of this shape."""
-    time_key, eps_key, drop_key, level_key, noise_key, _ = jax.random.split(key, 6)
+    time_key, eps_key, drop_key, level_key, noise_key, dropout_key = jax.random.split(key, 6)
     times = sample_batch_times(time_key, shape[0], stage, prior)
     inputs = RandomInputs(
         t=training_time(stage.schedule, times),
         eps=jax.random.normal(eps_key, shape, jnp.float32),
         drop=jax.random.uniform(drop_key, shape[:1]) < dropout,
     )
+    if getattr(stage.network, "dropout", 0):
+        inputs = inputs._replace(dropout=jax.random.split(dropout_key, shape[0]))
     if stage.low_resolution is None:
         return inputs
     levels = sample_levels(level_key, shape[0], *stage.aug_levels)
@@ -163,7 +167,6 @@ def make_losses(
             params = {NETWORK: network_params(params, frozen, lora)}
         network = models.compute_params(stage.network, params[NETWORK])
         if mesh is not None:
-            network = gather(network)
             # Random numbers have no sharding yet: XLA would split them along the pixels.
             batch, random = jax.lax.with_sharding_constraint((batch, random), batch_sharding(mesh))
         x0 = to_float(batch["image"])
@@ -182,6 +185,7 @@ def make_losses(
             conditions["label"] = label
         t, eps = random.t, random.eps
         x_t = add_noise(x0, eps, stage.schedule.logsnr(t), stage.schedule)
+        network = models.TrainingParams(network, gather, random.dropout)
         output = apply_network(stage, network, x_t, t, **conditions)
         return diffusion_loss(output, stage.prediction, x0, eps, t, stage.schedule, stage.loss)
 

@@ -2,6 +2,7 @@
 paper's equations, and properties that hold for any parameters.
 """
 
+import functools
 import math
 from dataclasses import replace
 
@@ -10,18 +11,43 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from diffusers.models.attention_processor import Attention
+from diffusers.models.embeddings import get_2d_sincos_pos_embed
 from torch.nn import functional as F
+from transformers import LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
+from transformers.models.qwen2_vl import modeling_qwen2_vl
+from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLVisionConfig
 
 from imagen_jax import models
+from imagen_jax.devices.sharding import (
+    MeshConfig,
+    batch_sharding,
+    gather_shards,
+    make_mesh,
+    state_shardings,
+)
 from imagen_jax.models import TransformerConfig
+from imagen_jax.models.layers import RMSNorm
 from imagen_jax.models.transformer import (
+    SelfAttention,
+    SwiGLU,
+    grid_positions,
+    position_embedding,
+    rotary_angles,
+    rotate,
     size,
 )
-from imagen_jax.storage.trees import flatten
+from imagen_jax.storage.trees import flatten, unflatten
+from imagen_jax.text.encoder import null_text
+from imagen_jax.training import flops
 from imagen_jax.typing import TextEmbeddings
 
 ROWS, COLUMNS, PATCH, BATCH, LENGTH, TEXT, CLASSES = 2, 3, 4, 2, 4, 24, 3
-TINY = TransformerConfig(width=32, depth=3, heads=2, patch_size=PATCH, bottleneck=12)
+# In a loop, which compiles in half the time.
+TINY = TransformerConfig(
+    width=32, depth=3, heads=2, mlp_multiple=8, patch_size=PATCH, bottleneck=12, scan_layers=True
+)
 CONFIGS = {
     "text": TINY,
     "text as tokens": replace(TINY, conditioning="tokens", condition_tokens=2),
@@ -255,6 +281,40 @@ def test_published_numbers_of_parameters(name, patch_size, millions):
     assert round(sum(leaf.size for leaf in jax.tree.leaves(shapes)) / 1e6) == millions
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_input_counts(kind, rng):
+    config = CONFIGS[kind]
+    params, inputs = random_params(config), inputs_of(config, rng)
+    out = call(config, params, inputs)
+    changes = {
+        "x": lambda x: x + 0.1,
+        "time": lambda time: time + 50,
+        "text": lambda text: text._replace(values=text.values[..., ::-1]),
+        "label": lambda label: (label + 1) % CLASSES,
+        "low_res": lambda image: -image,
+        "aug_level": lambda level: level + 50,
+    }
+    for name, value in inputs.items():
+        other = call(config, params, {**inputs, name: changes[name](value)})
+        assert (np.abs(out - other).max(axis=(1, 2, 3)) > 1e-3).all(), name
+
+
+def test_another_size_and_aspect_ratio(rng):
+    """The same parameters make any image; a patch has the same position whatever the size."""
+    params = random_params(TINY)
+    inputs = inputs_of(TINY, rng, 5, 1)
+    out = call(TINY, params, inputs)
+    assert out.shape == (BATCH, 5 * PATCH, PATCH, 3)
+    assert error(out, Reference(TINY, params)(inputs).reshape(out.shape)) < 1e-5
+
+
+def test_a_grid_keeps_positions_within_those_of_training():
+    """At twice the side patches lie half as far apart; at the same area nothing changes."""
+    np.testing.assert_allclose(grid_positions(4, 6), grid_positions(4, 6, None))
+    np.testing.assert_allclose(grid_positions(8, 8, 4), grid_positions(8, 8) / 2)
+    np.testing.assert_allclose(grid_positions(2, 8, 4), grid_positions(2, 8))
+
+
 def test_padding_does_not_matter_wherever_it_is(rng):
     params, inputs = random_params(TINY), inputs_of(TINY, rng)
     values, mask = inputs["text"]
@@ -262,12 +322,247 @@ def test_padding_does_not_matter_wherever_it_is(rng):
     padded = TextEmbeddings(jnp.where(mask[..., None], values, 1e3), mask)
     np.testing.assert_array_equal(out, call(TINY, params, {**inputs, "text": padded}))
     turned = TextEmbeddings(padded.values[:, ::-1], mask[:, ::-1])
-    np.testing.assert_allclose(
-        out, call(TINY, params, {**inputs, "text": turned}), atol=1e-5 * float(jnp.abs(out).max())
+    assert error(call(TINY, params, {**inputs, "text": turned}), out) < 1e-5
+    null = call(TINY, params, {**inputs, "text": null_text(BATCH, LENGTH, TEXT)})
+    assert np.isfinite(null).all()
+    assert error(null, out) > 1e-3
+
+
+def test_examples_of_a_batch_do_not_meet(rng):
+    params, inputs = random_params(TINY), inputs_of(TINY, rng)
+    turned = jax.tree.map(lambda value: value.at[1].set(value[0]), inputs)
+    out, other = call(TINY, params, inputs), call(TINY, params, turned)
+    np.testing.assert_allclose(out[0], other[0], atol=1e-5)
+    assert np.abs(out[1] - other[1]).max() > 1e-2
+
+
+@pytest.mark.parametrize("kind", ["text", "text as tokens"])
+def test_a_fresh_network_gives_zeros_and_its_layers_do_nothing(kind, rng):
+    config = CONFIGS[kind]
+    inputs = inputs_of(config, rng)
+    params = models.init(config, jax.random.key(0, impl="rbg"), resolution=8, text_width=TEXT)
+    np.testing.assert_array_equal(call(config, params, inputs), 0)
+    params["patch_out"]["kernel"] = rng.normal(size=params["patch_out"]["kernel"].shape)
+    out = call(config, params, inputs)
+    params["layers"] = jax.tree.map(
+        lambda x: x if x.ndim < 3 or not x.any() else x + 1.0, params["layers"]
     )
+    assert np.abs(out).max() > 1e-3
+    np.testing.assert_array_equal(out, call(config, params, inputs))
 
 
-def test_a_fresh_network_gives_zeros(rng):
-    inputs = inputs_of(TINY, rng)
-    params = models.init(TINY, jax.random.key(0, impl="rbg"), resolution=8, text_width=TEXT)
-    np.testing.assert_array_equal(call(TINY, params, inputs), 0)
+def gradient(config, params, inputs, mesh=None):
+    def loss(params, inputs):
+        gather = None if mesh is None else functools.partial(gather_shards, mesh=mesh)
+        conditions = {name: value for name, value in inputs.items() if name not in ("x", "time")}
+        out = models.apply(
+            config,
+            models.TrainingParams(params, gather),
+            inputs["x"],
+            inputs["time"],
+            **conditions,
+        )
+        return jnp.square(out).mean()
+
+    return jax.jit(jax.value_and_grad(loss), compiler_options=QUICK)(params, inputs)
+
+
+def test_loops_and_rematerialization_change_neither_value_nor_gradient(rng):
+    config = replace(TINY, depth=2)
+    params, inputs = random_params(config), inputs_of(config, rng)
+    value, grads = gradient(config, params, inputs)
+    assert min(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(grads)) > 1e-6
+    for scan, remat in ((False, False), (True, True), (True, "products")):
+        other = replace(config, scan_layers=scan, remat=remat)
+        value_again, grads_again = gradient(other, params, inputs)
+        np.testing.assert_allclose(value, value_again, rtol=1e-5)
+        for path, leaf in flatten(grads).items():
+            assert error(flatten(grads_again)[path], leaf) < 1e-4, path
+
+
+def test_bfloat16_is_near_float32_and_kernels_can_be_cast_ahead(rng):
+    config = replace(CONFIGS["label"], dtype="bfloat16")
+    params, inputs = random_params(config), inputs_of(config, rng)
+    ahead = models.compute_params(config, params)
+    assert ahead["layers"]["mlp"]["gate"]["kernel"].dtype == jnp.bfloat16
+    assert ahead["patch_out"]["kernel"].dtype == jnp.float32
+    out = call(config, params, inputs)
+    assert out.dtype == jnp.float32
+    np.testing.assert_array_equal(out, call(config, ahead, inputs))
+    assert 1e-4 < error(out, call(CONFIGS["label"], params, inputs)) < 0.05
+
+
+def test_dropout_in_the_middle_half_of_the_layers(rng):
+    """With one key an example, whatever the batch; another key, another output; none, none."""
+    config = replace(TINY, depth=4, dropout=0.3)
+    params, inputs = random_params(config), inputs_of(config, rng)
+    keys = jax.random.split(jax.random.key(1), BATCH)
+    quiet = call(config, params, inputs)
+    np.testing.assert_array_equal(quiet, call(replace(config, dropout=0.0), params, inputs))
+
+    def dropped(params, keys, inputs):
+        return call(config, models.TrainingParams(params, dropout=keys), inputs)
+
+    out = dropped(params, keys, inputs)
+    assert error(out, quiet) > 1e-2
+    turned = jax.tree.map(lambda value: value[::-1], inputs)
+    np.testing.assert_allclose(dropped(params, keys[::-1], turned)[::-1], out, atol=1e-4)
+    # Layers 1 and 2 of 4 drop: without their branches nothing is left to chance.
+    layers = flatten(params["layers"])
+    for name in ("attention/out", "mlp/out"):
+        for part in ("kernel", "bias"):
+            layers[f"{name}/{part}"] = layers[f"{name}/{part}"].at[1:3].set(0.0)
+    silent = {**params, "layers": unflatten(layers)}
+    np.testing.assert_array_equal(dropped(silent, keys, inputs), call(config, silent, inputs))
+
+
+def test_devices_share_the_work(rng):
+    """The value and gradient of one device, with each layer's parameters gathered in the loop."""
+    config = replace(CONFIGS["label"], num_classes=7, depth=2)
+    params, inputs = random_params(config), inputs_of(config, rng)
+    inputs = jax.tree.map(lambda x: jnp.concatenate([x] * 4), inputs)
+    value, grads = gradient(config, params, inputs)
+    mesh = make_mesh(MeshConfig(2, 2, 2))
+    shardings = state_shardings(params, mesh)
+    specs = {path: tuple(leaf.spec) for path, leaf in flatten(shardings["layers"]).items()}
+    for name in ("attention/query", "attention/value", "mlp/gate", "mlp/up", "modulation"):
+        assert specs[f"{name}/kernel"] == (None, "fsdp", "tensor"), name
+    for name in ("attention/out", "mlp/out"):
+        assert specs[f"{name}/kernel"] == (None, "tensor", "fsdp"), name
+    assert all(not spec for path, spec in specs.items() if not path.endswith("kernel"))
+    placed = jax.device_put(params, shardings)
+    rows = jax.device_put(inputs, batch_sharding(mesh))
+    value_again, grads_again = gradient(config, placed, rows, mesh)
+    np.testing.assert_allclose(value, value_again, rtol=1e-5)
+    for path, leaf in flatten(grads).items():
+        assert error(flatten(grads_again)[path], leaf) < 1e-4, path
+
+
+def test_flops_are_those_of_its_matrices(rng):
+    """2 x tokens x each matrix, and 4 x tokens^2 x width for attention; a loop counts as often."""
+    config = replace(TINY, class_tokens=5, class_start=1, num_classes=CLASSES)
+    width, patch = config.width, PATCH**2 * 3
+    params, inputs = random_params(config), inputs_of(config, rng)
+    inputs = jax.tree.map(lambda x: x[:1], inputs)
+
+    def forward(params):
+        return models.apply(config, params, inputs["x"], inputs["time"], label=inputs["label"])
+
+    counted = flops.count(forward, params)
+    patches = ROWS * COLUMNS
+    tokens = [patches + config.class_tokens * (i >= 1) for i in range(config.depth)]
+    matrices = 4 * width**2 + 3 * width * config.mlp_width
+    dense = sum(tokens) * matrices + config.depth * 6 * width**2 + 2 * width**2
+    dense += (256 + width) * width  # time
+    dense += patches * (patch * config.bottleneck + config.bottleneck * width + width * patch)
+    assert counted["dense"] == 2 * dense
+    assert counted["attention"] == 4 * width * sum(n**2 for n in tokens)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"width": 36}, r"network\.width 36 must be a multiple of 4 x 2 \(heads\)"),
+        ({"num_classes": 3}, r"network\.class_start 4 must be below network\.depth 3"),
+        ({"conditioning": "film"}, r"network\.conditioning is 'film'; it can be 'adaln', 'tokens'"),
+        ({"dropout": 1.0}, r"network\.dropout is 1\.0"),
+        ({"depth": 0}, r"TransformerConfig\.depth is 0; it must be a whole number from 1"),
+        ({"remat": "all"}, r"network\.remat is 'all'"),
+        (
+            {"conditioning": "tokens", "class_tokens": 0, "num_classes": 3},
+            "conditioning 'tokens' has no other way for a label",
+        ),
+    ],
+)
+def test_a_bad_field_is_named(fields, message):
+    with pytest.raises(ValueError, match=message):
+        replace(TINY, **fields)
+    with pytest.raises(ValueError, match="size is 'XXL'; it can be 'S', 'B'"):
+        size("XXL")
+
+
+# --------------------------------------------------------------------------------- the blocks
+
+
+def random_torch(module, seed=0):
+    """A torch module with random parameters."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.4)
+    return module
+
+
+def linear(module) -> dict:
+    return {"kernel": module.weight.detach().numpy().T, "bias": module.bias.detach().numpy()}
+
+
+def test_rope_is_that_of_qwen2_vl(rng):
+    """transformers' axial RoPE: half of the angles by the row, half by the column."""
+    heads, head = 3, 16
+    positions = grid_positions(4, 5)
+    module = modeling_qwen2_vl.Qwen2VLVisionRotaryEmbedding(
+        Qwen2VLVisionConfig(embed_dim=heads * head, num_heads=heads)
+    )
+    query = rng.normal(size=(20, heads, head)).astype(np.float32)
+    cos, sin = module(torch.zeros(1), torch.tensor(np.asarray(positions)))
+    expected, _ = modeling_qwen2_vl.apply_rotary_pos_emb_vision(
+        torch.tensor(query), torch.tensor(query), cos, sin
+    )
+    out = rotate(jnp.asarray(query)[None], rotary_angles(positions, head))[0]
+    assert error(out, expected) < 1e-5
+
+
+def test_fixed_positions_are_those_of_mae():
+    expected = get_2d_sincos_pos_embed(32, (3, 5), base_size=5, interpolation_scale=1.0)
+    rows = expected.reshape(3, 5, 32)
+    # diffusers divides the row's number by grid / base_size: here 3 / 5 and 5 / 5.
+    positions = grid_positions(3, 5) * jnp.array([5 / 3, 1.0])
+    assert error(position_embedding(positions, 32), rows.reshape(15, 32)) < 1e-5
+
+
+def test_rms_norm_is_that_of_llama(rng):
+    x = rng.normal(size=(2, 7, 24)).astype(np.float32)
+    module = random_torch(LlamaRMSNorm(24, eps=1e-6))
+    scale = module.weight.detach().numpy()
+    out = RMSNorm(1e-6, "float32").apply({"params": {"scale": scale}}, jnp.asarray(x))
+    assert error(out, module(torch.tensor(x)).detach()) < 1e-5
+
+
+def test_swiglu_is_that_of_llama(rng):
+    x = rng.normal(size=(2, 7, TINY.width)).astype(np.float32)
+    llama = LlamaConfig(
+        hidden_size=TINY.width, intermediate_size=TINY.mlp_width, mlp_bias=True, hidden_act="silu"
+    )
+    module = random_torch(LlamaMLP(llama))
+    names = {"gate": "gate_proj", "up": "up_proj", "out": "down_proj"}
+    params = {ours: linear(getattr(module, theirs)) for ours, theirs in names.items()}
+    out = SwiGLU(TINY).apply({"params": params}, jnp.asarray(x), lambda hidden: hidden)
+    assert error(out, module(torch.tensor(x)).detach()) < 1e-5
+
+
+def test_attention_is_that_of_diffusers(rng):
+    """With QK-norm and padded keys; RoPE has a test of its own."""
+    x = rng.normal(size=(2, 7, TINY.width)).astype(np.float32)
+    head = TINY.width // TINY.heads
+    module = random_torch(
+        Attention(
+            TINY.width, heads=TINY.heads, dim_head=head, bias=True, qk_norm="rms_norm", eps=1e-6
+        )
+    )
+    names = {
+        "query": module.to_q,
+        "key": module.to_k,
+        "value": module.to_v,
+        "out": module.to_out[0],
+    }
+    params = {ours: linear(theirs) for ours, theirs in names.items()}
+    for ours, theirs in (("query_norm", module.norm_q), ("key_norm", module.norm_k)):
+        params[ours] = {"scale": theirs.weight.detach().numpy()}
+    lengths = np.array([7, 4])
+    mask = torch.tensor(np.arange(7) < lengths[:, None])
+    out = SelfAttention(TINY).apply(
+        {"params": params}, jnp.asarray(x), jnp.zeros((7, head // 2)), jnp.asarray(lengths)
+    )
+    expected = module(torch.tensor(x), attention_mask=mask[:, None].float().log())
+    assert error(out, expected.detach()) < 1e-5
