@@ -6,6 +6,7 @@ import numpy as np
 
 from imagen_jax.evaluation.features import FeatureExtractor
 from imagen_jax.images.pixels import resize
+from imagen_jax.models.dinov2 import Dinov2Config
 
 
 class StandIn(FeatureExtractor):
@@ -16,6 +17,7 @@ class StandIn(FeatureExtractor):
     def __init__(self, kind, name, fingerprint="0123", dim=6, side=4, seen=None):
         vars(self).update(
             kind=kind,
+            config=Dinov2Config(),
             name=name,
             fingerprint=fingerprint,
             resize=None,
@@ -43,3 +45,7 @@ def inception(**more) -> StandIn:
 
 def clip(**more) -> StandIn:
     return StandIn("clip", "tiny-clip", **more)
+
+
+def dinov2(**more) -> StandIn:
+    return StandIn("dinov2", "dinov2-large", **more)

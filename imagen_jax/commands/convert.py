@@ -6,6 +6,7 @@ r"""Models to and from the files of other projects.
     python scripts/convert.py --model DeepFloyd/IF-I-M-v1.0 --to imagen_jax --out models/if_m
     python scripts/convert.py --model t5x/checkpoint_1000 --to imagen_jax --out models/t5
     python scripts/convert.py --model clip-vit-large-patch14 --to imagen_jax --out models/clip
+    python scripts/convert.py --model dinov2-large --to imagen_jax --out models/dinov2
     python scripts/convert.py --model pt_inception-2015-12-05-6726825d.pth --to imagen_jax \
         --out models/inception
 
@@ -16,9 +17,9 @@ its schedule is; --part text_encoder a Hugging Face T5.
 
 To imagen_jax: a diffusers directory as a model directory for load_model; or a text encoder, of
 Hugging Face or T5X, as text_encoder.safetensors and text_encoder.json for `text.init_from`; or a
-network whose features the metrics compare, as features.safetensors and features.json: a CLIP of
-Hugging Face (OpenAI's or OpenCLIP's), or FID's Inception from pytorch-fid's .pth file (which needs
-torch) or from TensorFlow's graph (classify_image_graph_def.pb).
+network whose features the metrics compare, as features.safetensors and features.json: a CLIP
+(OpenAI's or OpenCLIP's) or a DINOv2 of Hugging Face, or FID's Inception from pytorch-fid's .pth
+file (which needs torch) or from TensorFlow's graph (classify_image_graph_def.pb).
 """
 
 import argparse

@@ -6,9 +6,11 @@ python scripts/evaluate.py --model runs/mine --prompts coco30k --metrics fid,kid
     --reference coco.safetensors --out results/coco
 python scripts/evaluate.py --model emoji --metrics retrieval,psnr --split heldout --out results/
 
-The networks are looked for in models/inception and models/clip; --features names others.
+The networks are looked for in models/inception, models/clip and models/dinov2; --features names
+others.
 --make_reference with --out makes the reference first and then measures.
-fid, kid: distance of Inception's features from the reference's. cmmd: of CLIP's.
+fid, kid: distance of Inception's features from the reference's. fd_dinov2, kd_dinov2: of DINOv2's.
+cmmd: of CLIP's.
 clip: mean cosine of image and caption. r_precision: whether an image's own caption is the
 nearest of 100.
 retrieval: an image generated from an emoji's name counts when its nearest neighbour by mean
@@ -52,13 +54,13 @@ def parser() -> argparse.ArgumentParser:
     add("--truth", type=path, metavar="DIR", help="true images, of the same names, for psnr, ssim")
     add("--prompts", help="emoji, coco30k, drawbench or a file (default: emoji for a model)")
     add("--data", type=path, help="file of emoji (prepare_emoji.py), coco30k or drawbench")
-    add("--metrics", type=words, help="of fid, kid, cmmd, clip, r_precision, ...: A,B (default: "
+    add("--metrics", type=words, help="of fid, kid, fd_dinov2, cmmd, clip, ...: A,B (default: "
         "fid with a reference, psnr,ssim with --truth, else retrieval)")  # fmt: skip
-    add("--features", type=folders, metavar="DIR,DIR", help="converted Inception or CLIP weights "
-        "(default: models/inception, models/clip), or random_inception: random ones, whose figures "
-        "are not FID")  # fmt: skip
+    add("--features", type=folders, metavar="DIR,DIR", help="converted weights of Inception, "
+        "CLIP or DINOv2 (default: models/inception, ...), or random_inception: random ones, whose "
+        "figures are not FID")  # fmt: skip
     add("--resize", type=words, help="for Inception, of legacy_tensorflow (default), pytorch_fid, "
-        "clean: A,B")  # fmt: skip
+        "clean; for DINOv2, of dgm_eval (default), edm2: A,B")  # fmt: skip
     add("--reference", type=path, metavar="DIR|FILE", help="folder of true images, or the file of "
         "their features")  # fmt: skip
     add("--make_reference", metavar="DIR", help="write --reference of a folder, emoji:SPLIT or "

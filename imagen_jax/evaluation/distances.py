@@ -1,6 +1,7 @@
 """Distances between two sets of features, and of images from their captions: NumPy, float64.
 
-FID, KID and CMMD of the features of images and references; cosines and ranks of CLIP's.
+Fréchet and kernel distances and CMMD of the features of images and references; cosines and ranks of
+CLIP's.
 """
 
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""Feature networks on disk: Inception and CLIP, others' files and ours.
+"""Feature networks on disk: Inception, CLIP and DINOv2, others' files and ours.
 
 Ours is features.json, what it is, beside features.safetensors (or shards and an index) and, of
 CLIP, the tokenizer's files.
@@ -8,14 +8,20 @@ import dataclasses
 import os
 import shutil
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from imagen_jax.convert.clip import MODEL_TYPE, clip_shapes, read_clip
+from imagen_jax.convert.dinov2 import DEFAULTS, dinov2_shapes, read_dinov2
 from imagen_jax.convert.inception import inception_shapes, params_from_graph
 from imagen_jax.evaluation.clip_tokenizer import tokenizer_files
-from imagen_jax.evaluation.features import FeatureExtractor, FeatureNetwork, make_extractor
-from imagen_jax.models.clip import ClipConfig
-from imagen_jax.storage.codec import to_dict
+from imagen_jax.evaluation.features import (
+    CONFIGS,
+    FeatureExtractor,
+    FeatureNetwork,
+    Kind,
+    make_extractor,
+)
+from imagen_jax.storage.codec import from_dict, to_dict
 from imagen_jax.storage.folders import user_path
 from imagen_jax.storage.json_file import read_dataclass, read_object, write_object
 from imagen_jax.storage.layout_files import read_params
@@ -24,20 +30,30 @@ from imagen_jax.storage.safetensors import save_params
 FEATURES = "features"
 CONFIG_FILE = f"{FEATURES}.json"
 GRAPH_SUFFIX, PICKLE_SUFFIX = ".pb", ".pth"
+# Of Hugging Face's folders, by the model type in config.json; and of ours, by kind.
+READERS = {MODEL_TYPE: read_clip, **dict.fromkeys(DEFAULTS, read_dinov2)}
+SHAPES = {
+    "inception": lambda config: inception_shapes(),
+    "clip": clip_shapes,
+    "dinov2": dinov2_shapes,
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class FeatureFile:
     """The keys of features.json. fingerprint: of the weights, for those who read only this file."""
 
-    kind: Literal["inception", "clip"]
+    kind: Kind
     name: str
     fingerprint: str | None = None
-    config: ClipConfig | None = None
+    config: Any = None  # of the kind's class; read from a dict
 
     def __post_init__(self):
-        if (self.kind == "clip") != (self.config is not None):
-            raise ValueError("a CLIP model needs 'config', and no other network has it")
+        cls = CONFIGS[self.kind]
+        if (self.config is None) != (cls is type(None)):
+            raise ValueError("CLIP and DINOv2 need 'config', and Inception has none")
+        if not isinstance(self.config, cls):
+            object.__setattr__(self, "config", from_dict(cls, self.config, "config"))
 
 
 def is_feature_network(source: str | os.PathLike) -> bool:
@@ -47,10 +63,14 @@ def is_feature_network(source: str | os.PathLike) -> bool:
         return path.suffix in (GRAPH_SUFFIX, PICKLE_SUFFIX)
     if (path / CONFIG_FILE).is_file():
         return True
-    config = path / "config.json"
-    if not config.is_file():
+    if not (path / "config.json").is_file():
         return False
-    return read_object(config, "the config of a model").get("model_type") == MODEL_TYPE
+    return _model_type(path) in READERS
+
+
+def _model_type(directory: Path) -> str | None:
+    found = read_object(directory / "config.json", "the config of a model").get("model_type")
+    return found if isinstance(found, str) else None
 
 
 def find_network(source: str | os.PathLike) -> Path:
@@ -70,13 +90,13 @@ def find_network(source: str | os.PathLike) -> Path:
     if not is_feature_network(path):
         raise FileNotFoundError(
             f"{path} holds no feature network: neither {CONFIG_FILE}, as scripts/convert.py writes "
-            "it, nor the config.json of a CLIP model."
+            "it, nor the config.json of a CLIP or DINOv2 model."
         )
     return path
 
 
 def read_network(source: str | os.PathLike) -> FeatureNetwork:
-    """A network from a directory of ours, one of Hugging Face's CLIP, or Inception's graph file.
+    """A network from a directory of ours, one of Hugging Face's, or Inception's graph file.
 
     Raises:
         FileNotFoundError, ValueError: as of `find_network`, or files are damaged.
@@ -86,13 +106,12 @@ def read_network(source: str | os.PathLike) -> FeatureNetwork:
         return FeatureNetwork(path.stem, None, params_from_graph(path))
     if (path / CONFIG_FILE).is_file():
         return _read_own(path)
-    return FeatureNetwork(path.resolve().name, *read_clip(path), path)
+    return FeatureNetwork(path.resolve().name, *READERS[_model_type(path)](path), path)
 
 
 def _read_own(path: Path) -> FeatureNetwork:
     found = read_dataclass(path / CONFIG_FILE, "the config of a feature network", FeatureFile)
-    shapes = inception_shapes() if found.config is None else clip_shapes(found.config)
-    params = read_params(path, FEATURES, shapes)
+    params = read_params(path, FEATURES, SHAPES[found.kind](found.config))
     return FeatureNetwork(found.name, found.config, params, path)
 
 

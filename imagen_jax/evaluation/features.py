@@ -3,7 +3,7 @@
 import functools
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,13 +14,24 @@ from jaxtyping import Array, Float
 
 from imagen_jax.evaluation.clip_tokenizer import tokenize
 from imagen_jax.evaluation.resizing import RESIZES
-from imagen_jax.models import clip, inception
+from imagen_jax.models import clip, dinov2, inception
 from imagen_jax.storage import fingerprints
 from imagen_jax.storage.codec import require
 from imagen_jax.typing import Images, Params, Tokens
 
-INCEPTION_RESIZES = ("legacy_tensorflow", "pytorch_fid", "clean")
-CLIP_RESIZES = ("clip",)
+Kind = Literal["inception", "clip", "dinov2"]
+NetworkConfig = clip.ClipConfig | dinov2.Dinov2Config | None  # None: Inception, without choices
+CONFIGS: dict[Kind, type] = {
+    "inception": type(None),
+    "clip": clip.ClipConfig,
+    "dinov2": dinov2.Dinov2Config,
+}
+# The ways that images come to each network's size; the first is that of the metric's paper.
+RESIZES_OF: dict[Kind, tuple[str, ...]] = {
+    "inception": ("legacy_tensorflow", "pytorch_fid", "clean"),
+    "clip": ("clip",),
+    "dinov2": ("dgm_eval", "edm2"),
+}
 AXIS = "images"  # of the mesh that a batch is split over
 
 
@@ -29,13 +40,13 @@ class FeatureNetwork:
     """A network and its weights, before it is on any device."""
 
     name: str
-    config: clip.ClipConfig | None  # None for Inception, which has no choices
+    config: NetworkConfig
     params: Params
     directory: Path | None = None  # that has the tokenizer, if there is one
 
     @property
-    def kind(self) -> Literal["inception", "clip"]:
-        return "inception" if self.config is None else "clip"
+    def kind(self) -> Kind:
+        return next(kind for kind, cls in CONFIGS.items() if isinstance(self.config, cls))
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -88,7 +99,7 @@ class FeatureExtractor(FeatureNetwork):
 
     def texts(self, texts: Sequence[str]) -> np.ndarray:
         """float32 [texts, dim], not normalized. ValueError for a network that reads no text."""
-        if self.config is None or self.directory is None:
+        if self.kind != "clip" or self.directory is None:
             raise ValueError(f"{self.name} ({self.kind}) reads no text; a CLIP model does.")
         if isinstance(texts, str):
             raise ValueError(f"texts is the string {texts!r}; give a list of strings.")
@@ -98,7 +109,9 @@ class FeatureExtractor(FeatureNetwork):
     def describe(self) -> dict[str, Any]:
         """What decides the features, as JSON values for a report."""
         names = ("kind", "name", "fingerprint", "resize", "side", "dim")
-        return {name: getattr(self, name) for name in names}
+        about = {name: getattr(self, name) for name in names}
+        # Without CLIP's: the references that there are do not have it.
+        return about | ({"config": asdict(self.config)} if self.kind == "dinov2" else {})
 
     @property
     def identity(self) -> str:
@@ -107,7 +120,7 @@ class FeatureExtractor(FeatureNetwork):
 
     def _run(
         self,
-        compute: Callable[[clip.ClipConfig | None, Params, jax.Array], jax.Array],
+        compute: Callable[[NetworkConfig, Params, jax.Array], jax.Array],
         items: Sequence | np.ndarray,
         prepare: Callable[[Sequence | np.ndarray], np.ndarray],
     ) -> np.ndarray:
@@ -133,15 +146,14 @@ def make_extractor(
     """A network with its parameters on this host's devices of `mesh` (None: on all).
 
     Args:
-        resize: of Inception: "legacy_tensorflow" (None: the original FID's), "pytorch_fid" or
-            "clean".
+        resize: one of the network's in `RESIZES_OF`; None is the first of them.
         batch_size: images that go through the network at once, rounded up to equal shares for the
             devices.
 
     Raises:
         ValueError: the network has no such resize, or the batch size is not positive.
     """
-    known = INCEPTION_RESIZES if network.config is None else CLIP_RESIZES
+    known = RESIZES_OF[network.kind]
     resize = known[0] if resize is None else resize
     require(
         (resize in known, f"{network.name} has no resize {resize!r}; it has {', '.join(known)}."),
@@ -166,13 +178,14 @@ def make_extractor(
 
 @functools.partial(jax.jit, static_argnums=0)
 def image_features(
-    config: clip.ClipConfig | None, params: Params, images: Images
+    config: NetworkConfig, params: Params, images: Images
 ) -> Float[Array, "batch dim"]:
-    """Features of images at the network's size: Inception's in [-1, 1], CLIP's in [0, 1]."""
+    """Features of images at the network's size: Inception's in [-1, 1], others' in [0, 1]."""
     with jax.default_matmul_precision("highest"):
         if config is None:
             return inception.apply(params, images).pooled
-        return clip.embed_images(config, params, images)
+        network = clip if isinstance(config, clip.ClipConfig) else dinov2
+        return network.embed_images(config, params, images)
 
 
 @functools.partial(jax.jit, static_argnums=0)

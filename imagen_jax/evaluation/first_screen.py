@@ -7,7 +7,7 @@ import jax
 from imagen_jax.devices.accelerators import describe
 from imagen_jax.evaluation.generation import image_file
 from imagen_jax.evaluation.inputs import EvaluatedModel, EvaluationRun
-from imagen_jax.evaluation.metrics import DISTANCES, metrics_of
+from imagen_jax.evaluation.metrics import DISTANCES, FRECHET, metrics_of
 from imagen_jax.evaluation.sweep import SweepPoint, text
 
 WIDTH = 11  # of the column of names
@@ -77,15 +77,17 @@ def notes(run: EvaluationRun) -> list[str]:
             "also measures how sharp they are; --size N brings folders to one size"
         )
     for extractor in run.extractors:
-        if not set(metrics_of(request.metrics, extractor)) & set(DISTANCES):
+        wanted = [m for m in metrics_of(request.metrics, extractor) if m in DISTANCES]
+        if not wanted:
             continue
         if "random" in extractor.name.lower():
             found.append(f"{extractor.name}: random weights, whose distances are not FID or KID")
         fewest = min(run.count, true.count)
-        if "fid" in request.metrics and extractor.kind == "inception" and fewest <= extractor.dim:
-            found.append(
-                f"fid of {fewest} images, no more than {extractor.name} has features "
-                f"({extractor.dim}): it is too large, and compares only with figures of as many "
-                "images; kid is not biased so"
-            )
+        found += [
+            f"{metric} of {fewest} images, no more than {extractor.name} has features "
+            f"({extractor.dim}): it is too large, and compares only with figures of as many "
+            f"images; {FRECHET[metric]} is not biased so"
+            for metric in wanted
+            if metric in FRECHET and fewest <= extractor.dim
+        ]
     return found

@@ -25,6 +25,8 @@ pre { background: #f5f5f5; padding: 1em; overflow-x: auto; white-space: pre-wrap
 NAMES = {
     "fid": "FID",
     "kid": "KID",
+    "fd_dinov2": "FD-DINOv2",
+    "kd_dinov2": "KD-DINOv2",
     "cmmd": "CMMD",
     "clip": "CLIP score",
     "r_precision": "R-precision",
@@ -98,7 +100,7 @@ def make_page(
         body += ["<h2>Figures</h2>", _table([("metric", "of", "value", "details"), *rows])]
     else:
         body += ["<h2>Points</h2>", _table(table)]
-    body += ["<p>Of FID, KID and CMMD less is better; of all others more.</p>"]
+    body += ["<p>Of FID, KID, FD, KD and CMMD less is better; of all others more.</p>"]
     for name, image in images.items():
         body += [f"<h2>{html.escape(name)}</h2>", _image(image, name)]
     settings = {

@@ -94,7 +94,7 @@ def with_networks(run: EvaluationRun) -> EvaluationRun:
     Raises ValueError where a network is damaged, or does not fit the metrics or the reference.
     """
     request = run.request
-    run = replace(run, extractors=read_extractors(request))
+    run = replace(run, extractors=read_extractors(request.features, request.resize))
     check_networks(request.metrics, run.extractors)
     for extractor in run.extractors:
         wanted = metrics_of(request.metrics, extractor)

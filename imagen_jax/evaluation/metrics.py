@@ -1,4 +1,6 @@
-"""From features to figures: FID, KID, CMMD, CLIP score and R-precision, each by each network."""
+"""From features to figures: Fréchet and kernel distances (FID and KID, and the same by DINOv2),
+CMMD, CLIP score and R-precision, each by each network.
+"""
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -27,11 +29,11 @@ class Targets(NamedTuple):
     captions: np.ndarray | None = None
 
 
-def fid(images: np.ndarray, targets: Targets) -> dict[str, Any]:
+def frechet(images: np.ndarray, targets: Targets) -> dict[str, Any]:
     return {"value": distances.frechet_distance(statistics_of(images), targets.statistics)}
 
 
-def kid(images: np.ndarray, targets: Targets) -> dict[str, Any]:
+def kernel(images: np.ndarray, targets: Targets) -> dict[str, Any]:
     size = min(KID_SUBSET_SIZE, len(images), len(targets.references))
     mean, deviation = distances.kernel_distance(
         images, targets.references, subsets=KID_SUBSETS, subset_size=size
@@ -88,13 +90,17 @@ class Metric(NamedTuple):
 
 
 METRICS = {
-    "fid": Metric(fid, "inception", "reference"),
-    "kid": Metric(kid, "inception", "reference"),
+    "fid": Metric(frechet, "inception", "reference"),
+    "kid": Metric(kernel, "inception", "reference"),
+    "fd_dinov2": Metric(frechet, "dinov2", "reference"),
+    "kd_dinov2": Metric(kernel, "dinov2", "reference"),
     "cmmd": Metric(cmmd, "clip", "reference"),
     "clip": Metric(clip_score, "clip", "captions"),
     "r_precision": Metric(r_precision, "clip", "captions"),
 }
 DISTANCES = tuple(name for name, metric in METRICS.items() if metric.target == "reference")
+# Each with the distance of the same network that is not biased by the number of images.
+FRECHET = {"fid": "kid", "fd_dinov2": "kd_dinov2"}
 
 
 def metrics_of(metrics: Sequence[str], extractor: FeatureExtractor) -> list[str]:
@@ -119,7 +125,8 @@ def compute_targets(
         references = reference.of(extractor) if "reference" in needs else None
         if references is not None:
             warn_of_one(references, f"references have the same features by {extractor.name}")
-        statistics, texts = statistics_of(references) if "fid" in wanted else None, None
+        texts, gaussian = None, FRECHET.keys() & set(wanted)
+        statistics = statistics_of(references) if gaussian else None
         if "captions" in needs:
             distinct, row = np.unique(np.asarray(captions), return_inverse=True)
             texts = np.asarray(extractor.texts([str(text) for text in distinct]))[row]

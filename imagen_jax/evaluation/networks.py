@@ -7,14 +7,21 @@ from pathlib import Path
 import jax
 
 from imagen_jax.evaluation.feature_files import find_network, load_extractor
-from imagen_jax.evaluation.features import FeatureExtractor, FeatureNetwork, make_extractor
+from imagen_jax.evaluation.features import (
+    CONFIGS,
+    RESIZES_OF,
+    FeatureExtractor,
+    FeatureNetwork,
+    make_extractor,
+)
 from imagen_jax.evaluation.metrics import METRICS, metrics_of
 from imagen_jax.evaluation.request import EvaluationRequest
 from imagen_jax.models import inception
 
 RANDOM = "random_inception"
 # Where networks are looked for without --features, by kind.
-PLACES = {"inception": Path("models/inception"), "clip": Path("models/clip")}
+PLACES = {kind: Path("models") / kind for kind in CONFIGS}
+TITLES = {"inception": "Inception", "clip": "CLIP", "dinov2": "DINOv2"}
 HOW_TO_GET = {
     "inception": "Get pytorch-fid's pt_inception-2015-12-05-6726825d.pth, or TensorFlow's "
     "classify_image_graph_def.pb, and convert it once:\n\n"
@@ -26,6 +33,10 @@ HOW_TO_GET = {
     "it once:\n\n"
     "  python scripts/convert.py --model clip-vit-large-patch14-336 --to imagen_jax "
     "--out models/clip\n\n"
+    "It is then found there; --features DIR names another place.",
+    "dinov2": "Get a DINOv2 model from Hugging Face (FD-DINOv2's is facebook/dinov2-large) and "
+    "convert it once:\n\n"
+    "  python scripts/convert.py --model dinov2-large --to imagen_jax --out models/dinov2\n\n"
     "It is then found there; --features DIR names another place.",
 }
 
@@ -59,9 +70,8 @@ def needed_kinds(metrics: Sequence[str]) -> list[str]:
 def missing_network(metrics: Sequence[str], kind: str) -> str:
     """What to do where a network of this kind is not there."""
     readers = [m for m in metrics if m in METRICS and METRICS[m].network == kind]
-    title = {"inception": "Inception", "clip": "CLIP"}[kind]
     what = f"{' and '.join(readers) or 'A reference'} need{'' if len(readers) > 1 else 's'}"
-    return f"{what} the network {title}, and --features names none. {HOW_TO_GET[kind]}"
+    return f"{what} the network {TITLES[kind]}, and --features names none. {HOW_TO_GET[kind]}"
 
 
 def check_networks(metrics: Sequence[str], extractors: Sequence[FeatureExtractor]) -> None:
@@ -78,18 +88,20 @@ def check_networks(metrics: Sequence[str], extractors: Sequence[FeatureExtractor
             )
 
 
-def read_extractors(request: EvaluationRequest) -> tuple[FeatureExtractor, ...]:
-    """The feature networks, spread over all devices; Inception once for each way to resize."""
+def read_extractors(
+    features: Sequence[str], resizes: Sequence[str] = ()
+) -> tuple[FeatureExtractor, ...]:
+    """The networks of these names, spread over all devices, once for each of the resizes that a
+    network has (for none: by its usual one). One with several to choose from has it in its name.
+    """
     found = []
-    for name in request.features:
+    for name in features:
         extractor = random_inception() if name == RANDOM else load_extractor(name)
-        if extractor.kind == "inception":
-            found += [
-                replace(extractor, name=f"{extractor.name}, {resize}", resize=resize)
-                for resize in request.resize
-            ]
-        else:
-            found.append(extractor)
+        known = RESIZES_OF[extractor.kind]
+        wanted = [resize for resize in resizes if resize in known] or known[:1]
+        for resize in wanted:
+            own = f"{extractor.name}, {resize}" if len(known) > 1 else extractor.name
+            found.append(replace(extractor, name=own, resize=resize))
     if len({extractor.name for extractor in found}) < len(found):
         raise ValueError(f"--features names a network twice: {[e.name for e in found]}.")
     return tuple(found)

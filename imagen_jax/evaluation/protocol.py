@@ -9,11 +9,13 @@ from typing import Any
 
 from imagen_jax.data.coco import VAL2014_IMAGES
 from imagen_jax.evaluation.features import FeatureExtractor
+from imagen_jax.evaluation.html_report import NAMES
 from imagen_jax.evaluation.image_folder import Preprocessing
 from imagen_jax.evaluation.inputs import EvaluationRun
 from imagen_jax.evaluation.metrics import KID_SUBSET_SIZE, METRICS, NEGATIVES
 from imagen_jax.evaluation.prompts import COCO_30K, COCO_SIZE, PromptList
 from imagen_jax.evaluation.reference import Reference
+from imagen_jax.models.dinov2 import Dinov2Config
 
 CMMD_SIDE, CMMD_DIM = 336, 768  # of CLIP ViT-L/14-336
 Checks = list[tuple[bool, str]]  # whether something departs from the protocol, and the sentence
@@ -114,11 +116,15 @@ def _of_network(metric: str, extractor: FeatureExtractor) -> Checks:
     return [
         (
             "random" in name.lower(),
-            f"{name} has random weights, so this is not {metric.upper()}: it compares only with "
+            f"{name} has random weights, so this is not {NAMES[metric]}: it compares only with "
             "figures of the same weights",
         ),
         (
             metric == "cmmd" and (about["side"], about["dim"]) != (CMMD_SIDE, CMMD_DIM),
             f"{name} is not CLIP ViT-L/14 at {CMMD_SIDE} pixels, CMMD's network",
+        ),
+        (
+            extractor.kind == "dinov2" and extractor.config != Dinov2Config(),
+            f"{name} is not DINOv2 ViT-L/14 without registers at 224 pixels, FD-DINOv2's network",
         ),
     ]

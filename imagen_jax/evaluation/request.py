@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from imagen_jax.evaluation import shards
-from imagen_jax.evaluation.features import INCEPTION_RESIZES
+from imagen_jax.evaluation.features import RESIZES_OF
 from imagen_jax.evaluation.image_quality import QUALITY
 from imagen_jax.evaluation.metrics import METRICS
 from imagen_jax.pipeline.request import check_batch, check_count, check_seed
@@ -14,6 +14,8 @@ from imagen_jax.storage.folders import user_path
 
 # "images" gives no figure, only the images.
 KNOWN_METRICS = (*METRICS, "retrieval", *QUALITY, "images")
+# Those that there is a choice of.
+KNOWN_RESIZES = tuple(name for names in RESIZES_OF.values() if len(names) > 1 for name in names)
 StageValues = float | tuple[float, ...]  # one for all stages, or one each
 
 
@@ -33,7 +35,7 @@ class EvaluationRequest:
     data: Path | None = None
     metrics: tuple[str, ...] = ()
     features: tuple[str, ...] = ()
-    resize: tuple[str, ...] = INCEPTION_RESIZES[:1]
+    resize: tuple[str, ...] = ()
     reference: Path | None = None
     make_reference: str | None = None
     split: str = "heldout"
@@ -57,7 +59,7 @@ class EvaluationRequest:
                 object.__setattr__(self, name, user_path(getattr(self, name)))
         for option, words, known in (
             ("--metrics", self.metrics, KNOWN_METRICS),
-            ("--resize", self.resize, INCEPTION_RESIZES),
+            ("--resize", self.resize, KNOWN_RESIZES),
         ):
             unknown = [word for word in words if word not in known]
             require(
@@ -66,7 +68,6 @@ class EvaluationRequest:
             )
         reference, making = self.reference, self.make_reference is not None
         require(
-            (self.resize, f"--resize is empty; known are {', '.join(INCEPTION_RESIZES)}."),
             (
                 not making or reference is not None,
                 "--make_reference needs --reference FILE, the file to write.",

@@ -25,14 +25,25 @@ def pytorch_fid(image: np.ndarray, side: int) -> np.ndarray:
 
 
 def clean(image: np.ndarray, side: int) -> np.ndarray:
-    """Antialiased bicubic, a floating-point channel at a time: clean-fid's (arXiv 2104.11222)."""
+    """Antialiased bicubic in floating point, clipped: clean-fid's (arXiv 2104.11222)."""
+    return np.clip(edm2(image, side), 0, 255)
+
+
+def dgm_eval(image: np.ndarray, side: int) -> np.ndarray:
+    """Antialiased bicubic in 8 bits, the sides apart: FD-DINOv2's (arXiv 2306.04675)."""
+    resized = Image.fromarray(np.ascontiguousarray(image))
+    return np.asarray(resized.resize((side, side), Image.Resampling.BICUBIC))
+
+
+def edm2(image: np.ndarray, side: int) -> np.ndarray:
+    """The same in floating point, neither rounded nor clipped: EDM2's (arXiv 2312.02696)."""
     channels = [
         Image.fromarray(np.ascontiguousarray(image[..., channel], np.float32)).resize(
             (side, side), Image.Resampling.BICUBIC
         )
         for channel in range(3)
     ]
-    return np.clip(np.stack([np.asarray(channel) for channel in channels], axis=-1), 0, 255)
+    return np.stack([np.asarray(channel) for channel in channels], axis=-1)
 
 
 def clip_crop(image: np.ndarray, side: int) -> np.ndarray:
@@ -53,6 +64,8 @@ RESIZES: dict[str, Resize] = {
     "pytorch_fid": pytorch_fid,
     "clean": clean,
     "clip": clip_crop,
+    "dgm_eval": dgm_eval,
+    "edm2": edm2,
 }
 
 

@@ -55,7 +55,8 @@ def evaluate(request: EvaluationRequest) -> None:
     """
     if request.out is None and request.images is None and request.make_reference is not None:
         request = with_features(request)
-        images, extractors = open_reference_images(request), inputs.read_extractors(request)
+        images = open_reference_images(request)
+        extractors = inputs.read_extractors(request.features, request.resize)
         if compute_reference(images, extractors, request, request.reference.parent) is None:
             print(f"Share {request.share} of the reference is done; then run without --share.")
         return

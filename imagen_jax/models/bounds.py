@@ -31,7 +31,9 @@ BOUNDS: dict[str, tuple[int | float, int | float]] = {
     "num_res_blocks": (1, 64),  # of a level of a U-Net
     "stride": (1, 8),
     "patch_size": (1, 64),
-    "image_size": (1, MAX_SIDE),
+    **dict.fromkeys(("image_size", "position_size"), (1, MAX_SIDE)),
+    "position_offset": (0.0, 1.0),
+    "registers": (0, 1024),
     "max_length": (1, 2**16),
     "norm_eps": EPSILON,
     **dict.fromkeys(("output_scale_factor", "mid_output_scale_factor"), FACTOR),

@@ -9,6 +9,7 @@ import importlib.util
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -34,8 +35,8 @@ OTHER_KEYS = {
 }
 
 
-def load_config(path: str | Path) -> ConfigDict:
-    """Calls `get_config()` of a Python file."""
+def load_module(path: str | Path, function: str = "get_config") -> ModuleType:
+    """A Python file that has this function, executed. ValueError where it is none."""
     path = user_path(path)
     if not path.is_file():
         others = ", ".join(sorted(file.name for file in path.parent.glob("*.py")))
@@ -44,12 +45,17 @@ def load_config(path: str | Path) -> ConfigDict:
         )
     spec = importlib.util.spec_from_file_location("imagen_jax_config", path)
     if spec is None:
-        raise ValueError(f"{path} is no config: a config is a Python file (.py) with get_config()")
+        raise ValueError(f"{path} is no config: a config is a Python file (.py) with {function}()")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
-        raise ValueError(f"{path} has no function get_config()")
-    return ConfigDict(module.get_config(), convert_dict=True)
+    if not hasattr(module, function):
+        raise ValueError(f"{path} has no function {function}()")
+    return module
+
+
+def load_config(path: str | Path) -> ConfigDict:
+    """Calls `get_config()` of a Python file."""
+    return ConfigDict(load_module(path).get_config(), convert_dict=True)
 
 
 def with_homes(value: Any) -> Any:

@@ -11,9 +11,12 @@ from imagen_jax.text.tokenizers import SentencePieceTokenizer
 
 
 def is_open(config: Section) -> bool:
-    """Whether the config leaves the network to the model of `init_from`: it names no levels."""
+    """Whether the config leaves the network to the model of `init_from`: it names neither its
+    kind nor levels.
+    """
     stage = to_dict(config).get("stage")
-    return stage is None or not (stage.get("network") or {}).get("levels")
+    network = (stage or {}).get("network") or {}
+    return not (network.get("kind") or network.get("levels"))
 
 
 def filled(config: Section, cascade: Cascade) -> dict[str, Any]:

@@ -54,7 +54,8 @@ class Run:
     weights: parameters to start from, of all parts or of some, where there is no checkpoint yet;
         arrays on devices are given away.
     sample: parameters -> an image; score: parameters -> scores by name. They get the average of the
-        parameters where there is one.
+        parameters where there is one. score_every: steps between scores; None: as
+        section `evaluate` says, without one at the end alone.
     reference: the curve of a run of the same stage, reported beside the loss.
     source: the images of the batches, to count epochs; None for a stream.
     """
@@ -71,6 +72,7 @@ class Run:
     weights: Params | None = None
     sample: Callable[[Params], Image.Image] | None = None
     score: Callable[[Params], dict[str, float]] | None = None
+    score_every: int | None = None
     reference: metrics.Curve | None = None
     source: Source | None = None
 
@@ -180,7 +182,7 @@ def train(
 
     # ---------------------------------------------------------------- the loop
     sample_every = (config.sample and config.sample.every) or num_steps
-    score_every = (config.evaluate and config.evaluate.every) or num_steps
+    score_every = run.score_every or (config.evaluate and config.evaluate.every) or num_steps
     first, final = profile or (0, 0)
     traced = range(max(first, start + 1), final + 1)
     with contextlib.closing(log), hosts.stop_on_signal() as stop_after:

@@ -209,6 +209,11 @@ def read_losses(workdir: str | Path) -> dict[int, float]:
     return {line["step"]: line["loss"] for line in _records(workdir) if "loss" in line}
 
 
+def read_scores(workdir: str | Path) -> dict[int, dict[str, float]]:
+    """{step: scores by name} of a run, from metrics.jsonl; of a repeated step the later ones."""
+    return {line["step"]: line["scores"] for line in _records(workdir) if "scores" in line}
+
+
 def read_curve(workdir: str | Path, points: int = 200) -> Curve:
     """A run's loss curve in at most `points` points, each the mean of the reports around it."""
     reports = {line["step"]: line for line in _records(workdir) if "window" in line}

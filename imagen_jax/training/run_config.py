@@ -213,7 +213,8 @@ class EvaluateConfig:
     """Figures of a fixed list of prompts, every `every` steps and at the end, for a base model.
 
     prompts: a file, as for scripts/evaluate.py; its first `num`. features: directories of networks
-    (scripts/convert.py): Inception gives FID, CLIP the CLIP score and, with a reference, CMMD.
+    (scripts/convert.py): with a reference Inception gives FID, DINOv2 FD-DINOv2 and CLIP CMMD; CLIP
+    also the CLIP score.
     reference: a file of scripts/evaluate.py --make_reference. Images are sampled as the section
     `sample` says.
     """

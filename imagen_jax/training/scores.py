@@ -1,4 +1,4 @@
-"""FID, CLIP score and CMMD of a base model's images while it is trained."""
+"""FID, FD-DINOv2, CLIP score and CMMD of a base model's images while it is trained."""
 
 import warnings
 from collections.abc import Callable
@@ -9,8 +9,8 @@ import numpy as np
 
 from imagen_jax.cascade.cascade import sample_keys
 from imagen_jax.devices import memory
-from imagen_jax.evaluation.feature_files import load_extractor
 from imagen_jax.evaluation.metrics import DISTANCES, METRICS, compute_targets, measure
+from imagen_jax.evaluation.networks import read_extractors
 from imagen_jax.evaluation.prompts import read_prompts
 from imagen_jax.evaluation.reference import read_reference
 from imagen_jax.images.pixels import to_uint8
@@ -20,7 +20,7 @@ from imagen_jax.training.samples import make_generate
 from imagen_jax.training.state import Frozen
 from imagen_jax.typing import Params
 
-LOGGED = ("fid", "cmmd", "clip")
+LOGGED = ("fid", "fd_dinov2", "cmmd", "clip")
 
 
 def make_score_fn(
@@ -47,7 +47,7 @@ def make_score_fn(
             "with scripts/evaluate.py --model WORKDIR"
         )
     prompts = read_prompts(section.prompts).first(section.num)
-    extractors = [load_extractor(directory) for directory in section.features]
+    extractors = read_extractors(section.features)
     reference = None if section.reference is None else read_reference(Path(section.reference))
     kinds = {extractor.kind for extractor in extractors}
     known = [m for m in LOGGED if METRICS[m].network in kinds]

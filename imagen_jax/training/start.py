@@ -63,7 +63,11 @@ def read_plan(path: str | Path, overrides: dict[str, str]) -> Plan:
         ValueError: a key is unknown or has a bad value, or keys do not fit each other or the
             devices.
     """
-    raw = read_raw(path, overrides)
+    return make_plan(read_raw(path, overrides))
+
+
+def make_plan(raw: Section) -> Plan:
+    """The plan of a config that `read_raw` has read; it raises as `read_plan` does."""
     config = read_config(raw)
     mesh = sharding.make_mesh(config.mesh)
     encoder = build.make_text_encoder(config)

@@ -10,9 +10,11 @@ from safetensors.numpy import save_file
 
 from imagen_jax.commands.benchmark_features import random_state
 from imagen_jax.convert import clip as convert_clip
+from imagen_jax.convert import dinov2 as convert_dinov2
 from imagen_jax.convert import inception as convert
 from imagen_jax.convert.frozen_graph import read_constants
-from imagen_jax.models import inception
+from imagen_jax.models import dinov2, inception
+from imagen_jax.storage.layout_files import write_layout
 
 
 @pytest.fixture(scope="module")
@@ -158,8 +160,6 @@ VALUES = {
 
 def write_clip(place, values=VALUES, **changes):
     """A directory as transformers writes one, of random weights; a change of None leaves out."""
-    from imagen_jax.storage.layout_files import write_layout
-
     config = convert_clip.config_from_huggingface(VALUES)
     shapes = convert_clip.clip_shapes(config)
     rng = np.random.default_rng(0)
@@ -224,3 +224,84 @@ def test_configs_that_are_no_clips_are_refused(tmp_path):
         (tmp_path / "config.json").write_text(json.dumps(values))
         with pytest.raises(ValueError, match=said):
             convert_clip.read_clip(tmp_path)
+
+
+DINOV2 = {
+    "model_type": "dinov2", "hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 2,
+    "mlp_ratio": 3, "image_size": 42,
+}  # fmt: skip
+
+
+def write_dinov2(place, values, **changes):
+    """As `write_clip`, of a DINOv2."""
+    config = convert_dinov2.config_from_huggingface(values)
+    rng, shapes = np.random.default_rng(0), convert_dinov2.dinov2_shapes(config)
+    params = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape).astype(np.float32), shapes)
+    tensors = write_layout(convert_dinov2.dinov2_layout(config), params)
+    tensors |= {"embeddings.mask_token": np.zeros((1, 8), np.float32)} | changes
+    kept = {name: np.ascontiguousarray(each) for name, each in tensors.items() if each is not None}
+    save_file(kept, place / "model.safetensors")
+    (place / "config.json").write_text(json.dumps(values))
+    return config, params
+
+
+@pytest.mark.parametrize("kind", convert_dinov2.DEFAULTS)
+@pytest.mark.parametrize("swiglu", [False, True])
+def test_dinov2_is_read_as_it_was_written(kind, swiglu, tmp_path):
+    values = DINOV2 | {"model_type": kind, "patch_size": 14, "use_swiglu_ffn": swiglu}
+    config, params = write_dinov2(tmp_path, values)
+    assert config.registers == (4 if "registers" in kind else 0)
+    assert config.hidden == (16 if swiglu else 24)
+    assert params["position_embedding"].shape == (10, 8)
+    found, read = convert_dinov2.read_dinov2(tmp_path)
+    assert found == config
+    jax.tree.map(np.testing.assert_array_equal, read, params)
+
+
+def test_published_dinov2s_have_their_sizes():
+    """ViT-S, B, L and g of arXiv 2304.07193; the default is FD-DINOv2's network."""
+    sizes = ((384, 12, 6, 1536), (768, 12, 12, 3072), (1024, 24, 16, 4096), (1536, 40, 24, 4096))
+    for width, layers, heads, hidden in sizes:
+        values = {
+            "model_type": "dinov2", "hidden_size": width, "num_hidden_layers": layers,
+            "num_attention_heads": heads, "image_size": 518, "use_swiglu_ffn": width == 1536,
+        }  # fmt: skip
+        config = convert_dinov2.config_from_huggingface(values)
+        assert config.hidden == hidden
+        assert (config == dinov2.Dinov2Config()) == (width == 1024)
+
+
+def test_faults_of_dinov2s_tensors_are_named(tmp_path):
+    write_dinov2(
+        tmp_path,
+        DINOV2,
+        **{
+            "layernorm.bias": None,
+            "embeddings.register_tokens": np.zeros((1, 4, 8)),
+            "encoder.layer.1.layer_scale1.lambda1": np.zeros(9),
+        },
+    )
+    faults = (
+        r"1 missing: layernorm\.bias; 1 unused: embeddings\.register_tokens; 1 misshapen: "
+        r"encoder\.layer\.1\.layer_scale1\.lambda1 is \(9,\), not \(8,\)"
+    )
+    with pytest.raises(ValueError, match=faults):
+        convert_dinov2.read_dinov2(tmp_path)
+
+
+def test_configs_that_are_no_dinov2s_are_refused(tmp_path):
+    registers = {"model_type": "dinov2_with_registers"}
+    for changes, said in (
+        ({"model_type": "dinov3_vit"}, "'dinov3_vit', not 'dinov2' or"),
+        ({"hidden_act": "relu"}, "hidden_act is 'relu'"),
+        ({"num_channels": 1}, "num_channels is 1"),
+        ({"qkv_bias": False}, "qkv_bias is False"),
+        ({"use_swiglu_ffn": 1}, "use_swiglu_ffn is 1"),
+        ({"mlp_ratio": 2.5}, r"mlp_ratio is 2\.5"),
+        ({"image_size": [42, 56]}, r"image_size is \[42, 56\]"),
+        ({"num_attention_heads": 3}, "does not split into 3 heads"),
+        (registers | {"num_register_tokens": 0}, "num_register_tokens is 0"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(DINOV2 | changes))
+        with pytest.raises(ValueError, match=said):
+            convert_dinov2.read_dinov2(tmp_path)

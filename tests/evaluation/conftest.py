@@ -53,9 +53,10 @@ def networks(monkeypatch):
     made = {
         "inception": stand_in.inception(seen=[]),
         "clip": stand_in.clip(seen=[]),
+        "dinov2": stand_in.dinov2(seen=[]),
     }
     monkeypatch.setattr(
-        inputs, "read_extractors", lambda request: tuple(made[name] for name in request.features)
+        inputs, "read_extractors", lambda features, resizes: tuple(made[name] for name in features)
     )
     monkeypatch.setattr(network_files, "find_network", made.__getitem__)
     monkeypatch.setattr(shards, "CHUNK", 4)

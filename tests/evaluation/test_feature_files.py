@@ -137,7 +137,7 @@ def test_faults_are_named(network, tmp_path):
     for change, said in (
         ({"kind": "vgg"}, "'kind' is 'vgg'; it must be one of 'inception', 'clip'"),
         ({"name": 3}, "'name' is 3; it must be of type str"),
-        ({"config": None}, "a CLIP model needs 'config'"),
+        ({"config": None}, "CLIP and DINOv2 need 'config'"),
         ({"config": {**sound["config"], "depth": 2}}, "depth"),
         ({"config": {**sound["config"], "text": 1}}, r"'config\.text' is 1"),
         ({"config": {**sound["config"], "patch_size": "8"}}, r"'config\.patch_size' is '8'"),

@@ -53,7 +53,7 @@ def place(tmp_path, monkeypatch, rng):
     pipeline = Pipeline(cascade, random_params(cascade), name="mine")
     pipeline.save_pretrained(tmp_path / "runs" / "mine")
     network = stand_in.StandIn("inception", NAME)
-    monkeypatch.setattr(inputs, "read_extractors", lambda request: (network,))
+    monkeypatch.setattr(inputs, "read_extractors", lambda features, resizes: (network,))
     monkeypatch.setattr(jax, "devices", lambda: jax.local_devices()[:1])
     monkeypatch.chdir(tmp_path)
 

@@ -13,6 +13,7 @@ from imagen_jax.evaluation.inputs import EvaluationRequest, EvaluationRun
 from imagen_jax.evaluation.prompts import PromptList
 from imagen_jax.evaluation.protocol import departures
 from imagen_jax.evaluation.reference import Reference, is_val2014
+from imagen_jax.models.dinov2 import Dinov2Config
 
 NETWORK = stand_in.StandIn("inception", "inception-v3")
 
@@ -79,6 +80,10 @@ def test_departures_of_a_metric():
     large, small = (stand_in.StandIn("clip", "CLIP", dim=768, side=side) for side in (336, 224))
     assert of_run("cmmd", large) == []
     assert "is not CLIP ViT-L/14" in of_run("cmmd", small)[0]
+    large, registers = stand_in.dinov2(), stand_in.dinov2()
+    vars(registers)["config"] = Dinov2Config(registers=4, position_offset=0.0)
+    assert of_run("fd_dinov2", large) == of_run("kd_dinov2", large) == []
+    assert "is not DINOv2 ViT-L/14 without registers" in of_run("fd_dinov2", registers)[0]
     other = of_run("clip", clip, prompts=prompts(name="drawbench"))
     assert "same list" in other[0]
     assert "random weights, so this is not FID" in of_run("fid", stand_in.inception())[0]

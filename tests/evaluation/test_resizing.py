@@ -3,13 +3,14 @@
 import numpy as np
 import pytest
 from feature_references import photographs, torch_fidelity
+from PIL import Image
 
 from imagen_jax.evaluation import resizing
-from imagen_jax.models import clip
+from imagen_jax.models import clip, dinov2
 
 PHOTOGRAPHS = ("chelsea", "china", "coffee")  # wide, larger and smaller than the networks see
 SIDE = 299
-# Of images in 0...255, or of CLIP's normalized ones.
+# Of images in 0...255, or of normalized ones.
 CLOSE = 1e-3
 
 
@@ -56,6 +57,28 @@ def test_clean(image):
     resize = pytest.importorskip("cleanfid.resize")
     theirs = resize.make_resizer("PIL", False, "bicubic", (SIDE, SIDE))(image)
     np.testing.assert_array_equal(resizing.clean(image, SIDE), theirs)
+
+
+def test_edm2(image):
+    from torch.nn.functional import interpolate
+
+    image64 = as_tensor(image).double()  # in float32 PyTorch rounds the places to 0.005 of 255
+    theirs = interpolate(image64, size=(SIDE, SIDE), mode="bicubic", antialias=True)
+    assert difference(resizing.edm2(image, SIDE), theirs) < CLOSE
+
+
+def test_dgm_eval(image):
+    module = pytest.importorskip("transformers.models.vit.image_processing_pil_vit")
+    mean, std = list(dinov2.IMAGE_MEAN), list(dinov2.IMAGE_STD)
+    processor = module.ViTImageProcessorPil(
+        size={"height": 224, "width": 224},
+        resample=Image.Resampling.BICUBIC,
+        image_mean=mean,
+        image_std=std,
+    )
+    theirs = processor(image, return_tensors="np")["pixel_values"]
+    ours = (resizing.dgm_eval(image, 224).astype(np.float32) / 255 - mean) / std
+    assert difference(ours, theirs) < CLOSE
 
 
 @pytest.mark.parametrize("side", [224, 336])

@@ -77,6 +77,10 @@ def test_where_weights_are_found(tmp_path, monkeypatch):
         networks.with_features(request)
     (tmp_path / "models" / "clip").mkdir()
     assert networks.with_features(request).features == ("models/inception", "models/clip")
+    with pytest.raises(
+        ValueError, match=r"fd_dinov2 needs the network DINOv2.*\n.*\n.*dinov2-large"
+    ):
+        networks.with_features(EvaluationRequest(metrics=("fd_dinov2",)))
     named = EvaluationRequest(metrics=("fid",), features=("mine",))
     with pytest.raises(FileNotFoundError, match="mine, where a feature network should be"):
         networks.with_features(named)
@@ -111,6 +115,10 @@ def test_folders_that_cannot_be_compared(folders, networks, tmp_path, rng, capsy
     said = capsys.readouterr().out
     assert "the images have 8 pixels and the reference 16" in said
     assert "fid of 3 images, no more than random-inception has features (6)" in said
+    call(a, tmp_path / "large", "--features", "dinov2", "--metrics", "fd_dinov2,kd_dinov2")
+    said = capsys.readouterr().out
+    assert "fd_dinov2 of 3 images, no more than dinov2-large has features (6)" in said
+    assert "kd_dinov2 is not biased so" in said
     call(a, tmp_path / "mixed", *with_network, "--size", 8)
     assert "have 8 pixels" not in capsys.readouterr().out
     (tmp_path / "plain").mkdir()

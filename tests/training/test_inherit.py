@@ -62,6 +62,7 @@ def test_one_of_several_stages_must_be_named():
 def test_a_config_with_a_network_is_whole():
     assert inherit.is_open(OPEN)
     assert not inherit.is_open({"stage": {"network": {"levels": [{"channels": 8}]}}})
+    assert not inherit.is_open({"stage": {"network": {"kind": "transformer", "width": 8}}})
 
 
 CONFIG = """

@@ -43,7 +43,7 @@ def config(folder, stage=BASE, **section):
 @pytest.fixture
 def folder(tmp_path, monkeypatch, rng):
     networks = {"inception": stand_in.inception(), "clip": stand_in.clip()}
-    monkeypatch.setattr(scores, "load_extractor", networks.__getitem__)
+    monkeypatch.setattr(scores, "read_extractors", lambda names: [networks[n] for n in names])
     (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
     features = {
         stand.name: rng.normal(size=(9, 6)).astype(np.float32) for stand in networks.values()

@@ -1,0 +1,114 @@
+"""Networks, predictions and schedules beside each other: text to 32x32 icons at equal compute.
+
+    python scripts/compare_recipes.py --config configs/compare_icons32.py --out runs/compare \
+        --flops 5e13 --seeds 0,1 --splits heldout,pair --jobs 2
+"""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+SHIPPED = Path(__file__).parent.parent / "imagen_jax" / "pretrained" / "emoji"
+
+NETWORKS = {
+    "unet": {
+        "kind": "unet",
+        "levels": [
+            {"channels": 32, "num_res_blocks": 1, "attention": None},
+            {"channels": 64, "num_res_blocks": 1, "attention": None},
+            {"channels": 108, "num_res_blocks": 2, "attention": "self"},
+        ],
+        "head_channels": 32,
+        "pooling_heads": 3,
+        "embedding_width": 256,
+        "dtype": "float32",
+    },
+    "efficient_unet": {
+        "kind": "efficient_unet",
+        "levels": [
+            {"channels": 80, "num_res_blocks": 1, "stride": 1, "attention": None},
+            {"channels": 160, "num_res_blocks": 2, "stride": 2, "attention": "self"},
+        ],
+        "patch_size": 2,
+        "num_heads": 4,
+        "attention_hidden_ratio": 1.0,
+        "embedding_width": 256,
+    },
+    "transformer": {
+        "kind": "transformer",
+        "width": 192,
+        "depth": 6,
+        "heads": 3,
+        "patch_size": 4,
+        "bottleneck": None,
+    },
+}
+
+
+def get_axes() -> dict:
+    return {
+        "network": {name: {"network": network} for name, network in NETWORKS.items()},
+        "prediction": {
+            "eps": {"prediction": "eps", "loss": {"weight": "eps"}},
+            "v": {"prediction": "v", "loss": {"weight": "v"}},
+            "x0": {"prediction": "x0", "loss": {"weight": "v", "min_scale": 0.05}},
+        },
+        "schedule": {
+            "cosine": {"schedule": {"kind": "cosine"}},
+            "flow": {"schedule": {"kind": "flow"}, "time_logit_normal": (0.0, 1.0)},
+        },
+    }
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict(
+        {"seed": 0, "batch_size": 16, "num_steps": 2000, "log_every": 50, "ema_decay": 0.995}
+    )
+    config.stage = {
+        "name": "icons32",
+        "resolution": 32,
+        "conditioning": "text",
+        "text_width": 192,
+        "prediction": "v",
+        "loss": {"weight": "v"},
+        "schedule": {"kind": "cosine"},
+        "network": NETWORKS["efficient_unet"],
+    }
+    config.text = {
+        "tokenizer": str(SHIPPED / "spiece.model"),
+        "max_length": 24,
+        "trainable": False,
+        "dropout": 0.1,
+        "init_from": "emoji",
+        "encoder": {
+            "vocab_size": 6000,
+            "d_model": 192,
+            "num_heads": 3,
+            "head_dim": 64,
+            "num_layers": 1,
+            "d_ff": 384,
+            "embedding_init_scale": 0.05,
+            "embedding_multiplier": 20.0,
+        },
+    }
+    config.data = {"source": "npz", "path": "data/icons/icons32.npz", "split": "train"}
+    config.optimizer = {
+        "kind": "adamw",
+        "learning_rate": 8e-4,
+        "warmup_steps": 100,
+        "decay_steps": 2000,
+        "b1": 0.9,
+        "b2": 0.99,
+        "weight_decay": 0.01,
+        "clip_norm": 1.0,
+    }
+    config.mesh = {"data": None, "fsdp": 1, "tensor": 1}
+    config.checkpoint = {"every": 250, "keep": 1, "keep_best": 0}
+    config.sample = {
+        "prompts": ["dog face, flat style", "red heart, 3d style"],
+        "sampler": "dpmpp_2m",
+        "steps": 10,
+        "guidance": 2.0,
+        "threshold": "static",
+    }
+    return config
