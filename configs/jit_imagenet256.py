@@ -46,6 +46,7 @@ def get_config() -> ConfigDict:
         "conditioning": "label",
         "prediction": "x0",
         "loss": {"weight": "v", "min_scale": 0.05},
+        "min_scale": 0.05,  # in sampling, too, as the published code has it
         "schedule": {"kind": "flow", "shift": 0.0},
         "time_logit_normal": (0.8, 0.8),  # the paper's t runs the other way: its mean is -0.8
         "network": {
