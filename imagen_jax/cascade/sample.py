@@ -101,8 +101,9 @@ def start_stage(
         low_res = upsample(low_res, shape[:2], stage.upsampling)
         low_res = augment(low_res, aug_level, augmentation_noise(), stage.aug_schedule)
     eps = sampler_noise(0)
-    state = initial_state(eps) if edit is None else edited_start(edit, eps, stage.schedule, t)
-    return state, low_res
+    if edit is not None:
+        return edited_start(edit, eps, stage.schedule, t), low_res
+    return initial_state(stage.schedule.noise_scale * eps), low_res
 
 
 @partial(jax.jit, static_argnums=0)

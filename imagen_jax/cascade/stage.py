@@ -48,6 +48,8 @@ class Stage:
     that EDM's noise levels are (-1.2, 1.2) (arXiv 2206.00364, table 1). aug_levels: range of
     the augmentation level in training. aug_schedule: what noise a level is; where it counts time
     steps, so does the level. upsampling: of the low-resolution input, a key of UPSAMPLINGS.
+    min_scale: in sampling, of a network that predicts x0 (`with_least_scale`); 0 for none. In
+    training it is the loss's.
     """
 
     name: str
@@ -66,6 +68,7 @@ class Stage:
     crop: int | None = None
     aug_schedule: Schedule = AUGMENTATION_SCHEDULE
     upsampling: str = "bilinear"
+    min_scale: float = 0.0
 
     def __post_init__(self):
         self._check_fields()
@@ -151,6 +154,10 @@ class Stage:
                 network.in_channels == self.channels and outputs in (self.channels, learned),
                 f"{name}: the network takes {network.in_channels} and gives {outputs} channels for "
                 f"images of {self.channels}",
+            ),
+            (
+                0 <= self.min_scale < 1,
+                f"{name}: min_scale must be in [0, 1), not {self.min_scale}",
             ),
             (
                 not self.loss.vlb_weight
@@ -243,4 +250,5 @@ def make_stage_denoiser(
         stage.schedule,
         stage.prediction,
         sampling,
+        stage.min_scale,
     )

@@ -15,7 +15,8 @@ model), as IFPipeline or IFSuperResolutionPipeline, with its text encoder and to
 diffusers cannot express is an error that names it. --part unet writes only the network, whatever
 its schedule is; --part text_encoder a Hugging Face T5.
 
-To imagen_jax: a diffusers directory as a model directory for load_model; or a text encoder, of
+To imagen_jax: a diffusers directory (DeepFloyd IF's, or PRXPixel's without its text encoder) as a
+model directory for load_model; or a text encoder, of
 Hugging Face or T5X, as text_encoder.safetensors and text_encoder.json for `text.init_from`; or a
 network whose features the metrics compare, as features.safetensors and features.json: a CLIP
 (OpenAI's or OpenCLIP's) or a DINOv2 of Hugging Face, or FID's Inception from pytorch-fid's .pth

@@ -1,6 +1,7 @@
-"""The folder of a DeepFloyd IF pipeline as diffusers saves it: its parts found, its JSON read.
+"""The folder of a pipeline as diffusers saves it: its parts found, its JSON read.
 
-Weights are read elsewhere, by `open_tensors(directory, name, variant)`.
+Pipelines are DeepFloyd IF's and PRXPixel's. Weights are read elsewhere, by
+`open_tensors(directory, name, variant)`.
 """
 
 import os
@@ -25,6 +26,8 @@ PIPELINES = {
     "IFImg2ImgSuperResolutionPipeline": True,
     "IFInpaintingSuperResolutionPipeline": True,
 }
+PRX_PIXEL = "PRXPixelPipeline"
+MODEL, SCHEDULER = "the config of a model", "the config of a scheduler"
 
 
 class Weights(NamedTuple):
@@ -52,6 +55,17 @@ class DiffusersDirectory:
     @property
     def super_resolution(self) -> bool:
         return PIPELINES[self.pipeline]
+
+
+@dataclass(frozen=True)
+class PRXDirectory:
+    """The parts of a PRXPixel pipeline that are read: not its text encoder, a Qwen3-VL."""
+
+    path: Path
+    index: Mapping[str, Any]  # holds the resolution and the scale of the noise, too
+    network_config: Mapping[str, Any]
+    network: Weights
+    scheduler: Mapping[str, Any]
 
 
 def find_weights(directory: Path, name: str, variant: str | None) -> Weights:
@@ -115,6 +129,37 @@ def _find_tokenizer(path: Path, folder: Path) -> Path:
     return tokenizer
 
 
+def read_index(directory: str | os.PathLike) -> tuple[str, Mapping[str, Any]]:
+    """(class of the pipeline, model_index.json); errors as of `read_directory`."""
+    path = Path(directory)
+    if not path.is_dir():
+        raise FileNotFoundError(f"There is no directory {path}.")
+    if not (path / INDEX).is_file():
+        _refuse_other_forms(path)
+    index = read_object(path / INDEX, "the index of a pipeline")
+    pipeline = str(index.get("_class_name"))
+    known = (*PIPELINES, PRX_PIXEL)
+    if pipeline not in known:
+        raise ValueError(
+            f"{path / INDEX} is of the pipeline {pipeline[:80]!r}; known are {', '.join(known)}."
+        )
+    return pipeline, index
+
+
+def read_prx(directory: str | os.PathLike, variant: str | None = None) -> PRXDirectory:
+    """The parts of a PRXPixel pipeline's folder; arguments and errors as of `read_directory`."""
+    path, (_, index) = Path(directory), read_index(directory)
+    network = _folder(path, index, "transformer", optional=False)
+    scheduler = _folder(path, index, "scheduler", optional=False)
+    return PRXDirectory(
+        path=path,
+        index=index,
+        network_config=read_object(network / "config.json", MODEL),
+        network=Weights(network, UNET_WEIGHTS, find_variant(network, UNET_WEIGHTS, variant)),
+        scheduler=read_object(scheduler / "scheduler_config.json", SCHEDULER),
+    )
+
+
 def read_directory(
     directory: str | os.PathLike, variant: str | None = None, encoder_weights: bool = True
 ) -> DiffusersDirectory:
@@ -129,18 +174,7 @@ def read_directory(
             has the variant.
         ValueError: a file is damaged, the pipeline is none of IF's, or the weights are pickles.
     """
-    path = Path(directory)
-    if not path.is_dir():
-        raise FileNotFoundError(f"There is no directory {path}.")
-    if not (path / INDEX).is_file():
-        _refuse_other_forms(path)
-    index = read_object(path / INDEX, "the index of a pipeline")
-    pipeline = index.get("_class_name")
-    if str(pipeline) not in PIPELINES:
-        known = ", ".join(PIPELINES)
-        raise ValueError(
-            f"{path / INDEX} is of the pipeline {str(pipeline)[:80]!r}; known are {known}."
-        )
+    path, (pipeline, index) = Path(directory), read_index(directory)
     unet = _folder(path, index, "unet", optional=False)
     scheduler = _folder(path, index, "scheduler", optional=False)
     noising = _folder(path, index, "image_noising_scheduler", optional=not PIPELINES[pipeline])
@@ -150,16 +184,15 @@ def read_directory(
         raise FileNotFoundError(
             f"{path} has a text encoder, but no tokenizer/{SENTENCEPIECE_FILE}."
         )
-    model, schedule = "the config of a model", "the config of a scheduler"
     weights = encoder and encoder_weights and find_weights(encoder, TEXT_ENCODER_WEIGHTS, variant)
     found = DiffusersDirectory(
         path=path,
         pipeline=pipeline,
-        unet_config=read_object(unet / "config.json", model),
+        unet_config=read_object(unet / "config.json", MODEL),
         unet=find_weights(unet, UNET_WEIGHTS, variant),
-        scheduler=read_object(scheduler / "scheduler_config.json", schedule),
-        low_res_scheduler=noising and read_object(noising / "scheduler_config.json", schedule),
-        text_encoder_config=encoder and read_object(encoder / "config.json", model),
+        scheduler=read_object(scheduler / "scheduler_config.json", SCHEDULER),
+        low_res_scheduler=noising and read_object(noising / "scheduler_config.json", SCHEDULER),
+        text_encoder_config=encoder and read_object(encoder / "config.json", MODEL),
         text_encoder=weights or None,
         tokenizer=tokenizer and _find_tokenizer(path, tokenizer),
     )

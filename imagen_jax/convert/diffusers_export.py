@@ -18,7 +18,7 @@ from imagen_jax.convert.t5 import config_to_huggingface, save_huggingface
 from imagen_jax.diffusion.sampling import Sampling
 from imagen_jax.diffusion.schedules import DiscreteBeta, Schedule, network_time
 from imagen_jax.diffusion.time_grids import fixed_steps
-from imagen_jax.models import EfficientUNetConfig, TransformerConfig
+from imagen_jax.models import EfficientUNetConfig, PRXConfig, TransformerConfig
 from imagen_jax.storage.json_file import write_object
 from imagen_jax.storage.layout_files import save_layout
 from imagen_jax.storage.safetensors import SHARD_BYTES
@@ -40,8 +40,8 @@ UNKNOWN_SETTINGS = {"guidance_interval": (0.0, 1.0), "guidance_rescale": 0.0}
 def _network_faults(stage: Stage) -> Iterator[str]:
     """What UNet2DConditionModel cannot express of a stage's network."""
     network = stage.network
-    if isinstance(network, TransformerConfig):
-        yield f"network.kind 'transformer': {CLASS_NAME} is a U-Net"
+    if isinstance(network, TransformerConfig | PRXConfig):
+        yield f"{type(network).__name__}: {CLASS_NAME} is a U-Net"
     elif isinstance(network, EfficientUNetConfig):
         used = [name for name in ("input_skip", "draft") if getattr(network, name)]
         more = f", nor its {' and '.join(used)}" if used else ""

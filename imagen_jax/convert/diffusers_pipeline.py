@@ -122,11 +122,6 @@ def cascade_from_diffusers(directory: DiffusersDirectory, dtype: str = "float32"
     return Cascade((stage,), (settings,), encoder_from_diffusers(directory, dtype))
 
 
-def unet_files(directory: DiffusersDirectory) -> set[str]:
-    """The names of the files of the U-Net's parameters."""
-    return {tensor.path.name for tensor in open_tensors(*directory.unet).values()}
-
-
 def read_unet(
     directory: DiffusersDirectory,
     stage: Stage,

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from imagen_jax.diffusion.guidance import guidance_weight, guide
-from imagen_jax.diffusion.process import convert
+from imagen_jax.diffusion.process import convert, with_least_scale
 from imagen_jax.diffusion.sampling import Number, Sampling
 from imagen_jax.diffusion.schedules import Schedule
 from imagen_jax.diffusion.thresholding import THRESHOLDS
@@ -41,6 +41,7 @@ def make_denoiser(
     schedule: Schedule,
     prediction: str,
     sampling: Sampling = Sampling(),
+    min_scale: float = 0.0,
 ) -> Denoiser:
     """The denoiser of a network.
 
@@ -53,6 +54,7 @@ def make_denoiser(
         prediction: what the network outputs, a key of PREDICTIONS.
         sampling: its guidance, thresholding, and whether a learned variance is passed on. Its
             numbers may be traced, and those of guidance and thresholding may be one an example.
+        min_scale: of a network that predicts x0, see `with_least_scale`; 0 for none.
     """
 
     def denoise(x_t: Images, t: Number) -> Denoised:
@@ -76,6 +78,8 @@ def make_denoiser(
             output, variance = jax.lax.cond(jnp.any(weight != 1.0), guided, conditional_only)
         x0 = convert(output, x_t, schedule.logsnr(t), prediction, "x0", schedule)
         x0 = THRESHOLDS[sampling.threshold](x0, sampling)
+        if min_scale and prediction == "x0":
+            x0 = with_least_scale(x0, x_t, schedule.logsnr(t), min_scale, schedule)
         return Denoised(x0, variance if sampling.learned_variance else None)
 
     return denoise

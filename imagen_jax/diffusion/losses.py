@@ -88,7 +88,7 @@ def loss_weight(
     log_weight = LOSS_WEIGHTS[loss.weight](logsnr, slope, loss, schedule)
     own = _log_error(prediction, logsnr, schedule)
     if loss.weight != prediction and loss.min_scale:
-        own = jnp.maximum(own, math.log(loss.min_scale))
+        own = jnp.maximum(own, math.log(loss.min_scale * schedule.noise_scale))
     return jnp.exp(log_weight + 2.0 * (_log_error("eps", logsnr, schedule) - own))
 
 

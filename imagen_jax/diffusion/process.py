@@ -1,5 +1,7 @@
 """The forward process x_t = alpha x0 + sigma eps, and what a network may predict of it."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -16,6 +18,8 @@ SIGMA_DATA = 0.5  # the standard deviation of images in [-1, 1], as EDM takes it
 
 class Path:
     """How the sizes of image and noise go with log-SNR; every schedule is on one."""
+
+    noise_scale = 1.0  # sigma where there is only noise
 
     def alpha_sigma(self, logsnr: LogSNR | float) -> tuple[Scale, Scale]:
         """alpha and sigma, with alpha / sigma = exp(logsnr / 2); +-inf is allowed."""
@@ -38,14 +42,16 @@ class VariancePreserving(Path):
 
 
 class Straight(Path):
-    """alpha + sigma = 1, and v = eps - x0 = dx_t / dsigma (arXiv 2209.03003; 2210.02747)."""
+    """alpha + sigma / n = 1, and v = eps - x0 / n = dx_t / dsigma, for noise of scale n (1: arXiv
+    2209.03003, 2210.02747).
+    """
 
     def alpha_sigma(self, logsnr: LogSNR | float) -> tuple[Scale, Scale]:
-        half = 0.5 * jnp.asarray(logsnr, jnp.float32)
-        return jax.nn.sigmoid(half), jax.nn.sigmoid(-half)
+        half = 0.5 * jnp.asarray(logsnr, jnp.float32) + math.log(self.noise_scale)
+        return jax.nn.sigmoid(half), self.noise_scale * jax.nn.sigmoid(-half)
 
     def velocity(self, alpha: Scale, sigma: Scale) -> tuple[Scale, Scale]:
-        return jnp.ones_like(alpha), jnp.ones_like(sigma)
+        return jnp.ones_like(alpha), jnp.full_like(sigma, 1.0 / self.noise_scale)
 
 
 VARIANCE_PRESERVING = VariancePreserving()
@@ -113,6 +119,24 @@ def convert(
     target_a, target_b, target_det = PREDICTIONS[target](alpha, sigma, path)
     of_x_t = _over(target_a * b - a * target_b, det)
     return _over(target_det, det) * value + of_x_t * x_t.astype(jnp.float32)
+
+
+def with_least_scale(
+    x0: Float[Array, "batch ..."],
+    x_t: Float[Array, "batch ..."],
+    logsnr: LogSNR | float,
+    min_scale: float,
+    path: Path = VARIANCE_PRESERVING,
+) -> Float[Array, "batch ..."]:
+    """The x0 that x_t leads to at the velocity of a predicted `x0`, where that velocity is found by
+    a division by sigma, in units of the noise scale, or by `min_scale` where sigma is less.
+
+    So do JiT (arXiv 2511.13720) and PRXPixel with a network's x0, in training and in sampling.
+    """
+    _, sigma = path.alpha_sigma(logsnr)
+    share = per_example(jnp.minimum(sigma / (path.noise_scale * min_scale), 1.0), x_t)
+    at_rest = convert(jnp.zeros_like(x_t), x_t, logsnr, "v", "x0", path)
+    return at_rest + share * (x0 - at_rest)
 
 
 def prediction_target(

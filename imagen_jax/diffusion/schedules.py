@@ -76,20 +76,31 @@ class Flow(Straight):
     """alpha = 1 - t, sigma = t: rectified flow (arXiv 2209.03003), flow matching (2210.02747).
 
     `shift` is added to logsnr, as for `Cosine`: sigma = m t / (1 + (m - 1) t) with m = exp(-shift /
-    2), the timestep shift of arXiv 2403.03206, section 5.3.2.
+    2), the timestep shift of arXiv 2403.03206, section 5.3.2. With a `noise_scale` n it is sigma =
+    n t, for large images (2 in arXiv 2511.13720 at 512 pixels, and in PRXPixel).
     """
 
     shift: float = 0.0
+    noise_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        require(_shift_rule(self.shift))
+        require(
+            _shift_rule(self.shift),
+            (
+                1e-3 <= self.noise_scale <= 1e3,
+                f"noise_scale must be from 0.001 to 1000, got {self.noise_scale}",
+            ),
+        )
 
     def logsnr(self, t: Time) -> LogSNR:
         t = jnp.asarray(t, jnp.float32)
-        return 2.0 * (jnp.log1p(-t) - jnp.log(t)) + self.shift
+        return 2.0 * (jnp.log1p(-t) - jnp.log(t)) + self._offset()
 
     def time(self, logsnr: LogSNR | float) -> Float[Array, "*batch"]:
-        return jax.nn.sigmoid(-0.5 * (jnp.asarray(logsnr, jnp.float32) - self.shift))
+        return jax.nn.sigmoid(-0.5 * (jnp.asarray(logsnr, jnp.float32) - self._offset()))
+
+    def _offset(self) -> float:
+        return self.shift - 2.0 * log(self.noise_scale)
 
 
 @dataclass(frozen=True)
@@ -260,8 +271,9 @@ def network_time(
     """The noise level in the units that networks see: 1000 t, or the time step where the schedule
     counts them.
 
-    On the flow it is 1000 sigma, so that a noise level looks the same whatever the shift. For the
-    prediction "edm" it is 1000 c_noise = 250 log(sigma / alpha) (arXiv 2206.00364, table 1).
+    On the flow it is 1000 sigma, in units of the noise scale, so that a noise level looks the same
+    whatever the shift. For the prediction "edm" it is 1000 c_noise = 250 log(sigma / alpha) (arXiv
+    2206.00364, table 1).
     """
     if prediction == "edm":
         limited = jnp.clip(schedule.logsnr(t), -EDM_LARGEST_LOGSNR, EDM_LARGEST_LOGSNR)
@@ -269,7 +281,7 @@ def network_time(
     if isinstance(schedule, DiscreteBeta):
         return schedule.time_step(t)
     if isinstance(schedule, Flow):
-        return TIME_UNITS * schedule.alpha_sigma(schedule.logsnr(t))[1]
+        return TIME_UNITS * schedule.alpha_sigma(schedule.logsnr(t))[1] / schedule.noise_scale
     return TIME_UNITS * t
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from imagen_jax.diffusion.sampling import Sampling, Spacing
-from imagen_jax.diffusion.schedules import Schedule
+from imagen_jax.diffusion.schedules import TIME_UNITS, Schedule, network_time
 
 # Time grids are padded to this many steps, so that the number of steps is a traced value.
 MAX_STEPS = 1024
@@ -38,8 +38,21 @@ def _uniform_in_logsnr(
     return np.select([fraction == 0.0, fraction == 1.0], [start, stop], times)
 
 
+def _flow_match(schedule: Schedule, start: float, stop: float, fraction: np.ndarray) -> np.ndarray:
+    """Evenly to the noise level of the first of 1000 time steps, and from there to the end.
+
+    As diffusers' FlowMatchEulerDiscreteScheduler, which takes that level, of a schedule that may be
+    shifted, for a time of the same schedule: the lowest steps are shifted twice.
+    """
+    lowest = float(network_time(schedule, jnp.float32(1.0 / TIME_UNITS))) / TIME_UNITS
+    way, count = np.zeros(len(fraction)), int(np.sum(fraction < 1.0))
+    way[:count] = np.linspace(1.0, lowest, count)
+    return stop + (start - stop) * way
+
+
 # Time at a fraction of the way from start to stop.
 SPACINGS = {
+    "flow_match": _flow_match,
     "time": lambda schedule, start, stop, fraction: start * (1.0 - fraction) + stop * fraction,
     "logsnr": _uniform_in_logsnr,
 }

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 from imagen_jax.devices.sharding import STACKED
 from imagen_jax.models.efficient_unet import EfficientLevel, EfficientUNet, EfficientUNetConfig
 from imagen_jax.models.layers import TextDraft
+from imagen_jax.models.prx import PRX, PRXConfig
 from imagen_jax.models.transformer import Transformer, TransformerConfig
 from imagen_jax.models.unet import UNet, UNetConfig, UNetLevel
 from imagen_jax.storage.trees import flatten, unflatten
@@ -22,6 +23,7 @@ __all__ = [
     "EfficientLevel",
     "EfficientUNetConfig",
     "NetworkConfig",
+    "PRXConfig",
     "TrainingParams",
     "TransformerConfig",
     "UNetConfig",
@@ -34,13 +36,19 @@ __all__ = [
     "reduction",
 ]
 
-NetworkConfig = UNetConfig | EfficientUNetConfig | TransformerConfig
+NetworkConfig = UNetConfig | EfficientUNetConfig | TransformerConfig | PRXConfig
 NETWORKS = {
     "unet": UNetConfig,
     "efficient_unet": EfficientUNetConfig,
     "transformer": TransformerConfig,
+    "prx": PRXConfig,
 }
-MODULES = {UNetConfig: UNet, EfficientUNetConfig: EfficientUNet, TransformerConfig: Transformer}
+MODULES = {
+    UNetConfig: UNet,
+    EfficientUNetConfig: EfficientUNet,
+    TransformerConfig: Transformer,
+    PRXConfig: PRX,
+}
 # The last layers compute in float32, whatever the config's dtype.
 FLOAT32 = ("conv_out/", "skip_gains/", "patch_out/")
 
@@ -61,7 +69,7 @@ def reduction(config: NetworkConfig) -> int:
     """
     if isinstance(config, UNetConfig):
         return 2 ** (len(config.levels) - 1)
-    if isinstance(config, TransformerConfig):
+    if isinstance(config, TransformerConfig | PRXConfig):
         return config.patch_size
     return config.patch_size * math.prod(level.stride for level in config.levels)
 
@@ -70,7 +78,7 @@ def pooling_heads(config: NetworkConfig, text_width: int) -> int:
     """The heads that pool the text, which must divide its width; 1 where nothing does."""
     if isinstance(config, UNetConfig):
         return config.pooling_heads or 1
-    if isinstance(config, TransformerConfig):
+    if isinstance(config, TransformerConfig | PRXConfig):
         return 1
     return max(1, text_width // 64)
 
@@ -125,11 +133,11 @@ def apply(
     gather = dropout = None
     if isinstance(params, TrainingParams):
         params, gather, dropout = params
+    inputs = (x, time, text, label, low_res, aug_level)
+    if not isinstance(config, TransformerConfig):
+        whole = params if gather is None else gather(params)
+        return MODULES[type(config)](config).apply({"params": whole}, *inputs)
     if gather is not None:
         stacked = {name: part for name, part in params.items() if STACKED.search(f"{name}/")}
-        whole = gather({name: part for name, part in params.items() if name not in stacked})
-        params = whole | stacked
-    inputs = (x, time, text, label, low_res, aug_level)
-    if isinstance(config, TransformerConfig):
-        return Transformer(config, gather).apply({"params": params}, *inputs, dropout)
-    return MODULES[type(config)](config).apply({"params": params}, *inputs)
+        params = gather({name: params[name] for name in params.keys() - stacked}) | stacked
+    return Transformer(config, gather).apply({"params": params}, *inputs, dropout)

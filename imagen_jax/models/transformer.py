@@ -169,10 +169,11 @@ def rotary_angles(positions: Float[Array, "n 2"], head_width: int) -> Float[Arra
 def rotate(
     x: Float[Array, "b n heads head"], angles: Float[Array, "n half_head"]
 ) -> Float[Array, "b n heads head"]:
-    """Turns channels (i, i + head / 2) of each token by its angle i."""
-    first, second = jnp.split(x, 2, axis=-1)
+    """Turns channels (i, i + head / 2) of each token by its angle i, in float32."""
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     cos, sin = (f(angles)[:, None] for f in (jnp.cos, jnp.sin))
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1)
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1)
+    return turned.astype(x.dtype)
 
 
 def modulated(x, shift, scale):

@@ -1,5 +1,5 @@
 """`load_model`: a Pipeline from a shipped model, a model directory, a training workdir, or
-DeepFloyd IF in diffusers' layout.
+DeepFloyd IF or PRXPixel in diffusers' layout.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from jax.sharding import NamedSharding
 
 from imagen_jax.cascade import description
 from imagen_jax.cascade.cascade import TEXT_ENCODER, Cascade, stage_index
-from imagen_jax.convert import diffusers_directory, diffusers_pipeline
+from imagen_jax.convert import diffusers_directory, diffusers_pipeline, prx_pipeline
 from imagen_jax.convert.hub import NAME, resolve
 from imagen_jax.convert.lora import save_lora
 from imagen_jax.devices.compilation_cache import use_compilation_cache
@@ -33,7 +33,7 @@ from imagen_jax.pipeline.pipeline import Pipeline
 from imagen_jax.storage.codec import from_dict
 from imagen_jax.storage.folders import CHECKPOINTS, expand_home, saved_steps, user_path
 from imagen_jax.storage.layout_files import ShardingOf
-from imagen_jax.storage.safetensors import kept_dtype, pickles_in
+from imagen_jax.storage.safetensors import kept_dtype, open_tensors, pickles_in
 from imagen_jax.storage.trees import flatten, unflatten
 from imagen_jax.storage.wrong_files import absent
 from imagen_jax.typing import Params
@@ -59,7 +59,8 @@ def load_model(
     **unknown: Any,
 ) -> Pipeline:
     """A pipeline from the name of a shipped model, a model directory, or a training workdir; or
-    DeepFloyd IF in diffusers' layout, from a directory or by its name on the Hugging Face hub.
+    DeepFloyd IF or PRXPixel (without its text encoder) in diffusers' layout, from a directory or by
+    its name on the Hugging Face hub.
 
     Pass several sources to chain separately trained stages: `load_model(["workdirs/base",
     "workdirs/sr"])` is the cascade of the stages of both, with the text encoder of the first that
@@ -70,7 +71,7 @@ def load_model(
             whatever the model was trained or saved in.
         mesh: devices over which to spread the parameters, by the rules of training
             (`devices.sharding.make_mesh` makes one). None: the default device.
-        variant: of the weights of IF, such as "fp16".
+        variant: of the weights in diffusers' layout, such as "fp16".
         revision: a branch, tag or commit on the hub.
         step: which checkpoint of a training workdir, one for all of several. The newest when None.
         ema: the average of a run's parameters, where it kept one; False: those last trained.
@@ -149,7 +150,9 @@ def load_one(
         with_encoder = not (on_hub and encoder_known)
         return load_diffusers(directory, name, dtype, mesh, variant, with_encoder)
     if variant is not None:
-        raise ValueError(f"variant {variant!r} is for DeepFloyd IF, which {source} is not.")
+        raise ValueError(
+            f"variant {variant!r} is for DeepFloyd IF and PRXPixel, which {source} is not."
+        )
     if (directory / MODEL_FILE).is_file():
         cascade, values = read_model(directory)
         return Pipeline(
@@ -192,7 +195,7 @@ def on_mesh(params: Params, dtype: str, mesh: jax.sharding.Mesh | None) -> Param
 
 
 def is_diffusers(directory: Path) -> bool:
-    """Whether it is neither ours nor a training run's, and has what IF's directories have."""
+    """Whether it is neither ours nor a training run's, and has what pipelines' directories have."""
     ours = (directory / MODEL_FILE).is_file() or (directory / CHECKPOINTS).is_dir()
     original = (directory / "config.yml").is_file() or (
         pickles_in(directory) and not any(directory.glob("*.safetensors"))
@@ -208,7 +211,7 @@ def load_diffusers(
     variant: str | None = None,
     encoder_weights: bool = True,
 ) -> Pipeline:
-    """DeepFloyd IF in diffusers' layout; the parameters are read when first used.
+    """A pipeline in diffusers' layout; the parameters are read when first used.
 
     encoder_weights: False where those of a text encoder may be missing, as another model has them.
 
@@ -216,6 +219,8 @@ def load_diffusers(
         FileNotFoundError: files are missing.
         ValueError: they are damaged, or hold a value that is not supported, which is named.
     """
+    if diffusers_directory.read_index(directory)[0] == diffusers_directory.PRX_PIXEL:
+        return load_prx(directory, name, dtype, mesh, variant)
     found = diffusers_directory.read_directory(directory, variant, encoder_weights)
     cascade = diffusers_pipeline.cascade_from_diffusers(found, dtype)
     (stage,), sharding = cascade.stages, sharding_over(mesh)
@@ -226,9 +231,30 @@ def load_diffusers(
         readers[TEXT_ENCODER] = partial(diffusers_pipeline.read_encoder, *own, dtype, sharding)
         probe = partial(diffusers_pipeline.probe_encoder, *own, PROBED)
     # Not of the text encoder: of several chained models, only one needs to have it.
-    files = diffusers_pipeline.unet_files(found)
-    fingerprint = f"{encoder_files.fingerprint(found.unet.directory, files)}-{dtype}"
+    fingerprint = weights_fingerprint(found.unet, dtype)
     return Pipeline(cascade, LazyParams(readers, probe), name=name, fingerprint=fingerprint)
+
+
+def load_prx(
+    directory: Path,
+    name: str,
+    dtype: str = "float32",
+    mesh: jax.sharding.Mesh | None = None,
+    variant: str | None = None,
+) -> Pipeline:
+    """PRXPixel in diffusers' layout, without its text encoder; errors as of `load_diffusers`."""
+    found = diffusers_directory.read_prx(directory, variant)
+    cascade = prx_pipeline.cascade_from_diffusers(found, dtype)
+    (stage,), sharding = cascade.stages, sharding_over(mesh)
+    readers = {stage.name: partial(prx_pipeline.read_network, found, stage, dtype, sharding)}
+    fingerprint = weights_fingerprint(found.network, dtype)
+    return Pipeline(cascade, LazyParams(readers), name=name, fingerprint=fingerprint)
+
+
+def weights_fingerprint(weights: diffusers_directory.Weights, dtype: str) -> str:
+    """Of the files of a network's parameters, read in a dtype."""
+    files = {tensor.path.name for tensor in open_tensors(*weights).values()}
+    return f"{encoder_files.fingerprint(weights.directory, files)}-{dtype}"
 
 
 def load_workdir(

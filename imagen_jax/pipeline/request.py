@@ -178,7 +178,8 @@ def _prompts(cascade: Cascade, name: str, prompt: Any) -> list[str]:
     if cascade.encoder is None:
         raise ValueError(
             f"{name!r} reads text, but came without a text encoder: load it together with the "
-            "model that has its encoder, load_model([that one, this one])."
+            "model that has its encoder, load_model([that one, this one]), or give embeddings to "
+            "imagen_jax.cascade.sample.sample_stage."
         )
     prompts = list(prompt) if isinstance(prompt, Iterable) else [prompt]
     prompts = [prompt] if isinstance(prompt, str) else prompts

@@ -14,7 +14,8 @@ ORDER = {"seed": "seed", "batch_size": "batch_size", "images": "the number of im
 # What may change without making the run another one.
 FREE = (
     *("num_steps", "log_every", "mesh.", "checkpoint.", "sample", "evaluate", "skip_batches"),
-    *("data.num_threads", "data.prefetch", "data.index_dir", "stage.network.remat"),
+    *("data.num_threads", "data.prefetch", "data.index_dir"),
+    *("stage.network.remat", "stage.network.scan_layers"),
 )
 
 

@@ -25,7 +25,14 @@ from imagen_jax.convert.t5 import load_huggingface
 from imagen_jax.diffusion.sampling import Sampling
 from imagen_jax.diffusion.schedules import Cosine, DiscreteBeta, LinearBeta
 from imagen_jax.diffusion.time_grids import spaced_steps
-from imagen_jax.models import EfficientLevel, EfficientUNetConfig, UNetConfig, UNetLevel, t5
+from imagen_jax.models import (
+    EfficientLevel,
+    EfficientUNetConfig,
+    TransformerConfig,
+    UNetConfig,
+    UNetLevel,
+    t5,
+)
 from imagen_jax.storage.layout_files import read_layout
 from imagen_jax.storage.safetensors import open_tensors
 from imagen_jax.text.encoder import TextEncoder, tokenize
@@ -361,6 +368,10 @@ def test_what_can_be_expressed_is_not_refused():
         ({"network": replace(UNET, mask_text=True)}, ["mask_text True"]),
         ({"network": replace(UNET, text_norm="layer")}, ["text_norm 'layer'"]),
         ({"network": replace(UNET, out_channels=3)}, ["out_channels 3", "learned variance"]),
+        (
+            {"network": TransformerConfig(width=8, heads=1, patch_size=8, out_channels=6)},
+            ["TransformerConfig", "U-Net"],
+        ),
         ({"network": EFFICIENT}, ["efficient_unet", "input_skip and draft"]),
         (
             {"network": replace(UNET, num_classes=3), "conditioning": "label"},

@@ -16,7 +16,7 @@ from imagen_jax.cascade.cascade import part_shapes
 from imagen_jax.cascade.stage import Stage, apply_network, init_params
 from imagen_jax.convert.diffusers_unet import config_to_diffusers
 from imagen_jax.convert.lora import METADATA_KEY, LoraFile, read_lora, save_lora
-from imagen_jax.models import UNetConfig, UNetLevel
+from imagen_jax.models import TransformerConfig, UNetConfig, UNetLevel
 from imagen_jax.models.lora import LoraConfig, merge_lora
 from imagen_jax.pipeline.adapters import adapted_params
 from imagen_jax.storage.layout_files import write_layout
@@ -210,6 +210,31 @@ def test_alphas_and_ranks_may_differ_by_module(tmp_path):
     read = flatten(read_lora(LoraFile(tmp_path / "a.safetensors"), CASCADE.stages[0], shapes))
     up = tensors["up0_attention.out.lora_B.weight"].T
     np.testing.assert_array_equal(read["up0_attention/out/up"], up)
+
+
+def test_each_of_stacked_layers_has_its_own_module(tmp_path):
+    """And the merged network is that of one layer after the other."""
+    network = TransformerConfig(width=8, depth=3, heads=2, patch_size=4, bottleneck=None)
+    stage = Stage("plain", 8, network, text_width=WIDTH)
+    params = random_tree(shapes_of(stage))
+    lora, path = random_lora(params, LORA), tmp_path / "a.safetensors"
+    assert set(lora["layers"]["attention"]) == {"query", "key", "value", "out"}
+    save_lora(path, stage, lora, LORA)
+    file = LoraFile(path)
+    assert "layers.2.attention.query" in file.modules
+    back = merge_lora(params, read_lora(file, stage, params))
+    for merged in (back, merge_lora(params, lora, LORA.scale)):
+        for part, factors in lora["layers"]["attention"].items():
+            kernels = params["layers"]["attention"][part]["kernel"]
+            for layer in range(3):
+                down, up = (factors[name][layer].astype(np.float64) for name in ("down", "up"))
+                expected = kernels[layer] + 1.5 * down @ up
+                out = merged["layers"]["attention"][part]["kernel"][layer]
+                np.testing.assert_allclose(out, expected, atol=1e-6)
+    tensors = {name: x for name, x in load_file(path).items() if ".layers.1." not in name}
+    save_file(tensors, path)
+    with pytest.raises(ValueError, match=r"layers\.0\.attention.* to layers\.2\.attention"):
+        read_lora(LoraFile(path), stage, params)
 
 
 def spoilt(tensors: dict, fault: str) -> dict:

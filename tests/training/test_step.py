@@ -11,10 +11,11 @@ import scipy.stats
 from tiny_cascade import BASE, ENCODER, SR, network
 
 from imagen_jax.cascade.stage import Stage, init_params
+from imagen_jax.devices.sharding import MeshConfig, make_mesh, state_shardings
 from imagen_jax.diffusion.losses import Loss
 from imagen_jax.diffusion.schedules import DiscreteBeta
 from imagen_jax.images.pixels import to_float
-from imagen_jax.models import t5
+from imagen_jax.models import TransformerConfig, t5
 from imagen_jax.text import encoder as text_room
 from imagen_jax.training.optimizer import OptimizerConfig, make_optimizer
 from imagen_jax.training.run_config import DataConfig, RunConfig, TextConfig
@@ -31,12 +32,12 @@ LABELLED = Stage("labelled", 4, network(num_classes=3), conditioning="label", pr
 PLAIN = replace(BASE, conditioning=None, text_width=None)
 
 
-def step_of(stage, encoder=ENCODER, accumulation=1, **keys):
+def step_of(stage, encoder=ENCODER, accumulation=1, mesh=None, **keys):
     """The compiled train step of a stage."""
     optimizer, text = replace(ADAM, accumulation=accumulation), TextConfig(ENCODER.config)
     data = DataConfig("memory")
     config = RunConfig(stage, data, BATCH, 1, text=text, optimizer=optimizer, **keys)
-    return compiled(make_train_step(config, encoder))
+    return compiled(make_train_step(config, encoder, mesh))
 
 
 def fresh_state(stage, key, encoder=None, with_ema=True):
@@ -90,6 +91,26 @@ def test_the_loss_of_one_batch_falls(trained):
     losses = [float(values["loss"]) for values in trained[1]]
     assert losses[-1] < 0.7 * losses[0]
     assert int(trained[0][-1].step) == 40
+
+
+@pytest.mark.parametrize("shape", [None, pytest.param((2, 2, 1), marks=pytest.mark.slow)])
+def test_the_loss_of_a_transformer_that_enlarges_falls(shape, batch):
+    """With text, dropout and micro-batches, through the very same step; on a mesh, too."""
+    network = TransformerConfig(
+        width=16, depth=4, heads=2, patch_size=4, bottleneck=8, low_res_channels=3, dropout=0.1,
+        scan_layers=True,
+    )  # fmt: skip
+    stage = replace(SR, network=network, prediction="x0")
+    large = {**batch, "image": batch["image"].repeat(2, axis=1).repeat(2, axis=2)}
+    state = compiled(lambda key: fresh_state(stage, key, ENCODER))(first_key())
+    mesh = None if shape is None else make_mesh(MeshConfig(*shape), jax.devices()[:4])
+    if mesh is not None:
+        state = jax.device_put(state, state_shardings(state, mesh))
+    step, losses = step_of(stage, accumulation=2, mesh=mesh), []
+    for _ in range(40):
+        state, values = step(state, pick(large, "ids", "mask"), jax.random.key(2))
+        losses.append(float(values["loss"]))
+    assert losses[-1] < 0.5 * losses[0]
 
 
 def test_metrics_add_up(trained):
