@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from imagen_jax import models
-from imagen_jax.cascade.stage import Conditions, Stage, make_stage_denoiser
+from imagen_jax.cascade.stage import Conditions, GuidedParams, Stage, make_stage_denoiser
 from imagen_jax.diffusion.augmentation import augment, upsample
 from imagen_jax.diffusion.editing import (
     Edit,
@@ -24,16 +24,11 @@ from imagen_jax.diffusion.editing import (
     inpainting,
     jumping,
 )
+from imagen_jax.diffusion.guided_steps import guided_sampler, guided_start
 from imagen_jax.diffusion.overrides import check_sampling
-from imagen_jax.diffusion.samplers import (
-    SAMPLERS,
-    Noise,
-    SamplerState,
-    initial_state,
-    noise_from_keys,
-    sample_loop,
-)
+from imagen_jax.diffusion.samplers import SAMPLERS, initial_state, noise_from_keys, sample_loop
 from imagen_jax.diffusion.sampling import Number, Sampling, traced
+from imagen_jax.diffusion.steps import Noise, SamplerState
 from imagen_jax.diffusion.time_grids import MAX_STEPS, TimeGrid, sampling_grid
 from imagen_jax.storage.codec import require
 from imagen_jax.typing import Images, Keys, Params
@@ -89,7 +84,7 @@ def start_stage(
     shape: Shape,
     noise: Keys | InjectedNoise,
     low_res: Images | None,
-    aug_level: Number,
+    sampling: Sampling,
     edit: Edit | None = None,
     t: Number = 1.0,
 ) -> tuple[SamplerState, Float[Array, "batch high wide channels"] | None]:
@@ -99,17 +94,19 @@ def start_stage(
     sampler_noise, augmentation_noise, _ = split_noise(shape, noise)
     if low_res is not None:
         low_res = upsample(low_res, shape[:2], stage.upsampling)
-        low_res = augment(low_res, aug_level, augmentation_noise(), stage.aug_schedule)
+        low_res = augment(low_res, sampling.aug_level, augmentation_noise(), stage.aug_schedule)
     eps = sampler_noise(0)
-    if edit is not None:
-        return edited_start(edit, eps, stage.schedule, t), low_res
-    return initial_state(stage.schedule.noise_scale * eps), low_res
+    if edit is None:
+        x = stage.schedule.noise_scale * eps
+    else:
+        x = edited_start(edit, eps, stage.schedule, t)
+    return guided_start(initial_state(x, sampling.sampler), sampling), low_res
 
 
 @partial(jax.jit, static_argnums=0)
 def run_steps(
     stage: Stage,
-    params: Params,
+    params: Params | GuidedParams,
     noise: Keys | InjectedNoise,
     conditions: Conditions,
     sampling: Sampling,
@@ -124,7 +121,7 @@ def run_steps(
     """
     denoise = make_stage_denoiser(stage, params, conditions, sampling)
     sampler_noise, _, known_noise = split_noise(state.x.shape[1:], noise)
-    sampler = SAMPLERS[sampling.sampler]
+    sampler = guided_sampler(SAMPLERS[sampling.sampler], sampling)
     if edit is not None:
         sampler = jumping(sampler)
         if edit.mask is not None:
@@ -134,7 +131,7 @@ def run_steps(
 
 def sample_steps(
     stage: Stage,
-    params: Params,
+    params: Params | GuidedParams,
     noise: Keys | InjectedNoise,
     conditions: Conditions,
     sampling: Sampling,
@@ -148,12 +145,14 @@ def sample_steps(
     _check_inputs(stage, noise, conditions, edit)
     grid, sampling = plan_steps(stage, sampling, edit), traced(sampling)
     shape = (*stage_size(stage, conditions.low_res, size), stage.channels)
+    if isinstance(params, GuidedParams):
+        stage_size(params.guide_stage, conditions.low_res, size)
     batch = noise.steps.shape[1] if isinstance(noise, InjectedNoise) else len(noise)
     if edit is not None:
         _check_fits(stage, edit, (batch, *shape))
         edit = _rows(edit, batch)
     state, low_res = start_stage(
-        stage, shape, noise, conditions.low_res, sampling.aug_level, edit, grid.times[grid.start]
+        stage, shape, noise, conditions.low_res, sampling, edit, grid.times[grid.start]
     )
     conditions = conditions._replace(null=_rows(conditions.null, batch), low_res=low_res)
     first, last = int(grid.start), int(grid.stop)
@@ -166,7 +165,7 @@ def sample_steps(
 
 def sample_stage(
     stage: Stage,
-    params: Params,
+    params: Params | GuidedParams,
     noise: Keys | InjectedNoise,
     conditions: Conditions = Conditions(),
     sampling: Sampling = Sampling(),
@@ -176,7 +175,7 @@ def sample_stage(
     """Images in [-1, 1] of one batch at one stage.
 
     Args:
-        params: of the stage's network.
+        params: of the stage's network; for guidance of the kind "auto" with a weaker one's.
         noise: one key a sample, or the noise itself.
         edit: an image of the stage's resolution to start from, one for all or one a sample.
         size: (height, width) that a base stage samples, when not its resolution; a stage that

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from imagen_jax import models
 from imagen_jax.diffusion.augmentation import AUGMENTATION_SCHEDULE, UPSAMPLINGS
 from imagen_jax.diffusion.denoiser import Denoiser, make_denoiser
 from imagen_jax.diffusion.losses import Loss
-from imagen_jax.diffusion.process import PREDICTIONS, network_input
+from imagen_jax.diffusion.process import PREDICTIONS, convert, network_input, per_example
 from imagen_jax.diffusion.sampling import Number, Sampling
 from imagen_jax.diffusion.schedules import SCHEDULES, Cosine, DiscreteBeta, Schedule, network_time
 from imagen_jax.models import NetworkConfig
@@ -174,6 +174,10 @@ class Stage:
         return self.resolution if self.crop is None else self.crop
 
 
+NO_GUIDE = (
+    "guidance_kind 'auto' of stage {!r} leads away from a second, weaker model, and there is none: "
+    "load_model(SOURCE, guide=OTHER), or --guide OTHER."
+)
 # For storage.codec: what these fields of a stage may be.
 KINDS = {"network": models.NETWORKS, "schedule": SCHEDULES, "aug_schedule": SCHEDULES}
 
@@ -220,16 +224,75 @@ def null_label(stage: Stage, batch: int) -> Int[Array, " batch"]:
     return jnp.full((batch,), stage.network.num_classes, jnp.int32)
 
 
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["network", "guide"],
+    meta_fields=["guide_stage"],
+)
+@dataclasses.dataclass(frozen=True)
+class GuidedParams:
+    """The parameters of a stage's network and of a weaker one, which autoguidance leads away from
+    (arXiv 2406.02507); `check_guide` sees that the two stages fit.
+    """
+
+    network: Params
+    guide: Params
+    guide_stage: Stage
+
+
+def check_guide(stage: Stage, guide: Stage) -> None:
+    """ValueError where a stage cannot guide another. Size, schedule and prediction may differ."""
+    fields = ["resolution", "low_resolution", "channels", "conditioning", "text_width", "min_scale"]
+    pairs = {name: (getattr(stage, name), getattr(guide, name)) for name in fields}
+    pairs["num_classes"] = stage.network.num_classes, guide.network.num_classes
+    if stage.low_resolution is not None:  # both get the same low-resolution input
+        pairs["upsampling"] = stage.upsampling, guide.upsampling
+        pairs["aug_schedule"] = stage.aug_schedule, guide.aug_schedule
+    for name, (own, other) in pairs.items():
+        if own != other:
+            raise ValueError(
+                f"Stage {guide.name!r} cannot guide stage {stage.name!r}: {name} is {other!r}, "
+                f"not {own!r}."
+            )
+
+
+def guide_output(
+    stage: Stage, params: GuidedParams, x_t: Images, t: Float[Array, " batch"], **given: Any
+) -> Images:
+    """What the guide says at x_t, t of the stage, as the stage's own kind of prediction.
+
+    The guide sees the image at the noise level, and on the path, of its own schedule.
+    """
+    guide, schedule, logsnr = params.guide_stage, stage.schedule, stage.schedule.logsnr(t)
+    if guide.schedule == schedule:
+        output = apply_network(guide, params.guide, x_t, t, **given)[..., : stage.channels]
+        return convert(output, x_t, logsnr, guide.prediction, stage.prediction, schedule)
+    # At one log-SNR alpha and sigma of two paths are in one ratio, that of their sums.
+    scale = sum(guide.schedule.alpha_sigma(logsnr)) / sum(schedule.alpha_sigma(logsnr))
+    own_x, own_t = per_example(scale, x_t) * x_t, guide.schedule.time(logsnr)
+    output = apply_network(guide, params.guide, own_x, own_t, **given)[..., : stage.channels]
+    own_logsnr = guide.schedule.logsnr(own_t)
+    x0 = convert(output, own_x, own_logsnr, guide.prediction, "x0", guide.schedule)
+    return convert(x0, x_t, logsnr, "x0", stage.prediction, schedule)
+
+
 def make_stage_denoiser(
-    stage: Stage, params: Params, conditions: Conditions, sampling: Sampling
+    stage: Stage, params: Params | GuidedParams, conditions: Conditions, sampling: Sampling
 ) -> Denoiser:
-    """(x_t, t) -> Denoised for a batch, guided away from the null text (or from "no class").
+    """(x_t, t) -> Denoised for a batch, guided away from the null text (or from "no class"), or
+    from a weaker network.
 
     Args:
         conditions: with one row of `null` a sample, and with `low_res` upsampled and augmented at
             `sampling.aug_level`.
+
+    Raises:
+        ValueError: guidance of the kind "auto", and `params` are of one network.
     """
-    network = functools.partial(apply_network, stage, params, aug_level=sampling.aug_level)
+    paired = isinstance(params, GuidedParams)
+    network = functools.partial(
+        apply_network, stage, params.network if paired else params, aug_level=sampling.aug_level
+    )
     low_res = conditions.low_res
     if stage.conditioning == "text":
         towards, away = {"text": conditions.text}, {"text": conditions.null}
@@ -238,17 +301,21 @@ def make_stage_denoiser(
         away = {"label": null_label(stage, len(conditions.label))}
     else:
         towards, away = {}, {}
+    predict = functools.partial(network, low_res=low_res, **towards)
 
-    def predict_pair(x_t, t):
+    def predict_both(x_t, t):
         both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), towards, away)
         x_t, t, low = jax.tree.map(lambda a: jnp.concatenate([a, a]), (x_t, t, low_res))
         return tuple(jnp.split(network(x_t, t, low_res=low, **both), 2))
 
-    return make_denoiser(
-        functools.partial(network, low_res=low_res, **towards),
-        predict_pair if any(value is not None for value in away.values()) else None,
-        stage.schedule,
-        stage.prediction,
-        sampling,
-        stage.min_scale,
-    )
+    def predict_two(x_t, t):
+        given = {**towards, "low_res": low_res, "aug_level": sampling.aug_level}
+        return predict(x_t, t), guide_output(stage, params, x_t, t, **given)
+
+    predict_pair = predict_both if any(value is not None for value in away.values()) else None
+    if sampling.guidance_kind == "auto":
+        if not paired:
+            raise ValueError(NO_GUIDE.format(stage.name))
+        predict_pair = predict_two
+    kind = stage.prediction
+    return make_denoiser(predict, predict_pair, stage.schedule, kind, sampling, stage.min_scale)

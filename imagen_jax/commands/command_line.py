@@ -288,6 +288,20 @@ def numbers(kind: type) -> Callable[[str], Any]:
 names = numbers(str)
 
 
+def average(text: str) -> bool | float:
+    """What `load_model` takes as `ema`: "0.07" as that width; "none" for no average."""
+    return False if text == "none" else number(text)
+
+
+# The option --ema of the commands that read a model.
+EMA: dict[str, Any] = {
+    "type": average,
+    "metavar": "WIDTH",
+    "help": "of training runs: the average of this relative width, such as 0.07, put together from "
+    "their snapshots; or none (default: the average that they kept)",
+}
+
+
 def prompt(argument: str) -> str:
     """Text for argparse: bytes that the system's encoding lacks are read as UTF-8."""
     try:
@@ -303,6 +317,25 @@ def prompt(argument: str) -> str:
 def sources(argument: str) -> str | list[str]:
     """A,B as a list of models; what is there under that very name, comma and all, is one."""
     return argument if os.path.exists(path(argument)) else names(argument)
+
+
+# Fields of Sampling that a kind of guidance has; each W, or W,W,... by stage.
+GUIDANCE_FIELDS = {
+    "guidance_eta": "of apg: how much of the update along x0 stays, in [0, 1]",
+    "guidance_norm": "of apg: the largest norm of an image's update",
+    "guidance_momentum": "of apg: of earlier updates, below 0 against them",
+    "zero_init_steps": "of cfg_zero: first steps in which nothing moves",
+}
+
+
+def add_guidance_options(parser: argparse.ArgumentParser) -> None:
+    """The options of the kinds of guidance, and of autoguidance's second model."""
+    add = parser.add_argument
+    add("--guidance_kind", type=names, help="cfg, apg, cfg_zero or auto; or K,K,... by stage")
+    for field, meaning in GUIDANCE_FIELDS.items():
+        add(f"--{field}", type=numbers(float), metavar="W", help=meaning)
+    add("--guide", type=sources, help="weaker model from which guidance leads away; A,B by stage")
+    add("--guide_step", type=int, metavar="N", help="its checkpoint (default: the newest)")
 
 
 # ---------------------------------------------------------------------------------- several hosts

@@ -30,6 +30,8 @@ import os
 import warnings
 
 from imagen_jax.commands.command_line import (
+    EMA,
+    add_guidance_options,
     entries,
     make_parser,
     names,
@@ -49,6 +51,7 @@ def parser() -> argparse.ArgumentParser:
         "(default: emoji); A,B chains separately trained stages")  # fmt: skip
     add("--dtype", help="of the parameters: float32 (default) or bfloat16")
     add("--variant", help="of DeepFloyd IF's weights, such as fp16")
+    add("--ema", **EMA)
     add("--images", type=path, metavar="DIR", help="measure these images instead of a model's: "
         "named after the prompts' ids, else in the order of their names, 2 before 10")  # fmt: skip
     add("--truth", type=path, metavar="DIR", help="true images, of the same names, for psnr, ssim")
@@ -71,10 +74,11 @@ def parser() -> argparse.ArgumentParser:
     add("--num_images", type=int, help="images a prompt (default: 1)")
     add("--guidance", type=by_stage, nargs="+", metavar="W", help="weights of the text: W W ... "
         "are the points of a sweep; W,W by stage")  # fmt: skip
+    add_guidance_options(parse)
     add("--aug_level", type=by_stage, nargs="+", metavar="A", help="noise on the low-resolution "
         "input of stages, in [0, 1]: A A ...; A,A by stage")  # fmt: skip
     add("--steps", type=numbers(int), help="of the sampler; N, or N,N,... by stage")
-    add("--sampler", type=names, help="ddpm, ddim, dpmpp_2m or heun; or S,S,... by stage")
+    add("--sampler", type=names, help="see docs/samplers.md: S; or S,S,... by stage")
     add("--size", type=int, help="of the images (default: emoji: the smallest from 32 on; coco30k"
         ": 256; else the largest)")  # fmt: skip
     add("--seed", type=int, help="of the noise (default: 0)")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from imagen_jax.commands.command_line import (
+    EMA,
     make_parser,
     names,
     numbers,
@@ -37,8 +38,9 @@ def parser() -> argparse.ArgumentParser:
         help="workdirs or model directories of the stages: A,B",
     )
     add("--out", type=path, required=True, metavar="DIR", help="directory of the model")
+    add("--ema", default=True, **EMA)
     add("--name", help="of the model (default: that of DIR)")
-    add("--sampler", type=names, help="ddpm, ddim, dpmpp_2m or heun; or S,S,... by stage")
+    add("--sampler", type=names, help="see docs/samplers.md: S; or S,S,... by stage")
     add("--steps", type=numbers(int), help="of the sampler; N, or N,N,... by stage")
     add("--guidance", type=numbers(float), help="weight of the text; W of the first, or W,W,...")
     add("--threshold", type=names, help="static, dynamic or none; or T,T,... by stage")
@@ -54,7 +56,7 @@ def export(options: argparse.Namespace) -> None:
     from imagen_jax.pipeline.model_directory import write_model
 
     models = [options.model] if isinstance(options.model, str) else options.model
-    pipelines = [load_model(model) for model in models]
+    pipelines = [load_model(model, ema=options.ema) for model in models]
     joined = join_pipelines(pipelines)
     settings = with_overrides(
         joined.cascade.sampling,

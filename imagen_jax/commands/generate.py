@@ -21,6 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from imagen_jax.commands.command_line import (
+    EMA,
+    GUIDANCE_FIELDS,
+    add_guidance_options,
     make_parser,
     names,
     numbers,
@@ -37,6 +40,7 @@ PIPELINE_OPTIONS = (
     "num_images",
     "size",
     "guidance",
+    "guidance_kind",
     "steps",
     "sampler",
     "spacing",
@@ -50,8 +54,18 @@ PIPELINE_OPTIONS = (
 
 # What the settings in an image say, so that it is not said twice.
 OF_AN_IMAGE = (
-    *("size", "guidance", "steps", "sampler", "spacing", "seed", "negative_prompt", "label"),
-    *("aug_level", "aspect_ratio", "image", "mask", "mask_alpha", "strength", "upscale"),
+    *("size", "guidance", "guidance_kind", "steps", "sampler", "spacing", "seed"),
+    *(
+        "negative_prompt",
+        "label",
+        "aug_level",
+        "aspect_ratio",
+        "image",
+        "mask",
+        "mask_alpha",
+        "strength",
+    ),
+    *("upscale", *GUIDANCE_FIELDS),
 )
 
 
@@ -67,6 +81,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--dtype", default="float32", help="of the parameters: float32 (default) or bfloat16")
     add("--variant", help="of DeepFloyd IF's weights, such as fp16")
+    add("--ema", default=True, **EMA)
     add("--lora", type=path, metavar="FILE",
         help="adapter (LoRA): safetensors, or a folder of peft")  # fmt: skip
     add("--lora_scale", type=float, help="how much of the adapter (default: 1)")
@@ -74,9 +89,10 @@ def parser() -> argparse.ArgumentParser:
     add("--out", type=path, default=Path("samples"), help="directory for the images")
     add("--size", type=int, help="of the images: the stage to stop at (default: the largest)")
     add("--guidance", type=numbers(float), help="weight of the text; W, or W,W,... by stage")
+    add_guidance_options(parse)
     add("--steps", type=numbers(int), help="of the sampler; N, or N,N,... by stage")
-    add("--sampler", type=names, help="ddpm, ddim, dpmpp_2m or heun; or S,S,... by stage")
-    add("--spacing", type=names, help="of the steps, such as fast27 for IF; or S,S,... by stage")
+    add("--sampler", type=names, help="see docs/samplers.md: S; or S,S,... by stage")
+    add("--spacing", type=names, help="of the steps: karras, fast27 for IF; or S,S,... by stage")
     add("--seed", type=int, help="of the noise (default: a new one, which is printed)")
     add("--negative_prompt", type=prompt, help="what to lead away from")
     add("--label", nargs="+", help="classes by name or number, for a model of classes")
@@ -94,11 +110,8 @@ def parser() -> argparse.ArgumentParser:
         "--strength", type=numbers(float), help="of the edit, in (0, 1]: less keeps more of --image"
     )
     add("--upscale", type=path, metavar="FILE", help="image to upsample")
-    add(
-        "--aug_level",
-        type=numbers(float),
-        help="noise on the input of super-resolution stages, in [0, 1]; or A,A,... by stage",
-    )
+    add("--aug_level", type=numbers(float), help="noise on the input of super-resolution stages, "
+        "in [0, 1]; or A,A,... by stage")  # fmt: skip
     add("--low_memory", action="store_true", help="only one stage's parameters at a time")
     add("--overwrite", action="store_true", help="replace images of the same names in --out")
     add("--no_grid", action="store_true", help="no grid.png")
@@ -142,7 +155,11 @@ def first_line(pipeline: Any, count: int, size: int | None) -> str:
 
     from imagen_jax.devices.accelerators import describe
 
-    stages = [f"{stage.name} ({stage.resolution} pixels)" for stage in pipeline.cascade.stages]
+    stages = []
+    for stage in pipeline.cascade.stages:
+        guide = pipeline.guides.get(stage.name)
+        by = f", guided by {guide.about['model']}" if guide is not None else ""
+        stages.append(f"{stage.name} ({stage.resolution} pixels{by})")
     if size in pipeline.sizes:
         stages = stages[: pipeline.sizes.index(size) + 1]
     return (
@@ -218,6 +235,7 @@ def check_images(options: argparse.Namespace) -> None:
         ("strength", "image"),
         ("mask_alpha", "mask"),
         ("lora_scale", "lora"),
+        ("guide_step", "guide"),
     )
     for name, of in pairs:
         if name in given and of not in given:
@@ -246,18 +264,23 @@ def check_images(options: argparse.Namespace) -> None:
 def load(options: argparse.Namespace, settings: dict[str, Any] | None) -> Any:
     """The pipeline: of the options, or else of the settings of the image to be made again."""
     from imagen_jax.devices.accelerators import unused_accelerator
-    from imagen_jax.pipeline.loading import load_model
+    from imagen_jax.pipeline.loading import load_guides, load_model
 
     if note := unused_accelerator():
         warnings.warn(note, stacklevel=1)
     model = options.model or (settings or {}).get("model", "emoji")
+    dtype, guide = options.dtype, options.guide
+    if guide is not None:
+        guide = load_guides(guide, dtype=dtype, step=options.guide_step)
     try:
-        pipeline = load_model(model, dtype=options.dtype, variant=options.variant)
+        given = {"dtype": dtype, "variant": options.variant, "ema": options.ema}
+        pipeline = load_model(model, guide=guide, **given)
     except ValueError as error:
         hint = "" if settings is None else " Tell with --model where the image's model is."
         raise ValueError(f"{error}{hint}") from None
     if options.lora is not None:
         pipeline.load_lora(options.lora, 1.0 if options.lora_scale is None else options.lora_scale)
+    check_guides(options, settings or {}, pipeline)
     if settings is not None and settings.get("fingerprint") != pipeline.fingerprint:
         print(
             f"Warning: {options.from_png} was made by other weights of {pipeline.name!r}, or in "
@@ -267,11 +290,34 @@ def load(options: argparse.Namespace, settings: dict[str, Any] | None) -> Any:
     return pipeline
 
 
+def check_guides(options: argparse.Namespace, settings: dict[str, Any], pipeline: Any) -> None:
+    """ValueError where an image to be made again was guided by a model that is not there; a warning
+    where it is another one.
+    """
+    for stage, wanted in (settings.get("guide") or {}).items():
+        guide = pipeline.guides.get(stage)
+        if guide is None:
+            raise ValueError(
+                f"Stage {stage!r} of {options.from_png} was guided by a second model, {wanted}: "
+                "tell with --guide and --guide_step where it is."
+            )
+        if any(guide.about.get(key) != wanted.get(key) for key in ("fingerprint", "step")):
+            print(
+                f"Warning: {options.from_png} was guided by {wanted}, and this is "
+                f"{dict(guide.about)}; the image will differ.",
+                file=sys.stderr,
+            )
+
+
 def sample(pipeline: Any, options: argparse.Namespace, finished: Callable[[Any], None]) -> Any:
     """The images that the options ask for; `finished` is called with each batch of them."""
+    from imagen_jax.diffusion.overrides import with_overrides
+
     given = {name: getattr(options, name) for name in PIPELINE_OPTIONS}
     given |= {"prompt": options.prompts or None, "progress": not options.quiet}
     given["finished"] = finished
+    fields = {name: getattr(options, name) for name in GUIDANCE_FIELDS}
+    given["sampling"] = with_overrides(pipeline.cascade.sampling, **fields)
     if options.upscale is not None:
         return pipeline.upscale(options.upscale, **given)
     if options.image is None:

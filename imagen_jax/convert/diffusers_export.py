@@ -34,7 +34,11 @@ PROMPT_LENGTH = 77
 NO_CAP = 1e9
 SCHEDULER_FILE = "scheduler_config.json"
 # Settings that no scheduler of diffusers has, and their value where they do nothing.
-UNKNOWN_SETTINGS = {"guidance_interval": (0.0, 1.0), "guidance_rescale": 0.0}
+UNKNOWN_SETTINGS = {
+    "guidance_interval": (0.0, 1.0),
+    "guidance_rescale": 0.0,
+    "guidance_kind": "cfg",
+}
 
 
 def _network_faults(stage: Stage) -> Iterator[str]:

@@ -9,6 +9,7 @@ from imagen_jax.convert.fields import Fields, known_fields
 from imagen_jax.diffusion.schedules import BETAS, MAX_TIME_STEPS, DiscreteBeta
 
 DDPM, SOLVER = "DDPMScheduler", "DPMSolverMultistepScheduler"
+UNIPC = "UniPCMultistepScheduler"
 
 # What a field that scheduler_config.json leaves out stands for.
 _COMMON = {
@@ -24,6 +25,15 @@ _COMMON = {
     "trained_betas": None,
     "rescale_betas_zero_snr": False,
 }
+_MULTISTEP = {
+    "timestep_spacing": "linspace",
+    "solver_order": 2,
+    "final_sigmas_type": "zero",
+    "lower_order_final": True,
+    # Of a kind of prediction that is refused.
+    "flow_shift": 1.0,
+    "time_shift_type": "exponential",
+}
 DEFAULTS = {
     DDPM: {
         **_COMMON,
@@ -34,25 +44,30 @@ DEFAULTS = {
     },
     SOLVER: {
         **_COMMON,
+        **_MULTISTEP,
         "variance_type": None,
-        "timestep_spacing": "linspace",
-        "solver_order": 2,
         "algorithm_type": "dpmsolver++",
         "solver_type": "midpoint",
-        "final_sigmas_type": "zero",
         "lambda_min_clipped": -math.inf,
-        # Of no effect with final_sigmas_type "zero", which ends with a step of first order.
-        "lower_order_final": True,
+        # As lower_order_final, of no effect with final_sigmas_type "zero": that ends with a step of
+        # first order.
         "euler_at_final": False,
-        # Of a kind of prediction that is refused.
-        "flow_shift": 1.0,
-        "time_shift_type": "exponential",
+    },
+    UNIPC: {
+        **_COMMON,
+        **_MULTISTEP,
+        "solver_type": "bh2",
+        "predict_x0": True,
+        "disable_corrector": [],
+        "solver_p": None,
     },
 }
 PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
+_OF_SOLVERS = {"leading": "dpm_leading", "trailing": "trailing", "linspace": "dpm_linspace"}
 SPACINGS = {
     DDPM: {"leading": "leading", "trailing": "trailing", "linspace": "linspace"},
-    SOLVER: {"leading": "dpm_leading", "trailing": "trailing", "linspace": "dpm_linspace"},
+    SOLVER: _OF_SOLVERS,
+    UNIPC: _OF_SOLVERS,
 }
 # Whether the network's own variance is taken, and the gamma of ddpm otherwise.
 VARIANCES = {
@@ -64,7 +79,7 @@ VARIANCES = {
 
 
 def scheduler_fields(
-    values: Mapping[str, Any], owner: str, known: tuple[str, ...] = (DDPM, SOLVER)
+    values: Mapping[str, Any], owner: str, known: tuple[str, ...] = (DDPM, SOLVER, UNIPC)
 ) -> tuple[str, Fields]:
     """(the scheduler's class, its fields). ValueError: another class, or a field that is unknown.
 
@@ -100,37 +115,56 @@ def _threshold(name: str, fields: Fields) -> dict[str, Any]:
         if cap < 1:
             fields.refuse("sample_max_value", "a number from 1")
         return {"threshold": "dynamic", "percentile": 100 * ratio, "cap": cap}
-    if name == SOLVER or not fields.flag("clip_sample"):
+    if name != DDPM or not fields.flag("clip_sample"):
         return {"threshold": "none"}
     if fields.positive("clip_sample_range") != 1:
         fields.refuse("clip_sample_range", "1")
     return {"threshold": "static"}
 
 
-def _solver(fields: Fields) -> dict[str, Any]:
-    """DPM-Solver++ (2M) (arXiv 2211.01095), the only solver here."""
-    only = {"algorithm_type": "dpmsolver++", "solver_type": "midpoint", "final_sigmas_type": "zero"}
-    for field, value in only.items():
+def _unipc(fields: Fields) -> dict[str, Any]:
+    """UniPC (arXiv 2302.04867) with B_2."""
+    for field, value in {"solver_type": "bh2", "final_sigmas_type": "zero"}.items():
         fields.choice(field, {value: value})
+    for field in ("predict_x0", "lower_order_final"):
+        if not fields.flag(field):
+            fields.refuse(field, "true")
+    samplers = {2: "unipc", 3: "unipc_3"}
+    if fields.count("solver_order") not in samplers:
+        fields.refuse("solver_order", "2 or 3")
+    for field, value in {"disable_corrector": [], "solver_p": None}.items():
+        if fields.values[field] != value:
+            fields.refuse(field, repr(value))
+    return {"sampler": samplers[fields.count("solver_order")]}
+
+
+def _solver(fields: Fields) -> dict[str, Any]:
+    """DPM-Solver++ (2M) (arXiv 2211.01095) and the same for the SDE. The file's order 3 is not
+    ours, which has the whole of its last term.
+    """
+    for field, value in {"solver_type": "midpoint", "final_sigmas_type": "zero"}.items():
+        fields.choice(field, {value: value})
+    samplers = {"dpmsolver++": "dpmpp_2m", "sde-dpmsolver++": "dpmpp_2m_sde"}
+    sampler = fields.choice("algorithm_type", samplers)
     if fields.count("solver_order") != 2:
         fields.refuse("solver_order", "2")
     fields.choice("variance_type", {None: None, "learned_range": None})
     lowest = fields.values["lambda_min_clipped"]
     if lowest == -math.inf:
-        return {"sampler": "dpmpp_2m", "lambda_min": None}
+        return {"sampler": sampler, "lambda_min": None}
     if type(lowest) not in (int, float) or not abs(lowest) <= sys.float_info.max:
         fields.refuse("lambda_min_clipped", "a number")
     if fields.values["timestep_spacing"] == "trailing":
         fields.refuse("timestep_spacing", "leading or linspace, with lambda_min_clipped")
-    return {"sampler": "dpmpp_2m", "lambda_min": float(lowest)}
+    return {"sampler": sampler, "lambda_min": float(lowest)}
 
 
 def settings_of(name: str, fields: Fields, learns_variance: bool) -> dict[str, Any]:
     """The part of Sampling that a scheduler's file holds."""
     if fields.values["steps_offset"] != 0:
         fields.count("steps_offset")
-    if name == SOLVER:
-        own = _solver(fields)
+    if name in (SOLVER, UNIPC):
+        own = _solver(fields) if name == SOLVER else _unipc(fields)
     else:
         learned, gamma = fields.choice("variance_type", VARIANCES)
         own = {"sampler": "ddpm", "learned_variance": learned, "gamma": gamma}

@@ -1,6 +1,7 @@
 """From a network's output to a denoised image: guidance, prediction type and thresholding.
 
-A denoiser is a function `(x_t, t) -> Denoised`. Samplers see nothing else of a model.
+A denoiser is a function `(x_t, t) -> Denoised`. Samplers see nothing else of a model. Guidance with
+momentum takes and gives an average, too, which is passed on around the samplers (`guided_steps`).
 """
 
 from collections.abc import Callable
@@ -10,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from imagen_jax.diffusion.guidance import guidance_weight, guide
+from imagen_jax.diffusion.guidance import GUIDANCES, guidance_weight, rescaled, with_momentum
 from imagen_jax.diffusion.process import convert, with_least_scale
 from imagen_jax.diffusion.sampling import Number, Sampling
 from imagen_jax.diffusion.schedules import Schedule
@@ -23,16 +24,17 @@ class Denoised(NamedTuple):
 
     variance: where a network learns it, the place of log variance between the posterior's (0) and
     the forward process's (1), for each value of the image (arXiv 2102.09672, eq. 15); None
-    elsewhere.
+    elsewhere. average: of the guidance of this and earlier steps, where one is kept; else None.
     """
 
     x0: Images
     variance: Images | None = None
+    average: Images | None = None
 
 
 Predict = Callable[[Images, Float[Array, " batch"]], Images]
 PredictPair = Callable[[Images, Float[Array, " batch"]], tuple[Images, Images]]
-Denoiser = Callable[[Images, Number], Denoised]
+Denoiser = Callable[..., Denoised]  # of (x_t, t), or of (x_t, t, average)
 
 
 def make_denoiser(
@@ -48,39 +50,49 @@ def make_denoiser(
     Args:
         predict: the conditional output at (x_t, t), t in [0, 1] with one value an example. With
             twice as many channels as x_t, the second half is a learned variance in [-1, 1].
-        predict_pair: the conditional and the unconditional output, from one doubled batch; not
-            evaluated where every weight is 1. None where there is no unconditional one; then
-            guidance is not used.
+        predict_pair: the conditional output and that to be led away from, as the same kind of
+            prediction; not evaluated where every weight is 1. None where there is no such pair;
+            then guidance is not used.
         prediction: what the network outputs, a key of PREDICTIONS.
         sampling: its guidance, thresholding, and whether a learned variance is passed on. Its
             numbers may be traced, and those of guidance and thresholding may be one an example.
         min_scale: of a network that predicts x0, see `with_least_scale`; 0 for none.
     """
 
-    def denoise(x_t: Images, t: Number) -> Denoised:
+    kind = GUIDANCES[sampling.guidance_kind]
+    space = kind.space or prediction
+
+    def denoise(x_t: Images, t: Number, average: Images | None = None) -> Denoised:
         x_t = x_t.astype(jnp.float32)
         t = jnp.broadcast_to(jnp.asarray(t, jnp.float32), x_t.shape[:1])
+        logsnr = schedule.logsnr(t)
 
-        def conditional_only() -> tuple[Images, Images | None]:
-            return _split(predict(x_t, t), x_t.shape[-1])
+        def change(value: Images, source: str, target: str) -> Images:
+            return convert(value, x_t, logsnr, source, target, schedule)
 
-        def guided() -> tuple[Images, Images | None]:
-            (conditional, variance), (unconditional, _) = (
+        def conditional_only() -> tuple[Images, Images | None, Images | None]:
+            return *_split(predict(x_t, t), x_t.shape[-1]), average
+
+        def guided() -> tuple[Images, Images | None, Images | None]:
+            (output, variance), (away, _) = (
                 _split(output, x_t.shape[-1]) for output in predict_pair(x_t, t)
             )
-            guided = guide(conditional, unconditional, weight, sampling.guidance_rescale)
-            return guided, variance
+            after, wanted = average, change(output, prediction, space)
+            other = change(away, prediction, space)
+            if average is not None:
+                other, after = with_momentum(wanted, other, weight, average, sampling)
+            mixed = change(kind.mix(wanted, other, weight, sampling), space, prediction)
+            return rescaled(mixed, output, sampling.guidance_rescale), variance, after
 
         if predict_pair is None:
-            output, variance = conditional_only()
+            output, variance, after = conditional_only()
         else:
             weight = guidance_weight(sampling, t)
-            output, variance = jax.lax.cond(jnp.any(weight != 1.0), guided, conditional_only)
-        x0 = convert(output, x_t, schedule.logsnr(t), prediction, "x0", schedule)
-        x0 = THRESHOLDS[sampling.threshold](x0, sampling)
+            output, variance, after = jax.lax.cond(jnp.any(weight != 1.0), guided, conditional_only)
+        x0 = THRESHOLDS[sampling.threshold](change(output, prediction, "x0"), sampling)
         if min_scale and prediction == "x0":
-            x0 = with_least_scale(x0, x_t, schedule.logsnr(t), min_scale, schedule)
-        return Denoised(x0, variance if sampling.learned_variance else None)
+            x0 = with_least_scale(x0, x_t, logsnr, min_scale, schedule)
+        return Denoised(x0, variance if sampling.learned_variance else None, after)
 
     return denoise
 

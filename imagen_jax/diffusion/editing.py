@@ -8,16 +8,15 @@ from dataclasses import dataclass
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
 from imagen_jax.diffusion.denoiser import Denoiser
 from imagen_jax.diffusion.overrides import is_number, is_whole
 from imagen_jax.diffusion.process import add_noise
-from imagen_jax.diffusion.samplers import Noise, Sampler, SamplerState, Step, initial_state
 from imagen_jax.diffusion.sampling import Sampling
 from imagen_jax.diffusion.schedules import Schedule
+from imagen_jax.diffusion.steps import Noise, Sampler, SamplerState, Step, renoise
 from imagen_jax.diffusion.time_grids import TimeGrid, padded_grid
 from imagen_jax.storage.codec import require
 from imagen_jax.typing import Images
@@ -147,13 +146,13 @@ def edited_grid(grid: TimeGrid, edit: Edit) -> TimeGrid:
 
 def edited_start(
     edit: Edit, eps: Images, schedule: Schedule, t: Float[Array, ""] | np.floating | float
-) -> SamplerState:
-    """The state before the first step, at time t: the image with noise."""
+) -> Images:
+    """What the first step starts from, at time t: the image with noise."""
     logsnr = schedule.logsnr(t)
     noised = add_noise(edit.image, eps, logsnr, schedule)
-    if edit.mask is not None:
-        noised = _blend(edit.mask, noised, KNOWN[edit.known](edit.image, eps, logsnr, schedule))
-    return initial_state(noised)
+    if edit.mask is None:
+        return noised
+    return _blend(edit.mask, noised, KNOWN[edit.known](edit.image, eps, logsnr, schedule))
 
 
 def inpainting(sampler: Sampler, edit: Edit, known_noise: Noise) -> Sampler:
@@ -187,11 +186,9 @@ def jumping(sampler: Sampler) -> Sampler:
         denoise: Denoiser, state: SamplerState, step: Step, noise: Noise, sampling: Sampling
     ) -> SamplerState:
         def up() -> SamplerState:
-            alpha_t, _ = step.schedule.alpha_sigma(step.logsnr_t)
-            alpha_s, sigma_s = step.schedule.alpha_sigma(step.logsnr_s)
-            deviation = sigma_s * jnp.sqrt(-jnp.expm1(step.logsnr_s - step.logsnr_t))
-            x = (alpha_s / alpha_t) * state.x + deviation * noise(step.index + 1)
-            return SamplerState(x, state.x0, jnp.float32(-jnp.inf))
+            eps = noise(step.index + 1)
+            x = renoise(state.x, eps, step.logsnr_t, step.logsnr_s, step.schedule)
+            return state.forgetting(x)
 
         def down() -> SamplerState:
             return sampler(denoise, state, step, noise, sampling)

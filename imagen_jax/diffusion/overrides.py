@@ -2,16 +2,18 @@
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from math import inf
 from numbers import Real
 from typing import Any
 
+from imagen_jax.diffusion.guidance import GUIDANCES
 from imagen_jax.diffusion.samplers import SAMPLERS
 from imagen_jax.diffusion.sampling import Sampling
 from imagen_jax.diffusion.thresholding import THRESHOLDS
 from imagen_jax.diffusion.time_grids import (
     MAX_STEPS,
+    SIGMA_SPACINGS,
     SPACINGS,
     STEP_LISTS,
     STEP_SPACINGS,
@@ -21,23 +23,40 @@ from imagen_jax.storage.codec import from_dict
 
 CHOICES = {
     "sampler": SAMPLERS,
+    "guidance_kind": GUIDANCES,
     "threshold": THRESHOLDS,
-    "spacing": (*SPACINGS, *STEP_SPACINGS, *STEP_LISTS),
+    "spacing": (*SPACINGS, *SIGMA_SPACINGS, *STEP_SPACINGS, *STEP_LISTS),
 }
+OF_THE_FIRST = ("guidance", "guidance_kind")  # a single one is the first stage's
+# Fields of Sampling that are written even where they are as ever.
+FIRST_FIELDS = (
+    *("sampler", "steps", "spacing", "steps_offset", "lambda_min", "guidance", "guidance_interval"),
+    *("guidance_rescale", "threshold", "percentile", "cap", "gamma", "eta", "learned_variance"),
+    "aug_level",
+)
 LARGEST = sys.float_info.max
 # What a number must be: its type, the lowest and the highest, and how to say so.
 NUMBERS = {
     "steps": (int, 1, MAX_STEPS, f"a whole number from 1 to {MAX_STEPS}"),
     "steps_offset": (int, 0, LARGEST, "a whole number, at least 0"),
     "lambda_min": (float, -LARGEST, LARGEST, "a finite number or None"),
+    "sigma_min": (float, sys.float_info.min, LARGEST, "a positive number"),
+    "sigma_max": (float, sys.float_info.min, LARGEST, "a positive number"),
     "guidance": (float, -LARGEST, LARGEST, "a finite number (1 is none)"),
     "guidance_rescale": (float, 0, 1, "in [0, 1]"),
+    "guidance_eta": (float, 0, 1, "in [0, 1]"),
+    "guidance_norm": (float, sys.float_info.min, inf, "above 0, or None"),
+    "guidance_momentum": (float, -1, 1, "in [-1, 1]"),
+    "zero_init_steps": (int, 0, MAX_STEPS, f"a whole number from 0 to {MAX_STEPS}"),
     "percentile": (float, sys.float_info.min, 100, "in (0, 100]"),
     "cap": (float, 1, inf, "at least 1, or None"),
     "gamma": (float, 0, 1, "in [0, 1]"),
     "eta": (float, 0, 1, "in [0, 1]"),
+    "churn": (float, 0, LARGEST, "at least 0 (0 is none)"),
+    "churn_noise": (float, 0, LARGEST, "at least 0"),
     "aug_level": (float, 0, 1, "in [0, 1]"),
 }
+INTERVALS = ("guidance_interval", "churn_interval")
 
 
 def plain(value: Any) -> Any:
@@ -80,10 +99,21 @@ def check_sampling(sampling: Sampling) -> Sampling:
         value = numbers.get(name, getattr(sampling, name))
         if value is not None or getattr(Sampling, name) is not None:
             numbers[name] = check_number(name, value)
-    interval = tuple(sampling.guidance_interval)
-    if len(interval) != 2 or not all(is_number(t) and 0 <= t <= 1 for t in interval):
-        raise ValueError(f"guidance_interval must be two times in [0, 1]: {interval!r}.")
-    return replace(sampling, guidance_interval=tuple(map(float, interval)), **numbers)
+    for name in INTERVALS:
+        interval = tuple(getattr(sampling, name))
+        if len(interval) != 2 or not all(is_number(t) and 0 <= t <= 1 for t in interval):
+            raise ValueError(f"{name} must be two times in [0, 1]: {interval!r}.")
+        numbers[name] = tuple(map(float, interval))
+    low, high = numbers["sigma_min"], numbers["sigma_max"]
+    if not low < high:
+        raise ValueError(f"sigma_min must be below sigma_max: {low!r} and {high!r}.")
+    waits = sampling.guidance_kind == "cfg_zero" and numbers["guidance"] != 1
+    if waits and numbers["zero_init_steps"] >= numbers["steps"]:
+        raise ValueError(
+            f"zero_init_steps is {numbers['zero_init_steps']}, in which cfg_zero moves nothing: of "
+            f"{numbers['steps']} steps none is left to make an image."
+        )
+    return replace(sampling, **numbers)
 
 
 def check_number(name: str, value: Any) -> int | float:
@@ -103,15 +133,27 @@ def sampling_from_dict(values: Mapping[str, Any]) -> Sampling:
     return check_sampling(from_dict(Sampling, values, "sampling"))
 
 
+def sampling_to_dict(sampling: Sampling) -> dict[str, Any]:
+    """Its fields by name, those outside FIRST_FIELDS only where they differ from their defaults, so
+    that files written before there were such fields say the same.
+    """
+    values = asdict(sampling)
+    return {
+        name: value
+        for name, value in values.items()
+        if name in FIRST_FIELDS or value != getattr(Sampling, name)
+    }
+
+
 def with_overrides(sampling: Sequence[Sampling], **overrides: Any) -> tuple[Sampling, ...]:
     """The sampling of every stage with a caller's own values for some fields, checked.
 
     A sequence has one entry a stage, None where the stage keeps its own. A single value is for
-    every stage; a single `guidance` for the first one, where the text decides. A spacing that is a
-    list of time steps says how many there are, unless `steps` does.
+    every stage; a single `guidance` or `guidance_kind` for the first one, where the text decides. A
+    spacing that is a list of time steps says how many there are, unless `steps` does.
     """
     columns = {
-        name: by_stage(name, value, len(sampling), first_only=name == "guidance")
+        name: by_stage(name, value, len(sampling), first_only=name in OF_THE_FIRST)
         for name, value in overrides.items()
     }
     chosen = []

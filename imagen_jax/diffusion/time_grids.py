@@ -57,6 +57,19 @@ SPACINGS = {
     "logsnr": _uniform_in_logsnr,
 }
 
+# sigma / alpha at a fraction of the way from the largest to the smallest.
+SIGMA_SPACINGS = {
+    # rho = 7 of arXiv 2206.00364, eq. 5.
+    "karras": lambda largest, smallest, fraction: (
+        ((1.0 - fraction) * largest ** (1 / 7) + fraction * smallest ** (1 / 7)) ** 7
+    ),
+    # "logsnr" between other ends, and then the step to clean data.
+    "exponential": lambda largest, smallest, fraction: (
+        largest ** (1.0 - fraction) * smallest**fraction
+    ),
+}
+SIGMA_TIMES = 1e-4, 1.0  # the times that these spacings may reach
+
 # Time steps from the noisiest on, of `total` steps of which the `usable` lowest may be visited.
 # See arXiv 2305.08891, table 2. Those of DPM-Solver leave out the step at which they would end.
 STEP_SPACINGS = {
@@ -139,6 +152,9 @@ def sampling_grid(schedule: Schedule, sampling: Sampling) -> TimeGrid:
     """
     if sampling.spacing in SPACINGS:
         return time_grid(schedule, sampling.steps, sampling.spacing)
+    if sampling.spacing in SIGMA_SPACINGS:
+        ends = sampling.sigma_min, sampling.sigma_max
+        return sigma_grid(schedule, sampling.steps, sampling.spacing, *ends)
     steps = spaced_steps(
         schedule, sampling.spacing, sampling.steps, sampling.steps_offset, sampling.lambda_min
     )
@@ -157,6 +173,36 @@ def time_grid(
     fraction = np.arange(MAX_STEPS + 1, dtype=np.float32) / np.float32(num_steps)
     times = SPACINGS[spacing](schedule, start, stop, np.minimum(fraction, 1.0))
     return padded_grid(times[: num_steps + 1])
+
+
+def sigma_grid(
+    schedule: Schedule,
+    num_steps: int,
+    spacing: str = "karras",
+    sigma_min: float = 0.002,
+    sigma_max: float = 80.0,
+) -> TimeGrid:
+    """Steps between levels of sigma / alpha from `sigma_max` to `sigma_min`, then to clean data.
+
+    As EDM has them (arXiv 2206.00364), and diffusers' and k-diffusion's schedules of these names,
+    except that the first level is t = 1, where the image is noise. `spacing` is a key of
+    SIGMA_SPACINGS. Levels that the schedule does not have are left out.
+
+    Raises:
+        ValueError: it has none of them.
+    """
+    latest, first = np.exp(-0.5 * np.asarray(schedule.logsnr(np.float32(SIGMA_TIMES)), np.float64))
+    largest, smallest = min(sigma_max, first), max(sigma_min, latest)
+    if not smallest < largest:
+        raise ValueError(
+            f"levels from sigma_max {sigma_max} to sigma_min {sigma_min} are none of the schedule, "
+            f"which has those from {first:.3g} to {latest:.3g}"
+        )
+    # Of one length for every number of steps, as above.
+    fraction = np.minimum(np.arange(MAX_STEPS) / max(num_steps - 1, 1), 1.0)
+    sigmas = SIGMA_SPACINGS[spacing](largest, smallest, fraction)
+    times = np.asarray(schedule.time(jnp.float32(-2.0 * np.log(sigmas))))
+    return padded_grid(np.concatenate([[1.0], times[1:num_steps], [0.0]]))
 
 
 def padded_grid(times: Sequence[float] | np.ndarray, start: int = 0) -> TimeGrid:

@@ -23,7 +23,7 @@ from imagen_jax.evaluation.reference import Reference, read_reference
 from imagen_jax.evaluation.reference_images import ReferenceImages, open_reference_images
 from imagen_jax.evaluation.request import EvaluationRequest
 from imagen_jax.evaluation.shards import WHOLE
-from imagen_jax.pipeline.loading import load_model
+from imagen_jax.pipeline.loading import load_guides, load_model
 from imagen_jax.pipeline.pipeline import Pipeline
 from imagen_jax.pipeline.request import last_stage
 from imagen_jax.storage import fingerprints
@@ -197,6 +197,13 @@ class EvaluatedModel:
     about: dict[str, Any]
 
 
+# Fields of Sampling that a request may have, beside those of a sweep.
+OVERRIDES = (
+    *("steps", "sampler", "guidance_kind", "guidance_eta", "guidance_norm", "guidance_momentum"),
+    "zero_init_steps",
+)
+
+
 def all_devices() -> Mesh | None:
     """A mesh over all devices, which share each batch; None where there is one."""
     return make_mesh(MeshConfig()) if jax.device_count() > 1 else None
@@ -204,19 +211,22 @@ def all_devices() -> Mesh | None:
 
 def read_model(request: EvaluationRequest) -> EvaluatedModel:
     """The model with the request's own sampling. ValueError where no stage makes its size."""
-    pipeline = load_model(
-        request.model, mesh=all_devices(), dtype=request.dtype, variant=request.variant
-    )
+    given = {"mesh": all_devices(), "dtype": request.dtype}
+    guide = request.guide
+    if guide is not None:
+        guide = load_guides(guide, step=request.guide_step, **given)
+    given |= {"variant": request.variant, "ema": request.ema}
+    pipeline = load_model(request.model, guide=guide, **given)
     last_stage(pipeline.cascade, pipeline.name, request.size)
-    sampling = with_overrides(
-        pipeline.cascade.sampling, steps=request.steps, sampler=request.sampler
-    )
+    overrides = {name: getattr(request, name) for name in OVERRIDES}
+    sampling = with_overrides(pipeline.cascade.sampling, **overrides)
     about = {
         "name": pipeline.name,
         "source": request.model,
         "dtype": request.dtype,
         "fingerprint": pipeline.fingerprint or fingerprints.of_parameters(pipeline.params),
         "notes": pipeline.notes,
+        **({"guide": {k: dict(v.about) for k, v in pipeline.guides.items()}} if guide else {}),
     }
     return EvaluatedModel(pipeline, sampling, about)
 

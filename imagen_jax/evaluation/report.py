@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from imagen_jax import __version__
+from imagen_jax.diffusion.overrides import sampling_to_dict
 from imagen_jax.evaluation import sweep
 from imagen_jax.evaluation.html_report import NAMES, make_page, notes_of, rows_of
 from imagen_jax.evaluation.image_folder import Preprocessing, read_image
@@ -103,7 +104,8 @@ def image_sheets(
 def sampling(model: EvaluatedModel) -> dict[str, Any]:
     """How each stage is sampled, by its name."""
     stages = model.pipeline.cascade.stages
-    return {s.name: asdict(entry) for s, entry in zip(stages, model.sampling, strict=True)}
+    entries = zip(stages, model.sampling, strict=True)
+    return {stage.name: sampling_to_dict(entry) for stage, entry in entries}
 
 
 def describe(run: EvaluationRun, model: EvaluatedModel | None) -> dict[str, Any]:
@@ -148,7 +150,11 @@ def image_settings(run: EvaluationRun, model: EvaluatedModel) -> dict[str, Any]:
     """What decides the generated images: those of other settings never mix with them."""
     about = describe(run, model)
     return {
-        "model": {key: model.about[key] for key in ("name", "fingerprint", "dtype")},
+        "model": {
+            key: model.about[key]
+            for key in ("name", "fingerprint", "dtype", "guide")
+            if key in model.about
+        },
         "prompts": run.prompts.fingerprint,
         **{key: about["settings"][key] for key in ("num_images", "size", "seed", "batch_size")},
         "sampling": about["settings"]["sampling"],

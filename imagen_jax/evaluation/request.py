@@ -29,6 +29,9 @@ class EvaluationRequest:
     model: str | list[str] = "emoji"
     dtype: str = "float32"
     variant: str | None = None
+    guide: str | list[str] | None = None
+    guide_step: int | None = None
+    ema: bool | float = True
     images: Path | None = None
     truth: Path | None = None
     prompts: str | None = None
@@ -46,6 +49,11 @@ class EvaluationRequest:
     aug_level: Sequence[StageValues] = ()
     steps: int | list[int] | None = None
     sampler: str | list[str] | None = None
+    guidance_kind: str | list[str] | None = None
+    guidance_eta: float | list[float] | None = None
+    guidance_norm: float | list[float] | None = None
+    guidance_momentum: float | list[float] | None = None
+    zero_init_steps: float | list[float] | None = None
     size: int | None = None
     seed: int = 0
     batch_size: int = 16
@@ -81,6 +89,10 @@ class EvaluationRequest:
                 self.images is None or max(len(self.guidance), len(self.aug_level)) < 2,
                 "--images are what they are: several --guidance or --aug_level need a model that "
                 "generates them.",
+            ),
+            (
+                self.guide_step is None or self.guide is not None,
+                "--guide_step is for --guide, which is not given.",
             ),
             (
                 self.truth is None or self.images is not None,

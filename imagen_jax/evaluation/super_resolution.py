@@ -20,6 +20,7 @@ from imagen_jax.evaluation.progress import image_bar
 from imagen_jax.evaluation.report import Report, contact_sheet
 from imagen_jax.images.pixels import resize, to_float, to_uint8
 from imagen_jax.pipeline.generation import encode_request, sample_cascade, spread
+from imagen_jax.pipeline.guides import guides_in_use, with_guides
 from imagen_jax.pipeline.progress import Progress
 from imagen_jax.pipeline.request import Request
 from imagen_jax.storage.codec import require
@@ -128,9 +129,10 @@ def upsample(
             **what,
         )
         conditions = encode_request(pipeline.cascade, pipeline.params, request)
+        guides = guides_in_use(pipeline.cascade, pipeline.guides, model.sampling, request)
         batches = sample_cascade(
             pipeline.cascade,
-            pipeline.params,
+            with_guides(pipeline.params, guides),
             model.sampling,
             request,
             conditions._replace(low_res=low_res),

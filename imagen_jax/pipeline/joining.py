@@ -1,11 +1,14 @@
-"""Separately trained stages, chained: one cascade of models that read the same text."""
+"""Several models together: separately trained stages, chained, and weaker ones that guide them."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from imagen_jax.cascade.cascade import TEXT_ENCODER, Cascade
+from imagen_jax.cascade.stage import check_guide
 from imagen_jax.pipeline.encoder_files import text_fingerprint
+from imagen_jax.pipeline.guides import Guide
 from imagen_jax.pipeline.lazy_params import LazyParams, as_lazy
 from imagen_jax.pipeline.pipeline import Pipeline
 
@@ -54,8 +57,8 @@ def check_same_encoder(first: Pipeline, other: Pipeline) -> None:
     bfloat16.
     """
     pair = (
-        f"{first.name!r} and {other.name!r} have different text encoders, and chained stages must "
-        "read the same text: "
+        f"{first.name!r} and {other.name!r} have different text encoders, and must read the same "
+        "text: "
     )
     described = [text_fingerprint(pipeline.cascade.encoder, None) for pipeline in (first, other)]
     ours, theirs = (values.pop("encoder") | values for values in described)
@@ -67,3 +70,40 @@ def check_same_encoder(first: Pipeline, other: Pipeline) -> None:
         values = (np.asarray(probe[path], np.float32) for probe in (ours, theirs))
         if not np.allclose(*values, rtol=2**-7, atol=1e-6):
             raise ValueError(f"{pair}their parameters {path} differ.")
+
+
+def add_guides(pipeline: Pipeline, others: Sequence[Pipeline | None]) -> None:
+    """Has the stages of a pipeline guided by weaker models, one a stage, None where there is none.
+
+    A stage is guided by the other model's stage of its resolution; its guidance becomes "auto".
+
+    Raises:
+        ValueError: more guides than stages; the other model has no such stage, reads other text or
+            other classes, or does not fit (`check_guide`).
+    """
+    stages, sampling = pipeline.cascade.stages, list(pipeline.cascade.sampling)
+    if not 1 <= len(others) <= len(stages):
+        raise ValueError(f"guide has {len(others)} entries; the model has {len(stages)} stages.")
+    for i, other in enumerate(others):
+        if other is None:
+            continue
+        size = stages[i].resolution, stages[i].low_resolution
+        found = [s for s in other.cascade.stages if (s.resolution, s.low_resolution) == size]
+        if not found:
+            sizes = ", ".join(map(str, other.sizes))
+            raise ValueError(
+                f"{other.name!r} cannot guide stage {stages[i].name!r}, of {size[0]} pixels"
+                f"{f' from {size[1]}' if size[1] else ''}: it has no such stage (sizes: {sizes})."
+            )
+        check_guide(stages[i], found[0])
+        if pipeline.cascade.encoder is not None and other.cascade.encoder is not None:
+            check_same_encoder(pipeline, other)
+        if len({p.class_names for p in (pipeline, other) if p.class_names}) > 1:
+            raise ValueError(f"{other.name!r} was trained on other classes: their names differ.")
+        about = {"model": other.name, "fingerprint": other.fingerprint, **other.notes}
+        kept = ("model", "stage", "fingerprint", "step")
+        about = {key: (about | {"stage": found[0].name}).get(key) for key in kept}
+        about = {key: value for key, value in about.items() if value is not None}
+        pipeline.guides[stages[i].name] = Guide(found[0], as_lazy(other.params), about)
+        sampling[i] = replace(sampling[i], guidance_kind="auto")
+    pipeline.cascade = replace(pipeline.cascade, sampling=tuple(sampling))

@@ -6,6 +6,7 @@ from functools import partial
 import numpy as np
 
 from imagen_jax.cascade.cascade import TEXT_ENCODER
+from imagen_jax.cascade.stage import GuidedParams
 from imagen_jax.storage.trees import flatten
 from imagen_jax.typing import Params
 
@@ -24,15 +25,15 @@ class LazyParams(Mapping):
 
     def __init__(
         self,
-        readers: Mapping[str, Callable[[], Params]],
+        readers: Mapping[str, Callable[[], Params | GuidedParams]],
         probe: Callable[[], Probe | None] | None = None,
         on_free: Callable[[str], None] | None = None,
     ):
         self.readers = dict(readers)
         self._probe, self._on_free = probe, on_free
-        self._read: dict[str, Params] = {}
+        self._read: dict[str, Params | GuidedParams] = {}
 
-    def __getitem__(self, name: str) -> Params:
+    def __getitem__(self, name: str) -> Params | GuidedParams:
         if name not in self._read:
             self._read[name] = self.readers[name]()
         return self._read[name]

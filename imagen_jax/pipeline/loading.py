@@ -25,11 +25,12 @@ from imagen_jax.diffusion.sampling import Whole
 from imagen_jax.models.lora import LoraConfig, merge_lora
 from imagen_jax.models.t5 import T5Config
 from imagen_jax.pipeline import encoder_files
-from imagen_jax.pipeline.joining import join_pipelines
+from imagen_jax.pipeline.joining import add_guides, join_pipelines
 from imagen_jax.pipeline.lazy_params import PROBED, LazyParams
 from imagen_jax.pipeline.model_directory import MODEL_FILE, open_params, read_model
 from imagen_jax.pipeline.option_names import refuse_unknown
 from imagen_jax.pipeline.pipeline import Pipeline
+from imagen_jax.pipeline.snapshots import synthesize
 from imagen_jax.storage.codec import from_dict
 from imagen_jax.storage.folders import CHECKPOINTS, expand_home, saved_steps, user_path
 from imagen_jax.storage.layout_files import ShardingOf
@@ -39,6 +40,8 @@ from imagen_jax.storage.wrong_files import absent
 from imagen_jax.typing import Params
 
 ENCODER_WEIGHTS = (f"{TEXT_ENCODER}/*.safetensors",)
+GuideSource = str | os.PathLike | Pipeline
+Average = bool | float  # whether a run's average is read, or one of which relative width
 PRETRAINED = Path(__file__).parents[1] / "pretrained"
 
 
@@ -55,7 +58,8 @@ def load_model(
     variant: str | None = None,
     revision: str | None = None,
     step: Whole | None = None,
-    ema: bool = True,
+    ema: Average = True,
+    guide: GuideSource | Sequence[GuideSource | None] | None = None,
     **unknown: Any,
 ) -> Pipeline:
     """A pipeline from the name of a shipped model, a model directory, or a training workdir; or
@@ -74,12 +78,18 @@ def load_model(
         variant: of the weights in diffusers' layout, such as "fp16".
         revision: a branch, tag or commit on the hub.
         step: which checkpoint of a training workdir, one for all of several. The newest when None.
-        ema: the average of a run's parameters, where it kept one; False: those last trained.
+        ema: the average of a run's parameters, where it kept one; False: those last trained; a
+            number: the average of this relative width, put together from the snapshots of a run
+            with the section `ema` (`step` is then of a snapshot).
+        guide: a second, weaker model, which autoguidance leads away from (arXiv 2406.02507): a
+            smaller one, or an earlier checkpoint, `load_model(DIR, step=N)`. It reads the same text
+            and makes images of the same size. Of the base stage, or one a stage, None without.
 
     Raises:
         FileNotFoundError: files are missing, or the hub knows no such name.
         ValueError: an unknown name (the message lists the known ones), a step of which there is no
-            checkpoint (it lists those there are), or files that are damaged.
+            checkpoint or snapshot (it lists those there are), a width that the snapshots do not
+            give, or files that are damaged.
         TypeError: an option by another library's name; the message has ours.
     """
     refuse_unknown(load_model, unknown)
@@ -101,7 +111,26 @@ def load_model(
     pipeline = pipelines[0] if single else join_pipelines(pipelines)
     pipeline.cascade = computing_in(pipeline.cascade, dtype)
     pipeline.mesh = mesh
+    if guide is not None:
+        add_guides(pipeline, load_guides(guide, dtype=dtype, mesh=mesh))
     return pipeline
+
+
+def load_guides(
+    guide: GuideSource | Sequence[GuideSource | None],
+    *,
+    dtype: str = "float32",
+    mesh: jax.sharding.Mesh | None = None,
+    step: Whole | None = None,
+) -> list[Pipeline | None]:
+    """The models that guide another's stages, one or one a stage; options as of `load_model`."""
+    single = isinstance(guide, str | os.PathLike | Pipeline)
+    return [
+        load_model(entry, dtype=dtype, mesh=mesh, step=step)
+        if isinstance(entry, str | os.PathLike)
+        else entry
+        for entry in ([guide] if single else guide)
+    ]
 
 
 def computing_in(cascade: Cascade, dtype: str) -> Cascade:
@@ -123,7 +152,7 @@ def load_one(
     variant: str | None,
     revision: str | None,
     step: Whole | None = None,
-    ema: bool = True,
+    ema: Average = True,
     encoder_known: bool = False,
 ) -> Pipeline:
     """`load_model` of one source. `encoder_known`: the weights of a text encoder of the same config
@@ -263,9 +292,10 @@ def load_workdir(
     dtype: str = "float32",
     mesh: jax.sharding.Mesh | None = None,
     step: Whole | None = None,
-    ema: bool = True,
+    ema: Average = True,
 ) -> Pipeline:
-    """A checkpoint of a training run; the average of its parameters where it keeps one.
+    """A checkpoint of a training run; the average of its parameters where it keeps one, or that of
+    a width.
 
     A frozen encoder is read from the workdir, and the network to which the run trained an adapter,
     which is merged in, where the run found it.
@@ -286,7 +316,8 @@ def load_workdir(
         readers[TEXT_ENCODER] = lambda: params[TEXT_ENCODER]
     elif cascade.encoder is not None:
         readers[TEXT_ENCODER] = partial(frozen_encoder, directory, run, cascade, dtype, mesh)
-    return Pipeline(cascade, LazyParams(readers), name=directory.name, notes={"step": step})
+    notes = {"step": step} if isinstance(ema, bool) else {"step": step, "ema": float(ema)}
+    return Pipeline(cascade, LazyParams(readers), name=directory.name, notes=notes)
 
 
 def frozen_encoder(
@@ -362,13 +393,15 @@ def run_lora(run: Mapping[str, Any]) -> LoraConfig:
 
 
 def read_run(
-    directory: Path, step: Whole | None = None, ema: bool = True
+    directory: Path, step: Whole | None = None, ema: Average = True
 ) -> tuple[int, Params, dict[str, Any]]:
     """(step, parameters, description) of a run's newest checkpoint, or of that of `step`. Where the
-    newest is damaged, a warning says so, and the one before is read.
+    newest is damaged, a warning says so, and the one before is read. Of a width `ema`, the
+    parameters are of a snapshot.
 
     Raises:
-        ValueError: there is no such checkpoint, or it is damaged and there is no other.
+        ValueError: there is no such checkpoint, or it is damaged and there is no other; or as of
+            `synthesize`.
     """
     place = directory / CHECKPOINTS
     if not directory.is_dir():
@@ -391,6 +424,9 @@ def read_run(
 
     with contextlib.closing(Checkpoints(place, read_only=True)) as checkpoints:
         try:
+            if not isinstance(ema, bool):
+                run = checkpoints.read_description()  # the same in all
+                return (*synthesize(directory, ema, step), run)
             return checkpoints.read_parameters(None if ema else "params", step)
         except CheckpointError as error:
             raise ValueError(str(error)) from error

@@ -10,6 +10,8 @@ from imagen_jax.storage.codec import nearest
 SPELLINGS = {
     "steps": "num_inference_steps sampling_steps sample_steps ddim_steps timesteps num_steps",
     "guidance": "guidance_scale cfg_scale cfg cond_scale unconditional_guidance_scale scale",
+    "guidance_kind": "guider guidance_type guidance_method",
+    "guide": "guide_model gnet autoguidance weak_model",
     "size": "height width resolution image_size img_size",
     "num_images": "num_images_per_prompt num_samples n_samples n_iter",
     "sampler": "scheduler sample_method sampling_method",

@@ -36,6 +36,7 @@ from imagen_jax.pipeline.generation import (
     sample_cascade,
     spread,
 )
+from imagen_jax.pipeline.guides import Guide, guides_in_use, with_guides
 from imagen_jax.pipeline.lazy_params import LazyParams
 from imagen_jax.pipeline.option_names import refuse_unknown
 from imagen_jax.pipeline.progress import Callback
@@ -57,7 +58,8 @@ from imagen_jax.pipeline.settings import options_of
 from imagen_jax.storage import fingerprints
 from imagen_jax.storage.folders import user_path
 
-OVERRIDES = ("guidance", "steps", "sampler", "spacing", "aug_level")  # of Sampling
+# Of Sampling.
+OVERRIDES = ("guidance", "guidance_kind", "steps", "sampler", "spacing", "aug_level")
 
 
 class Pipeline:
@@ -83,6 +85,7 @@ class Pipeline:
         self.fingerprint = fingerprint
         self.notes = dict(notes or {})
         self.mesh = mesh
+        self.guides: dict[str, Guide] = {}  # by the stage that each guides (`joining.add_guides`)
         self._without_lora: tuple[Mapping, str | None] | None = None
 
     def __repr__(self) -> str:
@@ -127,6 +130,7 @@ class Pipeline:
         sampling: Sequence[Sampling] | None = None,
         first_index: Number = 0,
         aspect_ratio: AspectRatio | None = None,
+        guidance_kind: str | Sequence[str | None] | None = None,
         low_memory: bool = False,
         **unknown: Any,
     ) -> ImageList:
@@ -138,7 +142,7 @@ class Pipeline:
             size: of the images, one of `sizes`: the stage to stop at. The largest when None.
             guidance: weight of the text, 1 is none: of the base stage, or one a stage.
             steps: of the sampler in every stage, or one number a stage.
-            sampler: ddpm, ddim, dpmpp_2m or heun in every stage, or one a stage.
+            sampler: such as unipc (a key of SAMPLERS) in every stage, or one a stage.
             spacing: of the sampler's times in every stage, or one a stage (`Sampling`); a
                 list, such as DeepFloyd IF's "fast27", says the number of steps too.
             seed: of the noise; equal seeds give equal images. A new one when None; the settings
@@ -160,6 +164,8 @@ class Pipeline:
                 index, whatever else is sampled with it.
             aspect_ratio: width to height, such as "16:9" or 1.5, with about as many pixels as the
                 square of `size`; the nearest that the networks can make.
+            guidance_kind: cfg, apg, cfg_zero or auto (`Sampling`): of the base stage, or one a
+                stage. auto needs a second model: `load_model(..., guide=...)`.
             low_memory: lets each stage's parameters go before the next one's are read. No image is
                 finished, then, before the last stage.
 
@@ -171,6 +177,7 @@ class Pipeline:
         refuse_unknown(self.generate_images, unknown)
         options = {
             "guidance": guidance,
+            "guidance_kind": guidance_kind,
             "steps": steps,
             "sampler": sampler,
             "spacing": spacing,
@@ -187,9 +194,7 @@ class Pipeline:
             "first_index": first_index,
             "low_memory": low_memory,
         }
-        stages, base = self._stages(size), base_size(self.cascade, aspect_ratio)
-        if base is not None:
-            stage_size(self.cascade.stages[0], None, base)
+        stages, base = self._stages(size), self._base_size(aspect_ratio)
         notes = {"aspect_ratio": aspect_ratio}
         request = Request(prompt, num_images=num_images, stages=stages, size=base, notes=notes)
         return self._generate(request, options)
@@ -341,6 +346,14 @@ class Pipeline:
             )
         return range(last_stage(self.cascade, self.name, size) + 1)
 
+    def _base_size(self, aspect_ratio: AspectRatio | None) -> tuple[int, int] | None:
+        """`base_size`, which the networks that start from noise can make."""
+        size, guides = base_size(self.cascade, aspect_ratio), self.guides.values()
+        for stage in (self.cascade.stages[0], *(guide.stage for guide in guides)):
+            if size is not None and stage.low_resolution is None:
+                stage_size(stage, None, size)
+        return size
+
     def _pixels(self, image: Image.Image, position: int) -> np.ndarray:
         side = self.cascade.stages[position].resolution
         return to_pixels(image, (side, side))
@@ -357,12 +370,14 @@ class Pipeline:
         notes = {"model": self.name, "fingerprint": self.fingerprint, **request.notes}
         request = replace(request, notes=notes, **{"progress": True, **options})
         request = check_request(self.cascade, self.name, request)
+        guides = guides_in_use(self.cascade, self.guides, sampling, request)
+        notes["guide"] = {name: guide.about for name, guide in guides.items()} or None
         batch_size, place = spread(request.batch_size, self.mesh)
         low_memory = request.low_memory and isinstance(self.params, LazyParams)
-        request = replace(request, batch_size=batch_size, low_memory=low_memory)
+        request = replace(request, batch_size=batch_size, low_memory=low_memory, notes=notes)
         plan_lengths(self.cascade, sampling, request)
         use_compilation_cache()
-        given = self.cascade, self.params, sampling, request
+        given = self.cascade, with_guides(self.params, guides), sampling, request
         with memory.explained(memory_advice(self.cascade, request)):
             conditions = encode_request(self.cascade, self.params, request)
             with closing(sample_cascade(*given, conditions, place)) as batches:

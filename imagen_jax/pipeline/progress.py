@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from imagen_jax.cascade.stage import Stage
-from imagen_jax.diffusion.samplers import SamplerState
+from imagen_jax.diffusion.steps import SamplerState
 
 
 @dataclass(frozen=True)

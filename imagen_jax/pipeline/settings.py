@@ -2,13 +2,12 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from imagen_jax import __version__
-from imagen_jax.diffusion.overrides import sampling_from_dict
+from imagen_jax.diffusion.overrides import sampling_from_dict, sampling_to_dict
 from imagen_jax.diffusion.sampling import Sampling
 from imagen_jax.images.image_file import SETTINGS_KEY, GeneratedImage
 from imagen_jax.images.image_list import ImageList
@@ -35,7 +34,7 @@ def with_settings(
         "seed": request.seed,
         "negative_prompt": request.negative_prompt,
         "batch_size": request.batch_size,
-        "sampling": [asdict(entry) for entry in sampling],
+        "sampling": [sampling_to_dict(entry) for entry in sampling],
         **{name: value for name, value in request.notes.items() if value is not None},
     }
     common = json.loads(json.dumps(common, default=lambda array: array.tolist()))

@@ -11,6 +11,7 @@ from imagen_jax.cascade.sample import plan_steps, run_steps
 from imagen_jax.cascade.stage import Conditions, init_params
 from imagen_jax.convert.t5 import encoder_shapes
 from imagen_jax.devices import sharding
+from imagen_jax.diffusion.guided_steps import guided_start
 from imagen_jax.diffusion.samplers import initial_state
 from imagen_jax.diffusion.sampling import Sampling, traced
 from imagen_jax.models import t5
@@ -75,7 +76,8 @@ def lower_training(config: RunConfig, mesh: Any) -> Lowered:
     encoder = build.make_text_encoder(config)
     train_step, init, frozen = build.make_training(config, encoder, mesh)
     state, batch = jax.eval_shape(init, jax.random.key(0)), abstract_batch(config)
-    parts = {"parameters": state.params, "optimizer": state.opt_state, "ema": state.ema}
+    averages = state.ema, state.power_ema
+    parts = {"parameters": state.params, "optimizer": state.opt_state, "ema": averages}
     if jax.tree.leaves(frozen):
         parts["frozen"] = frozen
     network = frozen.network if config.lora is not None else state.params[NETWORK]
@@ -109,7 +111,10 @@ def lower_sampling(config: RunConfig, mesh: Any, batch: int) -> Lowered:
     if stage.conditioning == "text":
         conditions["null"] = conditions["text"]
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch))
-    inputs = (keys, Conditions(**conditions), jax.eval_shape(initial_state, x_t))
+    state = jax.eval_shape(
+        lambda x: guided_start(initial_state(x, sampling.sampler), sampling), x_t
+    )
+    inputs = (keys, Conditions(**conditions), state)
     rows = sharding.batch_sharding(mesh)
     inputs = _placed(inputs, jax.tree.map(lambda leaf: rows if leaf.shape else None, inputs))
     keys, conditions, state = inputs

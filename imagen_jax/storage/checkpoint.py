@@ -1,9 +1,10 @@
 """Checkpoints of a run: written in the background, whole or not at all, readable on any mesh.
 
-Each step's directory holds the items `params`, `ema`, `optimizer` (step number and optimizer state)
-and `run` (JSON: the config, the position in the data, the metrics since the last report, and a
-digest of every array, so that a byte that has changed on the disk is noticed). Trees are stored as
-nested dicts by parameter name, so a reader needs none of our classes.
+Each step's directory holds the items `params`, `ema`, `power_ema` (averages by their width, where
+the run keeps them), `optimizer` (step number and optimizer state) and `run` (JSON: the config, the
+position in the data, the metrics since the last report, and a digest of every array, so that a byte
+that has changed on the disk is noticed). Trees are stored as nested dicts by parameter name, so a
+reader needs none of our classes.
 """
 
 import contextlib
@@ -28,7 +29,8 @@ from imagen_jax.storage.orbax_noise import silence
 from imagen_jax.storage.trees import flatten, num_bytes, shape_differences, unflatten
 from imagen_jax.typing import Params
 
-OWN_ITEMS = ("params", "ema")
+OWN_ITEMS = ("params", "ema", "power_ema")
+AVERAGES = ("ema", "power_ema")  # the one that is read comes first
 OPTIMIZER = "optimizer"  # the item of all other fields of the state
 JSON_ITEM = "run"
 
@@ -42,9 +44,9 @@ class MismatchError(ValueError):
 
 
 def _items(state: Any) -> Arrays:
-    """A state (a NamedTuple) by item; paths in `params` and `ema` do not repeat that name."""
+    """A state (a NamedTuple) by item; the paths in those of their own do not repeat that name."""
     fields = state._asdict()
-    items = {item: flatten(fields.pop(item)) for item in OWN_ITEMS}
+    items = {item: flatten(fields.pop(item, None)) for item in OWN_ITEMS}
     items[OPTIMIZER] = flatten(fields)
     return {item: arrays for item, arrays in items.items() if arrays}
 
@@ -185,8 +187,8 @@ class Checkpoints:
         one is left as it is, with a warning.
 
         Args:
-            item: "ema" or "params"; None for the average where the run kept one, else the
-                parameters.
+            item: "ema" or "params"; None for the average where the run kept one (of power-law
+                averages alone the narrowest), else the parameters.
             step: of the checkpoint to read, and of no other.
 
         Raises:
@@ -203,8 +205,20 @@ class Checkpoints:
         step, restored, run, damaged = self._newest_whole(steps, item)
         for number, reason in damaged.items():
             self._warn(number, reason, f"{step} is read instead")
-        (arrays,) = restored.values()
-        return step, jax.tree.map(np.asarray, unflatten(arrays)), run
+        ((item, arrays),) = restored.items()
+        params = jax.tree.map(np.asarray, unflatten(arrays))
+        return step, params[min(params, key=float)] if item == "power_ema" else params, run
+
+    def read_description(self) -> dict[str, Any]:
+        """What the newest readable checkpoint holds beside the arrays.
+
+        Raises:
+            CheckpointError: there is none.
+        """
+        for step in reversed(self.steps()):
+            with contextlib.suppress(Exception):  # damage shows as many types
+                return checked(self._read(step, {})[1])
+        raise CheckpointError(f"no checkpoint in {self.directory} can be read")
 
     def close(self) -> None:
         """Finishes writing and lets go of the directory."""
@@ -259,7 +273,8 @@ class Checkpoints:
             if isinstance(wanted, Mapping):
                 self._compare(step, stored or shapes, wanted)
             else:
-                item = wanted or ("ema" if "ema" in (stored or shapes) else "params")
+                kept = [name for name in AVERAGES if name in (stored or shapes)]
+                item = wanted or next(iter(kept), "params")
                 self._check_item(step, stored or shapes, item)
             if stored and shapes != stored:
                 raise ValueError("its metadata is not what was written")

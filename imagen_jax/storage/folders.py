@@ -9,7 +9,8 @@ from pathlib import Path
 
 from imagen_jax.storage.disk import describe, disk_errors
 
-CHECKPOINTS = "checkpoints"  # the folder of them in a run's workdir
+# Folders of a run's workdir: of checkpoints, and of its averages' snapshots.
+CHECKPOINTS, SNAPSHOTS = "checkpoints", "ema"
 
 
 def user_path(path: str | os.PathLike) -> Path:
@@ -82,7 +83,8 @@ def output_folder(path: Path, option: str = "--out") -> Iterator[None]:
 
 
 def saved_steps(checkpoints: Path) -> list[int]:
-    """The steps of the checkpoints in a folder, by their names: without Orbax, slow to import.
+    """The steps that a folder of checkpoints or snapshots has a folder of: without Orbax, slow to
+    import.
 
     Empty where there is no such folder.
     """

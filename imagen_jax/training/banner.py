@@ -2,15 +2,19 @@
 
 import os
 import shlex
+import shutil
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from imagen_jax.data.classes import class_names
 from imagen_jax.data.sources import Source
 from imagen_jax.devices import accelerators
-from imagen_jax.storage.folders import CHECKPOINTS, saved_steps
+from imagen_jax.devices.memory import size_text
+from imagen_jax.pipeline.snapshots import snapshot_steps, width_name
+from imagen_jax.storage.folders import CHECKPOINTS, SNAPSHOTS, saved_steps
 from imagen_jax.training import batches, build
 from imagen_jax.training.metrics import METRICS_FILE, SAMPLES_FOLDER
 from imagen_jax.training.progress import steps_per_epoch
@@ -19,6 +23,7 @@ from imagen_jax.training.samples import sampled
 from imagen_jax.training.start import Plan
 from imagen_jax.training.state import Frozen
 from imagen_jax.training.table import num_parameters
+from imagen_jax.typing import Params
 
 READS = {"text": "with captions", "label": "with classes", None: "without captions"}
 WITH = {"text": " from text", "label": " from classes", None: ""}
@@ -63,8 +68,11 @@ def start_banner(
     lines.append(("parameters", sizes))
     if not steps:
         lines.append(("start", _start(config, plan.frozen)))
+    if config.ema is not None:
+        lines.append(("averages", _averages(config, params)))
     if workdir is not None:
         lines += _outputs(config, workdir)
+        odd = *odd, _no_room(config, params, workdir)
     said = [f"{name:<12}{text}" for name, text in lines]
     notes = filter(None, (accelerators.unused_accelerator(), *odd))
     return "\n".join([*said, *(f"warning: {note}" for note in notes)])
@@ -113,6 +121,37 @@ def _start(config: RunConfig, frozen: Frozen) -> str:
             how = "frozen" if frozen.text_encoder is not None else "trained along"
             parts.append(f"the text encoder of {source}, {how}")
     return "; ".join(parts)
+
+
+def _snapshots(config: RunConfig, params: Params) -> tuple[int, int]:
+    """(how many snapshots of the averages the whole run makes, the bytes of one)."""
+    count = -(-config.num_steps // config.ema.interval(config.num_steps))
+    size = num_parameters(params) * np.dtype(jnp.dtype(config.ema.dtype)).itemsize
+    return count, size * len(config.ema.widths)
+
+
+def _averages(config: RunConfig, params: Params) -> str:
+    count, size = _snapshots(config, params)
+    widths = " and ".join(map(width_name, config.ema.widths))
+    return (
+        f"of relative widths {widths}; {count:,} snapshots of {size_text(size)} in {SNAPSHOTS}/, "
+        f"{size_text(count * size)} in all"
+    )
+
+
+def _no_room(config: RunConfig, params: Params, workdir: str | os.PathLike) -> str | None:
+    """What is odd about the disk: that it is too small for the snapshots that are still to come."""
+    if config.ema is None or not Path(workdir).is_dir():
+        return None
+    count, size = _snapshots(config, params)
+    needed = size * (count - len(snapshot_steps(workdir)))
+    free = shutil.disk_usage(workdir).free
+    if needed <= free:
+        return None
+    return (
+        f"the snapshots in {SNAPSHOTS}/ need {size_text(needed)} and {size_text(free)} are free: "
+        "fewer by ema.every, or smaller by ema.dtype float16"
+    )
 
 
 def _outputs(config: RunConfig, workdir: str | os.PathLike) -> list[tuple[str, str]]:

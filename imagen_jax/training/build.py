@@ -77,7 +77,8 @@ def make_training(
         else:
             params = init_parameters(config, encoder, key)
         optimizer = make_optimizer(config.optimizer)
-        return init_state(params, optimizer, with_ema=config.ema_decay is not None)
+        widths = () if config.ema is None else config.ema.widths
+        return init_state(params, optimizer, with_ema=config.ema_decay is not None, widths=widths)
 
     return make_train_step(config, encoder, mesh), init, frozen
 

@@ -15,7 +15,7 @@ ORDER = {"seed": "seed", "batch_size": "batch_size", "images": "the number of im
 FREE = (
     *("num_steps", "log_every", "mesh.", "checkpoint.", "sample", "evaluate", "skip_batches"),
     *("data.num_threads", "data.prefetch", "data.index_dir"),
-    *("stage.network.remat", "stage.network.scan_layers"),
+    *("stage.network.remat", "stage.network.scan_layers", "ema.every", "ema.dtype"),
 )
 
 

@@ -17,6 +17,7 @@ from imagen_jax.data.counts import TooManyBroken
 from imagen_jax.data.sources import Source
 from imagen_jax.devices import accelerators, chips, hosts
 from imagen_jax.devices.sharding import batch_sharding, replicated, state_shardings
+from imagen_jax.pipeline.snapshots import remove_snapshots_after, write_snapshot
 from imagen_jax.storage.checkpoint import CheckpointError, Checkpoints, MismatchError, check_weights
 from imagen_jax.training import flops, metrics
 from imagen_jax.training.changes import say_changes
@@ -25,7 +26,7 @@ from imagen_jax.training.feed import Batches, Feed, LabelError, Ranges, batches_
 from imagen_jax.training.optimizer import learning_rate_schedule
 from imagen_jax.training.progress import Progress, position, steps_per_epoch
 from imagen_jax.training.run_config import RunConfig, read_ranges
-from imagen_jax.training.state import Frozen
+from imagen_jax.training.state import Frozen, averaged
 from imagen_jax.typing import Keys, Params
 
 
@@ -43,7 +44,8 @@ class Run:
 
     train_step: (state, batch, key, frozen) -> (state, {"loss", "grad_norm", "loss_by_t",
         "count_by_t", ...}).
-    init: key -> state, with fields step, params, ema (or None) and opt_state.
+    init: key -> state, with fields step, params, ema (or None), opt_state and, where the config
+        has a section ema, power_ema.
     batches: (batch to start at, iterator state) -> this host's rows of that batch, the next, ...
     workdir: for metrics and samples.
     description: JSON-able, goes into each checkpoint: the config and what a pipeline needs to read
@@ -111,6 +113,8 @@ def train(
     if start >= num_steps:
         say(f"already trained to step {start}; num_steps is {num_steps}")
         return state
+    if config.ema is not None and (later := remove_snapshots_after(run.workdir, start)):
+        say(f"removed the snapshots of steps {later}, which are done again")
 
     # ---------------------------------------------------------------- data
     skipped, num_classes = read_ranges(config.skip_batches), config.stage.network.num_classes
@@ -182,7 +186,8 @@ def train(
 
     # ---------------------------------------------------------------- the loop
     sample_every = (config.sample and config.sample.every) or num_steps
-    score_every = run.score_every or (config.evaluate and config.evaluate.every) or num_steps
+    score_every = (config.evaluate and config.evaluate.every) or num_steps
+    snapshot_every = num_steps if config.ema is None else config.ema.interval(num_steps)
     first, final = profile or (0, 0)
     traced = range(max(first, start + 1), final + 1)
     with contextlib.closing(log), hosts.stop_on_signal() as stop_after:
@@ -205,10 +210,13 @@ def train(
                 say(f"wrote a trace of steps up to {step} into {run.workdir}")
             sampling = run.sample is not None and (last or step % sample_every == 0)
             scoring = run.score is not None and (last or step % score_every == 0)
+            snapshot = config.ema is not None and (last or step % snapshot_every == 0)
             # What may be NaN is never saved; a first line comes as soon as it can.
-            if saving or sampling or scoring or step == start + 1:
+            if saving or sampling or scoring or snapshot or step == start + 1:
                 record()
             with progress.pause():
+                if snapshot:  # before the checkpoint: a run that goes on there has it
+                    write_snapshot(run.workdir, step, state.power_ema, config.ema.dtype)
                 if saving:
                     save(step)
                 if stopping and not last:
@@ -218,11 +226,11 @@ def train(
                         f"{checkpoints.directory}"
                     )
                     return state
-                averaged = state.params if state.ema is None else state.ema
                 if sampling:
-                    say(f"step {step}: samples in {log.images(step, run.sample(averaged))}")
+                    image = run.sample(averaged(state))
+                    say(f"step {step}: samples in {log.images(step, image)}")
                 if scoring:
-                    scores = run.score(averaged)
+                    scores = run.score(averaged(state))
                     log.scores(step, scores)
                     figures = ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
                     say(f"step {step}: {figures}")

@@ -12,13 +12,16 @@ from imagen_jax.diffusion.overrides import check_sampling
 from imagen_jax.diffusion.sampling import Sampling
 from imagen_jax.models.lora import LoraConfig
 from imagen_jax.models.t5 import T5Config
+from imagen_jax.pipeline.power_ema import exponent
 from imagen_jax.pipeline.request import check_batch
+from imagen_jax.pipeline.snapshots import width_name
 from imagen_jax.storage.codec import MERGED, Section, from_dict, nearest, require, to_dict
 from imagen_jax.text import captions
 from imagen_jax.text.encoder import Null, Padding, TextEncoder
 from imagen_jax.text.tokenizers import make_tokenizer
 from imagen_jax.training.optimizer import OptimizerConfig
 
+SNAPSHOTS_OF_A_RUN = 32
 STREAM, MIXTURE, MEMORY = "seqio", "mixture", "memory"
 
 
@@ -191,6 +194,35 @@ class CheckpointConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class EmaConfig:
+    """Power-law averages (arXiv 2312.02696), beside that of `ema_decay` or in its place.
+
+    widths: relative widths, of which two let any other be put together afterwards. every: steps
+    from one snapshot of them to the next; None makes SNAPSHOTS_OF_A_RUN of `num_steps`. dtype: of
+    the snapshots on disk: float16 is too coarse where the learning rate decays to nothing.
+    """
+
+    widths: tuple[float, ...] = (0.05, 0.1)
+    every: int | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+
+    def __post_init__(self):
+        names = [width_name(width) for width in self.widths if exponent(width)]
+        require(
+            (names, "ema.widths is empty: give one or more, such as 0.05 and 0.1"),
+            (len(set(names)) == len(names), f"ema.widths has one twice: {', '.join(names)}"),
+            (
+                self.every is None or self.every >= 1,
+                f"ema.every must be 1 or more, or None, not {self.every}",
+            ),
+        )
+
+    def interval(self, num_steps: int) -> int:
+        """Steps from one snapshot to the next."""
+        return self.every or max(1, num_steps // SNAPSHOTS_OF_A_RUN)
+
+
+@dataclasses.dataclass(frozen=True)
 class SampleConfig:
     """Images sampled during training, every `every` steps and at the end. None: only at the end.
 
@@ -206,6 +238,11 @@ class SampleConfig:
 
     def __post_init__(self):
         object.__setattr__(self, "sampling", check_sampling(self.sampling))
+        if self.sampling.guidance_kind == "auto":
+            raise ValueError(
+                "sample.guidance_kind is 'auto', which needs a second model, and a run has none: "
+                "give it when generating, load_model(WORKDIR, guide=OTHER)."
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,6 +269,7 @@ class EvaluateConfig:
 class RunConfig:
     """All of a run. `init_from`: a model or workdir whose weights to start from.
 
+    ema: power-law averages, beside that of `ema_decay` or in its place.
     lora: train an adapter alone, and leave the weights of `init_from` as they are. frozen_dtype: of
     the parameters that are read and not trained. label_dropout: share of the class labels that are
     dropped, for guidance (of texts: text.dropout). skip_batches: numbers of batches to leave out,
@@ -246,6 +284,7 @@ class RunConfig:
     text: TextConfig | None = None
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     ema_decay: float | None = 0.9999
+    ema: EmaConfig | None = None
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     log_every: int = 100
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)

@@ -8,6 +8,8 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from imagen_jax.models.lora import LoraConfig, merge_lora
+from imagen_jax.pipeline.power_ema import exponent
+from imagen_jax.pipeline.snapshots import width_name
 from imagen_jax.typing import Params
 
 NETWORK, TEXT_ENCODER, LORA = "network", "text_encoder", "lora"
@@ -15,13 +17,14 @@ NETWORK, TEXT_ENCODER, LORA = "network", "text_encoder", "lora"
 
 class TrainState(NamedTuple):
     """step: number of updates. params: {"network": ..., "text_encoder": ... where it is trained},
-    or only {"lora": ...}. ema: their average.
+    or only {"lora": ...}. ema: their average. power_ema: their power-law averages by width.
     """
 
     step: Int[Array, ""]
     params: Params
     ema: Params | None
     opt_state: Any
+    power_ema: dict[str, Params] | None = None
 
 
 class Frozen(NamedTuple):
@@ -49,11 +52,19 @@ def encoder_params(params: Params, frozen: Frozen) -> Params:
 
 
 def init_state(
-    params: Params, optimizer: optax.GradientTransformation, *, with_ema: bool = True
+    params: Params,
+    optimizer: optax.GradientTransformation,
+    *,
+    with_ema: bool = True,
+    widths: tuple[float, ...] = (),
 ) -> TrainState:
-    """Step 0 with these parameters; their average, where one is kept, starts as a copy."""
+    """Step 0 with these parameters; their average, where one is kept, starts as a copy. widths:
+    those of power-law averages, which start at step 1 with its parameters.
+    """
     ema = jax.tree.map(jnp.copy, params) if with_ema else None
-    return TrainState(jnp.zeros((), jnp.int32), params, ema, optimizer.init(params))
+    powers = {width_name(width): jax.tree.map(jnp.zeros_like, params) for width in widths}
+    step = jnp.zeros((), jnp.int32)
+    return TrainState(step, params, ema, optimizer.init(params), powers or None)
 
 
 def update_ema(
@@ -65,3 +76,29 @@ def update_ema(
     early = (1.0 + step) / (10.0 + step)
     rate = 1.0 - jnp.minimum(jnp.asarray(decay, jnp.float32), early)
     return jax.tree.map(lambda e, p: e + rate * (p - e), ema, params)
+
+
+def update_power_ema(
+    averages: dict[str, Params], params: Params, step: Int[Array, ""]
+) -> dict[str, Params]:
+    """beta average + (1 - beta) params with beta = (1 - 1 / step)^(gamma + 1) (arXiv 2312.02696,
+    eq. 127), of each width; at step 1 the parameters themselves.
+    """
+    # log1p(-1 / step), and expm1: in float32, 1 - beta of a late step would have few digits left.
+    past = jnp.log1p(-1.0 / step)
+
+    def update(width: str, average: Params) -> Params:
+        rate = -jnp.expm1((exponent(float(width)) + 1) * past)
+        return jax.tree.map(lambda e, p: e + rate * (p - e), average, params)
+
+    return {width: update(width, average) for width, average in averages.items()}
+
+
+def averaged(state: Any) -> Params:
+    """What samples are made with: the average where one is kept, of power-law averages alone the
+    narrowest, else the parameters.
+    """
+    if state.ema is not None:
+        return state.ema
+    powers = getattr(state, "power_ema", None)
+    return state.params if powers is None else powers[min(powers, key=float)]

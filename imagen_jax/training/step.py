@@ -30,6 +30,7 @@ from imagen_jax.training.state import (
     encoder_params,
     network_params,
     update_ema,
+    update_power_ema,
 )
 from imagen_jax.typing import Gather, Images, Keys, Params, TextEmbeddings
 
@@ -248,6 +249,7 @@ def make_train_step(
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params, step = optax.apply_updates(state.params, updates), state.step + 1
         ema = None if state.ema is None else update_ema(state.ema, params, step, config.ema_decay)
+        powers = state.power_ema and update_power_ema(state.power_ema, params, step)
         bins = jax.nn.one_hot((random.t * TIME_BINS).astype(jnp.int32), TIME_BINS)
         metrics = {
             **mean_losses(losses, prior),
@@ -255,6 +257,6 @@ def make_train_step(
             "loss_by_t": losses @ bins,
             "count_by_t": bins.sum(0),
         }
-        return TrainState(step, params, ema, opt_state), metrics
+        return TrainState(step, params, ema, opt_state, powers), metrics
 
     return train_step

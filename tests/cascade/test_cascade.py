@@ -112,9 +112,9 @@ def test_injected_noise_takes_the_place_of_the_keys(params, conditions):
 def test_low_resolution_images_are_upsampled_and_noised(key):
     low_res = jax.random.uniform(key, (2, 4, 4, 3), minval=-1)
     keys = sample_keys(0, [0, 1])
-    _, clean = start_stage(SR, (8, 8, 3), keys, low_res, np.float32(0))
+    _, clean = start_stage(SR, (8, 8, 3), keys, low_res, Sampling(aug_level=0.0))
     np.testing.assert_allclose(clean, upsample(low_res, 8), atol=0.01)
-    _, noised = start_stage(SR, (8, 8, 3), keys, low_res, np.float32(1))
+    _, noised = start_stage(SR, (8, 8, 3), keys, low_res, Sampling(aug_level=1.0))
     assert np.abs(noised - upsample(low_res, 8)).mean() > 0.3
     with pytest.raises(ValueError, match="4 pixels to upsample"):
         sample_stage(SR, {}, keys)
@@ -139,14 +139,14 @@ def test_a_cascade_must_fit_together():
         Cascade((replace(BASE, text_width=16),), (BASE_SETTINGS,), ENCODER)
     with pytest.raises(ValueError, match="2 stages but 1"):
         Cascade((BASE, SR), (BASE_SETTINGS,), ENCODER)
-    with pytest.raises(ValueError, match="Unknown sampler 'euler'; choose one of ddpm"):
-        Cascade((BASE,), (Sampling(sampler="euler"),), ENCODER)
+    with pytest.raises(ValueError, match="Unknown sampler 'plms'; choose one of ddpm"):
+        Cascade((BASE,), (Sampling(sampler="plms"),), ENCODER)
 
 
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"sampler": "euler"}, "Unknown sampler 'euler'; choose one of ddpm"),
+        ({"sampler": "plms"}, "Unknown sampler 'plms'; choose one of ddpm"),
         ({"threshold": "clip"}, "Unknown threshold 'clip'; choose one of none, static"),
         ({"steps": 5000}, "steps must be a whole number from 1 to 1024: 5000"),
     ],

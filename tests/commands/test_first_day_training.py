@@ -3,6 +3,7 @@
 import re
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from tiny_cascade import BASE, BASE_SETTINGS, CASCADE, ENCODER, random_params
 
 from imagen_jax.cascade.cascade import TEXT_ENCODER, Cascade
 from imagen_jax.commands import train
+from imagen_jax.devices.memory import size_text
 from imagen_jax.pipeline import encoder_files, loading
 from imagen_jax.pipeline.model_directory import write_model
 from imagen_jax.training import banner, build, loop, samples, start
@@ -113,6 +115,21 @@ def test_a_run_that_resumes_does_not_say_that_it_starts(tmp_path):
     first, *rest = start_lines(tmp_path)
     assert first.endswith("; resumes at step 20")
     assert not any(line.startswith("start ") for line in rest)
+
+
+@pytest.mark.parametrize("free", [10**3, 10**12])
+def test_the_size_of_the_snapshots_is_told_and_whether_the_disk_has_room(
+    tmp_path, monkeypatch, free
+):
+    (tmp_path / "run").mkdir()
+    monkeypatch.setattr(banner.shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+    lines = start_lines(tmp_path, ema={"widths": [0.05, 0.1], "every": 5}, num_steps=12)
+    (parameters,) = [line for line in lines if line.startswith("parameters")]
+    size = 2 * 4 * int(parameters.split()[1].replace(",", ""))
+    (said,) = [line for line in lines if line.startswith("averages")]
+    assert f"3 snapshots of {size_text(size)} in ema/, {size_text(3 * size)} in all" in said
+    short = [line for line in lines if line.startswith("warning: the snapshots in ema/ need ")]
+    assert len(short) == (free < 3 * size)
 
 
 @pytest.mark.parametrize(("labels", "told"), [((2, 2, 2), True), ((2, 2, 0), False)])

@@ -85,7 +85,7 @@ def test_another_models_image_is_made_with_a_warning(directory, tmp_path, capsys
         ([""], "The prompt is empty"),
         (["list.txt"], "list.txt is a file, and a prompt is what an image shows"),
         (["a cat", "--size", "64"], "sizes: 4, 8"),
-        (["a cat", "--sampler", "euler"], "choose one of ddpm"),
+        (["a cat", "--sampler", "plms"], "choose one of ddpm"),
         (["a cat", "--steps", "0"], "steps must be"),
         (["a cat", "--num_images", "0"], "num_images must be"),
         (["a cat", "--model", "emojy"], "did you mean emoji?"),

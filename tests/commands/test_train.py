@@ -23,14 +23,18 @@ from imagen_jax.commands.train import parse_profile
 from imagen_jax.diffusion.sampling import Sampling
 from imagen_jax.pipeline.loading import load_model
 from imagen_jax.pipeline.model_directory import write_model
+from imagen_jax.pipeline.snapshots import snapshot_steps, synthesize
 from imagen_jax.storage.checkpoint import Checkpoints
 from imagen_jax.storage.lock import Lock
+from imagen_jax.storage.trees import flatten
 from imagen_jax.training.metrics import Curve, read_losses
 from imagen_jax.training.start import reference_curve
 from tests.commands.in_process import call
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "tests" / "training" / "tiny_config.py"
+
+AVERAGES = "{'every': 3}"  # of the section ema
 
 # Runs the command in a process of its own and then says which of the heavy modules came in.
 WRAPPED = """
@@ -98,7 +102,7 @@ def kill_at(command: list[str], workdir: Path, step: int, delay: float) -> None:
 
 def check_kills(tmp_path: Path, dataset: Path, whole: Path, steps: int, kills: int) -> None:
     rng = random.Random(kills)
-    command = arguments(tmp_path, dataset, num_steps=steps)
+    command = arguments(tmp_path, dataset, num_steps=steps, ema=AVERAGES)
     for step in sorted(rng.sample(range(1, steps - 1), kills)):
         kill_at(command, tmp_path, step, rng.uniform(0.0, 0.3))
     run(command)
@@ -106,6 +110,8 @@ def check_kills(tmp_path: Path, dataset: Path, whole: Path, steps: int, kills: i
     assert list(expected) == list(range(1, steps + 1))
     assert read_losses(tmp_path) == expected
     assert all(expected[step] == loss for step, loss in losses_in_full(tmp_path))
+    assert snapshot_steps(tmp_path) == [*range(3, steps + 1, 3), *([steps] if steps % 3 else [])]
+    assert files_of(tmp_path / "ema") == files_of(whole / "ema")
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +119,7 @@ def whole_run(tmp_path_factory, dataset) -> tuple[Path, str]:
     """An uninterrupted run with samples: (workdir, what it printed)."""
     workdir = tmp_path_factory.mktemp("whole")
     sample = "{'prompts': ['no 1', 'no 2'], 'steps': 2, 'every': 10}"
-    command = arguments(workdir, dataset, sample=sample)
+    command = arguments(workdir, dataset, sample=sample, ema=AVERAGES)
     return workdir, run(["-c", WRAPPED, *command]).stdout
 
 
@@ -122,12 +128,42 @@ def test_a_run_reports_and_leaves_a_whole_workdir(whole_run):
     assert "step 12/12 | epoch 2.53 | loss " in said
     assert " images/s | " in said
     assert " left" in said
+    assert "averages    of relative widths 0.05 and 0.1; 4 snapshots of " in said
     assert Checkpoints(workdir / "checkpoints", read_only=True).steps()[-1] == 12
     assert json.loads((workdir / "config.json").read_text())["stage"]["name"] == "tiny"
     assert list(workdir.glob("events.out.tfevents.*"))
     for step in (10, 12):
         with Image.open(workdir / "samples" / f"samples_{step:07d}.png") as image:
             assert image.width > image.height
+
+
+def test_commands_take_the_width_of_an_average(whole_run, tmp_path, capsys):
+    workdir, prompts = str(whole_run[0]), tmp_path / "prompts.txt"
+    prompts.write_text("no 1\n")
+    _, kept = synthesize(workdir, 0.1)
+    export.main(["--model", workdir, "--ema", "0.1", "--out", str(tmp_path / "model")])
+    model = load_model(tmp_path / "model")
+    assert model.notes == {whole_run[0].name: {"step": 12, "ema": 0.1}}
+    for path, leaf in flatten(model.params["tiny"]).items():
+        np.testing.assert_allclose(leaf, flatten(kept["network"])[path], rtol=1e-2, atol=1e-6)
+    options = ["--prompts", str(prompts), "--metrics", "images", "--steps", "1"]
+    evaluate.main(
+        ["--model", workdir, "--ema", "0.1", *options, "--out", str(tmp_path / "figures")]
+    )
+    report = json.loads((tmp_path / "figures" / "report.json").read_text())
+    assert report["model"]["notes"] == load_model(workdir, ema=0.1).notes
+    images = ["no 1", "--num_images", "1", "--steps", "1", "--seed", "1", "--quiet"]
+    made = []
+    for width in ("0.1", "none"):
+        out = tmp_path / width
+        generate.main(["--model", workdir, "--ema", width, *images, "--out", str(out)])
+        made.append(next(out.glob("*.png")).read_bytes())
+    assert made[0] != made[1]
+    with pytest.raises(SystemExit, match=r"snapshots up to step 12 are too few .* width 0\.02"):
+        generate.main(["--model", workdir, "--ema", "0.02", *images, "--out", str(tmp_path / "x")])
+    with pytest.raises(SystemExit, match="2"):
+        generate.main(["--model", workdir, "--ema", "long", *images])
+    assert "--ema 'long' must be a number" in capsys.readouterr().err
 
 
 def test_npz_needs_no_tensorflow(whole_run):
@@ -151,7 +187,7 @@ def test_killed_runs_go_on_bit_for_bit(tmp_path, dataset, whole_run):
 
 @pytest.mark.slow
 def test_ten_kills_of_a_long_run(tmp_path, dataset):
-    run(arguments(tmp_path / "whole", dataset, num_steps=200))
+    run(arguments(tmp_path / "whole", dataset, num_steps=200, ema=AVERAGES))
     check_kills(tmp_path / "killed", dataset, tmp_path / "whole", steps=200, kills=10)
 
 
@@ -245,7 +281,11 @@ def test_another_config_in_the_same_workdir_is_refused(whole_run, dataset):
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
-    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 @pytest.mark.parametrize("command", [train, pretrain_text])

@@ -104,7 +104,7 @@ def compiled_run(schedule, wrapped, threshold, prediction, learned, grid, x, tab
         state = sample_loop(stepper, denoise, schedule, step, state, lambda i: table[i], sampling)
         return state, state.x
 
-    return jax.lax.scan(advance, initial_state(x), grid.start + jnp.arange(64))[1]
+    return jax.lax.scan(advance, initial_state(x, sampler), grid.start + jnp.arange(64))[1]
 
 
 def our_run(

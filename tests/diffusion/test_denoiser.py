@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from imagen_jax.diffusion.denoiser import make_denoiser
-from imagen_jax.diffusion.guidance import guide
+from imagen_jax.diffusion.guidance import linear, rescaled
 from imagen_jax.diffusion.process import PREDICTIONS, add_noise, convert
 from imagen_jax.diffusion.sampling import Sampling, traced
 from imagen_jax.diffusion.schedules import Cosine, LinearBeta
@@ -158,16 +158,16 @@ def test_interval_acts_example_by_example(key):
 
 def test_rescale_restores_the_deviation(key):
     cond, uncond = pair(images(key), T)
-    plain = guide(cond, uncond, 6.0)
-    np.testing.assert_array_equal(guide(cond, uncond, 6.0, 0.0), plain)
-    full = guide(cond, uncond, 6.0, 1.0)
+    plain = linear(cond, uncond, jnp.full(3, 6.0), Sampling())
+    np.testing.assert_array_equal(rescaled(plain, cond, 0.0), plain)
+    full = rescaled(plain, cond, 1.0)
     axes = (1, 2, 3)
     np.testing.assert_allclose(full.std(axis=axes), cond.std(axis=axes), rtol=1e-5)
     # Lin et al. 2023: phi * rescaled + (1 - phi) * plain.
     np.testing.assert_allclose(
-        guide(cond, uncond, 6.0, 0.7), 0.7 * full + 0.3 * plain, rtol=1e-5, atol=1e-6
+        rescaled(plain, cond, 0.7), 0.7 * full + 0.3 * plain, rtol=1e-5, atol=1e-6
     )
-    np.testing.assert_array_equal(guide(jnp.zeros(SHAPE), jnp.zeros(SHAPE), 6.0, 1.0), 0.0)
+    np.testing.assert_array_equal(rescaled(jnp.zeros(SHAPE), jnp.zeros(SHAPE), 1.0), 0.0)
 
 
 @pytest.mark.parametrize("percentile", [50.0, 90.0, 99.5, 100.0])

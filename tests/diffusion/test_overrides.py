@@ -14,8 +14,8 @@ from imagen_jax.diffusion.sampling import Sampling
 @pytest.mark.parametrize(
     ("wrong", "named"),
     [
-        ({"sampler": "euler"}, "'euler'; choose one of ddpm, ddim, dpmpp_2m, heun"),
-        ({"spacing": "karras"}, "'karras'"),
+        ({"sampler": "plms"}, "'plms'; choose one of ddpm, ddim, euler, heun"),
+        ({"spacing": "uniform"}, "'uniform'"),
         ({"threshold": "clip"}, "'clip'"),
         ({"steps": 0}, "steps .* 0"),
         ({"steps": 5000}, "steps .* 5000"),

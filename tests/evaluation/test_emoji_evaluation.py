@@ -91,7 +91,7 @@ def test_what_it_refuses_is_said_clearly(data, model, tmp_path):
     assert "known are fid, kid" in refused(*common, data, "--metrics", "fidd")
     assert "scripts/prepare_emoji.py --out" in refused(*common, tmp_path / "no.npz")
     assert "num must be a whole number, at least 1" in refused(*common, data, "--num", 0)
-    assert "Unknown sampler" in refused(*common, data, "--sampler", "euler")
+    assert "Unknown sampler" in refused(*common, data, "--sampler", "plms")
     assert "at least 11 pixels" in refused(*common, data, "--metrics", "ssim")
     assert "No stage" in refused(*common, data, "--size", 7)
     incomplete = tmp_path / "incomplete.npz"

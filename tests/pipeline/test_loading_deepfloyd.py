@@ -17,6 +17,7 @@ from tiny_deepfloyd import SR_UNET, components, diffusers, save, text_components
 from imagen_jax.cascade.cascade import TEXT_ENCODER
 from imagen_jax.devices.sharding import MeshConfig, make_mesh, partition_spec, state_shardings
 from imagen_jax.diffusion.schedules import DiscreteBeta
+from imagen_jax.diffusion.time_grids import spaced_steps
 from imagen_jax.pipeline import encoder_files, loading
 from imagen_jax.pipeline.loading import load_model
 from imagen_jax.pipeline.model_directory import write_model
@@ -28,6 +29,7 @@ from imagen_jax.training.start import read_encoder, read_network, with_absolute_
 ROOT = Path(__file__).resolve().parents[2]
 QUIET = {"seed": 1, "progress": False, "steps": 2, "num_images": 1}
 SOLVER = {"_class_name": "DPMSolverMultistepScheduler"}
+UNIPC = {"_class_name": "UniPCMultistepScheduler"}
 
 
 @pytest.fixture(scope="module")
@@ -190,7 +192,12 @@ def test_stages_of_different_text_encoders_are_refused(places, tmp_path):
     [
         ({"_class_name": "HeunDiscreteScheduler"}, "_class_name is 'HeunDiscreteScheduler'"),
         ({**SOLVER, "solver_order": 3}, "solver_order is 3"),
-        ({**SOLVER, "algorithm_type": "sde-dpmsolver++"}, "is 'sde-dpmsolver"),
+        ({**SOLVER, "algorithm_type": "sde-dpmsolver"}, "is 'sde-dpmsolver'"),
+        ({**UNIPC, "solver_order": 4}, "solver_order is 4"),
+        ({**UNIPC, "solver_type": "bh1"}, "solver_type is 'bh1'"),
+        ({**UNIPC, "predict_x0": False}, "predict_x0 is False"),
+        ({**UNIPC, "disable_corrector": [0]}, r"disable_corrector is \[0\]"),
+        ({**UNIPC, "use_flow_sigmas": True}, "unknown field, use_flow_sigmas"),
         ({**SOLVER, "lambda_min_clipped": None}, "lambda_min_clipped is None"),
         ({**SOLVER, "use_karras_sigmas": True}, "unknown field, use_karras_sigmas"),
         ({"beta_schedule": "sigmoid"}, "beta_schedule is 'sigmoid'"),
@@ -237,6 +244,28 @@ def test_dpm_solver_is_read_from_its_file(places, tmp_path, options, spacing, la
     (settings,) = load_model(place).cascade.sampling
     assert (settings.sampler, settings.spacing) == ("dpmpp_2m", spacing)
     assert (settings.lambda_min, settings.threshold) == (lambda_min, "dynamic")
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "sampler"),
+    [
+        ("UniPCMultistepScheduler", {}, "unipc"),
+        ("UniPCMultistepScheduler", {"solver_order": 3}, "unipc_3"),
+        ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}, "dpmpp_2m_sde"),
+    ],
+)
+def test_other_solvers_are_read_from_their_files(places, tmp_path, kind, options, sampler):
+    place = copy(places, "I", tmp_path / "m")
+    before = diffusers.DDPMScheduler.from_pretrained(place / "scheduler")
+    solver = getattr(diffusers, kind).from_config(
+        before.config, timestep_spacing="leading", **options
+    )
+    solver.save_pretrained(place / "scheduler")
+    (settings,) = load_model(place).cascade.sampling
+    assert (settings.sampler, settings.spacing) == (sampler, "dpm_leading")
+    solver.set_timesteps(7)
+    steps = spaced_steps(load_model(place).cascade.stages[0].schedule, settings.spacing, 7)
+    np.testing.assert_array_equal(steps, solver.timesteps)
 
 
 def test_unsupported_values_of_other_parts_are_named(places, tmp_path):

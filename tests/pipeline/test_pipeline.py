@@ -201,7 +201,7 @@ def test_a_long_prompt_is_cut_with_a_warning(model):
         ({"prompt": []}, "list of prompts is empty"),
         ({"prompt": None}, "give a prompt"),
         ({"size": 64}, "size 64; sizes: 4, 8"),
-        ({"sampler": "euler"}, "'euler'; choose one of ddpm, ddim, dpmpp_2m, heun"),
+        ({"sampler": "plms"}, "'plms'; choose one of ddpm, ddim, euler, heun"),
         ({"steps": 0}, "steps"),
         ({"steps": (1, 2, 3)}, "3 entries; the model has 2 stages"),
         ({"guidance": float("inf")}, "guidance"),

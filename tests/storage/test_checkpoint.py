@@ -7,6 +7,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -101,6 +102,53 @@ def test_another_mesh_restores_it(tmp_path, shape):
     step, params, _ = checkpoints.read_parameters("ema")
     assert step == 1
     assert_equal(params, jax.device_get(state.ema))
+    checkpoints.close()
+
+
+class Averaged(NamedTuple):
+    """With power-law averages beside the ordinary one, or in its place."""
+
+    step: Any
+    params: Any
+    ema: Any
+    opt_state: Any
+    power_ema: Any = None
+
+
+def averaged(with_ema: bool = True) -> Averaged:
+    state = make_state()
+    powers = {
+        width: jax.tree.map(lambda leaf, width=width: leaf + float(width), state.params)
+        for width in ("0.1", "0.05")
+    }
+    return Averaged(*state._replace(ema=state.ema if with_ema else None), powers)
+
+
+@pytest.mark.parametrize("with_ema", [True, False])
+def test_power_law_averages_come_back_and_the_narrowest_stands_in(tmp_path, with_ema):
+    state, checkpoints = averaged(with_ema), open_in(tmp_path)
+    checkpoints.save(3, state, run={"step": 3}, loss=1.0)
+    checkpoints.wait()
+    assert_equal(checkpoints.restore(state)[0], state)
+    wanted = state.ema if with_ema else state.power_ema["0.05"]
+    assert_equal(checkpoints.read_parameters()[1], jax.device_get(wanted))
+    assert checkpoints.read_description()["step"] == 3
+    # Without them a run may go on; with those of other widths it may not.
+    plain = state._replace(power_ema=None)
+    assert_equal(checkpoints.restore(plain)[0], plain)
+    other = state._replace(power_ema={"0.2": state.params})
+    with pytest.raises(ValueError, match=r"Of its power_ema, .* missing: 0\.2/network"):
+        checkpoints.restore(other)
+    checkpoints.close()
+
+
+def test_a_checkpoint_of_before_has_no_power_law_averages(tmp_path):
+    checkpoints, state = open_in(tmp_path), averaged()
+    checkpoints.save(3, state._replace(power_ema=None), run={}, loss=1.0)
+    checkpoints.wait()
+    assert_equal(checkpoints.restore(make_state(seed=1))[0], make_state())
+    with pytest.raises(ValueError, match=r"Of its power_ema, .* missing: 0\.05/network"):
+        checkpoints.restore(state)
     checkpoints.close()
 
 

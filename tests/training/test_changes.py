@@ -40,6 +40,7 @@ def warnings(before, now, images=None, saved_images=None):
             ["stage.prediction was 'v' and is 'eps', optimizer.learning_rate was 0.001 and is 1e-"],
         ),
         ({"ema_decay": "None"}, ["ema_decay was 0.9 and is None"]),
+        ({"ema": "{}"}, ["ema.widths was None and is [0.05, 0.1]"]),
         # a key that neither config has
         ({"optimizer__clip_norm": "1.0"}, ["optimizer.clip_norm was None and is 1.0"]),
         ({"stage__schedule__kind": "linear_beta"}, ["schedule.kind was 'cosine' and is 'linear_"]),
@@ -50,6 +51,13 @@ def test_what_has_changed_in_the_config_is_told(changes, told):
     said = warnings(tiny(), tiny(**changes))
     assert len(said) == len(told)
     assert all(part in line for part, line in zip(told, said, strict=True))
+
+
+def test_when_snapshots_are_written_may_change():
+    before = tiny(ema="{}")
+    assert not warnings(before, tiny(ema="{'every': 7, 'dtype': 'float16'}"))
+    (said,) = warnings(before, tiny(ema="{'widths': [0.05, 0.12]}"))
+    assert "ema.widths was " in said
 
 
 def test_another_number_of_images_is_told():

@@ -55,6 +55,8 @@ def test_a_config_becomes_typed():
         ("data.flip", "true", lambda c: c.data.flip is True),
         ("init_from", "runs/base", lambda c: c.init_from == "runs/base"),
         ("stage.schedule.kind", "linear_beta", lambda c: c.stage.schedule == LinearBeta()),
+        ("ema", "{}", lambda c: (c.ema.widths, c.ema.interval(6400)) == ((0.05, 0.1), 200)),
+        ("ema", "{'every': 7}", lambda c: c.ema.interval(6400) == 7),
         ("sample", "{'steps': 7, 'prompts': ['a', 'b']}", lambda c: c.sample.sampling.steps == 7),
     ],
 )
@@ -99,6 +101,12 @@ def _channels(config):
         ("sample", "{'steps': 'x'}", "'config.sample.steps' is 'x'"),
         ("sample", "{'sampler': 'eular'}", "config.sample: Unknown sampler 'eular'"),
         ("sample", "{'steps': 0}", "config.sample: steps must be"),
+        ("ema", "{'widht': [0.05]}", "'config.ema.widht'; did you mean 'widths'"),
+        ("ema", "{'widths': [0.1, 0.4]}", "config.ema: a relative width must be above 0 and below"),
+        ("ema", "{'widths': [0.1, 0.1]}", "config.ema: ema.widths has one twice: 0.1, 0.1"),
+        ("ema", "{'widths': []}", "config.ema: ema.widths is empty"),
+        ("ema", "{'every': 0}", "config.ema: ema.every must be 1 or more"),
+        ("ema", "{'dtype': 'int8'}", "'config.ema.dtype' is 'int8'"),
     ],
 )
 def test_a_wrong_key_or_value_is_named(key, value, message):

@@ -9,6 +9,7 @@ import pytest
 from imagen_jax.cascade.description import from_dict
 from imagen_jax.data import ArraySource
 from imagen_jax.devices.sharding import MeshConfig, make_mesh
+from imagen_jax.pipeline.snapshots import snapshot_steps, synthesize
 from imagen_jax.storage.checkpoint import Checkpoints
 from imagen_jax.training import batches, build
 from imagen_jax.training.loop import Run, train
@@ -24,8 +25,8 @@ def source():
     return ArraySource(images, [[(f"no {i}", 1.0)] for i in range(40)])
 
 
-def run(workdir, mesh, steps):
-    overrides = {"data__source": "memory", "num_steps": str(steps), "checkpoint__every": "5"}
+def run(workdir, mesh, steps, **overrides):
+    overrides |= {"data__source": "memory", "num_steps": str(steps), "checkpoint__every": "5"}
     config = read_config(tiny(**overrides))
     encoder = build.make_text_encoder(config)
     count = int(np.prod(MESHES[mesh]))
@@ -58,7 +59,7 @@ def one_device(tmp_path_factory):
 def sharded(tmp_path_factory):
     """(workdir, state) after five steps with all parameters sharded."""
     workdir = tmp_path_factory.mktemp("fsdp")
-    return workdir, run(workdir, "fsdp", 5)
+    return workdir, run(workdir, "fsdp", 5, ema="{'every': 2}")
 
 
 @pytest.mark.parametrize("mesh", ["data", "fsdp", "all"])
@@ -70,6 +71,16 @@ def test_the_first_losses_are_those_of_one_device(tmp_path, one_device, sharded,
         np.testing.assert_allclose(loss, expected[step], rtol=1e-5)
     kernel = state.params["network"]["down1_block0"]["conv1"]["kernel"]
     assert kernel.sharding.is_fully_replicated == (mesh == "data")
+
+
+def test_power_law_averages_lie_as_the_parameters_do(sharded):
+    """The snapshots too are those of the averages, of the text encoder as of the network."""
+    workdir, state = sharded
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+    assert shardings.power_ema == {"0.05": shardings.params, "0.1": shardings.params}
+    assert snapshot_steps(workdir) == [2, 4, 5]
+    for width, average in state.power_ema.items():
+        jax.tree.map(np.testing.assert_array_equal, synthesize(workdir, float(width))[1], average)
 
 
 def test_a_checkpoint_goes_from_mesh_to_mesh(tmp_path, one_device, sharded):
