@@ -186,7 +186,7 @@ def train(
 
     # ---------------------------------------------------------------- the loop
     sample_every = (config.sample and config.sample.every) or num_steps
-    score_every = (config.evaluate and config.evaluate.every) or num_steps
+    score_every = run.score_every or (config.evaluate and config.evaluate.every) or num_steps
     snapshot_every = num_steps if config.ema is None else config.ema.interval(num_steps)
     first, final = profile or (0, 0)
     traced = range(max(first, start + 1), final + 1)
