@@ -56,7 +56,7 @@ def get_config() -> ConfigDict:
             "patch_size": 16,
             "bottleneck": 128,
             "dtype": "bfloat16",
-            "remat": "products",
+            "remat": False,
         },
     }
     config.text = {

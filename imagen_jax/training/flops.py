@@ -23,6 +23,26 @@ def total(function: Callable, *arguments: Any) -> float:
     return sum(count(function, *arguments).values())
 
 
+def kernels(function: Callable, *arguments: Any) -> dict[str, float]:
+    """FLOPs of one call of each Pallas kernel, by its name, on one device."""
+    found: dict[str, float] = {}
+
+    def look(jaxpr: core.Jaxpr) -> None:
+        for equation in jaxpr.eqns:
+            inside = core.jaxprs_in_params(equation.params)
+            if equation.primitive.name == "pallas_call":
+                counts: Counter[str] = Counter()
+                for inner in inside:
+                    _add(inner, _runs(equation), counts)
+                found[equation.params["name"]] = float(sum(counts.values()))
+            else:
+                for inner in inside:
+                    look(inner)
+
+    look(jax.make_jaxpr(function)(*arguments).jaxpr)
+    return found
+
+
 def _add(jaxpr: core.Jaxpr, times: int, counts: Counter) -> None:
     for equation in jaxpr.eqns:
         name = equation.primitive.name
@@ -33,9 +53,23 @@ def _add(jaxpr: core.Jaxpr, times: int, counts: Counter) -> None:
             length = math.prod(equation.invars[0].aval.shape[axis] for axis in left_axes)
             results = math.prod(equation.outvars[0].aval.shape)
             counts["attention" if batch_axes else "dense"] += times * 2 * results * length
-        runs = times * equation.params["length"] if name == "scan" else times
+        runs = times * _runs(equation)
         for inner in core.jaxprs_in_params(equation.params):
             _add(inner, runs, counts)
+
+
+def _runs(equation: core.JaxprEqn) -> int:
+    """How often an operation runs what is inside it: a loop its body, a mesh what each device does,
+    a Pallas kernel what it does to a block.
+    """
+    match equation.primitive.name:
+        case "scan":
+            return equation.params["length"]
+        case "shard_map":
+            return equation.params["mesh"].size
+        case "pallas_call":
+            return math.prod(equation.params["grid_mapping"].grid)
+    return 1
 
 
 def _convolution(equation: core.JaxprEqn) -> int:
