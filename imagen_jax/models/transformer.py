@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int
 
 from imagen_jax.models.attention import Attention, merge_heads, norm_and_turn, split_heads
 from imagen_jax.models.bounds import DTYPES, REMATS, check_bounds, check_choice
+from imagen_jax.models.dense import Dense, gated, made_once
 from imagen_jax.models.layers import (
     RMSNorm,
     depth_to_space,
@@ -210,7 +211,7 @@ class SelfAttention(nn.Module):
         lengths: Int[Array, " b"] | None,
     ) -> Float[Array, "b n width"]:
         cfg = self.config
-        dense = functools.partial(nn.Dense, cfg.width, dtype=cfg.dtype)
+        dense = functools.partial(Dense, cfg.width, cfg.dtype)
 
         def whole(name):
             return dense(kernel_init=xavier, name=name)(x)
@@ -238,22 +239,6 @@ class SelfAttention(nn.Module):
         return dense(kernel_init=_branch_end(cfg), name="out")(out.reshape(x.shape))
 
 
-@jax.custom_vjp
-def gated(gate: Float[Array, "..."], up: Float[Array, "..."]) -> Float[Array, "..."]:
-    """silu(gate) * up, made once and kept for the product that follows, as its gradients are: TPUs
-    would make them anew for each tile of each of these products.
-    """
-    return jax.lax.optimization_barrier(nn.silu(gate) * up)
-
-
-def _gated_backward(saved, d_hidden):
-    _, pull = jax.vjp(lambda gate, up: nn.silu(gate) * up, *saved)
-    return jax.lax.optimization_barrier(pull(d_hidden))
-
-
-gated.defvjp(lambda gate, up: (gated(gate, up), (gate, up)), _gated_backward)
-
-
 class SwiGLU(nn.Module):
     """out(silu(gate x) * (up x)) (arXiv 2002.05202, eq. 6), with biases."""
 
@@ -264,7 +249,7 @@ class SwiGLU(nn.Module):
         self, x: Float[Array, "b n width"], drop: Callable[[Array], Array]
     ) -> Float[Array, "b n width"]:
         cfg = self.config
-        dense = functools.partial(nn.Dense, dtype=cfg.dtype)
+        dense, x = functools.partial(Dense, dtype=cfg.dtype), made_once(x)
         gate, up = (
             dense(cfg.mlp_width, kernel_init=xavier, name=name)(x) for name in ("gate", "up")
         )

@@ -11,7 +11,8 @@ from jax.extend import core
 
 def count(function: Callable, *arguments: Any) -> dict[str, float]:
     """FLOPs by kind: "convolution", "dense" (a matrix of parameters) and "attention" (products of
-    activations, which have a batch). Nothing else is counted. Arguments may be shapes.
+    activations, which have a batch or are in a Pallas kernel). Nothing else is counted. Arguments
+    may be shapes.
     """
     counts: Counter[str] = Counter()
     _add(jax.make_jaxpr(function)(*arguments).jaxpr, 1, counts)
@@ -29,14 +30,10 @@ def kernels(function: Callable, *arguments: Any) -> dict[str, float]:
 
     def look(jaxpr: core.Jaxpr) -> None:
         for equation in jaxpr.eqns:
-            inside = core.jaxprs_in_params(equation.params)
             if equation.primitive.name == "pallas_call":
-                counts: Counter[str] = Counter()
-                for inner in inside:
-                    _add(inner, _runs(equation), counts)
-                found[equation.params["name"]] = float(sum(counts.values()))
+                found[equation.params["name"]] = float(_kernel(equation))
             else:
-                for inner in inside:
+                for inner in core.jaxprs_in_params(equation.params):
                     look(inner)
 
     look(jax.make_jaxpr(function)(*arguments).jaxpr)
@@ -53,22 +50,31 @@ def _add(jaxpr: core.Jaxpr, times: int, counts: Counter) -> None:
             length = math.prod(equation.invars[0].aval.shape[axis] for axis in left_axes)
             results = math.prod(equation.outvars[0].aval.shape)
             counts["attention" if batch_axes else "dense"] += times * 2 * results * length
+        if name == "pallas_call":
+            counts["attention"] += times * _kernel(equation)
+            continue
         runs = times * _runs(equation)
         for inner in core.jaxprs_in_params(equation.params):
             _add(inner, runs, counts)
 
 
+def _kernel(equation: core.JaxprEqn) -> int:
+    """FLOPs of a Pallas kernel: those of what it does to a block, over its grid."""
+    counts: Counter[str] = Counter()
+    for inner in core.jaxprs_in_params(equation.params):
+        _add(inner, math.prod(equation.params["grid_mapping"].grid), counts)
+    return sum(counts.values())
+
+
 def _runs(equation: core.JaxprEqn) -> int:
-    """How often an operation runs what is inside it: a loop its body, a mesh what each device does,
-    a Pallas kernel what it does to a block.
+    """How often an operation runs what is inside it: a loop its body, a mesh what each device
+    does.
     """
     match equation.primitive.name:
         case "scan":
             return equation.params["length"]
         case "shard_map":
             return equation.params["mesh"].size
-        case "pallas_call":
-            return math.prod(equation.params["grid_mapping"].grid)
     return 1
 
 

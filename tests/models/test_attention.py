@@ -6,13 +6,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from jax.flatten_util import ravel_pytree
 
 from imagen_jax import models
 from imagen_jax.devices.sharding import MeshConfig, by_heads, make_mesh
 from imagen_jax.models.attention import merge_heads, norm_and_turn, splash, split_heads
+from imagen_jax.models.dense import Dense, gated, made_once
 from imagen_jax.models.layers import RMSNorm
-from imagen_jax.models.transformer import TransformerConfig, gated, rotate
+from imagen_jax.models.transformer import TransformerConfig, rotate
+from imagen_jax.training import flops
 from imagen_jax.typing import TextEmbeddings
 
 interpreted = functools.partial(splash, interpret=True)
@@ -85,6 +88,20 @@ def test_the_gate_has_the_gradients_of_its_equation():
     assert error(pulled(gated, *inputs), expected) < 1e-6
 
 
+def test_a_dense_layer_is_that_of_flax():
+    (x,), (kernel,), (bias,) = values((2, 5, 7)), values((7, 11)), values((11,))
+
+    def applied(layer):
+        def run(x, kernel, bias):
+            return layer.apply({"params": {"kernel": kernel, "bias": bias}}, x)
+
+        return pulled(run, x, kernel, bias)
+
+    found = applied(Dense(11, "float32"))
+    assert error(found, applied(nn.Dense(11))) < 1e-6
+    assert error(pulled(made_once, x), pulled(lambda x: x, x)) == 0
+
+
 def test_each_device_attends_on_its_own_images_and_heads():
     devices = jax.devices()[:4]
     if len(devices) < 4:
@@ -116,3 +133,19 @@ def test_a_network_with_the_fused_attention_is_the_same_network():
         return jax.jit(functools.partial(pulled, output))(params, x)
 
     assert error(run(interpreted), run(None)) < 2e-5
+
+
+def test_flops_of_the_kernels_are_those_of_their_products():
+    mesh = make_mesh(MeshConfig(data=2, fsdp=1, tensor=1), jax.devices()[:2])
+    shape = jax.ShapeDtypeStruct((4, 2, 256, 128), jnp.bfloat16)
+    lengths = jax.ShapeDtypeStruct((4,), jnp.int32)
+
+    def total(*parts):
+        return by_heads(mesh, splash, *parts).astype(jnp.float32).sum()
+
+    gradient = jax.grad(total, argnums=(0, 1, 2))
+    product = 2 * 4 * 2 * 256 * 256 * 128
+    found = flops.kernels(gradient, shape, shape, shape, lengths)
+    assert sorted(found.values()) == [2 * product / 2, 5 * product / 2]  # on each of two devices
+    counted = flops.count(gradient, shape, shape, shape, lengths)["attention"]
+    assert 7 * product <= counted < 7.01 * product  # and the rows' sums of outputs x gradients
