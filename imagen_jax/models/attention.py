@@ -100,8 +100,9 @@ split_heads.defvjp(
 
 @jax.custom_vjp
 def merge_heads(x: Float[Array, "b heads n head"]) -> Float[Array, "b n width"]:
-    """The inverse of `split_heads`."""
-    return jnp.concatenate([x[:, head] for head in range(x.shape[1])], axis=-1)
+    """The inverse of `split_heads`. Made once: XLA would rather take the products of its parts."""
+    merged = jnp.concatenate([x[:, head] for head in range(x.shape[1])], axis=-1)
+    return jax.lax.optimization_barrier(merged)
 
 
 merge_heads.defvjp(

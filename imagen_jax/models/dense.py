@@ -21,8 +21,8 @@ class Dense(nn.Module):
     def __call__(self, x: Float[Array, "*batch width"]) -> Float[Array, "*batch features"]:
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        y = jnp.dot(x.astype(self.dtype), kernel.astype(self.dtype))
-        return add_bias(y, bias.astype(self.dtype))
+        x, kernel, bias = (jnp.asarray(part, self.dtype) for part in (x, kernel, bias))
+        return add_bias(jnp.dot(x, kernel), bias)
 
 
 @jax.custom_vjp
@@ -46,17 +46,10 @@ add_bias.defvjp(lambda x, bias: (add_bias(x, bias), None), _bias_gradient)
 
 
 @jax.custom_vjp
-def made_once(x: Array) -> Array:
-    """x, in memory: a TPU would make it anew for each tile of each product that reads it."""
-    return jax.lax.optimization_barrier(x)
-
-
-made_once.defvjp(lambda x: (made_once(x), None), lambda _, dx: (dx,))
-
-
-@jax.custom_vjp
 def gated(gate: Float[Array, "..."], up: Float[Array, "..."]) -> Float[Array, "..."]:
-    """silu(gate) * up, made once, as its gradients are."""
+    """silu(gate) * up, made once, as its gradients are: a TPU would make them anew for each tile of
+    each product that reads them.
+    """
     return jax.lax.optimization_barrier(nn.silu(gate) * up)
 
 

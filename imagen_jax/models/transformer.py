@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int
 
 from imagen_jax.models.attention import Attention, merge_heads, norm_and_turn, split_heads
 from imagen_jax.models.bounds import DTYPES, REMATS, check_bounds, check_choice
-from imagen_jax.models.dense import Dense, gated, made_once
+from imagen_jax.models.dense import Dense, gated
 from imagen_jax.models.layers import (
     RMSNorm,
     depth_to_space,
@@ -249,7 +249,7 @@ class SwiGLU(nn.Module):
         self, x: Float[Array, "b n width"], drop: Callable[[Array], Array]
     ) -> Float[Array, "b n width"]:
         cfg = self.config
-        dense, x = functools.partial(Dense, dtype=cfg.dtype), made_once(x)
+        dense = functools.partial(Dense, dtype=cfg.dtype)
         gate, up = (
             dense(cfg.mlp_width, kernel_init=xavier, name=name)(x) for name in ("gate", "up")
         )

@@ -12,7 +12,7 @@ from jax.flatten_util import ravel_pytree
 from imagen_jax import models
 from imagen_jax.devices.sharding import MeshConfig, by_heads, make_mesh
 from imagen_jax.models.attention import merge_heads, norm_and_turn, splash, split_heads
-from imagen_jax.models.dense import Dense, gated, made_once
+from imagen_jax.models.dense import Dense, gated
 from imagen_jax.models.layers import RMSNorm
 from imagen_jax.models.transformer import TransformerConfig, rotate
 from imagen_jax.training import flops
@@ -99,7 +99,6 @@ def test_a_dense_layer_is_that_of_flax():
 
     found = applied(Dense(11, "float32"))
     assert error(found, applied(nn.Dense(11))) < 1e-6
-    assert error(pulled(made_once, x), pulled(lambda x: x, x)) == 0
 
 
 def test_each_device_attends_on_its_own_images_and_heads():
