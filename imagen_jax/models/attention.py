@@ -63,6 +63,7 @@ def splash(
     return jax.vmap(run)(*parts, segments)[..., :tokens, :head]
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def norm_and_turn(
     x: Float[Array, "b heads n head"],
     scale: Float[Array, " head"],
@@ -70,21 +71,47 @@ def norm_and_turn(
     epsilon: float,
 ) -> Float[Array, "b heads n head"]:
     """RMSNorm over a head, then RoPE on its channels (i, i + head / 2), in float32 between x and
-    the result, which have one dtype.
+    the result, which have one dtype. The angles are constants.
 
     The other channel of a pair comes by a product with a signed permutation, exact in any dtype: a
     TPU moves channels slowly.
     """
+    return _norm_and_turn(x, scale, angles, epsilon)[0]
+
+
+def _norm_and_turn(x, scale, angles, epsilon):
+    """The result, and what its gradient reads: no more than is in memory anyway."""
     half = x.shape[-1] // 2
-    swap = np.zeros((2 * half, 2 * half), np.float32)
-    pairs = np.arange(half)
-    swap[pairs + half, pairs], swap[pairs, pairs + half] = -1, 1
-    other = x @ jnp.asarray(swap, x.dtype)
     cos, sin = (jnp.tile(f(angles), 2) for f in (jnp.cos, jnp.sin))
+    other = (x @ _swap(half, x.dtype)).astype(jnp.float32)
     wide = x.astype(jnp.float32)
     inverse = jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + epsilon)
-    turned = wide * (scale * cos) + other.astype(jnp.float32) * (jnp.roll(scale, half) * sin)
-    return (inverse * turned).astype(x.dtype)
+    turned = wide * (scale * cos) + other * (jnp.roll(scale, half) * sin)
+    out = (inverse * turned).astype(x.dtype)
+    return out, (x, out, inverse, scale, angles)
+
+
+def _norm_and_turn_gradient(epsilon, saved, d_out):
+    """Back by the angles, then an RMSNorm's gradient; what that sums, the rotation preserves."""
+    x, out, inverse, scale, angles = saved
+    half, g = x.shape[-1] // 2, d_out.astype(jnp.float32)
+    cos, sin = (jnp.tile(f(angles), 2) for f in (jnp.cos, jnp.sin))
+    other = (d_out @ _swap(half, x.dtype).T).astype(jnp.float32)  # sin is the same for a pair
+    back = g * cos + other * sin
+    normed = x.astype(jnp.float32) * inverse
+    along = jnp.mean(g * out.astype(jnp.float32), axis=-1, keepdims=True)
+    dx = (inverse * (back * scale - normed * along)).astype(x.dtype)
+    return dx, (back * normed).sum((0, 1, 2)), jnp.zeros_like(angles)
+
+
+norm_and_turn.defvjp(_norm_and_turn, _norm_and_turn_gradient)
+
+
+def _swap(half: int, dtype) -> Float[Array, "head head"]:
+    """x @ this: -x[i + half] at i, x[i] at i + half."""
+    swap, pairs = np.zeros((2 * half, 2 * half), np.float32), np.arange(half)
+    swap[pairs + half, pairs], swap[pairs, pairs + half] = -1, 1
+    return jnp.asarray(swap, dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))

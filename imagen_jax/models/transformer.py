@@ -187,12 +187,14 @@ def modulated(x, shift, scale):
 
 
 class NormAndTurn(nn.Module):
-    """`norm_and_turn` with an RMSNorm's parameter."""
+    """`norm_and_turn` with an RMSNorm's parameter, times a factor."""
+
+    factor: float = 1.0
 
     @nn.compact
     def __call__(self, x, angles):
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
-        return jax.checkpoint(norm_and_turn, static_argnums=3)(x, scale, angles, EPSILON)
+        return norm_and_turn(x, self.factor * scale, angles, EPSILON)
 
 
 class SelfAttention(nn.Module):
@@ -225,11 +227,13 @@ class SelfAttention(nn.Module):
             return rotate(normed, angles).astype(cfg.dtype)
 
         if self.attention is not None:
+            factors = {"query": (cfg.width // cfg.heads) ** -0.5, "key": 1.0}
             query, key = (
-                NormAndTurn(name=f"{name}_norm")(split_heads(whole(name), cfg.heads), angles)
-                for name in ("query", "key")
+                NormAndTurn(factor, name=f"{name}_norm")(
+                    split_heads(whole(name), cfg.heads), angles
+                )
+                for name, factor in factors.items()
             )
-            query = query * (cfg.width // cfg.heads) ** -0.5
             value = split_heads(whole("value"), cfg.heads)
             out = merge_heads(self.attention(query, key, value, lengths))
         else:
