@@ -143,6 +143,7 @@ def sample_steps(
     last; only after the last when None.
     """
     _check_inputs(stage, noise, conditions, edit)
+    sampling = check_sampling(sampling)  # with the number of steps that a list has
     grid, sampling = plan_steps(stage, sampling, edit), traced(sampling)
     shape = (*stage_size(stage, conditions.low_res, size), stage.channels)
     if isinstance(params, GuidedParams):

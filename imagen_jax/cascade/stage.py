@@ -44,12 +44,13 @@ class Stage:
     `num_classes`) or None. prediction: what the network outputs, a key of PREDICTIONS. time_power:
     training draws t = u ** time_power, u uniform; 1 is the paper's, less spends more on high noise.
     time_logit_normal: (mean, deviation) of log(t / (1 - t)), which training draws from a normal
-    distribution instead (arXiv 2403.03206, section 3.1); on the flow it is log(sigma / alpha), so
-    that EDM's noise levels are (-1.2, 1.2) (arXiv 2206.00364, table 1). aug_levels: range of
-    the augmentation level in training. aug_schedule: what noise a level is; where it counts time
-    steps, so does the level. upsampling: of the low-resolution input, a key of UPSAMPLINGS.
+    distribution instead (arXiv 2403.03206, section 3.1); on the unshifted flow it is log(sigma /
+    alpha), so that EDM's noise levels are (-1.2, 1.2) (arXiv 2206.00364, table 1). aug_levels:
+    range of the augmentation level in training. aug_schedule: what noise a level is; where it
+    counts time steps, so does the level. upsampling: of the low-resolution input, a key of
+    UPSAMPLINGS.
     min_scale: in sampling, of a network that predicts x0 (`with_least_scale`); 0 for none. In
-    training it is the loss's.
+    training it is `loss.min_scale`.
     """
 
     name: str
@@ -110,7 +111,7 @@ class Stage:
             ),
             (
                 self.prediction in PREDICTIONS,
-                f"{name}: prediction {self.prediction!r} must be one of {PREDICTIONS}",
+                f"{name}: prediction {self.prediction!r} must be one of {tuple(PREDICTIONS)}",
             ),
             (self.time_power > 0, f"{name}: time_power must be positive, not {self.time_power}"),
             (
@@ -158,6 +159,11 @@ class Stage:
             (
                 0 <= self.min_scale < 1,
                 f"{name}: min_scale must be in [0, 1), not {self.min_scale}",
+            ),
+            (
+                not self.min_scale or self.prediction == "x0",
+                f"{name}: min_scale {self.min_scale} is for prediction 'x0', not "
+                f"{self.prediction!r}",
             ),
             (
                 not self.loss.vlb_weight

@@ -286,16 +286,12 @@ def numbers(kind: type) -> Callable[[str], Any]:
 
 
 names = numbers(str)
-
-
-def average(text: str) -> bool | float:
-    """What `load_model` takes as `ema`: "0.07" as that width; "none" for no average."""
-    return False if text == "none" else number(text)
-
-
-# The option --ema of the commands that read a model.
+# The option --ema of the commands that read a model, as `load_model` takes it.
 EMA: dict[str, Any] = {
-    "type": average,
+    "type": argument(
+        lambda text: False if text == "none" else float(text),
+        "the width of an average, such as 0.07, or none",
+    ),
     "metavar": "WIDTH",
     "help": "of training runs: the average of this relative width, such as 0.07, put together from "
     "their snapshots; or none (default: the average that they kept)",

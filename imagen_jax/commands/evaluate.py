@@ -78,7 +78,7 @@ def parser() -> argparse.ArgumentParser:
     add("--aug_level", type=by_stage, nargs="+", metavar="A", help="noise on the low-resolution "
         "input of stages, in [0, 1]: A A ...; A,A by stage")  # fmt: skip
     add("--steps", type=numbers(int), help="of the sampler; N, or N,N,... by stage")
-    add("--sampler", type=names, help="see docs/samplers.md: S; or S,S,... by stage")
+    add("--sampler", type=names, help="such as ddpm, heun or unipc; or S,S,... by stage")
     add("--size", type=int, help="of the images (default: emoji: the smallest from 32 on; coco30k"
         ": 256; else the largest)")  # fmt: skip
     add("--seed", type=int, help="of the noise (default: 0)")

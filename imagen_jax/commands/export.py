@@ -40,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
     add("--out", type=path, required=True, metavar="DIR", help="directory of the model")
     add("--ema", default=True, **EMA)
     add("--name", help="of the model (default: that of DIR)")
-    add("--sampler", type=names, help="see docs/samplers.md: S; or S,S,... by stage")
+    add("--sampler", type=names, help="such as ddpm, heun or unipc; or S,S,... by stage")
     add("--steps", type=numbers(int), help="of the sampler; N, or N,N,... by stage")
     add("--guidance", type=numbers(float), help="weight of the text; W of the first, or W,W,...")
     add("--threshold", type=names, help="static, dynamic or none; or T,T,... by stage")

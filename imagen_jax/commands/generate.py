@@ -54,18 +54,9 @@ PIPELINE_OPTIONS = (
 
 # What the settings in an image say, so that it is not said twice.
 OF_AN_IMAGE = (
-    *("size", "guidance", "guidance_kind", "steps", "sampler", "spacing", "seed"),
-    *(
-        "negative_prompt",
-        "label",
-        "aug_level",
-        "aspect_ratio",
-        "image",
-        "mask",
-        "mask_alpha",
-        "strength",
-    ),
-    *("upscale", *GUIDANCE_FIELDS),
+    *("size", "guidance", "guidance_kind", *GUIDANCE_FIELDS, "steps", "sampler", "spacing", "seed"),
+    *("negative_prompt", "label", "aug_level", "aspect_ratio", "image", "mask", "mask_alpha"),
+    *("strength", "upscale"),
 )
 
 
@@ -91,8 +82,8 @@ def parser() -> argparse.ArgumentParser:
     add("--guidance", type=numbers(float), help="weight of the text; W, or W,W,... by stage")
     add_guidance_options(parse)
     add("--steps", type=numbers(int), help="of the sampler; N, or N,N,... by stage")
-    add("--sampler", type=names, help="see docs/samplers.md: S; or S,S,... by stage")
-    add("--spacing", type=names, help="of the steps: karras, fast27 for IF; or S,S,... by stage")
+    add("--sampler", type=names, help="such as ddpm, heun or unipc; or S,S,... by stage")
+    add("--spacing", type=names, help="of the steps, such as karras, or fast27 for IF; or S,S,...")
     add("--seed", type=int, help="of the noise (default: a new one, which is printed)")
     add("--negative_prompt", type=prompt, help="what to lead away from")
     add("--label", nargs="+", help="classes by name or number, for a model of classes")
@@ -273,8 +264,9 @@ def load(options: argparse.Namespace, settings: dict[str, Any] | None) -> Any:
     if guide is not None:
         guide = load_guides(guide, dtype=dtype, step=options.guide_step)
     try:
-        given = {"dtype": dtype, "variant": options.variant, "ema": options.ema}
-        pipeline = load_model(model, guide=guide, **given)
+        pipeline = load_model(
+            model, dtype=dtype, variant=options.variant, ema=options.ema, guide=guide
+        )
     except ValueError as error:
         hint = "" if settings is None else " Tell with --model where the image's model is."
         raise ValueError(f"{error}{hint}") from None

@@ -51,7 +51,7 @@ def run(options: argparse.Namespace, overrides: dict[str, str]) -> None:
         if inherit.is_open(raw):
             raise ValueError(
                 f"{options.config} leaves the network to the model that it tunes; a plan needs a "
-                "config that has a network of its own"
+                "config that names its network"
             )
         sizes = {"sample": options.sample, "images": options.images}
         figures = plan(read_config(raw), options.topology, **sizes)

@@ -27,7 +27,7 @@ def guidance_weight(sampling: Sampling, t: Float[Array, " batch"]) -> Weight:
 
 def linear(wanted: Images, other: Images, weight: Weight, sampling: Sampling) -> Images:
     """w wanted + (1 - w) other: classifier-free guidance (arXiv 2205.11487, eq. 2) and
-    autoguidance (arXiv 2406.02507, eq. 5).
+    autoguidance (arXiv 2406.02507, section 4).
     """
     weight = per_example(weight, wanted)
     return weight * wanted + (1.0 - weight) * other

@@ -30,9 +30,9 @@ class Loss:
     weight: a key of LOSS_WEIGHTS; it need not be what the network predicts. min_snr_gamma: where
     min-SNR caps the weight of the x0 error. sigmoid_bias: logsnr at the middle of the sigmoid.
     min_scale: where the error of one kind is that of another divided by alpha or sigma, the
-    divisor is at least this (arXiv 2511.13720: 0.05, for the error of v by a network that predicts
-    x0). vlb_weight: lambda of the hybrid loss, which trains a learned variance (arXiv 2102.09672,
-    eq. 16; the paper: 0.001); 0 leaves it untrained.
+    divisor is at least this share of its largest value (arXiv 2511.13720: 0.05, for the error of v
+    by a network that predicts x0). vlb_weight: lambda of the hybrid loss, which trains a learned
+    variance (arXiv 2102.09672, eq. 16; the paper: 0.001); 0 leaves it untrained.
     """
 
     weight: str = "eps"
@@ -72,7 +72,8 @@ LOSS_WEIGHTS = {
     "min_snr": lambda logsnr, slope, loss, path: jnp.minimum(
         0.0, jnp.log(loss.min_snr_gamma) - logsnr
     ),
-    # -d logsnr / dt * sigmoid(bias - logsnr) |eps - eps_hat|^2 (arXiv 2303.00848; 2410.19324).
+    # -d logsnr / dt * sigmoid(bias - logsnr) |eps - eps_hat|^2 (arXiv 2303.00848; 2410.19324): the
+    # slope is for t drawn evenly; other times of training weigh it by their density.
     "sigmoid": lambda logsnr, slope, loss, path: (
         jnp.log(slope) + jax.nn.log_sigmoid(loss.sigmoid_bias - logsnr)
     ),
@@ -88,7 +89,8 @@ def loss_weight(
     log_weight = LOSS_WEIGHTS[loss.weight](logsnr, slope, loss, schedule)
     own = _log_error(prediction, logsnr, schedule)
     if loss.weight != prediction and loss.min_scale:
-        own = jnp.maximum(own, math.log(loss.min_scale * schedule.noise_scale))
+        scale = schedule.noise_scale if prediction == "x0" else 1.0  # the largest sigma, or alpha
+        own = jnp.maximum(own, math.log(loss.min_scale * scale))
     return jnp.exp(log_weight + 2.0 * (_log_error("eps", logsnr, schedule) - own))
 
 

@@ -100,10 +100,12 @@ def check_sampling(sampling: Sampling) -> Sampling:
         if value is not None or getattr(Sampling, name) is not None:
             numbers[name] = check_number(name, value)
     for name in INTERVALS:
-        interval = tuple(getattr(sampling, name))
-        if len(interval) != 2 or not all(is_number(t) and 0 <= t <= 1 for t in interval):
-            raise ValueError(f"{name} must be two times in [0, 1]: {interval!r}.")
-        numbers[name] = tuple(map(float, interval))
+        interval = getattr(sampling, name)
+        times = tuple(interval) if isinstance(interval, Iterable) else ()
+        inside = all(is_number(t) and 0 <= t <= 1 for t in times)
+        if not (len(times) == 2 and inside and times[0] <= times[1]):
+            raise ValueError(f"{name} must be two times in [0, 1], the lower first: {interval!r}.")
+        numbers[name] = tuple(map(float, times))
     low, high = numbers["sigma_min"], numbers["sigma_max"]
     if not low < high:
         raise ValueError(f"sigma_min must be below sigma_max: {low!r} and {high!r}.")

@@ -29,9 +29,9 @@ class EvaluationRequest:
     model: str | list[str] = "emoji"
     dtype: str = "float32"
     variant: str | None = None
+    ema: bool | float = True
     guide: str | list[str] | None = None
     guide_step: int | None = None
-    ema: bool | float = True
     images: Path | None = None
     truth: Path | None = None
     prompts: str | None = None

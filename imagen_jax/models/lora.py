@@ -20,8 +20,10 @@ from imagen_jax.typing import Keys, Params
 
 DOWN, UP = "down", "up"
 # The projections of every attention layer, to the text's keys and values too; not the pooling of
-# the text. `key_value` is both in one matrix.
-DEFAULT_TARGETS = (r"(_|layers/)attention\d*/(query|(text_)?(key|value|key_value)|out)/kernel$",)
+# the text. `key_value` is both in one matrix, and PRX has the image's query there, too.
+DEFAULT_TARGETS = (
+    r"(_|layers/)attention\d*/(query|((text|query)_)?(key|value|key_value)|out)/kernel$",
+)
 
 
 @dataclass(frozen=True)

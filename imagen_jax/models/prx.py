@@ -175,7 +175,8 @@ class PRX(nn.Module):
         h = dense(name="patch_in")(h)
         angles = rotary_angles(grid_positions(rows, columns), cfg.width // cfg.heads)
         loop = jax.default_backend() != "cpu" if cfg.scan_layers is None else cfg.scan_layers
-        layers = scanned(rematerialized(PRXLayer, cfg.remat), cfg.depth, 1 if loop else cfg.depth)
+        layer = rematerialized(PRXLayer, cfg.remat, prevent_cse=not loop)
+        layers = scanned(layer, cfg.depth, 1 if loop else cfg.depth)
         h, _ = layers(cfg, name="layers")(h, text, condition, angles)
         modulation = nn.Dense(2 * cfg.width, dtype=dtype, name="modulation")
         h = _norm(h, *jnp.split(modulation(nn.silu(condition)), 2, axis=-1))

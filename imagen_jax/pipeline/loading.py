@@ -2,7 +2,6 @@
 DeepFloyd IF or PRXPixel in diffusers' layout.
 """
 
-import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -30,9 +29,9 @@ from imagen_jax.pipeline.lazy_params import PROBED, LazyParams
 from imagen_jax.pipeline.model_directory import MODEL_FILE, open_params, read_model
 from imagen_jax.pipeline.option_names import refuse_unknown
 from imagen_jax.pipeline.pipeline import Pipeline
-from imagen_jax.pipeline.snapshots import synthesize
+from imagen_jax.pipeline.work_directory import Average, read_run
 from imagen_jax.storage.codec import from_dict
-from imagen_jax.storage.folders import CHECKPOINTS, expand_home, saved_steps, user_path
+from imagen_jax.storage.folders import CHECKPOINTS, expand_home, user_path
 from imagen_jax.storage.layout_files import ShardingOf
 from imagen_jax.storage.safetensors import kept_dtype, open_tensors, pickles_in
 from imagen_jax.storage.trees import flatten, unflatten
@@ -41,7 +40,6 @@ from imagen_jax.typing import Params
 
 ENCODER_WEIGHTS = (f"{TEXT_ENCODER}/*.safetensors",)
 GuideSource = str | os.PathLike | Pipeline
-Average = bool | float  # whether a run's average is read, or one of which relative width
 PRETRAINED = Path(__file__).parents[1] / "pretrained"
 
 
@@ -390,43 +388,3 @@ def export_lora(workdir: str | os.PathLike, path: str | os.PathLike) -> Path:
 def run_lora(run: Mapping[str, Any]) -> LoraConfig:
     """The config's section `lora` of a run that trained an adapter."""
     return from_dict(LoraConfig, run["config"]["lora"], "lora")
-
-
-def read_run(
-    directory: Path, step: Whole | None = None, ema: Average = True
-) -> tuple[int, Params, dict[str, Any]]:
-    """(step, parameters, description) of a run's newest checkpoint, or of that of `step`. Where the
-    newest is damaged, a warning says so, and the one before is read. Of a width `ema`, the
-    parameters are of a snapshot.
-
-    Raises:
-        ValueError: there is no such checkpoint, or it is damaged and there is no other; or as of
-            `synthesize`.
-    """
-    place = directory / CHECKPOINTS
-    if not directory.is_dir():
-        raise ValueError(absent(directory, "folder"))
-    if not saved_steps(place):
-        for folder in (directory, directory.parent):  # its folder of checkpoints, or one of them
-            if folder.name == CHECKPOINTS and saved_steps(folder):
-                of_step = f" and step={directory.name}" if directory.name.isdigit() else ""
-                raise ValueError(
-                    f"{directory} is a part of a training run: give its workdir, {folder.parent}"
-                    f"{of_step}."
-                )
-        raise ValueError(
-            f"{directory} is neither a model directory (no {MODEL_FILE}) nor DeepFloyd IF in "
-            f"diffusers' layout (no {diffusers_directory.INDEX}) nor the workdir of a training run "
-            f"(no checkpoint in {CHECKPOINTS}/)."
-        )
-    # Imported here: Orbax is slow to import, and only workdirs need it.
-    from imagen_jax.storage.checkpoint import CheckpointError, Checkpoints
-
-    with contextlib.closing(Checkpoints(place, read_only=True)) as checkpoints:
-        try:
-            if not isinstance(ema, bool):
-                run = checkpoints.read_description()  # the same in all
-                return (*synthesize(directory, ema, step), run)
-            return checkpoints.read_parameters(None if ema else "params", step)
-        except CheckpointError as error:
-            raise ValueError(str(error)) from error

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 from inspect import Parameter, signature
 from typing import Any
 
+from imagen_jax.diffusion.sampling import Sampling
 from imagen_jax.storage.codec import nearest
 
 # Ours, and those of diffusers, imagen-pytorch, ADM, kohya and transformers for the same.
@@ -49,5 +50,7 @@ def refuse_unknown(
         if name not in known:
             ours = next((ours for ours in known if name in SPELLINGS.get(ours, "").split()), None)
             hint = f"; it is called {ours} here" if ours else nearest(name, known)
+            if "sampling" in known and name in Sampling.__dataclass_fields__:
+                hint = "; it is a field of Sampling: give sampling=, one a stage"
             message = f"{call.__name__}() has no option {name!r}{hint}"
             raise TypeError(message if message.endswith("?") else f"{message}.")

@@ -362,6 +362,8 @@ class Pipeline:
         """The images of a request and of options as of `generate_images`: checks come first."""
         options, stages = dict(options), self.cascade.stages
         sampling = options.pop("sampling", None) or self.cascade.sampling
+        if isinstance(sampling, Sampling):
+            sampling = (sampling,)
         if len(sampling) != len(stages):
             raise ValueError(
                 f"sampling has {len(sampling)} entries; the model has {len(stages)} stages."

@@ -150,7 +150,7 @@ def _no_room(config: RunConfig, params: Params, workdir: str | os.PathLike) -> s
         return None
     return (
         f"the snapshots in {SNAPSHOTS}/ need {size_text(needed)} and {size_text(free)} are free: "
-        "fewer by ema.every, or smaller by ema.dtype float16"
+        "a larger ema.every makes fewer of them, ema.dtype float16 smaller ones"
     )
 
 

@@ -14,8 +14,9 @@ ORDER = {"seed": "seed", "batch_size": "batch_size", "images": "the number of im
 # What may change without making the run another one.
 FREE = (
     *("num_steps", "log_every", "mesh.", "checkpoint.", "sample", "evaluate", "skip_batches"),
+    *("ema.every", "ema.dtype"),
     *("data.num_threads", "data.prefetch", "data.index_dir"),
-    *("stage.network.remat", "stage.network.scan_layers", "ema.every", "ema.dtype"),
+    *("stage.network.remat", "stage.network.scan_layers"),
 )
 
 

@@ -11,12 +11,13 @@ from typing import Any
 
 import jax
 import numpy as np
+from PIL import Image
 
 from imagen_jax.cascade.cascade import sample_keys
 from imagen_jax.cascade.stage import init_params
 from imagen_jax.devices import accelerators
 from imagen_jax.evaluation.heldout import HeldoutImages, measure_retrieval, read_heldout
-from imagen_jax.evaluation.report import contact_sheet
+from imagen_jax.evaluation.report import SHEET_IMAGES, contact_sheet
 from imagen_jax.evaluation.x0_error import x0_errors
 from imagen_jax.images.pixels import resize, to_uint8
 from imagen_jax.storage.codec import Section, require, to_dict
@@ -27,7 +28,7 @@ from imagen_jax.training import flops, loop, start, workdir
 from imagen_jax.training.batches import abstract_batch
 from imagen_jax.training.metrics import read_losses, read_scores
 from imagen_jax.training.samples import make_generate
-from imagen_jax.training.state import encoder_params, network_params
+from imagen_jax.training.state import averaged, encoder_params, network_params
 from imagen_jax.typing import Params
 
 RESULT_FILE, SHEET_FILE = "result.json", "samples.png"
@@ -147,8 +148,11 @@ def read_result(folder: Path, plan: start.Plan, protocol: Protocol) -> dict[str,
 
 
 def request(plan: start.Plan, protocol: Protocol) -> dict[str, Any]:
-    """What decides a cell's figures."""
-    return {"config": to_dict(plan.raw), "protocol": vars(protocol)}
+    """What decides a cell's figures; where the tokenizer's file lies does not."""
+    config = to_dict(plan.raw)
+    if config.get("text"):
+        config["text"]["tokenizer"] = Path(config["text"]["tokenizer"]).name
+    return {"config": config, "protocol": vars(protocol)}
 
 
 def run_cell(
@@ -176,8 +180,8 @@ def run_cell(
         run.checkpoints.close()
         if int(state.step) < config.num_steps:
             return None
-        averaged = state.params if state.ema is None else state.ema
-        images = sample_prompts(plan, run.frozen, averaged, heldout.prompts, say)
+        params = averaged(state)
+        images = sample_prompts(plan, run.frozen, params, heldout.prompts, say)
         result = {
             "request": request(plan, protocol),
             "stage": config.stage.name,
@@ -189,14 +193,21 @@ def run_cell(
             "retrieval": measure_retrieval(heldout, images),
             "x0_error": {
                 f"{logsnr:g}": error
-                for logsnr, error in measure_x0_error(plan, run.frozen, averaged, heldout).items()
+                for logsnr, error in measure_x0_error(plan, run.frozen, params, heldout).items()
             },
             "curves": read_curves(held, per_step),
         }
-        pairs = list(zip(heldout.images, images, strict=True))
-        contact_sheet(pairs, heldout.prompts).save(held / SHEET_FILE)
+        make_sheet(heldout, images).save(held / SHEET_FILE)
         write_object(held / RESULT_FILE, result)
     return result
+
+
+def make_sheet(heldout: HeldoutImages, images: np.ndarray) -> Image.Image:
+    """True and sampled images of some prompts from all over the set."""
+    count = min(SHEET_IMAGES, len(images))
+    rows = np.arange(count) * len(images) // count
+    pairs = list(zip(heldout.images[rows], images[rows], strict=True))
+    return contact_sheet(pairs, [heldout.prompts[row] for row in rows])
 
 
 def count_parameters(stage: Any) -> int:

@@ -81,9 +81,23 @@ def table(results: Sequence[Result]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def relative(
+    errors: Mapping[str, Mapping[str, tuple[float, float, float]]],
+) -> dict[str, dict[float, float]]:
+    """{cell: {log-SNR: its mean error over the geometric mean of all cells'}}, of `means`."""
+    levels = next(iter(errors.values()))
+    typical = {
+        level: np.exp(np.mean([np.log(e[level][0]) for e in errors.values()])) for level in levels
+    }
+    return {
+        name: {float(level): own[level][0] / typical[level] for level in levels}
+        for name, own in errors.items()
+    }
+
+
 def plot(results: Sequence[Result], path: Path) -> None:
-    """A PNG: mean x0 error over FLOPs, loss over FLOPs, and the last x0 error over log-SNR, a line
-    a cell (the mean of its seeds). Needs matplotlib.
+    """A PNG: mean x0 error over FLOPs, loss over FLOPs, and the last x0 error over log-SNR beside
+    the other cells', a line a cell (the mean of its seeds). Needs matplotlib.
     """
     from matplotlib.figure import Figure
 
@@ -98,16 +112,19 @@ def plot(results: Sequence[Result], path: Path) -> None:
             if mean.ndim > 1:  # over the noise levels, each counting alike
                 mean = np.exp(np.log(mean).mean(axis=1))
             place.plot(curves[0]["flops"][:length], mean, linewidth=1.2, label=name)
-        levels = {float(level): mean for level, (mean, _, _) in means(runs).items()}
-        final.plot(list(levels), list(levels.values()), "o-", markersize=4, linewidth=1.2)
+    errors = {name: means(runs) for name, runs in by_cell(results).items()}
+    for level_means in relative(errors).values():
+        final.plot(*zip(*level_means.items(), strict=True), "o-", markersize=4, linewidth=1.2)
     texts = (
         (on_the_way, "training FLOPs", "x0 error, geometric mean of the noise levels"),
         (loss, "training FLOPs", "training loss (each cell's own)"),
-        (final, "log-SNR", "x0 error at the end"),
+        (final, "log-SNR", "x0 error at the end / geometric mean of the cells"),
     )
     for place, across, up in texts:
-        place.set(xlabel=across, ylabel=up, yscale="log")
+        place.set(xlabel=across, ylabel=up)
         place.grid(alpha=0.3)
+    on_the_way.set_yscale("log")
+    loss.set_yscale("log")
     on_the_way.legend(fontsize=8)
     drawing.savefig(path, format="png", metadata=SHEET)
 

@@ -29,6 +29,8 @@ class OptimizerConfig:
     b1, b2, eps, decay_rate: None is the kind's own value, and must be left where the kind has none
         (DEFAULTS). b1: decay of the momentum (adafactor: None for no momentum); b2, decay_rate: of
         the mean of squared gradients, as in Adam and in Adafactor.
+    weight_decay: of kernels and tables; biases and norm scales, also of stacked layers, do not
+        decay.
     clip_norm: largest global gradient norm; None never clips.
     accumulation: micro-batches that each batch is split into, to save memory; there is still one
         update, of the whole batch (`make_train_step`).

@@ -100,6 +100,7 @@ def test_from_dict_names_what_it_does_not_know():
         (BASE, {"time_power": 0.0}, "time_power must be positive"),
         (BASE, {"time_logit_normal": (0.0, 0.0)}, "a mean and a positive deviation"),
         (BASE, {"time_logit_normal": (0.0, 1.0), "time_power": 0.5}, "time_power 1, not 0.5"),
+        (BASE, {"prediction": "v", "min_scale": 0.05}, "min_scale 0.05 is for prediction 'x0'"),
         (SR, {"upsampling": "cubic"}, "upsampling 'cubic' must be one of .*bilinear_align_corners"),
         (BASE, {"loss": Loss(vlb_weight=0.1)}, "out_channels 6, not 3"),
         (DISCRETE, {"schedule": LinearBeta()}, "a schedule of kind discrete_beta"),

@@ -146,24 +146,29 @@ def test_commands_take_the_width_of_an_average(whole_run, tmp_path, capsys):
     assert model.notes == {whole_run[0].name: {"step": 12, "ema": 0.1}}
     for path, leaf in flatten(model.params["tiny"]).items():
         np.testing.assert_allclose(leaf, flatten(kept["network"])[path], rtol=1e-2, atol=1e-6)
-    options = ["--prompts", str(prompts), "--metrics", "images", "--steps", "1"]
+    options = [
+        "--prompts",
+        str(prompts),
+        "--metrics",
+        "images",
+        "--steps",
+        "1",
+        "--batch_size",
+        "1",
+    ]
     evaluate.main(
         ["--model", workdir, "--ema", "0.1", *options, "--out", str(tmp_path / "figures")]
     )
     report = json.loads((tmp_path / "figures" / "report.json").read_text())
     assert report["model"]["notes"] == load_model(workdir, ema=0.1).notes
-    images = ["no 1", "--num_images", "1", "--steps", "1", "--seed", "1", "--quiet"]
-    made = []
-    for width in ("0.1", "none"):
-        out = tmp_path / width
-        generate.main(["--model", workdir, "--ema", width, *images, "--out", str(out)])
-        made.append(next(out.glob("*.png")).read_bytes())
-    assert made[0] != made[1]
+    images = ["no 1", "--num_images", "1", "--steps", "1"]
     with pytest.raises(SystemExit, match=r"snapshots up to step 12 are too few .* width 0\.02"):
         generate.main(["--model", workdir, "--ema", "0.02", *images, "--out", str(tmp_path / "x")])
     with pytest.raises(SystemExit, match="2"):
         generate.main(["--model", workdir, "--ema", "long", *images])
-    assert "--ema 'long' must be a number" in capsys.readouterr().err
+    assert (
+        "'long' must be the width of an average, such as 0.07, or none" in capsys.readouterr().err
+    )
 
 
 def test_npz_needs_no_tensorflow(whole_run):

@@ -70,6 +70,10 @@ def test_v_loss_of_an_x0_prediction_has_a_smallest_divisor(key):
     divisor = np.maximum(np.asarray(t), 0.05).reshape(-1, 1, 1, 1)
     expected = np.mean(((guess - x0) / divisor) ** 2, axis=(1, 2, 3))
     np.testing.assert_allclose(loss, expected, rtol=1e-4)
+    # With twice the noise sigma is twice as large, and so is its share; alpha's is not.
+    for kind, divisor in (("x0", 2.0 * np.maximum(t, 0.05)), ("eps", np.maximum(1.0 - t, 0.05))):
+        own = loss_weight(Loss("v", min_scale=0.05), kind, t, Flow(noise_scale=2.0))
+        np.testing.assert_allclose(own, divisor**-2.0, rtol=1e-4)
     # An error that is nobody's multiple has no divisor.
     plain = diffusion_loss(guess, "x0", x0, x0, t, Flow(), Loss("x0", min_scale=0.05))
     np.testing.assert_allclose(plain, np.mean((guess - x0) ** 2, axis=(1, 2, 3)), rtol=1e-4)

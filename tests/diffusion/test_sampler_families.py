@@ -156,6 +156,51 @@ def test_a_jump_back_in_time_makes_them_forget(name):
     assert np.all(np.isfinite(chunk(jumped, after + 1, grid.stop).x))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("schedule", "of_2s", "of_edm"),
+    [(COSINE, (0.4, 0.95), (0.15, 0.95)), (FLOW, (0.25, 0.7), (0.95, 1.3))],
+    ids=["cosine", "flow"],
+)
+def test_heun_beside_other_trapezoids(schedule, of_2s, of_edm):
+    """Errors on the mixture, as shares of those of DPM-Solver++(2S) (arXiv 2211.01095, algorithm 1,
+    r = 1) and of the trapezoid in sigma / alpha (arXiv 2206.00364), both written out in float64.
+    """
+    denoise = jax.jit(mixture_denoiser(schedule))
+
+    def estimate(x, t):
+        return np.asarray(denoise(jnp.asarray(x, jnp.float32), jnp.float32(t)).x0, np.float64)
+
+    def trapezoid(x, num_steps, in_sigma):
+        levels = [schedule.logsnr(t) for t in np.linspace(0.0, 1.0, num_steps + 1)[::-1]]
+        scales = [np.asarray(schedule.alpha_sigma(level), np.float64) for level in levels]
+        for i, ((a_t, s_t), (a_s, s_s)) in enumerate(pairwise(scales)):
+            t, s = 1.0 - i / num_steps, 1.0 - (i + 1) / num_steps
+            x0, kept = estimate(x, t), s_s / s_t
+            predicted = kept * x + (a_s - kept * a_t) * x0
+            if i == num_steps - 1 or (in_sigma and a_t == 0.0):
+                x = predicted
+            elif in_sigma:  # d(x / alpha) / d(sigma / alpha) = eps
+                eps = 0.5 * (
+                    (x - a_t * x0) / s_t + (predicted - a_s * estimate(predicted, s)) / s_s
+                )
+                x = a_s * (x / a_t + (s_s / a_s - s_t / a_t) * eps)
+            else:
+                x = kept * x + (a_s - kept * a_t) * 0.5 * (x0 + estimate(predicted, s))
+        return x
+
+    table = np.broadcast_to(np.linspace(-2.2, 2.2, 402).reshape(-1, 1, 1, 1), TABLE.shape)
+    exact = run("heun", schedule, time_grid(schedule, MAX_STEPS), table, mixture=True)
+    for num_steps in (12, 24, 80):
+        found = run("heun", schedule, time_grid(schedule, num_steps), table, mixture=True)
+        error, of_one, of_other = (
+            np.sqrt(np.mean((each - exact) ** 2))
+            for each in (found, *(trapezoid(table[0], num_steps, kind) for kind in (False, True)))
+        )
+        assert of_2s[0] < error / of_one < of_2s[1]
+        assert of_edm[0] < error / of_other < of_edm[1]
+
+
 # ---- churn
 
 
@@ -251,6 +296,8 @@ def test_impossible_ends_are_refused():
         sigma_grid(COSINE, 5, sigma_min=1e6, sigma_max=1e7)
     with pytest.raises(ValueError, match=r"churn_interval must be two times in \[0, 1\]"):
         check_sampling(Sampling(churn_interval=(0.05, 50.0)))
+    with pytest.raises(ValueError, match=r"guidance_interval must be .*, the lower first"):
+        check_sampling(Sampling(guidance_interval=(0.9, 0.1)))
     with pytest.raises(ValueError, match="churn must be at least 0"):
         check_sampling(Sampling(churn=-1.0))
 

@@ -7,7 +7,9 @@ import pytest
 from tiny_cascade import CASCADE, random_params
 from tiny_lora import random_lora, unet_shapes
 
+from imagen_jax import models
 from imagen_jax.cascade.cascade import part_shapes
+from imagen_jax.models import PRXConfig, TransformerConfig
 from imagen_jax.models.lora import LoraConfig, init_lora, merge_lora, target_kernels
 from imagen_jax.storage.trees import flatten
 
@@ -23,6 +25,21 @@ def test_every_projection_of_attention_is_found_and_nothing_else():
         for place in ("down0_attention", "up0_attention")
         for part in ("query", "text_key_value", "out")
     }
+
+
+@pytest.mark.parametrize(
+    ("network", "parts"),
+    [
+        (TransformerConfig(32, depth=2, heads=2), {"query", "key", "value", "out"}),
+        (PRXConfig(32, depth=2, heads=2), {"query_key_value", "text_key_value", "out"}),
+    ],
+)
+def test_so_are_those_of_transformers(network, parts):
+    shapes = jax.eval_shape(
+        lambda key: models.init(network, key, resolution=16, text_width=8), jax.random.key(0)
+    )
+    found = target_kernels(shapes, LoraConfig())
+    assert set(found) == {f"layers/attention/{part}/kernel" for part in parts}
 
 
 def test_a_fresh_adapter_changes_nothing():

@@ -1,23 +1,14 @@
-"""The transformer: its blocks against public modules, the whole against PyTorch written from the
-paper's equations, and properties that hold for any parameters.
+"""The transformer: the whole against PyTorch written from the paper's equations, and properties
+that hold for any parameters.
 """
 
 import functools
-import math
 from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
-from diffusers.models.attention_processor import Attention
-from diffusers.models.embeddings import get_2d_sincos_pos_embed
-from torch.nn import functional as F
-from transformers import LlamaConfig
-from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
-from transformers.models.qwen2_vl import modeling_qwen2_vl
-from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLVisionConfig
 
 from imagen_jax import models
 from imagen_jax.devices.sharding import (
@@ -28,16 +19,7 @@ from imagen_jax.devices.sharding import (
     state_shardings,
 )
 from imagen_jax.models import TransformerConfig
-from imagen_jax.models.layers import RMSNorm
-from imagen_jax.models.transformer import (
-    SelfAttention,
-    SwiGLU,
-    grid_positions,
-    position_embedding,
-    rotary_angles,
-    rotate,
-    size,
-)
+from imagen_jax.models.transformer import grid_positions, size
 from imagen_jax.storage.trees import flatten, unflatten
 from imagen_jax.text.encoder import null_text
 from imagen_jax.training import flops
@@ -109,150 +91,10 @@ def error(out, expected) -> float:
     return np.linalg.norm(out - expected) / np.linalg.norm(expected)
 
 
-# ------------------------------------------------------- the whole, in PyTorch from the equations
-
-
-class Reference:
-    """arXiv 2511.13720, figure 3 and appendix A, with one loop over layers and no modules."""
-
-    def __init__(self, config, params):
-        self.config = config
-        self.params = {
-            name: torch.tensor(np.asarray(x, np.float64)) for name, x in flatten(params).items()
-        }
-
-    def linear(self, x, name, layer=...):
-        out = x @ self.params[f"{name}/kernel"][layer]
-        bias = self.params.get(f"{name}/bias")
-        return out if bias is None else out + bias[layer]
-
-    def norm(self, x, name, layer=...):
-        scale = self.params[f"{name}/scale"][layer]
-        return F.rms_norm(x, scale.shape, scale, eps=1e-6)
-
-    def vector(self, x, name):
-        name = f"conditions/{name}"
-        return self.linear(F.silu(self.linear(x, f"{name}_in")), f"{name}_out")
-
-    def waves(self, t):
-        angles = t[:, None] * torch.exp(-math.log(10_000) * torch.arange(128).double() / 128)
-        return torch.cat([angles.cos(), angles.sin()], -1)
-
-    def turn(self, x, rows, columns):
-        """Each head's channel pairs as complex numbers times exp(i angle); tokens without a place
-        stay.
-        """
-        half = x.shape[-1] // 2
-        pairs = torch.complex(x[..., :half], x[..., half:])
-        frequencies = 10_000.0 ** (-torch.arange(half // 2).double() / (half // 2))
-        row = torch.arange(rows).double()[:, None, None] * frequencies
-        column = torch.arange(columns).double()[None, :, None] * frequencies
-        shape = (rows, columns, half // 2)
-        angles = torch.cat([row.expand(shape), column.expand(shape)], -1).flatten(0, 1)
-        angles = F.pad(angles, (0, 0, 0, x.shape[1] - len(angles)))
-        turned = pairs * torch.polar(torch.ones_like(angles), angles)[:, None]
-        return torch.cat([turned.real, turned.imag], -1)
-
-    def layer(self, x, condition, keys, grid, name, i):
-        modulation = [0, 0, 1] * 2
-        if condition is not None:
-            modulation = self.linear(F.silu(condition), f"{name}/modulation", i)[:, None]
-            modulation = modulation.chunk(6, dim=-1)
-        shift, scale, gate = modulation[:3]
-        h = self.norm(x, f"{name}/attention_norm", i) * (1 + scale) + shift
-        part, heads = f"{name}/attention", self.config.heads
-        query, key, value = (
-            self.linear(h, f"{part}/{which}", i).unflatten(-1, (heads, -1))
-            for which in ("query", "key", "value")
-        )
-        query, key = (
-            self.turn(self.norm(y, f"{part}/{which}_norm", i), *grid)
-            for y, which in ((query, "query"), (key, "key"))
-        )
-        query, key, value = (y.transpose(1, 2) for y in (query, key, value))
-        out = F.scaled_dot_product_attention(query, key, value, keys[:, None, None])
-        x = x + gate * self.linear(out.transpose(1, 2).flatten(2), f"{part}/out", i)
-        shift, scale, gate = modulation[3:]
-        h = self.norm(x, f"{name}/mlp_norm", i) * (1 + scale) + shift
-        gated, up = (self.linear(h, f"{name}/mlp/{which}", i) for which in ("gate", "up"))
-        return x + gate * self.linear(F.silu(gated) * up, f"{name}/mlp/out", i)
-
-    def embed(self, x):
-        """Patches by a convolution, and the fixed embedding: columns first, sines first."""
-        cfg = self.config
-        name = "patch_in" if cfg.bottleneck is None else "bottleneck"
-        kernel = self.params[f"{name}/kernel"]
-        kernel = kernel.reshape(cfg.patch_size, cfg.patch_size, -1, kernel.shape[-1])
-        h = F.conv2d(x.permute(0, 3, 1, 2), kernel.permute(3, 2, 0, 1), stride=cfg.patch_size)
-        rows, columns = h.shape[2:]
-        h = h.flatten(2).transpose(1, 2)
-        if cfg.bottleneck is None:
-            h = h + self.params["patch_in/bias"]
-        else:
-            h = self.linear(h, "patch_in")
-        quarter = cfg.width // 4
-        frequencies = 10_000.0 ** (-torch.arange(quarter).double() / quarter)
-        waves = [
-            wave(place[:, None] * frequencies)
-            for place in (
-                torch.arange(columns).double().repeat(rows),
-                torch.arange(rows).double().repeat_interleave(columns),
-            )
-            for wave in (torch.sin, torch.cos)
-        ]
-        return h + torch.cat(waves, -1), (rows, columns)
-
-    def __call__(self, inputs):
-        cfg = self.config
-        given = {
-            name: torch.tensor(np.asarray(value, np.float64))
-            for name, value in inputs.items()
-            if name not in ("text", "label")
-        }
-        x = given["x"]
-        if cfg.low_res_channels:
-            x = torch.cat([x, given["low_res"]], -1)
-        h, grid = self.embed(x)
-        patches = h.shape[1]
-        vectors = {"time": self.vector(self.waves(given["time"]), "time")}
-        if cfg.low_res_channels:
-            vectors["aug_level"] = self.vector(self.waves(given["aug_level"]), "aug_level")
-        others = [
-            vector[:, None] + self.params[f"conditions/{name}_tokens"]
-            for name, vector in vectors.items()
-            if cfg.conditioning == "tokens"
-        ]
-        keys = torch.ones(BATCH, patches + sum(y.shape[1] for y in others), dtype=bool)
-        classes = None
-        if cfg.num_classes:
-            vectors["label"] = self.params["conditions/label/embedding"][
-                torch.tensor(np.asarray(inputs["label"])).long()
-            ]
-            classes = vectors["label"][:, None] + self.params["conditions/label_tokens"]
-        else:
-            mask = torch.tensor(np.asarray(inputs["text"].mask))
-            values = torch.tensor(np.asarray(inputs["text"].values, np.float64))
-            values = self.norm(values, "conditions/text_norm")
-            others.append(self.linear(values, "conditions/text_projection"))
-            keys = torch.cat([keys, mask], 1)
-            if cfg.conditioning == "adaln":
-                mean = torch.stack([v[m].mean(0) for v, m in zip(values, mask, strict=True)])
-                vectors["text"] = self.vector(mean, "text")
-        condition = sum(vectors.values()) if cfg.conditioning == "adaln" else None
-        h = torch.cat([h, *others], 1)
-        early = cfg.class_start if cfg.num_classes else 0
-        for i in range(cfg.depth):
-            if i == early and classes is not None:
-                h = torch.cat([h, classes], 1)
-                keys = F.pad(keys, (0, classes.shape[1]), value=True)
-            name, number = ("early_layers", i) if i < early else ("layers", i - early)
-            h = self.layer(h, condition, keys, grid, name, number)
-        h = self.norm(h[:, :patches], "norm_out")
-        if condition is not None:
-            shift, scale = self.linear(F.silu(condition), "modulation")[:, None].chunk(2, dim=-1)
-            h = h * (1 + scale) + shift
-        out = self.linear(h, "patch_out").reshape(BATCH, *grid, PATCH, PATCH, cfg.out_channels)
-        return out.permute(0, 1, 3, 2, 4, 5).flatten(3, 4).flatten(1, 2)
+def in_torch(config, params, inputs):
+    """The output of the reference; skips the test where there is no PyTorch."""
+    reference = pytest.importorskip("tests.models.transformer_in_torch").Reference
+    return reference(config, params)(inputs)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -261,8 +103,7 @@ def test_it_equals_the_equations_in_pytorch(kind, rng):
     config = CONFIGS[kind]
     params, inputs = random_params(config), inputs_of(config, rng)
     out = call(config, params, inputs)
-    expected = Reference(config, params)(inputs).reshape(out.shape)
-    assert error(out, expected) < 1e-5
+    assert error(out, in_torch(config, params, inputs)) < 1e-5
 
 
 # ------------------------------------------------------------------------------- the networks
@@ -274,7 +115,7 @@ def test_it_equals_the_equations_in_pytorch(kind, rng):
 )
 def test_published_numbers_of_parameters(name, patch_size, millions):
     """arXiv 2511.13720, tables 5, 7 and 8 (there "2B")."""
-    config = size(name, patch_size=patch_size, num_classes=1000)
+    config = size(name, patch_size=patch_size, num_classes=1000, scan_layers=True)
     shapes = jax.eval_shape(
         lambda key: models.init(config, key, resolution=16 * patch_size), jax.random.key(0)
     )
@@ -305,7 +146,7 @@ def test_another_size_and_aspect_ratio(rng):
     inputs = inputs_of(TINY, rng, 5, 1)
     out = call(TINY, params, inputs)
     assert out.shape == (BATCH, 5 * PATCH, PATCH, 3)
-    assert error(out, Reference(TINY, params)(inputs).reshape(out.shape)) < 1e-5
+    assert error(out, in_torch(TINY, params, inputs)) < 1e-5
 
 
 def test_a_grid_keeps_positions_within_those_of_training():
@@ -367,6 +208,7 @@ def gradient(config, params, inputs, mesh=None):
     return jax.jit(jax.value_and_grad(loss), compiler_options=QUICK)(params, inputs)
 
 
+@pytest.mark.slow
 def test_loops_and_rematerialization_change_neither_value_nor_gradient(rng):
     config = replace(TINY, depth=2)
     params, inputs = random_params(config), inputs_of(config, rng)
@@ -392,6 +234,7 @@ def test_bfloat16_is_near_float32_and_kernels_can_be_cast_ahead(rng):
     assert 1e-4 < error(out, call(TINY, params, inputs)) < 0.05
 
 
+@pytest.mark.slow
 def test_dropout_in_the_middle_half_of_the_layers(rng):
     """With one key an example, whatever the batch it is in."""
     config = replace(TINY, depth=4, dropout=0.3)
@@ -415,6 +258,7 @@ def test_dropout_in_the_middle_half_of_the_layers(rng):
     np.testing.assert_array_equal(dropped(silent, keys, inputs), call(config, silent, inputs))
 
 
+@pytest.mark.slow
 def test_devices_share_the_work(rng):
     """The value and gradient of one device, with each layer's parameters gathered in the loop."""
     config = replace(TINY, depth=2)
@@ -478,90 +322,3 @@ def test_a_bad_field_is_named(fields, message):
         replace(TINY, **fields)
     with pytest.raises(ValueError, match="size is 'XXL'; it can be 'S', 'B'"):
         size("XXL")
-
-
-# --------------------------------------------------------------------------------- the blocks
-
-
-def random_torch(module, seed=0):
-    """A torch module with random parameters."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.4)
-    return module
-
-
-def linear(module) -> dict:
-    return {"kernel": module.weight.detach().numpy().T, "bias": module.bias.detach().numpy()}
-
-
-def test_rope_is_that_of_qwen2_vl(rng):
-    """transformers' axial RoPE: half of the angles by the row, half by the column."""
-    heads, head = 3, 16
-    positions = grid_positions(4, 5)
-    module = modeling_qwen2_vl.Qwen2VLVisionRotaryEmbedding(
-        Qwen2VLVisionConfig(embed_dim=heads * head, num_heads=heads)
-    )
-    query = rng.normal(size=(20, heads, head)).astype(np.float32)
-    cos, sin = module(torch.zeros(1), torch.tensor(np.asarray(positions)))
-    expected, _ = modeling_qwen2_vl.apply_rotary_pos_emb_vision(
-        torch.tensor(query), torch.tensor(query), cos, sin
-    )
-    out = rotate(jnp.asarray(query)[None], rotary_angles(positions, head))[0]
-    assert error(out, expected) < 1e-5
-
-
-def test_fixed_positions_are_those_of_mae():
-    expected = get_2d_sincos_pos_embed(32, (3, 5), base_size=5, interpolation_scale=1.0)
-    rows = expected.reshape(3, 5, 32)
-    # diffusers divides the row's number by grid / base_size: here 3 / 5 and 5 / 5.
-    positions = grid_positions(3, 5) * jnp.array([5 / 3, 1.0])
-    assert error(position_embedding(positions, 32), rows.reshape(15, 32)) < 1e-5
-
-
-def test_rms_norm_is_that_of_llama(rng):
-    x = rng.normal(size=(2, 7, 24)).astype(np.float32)
-    module = random_torch(LlamaRMSNorm(24, eps=1e-6))
-    scale = module.weight.detach().numpy()
-    out = RMSNorm(1e-6, "float32").apply({"params": {"scale": scale}}, jnp.asarray(x))
-    assert error(out, module(torch.tensor(x)).detach()) < 1e-5
-
-
-def test_swiglu_is_that_of_llama(rng):
-    x = rng.normal(size=(2, 7, TINY.width)).astype(np.float32)
-    llama = LlamaConfig(
-        hidden_size=TINY.width, intermediate_size=TINY.mlp_width, mlp_bias=True, hidden_act="silu"
-    )
-    module = random_torch(LlamaMLP(llama))
-    names = {"gate": "gate_proj", "up": "up_proj", "out": "down_proj"}
-    params = {ours: linear(getattr(module, theirs)) for ours, theirs in names.items()}
-    out = SwiGLU(TINY).apply({"params": params}, jnp.asarray(x), lambda hidden: hidden)
-    assert error(out, module(torch.tensor(x)).detach()) < 1e-5
-
-
-def test_attention_is_that_of_diffusers(rng):
-    """With QK-norm and padded keys; RoPE has a test of its own."""
-    x = rng.normal(size=(2, 7, TINY.width)).astype(np.float32)
-    head = TINY.width // TINY.heads
-    module = random_torch(
-        Attention(
-            TINY.width, heads=TINY.heads, dim_head=head, bias=True, qk_norm="rms_norm", eps=1e-6
-        )
-    )
-    names = {
-        "query": module.to_q,
-        "key": module.to_k,
-        "value": module.to_v,
-        "out": module.to_out[0],
-    }
-    params = {ours: linear(theirs) for ours, theirs in names.items()}
-    for ours, theirs in (("query_norm", module.norm_q), ("key_norm", module.norm_k)):
-        params[ours] = {"scale": theirs.weight.detach().numpy()}
-    lengths = np.array([7, 4])
-    mask = torch.tensor(np.arange(7) < lengths[:, None])
-    out = SelfAttention(TINY).apply(
-        {"params": params}, jnp.asarray(x), jnp.zeros((7, head // 2)), jnp.asarray(lengths)
-    )
-    expected = module(torch.tensor(x), attention_mask=mask[:, None].float().log())
-    assert error(out, expected.detach()) < 1e-5

@@ -119,6 +119,7 @@ def test_a_cascade_without_a_base_enlarges(image):
             r"inpaint\(\) has no option 'aspect_ratio'; known: image, mask",
         ),
         ("upscale", {"stepz": 2}, r"upscale\(\) has no option 'stepz'; did you mean 'steps'"),
+        ("edit", {"guidance_eta": 0.5}, r"'guidance_eta'; it is a field of Sampling: give"),
     ],
 )
 def test_an_unknown_option_is_named_before_anything_is_read(pipeline, method, options, message):

@@ -101,7 +101,7 @@ def test_weights_sum_to_one_and_no_others_that_do_fit_better():
     steps, widths = np.repeat(np.arange(1, 9) * 100, 2).tolist(), [0.05, 0.1] * 8
     gammas = np.asarray([exponent(width) for width in widths])
     # The unit mass of a profile makes all of them comparable on a fine grid.
-    grid = (np.arange(80_000) + 0.5) / 100
+    grid = (np.arange(16_000) + 0.5) / 20
     columns = np.stack([profile(grid, *each) for each in zip(steps, gammas, strict=True)], axis=1)
     for width in (0.03, 0.07, 0.12, 0.2):
         weights, misfit = solve_weights(steps, widths, 800, width)

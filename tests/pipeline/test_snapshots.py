@@ -111,9 +111,9 @@ def test_averages_on_a_mesh_give_the_file_of_one_device(tmp_path: Path, dtype: s
 
 
 def test_memory_is_that_of_one_copy(tmp_path: Path):
-    leaves = {f"kernel{i}": jnp.full((64, 1024), float(i)) for i in range(16)}
-    size = 16 * 64 * 1024 * 4
-    for step in range(10, 200, 10):
+    leaves = {f"kernel{i}": jnp.full((32, 1024), float(i)) for i in range(16)}
+    size = 16 * 32 * 1024 * 4
+    for step in range(10, 130, 10):
         write_snapshot(tmp_path, step, {"0.05": leaves, "0.1": leaves})
     tracemalloc.start()
     _, params = synthesize(tmp_path, 0.07)

@@ -76,13 +76,18 @@ def test_clipping_bounds_the_step():
 
 @pytest.mark.parametrize("kind", ["adafactor", "adamw", "lion", "muon"])
 def test_weight_decay_goes_with_the_rate_and_leaves_vectors_alone(kind):
-    params = {"kernel": jnp.ones((3, 3)), "bias": jnp.ones(3)}
+    """Those of stacked layers too, which have two axes."""
+    params = {
+        "dense": {"kernel": jnp.ones((3, 3)), "bias": jnp.ones(3)},
+        "early_layers": {"kernel": jnp.ones((2, 3, 3)), "bias": jnp.ones((2, 3))},
+    }
     config = OptimizerConfig(kind, 0.1, warmup_steps=0, weight_decay=0.5)
     optimizer = make_optimizer(config)
     grads = jax.tree.map(jnp.zeros_like, params)
     updates, _ = jax.jit(lambda p, g: optimizer.update(g, optimizer.init(p), p))(params, grads)
-    np.testing.assert_allclose(updates["kernel"], -0.05, rtol=1e-5)
-    np.testing.assert_allclose(updates["bias"], 0.0)
+    for part in updates.values():
+        np.testing.assert_allclose(part["kernel"], -0.05, rtol=1e-5)
+        np.testing.assert_allclose(part["bias"], 0.0)
 
 
 def moved(config, gradients):

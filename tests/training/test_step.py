@@ -94,7 +94,7 @@ def test_the_loss_of_one_batch_falls(trained):
 
 
 @pytest.mark.parametrize("shape", [None, pytest.param((2, 2, 1), marks=pytest.mark.slow)])
-def test_the_loss_of_a_transformer_that_enlarges_falls(shape, batch):
+def test_the_loss_of_a_super_resolution_transformer_falls(shape, batch):
     """With text, dropout and micro-batches, through the very same step; on a mesh, too."""
     network = TransformerConfig(
         width=16, depth=4, heads=2, patch_size=4, bottleneck=8, low_res_channels=3, dropout=0.1,
