@@ -189,6 +189,18 @@ def gather_shards(params: Any, mesh: Mesh) -> Any:
     return jax.tree.map(gather, params, state_shardings(params, mesh))
 
 
+def by_heads(mesh: Mesh, function: Any, *arrays: Any) -> Any:
+    """`function` of arrays [batch, heads, ...] and [batch], on each device of its own images and,
+    where `tensor` divides the heads, its own heads: for kernels that XLA does not split. What it
+    gives is [batch, heads, ...].
+    """
+    tensor = "tensor" if arrays[0].shape[1] % mesh.shape["tensor"] == 0 else None
+    whole = PartitionSpec(*BATCH, tensor)
+    specs = jax.tree.map(lambda array: whole if array.ndim > 1 else BATCH, arrays)
+    run = jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=whole, check_vma=False)
+    return run(*arrays)
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """The first axis over data and fsdp; devices along tensor see the same images."""
     return NamedSharding(mesh, BATCH)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from imagen_jax.devices.sharding import STACKED
+from imagen_jax.models.attention import Attention, fused_attention
 from imagen_jax.models.efficient_unet import EfficientLevel, EfficientUNet, EfficientUNetConfig
 from imagen_jax.models.layers import TextDraft
 from imagen_jax.models.prx import PRX, PRXConfig
@@ -31,6 +32,7 @@ __all__ = [
     "apply",
     "compute_params",
     "draft",
+    "fused_attention",
     "init",
     "pooling_heads",
     "reduction",
@@ -55,12 +57,14 @@ FLOAT32 = ("conv_out/", "skip_gains/", "patch_out/")
 
 class TrainingParams(NamedTuple):
     """Parameters as a train step has them. gather: makes those whole that devices share, of layers
-    in a loop one layer at a time. dropout: a key for each example.
+    in a loop one layer at a time. dropout: a key for each example. attention: the fused one of
+    these devices, where they have one.
     """
 
     params: Params
     gather: Gather | None = None
     dropout: Keys | None = None
+    attention: Attention | None = None
 
 
 def reduction(config: NetworkConfig) -> int:
@@ -130,9 +134,9 @@ def apply(
     """Runs the network: x in [-1,1] plus noise, `time` = 1000 t, `aug_level` = 1000 level,
     `low_res` of x's size.
     """
-    gather = dropout = None
+    gather = dropout = attention = None
     if isinstance(params, TrainingParams):
-        params, gather, dropout = params
+        params, gather, dropout, attention = params
     inputs = (x, time, text, label, low_res, aug_level)
     if not isinstance(config, TransformerConfig):
         whole = params if gather is None else gather(params)
@@ -140,4 +144,4 @@ def apply(
     if gather is not None:
         stacked = {name: part for name, part in params.items() if STACKED.search(f"{name}/")}
         params = gather({name: params[name] for name in params.keys() - stacked}) | stacked
-    return Transformer(config, gather).apply({"params": params}, *inputs, dropout)
+    return Transformer(config, gather, attention).apply({"params": params}, *inputs, dropout)

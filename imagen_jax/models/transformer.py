@@ -17,7 +17,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
+from imagen_jax.models.attention import Attention, merge_heads, norm_and_turn, split_heads
 from imagen_jax.models.bounds import DTYPES, REMATS, check_bounds, check_choice
+from imagen_jax.models.dense import Dense, gated
 from imagen_jax.models.layers import (
     RMSNorm,
     depth_to_space,
@@ -184,12 +186,24 @@ def modulated(x, shift, scale):
     return (x.astype(jnp.float32) * (1 + scale) + shift).astype(x.dtype)
 
 
+class NormAndTurn(nn.Module):
+    """`norm_and_turn` with an RMSNorm's parameter, times a factor."""
+
+    factor: float = 1.0
+
+    @nn.compact
+    def __call__(self, x, angles):
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
+        return norm_and_turn(x, self.factor * scale, angles, EPSILON)
+
+
 class SelfAttention(nn.Module):
     """Self-attention with QK-norm (arXiv 2302.05442) and RoPE; of each row the first `lengths`
     tokens are keys.
     """
 
     config: TransformerConfig
+    attention: Attention | None = None
 
     @nn.compact
     def __call__(
@@ -199,19 +213,33 @@ class SelfAttention(nn.Module):
         lengths: Int[Array, " b"] | None,
     ) -> Float[Array, "b n width"]:
         cfg = self.config
-        dense = functools.partial(nn.Dense, cfg.width, dtype=cfg.dtype)
+        dense = functools.partial(Dense, cfg.width, cfg.dtype)
+
+        def whole(name):
+            return dense(kernel_init=xavier, name=name)(x)
 
         def heads(name):
-            y = dense(kernel_init=xavier, name=name)(x)
+            y = whole(name)
             return y.reshape(*y.shape[:2], cfg.heads, -1)
 
         def turned(name):
             normed = RMSNorm(EPSILON, "float32", name=f"{name}_norm")(heads(name))
             return rotate(normed, angles).astype(cfg.dtype)
 
-        out = jax.nn.dot_product_attention(
-            turned("query"), turned("key"), heads("value"), key_value_seq_lengths=lengths
-        )
+        if self.attention is not None:
+            factors = {"query": (cfg.width // cfg.heads) ** -0.5, "key": 1.0}
+            query, key = (
+                NormAndTurn(factor, name=f"{name}_norm")(
+                    split_heads(whole(name), cfg.heads), angles
+                )
+                for name, factor in factors.items()
+            )
+            value = split_heads(whole("value"), cfg.heads)
+            out = merge_heads(self.attention(query, key, value, lengths))
+        else:
+            out = jax.nn.dot_product_attention(
+                turned("query"), turned("key"), heads("value"), key_value_seq_lengths=lengths
+            )
         return dense(kernel_init=_branch_end(cfg), name="out")(out.reshape(x.shape))
 
 
@@ -225,11 +253,11 @@ class SwiGLU(nn.Module):
         self, x: Float[Array, "b n width"], drop: Callable[[Array], Array]
     ) -> Float[Array, "b n width"]:
         cfg = self.config
-        dense = functools.partial(nn.Dense, dtype=cfg.dtype)
+        dense = functools.partial(Dense, dtype=cfg.dtype)
         gate, up = (
             dense(cfg.mlp_width, kernel_init=xavier, name=name)(x) for name in ("gate", "up")
         )
-        hidden = drop(nn.silu(gate) * up)
+        hidden = drop(gated(gate, up))
         return dense(cfg.width, kernel_init=_branch_end(cfg), name="out")(hidden)
 
 
@@ -255,6 +283,7 @@ class Layer(nn.Module):
     """
 
     config: TransformerConfig
+    attention: Attention | None = None
 
     @nn.compact
     def __call__(self, carry, condition, angles, lengths, keys):
@@ -274,7 +303,7 @@ class Layer(nn.Module):
 
         norm = functools.partial(RMSNorm, EPSILON, cfg.dtype)
         h = modulated(norm(name="attention_norm")(x), *parts[:2])
-        h = SelfAttention(cfg, name="attention")(h, angles, lengths)
+        h = SelfAttention(cfg, self.attention, name="attention")(h, angles, lengths)
         x = add(x, parts[2], drop(h, 0))
         h = modulated(norm(name="mlp_norm")(x), *parts[3:5])
         x = add(x, parts[5], SwiGLU(cfg, name="mlp")(h, lambda hidden: drop(hidden, 1)))
@@ -346,6 +375,7 @@ class Transformer(nn.Module):
 
     config: TransformerConfig
     gather: Gather | None = None
+    attention: Attention | None = None
 
     @nn.compact
     def __call__(self, x, time, text: TextEmbeddings | None, label, low_res, aug_level, keys=None):
@@ -396,7 +426,7 @@ class Transformer(nn.Module):
         layer = rematerialized(layer, cfg.remat, prevent_cse=not loop)
         layers = scanned(layer, last - first, 1 if loop else last - first)
         carry = (h, jnp.array(first))
-        return layers(cfg, name=name)(carry, condition, angles, lengths, keys)[0][0]
+        return layers(cfg, self.attention, name=name)(carry, condition, angles, lengths, keys)[0][0]
 
     def _predict(self, h, condition):
         """Tokens to patches, in float32."""

@@ -7,7 +7,9 @@ bandwidth of HBM.
 
 import re
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 from imagen_jax.devices.chips import Chip
 from imagen_jax.planning import hlo
@@ -47,7 +49,7 @@ class Cost:
         """The layer it belongs to, the same for all blocks of a kind, and the pass it is in."""
         name = re.sub(r"\d+", "#", self.source)
         backward, again = "transpose(" in name, "rematted" in name
-        name = re.sub(r"^.*?(jvp\((UNet|EfficientUNet)\)+|(?=jit\(encode))/?", "", name)
+        name = re.sub(r"^.*?(jvp\((UNet|EfficientUNet|Transformer)\)+|(?=jit\(encode))/?", "", name)
         name = re.sub(r"(checkpoint|rematted_computation|jvp\(\w+\))/", "", name)
         return f"{name} ({'again' if again else 'backward' if backward else 'forward'})"
 
@@ -101,12 +103,14 @@ class Estimate:
     """How the costs of a program's text are found.
 
     devices: how many take part in a collective that does not say. loops: how often a loop runs
-    whose length is decided when it runs.
+    whose length is decided when it runs. kernels: FLOPs of a custom kernel that states none, by its
+    name.
     """
 
     chip: Chip
     devices: int
     loops: int
+    kernels: Mapping[str, float]
 
     def run(self, inside: Computation) -> Costs:
         """The costs of a schedule. Kernels run one after the other; copies and collectives that are
@@ -146,6 +150,8 @@ class Estimate:
         if free or instruction.attribute("custom_call_target") in FREE_CALLS:
             return None
         flops, size = hlo.flops(instruction), hlo.hbm_bytes(instruction)
+        if operation == "custom-call":
+            flops = flops or self.kernels.get(re.sub(r"(\.\w+)*$", "", instruction.name), 0.0)
         cycles = instruction.stated("estimated_cycles") if self.chip.clock else None
         if cycles:
             seconds = cycles / self.chip.clock
@@ -178,9 +184,15 @@ class Estimate:
         return found
 
 
-def estimate(text: str, chip: Chip, devices: int, loops: int = 1) -> Costs:
-    """The costs of a compiled program's text; `devices` and `loops` as of `Estimate`."""
-    return Estimate(chip, devices, loops).run(hlo.read_program(text))
+def estimate(
+    text: str,
+    chip: Chip,
+    devices: int,
+    loops: int = 1,
+    kernels: Mapping[str, float] = MappingProxyType({}),
+) -> Costs:
+    """The costs of a compiled program's text; the rest as of `Estimate`."""
+    return Estimate(chip, devices, loops, kernels).run(hlo.read_program(text))
 
 
 def received(kind: str, given: list[Array], made: list[Array], devices: int) -> float:

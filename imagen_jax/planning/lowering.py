@@ -31,7 +31,7 @@ class Lowered:
     parts: what it keeps on the chips, for the table of memory. counted: its FLOPs over all chips by
     kind, from the jaxpr. useful: those of one forward pass, by network and text encoder, and how
     often each is needed: three times for what is trained. loops: how often a loop runs whose length
-    is decided when it runs.
+    is decided when it runs. kernels: FLOPs of one call of each Pallas kernel, by its name.
     """
 
     program: jax.stages.Lowered
@@ -40,6 +40,7 @@ class Lowered:
     useful: dict[str, tuple[float, int]]
     images: int
     loops: int = 1
+    kernels: dict[str, float] = dataclasses.field(default_factory=dict)
 
     @property
     def needed(self) -> dict[str, float]:
@@ -92,6 +93,7 @@ def lower_training(config: RunConfig, mesh: Any) -> Lowered:
         flops.count(train_step, state, batch, jax.random.key(0), frozen),
         useful,
         config.batch_size,
+        kernels=flops.kernels(train_step, state, batch, jax.random.key(0), frozen),
     )
 
 

@@ -80,7 +80,7 @@ def plan(
     began = time.monotonic()
     compiled, text = compile_with_text(lowered.program, topology)
     seconds = time.monotonic() - began
-    costs = estimate(text, chip, len(devices), loops=lowered.loops)
+    costs = estimate(text, chip, len(devices), loops=lowered.loops, kernels=lowered.kernels)
     return {
         "stage": config.stage.name,
         "what": "sampling" if sample else "training",

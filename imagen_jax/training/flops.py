@@ -11,7 +11,8 @@ from jax.extend import core
 
 def count(function: Callable, *arguments: Any) -> dict[str, float]:
     """FLOPs by kind: "convolution", "dense" (a matrix of parameters) and "attention" (products of
-    activations, which have a batch). Nothing else is counted. Arguments may be shapes.
+    activations, which have a batch or are in a Pallas kernel). Nothing else is counted. Arguments
+    may be shapes.
     """
     counts: Counter[str] = Counter()
     _add(jax.make_jaxpr(function)(*arguments).jaxpr, 1, counts)
@@ -21,6 +22,22 @@ def count(function: Callable, *arguments: Any) -> dict[str, float]:
 def total(function: Callable, *arguments: Any) -> float:
     """The sum of what `count` counts, the recomputation of remat included."""
     return sum(count(function, *arguments).values())
+
+
+def kernels(function: Callable, *arguments: Any) -> dict[str, float]:
+    """FLOPs of one call of each Pallas kernel, by its name, on one device."""
+    found: dict[str, float] = {}
+
+    def look(jaxpr: core.Jaxpr) -> None:
+        for equation in jaxpr.eqns:
+            if equation.primitive.name == "pallas_call":
+                found[equation.params["name"]] = float(_kernel(equation))
+            else:
+                for inner in core.jaxprs_in_params(equation.params):
+                    look(inner)
+
+    look(jax.make_jaxpr(function)(*arguments).jaxpr)
+    return found
 
 
 def _add(jaxpr: core.Jaxpr, times: int, counts: Counter) -> None:
@@ -33,9 +50,32 @@ def _add(jaxpr: core.Jaxpr, times: int, counts: Counter) -> None:
             length = math.prod(equation.invars[0].aval.shape[axis] for axis in left_axes)
             results = math.prod(equation.outvars[0].aval.shape)
             counts["attention" if batch_axes else "dense"] += times * 2 * results * length
-        runs = times * equation.params["length"] if name == "scan" else times
+        if name == "pallas_call":
+            counts["attention"] += times * _kernel(equation)
+            continue
+        runs = times * _runs(equation)
         for inner in core.jaxprs_in_params(equation.params):
             _add(inner, runs, counts)
+
+
+def _kernel(equation: core.JaxprEqn) -> int:
+    """FLOPs of a Pallas kernel: those of what it does to a block, over its grid."""
+    counts: Counter[str] = Counter()
+    for inner in core.jaxprs_in_params(equation.params):
+        _add(inner, math.prod(equation.params["grid_mapping"].grid), counts)
+    return sum(counts.values())
+
+
+def _runs(equation: core.JaxprEqn) -> int:
+    """How often an operation runs what is inside it: a loop its body, a mesh what each device
+    does.
+    """
+    match equation.primitive.name:
+        case "scan":
+            return equation.params["length"]
+        case "shard_map":
+            return equation.params["mesh"].size
+    return 1
 
 
 def _convolution(equation: core.JaxprEqn) -> int:

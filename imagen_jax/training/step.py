@@ -162,6 +162,7 @@ def make_losses(
 ) -> Callable:
     """(params, batch, random, frozen) -> the loss of each example."""
     gather = None if mesh is None else partial(gather_shards, mesh=mesh)
+    attention = models.fused_attention(mesh)
 
     def losses(params: Params, batch: Batch, random: RandomInputs, frozen: Frozen):
         if lora is not None:
@@ -186,7 +187,7 @@ def make_losses(
             conditions["label"] = label
         t, eps = random.t, random.eps
         x_t = add_noise(x0, eps, stage.schedule.logsnr(t), stage.schedule)
-        network = models.TrainingParams(network, gather, random.dropout)
+        network = models.TrainingParams(network, gather, random.dropout, attention)
         output = apply_network(stage, network, x_t, t, **conditions)
         return diffusion_loss(output, stage.prediction, x0, eps, t, stage.schedule, stage.loss)
 

@@ -217,6 +217,15 @@ def test_a_kernel_without_cycles_counts_by_its_flops_and_bytes(operation, flops,
     assert (listed["what"], listed["seconds"]) == ("k (forward)", kernel.seconds)
 
 
+def test_a_kernel_that_states_no_flops_counts_by_those_of_its_name():
+    call = 'custom-call(%a), custom_call_target="tpu_custom_call"'
+    text = scheduled(f"ROOT %mine.3.clone = bf16[1024,1024]{{1,0}} {call}")
+    for name, counted in (("mine", 9e12), ("other", 0.0)):
+        (kernel,) = estimate(text, V5E, 1, kernels={name: 9e12}).without_cycles
+        assert kernel.flops == counted
+        assert kernel.seconds == max(counted / V5E.flops, MOVED / V5E.bandwidth)
+
+
 def test_a_kernel_without_cycles_or_bytes_of_hbm_still_takes_time():
     near = "bf16[1024,1024]{1,0:T(8,128)S(1)}"
     text = scheduled(f"ROOT %k = {near} negate(%a)", f"%a = {near} parameter(0)")
