@@ -3,7 +3,7 @@ on the flow, its loss is taken in v, and times are logit-normal (arXiv 2403.0320
 
     python scripts/train.py --config configs/icons_jit64.py --workdir runs/icons_jit64
 
-Data: data/icons/icons64.npz, laid out as docs/recipes.md says. 23M parameters. The text encoder
+Data: data/icons/icons64.npz, laid out as docs/recipes.md says. 22M parameters. The text encoder
 starts as that of the shipped emoji model and is trained along.
 
 Meant for one GPU in bfloat16. On CPUs: --config.stage.network.dtype=float32

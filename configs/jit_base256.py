@@ -1,4 +1,4 @@
-"""Text to 256x256 images in one stage: today's recipe (arXiv 2511.13720) with the paper's text encoder.
+"""Text to 256x256 images in one stage: today's recipe (arXiv 2511.13720), the paper's text encoder.
 
     pip install -e '.[tpu]'
     python scripts/plan.py --config configs/jit_base256.py --topology v5p:4x4x4
@@ -9,17 +9,19 @@
 A plain transformer of 1.0B parameters on 16x16 patches predicts the clean image on the flow, with
 the error of the velocity as its loss. No super-resolution model follows. T5 is google/t5-v1_1-xl,
 as Hugging Face or T5X have it; SHARDS are webdataset tars (docs/data.md). Hardware: 64 TPU v5p, for
-which docs/scaling.md has what the compiler expects; `--config.batch_size` and `--config.mesh` fit it
-to others. Not run here, and there is no published result of just this model: text-to-image models of
-1.1B to 1.3B parameters by this recipe (DeCo, PixelGen, PixelDiT) publish GenEval 0.74 to 0.86, on
-data that they do not all name.
+which docs/scaling.md has what the compiler expects; `--config.batch_size` and `--config.mesh` fit
+it to others. Not run here, and there is no published result of just this model: text-to-image
+models of 1.1B to 1.3B parameters by this recipe (DeCo, PixelGen, PixelDiT) publish GenEval 0.74 to
+0.86, on data that they do not all name.
 
-Where the paper, which has classes and no text, gives no value, we chose:
+Where that paper, which has classes and no text, gives no value, we chose:
 - The text's tokens join the sequence, and their mean is added to the time's embedding.
-- Width 1536 with 24 layers, and 12 heads of 128 channels: a TPU multiplies 128 at a time. The paper's
-  own size of as many parameters, JiT-H, has 16 heads of 80 channels.
-- No shift: at 256 pixels its time distribution is the paper's own. For 512 pixels take patch_size 32
-  and schedule.shift = 2 log(256 / 512) = -1.39.
+- Width 1536 with 24 layers, and 12 heads of 128 channels: a TPU multiplies 128 at a time. The
+  published size of as many parameters, JiT-H, has 16 heads of 80 channels.
+- No shift: at 256 pixels the distribution of times is the published one. For 512 pixels take
+  patch_size 32 and schedule.shift = 2 log(256 / 512) = -1.39.
+- Samples end at the network's own x0: `min_scale` of the stage, which the published code has in
+  sampling too, is left at 0.
 """
 
 from ml_collections import ConfigDict
@@ -31,8 +33,8 @@ def get_config() -> ConfigDict:
     config = ConfigDict(
         {
             "seed": 0,
-            "batch_size": 2048,
-            "num_steps": 500_000,
+            "batch_size": 4096,
+            "num_steps": 250_000,
             "log_every": 100,
             "ema_decay": 0.9999,
             "init_from": None,

@@ -1,5 +1,5 @@
-"""JiT-B/16: ImageNet by class at 256x256, a plain transformer on 16x16 patches that predicts the clean
-image (arXiv 2511.13720, table 9), 131M parameters.
+"""JiT-B/16: ImageNet by class at 256x256, a plain transformer of 131M parameters on 16x16 patches
+that predicts the clean image (arXiv 2511.13720, table 9).
 
     python scripts/train.py --config configs/jit_imagenet256.py --workdir runs/jit \
         --config.data.path=imagenet/train
@@ -17,9 +17,8 @@ Expected, as published: FID-50K 4.37 after 200 epochs (--config.num_steps=250200
         --config.stage.network.heads=16 --config.stage.network.class_start=8
 
 The published figures take the best of three EMA decays (0.9996, 0.9998, 0.9999) and of guidance
-weights in steps of 0.1; here the post-hoc EMA gives any length, and `--guidance` of evaluate.py
-takes several weights.
-H/16 and G/16 have dropout, too; H/16 is
+weights in steps of 0.1; here post-hoc EMA (--config.ema='{}') gives any length, and `--guidance` of
+evaluate.py takes several weights. H/16 and G/16 have dropout, too; H/16 is
 
         --config.stage.network.width=1280 --config.stage.network.depth=32 \
         --config.stage.network.heads=16 --config.stage.network.class_start=10 \

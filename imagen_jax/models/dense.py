@@ -1,4 +1,4 @@
-"""Dense layers in the form that the compiler for TPUs makes fast; elsewhere they are as any."""
+"""Dense layers in the forms that XLA makes fast, on TPUs and on CPUs."""
 
 from collections.abc import Callable
 
@@ -11,10 +11,16 @@ SUBLANES = 8  # of a TPU: the least rows that a product of matrices has there
 
 
 class Dense(nn.Module):
-    """`nn.Dense` with the parameters of its name and its results, and `add_bias` for its bias."""
+    """`nn.Dense` with the parameters of its name and its results, and `add_bias` for its bias.
+
+    as_matrix: all axes of rows as one. XLA:CPU takes several in a slow way: in bfloat16 the
+    gradients of a whole train step take eight times as long, in float32 a tenth longer. On TPUs it
+    is the other way round, by a few percent.
+    """
 
     features: int
     dtype: str
+    as_matrix: bool = True
     kernel_init: Callable = nn.initializers.lecun_normal()
 
     @nn.compact
@@ -22,7 +28,8 @@ class Dense(nn.Module):
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         x, kernel, bias = (jnp.asarray(part, self.dtype) for part in (x, kernel, bias))
-        return add_bias(jnp.dot(x, kernel), bias)
+        rows = x.reshape(-1, x.shape[-1]) if self.as_matrix else x
+        return add_bias(jnp.dot(rows, kernel), bias).reshape(*x.shape[:-1], self.features)
 
 
 @jax.custom_vjp

@@ -213,7 +213,7 @@ class SelfAttention(nn.Module):
         lengths: Int[Array, " b"] | None,
     ) -> Float[Array, "b n width"]:
         cfg = self.config
-        dense = functools.partial(Dense, cfg.width, cfg.dtype)
+        dense = functools.partial(Dense, cfg.width, cfg.dtype, self.attention is None)
 
         def whole(name):
             return dense(kernel_init=xavier, name=name)(x)
@@ -247,13 +247,14 @@ class SwiGLU(nn.Module):
     """out(silu(gate x) * (up x)) (arXiv 2002.05202, eq. 6), with biases."""
 
     config: TransformerConfig
+    as_matrix: bool = True
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "b n width"], drop: Callable[[Array], Array]
     ) -> Float[Array, "b n width"]:
         cfg = self.config
-        dense = functools.partial(Dense, dtype=cfg.dtype)
+        dense = functools.partial(Dense, dtype=cfg.dtype, as_matrix=self.as_matrix)
         gate, up = (
             dense(cfg.mlp_width, kernel_init=xavier, name=name)(x) for name in ("gate", "up")
         )
@@ -306,7 +307,8 @@ class Layer(nn.Module):
         h = SelfAttention(cfg, self.attention, name="attention")(h, angles, lengths)
         x = add(x, parts[2], drop(h, 0))
         h = modulated(norm(name="mlp_norm")(x), *parts[3:5])
-        x = add(x, parts[5], SwiGLU(cfg, name="mlp")(h, lambda hidden: drop(hidden, 1)))
+        mlp = SwiGLU(cfg, self.attention is None, name="mlp")
+        x = add(x, parts[5], mlp(h, lambda hidden: drop(hidden, 1)))
         return (x, number + 1), None
 
 
