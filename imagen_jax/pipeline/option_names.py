@@ -1,10 +1,9 @@
 """Options by other libraries' names: an error says what each is called here."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from inspect import Parameter, signature
 from typing import Any
 
-from imagen_jax.diffusion.sampling import Sampling
 from imagen_jax.storage.codec import nearest
 
 # Ours, and those of diffusers, imagen-pytorch, ADM, kohya and transformers for the same.
@@ -35,11 +34,15 @@ OF_SQUARES = "aspect_ratio"  # what is made of an image has its shape, or is squ
 
 
 def refuse_unknown(
-    call: Callable[..., Any], given: Iterable[str], also: Callable[..., Any] | None = None
+    call: Callable[..., Any],
+    given: Iterable[str],
+    also: Callable[..., Any] | None = None,
+    fields: Collection[str] = (),
 ) -> None:
     """TypeError, as Python has it, names the first option that a call does not have, and ours.
 
-    also: whose keyword-only options the call passes on.
+    also: whose keyword-only options the call passes on. fields: those of Sampling, for a call that
+    takes it (this file is also read where there is no time for jax).
     """
     own, shared = (signature(each).parameters.values() for each in (call, also or call))
     known = [each.name for each in own if each.kind is not Parameter.VAR_KEYWORD]
@@ -50,7 +53,7 @@ def refuse_unknown(
         if name not in known:
             ours = next((ours for ours in known if name in SPELLINGS.get(ours, "").split()), None)
             hint = f"; it is called {ours} here" if ours else nearest(name, known)
-            if "sampling" in known and name in Sampling.__dataclass_fields__:
+            if name in fields:
                 hint = "; it is a field of Sampling: give sampling=, one a stage"
             message = f"{call.__name__}() has no option {name!r}{hint}"
             raise TypeError(message if message.endswith("?") else f"{message}.")

@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from math import isfinite
 from typing import Any, NoReturn
 
@@ -26,7 +27,7 @@ from imagen_jax.diffusion.overrides import (
 )
 from imagen_jax.diffusion.sampling import ByStage, Number, Sampling, Spacing
 from imagen_jax.images.image_list import ImageList
-from imagen_jax.pipeline import model_directory
+from imagen_jax.pipeline import model_directory, option_names
 from imagen_jax.pipeline.adapters import adapted_params
 from imagen_jax.pipeline.generation import (
     collect,
@@ -38,7 +39,6 @@ from imagen_jax.pipeline.generation import (
 )
 from imagen_jax.pipeline.guides import Guide, guides_in_use, with_guides
 from imagen_jax.pipeline.lazy_params import LazyParams
-from imagen_jax.pipeline.option_names import refuse_unknown
 from imagen_jax.pipeline.progress import Callback
 from imagen_jax.pipeline.request import (
     AspectRatio,
@@ -58,6 +58,7 @@ from imagen_jax.pipeline.settings import options_of
 from imagen_jax.storage import fingerprints
 from imagen_jax.storage.folders import user_path
 
+refuse_unknown = partial(option_names.refuse_unknown, fields=Sampling.__dataclass_fields__)
 # Of Sampling.
 OVERRIDES = ("guidance", "guidance_kind", "steps", "sampler", "spacing", "aug_level")
 

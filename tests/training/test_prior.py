@@ -38,7 +38,7 @@ def test_the_loss_is_the_weighted_sum_of_two_means():
 
 def test_both_sets_see_all_times(key):
     """Each set by itself has one time in each of as many equal parts as it has rows."""
-    times = np.asarray(sample_batch_times(key, 24, 1.0, PriorConfig("memory", share=1 / 3)))
+    times = np.asarray(sample_batch_times(key, 24, BASE, PriorConfig("memory", share=1 / 3)))
     np.testing.assert_array_equal(np.sort((times[:16] * 16).astype(int)), np.arange(16))
     np.testing.assert_array_equal(np.sort((times[16:] * 8).astype(int)), np.arange(8))
 
