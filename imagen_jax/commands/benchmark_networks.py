@@ -18,18 +18,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from imagen_jax.cascade.stage import KINDS, Stage
 from imagen_jax.commands.benchmark_imagen_pytorch import machine
 from imagen_jax.commands.command_line import count, make_parser, path, run_parsed
-from imagen_jax.devices.sharding import batch_sharding, make_mesh
-from imagen_jax.models.t5 import T5Config
-from imagen_jax.storage.codec import from_dict
 from imagen_jax.storage.folders import make_folder
-from imagen_jax.training import build, flops
-from imagen_jax.training.loop import init_sharded, lower_step
-from imagen_jax.training.optimizer import OptimizerConfig
-from imagen_jax.training.run_config import DataConfig, RunConfig, TextConfig
-from imagen_jax.training.state import Frozen
 
 TEXT_LENGTH, TEXT_WIDTH = 20, 256
 TOLERANCE = 0.06  # between the parameters of a case's networks
@@ -124,6 +115,16 @@ def parser() -> argparse.ArgumentParser:
 
 def train_call(network: dict, resolution: int, batch_size: int) -> tuple[Callable[[], None], dict]:
     """A function that takes one compiled step, and what is known before it runs."""
+    from imagen_jax.cascade.stage import KINDS, Stage
+    from imagen_jax.devices.sharding import batch_sharding, make_mesh
+    from imagen_jax.models.t5 import T5Config
+    from imagen_jax.storage.codec import from_dict
+    from imagen_jax.training import build, flops
+    from imagen_jax.training.loop import init_sharded, lower_step
+    from imagen_jax.training.optimizer import OptimizerConfig
+    from imagen_jax.training.run_config import DataConfig, RunConfig, TextConfig
+    from imagen_jax.training.state import Frozen
+
     section = {"name": "base", "resolution": resolution, "network": network}
     stage = from_dict(Stage, section | {"text_width": TEXT_WIDTH}, "stage", KINDS)
     config = RunConfig(
