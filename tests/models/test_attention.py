@@ -88,17 +88,23 @@ def test_the_gate_has_the_gradients_of_its_equation():
     assert error(pulled(gated, *inputs), expected) < 1e-6
 
 
-def test_a_dense_layer_is_that_of_flax():
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("bfloat16", 1e-2)])
+@pytest.mark.parametrize("as_matrix", [True, False])
+def test_a_dense_layer_is_that_of_flax(dtype, tolerance, as_matrix):
     (x,), (kernel,), (bias,) = values((2, 5, 7)), values((7, 11)), values((11,))
 
-    def applied(layer):
+    def applied(layer, use_bias):
         def run(x, kernel, bias):
-            return layer.apply({"params": {"kernel": kernel, "bias": bias}}, x)
+            biases = {"bias": bias} if use_bias else {}
+            out = layer.apply({"params": {"kernel": kernel, **biases}}, x)
+            return out.astype("float32") if use_bias else out.astype("float32") + bias
 
         return pulled(run, x, kernel, bias)
 
-    found = applied(Dense(11, "float32"))
-    assert error(found, applied(nn.Dense(11))) < 1e-6
+    for use_bias in (True, False):
+        found = applied(Dense(11, dtype, as_matrix, use_bias=use_bias), use_bias)
+        expected = applied(nn.Dense(11, use_bias=use_bias, dtype=dtype), use_bias)
+        assert error(found, expected) < tolerance
 
 
 def test_each_device_attends_on_its_own_images_and_heads():
