@@ -40,7 +40,6 @@ class Dense(nn.Module):
         return out.reshape(*x.shape[:-1], self.features)
 
 
-@jax.custom_vjp
 def product(
     x: Float[Array, "*batch width"], kernel: Float[Array, "width features"]
 ) -> Float[Array, "*batch features"]:
@@ -48,17 +47,21 @@ def product(
     transposes x, and stays in bfloat16. Over one axis it goes to float32; with x second, as jax has
     it, the product is slower than either.
     """
-    return jnp.dot(x, kernel)
+    # The product itself is an ordinary one, which rematerialization can see and keep.
+    return _with_kernel_gradient(jnp.dot(x, jax.lax.stop_gradient(kernel)), x, kernel)
 
 
-def _product_gradients(saved, dy):
-    x, kernel = saved
-    rows, last = tuple(range(x.ndim - 1)), (x.ndim - 1,)
-    d_x = jax.lax.dot_general(dy, kernel, ((last, (1,)), ((), ())))
-    return d_x, jax.lax.dot_general(x, dy, ((rows, rows), ((), ())))
+@jax.custom_vjp
+def _with_kernel_gradient(out, x, kernel):
+    return out
 
 
-product.defvjp(lambda x, kernel: (product(x, kernel), (x, kernel)), _product_gradients)
+def _kernel_gradient(x, dy):
+    rows = tuple(range(x.ndim - 1))
+    return dy, None, jax.lax.dot_general(x, dy, ((rows, rows), ((), ())))
+
+
+_with_kernel_gradient.defvjp(lambda out, x, kernel: (out, x), _kernel_gradient)
 
 
 @jax.custom_vjp

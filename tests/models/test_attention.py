@@ -107,6 +107,20 @@ def test_a_dense_layer_is_that_of_flax(dtype, tolerance, as_matrix):
         assert error(found, expected) < tolerance
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_kept_products_are_not_computed_again(dtype):
+    def work(remat):
+        config = TransformerConfig(
+            width=32, depth=1, heads=2, patch_size=4, dtype=dtype, remat=remat
+        )
+        params = jax.eval_shape(lambda key: models.init(config, key, resolution=8), key)
+        gradient = jax.grad(lambda params: models.apply(config, params, x, t).sum())
+        return flops.count(gradient, params)["dense"]
+
+    key, x, t = jax.random.key(0), jnp.zeros((2, 8, 8, 3)), jnp.zeros(2)
+    assert work("products") == work(False) < work(True)
+
+
 def test_each_device_attends_on_its_own_images_and_heads():
     devices = jax.devices()[:4]
     if len(devices) < 4:
