@@ -87,6 +87,13 @@ CASES = {
                 attention_hidden_ratio=1.0,
                 embedding_width=384,
             ),
+            "efficient_unet, patch 8": _efficient_unet(
+                8,
+                (320, 1, 1, "self"),
+                (448, 1, 2, "self"),
+                attention_hidden_ratio=1.0,
+                embedding_width=384,
+            ),
             "transformer, patch 8": _transformer(384, 8, 8),
         },
     ),

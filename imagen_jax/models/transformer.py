@@ -318,6 +318,7 @@ class Conditions(nn.Module):
     """
 
     config: TransformerConfig
+    as_matrix: bool = True
 
     @nn.compact
     def __call__(self, time, text: TextEmbeddings | None, label, aug_level):
@@ -350,7 +351,8 @@ class Conditions(nn.Module):
                 late = tokens(vectors["label"], "label", cfg.class_tokens)
         if text is not None:
             normed = RMSNorm(EPSILON, "float32", name="text_norm")(text.values)
-            words = dense(kernel_init=xavier, name="text_projection")(normed)
+            project = Dense(cfg.width, cfg.dtype, self.as_matrix, xavier, name="text_projection")
+            words = project(normed)
             if modulates:
                 vectors["text"] = mlp(masked_mean(normed, text.mask)[:, 0], "text")
         return sum(vectors.values()) if modulates else None, early, late, words
@@ -382,7 +384,7 @@ class Transformer(nn.Module):
     @nn.compact
     def __call__(self, x, time, text: TextEmbeddings | None, label, low_res, aug_level, keys=None):
         cfg, text = self.config, _real_tokens_first(text)
-        condition, early, late, words = Conditions(cfg, name="conditions")(
+        condition, early, late, words = Conditions(cfg, self.attention is None, name="conditions")(
             time, text, label, aug_level
         )
         if cfg.low_res_channels:
@@ -409,7 +411,8 @@ class Transformer(nn.Module):
     def _embed(self, patches, positions):
         """Patches to tokens, with the fixed embedding of their positions."""
         cfg = self.config
-        dense = functools.partial(nn.Dense, dtype=cfg.dtype, kernel_init=xavier)
+        as_matrix = self.attention is None
+        dense = functools.partial(Dense, dtype=cfg.dtype, as_matrix=as_matrix, kernel_init=xavier)
         if cfg.bottleneck is not None:
             patches = dense(cfg.bottleneck, use_bias=False, name="bottleneck")(patches)
         h = dense(cfg.width, name="patch_in")(patches)

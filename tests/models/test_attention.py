@@ -88,17 +88,37 @@ def test_the_gate_has_the_gradients_of_its_equation():
     assert error(pulled(gated, *inputs), expected) < 1e-6
 
 
-def test_a_dense_layer_is_that_of_flax():
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("bfloat16", 1e-2)])
+@pytest.mark.parametrize("as_matrix", [True, False])
+def test_a_dense_layer_is_that_of_flax(dtype, tolerance, as_matrix):
     (x,), (kernel,), (bias,) = values((2, 5, 7)), values((7, 11)), values((11,))
 
-    def applied(layer):
+    def applied(layer, use_bias):
         def run(x, kernel, bias):
-            return layer.apply({"params": {"kernel": kernel, "bias": bias}}, x)
+            biases = {"bias": bias} if use_bias else {}
+            out = layer.apply({"params": {"kernel": kernel, **biases}}, x)
+            return out.astype("float32") if use_bias else out.astype("float32") + bias
 
         return pulled(run, x, kernel, bias)
 
-    found = applied(Dense(11, "float32"))
-    assert error(found, applied(nn.Dense(11))) < 1e-6
+    for use_bias in (True, False):
+        found = applied(Dense(11, dtype, as_matrix, use_bias=use_bias), use_bias)
+        expected = applied(nn.Dense(11, use_bias=use_bias, dtype=dtype), use_bias)
+        assert error(found, expected) < tolerance
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_kept_products_are_not_computed_again(dtype):
+    def work(remat):
+        config = TransformerConfig(
+            width=32, depth=1, heads=2, patch_size=4, dtype=dtype, remat=remat
+        )
+        params = jax.eval_shape(lambda key: models.init(config, key, resolution=8), key)
+        gradient = jax.grad(lambda params: models.apply(config, params, x, t).sum())
+        return flops.count(gradient, params)["dense"]
+
+    key, x, t = jax.random.key(0), jnp.zeros((2, 8, 8, 3)), jnp.zeros(2)
+    assert work("products") == work(False) < work(True)
 
 
 def test_each_device_attends_on_its_own_images_and_heads():
