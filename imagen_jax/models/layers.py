@@ -60,6 +60,18 @@ def scanned(layer: type[nn.Module], length: int, unroll: int = 1) -> type[nn.Mod
     )
 
 
+def layer_stack(
+    layer: type[nn.Module], length: int, remat: bool | str, scan_layers: bool | None
+) -> type[nn.Module]:
+    """So many layers, recomputed as `remat` says; in a loop if `scan_layers` (None: on
+    accelerators). The parameters are the same either way.
+    """
+    loop = jax.default_backend() != "cpu" if scan_layers is None else scan_layers
+    return scanned(
+        rematerialized(layer, remat, prevent_cse=not loop), length, 1 if loop else length
+    )
+
+
 def sinusoidal_embedding(
     position: Float[Array, " batch"], width: int, max_period: float = 10_000.0
 ) -> Float[Array, "batch width"]:

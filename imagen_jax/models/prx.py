@@ -7,7 +7,6 @@ layer projects the text to keys and values of its own, and no layer changes it.
 import dataclasses
 import functools
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
@@ -17,20 +16,14 @@ from imagen_jax.models.layers import (
     RMSNorm,
     attend,
     depth_to_space,
-    rematerialized,
-    scanned,
+    layer_stack,
     sinusoidal_embedding,
     space_to_depth,
     zeros,
 )
-from imagen_jax.models.transformer import (
-    EPSILON,
-    TIME_FEATURES,
-    grid_positions,
-    modulated,
-    rotary_angles,
-    rotate,
-)
+from imagen_jax.models.positions import check_heads, grid_positions, rotary_angles, rotate
+from imagen_jax.models.transformer import EPSILON, TIME_FEATURES, modulated
+from imagen_jax.storage.codec import require
 from imagen_jax.typing import TextEmbeddings
 
 
@@ -60,11 +53,7 @@ class PRXConfig:
         check_bounds(self)
         check_choice("network.dtype", self.dtype, DTYPES)
         check_choice("network.remat", self.remat, REMATS)
-        if self.width % (4 * self.heads):
-            raise ValueError(
-                f"network.width {self.width} must be a multiple of 4 x {self.heads} (heads): RoPE "
-                "splits a head into pairs for rows and pairs for columns"
-            )
+        require(check_heads(self.width, self.heads))
 
     # What every network says of itself.
     @property
@@ -174,9 +163,7 @@ class PRX(nn.Module):
             h = nn.Dense(cfg.bottleneck, dtype=dtype, name="bottleneck")(h)
         h = dense(name="patch_in")(h)
         angles = rotary_angles(grid_positions(rows, columns), cfg.width // cfg.heads)
-        loop = jax.default_backend() != "cpu" if cfg.scan_layers is None else cfg.scan_layers
-        layer = rematerialized(PRXLayer, cfg.remat, prevent_cse=not loop)
-        layers = scanned(layer, cfg.depth, 1 if loop else cfg.depth)
+        layers = layer_stack(PRXLayer, cfg.depth, cfg.remat, cfg.scan_layers)
         h, _ = layers(cfg, name="layers")(h, text, condition, angles)
         modulation = nn.Dense(2 * cfg.width, dtype=dtype, name="modulation")
         h = _norm(h, *jnp.split(modulation(nn.silu(condition)), 2, axis=-1))

@@ -23,18 +23,23 @@ from imagen_jax.models.dense import Dense, gated
 from imagen_jax.models.layers import (
     RMSNorm,
     depth_to_space,
+    layer_stack,
     masked_mean,
-    rematerialized,
-    scanned,
     sinusoidal_embedding,
     space_to_depth,
     zeros,
+)
+from imagen_jax.models.positions import (
+    check_heads,
+    grid_positions,
+    position_embedding,
+    rotary_angles,
+    rotate,
 )
 from imagen_jax.storage.codec import require
 from imagen_jax.typing import Gather, Keys, TextEmbeddings
 
 TIME_FEATURES = 256  # sines and cosines of the time, as in DiT (arXiv 2212.09748)
-MAX_PERIOD = 10_000.0  # of RoPE and of the fixed positions
 EPSILON = 1e-6  # of every norm
 xavier, small = nn.initializers.xavier_uniform(), nn.initializers.normal(0.02)
 CONDITIONINGS = ("adaln", "tokens")
@@ -90,11 +95,7 @@ class TransformerConfig:
         check_choice("network.remat", self.remat, REMATS)
         labelled = self.num_classes is not None
         require(
-            (
-                self.width % (4 * self.heads) == 0,
-                f"network.width {self.width} must be a multiple of 4 x {self.heads} (heads): RoPE "
-                "splits a head into pairs for rows and pairs for columns",
-            ),
+            check_heads(self.width, self.heads),
             (
                 self.early_layers < self.depth,
                 f"network.class_start {self.class_start} must be below network.depth {self.depth}",
@@ -139,43 +140,6 @@ def size(name: str, **fields: Any) -> TransformerConfig:
     """A published size with other fields set: `size("L", patch_size=32, num_classes=1000)`."""
     check_choice("size", name, SIZES)
     return TransformerConfig(**{**SIZES[name], **fields})
-
-
-def grid_positions(rows: int, columns: int, grid: int | None = None) -> Float[Array, "patches 2"]:
-    """(row, column) of each patch, row by row; with `grid` as if the image's area were that of
-    `grid` x `grid` patches.
-    """
-    scale = 1.0 if grid is None else grid / (rows * columns) ** 0.5
-    axes = jnp.meshgrid(jnp.arange(rows), jnp.arange(columns), indexing="ij")
-    return scale * jnp.stack([axis.reshape(-1) for axis in axes], -1).astype(jnp.float32)
-
-
-def _angles(position: Float[Array, " n"], count: int) -> Float[Array, "n count"]:
-    """position x `count` geometric frequencies from 1 down to (not including) 1 / MAX_PERIOD."""
-    return position[:, None] * MAX_PERIOD ** (-jnp.arange(count, dtype=jnp.float32) / count)
-
-
-def position_embedding(positions: Float[Array, "n 2"], width: int) -> Float[Array, "n width"]:
-    """Sines and cosines of the column, then of the row (as in MAE, arXiv 2111.06377)."""
-    row, column = (_angles(positions[:, axis], width // 4) for axis in (0, 1))
-    return jnp.concatenate([jnp.sin(column), jnp.cos(column), jnp.sin(row), jnp.cos(row)], -1)
-
-
-def rotary_angles(positions: Float[Array, "n 2"], head_width: int) -> Float[Array, "n half_head"]:
-    """By how much RoPE turns each pair of channels: a half of them by the row, then by the column
-    (arXiv 2104.09864, eq. 15, an axis each).
-    """
-    return jnp.concatenate([_angles(positions[:, axis], head_width // 4) for axis in (0, 1)], -1)
-
-
-def rotate(
-    x: Float[Array, "b n heads head"], angles: Float[Array, "n half_head"]
-) -> Float[Array, "b n heads head"]:
-    """Turns channels (i, i + head / 2) of each token by its angle i, in float32."""
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    cos, sin = (f(angles)[:, None] for f in (jnp.cos, jnp.sin))
-    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1)
-    return turned.astype(x.dtype)
 
 
 def modulated(x, shift, scale):
@@ -425,11 +389,9 @@ class Transformer(nn.Module):
         cfg, layer = self.config, Layer
         angles = jnp.pad(angles, ((0, h.shape[1] - len(angles)), (0, 0)))
         lengths = None if padding is None else h.shape[1] - padding
-        loop = jax.default_backend() != "cpu" if cfg.scan_layers is None else cfg.scan_layers
         if self.gather is not None:
             layer = nn.map_variables(layer, "params", self.gather)
-        layer = rematerialized(layer, cfg.remat, prevent_cse=not loop)
-        layers = scanned(layer, last - first, 1 if loop else last - first)
+        layers = layer_stack(layer, last - first, cfg.remat, cfg.scan_layers)
         carry = (h, jnp.array(first))
         return layers(cfg, self.attention, name=name)(carry, condition, angles, lengths, keys)[0][0]
 

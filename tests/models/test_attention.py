@@ -14,7 +14,8 @@ from imagen_jax.devices.sharding import MeshConfig, by_heads, make_mesh
 from imagen_jax.models.attention import merge_heads, norm_and_turn, splash, split_heads
 from imagen_jax.models.dense import Dense, gated
 from imagen_jax.models.layers import RMSNorm
-from imagen_jax.models.transformer import TransformerConfig, rotate
+from imagen_jax.models.positions import rotate
+from imagen_jax.models.transformer import TransformerConfig
 from imagen_jax.training import flops
 from imagen_jax.typing import TextEmbeddings
 

@@ -19,7 +19,8 @@ from imagen_jax.devices.sharding import (
     state_shardings,
 )
 from imagen_jax.models import TransformerConfig
-from imagen_jax.models.transformer import grid_positions, size
+from imagen_jax.models.positions import grid_positions
+from imagen_jax.models.transformer import size
 from imagen_jax.storage.trees import flatten, unflatten
 from imagen_jax.text.encoder import null_text
 from imagen_jax.training import flops

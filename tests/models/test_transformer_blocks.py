@@ -10,14 +10,13 @@ from feature_references import relative_error
 
 from imagen_jax.models import TransformerConfig
 from imagen_jax.models.layers import RMSNorm
-from imagen_jax.models.transformer import (
-    SelfAttention,
-    SwiGLU,
+from imagen_jax.models.positions import (
     grid_positions,
     position_embedding,
     rotary_angles,
     rotate,
 )
+from imagen_jax.models.transformer import SelfAttention, SwiGLU
 
 REASON = "the reference implementations are in the extra 'parity'"
 torch = pytest.importorskip("torch", reason=REASON)
