@@ -75,3 +75,21 @@ def rng() -> np.random.Generator:
 @pytest.fixture(scope="session")
 def repository() -> Path:
     return ROOT
+
+
+ICON_SETS = ROOT / "tests" / "data" / "icon_sets"
+
+
+@pytest.fixture(scope="session")
+def icons(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as scripts/prepare_icons.py makes it, of 19 icons: 15 train, 2 pair, 2 held out."""
+    pytest.importorskip("resvg_py", reason="resvg_py is not installed (extra icons)")
+    from imagen_jax.data import icon_files, icon_sets, unicode_names
+    from imagen_jax.data.icons import list_icons
+
+    if unicode_names.missing_tables():
+        pytest.skip(f"the icons' names need apt: {unicode_names.DEBIAN_PACKAGES}")
+    folder = tmp_path_factory.mktemp("data") / "icons"
+    sets = icon_sets.read_sets(icon_sets.find_sets(ICON_SETS))
+    icon_files.write_set(folder, sets, list_icons(sets), [32, 64, 256], threads=2)
+    return folder

@@ -34,6 +34,7 @@ EXTRAS = {
     "tensorflow_datasets": "tfds",
     "seqio": "seqio",
     "tokenizers": "eval",
+    "resvg_py": "icons",
     "torch": None,  # itself is enough
 }
 OWN = ("imagen_jax", "scripts")

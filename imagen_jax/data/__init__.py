@@ -5,7 +5,7 @@ the images of a folder, `classes` says what label numbers stand for. Large sets 
 shards: `shards` finds them, `index` notes where their examples are (`tar_index`, `records`),
 `shard_sources` reads them, `filters` chooses among them, `fields` parses what they say. TensorFlow
 is imported only by
-`tfds_source`, `tfds_emoji` and `seqio_tasks`, and only when they are used.
+`tfds_source`, `tfds_icons` and `seqio_tasks`, and only when they are used.
 """
 
 from imagen_jax.data.folder import read_folder

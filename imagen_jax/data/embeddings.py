@@ -211,6 +211,11 @@ class EmbeddedSource:
         """(width, height) of each example, where the image set knows them."""
         return getattr(self.source, "sizes", None)
 
+    @property
+    def weights(self) -> np.ndarray | None:
+        """How often each example is drawn, where the image set knows it."""
+        return getattr(self.source, "weights", None)
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         example = self.source[index]
         captions = example["captions"]

@@ -22,10 +22,13 @@ def parse_json(data: bytes) -> dict[str, Any]:
 
 
 def to_captions(value: Any, name: str) -> Captions:
-    """The captions in a field: a text, several, or {"text": [...]} with or without a "weight" each.
+    """The captions in a field: a text, several, [text, weight] pairs, or {"text": [...]} with or
+    without a "weight" each.
 
     Texts are strings or UTF-8 bytes. The lines of each become one; blank texts are left out.
     """
+    if isinstance(value, list) and value and all(map(_is_weighted, value)):
+        value = dict(zip(("text", "weight"), zip(*value, strict=True), strict=True))
     section = value if isinstance(value, Mapping) else {"text": value}
     texts = section.get("text")
     several = isinstance(texts, Iterable) and not isinstance(texts, (str, bytes))
@@ -42,6 +45,10 @@ def to_captions(value: Any, name: str) -> Captions:
     if not captions:
         raise ValueError("its caption is empty")
     return captions
+
+
+def _is_weighted(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and type(value[1]) in (int, float)
 
 
 def to_label(value: Any) -> int:

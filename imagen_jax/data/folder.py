@@ -1,6 +1,7 @@
 """A folder of images as a source: captions beside the images, or a sub-folder for each class."""
 
 import dataclasses
+import itertools
 import logging
 import os
 import re
@@ -75,7 +76,8 @@ def read_folder(
     """
     check_reading(split, conditioning)
     found = find_images(path)
-    own = tuple(name for name in found.images if in_split(name, split))
+    kept = in_split(found.images, split)
+    own = tuple(itertools.compress(found.images, kept))
     if not own:
         raise ValueError(f"{found.folder} has no image in its split {split!r}")
     captions, labels, class_names = {}, None, ()

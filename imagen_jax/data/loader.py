@@ -7,7 +7,6 @@ device from Grain's prefetch. Threads are enough: Pillow decodes and resizes wit
 import bisect
 import dataclasses
 import functools
-import hashlib
 import itertools
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +18,15 @@ import numpy as np
 from imagen_jax.data.captions import Captions
 from imagen_jax.data.counts import Damage, Enlarged, TooManyBroken
 from imagen_jax.data.embeddings import EmbeddedSource, Embedding
-from imagen_jax.data.order import BucketOrder, Size, epochs, mixed, nearest_bucket
+from imagen_jax.data.order import (
+    BucketOrder,
+    Size,
+    WeightedOrder,
+    epochs,
+    mixed,
+    nearest_bucket,
+    uniform,
+)
 from imagen_jax.data.shard_sources import ShardSource
 from imagen_jax.data.sources import (
     CONDITIONINGS,
@@ -59,12 +66,6 @@ def captions_of(
     return examples
 
 
-def uniform(*parts: Any) -> float:
-    """A number in [0, 1) from a hash of its arguments: the same on every machine, at any time."""
-    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
-    return (int.from_bytes(digest, "big") >> 11) / 2**53
-
-
 def choose_caption(captions: Sequence[tuple[Caption, float]], number: float) -> Caption:
     """The caption at a number in [0, 1) of the captions' summed weights."""
     ends = list(itertools.accumulate(weight for _, weight in captions))
@@ -90,9 +91,11 @@ class Loader:
       crop_size: the side of the square that is kept; None is `resolution`.
       buckets: (width, height) of images of other shapes, instead of squares: all of a batch have
         one of them, the nearest by aspect ratio. The source must have `sizes`.
+      weights: draw images in proportion to their field `weight`; the source must have `weights`.
       rows: which rows of the whole batch this process gets; None: all.
       max_broken_share: stop when more of the examples than this cannot be read, or with buckets
-        when the sizes of more than this are not known; others of unknown size are left out.
+        or weights when the sizes or weights of more than this are not known; the others are left
+        out.
     """
 
     source: Source
@@ -107,6 +110,7 @@ class Loader:
     crop: str = "centre"
     crop_size: int | None = None
     buckets: tuple[Size, ...] = ()
+    weights: bool = False
     rows: Sequence[int] | None = None
     max_broken_share: float = 0.01
     num_threads: int = 4
@@ -134,6 +138,8 @@ class Loader:
             ),
             (0 <= self.seed < 2**32, f"seed is {self.seed}; it must be in [0, 2**32)"),
         )
+        if self.weights:
+            self._check_weights()
         if self.buckets:
             self._check_buckets()
             self.order.log_counts(self.buckets)
@@ -168,6 +174,25 @@ class Loader:
         if unknown:
             logging.warning("%d of %d images of unknown size are left out", unknown, count)
 
+    def _check_weights(self) -> None:
+        weights = getattr(self.source, "weights", None)
+        require(
+            (
+                not self.buckets and not isinstance(self.source, MixtureSource),
+                "weights do not go with buckets, nor with a mixture of sets",
+            ),
+            (weights is not None, "weights need the field 'weight', which this source lacks"),
+        )
+        known, count = weights[np.isfinite(weights)], len(weights)
+        if np.any(known < 0) or not np.any(known > 0):
+            raise ValueError("weights must not be negative, nor all 0")
+        if len(known) < count * (1 - self.max_broken_share):
+            raise ValueError(f"{count - len(known)} of {count} images have no weight")
+        if len(known) < count:
+            logging.warning(
+                "%d of %d images without weight are left out", count - len(known), count
+            )
+
     @functools.cached_property
     def damage(self) -> Damage:
         return Damage(len(self.source), self.max_broken_share)
@@ -177,7 +202,7 @@ class Loader:
         return Enlarged(len(self.source))
 
     @functools.cached_property
-    def order(self) -> BucketOrder | grain.MapDataset:
+    def order(self) -> BucketOrder | WeightedOrder | grain.MapDataset:
         """Global example number (step * batch_size + row), without end -> index into the source."""
         if self.buckets:
             known = _measured(self.source.sizes)
@@ -187,6 +212,9 @@ class Loader:
         if isinstance(self.source, MixtureSource):
             sizes = [len(source) for source in self.source.sources]
             return mixed(sizes, self.source.rates, self.seed, self.shuffle)
+        if self.weights:
+            weights = np.nan_to_num(self.source.weights, nan=0.0, posinf=0.0)
+            return WeightedOrder(weights, self.seed, self.shuffle)
         return epochs(len(self.source), self.seed, self.shuffle)
 
     def sizes(self, number: int) -> tuple[Size, Size]:

@@ -5,14 +5,23 @@ Each permutation is Grain's index shuffle, which takes no memory and answers for
 
 import dataclasses
 import functools
+import hashlib
 import logging
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import grain
 import numpy as np
 
 Size = tuple[int, int]  # (width, height)
 OFTEN = 4  # a warning names the buckets whose images come this many times an epoch
+UNIT = 2**31  # the largest weight, as a whole number
+
+
+def uniform(*parts: Any) -> float:
+    """A number in [0, 1) from a hash of its arguments: the same on every machine, at any time."""
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    return (int.from_bytes(digest, "big") >> 11) / 2**53
 
 
 def epochs(size: int, seed: int, shuffle: bool) -> grain.MapDataset:
@@ -34,6 +43,38 @@ def mixed(
         for i, (size, start) in enumerate(zip(sizes, starts[:-1], strict=True))
     ]
     return grain.MapDataset.mix(orders, list(rates))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class WeightedOrder:
+    """Examples in proportion to their weights, by systematic sampling.
+
+    An epoch has as many places as there are examples, at equal distances along the summed weights,
+    from a random start, and in random order. So in each epoch every example comes as often as its
+    share of an epoch says, rounded down or up. With equal weights that is the order of `epochs`.
+
+    weights: float [N], finite and not negative, one above 0.
+    """
+
+    weights: np.ndarray
+    seed: int
+    shuffle: bool
+
+    @functools.cached_property
+    def ends(self) -> np.ndarray:
+        """Where each example's stretch ends, in whole numbers: their sum is exact."""
+        scaled = np.asarray(self.weights, np.float64) / np.max(self.weights)
+        return np.cumsum(np.rint(scaled * UNIT).astype(np.int64))
+
+    @functools.cached_property
+    def _places(self) -> grain.MapDataset:
+        return epochs(len(self.weights), self.seed, self.shuffle)
+
+    def __getitem__(self, number: int) -> int:
+        size, place = len(self.weights), int(self._places[number])
+        start = int(UNIT * uniform(self.seed, "start of epoch", number // size))
+        at = (place * UNIT + start) * int(self.ends[-1]) // (size * UNIT)
+        return int(np.searchsorted(self.ends, at, side="right"))
 
 
 def nearest_bucket(sizes: np.ndarray, buckets: Sequence[Size]) -> np.ndarray:

@@ -10,8 +10,8 @@ a config names:
 
     vocabulary = seqio.SentencePieceVocabulary("spiece.model")
     seqio_tasks.add_coco_task("coco", vocabulary)
-    seqio_tasks.add_emoji_task("emoji", vocabulary)
-    seqio.MixtureRegistry.add("both", [("coco", 3.0), ("emoji", 1.0)])  # their rates
+    seqio_tasks.add_icons_task("icons", vocabulary)
+    seqio.MixtureRegistry.add("both", [("coco", 3.0), ("icons", 1.0)])  # their rates
 
 What a stream cannot promise: batch N is not a function of N, so a resumed run must restore the
 iterator. Its state goes into the checkpoint; where that is not possible (another number of hosts, a
@@ -106,18 +106,18 @@ def _add_task(
     )
 
 
-def add_emoji_task(
+def add_icons_task(
     name: str, vocabulary: seqio.Vocabulary, data_dir: str | Path | None = None
 ) -> seqio.Task:
-    """Registers the emoji set as a seqio Task under a name, with splits train and validation.
+    """Registers the icons as a seqio Task under a name, with splits train, pair and validation.
 
-    Prepares it in data_dir (or ~/tensorflow_datasets) when it is not there; seqio reads TFRecord.
+    Prepares them in data_dir (or ~/tensorflow_datasets) out of data/icons/icons64.npz when they are
+    not there; seqio reads TFRecord.
     """
-    from imagen_jax.data import tfds_emoji  # noqa: F401  (registers the builder)
+    from imagen_jax.data import tfds_icons  # noqa: F401  (registers the builder)
 
-    return _add_task(
-        name, "emoji:1.0.0", {"train": "train", "validation": "heldout"}, data_dir, vocabulary
-    )
+    splits = {"train": "train", "pair": "pair", "validation": "heldout"}
+    return _add_task(name, "icons:1.0.0", splits, data_dir, vocabulary)
 
 
 def add_coco_task(

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,18 @@ from imagen_jax.data import fields, records, tar_index
 from imagen_jax.data.filters import make_filters
 from imagen_jax.data.index import Index, index_folder, read_index
 from imagen_jax.data.shards import Shard, find_shards, is_remote
-from imagen_jax.data.sources import broken_as, check_reading, in_split, make_example
+from imagen_jax.data.sources import (
+    SPLITS,
+    broken_as,
+    check_reading,
+    in_split,
+    make_example,
+)
 from imagen_jax.images import decoding
 from imagen_jax.storage.folders import user_path
 
 NEEDED = ("image", "json")  # what must be sound in every example, whatever is read of it
+WEIGHT = "weight"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +94,12 @@ class ShardSource:
         """(width, height) of each example, 0 where the index does not know."""
         return self.index.sizes[self.rows]
 
+    @property
+    def weights(self) -> np.ndarray | None:
+        """The number `weight` of each example, NaN where it has none; None where none has."""
+        weights = self.index.fields.get(WEIGHT)
+        return None if weights is None else weights[self.rows]
+
     def shard_of(self, row: int) -> int:
         """The number of the shard in which a row of the index lies."""
         return int(np.searchsorted(self.starts, row, side="right")) - 1
@@ -135,7 +148,9 @@ def read_tar(
 
     Args:
       path: a file, a folder of .tar files, or a pattern such as gs://bucket/{00000..00099}.tar.
-      split: "train" and "heldout" divide the examples by a hash of their keys.
+      split: where all shards are named after splits, of which there are several, such as
+        train-00000.tar and heldout-00000.tar: those of one; else "train" and "heldout" divide the
+        examples by a hash of their keys.
       text: extension of the member that is the caption, or "json.caption": a field of the .json.
       label: the same of the class number.
       filters: see `Filters`; widths, heights and scores are those of the .json.
@@ -223,7 +238,8 @@ def _read(
     pattern = str(path) if is_remote(str(path)) else str(user_path(path))
     shards = find_shards(pattern, form.suffix)
     folder = index_folder(pattern) if index_dir is None else user_path(index_dir)
-    index, counts = read_index(shards, form.scan, form.options, folder, chosen.scores)
+    wanted = {*chosen.scores, WEIGHT}
+    index, counts = read_index(shards, form.scan, form.options, folder, wanted)
     if not len(index):
         raise ValueError(f"{path}: there is no example in its {len(shards)} shards")
     roles = (*NEEDED, conditioning)
@@ -231,7 +247,7 @@ def _read(
     kept = chosen.kept(index, broken)
     total = int(np.count_nonzero(kept))
     if split != "all":
-        kept &= np.fromiter((in_split(index.key(row), split) for row in range(len(index))), bool)
+        kept &= _in_split(shards, index, counts, split)
     rows = np.flatnonzero(kept)
     logging.info("%s: %d of %d examples in %d shards", path, len(rows), len(index), len(shards))
     if np.count_nonzero(kept[broken]) == len(rows) < len(index):
@@ -243,3 +259,13 @@ def _read(
         raise ValueError(message)
     starts = np.cumsum([0, *counts[:-1]])
     return ShardSource(shards, index, starts, rows, form, conditioning, max_pixels, total=total)
+
+
+def _in_split(
+    shards: Sequence[Shard], index: Index, counts: Sequence[int], split: str
+) -> np.ndarray:
+    """bool [N]: which examples are in a split, by the names of shards or a hash of the keys."""
+    named = [shard.name.partition("-")[0] for shard in shards]
+    if len(set(named)) > 1 and set(named) <= set(SPLITS):
+        return np.repeat([name == split for name in named], counts)
+    return in_split(map(index.key, range(len(index))), split)

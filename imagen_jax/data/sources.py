@@ -9,8 +9,9 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import re
 import unicodedata
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -22,7 +23,8 @@ from imagen_jax.storage.folders import user_path
 from imagen_jax.storage.json_file import parse
 from imagen_jax.storage.wrong_files import refusal
 
-SPLITS = ("train", "heldout", "all")
+SPLITS = ("train", "pair", "heldout", "all")
+HASHED = ("train", "heldout", "all")  # of a set that does not say its splits itself
 CONDITIONINGS = {"text": "captions", "label": "label", None: "image"}  # what of an example it reads
 HELDOUT_PERCENT = 5
 
@@ -68,9 +70,11 @@ def is_heldout(key: str) -> bool:
     return int.from_bytes(digest[:8], "big") % 100 < HELDOUT_PERCENT
 
 
-def in_split(key: str, split: str) -> bool:
-    """Whether the example of this key is in a split, of a set that does not say it itself."""
-    return split == "all" or is_heldout(key) == (split == "heldout")
+def in_split(keys: Iterable[str], split: str) -> np.ndarray:
+    """bool [N]: which examples are in a split, of a set that does not say it itself."""
+    check_choice("split", split, HASHED)
+    heldout = split == "heldout"
+    return np.fromiter((split == "all" or is_heldout(key) == heldout for key in keys), bool)
 
 
 def check_choice(name: str, value: str | None, choices: Collection[str | None]) -> None:
@@ -123,6 +127,13 @@ class ArraySource:
             label=None if self.labels is None else int(self.labels[index]),
         )
 
+    @property
+    def weights(self) -> np.ndarray | None:
+        """How often each image is drawn beside the others: numbers [N], where the file says it."""
+        weights = self.extra.get("weight")
+        numbers = weights is not None and weights.ndim == 1 and weights.dtype.kind in "fiu"
+        return weights if numbers else None
+
     def select(self, rows: np.ndarray) -> "ArraySource":
         """The rows of these indices, in their order."""
         return ArraySource(
@@ -135,13 +146,14 @@ class ArraySource:
         )
 
 
-def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """All arrays of an npz file; ValueError where it is another kind of file, or damaged."""
     if path.is_dir():
         raise ValueError(f"{path} is a folder; it must be an npz file")
     if not path.is_file():
-        make = f"; python scripts/prepare_emoji.py --out {path.parent} makes it"
-        raise ValueError(f"there is no file {path}{make if path.name == 'emoji.npz' else ''}")
+        own = re.fullmatch(r"icons(\d+)\.npz", path.name)
+        make = f"; python scripts/prepare_icons.py --out {path.parent} makes it"
+        raise ValueError(f"there is no file {path}{make if own else ''}")
     try:
         archive = np.load(path)
         if not isinstance(archive, np.lib.npyio.NpzFile):
@@ -198,13 +210,14 @@ def read_npz(
 ) -> ArraySource:
     """An npz file with `image` uint8 [N, H, W, 3] and `captions` or `label`.
 
-    Optional: `split` (strings; without it a hash of the keys holds out 5 %) and `key`. Arrays with
-    N rows under other names are kept as `extra`. ValueError where there is no such file, or where
-    it is damaged or lacks something.
+    Optional: `split` (strings; without it a hash of the keys holds out 5 %), `key`, and `weight`
+    (numbers: how often an image is drawn, if the loader is to go by it). Arrays with N rows under
+    other names are kept as `extra`. ValueError where there is no such file, or where it is damaged
+    or lacks something.
     """
     path = user_path(path)
     check_reading(split, conditioning)
-    arrays = _read_arrays(path)
+    arrays = read_arrays(path)
     if missing := {"image", CONDITIONINGS[conditioning]} - arrays.keys():
         raise ValueError(f"{path} has no {' and no '.join(sorted(missing))}; it has {list(arrays)}")
     try:
@@ -226,7 +239,7 @@ def read_npz(
     )
     if split == "all":
         return source
-    own = [in_split(key, split) for key in keys] if splits is None else splits == split
+    own = in_split(keys, split) if splits is None else splits == split
     if not np.any(own):
         raise ValueError(f"{path} has no image in its split {split!r}")
     return source.select(np.flatnonzero(own))

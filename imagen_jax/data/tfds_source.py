@@ -94,8 +94,8 @@ def prepare_tfds(path: str, data_dir: str | Path | None = None) -> Any:
         import tensorflow_datasets as tfds
     except ImportError as error:
         raise ImportError("TFDS data needs TensorFlow: pip install imagen_jax[tfds]") from error
-    if path == "emoji":
-        from imagen_jax.data import tfds_emoji  # noqa: F401  (registers the builder)
+    if path == "icons":
+        from imagen_jax.data import tfds_icons  # noqa: F401  (registers the builder)
     folder = user_path(data_dir or "~/tensorflow_datasets/array_record")
     builder = tfds.builder(path, data_dir=folder, file_format="array_record")
     builder.download_and_prepare()

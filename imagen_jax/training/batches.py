@@ -93,6 +93,7 @@ def make_loader(
             crop=crop_kind(config),
             crop_size=config.stage.crop,
             buckets=section.buckets,
+            weights=section.weights,
             max_broken_share=section.max_broken_share,
             num_threads=section.num_threads,
             prefetch=section.prefetch,

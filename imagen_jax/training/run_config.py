@@ -99,7 +99,8 @@ class DataConfig(SetConfig):
     embeddings: a directory of scripts/embed_text.py with the set's captions, embedded. module:
     imported first, where a Task of `path` is registered (seqio). crop: "centre" or "random"; None
     is random for a stage that trains on crops. buckets: [width, height] of batches of other shapes
-    than squares. num_threads, prefetch: of sets with random access.
+    than squares. weights: draw images in proportion to their field `weight`. num_threads,
+    prefetch: of sets with random access.
     """
 
     others: ClassVar[tuple[str, ...]] = (STREAM, MIXTURE, MEMORY)
@@ -112,6 +113,7 @@ class DataConfig(SetConfig):
     flip: bool = False
     crop: str | None = None
     buckets: tuple[tuple[int, int], ...] = ()
+    weights: bool = False
     max_broken_share: float = 0.01
     num_threads: int = 4
     prefetch: int = 8
@@ -144,6 +146,10 @@ class DataConfig(SetConfig):
             (
                 not self.buckets or one_set,
                 "buckets are for one set with random access, without a prior",
+            ),
+            (
+                not self.weights or (one_set and not self.buckets),
+                "weights are for one set with random access, without a prior or buckets",
             ),
         )
 

@@ -1,4 +1,4 @@
-"""TFDS by random access, the emoji builder, and seqio Tasks as streams that can be resumed."""
+"""TFDS by random access, the icons' builder, and seqio Tasks as streams that can be resumed."""
 
 import itertools
 import json
@@ -6,16 +6,13 @@ import json
 import numpy as np
 import pytest
 
-from imagen_jax.data import Loader, emoji, read_tfds
-from imagen_jax.data.sources import BrokenExample
+from imagen_jax.data import Loader, read_tfds
+from imagen_jax.data.sources import BrokenExample, read_arrays
 from imagen_jax.data.tfds_source import TfdsSource
 from imagen_jax.images import pixels
 
 tfds = pytest.importorskip(
     "tensorflow_datasets", reason="TensorFlow Datasets is not installed (extra tfds)"
-)
-needs_font = pytest.mark.skipif(
-    bool(emoji.missing_files()), reason=f"the emoji set needs apt: {emoji.DEBIAN_PACKAGES}"
 )
 
 
@@ -96,27 +93,29 @@ def test_a_tfds_record_that_cannot_be_used_is_broken(record, match):
 
 
 @pytest.fixture(scope="module")
-def few_emoji():
-    """The builder's set cut to its first 40 emoji, so that preparing it takes a second."""
+def arrays(icons):
+    """What the builder is made of."""
+    from imagen_jax.data import tfds_icons
+
+    file = icons / "icons64.npz"
     with pytest.MonkeyPatch.context() as patch:
-        listed = emoji.list_emoji()[:40]
-        patch.setattr(emoji, "list_emoji", lambda: listed)
-        yield emoji.build(listed)[1]
+        patch.setattr(tfds_icons, "FILE", file)
+        yield read_arrays(file)
 
 
-@needs_font
-def test_the_builder_holds_what_the_npz_holds(tmp_path, few_emoji):
-    rows = {key: row for row, key in enumerate(few_emoji["key"].tolist())}
-    for split in ("train", "heldout"):
-        records = read_tfds("emoji", split, "text", data_dir=tmp_path).records
-        assert len(records) == (few_emoji["split"] == split).sum() > 0
+def test_the_builder_holds_what_the_npz_holds(tmp_path, arrays):
+    rows = {key: row for row, key in enumerate(arrays["key"].tolist())}
+    for split in ("train", "pair", "heldout"):
+        records = read_tfds("icons", split, "text", data_dir=tmp_path).records
+        assert len(records) == (arrays["split"] == split).sum() > 0
         for record in records:
             row = rows[record["key"].decode()]
-            np.testing.assert_array_equal(record["image"], few_emoji["image"][row])
-            assert record["name_zh"].decode() == few_emoji["name_zh"][row]
-            assert record["label"] == few_emoji["label"][row]
-    source = read_tfds("emoji", "train", "text", data_dir=tmp_path)
-    expected = json.loads(few_emoji["captions"].tobytes())[rows[source.records[0]["key"].decode()]]
+            np.testing.assert_array_equal(record["image"], arrays["image"][row])
+            assert record["name_zh"].decode() == arrays["name_zh"][row]
+            assert record["label"] == arrays["label"][row]
+            assert record["weight"] == arrays["weight"][row]
+    source = read_tfds("icons", "train", "text", data_dir=tmp_path)
+    expected = json.loads(arrays["captions"].tobytes())[rows[source.records[0]["key"].decode()]]
     assert [text for text, _ in source[0]["captions"]] == [text for text, _ in expected]
 
 
@@ -126,31 +125,30 @@ def seqio():
 
 
 @pytest.fixture(scope="module")
-def emoji_task(seqio, few_emoji, tmp_path_factory):
+def icons_task(seqio, arrays, tmp_path_factory):
     from imagen_jax.data import seqio_tasks
 
     folder = tmp_path_factory.mktemp("tfrecord")
-    return seqio_tasks.add_emoji_task("emoji_few", seqio.ByteVocabulary(), folder)
+    return seqio_tasks.add_icons_task("icons_few", seqio.ByteVocabulary(), folder)
 
 
 def same(left, right) -> bool:
     return all(np.array_equal(left[name], right[name]) for name in left)
 
 
-@needs_font
-def test_the_task_gives_the_same_images_and_tokens_as_the_loader(emoji_task, few_emoji):
+def test_the_task_gives_the_same_images_and_tokens_as_the_loader(icons_task, arrays):
     from imagen_jax.data import seqio_tasks
 
-    stream = seqio_tasks.StreamLoader("emoji_few", 4, 32, length=24).batches()
-    images = np.stack([pixels.resize(image, 32) for image in few_emoji["image"]])
-    captions = [dict(pairs) for pairs in json.loads(few_emoji["captions"].tobytes())]
+    stream = seqio_tasks.StreamLoader("icons_few", 4, 32, length=24).batches()
+    images = np.stack([pixels.resize(image, 32) for image in arrays["image"]])
+    captions = [dict(pairs) for pairs in json.loads(arrays["captions"].tobytes())]
     for batch in itertools.islice(stream, 8):
         assert batch["image"].dtype == np.uint8
         for image, ids, mask in zip(*map(batch.get, ("image", "ids", "mask")), strict=True):
             distance = np.abs(images.astype(int) - image).max((1, 2, 3))
             row = distance.argmin()
             assert distance[row] <= 1
-            assert few_emoji["split"][row] == "train"
+            assert arrays["split"][row] == "train"
             tokens = ids[mask].tolist()
             assert tokens[-1] == 1
             assert not ids[~mask].any()
@@ -158,39 +156,36 @@ def test_the_task_gives_the_same_images_and_tokens_as_the_loader(emoji_task, few
             assert tokens[:-1] in cut
 
 
-@needs_font
-def test_a_task_that_does_not_fit_is_named(emoji_task):
+def test_a_task_that_does_not_fit_is_named(icons_task):
     from imagen_jax.data import seqio_tasks
 
-    with pytest.raises(ValueError, match=r"no seqio Task or Mixture is called 'emojy', only .*few"):
-        seqio_tasks.StreamLoader("emojy", 4, 16)
-    with pytest.raises(ValueError, match=r"the text of emoji_few has 259 ids, but .* is 100"):
-        seqio_tasks.StreamLoader("emoji_few", 4, 16, vocab_size=100)
+    with pytest.raises(ValueError, match=r"no seqio Task or Mixture is called 'iconz', only .*few"):
+        seqio_tasks.StreamLoader("iconz", 4, 16)
+    with pytest.raises(ValueError, match=r"the text of icons_few has 259 ids, but .* is 100"):
+        seqio_tasks.StreamLoader("icons_few", 4, 16, vocab_size=100)
 
 
-@needs_font
-def test_a_stream_resumes_from_its_state_and_without_it(emoji_task):
+def test_a_stream_resumes_from_its_state_and_without_it(icons_task):
     from imagen_jax.data import seqio_tasks
 
-    loader = seqio_tasks.StreamLoader("emoji_few", 4, 16, seed=5)
+    loader = seqio_tasks.StreamLoader("icons_few", 4, 16, seed=5)
     stream = loader.batches()
     before = list(itertools.islice(stream, 6))
     state = json.loads(json.dumps(stream.get_state()))
     after = list(itertools.islice(stream, 6))
     assert all(map(same, after, loader.batches(6, state)))
     assert all(map(same, after, loader.batches(6, None)))  # replayed
-    other = seqio_tasks.StreamLoader("emoji_few", 4, 16, seed=6).batches()
+    other = seqio_tasks.StreamLoader("icons_few", 4, 16, seed=6).batches()
     assert not all(map(same, before, other))
 
 
-@needs_font
-def test_hosts_read_disjoint_shards(emoji_task):
+def test_hosts_read_disjoint_shards(icons_task):
     from imagen_jax.data import seqio_tasks
 
     seen = []
     for index in range(2):
         loader = seqio_tasks.StreamLoader(
-            "emoji_few", 4, 16, shuffle=False, process_index=index, process_count=2
+            "icons_few", 4, 16, shuffle=False, process_index=index, process_count=2
         )
         batches = list(itertools.islice(loader.batches(), 8))
         assert batches[0]["image"].shape == (2, 16, 16, 3)
