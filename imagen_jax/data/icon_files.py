@@ -85,7 +85,8 @@ def write_set(
                 _add(tar, f"{icons[row].key}.json", fields[row])
             advance()
         for side, path in zip(small, arrays, strict=True):
-            np.savez_compressed(found[path], image=images[side], **columns)
+            with found[path].open("wb") as file:  # numpy would add an ending to a path
+                np.savez_compressed(file, image=images[side], **columns)
         content = manifest(sets, icons)
         found[folder / MANIFEST].write_text(_json(content, indent=2) + "\n", encoding="utf-8")
         found[folder / LICENCES].write_text(licences(content), encoding="utf-8")

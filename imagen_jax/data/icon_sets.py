@@ -140,7 +140,7 @@ def read_set(own: IconSet, path: Path) -> OpenSet:
         for code, name in codes.items():
             text = "".join(chr(int(part, 16)) for part in code.split("-"))
             characters.setdefault(name, text)
-    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is not a set of icons: {str(error) or repr(error)}") from None
     return OpenSet(own, bodies, characters, _read(path, "info.json"))
 

@@ -41,3 +41,14 @@ def test_an_image_and_its_caption_meet_in_either_unicode_form(tmp_path):
         (f"0.tar/{unicodedata.normalize('NFC', name)}{number}", [(f"no {number}", 1.0)])
         for number in range(2)
     ]
+
+
+def test_captions_with_weights_are_pairs_or_two_lists():
+    pairs = [("a cat", 0.75), ("cat", 0.25)]
+    texts, weights = zip(*pairs, strict=True)
+    for value in ([[*pair] for pair in pairs], {"text": [*texts], "weight": [*weights]}):
+        assert to_captions(value, "json.captions") == pairs
+    assert to_captions(["a cat", "cat"], "txt") == [("a cat", 1.0), ("cat", 1.0)]
+    for wrong in ([["a cat", "b"]], [["a cat", 1], ["cat"]], [["a cat", True]], [[]]):
+        with pytest.raises(ValueError, match="has no text"):
+            to_captions(wrong, "txt")

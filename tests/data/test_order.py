@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from imagen_jax.data import ArraySource, Loader, MixtureSource
-from imagen_jax.data.order import BucketOrder, nearest_bucket
+from imagen_jax.data.order import BucketOrder, WeightedOrder, epochs, nearest_bucket
 from tests.images.ramp import ramp
 
 BUCKETS = ((12, 8), (8, 8), (8, 12))
@@ -165,3 +165,98 @@ def test_bad_rates_are_named():
         mixture((1.0, 0.0))
     with pytest.raises(ValueError, match="1 rates for 2 sets"):
         mixture((1.0,))
+
+
+# ---------------------------------------------------------------------------------------- weights
+
+WEIGHTS = np.asarray([0.0, 3.0, 0.5, 0.1, 1.0, 2.0, 0.7, 0.7])
+
+
+def drawn(order: WeightedOrder, start: int, stop: int) -> np.ndarray:
+    return np.asarray([order[number] for number in range(start, stop)])
+
+
+@pytest.mark.parametrize(("shuffle", "times"), [(True, 20), (False, 400)])
+def test_each_comes_as_often_in_an_epoch_as_its_weight_says(shuffle, times):
+    order, size = WeightedOrder(WEIGHTS, 7, shuffle), len(WEIGHTS)
+    expected = WEIGHTS / WEIGHTS.sum() * size
+    counts = [
+        np.bincount(drawn(order, start, start + size), minlength=size)
+        for start in range(0, times * size, size)
+    ]
+    assert (counts >= np.floor(expected)).all()
+    assert (counts <= np.ceil(expected)).all()
+    deviation = 0.5 / np.sqrt(times)  # at most
+    np.testing.assert_allclose(np.mean(counts, 0), expected, atol=3 * deviation)
+
+
+@pytest.mark.parametrize("size", [1, 37, 1000])
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_equal_weights_are_as_none(size, shuffle):
+    order = WeightedOrder(np.full(size, 0.1, np.float32), 3, shuffle)
+    plain = epochs(size, 3, shuffle)
+    assert drawn(order, 0, 3 * size).tolist() == [int(plain[n]) for n in range(3 * size)]
+
+
+def test_a_weighted_example_is_a_function_of_seed_and_number():
+    whole = drawn(WeightedOrder(WEIGHTS, 7, True), 0, 64)
+    assert drawn(WeightedOrder(WEIGHTS, 7, True), 40, 64).tolist() == whole[40:].tolist()
+    assert drawn(WeightedOrder(WEIGHTS * 5, 7, True), 0, 64).tolist() == whole.tolist()
+    assert drawn(WeightedOrder(WEIGHTS, 8, True), 0, 64).tolist() != whole.tolist()
+
+
+def test_a_few_heavy_among_many_are_exact():
+    weights = np.full(300_000, 1e-4)
+    weights[[5, 299_999]] = 40.0
+    ends = WeightedOrder(weights, 0, True).ends
+    shares = np.diff(ends, prepend=0) / ends[-1]
+    np.testing.assert_allclose(shares[[5, 299_999]], 40 / weights.sum(), rtol=1e-3)
+
+
+def weighted(weights, **changes) -> Loader:
+    images = np.broadcast_to(np.arange(8, dtype=np.uint8)[:, None, None, None], (8, 4, 4, 3)).copy()
+    source = ArraySource(images, extra={} if weights is None else {"weight": np.asarray(weights)})
+    options = {"conditioning": None, "weights": True, "max_broken_share": 0.2} | changes
+    return Loader(source, 4, 4, **options)
+
+
+def test_a_loader_draws_by_weights_wherever_it_starts_and_on_any_rows():
+    loader = weighted(WEIGHTS)
+    shades = np.concatenate([loader.batch(step)["image"][:, 0, 0, 0] for step in range(6)])
+    assert shades.tolist() == drawn(WeightedOrder(WEIGHTS, 0, True), 0, 24).tolist()
+    resumed = weighted(WEIGHTS).batches(4)
+    np.testing.assert_array_equal(next(resumed)["image"][:, 0, 0, 0], shades[16:20])
+    part = weighted(WEIGHTS, rows=[1, 3]).batch(5)
+    np.testing.assert_array_equal(part["image"][:, 0, 0, 0], shades[[21, 23]])
+
+
+def test_examples_without_weight_are_left_out_up_to_a_share(caplog):
+    known = np.where(np.arange(8) == 3, np.nan, 1.0)
+    loader = weighted(known)
+    assert "1 of 8 images without weight are left out" in caplog.text
+    assert 3 not in np.concatenate([loader.batch(step)["image"] for step in range(8)])
+    with pytest.raises(ValueError, match="1 of 8 images have no weight"):
+        weighted(known, max_broken_share=0.01)
+
+
+@pytest.mark.parametrize(
+    ("weights", "match"),
+    [
+        (None, "weights need the field 'weight', which this source lacks"),
+        (["a"] * 8, "which this source lacks"),
+        ([1.0, -1.0] * 4, "must not be negative"),
+        ([0.0] * 8, "nor all 0"),
+    ],
+)
+def test_weights_that_cannot_be_drawn_by_are_named(weights, match):
+    with pytest.raises(ValueError, match=match):
+        weighted(weights)
+
+
+def test_weights_do_not_go_with_buckets_or_mixtures():
+    with pytest.raises(ValueError, match="weights do not go with buckets"):
+        shaped(weights=True)
+    source = weighted(WEIGHTS).source
+    mixture = MixtureSource([source, source], [1.0, 1.0])
+    with pytest.raises(ValueError, match="nor with a mixture"):
+        Loader(mixture, 4, 4, conditioning=None, weights=True)

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imagen_jax.data import SOURCES, Loader, records, shards
+from imagen_jax.data import SOURCES, Loader, read_tar, records, shards
 from imagen_jax.data.counts import TooManyBroken
 from imagen_jax.data.shards import expand_braces, find_shards
 from imagen_jax.data.sources import BrokenExample, is_heldout
@@ -401,3 +401,36 @@ def test_the_log_says_what_was_filtered(made, caplog):
         read(made, filters={"min_size": 3, "scores": {"rank": [1.0, 9.0]}})
     assert "filter rank: 10 of 24 examples do not pass" in caplog.text
     assert "14 of 24 examples in 3 shards" in caplog.text
+
+
+def test_shards_named_after_splits_say_them(tmp_path):
+    numbers = {"train": range(8), "pair": range(8, 10), "heldout": range(10, 13)}
+    for split, own in numbers.items():
+        write_tar(tmp_path / f"{split}-00000.tar", own, split=split, weight=own.start + 0.5)
+    for split, own in numbers.items():
+        source = read_tar(tmp_path, split)
+        assert [item["captions"][0][0] for item in source] == [f"grey {n}" for n in own]
+        assert (len(source), source.total) == (len(own), 13)
+        assert source.weights.tolist() == [own.start + 0.5] * len(own)
+    assert len(read_tar(tmp_path)) == 13
+    with pytest.raises(ValueError, match="none of 10 examples"):
+        read_tar(tmp_path / "{pair,train}-00000.tar", "heldout")
+    with pytest.raises(ValueError, match="split is 'pairs'"):
+        read_tar(tmp_path, "pairs")
+
+
+def test_other_names_of_shards_do_not_say_splits(tmp_path):
+    for name in ("train-00000", "train-00001"):  # one is no choice
+        write_tar(tmp_path / f"{name}.tar", range(40))
+    assert 40 < len(read_tar(tmp_path, "train")) < 80
+    write_tar(tmp_path / "heldout.more-00000.tar", range(40, 44))
+    assert 40 < len(read_tar(tmp_path, "train")) < 84
+    with pytest.raises(ValueError, match="split is 'pair'; it must be one of 'train', 'heldout'"):
+        read_tar(tmp_path, "pair")
+
+
+def test_weights_of_tars_are_known_where_one_has_them(tmp_path):
+    write_tar(tmp_path / "0.tar", range(4))
+    assert read_tar(tmp_path / "0.tar").weights is None
+    write_tar(tmp_path / "1.tar", range(4, 6), weight=2)
+    np.testing.assert_array_equal(read_tar(tmp_path).weights, [np.nan] * 4 + [2, 2])
