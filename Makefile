@@ -20,16 +20,16 @@ PARITY ?= 1
 PROMPTS := "grinning cat" "red heart" "woman firefighter" "couple with heart" \
            "man running: medium skin tone" "alarm clock" "警察" "三叶草"
 
-.PHONY: demo test test-slow lint format emoji-data clean
+.PHONY: demo test test-slow lint format unicode-data clean
 
 demo: $(VENV)/.core
 	$(BIN)/python scripts/generate.py $(PROMPTS) --num_images 1 --seed 0 --out $(DEMO) --overwrite
 	@echo "The grid of images: $(CURDIR)/$(DEMO)/grid.png"
 
-test: $(VENV)/.dev emoji-data
+test: $(VENV)/.dev unicode-data
 	$(PYTEST) -m "not slow" $(PARALLEL) $(ARGS)
 
-test-slow: $(VENV)/.dev emoji-data
+test-slow: $(VENV)/.dev unicode-data
 	$(PYTEST) -m slow $(ARGS)
 
 lint: $(VENV)/.lint
@@ -40,19 +40,18 @@ format: $(VENV)/.lint
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# The font, the emoji list and its Chinese names, from Debian's packages where that is possible.
-EMOJI_PACKAGES := fonts-noto-color-emoji unicode-data unicode-cldr-core libfribidi0
+# Unicode's list of emoji and their Chinese names, from Debian's packages where that is possible.
+UNICODE_PACKAGES := unicode-data unicode-cldr-core
 
-emoji-data:
-	@if test -e /usr/share/fonts/truetype/noto/NotoColorEmoji.ttf \
-	     -a -e /usr/share/unicode/emoji/emoji-test.txt \
+unicode-data:
+	@if test -e /usr/share/unicode/emoji/emoji-test.txt \
 	     -a -e /usr/share/unicode/cldr/common/annotations/zh.xml; then :; \
 	elif command -v apt-get >/dev/null && test "$$(id -u)" = 0; then \
 	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
-	    apt-get install -y -qq --no-install-recommends $(EMOJI_PACKAGES) >/dev/null \
-	    || echo "Could not install $(EMOJI_PACKAGES): tests of the emoji data skip."; \
+	    apt-get install -y -qq --no-install-recommends $(UNICODE_PACKAGES) >/dev/null \
+	    || echo "Could not install $(UNICODE_PACKAGES): tests of the icons skip."; \
 	else \
-	  echo "Without $(EMOJI_PACKAGES) (Debian's names), tests of the emoji data skip."; \
+	  echo "Without $(UNICODE_PACKAGES) (Debian's names), tests of the icons skip."; \
 	fi
 
 $(BIN)/python:

@@ -62,7 +62,7 @@ def test_settings_of_images_can_be_read():
         apply_overrides(raw, overrides)
         sources.append(read_config(raw).data.source)
         assert not rest
-    assert sources == ["tfrecord", "tar", "mixture"]
+    assert sources == ["tar", "tfrecord", "tar", "mixture"]
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))

@@ -55,11 +55,12 @@ def write_images(path: Path, count: int, side: int) -> Path:
     return path
 
 
-def write_shipped(folder: Path, config: Path, overrides: dict[str, str]) -> None:
-    """A model "emoji" of a run's network, with random weights."""
-    read = read_config(start.read_raw(str(config), overrides | {"init_from": "emoji"}))
+def write_shipped(folder: Path, name: str, config: Path, overrides: dict[str, str]) -> str:
+    """A model of a run's network, with random weights; where the run's images are."""
+    read = read_config(start.read_raw(str(config), overrides | {"init_from": name}))
     cascade = build.make_cascade(read, build.make_text_encoder(read))
-    write_model(folder / "emoji", cascade, random_params(cascade), name="emoji")
+    write_model(folder / name, cascade, random_params(cascade), name=name)
+    return read.data.path
 
 
 def test_the_first_screen_is_the_documented_one(tmp_path, monkeypatch):
@@ -72,15 +73,17 @@ def test_the_first_screen_is_the_documented_one(tmp_path, monkeypatch):
     curve = Curve((2, 12), (1.0, 1.0), ((1.0,) * 10,) * 2)
     monkeypatch.setattr(start, "reference_curve", lambda stage: curve)
     monkeypatch.setattr(samples, "make_sample_fn", lambda *rest: None)  # it takes seconds
-    write_shipped(tmp_path / "pretrained", ROOT / "configs" / "emoji_base32.py", SMALL)
-    write_images(tmp_path / "data" / "emoji" / "emoji.npz", 20, 32)
+    options = dict(zip(arguments[::2], arguments[1::2], strict=True))
+    config, name = ROOT / options["--config"], options["--init_from"]
+    images = write_shipped(tmp_path / "pretrained", name, config, SMALL)
+    write_images(tmp_path / images, 20, 32)
     small = [f"--config.{name}={value}" for name, value in SMALL.items()]
     ended, said = call(train, *arguments, *small)
     assert not ended
     printed = said.splitlines()[: len(screen)]
     assert [FIGURE.sub("N", line) for line in printed] == [FIGURE.sub("N", x) for x in screen]
     figures = dict(line.split(maxsplit=1) for line in printed[:8])
-    assert figures["images"].startswith("16 of data/emoji/emoji.npz; split train, 4 are held out;")
+    assert figures["images"].startswith(f"16 of {images}; split train, 4 are held out;")
     assert figures["steps"] == "12 of 2 images: each image is seen 1.50 times"
     assert "| epoch 1.50 |" in said
 

@@ -302,11 +302,12 @@ def test_sub_folders_are_classes(tmp_path):
 
 def test_folder_splits_are_disjoint_and_complete(tmp_path):
     write_images(tmp_path, [f"{i}.png" for i in range(200)], size=(2, 2))
-    parts = {split: read_folder(tmp_path, split, None).files for split in sources.SPLITS}
+    parts = {split: read_folder(tmp_path, split, None).files for split in sources.HASHED}
     assert parts["heldout"]
     assert sorted(parts["train"] + parts["heldout"]) == list(parts["all"])
-    with pytest.raises(ValueError, match="split is 'test'"):
-        read_folder(tmp_path, "test", None)
+    for split in ("test", "pair"):  # no folder says that it has pairs
+        with pytest.raises(ValueError, match=f"split is '{split}'"):
+            read_folder(tmp_path, split, None)
 
 
 def test_folders_without_images_are_errors(tmp_path):
@@ -373,8 +374,8 @@ def test_bad_npz_files_are_named(tmp_path, rng):
 def test_a_missing_npz_file_is_said_to_be_missing(tmp_path):
     with pytest.raises(ValueError, match=r"^there is no file \S+none\.npz$"):
         read_npz(tmp_path / "none.npz")
-    with pytest.raises(ValueError, match=r"scripts/prepare_emoji\.py --out \S+ makes it"):
-        read_npz(tmp_path / "emoji.npz")
+    with pytest.raises(ValueError, match=r"scripts/prepare_icons\.py --out \S+ makes it"):
+        read_npz(tmp_path / "icons64.npz")
     with pytest.raises(ValueError, match="is a folder"):
         read_npz(tmp_path)
 
