@@ -46,6 +46,7 @@ HOMES = {
     "tensorstore": {"convert"},
     "tokenizers": {"evaluation"},
     "torch": {"commands"},
+    "resvg_py": {"commands", "data"},
     "transformers": set(),
     "diffusers": set(),
 }

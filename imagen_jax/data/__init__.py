@@ -3,9 +3,10 @@
 `SOURCES` names the ones with random access; `seqio_tasks` holds the streams. `image_files` finds
 the images of a folder, `classes` says what label numbers stand for. Large sets lie in
 shards: `shards` finds them, `index` notes where their examples are (`tar_index`, `records`),
-`shard_sources` reads them, `filters` chooses among them, `fields` parses what they say. TensorFlow
-is imported only by
-`tfds_source`, `tfds_icons` and `seqio_tasks`, and only when they are used.
+`shard_sources` reads them, `filters` chooses among them, `fields` parses what they say. `icons` is
+an image set that we make: out of `icon_sets`, with `unicode_names` and `icon_captions`, by
+`icon_drawing`, into `icon_files`. TensorFlow is imported only by `tfds_source`, `tfds_icons` and
+`seqio_tasks`, and only when they are used.
 """
 
 from imagen_jax.data.folder import read_folder

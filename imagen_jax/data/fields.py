@@ -48,6 +48,7 @@ def to_captions(value: Any, name: str) -> Captions:
 
 
 def _is_weighted(value: Any) -> bool:
+    """Whether it is a [text, weight] pair."""
     return isinstance(value, list) and len(value) == 2 and type(value[1]) in (int, float)
 
 

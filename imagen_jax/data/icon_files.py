@@ -31,7 +31,7 @@ MANIFEST, LICENCES = "manifest.json", "LICENCES.txt"
 NAMES_FROM = {
     "title": "Unicode's list of emoji, and names and keywords of the CLDR",
     "author": {"name": "Unicode, Inc.", "url": "https://www.unicode.org"},
-    "licence": {"title": "Unicode License v3", "url": "https://www.unicode.org/license.txt"},
+    "licence": {"title": "Unicode License", "url": "https://www.unicode.org/license.txt"},
 }
 
 

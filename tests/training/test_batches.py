@@ -144,3 +144,29 @@ def test_batches_of_a_config_are_the_same_from_any_step(shards):
     for batch, again in zip(whole[4:], start(4, None), strict=False):
         for name, rows in batch.items():
             np.testing.assert_array_equal(rows, again[name])
+
+
+def test_a_run_draws_by_the_weights_of_its_images(tmp_path):
+    for number, weight in enumerate((1, 3)):
+        write_tar(tmp_path / f"{number}.tar", range(4 * number, 4 * number + 4), weight=weight)
+    data = {"source": "tar", "path": str(tmp_path), "split": "all", "num_threads": 1}
+    config, loader = loader_of(tiny(data=repr({**data, "weights": True})))
+    drawn = [loader.order[number] // 4 for number in range(8)]
+    assert np.bincount(drawn).tolist() == [2, 6]
+    assert shapes(loader.batch(0)) == shapes(batches.abstract_batch(config))
+    _, plain = loader_of(tiny(data=repr(data)))
+    assert np.bincount([plain.order[number] // 4 for number in range(8)]).tolist() == [4, 4]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"buckets": [[8, 8]]},
+        {"prior": {"source": "npz", "path": "x.npz"}},
+        {"source": "seqio"},
+        {"source": "mixture", "path": None, "sets": {"a": {"source": "npz", "path": "x.npz"}}},
+    ],
+)
+def test_weights_are_for_one_set_alone(shards, more):
+    with pytest.raises(ValueError, match="weights are for one set with random access"):
+        read_config(settings(shards, weights=True, **more))
