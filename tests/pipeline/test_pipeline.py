@@ -255,9 +255,9 @@ def test_a_wrong_wish_is_refused_before_anything_is_computed(
 def test_an_unknown_model_lists_the_known_ones(tmp_path, monkeypatch, directory):
     monkeypatch.setattr(loading, "PRETRAINED", directory.parent)
     with pytest.raises(
-        ValueError, match=r"There is no folder emojy, nor a shipped model .*shipped: tiny\)"
+        ValueError, match=r"There is no folder icosn, nor a shipped model .*shipped: tiny\)"
     ):
-        load_model("emojy")
+        load_model(icosn)
     assert load_model("tiny").name == "tiny"
     with pytest.raises(
         ValueError, match=r"neither a model .* \(no model_index.json\) nor the work"
