@@ -33,6 +33,7 @@ from imagen_jax.commands.command_line import (
     sources,
 )
 from imagen_jax.images.file_names import GRID_FILE, check_folder_name, own_images
+from imagen_jax.pipeline.shipped import DEFAULT, list_models
 from imagen_jax.storage.folders import output_folder
 
 # Options that all of a pipeline's methods take under the same name.
@@ -67,8 +68,9 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--model",
         type=sources,
-        help="shipped model, model directory, training workdir or name on the Hugging Face hub "
-        "(default: emoji); A,B to chain separately trained stages",
+        help=f"shipped model ({', '.join(list_models())}), model directory, training workdir or "
+        f"name on the Hugging Face hub (default: {DEFAULT}); A,B to chain separately trained "
+        "stages",
     )
     add("--dtype", default="float32", help="of the parameters: float32 (default) or bfloat16")
     add("--variant", help="of DeepFloyd IF's weights, such as fp16")
@@ -260,7 +262,7 @@ def load(options: argparse.Namespace, settings: dict[str, Any] | None) -> Any:
 
     if note := unused_accelerator():
         warnings.warn(note, stacklevel=1)
-    model = options.model or (settings or {}).get("model", "emoji")
+    model = options.model or (settings or {}).get("model", DEFAULT)
     dtype, guide = options.dtype, options.guide
     if guide is not None:
         guide = load_guides(guide, dtype=dtype, step=options.guide_step)
