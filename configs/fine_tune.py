@@ -27,7 +27,7 @@ def get_config() -> ConfigDict:
     )
     config.stage = {"name": "base64"}
     config.text = {"trainable": False, "dropout": 0.1}
-    config.data = {"source": "folder", "path": None, "split": "all", "flip": False}
+    config.data = {"source": "folder", "path": None, "split": "all", "prompt": None}
     config.optimizer = {
         "kind": "adamw",
         "learning_rate": 1e-4,

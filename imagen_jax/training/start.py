@@ -226,9 +226,9 @@ def fitting_stage(config: RunConfig, cascade: Cascade) -> str:
         sizes = {stage.resolution: stage.name for stage in cascade.stages}
         name = sizes.get(config.stage.resolution, names[0])
         raise ValueError(
-            f"{str(error).removesuffix('.')}. Its stages, {' and '.join(names)}, fit a config that "
-            f"leaves the network out: --config configs/fine_tune.py --init_from {source} "
-            f"--config.stage.name={name}"
+            f"{str(error).removesuffix('.')}. The stages of {source} ({', '.join(names)}) are "
+            f"trained further by a config that leaves the network out: --config "
+            f"configs/fine_tune.py --init_from {source} --config.stage.name={name}"
         ) from None
     return name
 
