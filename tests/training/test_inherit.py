@@ -176,7 +176,7 @@ def test_images_with_an_adapter_from_the_command_line(places, tmp_path, monkeypa
 def test_the_config_for_fine_tuning_starts_from_a_stage_of_any_model(places):
     config = Path(__file__).parents[2] / "configs" / "fine_tune.py"
     given = {"init_from": places / "model", "stage.name": "base", "data.path": places / "mine"}
-    given |= {"data.prompt": "a dog", "data.num_threads": 1, "mesh.data": 1}
+    given |= {"data.prompt": "a dog", "data.num_threads": 1}
     plan = start.read_plan(config, {name: str(value) for name, value in given.items()})
     run, model = start.open_run(plan, places / "tuned"), load_model(places / "model")
     assert plan.config.stage == BASE
