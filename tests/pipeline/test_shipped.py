@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 from imagen_jax.pipeline import shipped
 
 
@@ -33,3 +35,15 @@ def test_the_list_needs_no_jax(repository):
 
 def test_every_shipped_model_says_what_it_is():
     assert all(shipped.list_models().values())
+
+
+def test_the_hub_reads_the_cards_metadata_and_every_set_is_attributed():
+    huggingface_hub = pytest.importorskip("huggingface_hub")
+    card = shipped.PRETRAINED / shipped.DEFAULT / shipped.CARD
+    data = huggingface_hub.ModelCard.load(card).data
+    assert (data.license, data.language) == ("apache-2.0", ["en", "zh"])
+    assert (data.pipeline_tag, data.library_name) == ("text-to-image", "imagen_jax")
+    attributed = card.with_name("LICENSES.md").read_text(encoding="utf-8")
+    assert len(data.datasets) == 7
+    assert all(f"`@{name}`" in attributed for name in data.datasets)
+    assert "licensed under CC-BY 4.0" in attributed
