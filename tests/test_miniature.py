@@ -19,7 +19,7 @@ from PIL import Image
 from imagen_jax import load_model
 from imagen_jax.convert.t5 import save_huggingface
 from imagen_jax.models import t5
-from imagen_jax.pipeline.loading import PRETRAINED
+from imagen_jax.pipeline.shipped import PRETRAINED
 from tests.data.shard_files import add
 
 ROOT = Path(__file__).resolve().parents[1]
