@@ -6,9 +6,10 @@
 
 Networks of about 4M parameters, with the text encoder of the shipped model, frozen: all cells read
 the same embeddings. (The table in docs/recipes.md was made with the encoder of an earlier shipped
-model, trained on one of the seven styles, held-out things among them.) Hardware: two CPU cores; a cell of 4e13 FLOPs, 26,000 images of a transformer,
-takes about ten minutes of one core when nothing else runs. Data and result: docs/recipes.md; of the
-27 cells those that are not in its table have not been run to the end.
+model, trained on one of the seven styles, held-out things among them.) Hardware: two CPU cores; a
+cell of 4e13 FLOPs, 26,000 images of a transformer, takes about ten minutes of one core when nothing
+else runs. Data and result: docs/recipes.md; of the 27 cells those that are not in its table have
+not been run to the end.
 
     python scripts/train.py --config configs/compare_icons32.py --workdir runs/icons32
 
