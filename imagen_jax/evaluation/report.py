@@ -30,7 +30,7 @@ from imagen_jax.storage.json_file import read_object, write_object
 LIBRARIES = ("jax", "jaxlib", "flax", "numpy", "pillow")  # that figures may depend on
 SHEET_IMAGES, SHEET_SIDE = 64, 256  # on a sheet: how many images, and their pixels at most
 STRIP, STRIP_IMAGES = "strip.png", 8  # of each point, in the page of a sweep
-TITLES = {"pictures.png": "Images", "retrieval.png": "True and generated images"}
+TITLES = {"pictures.png": "Images"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,9 +108,27 @@ def sampling(model: EvaluatedModel) -> dict[str, Any]:
     return {stage.name: sampling_to_dict(entry) for stage, entry in entries}
 
 
+def surroundings() -> dict[str, Any]:
+    """Versions, devices and the date."""
+    devices = jax.devices()
+    return {
+        "versions": {
+            "imagen_jax": __version__,
+            "python": platform.python_version(),
+            **{name: metadata.version(name) for name in LIBRARIES},
+        },
+        "device": {
+            "platform": devices[0].platform,
+            "kind": devices[0].device_kind,
+            "count": len(devices),
+        },
+        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
 def describe(run: EvaluationRun, model: EvaluatedModel | None) -> dict[str, Any]:
     """Everything that decides the figures besides the code, as JSON values."""
-    request, reference, devices = run.request, run.reference, jax.devices()
+    request, reference = run.request, run.reference
     images = None if request.images is None else str(request.images)
     about: dict[str, Any] = {
         "model": {"name": f"images in {images}"} if model is None else model.about,
@@ -125,24 +143,14 @@ def describe(run: EvaluationRun, model: EvaluatedModel | None) -> dict[str, Any]
             "images": images,
             "images_named_by_ids": run.named_by_ids,
         },
-        "versions": {
-            "imagen_jax": __version__,
-            "python": platform.python_version(),
-            **{name: metadata.version(name) for name in LIBRARIES},
-        },
-        "device": {
-            "platform": devices[0].platform,
-            "kind": devices[0].device_kind,
-            "count": len(devices),
-        },
-        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        **surroundings(),
     }
     if model is not None:
         about["settings"] |= {"seed": request.seed, "sampling": sampling(model)}
     if reference is not None:
         about["reference"] = {**reference.about, "fingerprint": reference.fingerprint}
-    if run.emoji is not None:
-        about["data"] = run.emoji.describe()
+    if run.true_set is not None:
+        about["data"] = run.true_set.describe()
     return about
 
 
@@ -240,13 +248,6 @@ def summary(values: Mapping[str, Any], point: SweepPoint | None = None) -> str:
     cells = [(NAMES[metric], f"{value:.5g}", name, rest) for metric, name, value, rest in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in cells]
-    if found := values.get("retrieval"):
-        groups = {**found["by_language"], "variants": found["variants"]}
-        lines += [
-            f"  {name:9s} top-1 {scores['top1']:6.1%}  top-5 {scores['top5']:6.1%}  n {scores['n']}"
-            for name, scores in groups.items()
-            if scores["n"]
-        ]
     if notes := notes_of(values):
         count = len({reason for _, each in notes for reason in each})
         lines.append(
