@@ -64,20 +64,18 @@ def benchmark(request: BenchmarkRequest) -> None:
     if not request.own_sampling:
         model = replace(model, sampling=(BASE, *model.sampling[1:]))
     request = replace(request, batch_size=spread(request.batch_size, model.pipeline.mesh)[0])
-    parts = request.parts or _possible(request, model)
+    measure = {
+        "retrieval": lambda: _retrieval(request, icons, model),
+        "super_resolution": lambda: _super_resolution(request, model),
+        "matching": lambda: _matching(request, icons, model),
+    }
+    found = Report()
     with output_folder(request.out):
-        settings = _settings(request, icons, model)
-        generation.check_directory(request.out / "images", settings)
-        found = Report()
-        if "retrieval" in parts:
-            found |= _retrieval(request, icons, model, settings)
-        if "super_resolution" in parts:
-            found |= _super_resolution(request, model, settings)
-        if "matching" in parts:
-            found |= _matching(request, icons, model, settings)
+        for part in request.parts or _possible(request, model):
+            found |= measure[part]()
         values = {**found.values, **_about(request, icons, model)}
         files = icon_report.write_report(request.out, values, found.sheets)
-        print(icon_report.tables(values), *files, sep="\n")
+    print(icon_report.tables(values), *files, sep="\n")
 
 
 def _possible(request: BenchmarkRequest, model: EvaluatedModel) -> tuple[str, ...]:
@@ -94,18 +92,6 @@ def _possible(request: BenchmarkRequest, model: EvaluatedModel) -> tuple[str, ..
         print(f"Super-resolution is not measured: {reasons[0]}.")
         return tuple(part for part in PARTS if part != "super_resolution")
     return PARTS
-
-
-def _settings(request: BenchmarkRequest, icons: IconSet, model: EvaluatedModel) -> dict[str, Any]:
-    """What decides the generated images; how many of the prompts are asked does not."""
-    texts = [prompt.text for prompt in make_prompts(icons)[0]]
-    kept = ("name", "fingerprint", "dtype")
-    return {
-        "model": {name: model.about[name] for name in kept},
-        "prompts": plain_list("icons", texts).fingerprint,
-        "seed": SEED,
-        "sampling": report.sampling(model),
-    }
 
 
 def _about(request: BenchmarkRequest, icons: IconSet, model: EvaluatedModel) -> dict[str, Any]:
@@ -132,12 +118,13 @@ def _generate(
     rows: Sequence[range],
     size: int,
     directory: Path,
-    settings: dict[str, Any],
 ) -> tuple[list[np.ndarray], float | None]:
     """(uint8 images of each range of prompts, how many were made a second)."""
+    texts, begin = [prompt.text for prompt in prompts], time.monotonic()
+    fingerprint = plain_list("icons", texts).fingerprint
+    settings = report.image_settings(model, fingerprint, size=size, seed=SEED)
     generation.open_directory(directory, settings)
     generate = generation.make_generate(model, size, SEED, request.batch_size)
-    texts, begin = [prompt.text for prompt in prompts], time.monotonic()
     count = generation.generate_images(
         generate, texts, directory, request.batch_size, rows, directory.name
     )
@@ -150,40 +137,32 @@ def _generate(
     return images, count / seconds if count else None
 
 
-def _retrieval(
-    request: BenchmarkRequest, icons: IconSet, model: EvaluatedModel, settings: dict[str, Any]
-) -> Report:
+def _retrieval(request: BenchmarkRequest, icons: IconSet, model: EvaluatedModel) -> Report:
     """Of images of the base stage."""
     prompts, places = make_prompts(icons)
-    rows = ranges(places, request.num)
-    size, directory = model.pipeline.sizes[0], request.out / "images"
-    made, rate = _generate(request, model, prompts, list(rows.values()), size, directory, settings)
-    images = dict(zip(rows, made, strict=True))
+    rows, size = ranges(places, request.num), model.pipeline.sizes[0]
+    made, rate = _generate(
+        request, model, prompts, list(rows.values()), size, request.out / "images"
+    )
     if rate is not None:
         print(f"{rate:.2f} images of {size} pixels a second")
+    images = dict(zip(rows, made, strict=True))
     values = {"retrieval": measure_retrieval(icons, prompts, rows, images)}
-    values["images_per_second"] = rate
     return Report(values, sheets=icon_report.sheets(icons, prompts, rows, images))
 
 
-def _super_resolution(
-    request: BenchmarkRequest, model: EvaluatedModel, settings: dict[str, Any]
-) -> Report:
-    path = user_path(request.data) / SHARPNESS
+def _super_resolution(request: BenchmarkRequest, model: EvaluatedModel) -> Report:
     num = min(request.sr_images, request.num or request.sr_images)
-    true = read_captioned(path, "all", num, "json.captions")
-    directory = request.out / "super_resolution"
+    true = read_captioned(user_path(request.data) / SHARPNESS, "all", num, "json.captions")
     batch_size = max(1, request.batch_size // 8)  # of images 16 times as large
-    generation.open_directory(directory, settings)
+    directory = request.out / "super_resolution"
     return measure_super_resolution(model, true, SEED, batch_size, directory)
 
 
-def _matching(
-    request: BenchmarkRequest, icons: IconSet, model: EvaluatedModel, settings: dict[str, Any]
-) -> Report:
+def _matching(request: BenchmarkRequest, icons: IconSet, model: EvaluatedModel) -> Report:
     """Of images of the last stage."""
     prompts, size = make_matching_prompts(icons), model.pipeline.sizes[-1]
     small = replace(request, batch_size=spread(4, model.pipeline.mesh)[0])
-    directory = request.out / "matching"
-    (images,), _ = _generate(small, model, prompts, [range(IMAGES)], size, directory, settings)
+    rows, directory = [range(IMAGES)], request.out / "matching"
+    (images,), _ = _generate(small, model, prompts, rows, size, directory)
     return Report(sheets=write_matching_test(prompts, list(images), request.out))

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from imagen_jax.evaluation.icon_retrieval import SHARES
 from imagen_jax.evaluation.icon_set import LANGUAGES, ROWS, IconSet, Prompt
 from imagen_jax.evaluation.report import SHEET_IMAGES, contact_sheet
 from imagen_jax.evaluation.retrieval import FEATURE, percent
@@ -51,20 +52,18 @@ def tables(values: Mapping[str, Any]) -> str:
 
 def _rows(retrieval: Mapping[str, Any]) -> Table:
     """A row of the benchmark and a language each."""
-    names = {"en": "English", "zh": "Chinese", "en_of_zh": "English of the same icons"}
     table = [["asked for", "in", "n", "top-1", "top-5", "chance (top-1, top-5)", "style obeyed"]]
     for row, found in retrieval.items():
-        for language, name in names.items():
+        for language, name in {"en": "English", "zh": "Chinese"}.items():
             if scores := found.get(language):
                 chance = f"{scores['chance']['top1']:.2%}, {scores['chance']['top5']:.2%}"
-                shares = [percent(scores[key]) for key in ("top1", "top5")]
-                n, style = str(scores["top1"]["n"]), percent(scores["style"])
-                table.append([ROWS[row].title, name, n, *shares, chance, style])
+                top1, top5, style = (percent(scores[key]) for key in SHARES)
+                n = str(scores["top1"]["n"])
+                table.append([ROWS[row].title, name, n, top1, top5, chance, style])
         if points := found.get("difference"):
-            shown = {key: f"{value:+.1f} points" for key, value in points.items()}
-            name = "Chinese minus English"
-            cells = [shown["top1"], shown["top5"], "", shown["style"]]
-            table.append([ROWS[row].title, name, "", *cells])
+            top1, top5, style = (f"{points[key]:+.1f} points" for key in SHARES)
+            n, name = str(found["zh"]["top1"]["n"]), "Chinese minus English, same icons"
+            table.append([ROWS[row].title, name, n, top1, top5, "", style])
     return table
 
 
@@ -87,8 +86,7 @@ def _styles(retrieval: Mapping[str, Any]) -> Table:
         cells = []
         for name in names:
             scores = retrieval[name]["by_style"].get(style)
-            keys = ("top1", "top5", "style")
-            shares = [f"{scores[key]['share']:.1%}" for key in keys] if scores else []
+            shares = [f"{scores[key]['share']:.1%}" for key in SHARES] if scores else []
             cells.append(", ".join([str(scores["top1"]["n"]), *shares]) if scores else "")
         table.append([style, *cells])
     return table

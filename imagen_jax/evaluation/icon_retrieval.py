@@ -18,6 +18,8 @@ from imagen_jax.evaluation.retrieval import (
     top_shares,
 )
 
+SHARES = ("top1", "top5", "style")
+
 
 class Found(NamedTuple):
     """Of each image: its rank, of how many candidates, and whether it has the asked style."""
@@ -73,10 +75,9 @@ def row_scores(icons: IconSet, prompts: Sequence[Prompt], found: Found) -> dict[
     values: dict[str, Any] = {"en": scores(found.select(english))}
     if len(chinese):
         same = english[np.isin(icon[english], icon[chinese])]
-        values |= {"zh": scores(found.select(chinese)), "en_of_zh": scores(found.select(same))}
+        values["zh"], there = scores(found.select(chinese)), scores(found.select(same))
         values["difference"] = {
-            name: 100 * (values["zh"][name]["share"] - values["en_of_zh"][name]["share"])
-            for name in ("top1", "top5", "style")
+            name: 100 * (values["zh"][name]["share"] - there[name]["share"]) for name in SHARES
         }
     style = icons.column("style")[icon]
     values["by_style"] = {

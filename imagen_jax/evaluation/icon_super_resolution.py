@@ -11,7 +11,8 @@ from imagen_jax.evaluation import generation
 from imagen_jax.evaluation.captioned_set import CaptionedSet
 from imagen_jax.evaluation.image_folder import Preprocessing, read_chunks
 from imagen_jax.evaluation.inputs import EvaluatedModel
-from imagen_jax.evaluation.report import Report
+from imagen_jax.evaluation.prompts import plain_list
+from imagen_jax.evaluation.report import Report, image_settings
 from imagen_jax.evaluation.super_resolution import (
     bicubic,
     check_super_resolution,
@@ -22,6 +23,7 @@ from imagen_jax.evaluation.super_resolution import (
 )
 from imagen_jax.images.grid import image_grid, magnify
 from imagen_jax.images.pixels import to_pil
+from imagen_jax.storage import fingerprints
 
 CROPS, CROP, TIMES = 4, 64, 4  # how many, of how many pixels, how many times as large
 
@@ -70,6 +72,10 @@ def upsampled(
 ) -> np.ndarray:
     """uint8 images, kept in a folder as they come."""
     stage = model.pipeline.cascade.stages[position]
+    prompts = plain_list("captions", true.captions).fingerprint
+    digest = fingerprints.of_bytes(np.asarray(low_res).tobytes())
+    settings = image_settings(model, prompts, low_res=digest, seed=seed)
+    generation.open_directory(directory, settings)
     upsample = make_upsample(model, position, low_res, seed, batch_size)
     generation.generate_images(
         lambda prompts, first: [to_pil(image) for image in upsample(prompts, first)],

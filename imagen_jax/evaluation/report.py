@@ -154,18 +154,20 @@ def describe(run: EvaluationRun, model: EvaluatedModel | None) -> dict[str, Any]
     return about
 
 
-def image_settings(run: EvaluationRun, model: EvaluatedModel) -> dict[str, Any]:
-    """What decides the generated images: those of other settings never mix with them."""
-    about = describe(run, model)
+def image_settings(model: EvaluatedModel, prompts: str, **more: Any) -> dict[str, Any]:
+    """What decides generated images: those of other settings never mix with them.
+
+    Args:
+        prompts: their fingerprint.
+        more: size, seed and what else decides them.
+    """
+    about = surroundings()
+    kept = ("name", "fingerprint", "dtype", "guide")
     return {
-        "model": {
-            key: model.about[key]
-            for key in ("name", "fingerprint", "dtype", "guide")
-            if key in model.about
-        },
-        "prompts": run.prompts.fingerprint,
-        **{key: about["settings"][key] for key in ("num_images", "size", "seed", "batch_size")},
-        "sampling": about["settings"]["sampling"],
+        "model": {key: model.about[key] for key in kept if key in model.about},
+        "prompts": prompts,
+        **more,
+        "sampling": sampling(model),
         "versions": {key: about["versions"][key] for key in ("imagen_jax", "jax")},
         "device": {key: about["device"][key] for key in ("platform", "kind")},
     }

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from imagen_jax.diffusion.overrides import with_overrides
 from imagen_jax.evaluation import (
@@ -92,7 +93,7 @@ def _evaluate(request: EvaluationRequest, directory: Path) -> None:
     places = [directory if len(points) == 1 else directory / "points" / p.name for p in points]
     if run.files is None and run.prompts is not None:
         for model, place in zip(models, places, strict=True):
-            generation.check_directory(place / "images", report.image_settings(run, model))
+            generation.check_directory(place / "images", _image_settings(run, model))
     run = inputs.with_networks(run)
     print(first_screen.lines(run, points, models), flush=True)
     whole = run.request.shard == WHOLE
@@ -220,12 +221,18 @@ def _generated(
 ) -> tuple[list[Path], int]:
     """(the files of the images, how many were not there and were generated)."""
     request = run.request
-    generation.open_directory(directory, report.image_settings(run, model))
+    generation.open_directory(directory, _image_settings(run, model))
     size, batch_size = request.size, request.batch_size
     generate = generation.make_generate(model, size, request.seed, batch_size)
     ranges = request.shard.chunks(len(run.texts), batch_size)
     count = generation.generate_images(generate, run.texts, directory, batch_size, ranges)
     return generation.image_files(directory, len(run.texts), request.shard), count
+
+
+def _image_settings(run: EvaluationRun, model: EvaluatedModel) -> dict[str, Any]:
+    names = ("num_images", "size", "seed", "batch_size")
+    values = {name: getattr(run.request, name) for name in names}
+    return report.image_settings(model, run.prompts.fingerprint, **values)
 
 
 @contextlib.contextmanager
