@@ -54,7 +54,7 @@ def read_captioned(
     except BrokenExample as error:
         raise ValueError(f"cannot read {error} of {path}") from None
     captions = [max(example["captions"], key=lambda pair: pair[1])[0] for example in examples]
-    images = tuple(example["image"] for example in examples)
+    images = tuple(np.asarray(example["image"]) for example in examples)
     return CaptionedSet(images, tuple(captions), str(path), split)
 
 

@@ -45,9 +45,9 @@ class BenchmarkRequest:
     data: Path
     out: Path
     own_sampling: bool = False
-    styles: tuple[str, ...] | None = None
+    styles: Sequence[str] | None = None
     plain_prompts: bool = False
-    parts: tuple[str, ...] | None = None
+    parts: Sequence[str] | None = None
     num: int | None = None
     sr_images: int = 128
     batch_size: int = 32

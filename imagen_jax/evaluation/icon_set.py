@@ -8,21 +8,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from imagen_jax.data.icon_captions import STYLE_WORDS, styled
 from imagen_jax.data.sources import ArraySource, read_npz
 from imagen_jax.storage import fingerprints
 from imagen_jax.storage.folders import user_path
 
 NEEDED = ("split", "style", "family", "variant", "name_en", "name_zh")
-# English, Chinese
-STYLE_WORDS = {
-    "noto": ("noto", "noto"),
-    "noto-v1": ("classic", "经典"),
-    "twemoji": ("twemoji", "twemoji"),
-    "fluent": ("3d", "立体"),
-    "flat": ("flat", "扁平"),
-    "outline": ("outline", "线条"),
-    "fxemoji": ("firefox", "火狐"),
-}
 LANGUAGES = ("en", "zh")
 
 
@@ -45,19 +36,16 @@ class IconSet:
 
     def prompt(self, icon: int, language: str) -> str | None:
         """What the icon is asked for by; None where the language has no name for it."""
-        name, style = self.column(f"name_{language}")[icon], self.column("style")[icon]
-        english, chinese = STYLE_WORDS[style]
-        styled = f"{name}, {english} style" if language == "en" else f"{name}，{chinese}风格"
-        return str(name if self.plain else styled) if name else None
+        name, style = (str(self.column(x)[icon]) for x in (f"name_{language}", "style"))
+        return (name if self.plain else styled(name, style, language)) if name else None
 
-    def select(self, split: str, variant: bool) -> np.ndarray:
+    def select(self, split: str, variant: bool) -> list[int]:
         """The icons of a split in the styles asked for, in an order that is drawn by their keys:
         the first ones are a sample, the same whatever else the set holds.
         """
         wanted = np.isin(self.column("style"), self.styles) & (self.column("split") == split)
-        rows = np.flatnonzero(wanted & (self.column("variant") == variant))
-        order = [hashlib.sha256(self.source.keys[row].encode()).digest() for row in rows]
-        return rows[sorted(range(len(rows)), key=order.__getitem__)]
+        rows = np.flatnonzero(wanted & (self.column("variant") == variant)).tolist()
+        return sorted(rows, key=lambda row: hashlib.sha256(self.source.keys[row].encode()).digest())
 
 
 def read_icons(
@@ -121,7 +109,7 @@ def make_prompts(icons: IconSet) -> tuple[list[Prompt], dict[str, np.ndarray]]:
     prompts, places = [], {}
     for name, row in ROWS.items():
         asked = [
-            (place, Prompt(text, language, int(icon)))
+            (place, Prompt(text, language, icon))
             for place, icon in enumerate(icons.select(row.split, row.variant)[: row.most])
             for language in LANGUAGES
             if (text := icons.prompt(icon, language))

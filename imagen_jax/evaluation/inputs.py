@@ -62,7 +62,7 @@ class EvaluationRun:
     @property
     def count(self) -> int:
         """How many images are measured."""
-        return len((self.texts or self.true_set) if self.files is None else self.files)
+        return len(self.files or self.texts or self.true_set or ())
 
     @property
     def generates(self) -> bool:

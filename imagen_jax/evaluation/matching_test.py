@@ -40,7 +40,7 @@ def make_matching_prompts(icons: IconSet) -> list[Prompt]:
                 f"test, which needs {2 * IMAGES} with names in both languages."
             )
         taken.add(family[icon])
-        prompts.append(Prompt(icons.prompt(icon, language), language, int(icon)))
+        prompts.append(Prompt(icons.prompt(icon, language), language, icon))
     return prompts
 
 
