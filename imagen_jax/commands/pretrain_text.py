@@ -1,12 +1,12 @@
 """Trains a text encoder from scratch to guess the image from the caption, without a U-Net.
 
-    python scripts/pretrain_text.py --config configs/emoji_base32.py --workdir runs/text
+    python scripts/pretrain_text.py --config configs/icons_base64_cpu.py --workdir runs/text
 
 Diffusion teaches words slowly: only its noisiest steps need them, and every step pays for the
 U-Net. This regression is about ten times as fast per image, and all of it is about words. It writes
 a checkpoint with the encoder, the network's `draft` and fresh parameters for the rest, from which
-train.py starts (`--config.init_from`, `--config.text.init_from`). A pretrained encoder (T5) makes
-it unnecessary.
+train.py starts: --config.init_from=DIR where the config's network has a draft, else
+--config.text.init_from=DIR for the encoder alone. A pretrained encoder (T5) makes it unnecessary.
 """
 
 import argparse
@@ -26,7 +26,7 @@ def parser() -> argparse.ArgumentParser:
     parse = make_parser(__doc__)
     add = parse.add_argument
     add("--config", type=path, required=True, metavar="FILE",
-        help="config of a stage with network.draft")  # fmt: skip
+        help="config of a stage with an efficient_unet")  # fmt: skip
     add("--workdir", type=path, required=True, metavar="DIR", help="where to write the checkpoint")
     add("--steps", type=count, default=10_000, help="optimizer steps")
     add("--batch_size", type=count, default=16, help="images a step")

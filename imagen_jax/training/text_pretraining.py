@@ -32,17 +32,22 @@ REPORT_EVERY = 500
 def read_plan(
     path: str | Path, overrides: dict[str, str], num_steps: int, learning_rate: float
 ) -> start.Plan:
-    """A run that trains the text encoder and the network's draft of a config.
+    """A run that trains the text encoder of a config, and the network's draft.
+
+    A network that is to have no draft is given one for this run.
 
     Raises:
-        ValueError: a key is unknown or has a bad value, or the network has no draft.
+        ValueError: a key is unknown or has a bad value, or the network is of a kind without draft.
     """
     raw = start.read_raw(path, overrides)
     config = read_config(raw)
-    if not getattr(config.stage.network, "draft", False):
-        raise ValueError(f"{path}: stage.network.draft is not True, so nothing to train")
+    if not hasattr(config.stage.network, "draft"):
+        raise ValueError(
+            f"{path}: only an efficient_unet has the draft that the encoder is trained with"
+        )
     config = replace(
         config,
+        stage=replace(config.stage, network=replace(config.stage.network, draft=True)),
         num_steps=num_steps,
         optimizer=OptimizerConfig(
             "adamw", learning_rate, min(200, num_steps - 1), num_steps, b2=0.99, clip_norm=1.0

@@ -8,6 +8,7 @@ import pytest
 
 from imagen_jax.commands import pretrain_text, train
 from imagen_jax.storage.checkpoint import Checkpoints
+from imagen_jax.storage.trees import flatten
 from tests.commands.in_process import call
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -68,6 +69,35 @@ def test_training_starts_from_the_draft_and_keeps_the_encoder(pretrained, tmp_pa
     np.testing.assert_allclose(after["network"]["draft"]["out"]["kernel"], kernel, atol=1e-6)
 
 
+def test_a_network_without_draft_gets_the_encoder_alone(pretrained, tmp_path):
+    _, data, _ = pretrained
+    ended, _ = call(
+        pretrain_text,
+        f"--config={CONFIG}",
+        data,
+        f"--workdir={tmp_path / 'text'}",
+        "--config.stage.network.draft=False",
+        "--steps=2",
+    )
+    assert not ended
+    ended, _ = call(
+        train,
+        f"--config={CONFIG}",
+        data,
+        f"--workdir={tmp_path / 'run'}",
+        f"--config.text.init_from={tmp_path / 'text'}",
+        "--config.text.trainable=True",
+        "--config.batch_size=4",
+        "--config.num_steps=1",
+        "--config.optimizer.learning_rate=1e-9",
+    )
+    assert not ended
+    text, trained = parameters(tmp_path / "text"), parameters(tmp_path / "run")
+    assert "draft" not in trained["network"]
+    for name, found in flatten(trained["text_encoder"]).items():
+        np.testing.assert_allclose(found, flatten(text["text_encoder"])[name], atol=1e-6)
+
+
 def check_one_line(said: str, *arguments: str) -> None:
     error, printed = call(pretrain_text, f"--config={CONFIG}", *arguments)
     assert isinstance(error, str)
@@ -88,8 +118,11 @@ def test_a_workdir_with_a_checkpoint_is_refused_before_training(pretrained):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "stage.network.draft is not True"),
-        (["--config.stage.network.draft=True"], "there is no file none.npz"),
+        (
+            [f"--config={ROOT / 'configs' / 'icons_jit64.py'}"],
+            "only an efficient_unet has the draft",
+        ),
+        ([], "there is no file none.npz"),
         (["--config.batchsize=3"], "did you mean 'batch_size'"),
     ],
 )

@@ -1,0 +1,44 @@
+"""The base model of the shipped icon cascade, on two CPU cores: text to 64x64 icons.
+
+    python scripts/prepare_icons.py --out data/icons
+    python scripts/pretrain_text.py --config configs/icons_base64_cpu.py --workdir runs/text \
+        --steps 20000 --batch_size 32
+    python scripts/train.py --config configs/icons_base64_cpu.py --workdir runs/base64
+
+What differs from icons_base64.py suits a machine without an accelerator: patches of 4x4 pixels are
+folded into channels, so that all work is done at 16x16 and below, and the guess of the image that
+the text encoder was trained with (`draft`) stays, as an input beside the noisy image. Hardware,
+time and result: the model's card, imagen_jax/pretrained/icons/README.md. --init_from icons
+continues from the shipped weights; the second command is then not needed.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import icons_base64
+
+
+def get_config() -> ConfigDict:
+    config = icons_base64.get_config()
+    config.batch_size = 32
+    config.num_steps = config.optimizer.decay_steps = 6000
+    config.init_from = "runs/text"
+    config.text.trainable = False  # so that the super-resolution model can be trained meanwhile
+    config.text.init_from = None  # where config.init_from has it
+    config.stage.network = {
+        "kind": "efficient_unet",
+        "levels": [
+            {"channels": 96, "num_res_blocks": 1, "stride": 1, "attention": None},
+            {"channels": 192, "num_res_blocks": 1, "stride": 2, "attention": "self"},
+            {"channels": 256, "num_res_blocks": 2, "stride": 2, "attention": "self"},
+        ],
+        "patch_size": 4,
+        "upsample_kernel": 1,
+        "num_heads": 4,
+        "attention_hidden_ratio": 1.0,
+        "embedding_width": 512,
+        "draft": True,
+        "input_skip": True,
+    }
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.warmup_steps = 200
+    return config
