@@ -198,9 +198,9 @@ def read_npz(
 ) -> ArraySource:
     """An npz file with `image` uint8 [N, H, W, 3] and `captions` or `label`.
 
-    Optional: `split` (strings; without it a hash of the keys holds out 5 %) and `key`. `split` and
-    arrays with N rows under other names are kept as `extra`. ValueError where there is no such
-    file, or where it is damaged or lacks something.
+    Optional: `split` (strings; without it a hash of the keys holds out 5 %) and `key`. Arrays with
+    N rows under other names are kept as `extra`. ValueError where there is no such file, or where
+    it is damaged or lacks something.
     """
     path = user_path(path)
     check_reading(split, conditioning)
@@ -215,7 +215,7 @@ def read_npz(
     labels = _row_array(arrays, "label", "iu", path, count) if conditioning == "label" else None
     keys = _row_array(arrays, "key", "USiu", path, count)
     splits = _row_array(arrays, "split", "U", path, count)
-    arrays |= {} if splits is None else {"split": splits}
+    arrays |= {} if splits is None else {"split": splits}  # of `extra`, too
     keys = [str(key) for key in (range(count) if keys is None else keys)]
     source = dataclasses.replace(
         source,
