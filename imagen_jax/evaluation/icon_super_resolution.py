@@ -24,6 +24,7 @@ from imagen_jax.evaluation.super_resolution import (
 from imagen_jax.images.grid import image_grid, magnify
 from imagen_jax.images.pixels import to_pil
 from imagen_jax.storage import fingerprints
+from imagen_jax.typing import Images
 
 CROPS, CROP, TIMES = 4, 64, 4  # how many, of how many pixels, how many times as large
 
@@ -64,7 +65,7 @@ def measure_super_resolution(
 def upsampled(
     model: EvaluatedModel,
     position: int,
-    low_res: np.ndarray,
+    low_res: Images,
     true: CaptionedSet,
     seed: int,
     batch_size: int,
