@@ -17,8 +17,9 @@ PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile
 # PARITY=0 does not install PyTorch and transformers; the tests that compare with them are then skipped.
 PARITY ?= 1
 
-PROMPTS := "grinning cat" "red heart" "woman firefighter" "couple with heart" \
-           "man running: medium skin tone" "alarm clock" "警察" "三叶草"
+# Two of these pairs of thing and style were never trained on: the umbrella and the cactus.
+PROMPTS := "astronaut, outline style" "red heart, 3d style" "panda, flat style" \
+           "umbrella, twemoji style" "红心，线条风格" "猫头鹰，立体风格" "闹钟，经典风格" "仙人掌，火狐风格"
 
 .PHONY: demo test test-slow lint format emoji-data clean
 
@@ -61,7 +62,7 @@ $(BIN)/python:
 	$(PIP) install --quiet --upgrade 'pip>=26'
 
 $(VENV)/.core: pyproject.toml requirements.txt | $(BIN)/python
-	$(PIP) install --quiet --editable .
+	$(PIP) install --quiet --no-compile --editable .
 	@touch $@
 
 # PyTorch first and in an exact version, so that nothing else chooses another; torch-fidelity and

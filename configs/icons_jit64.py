@@ -3,8 +3,8 @@ on the flow, its loss is taken in v, and times are logit-normal (arXiv 2403.0320
 
     python scripts/train.py --config configs/icons_jit64.py --workdir runs/icons_jit64
 
-Data: data/icons/icons64.npz, laid out as docs/recipes.md says. 22M parameters. The text encoder
-starts as that of the shipped emoji model and is trained along.
+Data: data/icons/icons64.npz of scripts/prepare_icons.py. 22M parameters. The text encoder starts as
+that of the shipped model and is trained along.
 
 Meant for one GPU in bfloat16. On CPUs: --config.stage.network.dtype=float32
 --config.batch_size=16. It has not been trained to the end, so no result is promised: what is known
@@ -13,24 +13,16 @@ images, which is what two cores of a CPU do in an hour or less, give the asked s
 but no clear shapes yet.
 """
 
-from pathlib import Path
-
 from ml_collections import ConfigDict
 
-SHIPPED = Path(__file__).parent.parent / "imagen_jax" / "pretrained" / "emoji"
+from configs import icons_base64
 
 
 def get_config() -> ConfigDict:
-    config = ConfigDict(
-        {
-            "seed": 0,
-            "batch_size": 256,
-            "num_steps": 40_000,  # each image about 600 times
-            "log_every": 100,
-            "ema_decay": 0.9995,
-            "init_from": None,
-        }
-    )
+    config = icons_base64.get_config()
+    config.batch_size = 256
+    config.num_steps = 40_000  # each image about 600 times
+    config.ema_decay = 0.9995
     config.stage = {
         "name": "icons64",
         "resolution": 64,
@@ -54,24 +46,7 @@ def get_config() -> ConfigDict:
             "dtype": "bfloat16",
         },
     }
-    config.text = {
-        "tokenizer": str(SHIPPED / "spiece.model"),
-        "max_length": 32,
-        "trainable": True,
-        "dropout": 0.1,
-        "init_from": "emoji",
-        "encoder": {
-            "vocab_size": 6000,
-            "d_model": 192,
-            "num_heads": 3,
-            "head_dim": 64,
-            "num_layers": 1,
-            "d_ff": 384,
-            "embedding_init_scale": 0.05,
-            "embedding_multiplier": 20.0,
-        },
-    }
-    config.data = {"source": "npz", "path": "data/icons/icons64.npz", "split": "train"}
+    config.text.init_from = "icons"
     config.optimizer = {
         "kind": "adamw",
         "learning_rate": 4e-4,
@@ -82,24 +57,8 @@ def get_config() -> ConfigDict:
         "weight_decay": 0.0,
         "clip_norm": 1.0,
     }
-    config.mesh = {"data": None, "fsdp": 1, "tensor": 1}
-    config.checkpoint = {"every": 2000, "keep": 2, "keep_best": 0}
-    config.sample = {
-        "every": 2000,
-        "prompts": [
-            "grinning face, flat style",
-            "red heart, 3d style",
-            "dog face, twemoji style",
-            "pizza, outline style",
-            "flag: Japan, classic style",
-            "firefighter, noto style",
-            "红心，立体风格",
-            "猫脸，扁平风格",
-        ],
-        "sampler": "heun",
-        "steps": 25,
-        "guidance": 2.5,
-        "guidance_interval": (0.1, 1.0),
-        "threshold": "none",
-    }
+    config.checkpoint.every = config.sample.every = 2000
+    config.sample.update(
+        sampler="heun", steps=25, guidance=2.5, guidance_interval=(0.1, 1.0), threshold="none"
+    )
     return config

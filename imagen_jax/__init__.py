@@ -1,17 +1,21 @@
 """Imagen (arXiv 2205.11487) in JAX: cascaded text-to-image diffusion, from training to images.
 
-pipeline = imagen_jax.load_model("emoji")
-pipeline.generate_images("woman firefighter")
+pipeline = imagen_jax.load_model("icons")
+pipeline.generate_images("an astronaut, outline style")
 """
 
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["Pipeline", "load_model"]
+__all__ = ["Pipeline", "list_models", "load_model"]
 
 
 def __getattr__(name: str) -> Any:
     # Looked up when first used: `import imagen_jax` itself brings neither JAX nor Flax.
+    if name == "list_models":
+        from imagen_jax.pipeline import shipped
+
+        return shipped.list_models
     if name in __all__:
         from imagen_jax.pipeline import loading
 

@@ -39,7 +39,8 @@ from imagen_jax.images import decoding
 from imagen_jax.models import t5
 from imagen_jax.models.lora import LoraConfig
 from imagen_jax.pipeline.loading import load_model
-from imagen_jax.pipeline.model_directory import MODEL_FILE, write_model
+from imagen_jax.pipeline.model_directory import write_model
+from imagen_jax.pipeline.shipped import MODEL_FILE
 from imagen_jax.storage.layout_files import read_params, write_layout
 from imagen_jax.storage.safetensors import save_params
 from tests.convert.t5x_writer import t5x_arrays, write_checkpoint

@@ -89,7 +89,9 @@ def imported_names(path: Path) -> set[str]:
 def defined_names(path: Path) -> set[str]:
     """What stands at a file's top level: classes, functions, constants and what it imports."""
     names = (
-        {"__all__", "load_model", "Pipeline"} if path == ROOT / "imagen_jax/__init__.py" else set()
+        {"__all__", "load_model", "list_models", "Pipeline"}
+        if path == ROOT / "imagen_jax/__init__.py"
+        else set()
     )
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.FunctionDef | ast.ClassDef):

@@ -19,7 +19,7 @@ from PIL import Image
 from imagen_jax import load_model
 from imagen_jax.convert.t5 import save_huggingface
 from imagen_jax.models import t5
-from imagen_jax.pipeline.loading import PRETRAINED
+from imagen_jax.pipeline.shipped import PRETRAINED
 from tests.data.shard_files import add
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -60,7 +60,7 @@ def encoder(tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp("t5")
     config = t5.T5Config(8192, 32, 2, 16, 2, 64)
     save_huggingface(directory, config, t5.init(config, jax.random.key(0)))
-    shutil.copy(PRETRAINED / "emoji" / "spiece.model", directory)
+    shutil.copy(PRETRAINED / "icons" / "spiece.model", directory)
     return directory
 
 

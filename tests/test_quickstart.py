@@ -7,7 +7,7 @@ import pytest
 
 
 def test_the_quickstart_notebook_runs(repository: Path, monkeypatch: pytest.MonkeyPatch):
-    if not (repository / "imagen_jax/pretrained/emoji/model.json").is_file():
+    if not (repository / "imagen_jax/pretrained/icons/model.json").is_file():
         pytest.skip("the model that the notebook loads is not in this checkout")
     import nbclient
     import nbformat

@@ -79,11 +79,11 @@ CASES = {
     # The paper's base U-Net (F.1) at a size that two cores can train.
     "unet_32": Case(32, 32, {"kind": "unet", "levels": PAPER_LEVELS}, PAPER_UNET),
     # The shipped base model, beside imagen-pytorch's usual U-Net and its memory-efficient one.
-    "emoji_base32": Case(32, 32, "emoji_base32", PAPER_UNET),
-    "emoji_base32_efficient": Case(
+    "icons_base64_cpu": Case(64, 32, "icons_base64_cpu", PAPER_UNET),
+    "icons_base64_cpu_efficient": Case(
+        64,
         32,
-        32,
-        "emoji_base32",
+        "icons_base64_cpu",
         PAPER_UNET | {"layer_attns": (False, False, True), "memory_efficient": True},
     ),
 }

@@ -1,6 +1,6 @@
 r"""Training runs to one model directory, like the shipped one: weights, settings, loss curves.
 
-    python scripts/export.py --model runs/base32,runs/sr128 --out models/mine \
+    python scripts/export.py --model runs/base64,runs/sr256 --out models/mine \
         --sampler dpmpp_2m --steps 12,1 --guidance 2,1 --threshold static --aug_level 0.2
 
 DIR then holds model.json, the weights in bfloat16, the tokenizer, <stage>_curve.json of each run

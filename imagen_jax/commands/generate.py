@@ -1,7 +1,7 @@
 """Images from text: one PNG an image, and one grid of all with their prompts below.
 
-    python scripts/generate.py "woman firefighter" "红苹果" --num_images 4 --out samples/
-    python scripts/generate.py --from_png samples/0003_woman_firefighter.png --out again/
+    python scripts/generate.py "astronaut, outline style" "红苹果" --num_images 4 --out samples/
+    python scripts/generate.py --from_png samples/0003_astronaut_outline_style.png --out again/
 
 Each batch of images is written as soon as it is done: what is finished stays after Ctrl-C. A folder
 that holds images already is refused without --overwrite.
@@ -33,6 +33,7 @@ from imagen_jax.commands.command_line import (
     sources,
 )
 from imagen_jax.images.file_names import GRID_FILE, check_folder_name, own_images
+from imagen_jax.pipeline.shipped import DEFAULT, list_models
 from imagen_jax.storage.folders import output_folder
 
 # Options that all of a pipeline's methods take under the same name.
@@ -67,8 +68,9 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--model",
         type=sources,
-        help="shipped model, model directory, training workdir or name on the Hugging Face hub "
-        "(default: emoji); A,B to chain separately trained stages",
+        help=f"shipped model ({', '.join(list_models())}), model directory, training workdir or "
+        f"name on the Hugging Face hub (default: {DEFAULT}); A,B to chain separately trained "
+        "stages",
     )
     add("--dtype", default="float32", help="of the parameters: float32 (default) or bfloat16")
     add("--variant", help="of DeepFloyd IF's weights, such as fp16")
@@ -136,7 +138,8 @@ def generate(options: argparse.Namespace) -> None:
                 )
         seconds = time.monotonic() - began
         if not options.no_grid and len(images) > 1:
-            write_grid(options.out, images)
+            images.grid().save(options.out / GRID_FILE)
+            print(options.out / GRID_FILE)
     print(last_line(pipeline, images, options.out, seconds))
 
 
@@ -259,7 +262,7 @@ def load(options: argparse.Namespace, settings: dict[str, Any] | None) -> Any:
 
     if note := unused_accelerator():
         warnings.warn(note, stacklevel=1)
-    model = options.model or (settings or {}).get("model", "emoji")
+    model = options.model or (settings or {}).get("model", DEFAULT)
     dtype, guide = options.dtype, options.guide
     if guide is not None:
         guide = load_guides(guide, dtype=dtype, step=options.guide_step)
@@ -319,20 +322,6 @@ def sample(pipeline: Any, options: argparse.Namespace, finished: Callable[[Any],
     if options.mask is not None:
         return pipeline.inpaint(options.image, options.mask, mask_alpha=options.mask_alpha, **given)
     return pipeline.edit(options.image, **given)
-
-
-def write_grid(out: Path, images: Any) -> None:
-    """All images in grid.png, with the captions that no font can write printed instead."""
-    from imagen_jax.images.grid import font_for, one_line
-
-    images.grid().save(out / GRID_FILE)
-    print(out / GRID_FILE)
-    missing: dict[str, list[str]] = {}
-    for number, caption in enumerate(map(one_line, images.captions or []), start=1):
-        if font_for(caption, 15) is None:
-            missing.setdefault(caption, []).append(str(number))
-    for caption, places in missing.items():
-        print(f"  {', '.join(places)} in the grid: {caption} (no font here has its characters)")
 
 
 def main(arguments: list[str] | None = None) -> None:

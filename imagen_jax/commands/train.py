@@ -1,9 +1,11 @@
 r"""Trains one stage.
 
-    python scripts/train.py --config configs/emoji_base32.py --workdir runs/base32
-    python scripts/train.py --config configs/emoji_base32.py --workdir runs/wide \
+    python scripts/train.py --config configs/icons_base64_cpu.py --workdir runs/base64
+    python scripts/train.py --config configs/icons_base64_cpu.py --workdir runs/wide \
         --config.optimizer.learning_rate=3e-4 --config.stage.network.levels.0.channels=192
-    python scripts/train.py --config configs/emoji_base32.py --dry_run
+    python scripts/train.py --config configs/fine_tune.py --workdir runs/mine \
+        --config.data.path=IMAGES
+    python scripts/train.py --config configs/icons_base64_cpu.py --dry_run
 
 Any key of the config can be set by --config.KEY=VALUE. The same command resumes a run that was
 stopped, killed or lost its machine, from its newest checkpoint. Stopped by a signal, a run saves a

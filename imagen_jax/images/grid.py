@@ -1,12 +1,10 @@
 """Images side by side, with a caption under each. Needs only NumPy and Pillow."""
 
-import contextlib
-import itertools
+import re
 from collections.abc import Sequence
 from functools import cache
 from math import ceil, sqrt
 from pathlib import Path
-from textwrap import wrap
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
@@ -14,26 +12,10 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from imagen_jax.images.image_file import SHEET, GeneratedImage
 from imagen_jax.images.pixels import to_pil
 
-WIDE_FONTS = (  # fonts that hold Chinese, as the common systems name them
-    "NotoSansCJK-Regular.ttc",
-    "NotoSansSC-Regular.otf",
-    "NotoSansSC-Regular.ttf",
-    "SourceHanSansSC-Regular.otf",
-    "wqy-zenhei.ttc",
-    "wqy-microhei.ttc",
-    "DroidSansFallbackFull.ttf",
-    "DroidSansFallback.ttf",
-    "Arial Unicode.ttf",
-    "PingFang.ttc",
-    "Hiragino Sans GB.ttc",
-    "STHeiti Light.ttc",
-    "msyh.ttc",
-    "simsun.ttc",
-    "uming.ttc",
-)
-UNKNOWN = "\U0010ffff"  # a code point that no font has: what a missing glyph looks like
+FONT = Path(__file__).parent / "fonts" / "caption_sans.otf"  # Latin and Chinese
 CAPTION = 300  # characters, of which two lines show no more
-FONT_FOLDER = Path("/usr/share/fonts")  # which Pillow leaves out where XDG_DATA_DIRS does
+# Lines break at spaces and beside any Chinese character, but not before punctuation.
+UNBROKEN = re.compile(r"\s?(?:[^\s⺀-￯]+|[⺀-￯])[、。，．：；！？）」』】》”’]*")
 
 
 def image_grid(
@@ -48,8 +30,8 @@ def image_grid(
 
     Args:
         images: PIL images, uint8 arrays, or floats in [-1, 1].
-        captions: one for each image, written below it. A caption that no installed font has the
-            characters of (Chinese on a bare machine) becomes the image's number, counted from 1.
+        captions: one for each image, written below it in English, Chinese or both, on at most two
+            lines; a longer one is cut and ends in "…".
         columns: images in a row; None makes the grid about square.
         gap: pixels of white around each image.
         min_cell: captioned images narrower than this are magnified by a whole factor, pixel for
@@ -64,13 +46,11 @@ def image_grid(
         images = [magnify(image, min_cell) for image in images]
     columns = min(columns or ceil(sqrt(len(images))), len(images))
     width, height = (max(sides) for sides in zip(*(image.size for image in images), strict=True))
-    size = 12 if width < 200 else 15
-    texts = [
-        caption_lines(caption, number, size, width)
-        for number, caption in enumerate(captions or [""] * len(images), start=1)
-    ]
+    font = caption_font(12 if width < 200 else 15)
+    line_height = font.size + 3
+    texts = [caption_lines(caption, font, width) for caption in captions or [""] * len(images)]
     cell_width = width + 2 * gap
-    cell_height = height + (size + 3) * max(map(len, texts)) + 2 * gap
+    cell_height = height + line_height * max(map(len, texts)) + 2 * gap
     grid_size = columns * cell_width, ceil(len(images) / columns) * cell_height
     grid = Image.new("RGB", grid_size, "white")
     draw = ImageDraw.Draw(grid)
@@ -79,8 +59,8 @@ def image_grid(
         top = number // columns * cell_height + gap
         grid.paste(image, (left + (width - image.width) // 2, top))
         for row, line in enumerate(lines):
-            place = left + width // 2, top + height + 2 + row * (size + 3)
-            draw.text(place, line, fill="black", font=font_for(line, size), anchor="ma")
+            baseline = top + height + 2 + row * line_height + font.size
+            draw.text((left + width // 2, baseline), line, fill="black", font=font, anchor="ms")
     grid.info |= SHEET
     return GeneratedImage.of(grid)
 
@@ -90,43 +70,25 @@ def magnify(image: Image.Image, width: int) -> Image.Image:
     return ImageOps.scale(image, ceil(width / image.width), Image.Resampling.NEAREST)
 
 
-def one_line(caption: str) -> str:
-    """The beginning of a caption, which may be of any length and of several lines."""
-    return " ".join(caption[:CAPTION].split())
-
-
-def caption_lines(caption: str, number: int, size: int, width: int) -> list[str]:
-    """`caption` on at most two lines of `width` pixels; its number where no font has it."""
-    caption = one_line(caption)
-    font = font_for(caption, size)
-    if font is None:
-        return [str(number)]
-    per_character = max(font.getlength(caption) / max(len(caption), 1), 1)
-    return wrap(caption, max(int(width / per_character), 4), max_lines=2, placeholder=" …")
-
-
 @cache
-def font_for(text: str, size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont | None:
-    """A font that has every character of `text`, or None."""
-    fonts = itertools.chain(
-        [ImageFont.load_default(size)], (open_font(name, size) for name in WIDE_FONTS)
-    )
-    return next((font for font in fonts if font is not None and covers(font, text)), None)
+def caption_font(size: int) -> ImageFont.FreeTypeFont:
+    """The package's own font: what is installed differs from machine to machine."""
+    return ImageFont.truetype(FONT, size)
 
 
-@cache
-def open_font(name: str, size: int) -> ImageFont.FreeTypeFont | None:
-    """The installed font file `name` (Pillow searches the system's folders), or None."""
-    for place in itertools.chain([name], FONT_FOLDER.rglob(name)):
-        with contextlib.suppress(OSError):
-            return ImageFont.truetype(place, size)
-    return None
+def caption_lines(caption: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
+    """The beginning of a caption on at most two lines of `width` pixels."""
+    parts = UNBROKEN.findall(" ".join(caption[:CAPTION].split()))
+    fits = [font.getlength("".join(parts[: n + 1])) <= width for n in range(len(parts))]
+    first = max(sum(fits), 1)
+    lines = ["".join(parts[:first]), "".join(parts[first:]).strip()]
+    return [shortened(line, font, width) for line in lines if line]
 
 
-def covers(font: ImageFont.FreeTypeFont | ImageFont.ImageFont, text: str) -> bool:
-    """Whether `font` has a glyph for every character: none looks like the missing glyph."""
-    if isinstance(font, ImageFont.ImageFont):  # Pillow's bitmap font, when FreeType is absent
-        return text.isascii()
-    missing = bytes(font.getmask(UNKNOWN))
-    visible = set("".join(text.split())) - {"…"}
-    return missing not in (bytes(font.getmask(character)) for character in visible)
+def shortened(line: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+    """`line`, cut where it is wider than `width` pixels."""
+    for end in range(len(line), -1, -1):
+        cut = line[:end].rstrip() + "…" * (end < len(line))
+        if font.getlength(cut) <= width:
+            break
+    return cut

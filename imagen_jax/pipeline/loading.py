@@ -23,12 +23,13 @@ from imagen_jax.devices.sharding import AXES, partition_spec
 from imagen_jax.diffusion.sampling import Whole
 from imagen_jax.models.lora import LoraConfig, merge_lora
 from imagen_jax.models.t5 import T5Config
-from imagen_jax.pipeline import encoder_files
+from imagen_jax.pipeline import encoder_files, shipped
 from imagen_jax.pipeline.joining import add_guides, join_pipelines
 from imagen_jax.pipeline.lazy_params import PROBED, LazyParams
-from imagen_jax.pipeline.model_directory import MODEL_FILE, open_params, read_model
+from imagen_jax.pipeline.model_directory import open_params, read_model
 from imagen_jax.pipeline.option_names import refuse_unknown
 from imagen_jax.pipeline.pipeline import Pipeline
+from imagen_jax.pipeline.shipped import MODEL_FILE
 from imagen_jax.pipeline.work_directory import Average, read_run
 from imagen_jax.storage.codec import from_dict
 from imagen_jax.storage.folders import CHECKPOINTS, expand_home, user_path
@@ -40,12 +41,6 @@ from imagen_jax.typing import Params
 
 ENCODER_WEIGHTS = (f"{TEXT_ENCODER}/*.safetensors",)
 GuideSource = str | os.PathLike | Pipeline
-PRETRAINED = Path(__file__).parents[1] / "pretrained"
-
-
-def shipped_models() -> list[str]:
-    """The names that `load_model` knows without a directory."""
-    return sorted(path.parent.name for path in PRETRAINED.glob(f"*/{MODEL_FILE}"))
 
 
 def load_model(
@@ -158,8 +153,8 @@ def load_one(
     """
     source = expand_home(source)
     name = os.fspath(source)
-    shipped = name in shipped_models()
-    directory = PRETRAINED / name if shipped else user_path(source)
+    known = shipped.list_models()
+    directory = shipped.PRETRAINED / name if name in known else user_path(source)
     on_hub = not directory.exists() and NAME.fullmatch(name) is not None
     if revision is not None and not on_hub:
         raise ValueError(f"revision {revision!r} is for names on the hub, not for {source}.")
@@ -171,7 +166,7 @@ def load_one(
     if on_hub:
         left_out = ENCODER_WEIGHTS if encoder_known else ()
         directory = resolve(source, revision=revision, variant=variant, ignore_patterns=left_out)
-    elif not shipped:
+    elif name not in known:
         name = directory.resolve().name
     if directory.is_dir() and is_diffusers(directory):
         with_encoder = not (on_hub and encoder_known)
@@ -185,13 +180,13 @@ def load_one(
         return Pipeline(
             cascade,
             open_params(directory, cascade, dtype=dtype, sharding=sharding_over(mesh)),
-            name=name if shipped else values.get("name") or name,
+            name=name if name in known else values.get("name") or name,
             fingerprint=values.get("fingerprint"),
             notes=values.get("notes"),
         )
     if not directory.is_dir():
-        known = shipped_models()
-        more = f", nor a shipped model of that name (shipped: {', '.join(known) or 'none'})"
+        listed = "; ".join(f"{each}: {about}" if about else each for each, about in known.items())
+        more = f", nor a shipped model of that name (shipped: {listed or 'none'})"
         raise ValueError(absent(directory, "folder", known, "" if directory.exists() else more))
     return load_workdir(directory, dtype=dtype, mesh=mesh, step=step, ema=ema)
 

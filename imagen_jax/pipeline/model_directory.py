@@ -16,6 +16,7 @@ from typing import Any
 from imagen_jax.cascade import description
 from imagen_jax.cascade.cascade import TEXT_ENCODER, Cascade, part_shapes
 from imagen_jax.pipeline.lazy_params import PROBED, LazyParams, Probe
+from imagen_jax.pipeline.shipped import MODEL_FILE
 from imagen_jax.storage import fingerprints
 from imagen_jax.storage.codec import require
 from imagen_jax.storage.folders import CHECKPOINTS, saved_steps
@@ -27,7 +28,6 @@ from imagen_jax.text.tokenizers import copy_tokenizer
 from imagen_jax.typing import Params
 
 FORMAT = 1
-MODEL_FILE = "model.json"
 OTHER_KEYS = {"name": str, "fingerprint": str, "notes": dict}  # beside the cascade's; may be null
 
 

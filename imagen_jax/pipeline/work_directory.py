@@ -6,7 +6,7 @@ from typing import Any
 
 from imagen_jax.convert import diffusers_directory
 from imagen_jax.diffusion.sampling import Whole
-from imagen_jax.pipeline.model_directory import MODEL_FILE
+from imagen_jax.pipeline.shipped import MODEL_FILE
 from imagen_jax.pipeline.snapshots import synthesize
 from imagen_jax.storage.folders import CHECKPOINTS, saved_steps
 from imagen_jax.storage.wrong_files import absent

@@ -2,17 +2,18 @@
 
 import os
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 
-from imagen_jax.cascade.cascade import stage_index
-from imagen_jax.cascade.stage import Stage
+from imagen_jax.cascade.cascade import Cascade, part_shapes, stage_index
+from imagen_jax.cascade.stage import Stage, init_params
 from imagen_jax.data.classes import class_names
 from imagen_jax.data.embeddings import check_fingerprint
 from imagen_jax.devices import hosts, sharding
-from imagen_jax.pipeline import encoder_files, loading, model_directory
+from imagen_jax.pipeline import encoder_files, loading, model_directory, shipped
 from imagen_jax.storage.checkpoint import Checkpoints, check_weights
 from imagen_jax.storage.codec import Section, to_dict
 from imagen_jax.storage.folders import CHECKPOINTS, saved_steps
@@ -81,10 +82,10 @@ def with_absolute_sources(raw: Section) -> dict[str, Any]:
     """The config with relative paths to models made absolute: a workdir may be opened from another
     folder, where such a path could be taken for a name on the hub.
     """
-    values, shipped = to_dict(raw), loading.shipped_models()
+    values, known = to_dict(raw), shipped.list_models()
     for section in (values, values.get("text")):
         source = section.get("init_from") if isinstance(section, dict) else None
-        if isinstance(source, str) and source not in shipped and Path(source).is_dir():
+        if isinstance(source, str) and source not in known and Path(source).is_dir():
             section["init_from"] = os.path.abspath(source)
     return values
 
@@ -143,7 +144,7 @@ def open_run(plan: Plan, workdir: Path) -> loop.Run:
     )
 
 
-def reference_curve(stage: Stage, models: Path = loading.PRETRAINED) -> metrics.Curve | None:
+def reference_curve(stage: Stage, models: Path = shipped.PRETRAINED) -> metrics.Curve | None:
     """The loss curve of the shipped stage with the same configuration; None where there is none.
 
     Losses with another network, weight, prediction or schedule cannot be compared.
@@ -188,7 +189,6 @@ def read_frozen(
     network, text_encoder, dtype = None, None, config.frozen_dtype
     if shapes.network is not None:
         network = read_network(config, dtype, mesh)
-        check_weights(shapes.network, network, f"the network's weights in {config.init_from}")
     if shapes.text_encoder is not None and kept is not None:
         place = loading.sharding_over(mesh)
         text_encoder = encoder_files.read_kept(kept, config.text.encoder, dtype, place)
@@ -207,8 +207,30 @@ def read_network(config: RunConfig, dtype: str, mesh: jax.sharding.Mesh) -> Para
             f"init_from {config.init_from} is a text encoder by itself: give it as text.init_from"
         )
     pipeline = loading.load_model(config.init_from, dtype=dtype, mesh=mesh)
-    index = stage_index(pipeline.cascade, config.stage.name)
-    return pipeline.params[pipeline.cascade.stages[index].name]
+    return pipeline.params[fitting_stage(config, pipeline.cascade)]
+
+
+def fitting_stage(config: RunConfig, cascade: Cascade) -> str:
+    """The name of the model's stage that the run starts from.
+
+    Raises:
+        ValueError: none has the name or the shapes of the config's; the message says how to train
+            those there are.
+    """
+    source, names = config.init_from, [stage.name for stage in cascade.stages]
+    try:
+        name = names[stage_index(cascade, config.stage.name)]
+        wanted = jax.eval_shape(partial(init_params, config.stage), jax.random.key(0))
+        check_weights(wanted, part_shapes(cascade, name), f"the network's weights in {source}")
+    except ValueError as error:
+        sizes = {stage.resolution: stage.name for stage in cascade.stages}
+        name = sizes.get(config.stage.resolution, names[0])
+        raise ValueError(
+            f"{str(error).removesuffix('.')}. The stages of {source} ({', '.join(names)}) are "
+            f"trained further by a config that leaves the network out: --config "
+            f"configs/fine_tune.py --init_from {source} --config.stage.name={name}"
+        ) from None
+    return name
 
 
 def read_encoder(config: RunConfig, dtype: str, mesh: jax.sharding.Mesh) -> Params:

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from imagen_jax.devices.hosts import check_shared
-from imagen_jax.pipeline.model_directory import MODEL_FILE
+from imagen_jax.pipeline.shipped import MODEL_FILE
 from imagen_jax.storage.atomic import written_whole
 from imagen_jax.storage.disk import disk_errors
 from imagen_jax.storage.folders import output_folder, user_path

@@ -30,7 +30,7 @@ from imagen_jax.text.tokenizers import SentencePieceTokenizer
 from tests.commands.in_process import call
 
 ROOT = Path(__file__).resolve().parents[2]
-SPIECE = ROOT / "imagen_jax" / "pretrained" / "emoji" / "spiece.model"
+SPIECE = ROOT / "imagen_jax" / "pretrained" / "icons" / "spiece.model"
 SIZES = {"vocab_size": 6000, "d_model": 8, "num_heads": 2, "head_dim": 4, "d_ff": 16}
 ENCODER = TextEncoder(
     t5.T5Config(**SIZES, num_layers=1), SentencePieceTokenizer(str(SPIECE)), max_length=8
@@ -207,8 +207,8 @@ def get_config():
 def test_going_on_from_the_shipped_model_in_a_fresh_clone(dataset, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     ended, _ = call(
-        train, f"--config={ROOT / 'configs' / 'emoji_base32.py'}", "--workdir=run",
-        "--config.init_from=emoji", f"--config.data.path={dataset}", "--config.batch_size=2",
+        train, f"--config={ROOT / 'configs' / 'icons_base64_cpu.py'}", "--workdir=run",
+        "--config.init_from=icons", f"--config.data.path={dataset}", "--config.batch_size=2",
         "--config.num_steps=1", "--config.sample=None",
     )  # fmt: skip
     assert not ended
@@ -216,7 +216,7 @@ def test_going_on_from_the_shipped_model_in_a_fresh_clone(dataset, tmp_path, mon
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     check_images(tmp_path / "run", "red heart", elsewhere, monkeypatch)
-    kept, shipped = load_model(tmp_path / "run"), load_model("emoji")
+    kept, shipped = load_model(tmp_path / "run"), load_model("icons")
     jax.tree.map(
         np.testing.assert_array_equal, kept.params[TEXT_ENCODER], shipped.params[TEXT_ENCODER]
     )

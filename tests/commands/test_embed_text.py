@@ -159,7 +159,7 @@ def fails(module: ModuleType, run: list[str]) -> str:
 
 def test_another_tokenizer_is_refused(setting, whole, repository, tmp_path):
     """By training, and by who would go on embedding."""
-    spiece = repository / "imagen_jax" / "pretrained" / "emoji" / "spiece.model"
+    spiece = repository / "imagen_jax" / "pretrained" / "icons" / "spiece.model"
     size = {"text.encoder.vocab_size": "9000", "text.tokenizer": str(spiece)}
     changed = {**setting, **size}
     said = fails(embed_text, command(changed, whole))

@@ -62,9 +62,9 @@ def test_a_name_is_given_and_other_files_stay(runs, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "README.md").write_text("card")
     image = tmp_path / "docs" / "loss.png"
-    arguments = ["--out", str(tmp_path / "out"), "--name", "emoji", "--image", str(image)]
+    arguments = ["--out", str(tmp_path / "out"), "--name", "icons", "--image", str(image)]
     main(["--model", runs, *arguments])
-    assert json.loads((tmp_path / "out" / "model.json").read_text())["name"] == "emoji"
+    assert json.loads((tmp_path / "out" / "model.json").read_text())["name"] == "icons"
     assert (tmp_path / "out" / "README.md").read_text() == "card"
     assert not (tmp_path / "out" / "loss.png").exists()
 

@@ -12,7 +12,7 @@ from tiny_cascade import BASE, BASE_SETTINGS, CASCADE, ENCODER, random_params
 from imagen_jax.cascade.cascade import TEXT_ENCODER, Cascade
 from imagen_jax.commands import train
 from imagen_jax.devices.memory import size_text
-from imagen_jax.pipeline import encoder_files, loading
+from imagen_jax.pipeline import encoder_files, shipped
 from imagen_jax.pipeline.model_directory import write_model
 from imagen_jax.training import banner, build, loop, samples, start
 from imagen_jax.training.metrics import Curve
@@ -68,7 +68,7 @@ def test_the_first_screen_is_the_documented_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("configs", "imagen_jax"):  # the config's tokenizer is in the latter
         (tmp_path / name).symlink_to(ROOT / name)
-    monkeypatch.setattr(loading, "PRETRAINED", tmp_path / "pretrained")
+    monkeypatch.setattr(shipped, "PRETRAINED", tmp_path / "pretrained")
     curve = Curve((2, 12), (1.0, 1.0), ((1.0,) * 10,) * 2)
     monkeypatch.setattr(start, "reference_curve", lambda stage: curve)
     monkeypatch.setattr(samples, "make_sample_fn", lambda *rest: None)  # it takes seconds

@@ -88,7 +88,7 @@ def test_another_models_image_is_made_with_a_warning(directory, tmp_path, capsys
         (["a cat", "--sampler", "plms"], "choose one of ddpm"),
         (["a cat", "--steps", "0"], "steps must be"),
         (["a cat", "--num_images", "0"], "num_images must be"),
-        (["a cat", "--model", "emojy"], "did you mean emoji?"),
+        (["a cat", "--model", "icosn"], "did you mean icons?"),
         (["a cat", "--label", "3"], "reads no classes"),
         (["a cat", "--from_png", "x.png"], "give no prompts"),
         (["--from_png", "x.png"], "There is no file x.png"),

@@ -182,7 +182,7 @@ def read_back(directory, variant=None, dtype="float32"):
 def spiece_encoder(repository) -> TextEncoder:
     sizes = {"vocab_size": 6000, "d_model": WIDTH, "num_heads": 2, "head_dim": 8, "d_ff": 32}
     config = t5.T5Config(**sizes, num_layers=2, embedding_multiplier=3.0)
-    path = repository / "imagen_jax" / "pretrained" / "emoji" / "spiece.model"
+    path = repository / "imagen_jax" / "pretrained" / "icons" / "spiece.model"
     return TextEncoder(config, SentencePieceTokenizer(str(path)), max_length=TOKENS)
 
 

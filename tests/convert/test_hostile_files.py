@@ -307,7 +307,7 @@ def test_missing_files(params, tmp_path):
 
 @pytest.mark.parametrize("size", [0, 10, 1000, -3])
 def test_a_cut_tokenizer(size, repository, tmp_path):
-    whole = (repository / "imagen_jax" / "pretrained" / "emoji" / "spiece.model").read_bytes()
+    whole = (repository / "imagen_jax" / "pretrained" / "icons" / "spiece.model").read_bytes()
     path = tmp_path / "spiece.model"
     path.write_bytes(whole[:size])
 

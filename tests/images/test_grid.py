@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from PIL import Image, ImageFont
+from PIL import Image
 
 from imagen_jax.images import grid
 from imagen_jax.images.grid import image_grid
@@ -23,13 +23,53 @@ def test_a_grid_holds_every_image_and_caption():
         image_grid([red], ["a", "b"])
 
 
-def test_a_font_is_found_below_the_fonts_of_the_system(tmp_path, monkeypatch):
-    """Even where XDG_DATA_DIRS leaves /usr/share out, as in some packaged programs."""
-    monkeypatch.setenv("XDG_DATA_DIRS", str(tmp_path / "nothing"))
-    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "nothing"))
-    monkeypatch.setattr(grid, "FONT_FOLDER", tmp_path)
-    place = tmp_path / "fonts" / "cjk" / "MyWideFont.ttc"
-    place.parent.mkdir(parents=True)
-    place.write_bytes(ImageFont.load_default(12).path.getvalue())
-    assert grid.open_font("MyWideFont.ttc", 12).getbbox("a")
-    assert grid.open_font("NoSuchFont.ttc", 12) is None
+# Names of icons; they have every uncommon character (outside level 1 of GB 2312) of all names.
+NAMES = """
+橄榄 蝙蝠 蟋蟀 骷髅 蟑螂 蜥蜴 鹦鹉 龇牙咧嘴 獾 猛犸 鳄鱼 蓝莓 橘子 海豚 彗星 庵点 鲨鱼 浣熊
+臭鼬 匕首 牡蛎 骰子 芙蓉 刺猬 铃铛 风筝 猕猴桃 摩羯座 棕榈树 马黛茶 开香槟 冰淇淋 回旋镖 咖喱饭
+摔跤选手 瑙鲁 斐济 三叉戟徽章 墨西哥粽子 东帝汶 梵蒂冈 克利珀顿岛 宇航员，线条风格
+红心，立体风格 警察，扁平风格 （中等-浅肤色） “经典”、火狐：猫！狗？
+"""
+
+
+def test_the_font_has_what_prompts_are_written_in():
+    from fontTools.ttLib import TTFont
+
+    rows, cells = range(0xB0, 0xD8), range(0xA1, 0xFF)  # level 1 of GB 2312
+    common = [bytes([row, cell]).decode("gb2312", "ignore") for row in rows for cell in cells]
+    wanted = set("".join([*NAMES.split(), *common, *map(chr, range(0x21, 0x7F)), "éèüçñßöÅœ"]))
+    assert len(wanted) > 3755
+    has = TTFont(grid.FONT).getBestCmap()
+    assert not [character for character in wanted if ord(character) not in has]
+
+
+def drawn(caption: str) -> bytes:
+    return image_grid([Image.new("RGB", (96, 96))], [caption]).tobytes()
+
+
+def test_different_characters_are_drawn_differently():
+    alone = [*"红苹果猫狗骷髅龇aeéÅ7!，", "", "\U0010ffff"]  # none, and one that no font has
+    assert len({drawn(character) for character in alone}) == len(alone)
+
+
+def lines(caption: str, width: int) -> list[str]:
+    return grid.caption_lines(caption, grid.caption_font(12), width)
+
+
+def test_captions_break_where_their_language_does():
+    assert lines("a  red\nheart", 96) == ["a red heart"]
+    assert lines("a man walking, flat style", 96) == ["a man walking,", "flat style"]
+    assert lines("两个人手拉手中等，深肤色", 96) == ["两个人手拉手中", "等，深肤色"]
+    assert lines("", 96) == []
+
+
+@pytest.mark.parametrize("caption", ["两个人手拉手：" * 9, "a red heart and " * 9, "x" * 400])
+def test_a_long_caption_is_cut_to_two_lines_that_fit(caption):
+    font = grid.caption_font(12)
+    for width in (96, 128, 20):
+        said = lines(caption, width)
+        assert len(said) <= 2
+        assert said[-1].endswith("…")
+        assert all(font.getlength(line) <= width for line in said)
+        begins = "".join(said).removesuffix("…").replace(" ", "")
+        assert caption.replace(" ", "").startswith(begins)

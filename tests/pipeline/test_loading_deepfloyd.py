@@ -168,7 +168,7 @@ def test_a_name_is_looked_up_on_the_hub(places, monkeypatch, tmp_path):
     with pytest.raises(ValueError, match="revision 'main' is for names on the hub"):
         load_model(places / "I", revision="main")
     with pytest.raises(ValueError, match="variant 'fp16' is for DeepFloyd IF"):
-        load_model("emoji", variant="fp16")
+        load_model("icons", variant="fp16")
 
 
 def test_stages_of_different_text_encoders_are_refused(places, tmp_path):
@@ -339,7 +339,7 @@ def test_training_reads_onto_its_mesh(places):
 
 def test_relative_paths_of_models_become_absolute(places, monkeypatch):
     monkeypatch.chdir(places)
-    for source, kept in (("I", str(places / "I")), ("org/name", "org/name"), ("emoji", "emoji")):
+    for source, kept in (("I", str(places / "I")), ("org/name", "org/name"), ("icons", "icons")):
         config = with_absolute_sources({"init_from": source, "text": {"init_from": source}})
         assert config == {"init_from": kept, "text": {"init_from": kept}}
 

@@ -74,7 +74,7 @@ def refusals(read, values, paths, odd=ODD):
 @pytest.fixture
 def model(repository):
     """model.json of the shipped model, and what reads another in its place."""
-    folder = repository / "imagen_jax" / "pretrained" / "emoji"
+    folder = repository / "imagen_jax" / "pretrained" / "icons"
     return json.loads((folder / "model.json").read_text())
 
 

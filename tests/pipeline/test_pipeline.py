@@ -22,12 +22,12 @@ from imagen_jax.devices import compilation_cache
 from imagen_jax.images.image_file import read_settings
 from imagen_jax.images.image_list import ImageList
 from imagen_jax.models import EfficientLevel
-from imagen_jax.pipeline import loading
 from imagen_jax.pipeline import pipeline as pipeline_file
+from imagen_jax.pipeline import shipped
 from imagen_jax.pipeline.loading import load_model
-from imagen_jax.pipeline.model_directory import MODEL_FILE
 from imagen_jax.pipeline.option_names import SPELLINGS
 from imagen_jax.pipeline.pipeline import Pipeline
+from imagen_jax.pipeline.shipped import MODEL_FILE
 from imagen_jax.training.workdir import held
 
 HEAVY = ["tensorflow", "torch", "orbax", "transformers", "matplotlib", "tensorstore", "seqio"]
@@ -253,11 +253,11 @@ def test_a_wrong_wish_is_refused_before_anything_is_computed(
 
 
 def test_an_unknown_model_lists_the_known_ones(tmp_path, monkeypatch, directory):
-    monkeypatch.setattr(loading, "PRETRAINED", directory.parent)
+    monkeypatch.setattr(shipped, "PRETRAINED", directory.parent)
     with pytest.raises(
-        ValueError, match=r"There is no folder emojy, nor a shipped model .*shipped: tiny\)"
+        ValueError, match=r"no folder tinny, nor a shipped .*shipped: tiny\); did you mean tiny\?"
     ):
-        load_model("emojy")
+        load_model("tinny")
     assert load_model("tiny").name == "tiny"
     with pytest.raises(
         ValueError, match=r"neither a model .* \(no model_index.json\) nor the work"

@@ -174,7 +174,7 @@ def test_an_absent_path_is_said_to_be_absent(tmp_path, monkeypatch):
     Path("models/mine/model.json").touch()
     assert absent("models/mne") == "There is no file models/mne; did you mean models/mine?"
     assert absent("qqq", "folder") == "There is no folder qqq."
-    assert absent("emojy", "folder", ["emoji"]).endswith("; did you mean emoji?")
+    assert absent("icon", "folder", ["icons"]).endswith("; did you mean icons?")
     assert absent("model/mine/x.json") == (
         "There is no file model/mine/x.json: there is no folder model; did you mean models?"
     )
@@ -182,7 +182,7 @@ def test_an_absent_path_is_said_to_be_absent(tmp_path, monkeypatch):
     assert absent("models/mine/model.json", "folder").endswith("is a file, not a folder.")
 
 
-@pytest.mark.parametrize("source", ["./models/mne", "models/mne", "runs/a/b/c", "mne", "emojy"])
+@pytest.mark.parametrize("source", ["./models/mne", "models/mne", "runs/a/b/c", "mne", "icosn"])
 def test_a_mistyped_model_is_said_to_be_absent_first(source, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("models/mine").mkdir(parents=True)
@@ -192,8 +192,8 @@ def test_a_mistyped_model_is_said_to_be_absent_first(source, tmp_path, monkeypat
     assert str(caught.value).startswith(f"There is no folder {Path(source)}")
     if source.endswith("s/mne"):
         assert "did you mean models/mine?" in str(caught.value)
-    if source == "emojy":
-        assert str(caught.value).endswith("did you mean emoji?")
+    if source == "icosn":
+        assert str(caught.value).endswith("did you mean icons?")
 
 
 def test_a_file_is_no_model(tmp_path):

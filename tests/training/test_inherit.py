@@ -4,6 +4,7 @@ import json
 import sys
 import warnings
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -17,8 +18,9 @@ from imagen_jax.commands import generate, train
 from imagen_jax.diffusion.sampling import Sampling
 from imagen_jax.models.lora import merge_lora
 from imagen_jax.storage.checkpoint import Checkpoints
-from imagen_jax.training import build, inherit
+from imagen_jax.training import build, inherit, start
 from imagen_jax.training.run_config import read_config
+from imagen_jax.training.state import NETWORK, TEXT_ENCODER
 from tests.commands.in_process import call
 
 OPEN = {
@@ -63,6 +65,17 @@ def test_a_config_with_a_network_is_whole():
     assert inherit.is_open(OPEN)
     assert not inherit.is_open({"stage": {"network": {"levels": [{"channels": 8}]}}})
     assert not inherit.is_open({"stage": {"network": {"kind": "transformer", "width": 8}}})
+
+
+def test_a_stage_that_does_not_fit_is_told_what_does():
+    config = read_config(inherit.filled(OPEN, CASCADE))
+    assert start.fitting_stage(config, CASCADE) == "sr"
+    told = r"models/tiny \(base, sr\) .*fine_tune.py --init_from models/tiny --config.stage.name="
+    wider = replace(SR, network=replace(SR.network, embedding_width=24))
+    with pytest.raises(ValueError, match=f"models/tiny do not fit the config: .*{told}sr"):
+        start.fitting_stage(replace(config, stage=wider), CASCADE)
+    with pytest.raises(ValueError, match=f"no stage 'mine' in the model.*{told}base"):
+        start.fitting_stage(replace(config, stage=replace(BASE, name="mine")), CASCADE)
 
 
 CONFIG = """
@@ -158,6 +171,17 @@ def test_images_with_an_adapter_from_the_command_line(places, tmp_path, monkeypa
     monkeypatch.setattr(sys, "argv", [*command, "--overwrite", f"--lora={tmp_path / 'x'}"])
     with pytest.raises(SystemExit, match=f"There is no .*{tmp_path / 'x'}"):
         generate.main()
+
+
+def test_the_config_for_fine_tuning_starts_from_a_stage_of_any_model(places):
+    config = Path(__file__).parents[2] / "configs" / "fine_tune.py"
+    given = {"init_from": places / "model", "stage.name": "base", "data.path": places / "mine"}
+    given |= {"data.prompt": "a dog", "data.num_threads": 1}
+    plan = start.read_plan(config, {name: str(value) for name, value in given.items()})
+    run, model = start.open_run(plan, places / "tuned"), load_model(places / "model")
+    assert plan.config.stage == BASE
+    jax.tree.map(np.testing.assert_array_equal, run.weights[NETWORK], model.params["base"])
+    jax.tree.map(np.testing.assert_array_equal, run.frozen.text_encoder, model.params[TEXT_ENCODER])
 
 
 def test_a_mistake_is_one_line(places):

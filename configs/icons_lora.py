@@ -1,18 +1,15 @@
-"""An adapter to the shipped emoji model, on a laptop: new images for a prompt of your own.
+r"""An adapter to the shipped model, on a laptop: new images for a prompt of your own.
 
-    python scripts/generate.py "dog face" --num_images 64 --size 32 --no_grid --out runs/dogs
-    python scripts/train.py --config configs/emoji_lora.py --workdir runs/emoji_lora \
-        --config.data.path=IMAGES --config.data.prompt="sks dog face"
-    python scripts/generate.py "sks dog face" --lora runs/emoji_lora/lora.safetensors
+    python scripts/generate.py "dog face, 3d style" --num_images 64 --size 64 --no_grid \
+        --out runs/dogs
+    python scripts/train.py --config configs/icons_lora.py --workdir runs/icons_lora \
+        --config.data.path=IMAGES --config.data.prompt="sks dog face, 3d style"
+    python scripts/generate.py "sks dog face, 3d style" --lora runs/icons_lora/lora.safetensors
 
 IMAGES is a folder with some images of one subject on white. The first command generates the prior
 of DreamBooth (arXiv 2208.12242): dog faces that are to stay as they are. The adapter changes the
 base model's attention; the super-resolution stage and the text encoder are used as they are.
-
-Hardware: two CPU cores, about two minutes; 80,000 of 12M parameters are trained, and the adapter is
-a file of 0.3 MB. With four dog faces dyed blue, the subject's loss falls from 0.41 to 0.27 while
-the prior's stays (0.12, 0.11): "sks dog face" becomes blue, "dog face" looks as before, and some of
-the blue leaks into "cat face".
+Hardware: two CPU cores, some minutes.
 """
 
 from ml_collections import ConfigDict
@@ -26,11 +23,11 @@ def get_config() -> ConfigDict:
             "num_steps": 300,
             "log_every": 20,
             "ema_decay": None,
-            "init_from": "emoji",
+            "init_from": "icons",
         }
     )
     config.lora = {"rank": 16, "alpha": None}
-    config.stage = {"name": "base32"}
+    config.stage = {"name": "base64"}
     config.text = {"trainable": False, "dropout": 0.0}
     config.data = {
         "source": "folder",
@@ -41,7 +38,7 @@ def get_config() -> ConfigDict:
             "source": "folder",
             "path": "runs/dogs",
             "split": "all",
-            "prompt": "dog face",
+            "prompt": "dog face, 3d style",
             "share": 0.5,
             "weight": 1.0,
         },
@@ -55,5 +52,6 @@ def get_config() -> ConfigDict:
     }
     config.mesh = {"data": None, "fsdp": 1, "tensor": 1}
     config.checkpoint = {"every": 100, "keep": 1, "keep_best": 0}
-    config.sample = {"every": 100, "prompts": ["sks dog face", "dog face", "cat face"]}
+    prompts = ["sks dog face, 3d style", "dog face, 3d style", "cat face, flat style"]
+    config.sample = {"every": 100, "prompts": prompts}
     return config
