@@ -4,7 +4,8 @@ python scripts/evaluate.py FOLDER_A FOLDER_B          # FID of A's images from B
 python scripts/evaluate.py --make_reference val2014/ --size 256 --reference coco.safetensors
 python scripts/evaluate.py --model runs/mine --prompts coco30k --metrics fid,kid,cmmd,clip \
     --reference coco.safetensors --out results/coco
-python scripts/evaluate.py --model emoji --metrics retrieval,psnr --split heldout --out results/
+python scripts/evaluate.py --model icons --metrics psnr --data data/icons/256/heldout-00000.tar \
+    --text json.captions --split all --num 100 --out results/psnr
 
 The networks are looked for in models/inception, models/clip and models/dinov2; --features names
 others.
@@ -13,10 +14,8 @@ fid, kid: distance of Inception's features from the reference's. fd_dinov2, kd_d
 cmmd: of CLIP's.
 clip: mean cosine of image and caption. r_precision: whether an image's own caption is the
 nearest of 100.
-retrieval: an image generated from an emoji's name counts when its nearest neighbour by mean
-squared error at 32x32, among all distinct emoji, is the right one (top1), or one of five is (top5).
-psnr, ssim: of each super-resolution stage, given the true emoji downsampled, beside bicubic; or of
---images beside --truth. In dB, and in [-1, 1].
+psnr, ssim: of each super-resolution stage, given the true images of --data downsampled, beside
+bicubic; or of --images beside --truth. In dB, and in [-1, 1].
 images: no figure, only the images.
 
 Several weights or levels (--guidance 1 1.35 2 --aug_level 0 0.1) are a sweep: sweep.csv and
@@ -48,17 +47,18 @@ def parser() -> argparse.ArgumentParser:
     add = parse.add_argument
     add("folders", nargs="*", type=path, metavar="FOLDER", help="A B: --images A --reference B")
     add("--model", type=sources, help="shipped model, model directory or training workdir "
-        "(default: emoji); A,B chains separately trained stages")  # fmt: skip
+        "(default: icons); A,B chains separately trained stages")  # fmt: skip
     add("--dtype", help="of the parameters: float32 (default) or bfloat16")
     add("--variant", help="of DeepFloyd IF's weights, such as fp16")
     add("--ema", **EMA)
     add("--images", type=path, metavar="DIR", help="measure these images instead of a model's: "
         "named after the prompts' ids, else in the order of their names, 2 before 10")  # fmt: skip
     add("--truth", type=path, metavar="DIR", help="true images, of the same names, for psnr, ssim")
-    add("--prompts", help="emoji, coco30k, drawbench or a file (default: emoji for a model)")
-    add("--data", type=path, help="file of emoji (prepare_emoji.py), coco30k or drawbench")
+    add("--prompts", help="what a model generates images of: coco30k, drawbench or a file")
+    add("--data", type=path, help="file of coco30k or drawbench; for psnr and ssim of a model, npz "
+        "file or tars of true images with captions")  # fmt: skip
     add("--metrics", type=words, help="of fid, kid, fd_dinov2, cmmd, clip, ...: A,B (default: "
-        "fid with a reference, psnr,ssim with --truth, else retrieval)")  # fmt: skip
+        "fid with a reference, psnr,ssim with --truth)")  # fmt: skip
     add("--features", type=folders, metavar="DIR,DIR", help="converted weights of Inception, "
         "CLIP or DINOv2 (default: models/inception, ...), or random_inception: random ones, whose "
         "figures are not FID")  # fmt: skip
@@ -66,11 +66,12 @@ def parser() -> argparse.ArgumentParser:
         "clean; for DINOv2, of dgm_eval (default), edm2: A,B")  # fmt: skip
     add("--reference", type=path, metavar="DIR|FILE", help="folder of true images, or the file of "
         "their features")  # fmt: skip
-    add("--make_reference", metavar="DIR", help="write --reference of a folder, emoji:SPLIT or "
-        "tfds:NAME:SPLIT")  # fmt: skip
-    add("--split", choices=("train", "heldout"), help="of emoji (default: heldout)")
-    add("--language", choices=("en", "zh"), help="of emoji's names (default: both)")
-    add("--num", type=int, help="the first N prompts; of emoji, N images drawn with a fixed seed")
+    add("--make_reference", metavar="DIR", help="write --reference of a folder, an npz file "
+        "or tfds:NAME:SPLIT")  # fmt: skip
+    add("--split", help="of npz files and tars: train, heldout (default) or all")
+    add("--text", help="where tars of --data have the captions (default: txt), such as "
+        "json.captions")  # fmt: skip
+    add("--num", type=int, help="the first N prompts; of --data, N images, always the same ones")
     add("--num_images", type=int, help="images a prompt (default: 1)")
     add("--guidance", type=by_stage, nargs="+", metavar="W", help="weights of the text: W W ... "
         "are the points of a sweep; W,W by stage")  # fmt: skip
@@ -79,8 +80,7 @@ def parser() -> argparse.ArgumentParser:
         "input of stages, in [0, 1]: A A ...; A,A by stage")  # fmt: skip
     add("--steps", type=numbers(int), help="of the sampler; N, or N,N,... by stage")
     add("--sampler", type=names, help="such as ddpm, heun or unipc; or S,S,... by stage")
-    add("--size", type=int, help="of the images (default: emoji: the smallest from 32 on; coco30k"
-        ": 256; else the largest)")  # fmt: skip
+    add("--size", type=int, help="of the images (default: 256 for coco30k, else the largest)")
     add("--seed", type=int, help="of the noise (default: 0)")
     add("--batch_size", type=int, help="images at a time (default: 16)")
     add("--share", metavar="I/N", help="do only this share of the work, from 1; then run without")

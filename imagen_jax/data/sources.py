@@ -228,6 +228,7 @@ def read_npz(
     labels = _row_array(arrays, "label", "iu", path, count) if conditioning == "label" else None
     keys = _row_array(arrays, "key", "USiu", path, count)
     splits = _row_array(arrays, "split", "U", path, count)
+    arrays |= {} if splits is None else {"split": splits}  # of `extra`, too
     keys = [str(key) for key in (range(count) if keys is None else keys)]
     source = dataclasses.replace(
         source,

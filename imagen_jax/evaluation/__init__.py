@@ -1,1 +1,1 @@
-"""How good a model is: FID, KID, CMMD, CLIP score, retrieval, PSNR and SSIM, with a report."""
+"""How good a model is: FID, KID, CMMD, CLIP score, PSNR, SSIM, and a benchmark of icons."""

@@ -139,7 +139,7 @@ def caption_ranks(
     """int [pairs]: the place of each image's own caption among `negatives` others, 1 the nearest.
 
     R-precision with shuffled captions (arXiv 1711.10485, section 4.1, by CLIP): the share of ranks
-    1 (`retrieval.scores`). The others are drawn for each image without replacement from the
+    1. The others are drawn for each image without replacement from the
     distinct captions that are not its own; one that is exactly as near does not count against it.
     """
     distinct, own = distinct_captions(text_features)

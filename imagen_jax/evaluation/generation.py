@@ -1,17 +1,20 @@
 """Images of a list of prompts, one file each: what is there already is never generated again."""
 
 import json
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from imagen_jax.evaluation.inputs import EvaluatedModel
 from imagen_jax.evaluation.progress import image_bar
 from imagen_jax.evaluation.shards import WHOLE, Shard
 from imagen_jax.images.image_file import save_image
 from imagen_jax.storage.json_file import read_object, write_object
 from imagen_jax.storage.trees import flatten
+from imagen_jax.text.encoder import ShortenedWarning
 
 # (prompts or labels, global index of the first) -> an image each.
 Generate = Callable[[Sequence[str | int], int], Sequence[Image.Image]]
@@ -55,22 +58,50 @@ def open_directory(directory: Path, settings: dict[str, Any]) -> None:
         write_object(directory / SETTINGS_FILE, settings)
 
 
+def make_generate(model: EvaluatedModel, size: int, seed: int, batch_size: int) -> Generate:
+    """What generates images of prompts, or of classes for a model that reads these."""
+    pipeline = model.pipeline
+    reads_text = any(stage.conditioning == "text" for stage in pipeline.cascade.stages)
+
+    def generate(prompts: Sequence[str], first: int) -> Sequence[Image.Image]:
+        what = {"prompt": list(prompts)} if reads_text else {"label": list(prompts)}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ShortenedWarning)  # one was given for all prompts
+            return pipeline.generate_images(
+                num_images=1,
+                size=size,
+                seed=seed,
+                batch_size=batch_size,
+                progress=False,
+                sampling=model.sampling,
+                first_index=first,
+                **what,
+            )
+
+    return generate
+
+
 def generate_images(
     generate: Generate,
     prompts: Sequence[str | int],
     directory: Path,
     batch_size: int,
-    shard: Shard = WHOLE,
+    ranges: Iterable[range],
+    what: str = "images",
 ) -> int:
     """Generates image i with the noise of index i as `image_file(directory, i)`; returns how many.
 
     A batch of which an image is missing is generated again, whole. Its images depend on nothing but
     their indices, so that a run killed half-way and started again gives the same files.
+
+    Args:
+        ranges: of the indices; batches do not cross their ends.
+        what: names the bar.
     """
     batches = [
-        chunk[start : start + batch_size]
-        for chunk in shard.chunks(len(prompts), batch_size)
-        for start in range(0, len(chunk), batch_size)
+        indices[start : start + batch_size]
+        for indices in ranges
+        for start in range(0, len(indices), batch_size)
     ]
     missing = [
         batch
@@ -78,7 +109,7 @@ def generate_images(
         if not all(image_file(directory, index).is_file() for index in batch)
     ]
     count = sum(map(len, missing))
-    with image_bar("images", count) as bar:
+    with image_bar(what, count) as bar:
         for batch in missing:
             images = generate(prompts[batch.start : batch.stop], batch.start)
             for index, image in zip(batch, images, strict=True):

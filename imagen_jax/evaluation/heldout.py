@@ -8,14 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import binomtest
 
 from imagen_jax.data.sources import ArraySource, read_npz
-from imagen_jax.evaluation.image_set import SIZE, Gallery, shrink
-from imagen_jax.evaluation.retrieval import TOP, find
-from imagen_jax.storage.folders import user_path
+from imagen_jax.evaluation.retrieval import (
+    FEATURE,
+    TOP,
+    ranks,
+    shrink,
+    squared_distances,
+    top_shares,
+)
 
-FEATURE = f"pixels at {SIZE}x{SIZE}, mean squared error"
 DRAW_SEED = 0  # which images are asked for never depends on the seed of a run
 ALL = "all"
 
@@ -52,10 +55,9 @@ def read_heldout(path: str | Path, splits: Sequence[str], num: int) -> HeldoutIm
         ValueError: there is no such file, or it lacks captions, splits, or images of a split.
     """
     everything = read_npz(path, "all")
-    with np.load(user_path(path)) as archive:
-        if "split" not in archive.files:
-            raise ValueError(f"{path} has no array 'split' that says which images are held out")
-        split = archive["split"]
+    if "split" not in everything.extra:
+        raise ValueError(f"{path} has no array 'split' that says which images are held out")
+    split = everything.extra["split"]
     variant = np.asarray(everything.extra.get("variant", np.zeros(len(split))), bool)
     rows = np.flatnonzero(np.isin(split, splits) & ~variant)
     found = split[rows]
@@ -64,18 +66,6 @@ def read_heldout(path: str | Path, splits: Sequence[str], num: int) -> HeldoutIm
     draw = np.random.default_rng(DRAW_SEED)
     each = [draw.permutation(np.flatnonzero(found == name))[:num] for name in splits]
     return HeldoutImages(everything.select(rows), found, np.sort(np.concatenate(each)))
-
-
-def share(hits: int, total: int) -> dict[str, float]:
-    """{"share", "low", "high", "hits", "n"}, with the 95 % interval of Wilson (JASA 22, 1927)."""
-    interval = binomtest(hits, total).proportion_ci(method="wilson")
-    return {
-        "share": hits / total,
-        "low": float(interval.low),
-        "high": float(interval.high),
-        "hits": hits,
-        "n": total,
-    }
 
 
 def measure_retrieval(heldout: HeldoutImages, images: np.ndarray) -> dict[str, Any]:
@@ -88,16 +78,13 @@ def measure_retrieval(heldout: HeldoutImages, images: np.ndarray) -> dict[str, A
     Returns:
         {"feature", "candidates", "chance": by top, "shares": {split or "all": {"top1": ...}}}
     """
-    gallery = Gallery(shrink(heldout.source.images), np.arange(len(heldout.source)))
-    rank, _ = find(images, heldout.asked, gallery)
-    splits, count = heldout.split[heldout.asked], len(gallery.classes)
+    distances = squared_distances(shrink(images), shrink(heldout.source.images))
+    rank, count = ranks(distances, heldout.asked), len(heldout.source)
+    splits = heldout.split[heldout.asked]
     groups = {ALL: np.full(len(rank), True)} | {str(x): splits == x for x in np.unique(splits)}
     return {
         "feature": FEATURE,
         "candidates": count,
         "chance": {f"top{k}": min(1.0, k / count) for k in TOP},
-        "shares": {
-            name: {f"top{k}": share(int((rank[rows] <= k).sum()), int(rows.sum())) for k in TOP}
-            for name, rows in groups.items()
-        },
+        "shares": {name: top_shares(rank[rows]) for name, rows in groups.items()},
     }

@@ -30,7 +30,6 @@ NAMES = {
     "cmmd": "CMMD",
     "clip": "CLIP score",
     "r_precision": "R-precision",
-    "retrieval": "retrieval top-1",
     "psnr": "PSNR in dB",
     "ssim": "SSIM",
 }
@@ -44,15 +43,12 @@ def rows_of(values: Mapping[str, Any]) -> list[Row]:
     rows: list[Row] = []
     for metric in NAMES:
         found = values.get(metric)
-        if found and metric == "retrieval" and found["n"]:
-            more = f"top-5 {found['top5']:.1%}; n {found['n']} of {found['candidates']} candidates"
-            rows.append((metric, "nearest image at 32x32", found["top1"], more))
-        elif found and metric in ("psnr", "ssim"):
+        if found and metric in ("psnr", "ssim"):
             # Where every image equals the true one there is no mean: an infinite PSNR.
             for stage, entry in found.items():
                 mean = math.inf if entry["model"] is None else entry["model"]
                 rows.append((metric, stage, mean, _rest(entry)))
-        elif found and metric != "retrieval":
+        elif found:
             rows += [(metric, name, e["value"], _rest(e)) for name, e in found.items()]
     return rows
 

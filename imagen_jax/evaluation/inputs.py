@@ -13,12 +13,13 @@ from jax.sharding import Mesh
 from imagen_jax.devices.sharding import MeshConfig, make_mesh
 from imagen_jax.diffusion.overrides import with_overrides
 from imagen_jax.diffusion.sampling import Sampling
-from imagen_jax.evaluation import image_folder, image_set
+from imagen_jax.evaluation import image_folder
+from imagen_jax.evaluation.captioned_set import CaptionedSet, read_captioned
 from imagen_jax.evaluation.features import FeatureExtractor
 from imagen_jax.evaluation.image_quality import QUALITY, WINDOW
 from imagen_jax.evaluation.metrics import DISTANCES, METRICS, metrics_of
 from imagen_jax.evaluation.networks import check_networks, read_extractors, with_features
-from imagen_jax.evaluation.prompts import COCO_SIZE, PromptList, plain_list, read_prompts
+from imagen_jax.evaluation.prompts import COCO_SIZE, PromptList, read_prompts
 from imagen_jax.evaluation.reference import Reference, read_reference
 from imagen_jax.evaluation.reference_images import ReferenceImages, open_reference_images
 from imagen_jax.evaluation.request import EvaluationRequest
@@ -34,16 +35,16 @@ from imagen_jax.storage.codec import require
 class EvaluationRun:
     """A request and what was read for it, the same for every point of a sweep.
 
-    prompts: in their order; None for images of unknown captions. emoji: the images that retrieval,
-    psnr and ssim look at. files: given images, measured instead of generated ones, one a prompt in
-    their order. named_by_ids: whether these are named after the prompts' ids; None where there are
-    no prompts or no such images. true_files: what psnr and ssim compare them with. true_images:
-    those of a reference that is not made yet.
+    prompts: in their order; None for images of unknown captions. true_set: what psnr and ssim of a
+    model's super-resolution stages are measured on. files: given images, measured instead of
+    generated ones, one a prompt in their order. named_by_ids: whether these are named after the
+    prompts' ids; None where there are no prompts or no such images. true_files: what psnr and ssim
+    compare them with. true_images: those of a reference that is not made yet.
     """
 
     request: EvaluationRequest
     prompts: PromptList | None = None
-    emoji: image_set.ImageSet | None = None
+    true_set: CaptionedSet | None = None
     files: tuple[Path, ...] | None = None
     named_by_ids: bool | None = None
     true_files: tuple[Path, ...] | None = None
@@ -61,13 +62,12 @@ class EvaluationRun:
     @property
     def count(self) -> int:
         """How many images are measured."""
-        return len(self.texts if self.files is None else self.files)
+        return len(self.files or self.texts or self.true_set or ())
 
     @property
     def generates(self) -> bool:
         """Whether a model makes what is measured, or psnr and ssim are of a model's stage."""
-        of_stage = self.true_files is None and set(self.request.metrics) & set(QUALITY)
-        return self.files is None or bool(of_stage)
+        return self.files is None or self.true_set is not None
 
 
 def read_run(request: EvaluationRequest) -> EvaluationRun:
@@ -75,13 +75,13 @@ def read_run(request: EvaluationRequest) -> EvaluationRun:
 
     Raises ValueError where a metric lacks something that it needs.
     """
-    prompts, emoji = _read_prompts(request)
+    prompts, true_set = _read_prompts(request), _read_true_set(request)
     true_images = open_reference_images(request)
     files, named_by_ids, true_files = _read_files(request, prompts)
     if files is not None:
         size = request.size or image_folder.common_size([*files, *(true_files or ())])
         request = replace(request, size=size)
-    run = EvaluationRun(request, prompts, emoji, files, named_by_ids, true_files, true_images)
+    run = EvaluationRun(request, prompts, true_set, files, named_by_ids, true_files, true_images)
     _check_needs(run)
     if request.reference is not None and true_images is None:
         run = replace(run, reference=read_reference(request.reference))
@@ -109,14 +109,12 @@ def with_networks(run: EvaluationRun) -> EvaluationRun:
 def _check_needs(run: EvaluationRun) -> None:
     """ValueError where a metric lacks images, prompts or a reference."""
     request, metrics = run.request, run.request.metrics
-    of_emoji = {"retrieval", *(QUALITY if run.true_files is None else ())} & set(metrics)
     counted = None not in (run.files, run.prompts) and not set(metrics) <= set(QUALITY)
     texts, distances = len(run.texts or ()), [m for m in metrics if m in DISTANCES]
     require(
         (
-            run.emoji is not None or not of_emoji,
-            f"{_need(sorted(of_emoji), 'look')} at emoji: give --prompts emoji; psnr and ssim "
-            "also compare --images with --truth.",
+            run.files or run.prompts or set(metrics) <= set(QUALITY),
+            f"Say with --prompts FILE what to generate for {', '.join(metrics)}, or give --images.",
         ),
         (
             not counted or run.count == texts,
@@ -151,22 +149,27 @@ def _check_needs(run: EvaluationRun) -> None:
         )
 
 
-def _need(metrics: Sequence[str], verb: str = "need") -> str:
-    return f"{', '.join(metrics)} {verb}{'s' * (len(metrics) == 1)}"
+def _need(metrics: Sequence[str]) -> str:
+    return f"{', '.join(metrics)} need{'s' * (len(metrics) == 1)}"
 
 
-def _read_prompts(
-    request: EvaluationRequest,
-) -> tuple[PromptList | None, image_set.ImageSet | None]:
-    """(prompts, the emoji if they are the prompts)."""
-    source = request.prompts or (None if request.images else "emoji")
-    if source is None:
-        return None, None
-    if source != "emoji":
-        return read_prompts(source, request.data).first(request.num), None
-    emoji = image_set.read_image_set(request.data or image_set.EMOJI, request.split, request.num)
-    names = image_set.make_prompts(emoji, request.language)
-    return plain_list("emoji", [prompt.text for prompt in names]), emoji
+def _read_prompts(request: EvaluationRequest) -> PromptList | None:
+    if request.prompts is None:
+        return None
+    data = None if request.of_stages else request.data
+    return read_prompts(request.prompts, data).first(request.num)
+
+
+def _read_true_set(request: EvaluationRequest) -> CaptionedSet | None:
+    """What psnr and ssim of a model's stages are measured on; None where they are not asked for."""
+    if not request.of_stages:
+        return None
+    if request.data is None:
+        raise ValueError(
+            "psnr and ssim of a model's super-resolution stages need true images with captions: "
+            "give --data FILE (npz or tar). Those of images compare --images with --truth."
+        )
+    return read_captioned(request.data, request.split, request.num, request.text)
 
 
 def _read_files(
@@ -232,9 +235,7 @@ def read_model(request: EvaluationRequest) -> EvaluatedModel:
 
 
 def choose_size(request: EvaluationRequest, sizes: Sequence[int]) -> int:
-    """The size to generate at: for emoji the smallest that retrieval need not upsample."""
+    """The size to generate at: that of COCO's protocol for its prompts, else the largest."""
     if request.size is not None:
         return request.size
-    if request.prompts in (None, "emoji"):
-        return min((size for size in sizes if size >= image_set.SIZE), default=sizes[-1])
     return COCO_SIZE if request.prompts == "coco30k" and COCO_SIZE in sizes else sizes[-1]

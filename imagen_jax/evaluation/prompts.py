@@ -94,7 +94,7 @@ def read_prompts(source: str, path: str | Path | None = None) -> PromptList:
     path = user_path(path or FILES.get(source, source))
     if not path.is_file():
         origin = ORIGINS.get(
-            source, f"give a text file with one prompt a line, or one of {', '.join(FILES)}, emoji"
+            source, f"give a text file with one prompt a line, or one of {', '.join(FILES)}"
         )
         raise FileNotFoundError(f"There is no file {path}; {origin.format(path=path)}.")
     if path.stat().st_size > MAX_BYTES:

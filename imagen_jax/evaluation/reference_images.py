@@ -1,12 +1,13 @@
-"""The true images of an evaluation: a folder, emoji or a set of TFDS, and their features."""
+"""The true images of an evaluation: a folder, an npz file or a set of TFDS, and their features."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from imagen_jax.data.sources import read_npz
 from imagen_jax.data.tfds_source import read_tfds
-from imagen_jax.evaluation import image_folder, image_set
+from imagen_jax.evaluation import image_folder
 from imagen_jax.evaluation.features import FeatureExtractor
 from imagen_jax.evaluation.reference import (
     Reference,
@@ -32,7 +33,7 @@ class ReferenceImages:
 
 
 def open_reference_images(request: EvaluationRequest) -> ReferenceImages | None:
-    """The images of --make_reference (a folder, emoji:SPLIT or tfds:NAME:SPLIT), or of a
+    """The images of --make_reference (a folder, an npz file or tfds:NAME:SPLIT), or of a
     --reference that is a folder; None where neither is given.
 
     Raises ValueError where there are none, or fewer than two, or their sizes differ and none is
@@ -42,11 +43,9 @@ def open_reference_images(request: EvaluationRequest) -> ReferenceImages | None:
     if asked is None and (request.reference is None or not request.reference.is_dir()):
         return None
     kind, _, rest = (asked or "").partition(":")
-    if kind == "emoji":
-        emoji = image_set.read_image_set(
-            request.data or image_set.EMOJI, rest or request.split, request.num
-        )
-        items, source = image_folder.SourceImages(emoji.source), emoji.describe()
+    if rest == "" and kind.endswith(".npz"):
+        items = image_folder.SourceImages(read_npz(asked, request.split, None))
+        kind, source = "npz", {"path": asked, "split": request.split}
     elif kind == "tfds":
         name, _, split = rest.rpartition(":")
         if not name:

@@ -30,7 +30,7 @@ from imagen_jax.storage.json_file import read_object, write_object
 LIBRARIES = ("jax", "jaxlib", "flax", "numpy", "pillow")  # that figures may depend on
 SHEET_IMAGES, SHEET_SIDE = 64, 256  # on a sheet: how many images, and their pixels at most
 STRIP, STRIP_IMAGES = "strip.png", 8  # of each point, in the page of a sweep
-TITLES = {"pictures.png": "Images", "retrieval.png": "True and generated images"}
+TITLES = {"pictures.png": "Images"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,9 +108,27 @@ def sampling(model: EvaluatedModel) -> dict[str, Any]:
     return {stage.name: sampling_to_dict(entry) for stage, entry in entries}
 
 
+def surroundings() -> dict[str, Any]:
+    """Versions, devices and the date."""
+    devices = jax.devices()
+    return {
+        "versions": {
+            "imagen_jax": __version__,
+            "python": platform.python_version(),
+            **{name: metadata.version(name) for name in LIBRARIES},
+        },
+        "device": {
+            "platform": devices[0].platform,
+            "kind": devices[0].device_kind,
+            "count": len(devices),
+        },
+        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
 def describe(run: EvaluationRun, model: EvaluatedModel | None) -> dict[str, Any]:
     """Everything that decides the figures besides the code, as JSON values."""
-    request, reference, devices = run.request, run.reference, jax.devices()
+    request, reference = run.request, run.reference
     images = None if request.images is None else str(request.images)
     about: dict[str, Any] = {
         "model": {"name": f"images in {images}"} if model is None else model.about,
@@ -125,39 +143,31 @@ def describe(run: EvaluationRun, model: EvaluatedModel | None) -> dict[str, Any]
             "images": images,
             "images_named_by_ids": run.named_by_ids,
         },
-        "versions": {
-            "imagen_jax": __version__,
-            "python": platform.python_version(),
-            **{name: metadata.version(name) for name in LIBRARIES},
-        },
-        "device": {
-            "platform": devices[0].platform,
-            "kind": devices[0].device_kind,
-            "count": len(devices),
-        },
-        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        **surroundings(),
     }
     if model is not None:
         about["settings"] |= {"seed": request.seed, "sampling": sampling(model)}
     if reference is not None:
         about["reference"] = {**reference.about, "fingerprint": reference.fingerprint}
-    if run.emoji is not None:
-        about["data"] = run.emoji.describe()
+    if run.true_set is not None:
+        about["data"] = run.true_set.describe()
     return about
 
 
-def image_settings(run: EvaluationRun, model: EvaluatedModel) -> dict[str, Any]:
-    """What decides the generated images: those of other settings never mix with them."""
-    about = describe(run, model)
+def image_settings(model: EvaluatedModel, prompts: str, **more: Any) -> dict[str, Any]:
+    """What decides generated images: those of other settings never mix with them.
+
+    Args:
+        prompts: their fingerprint.
+        more: size, seed and what else decides them.
+    """
+    about = surroundings()
+    kept = ("name", "fingerprint", "dtype", "guide")
     return {
-        "model": {
-            key: model.about[key]
-            for key in ("name", "fingerprint", "dtype", "guide")
-            if key in model.about
-        },
-        "prompts": run.prompts.fingerprint,
-        **{key: about["settings"][key] for key in ("num_images", "size", "seed", "batch_size")},
-        "sampling": about["settings"]["sampling"],
+        "model": {key: model.about[key] for key in kept if key in model.about},
+        "prompts": prompts,
+        **more,
+        "sampling": sampling(model),
         "versions": {key: about["versions"][key] for key in ("imagen_jax", "jax")},
         "device": {key: about["device"][key] for key in ("platform", "kind")},
     }
@@ -240,13 +250,6 @@ def summary(values: Mapping[str, Any], point: SweepPoint | None = None) -> str:
     cells = [(NAMES[metric], f"{value:.5g}", name, rest) for metric, name, value, rest in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in cells]
-    if found := values.get("retrieval"):
-        groups = {**found["by_language"], "variants": found["variants"]}
-        lines += [
-            f"  {name:9s} top-1 {scores['top1']:6.1%}  top-5 {scores['top5']:6.1%}  n {scores['n']}"
-            for name, scores in groups.items()
-            if scores["n"]
-        ]
     if notes := notes_of(values):
         count = len({reason for _, each in notes for reason in each})
         lines.append(

@@ -13,7 +13,7 @@ from imagen_jax.storage.codec import require
 from imagen_jax.storage.folders import user_path
 
 # "images" gives no figure, only the images.
-KNOWN_METRICS = (*METRICS, "retrieval", *QUALITY, "images")
+KNOWN_METRICS = (*METRICS, *QUALITY, "images")
 # Those that there is a choice of.
 KNOWN_RESIZES = tuple(name for names in RESIZES_OF.values() if len(names) > 1 for name in names)
 StageValues = float | tuple[float, ...]  # one for all stages, or one each
@@ -26,7 +26,7 @@ class EvaluationRequest:
     Raises ValueError for a field that cannot be, by itself or with the others.
     """
 
-    model: str | list[str] = "emoji"
+    model: str | list[str] = "icons"
     dtype: str = "float32"
     variant: str | None = None
     ema: bool | float = True
@@ -42,7 +42,7 @@ class EvaluationRequest:
     reference: Path | None = None
     make_reference: str | None = None
     split: str = "heldout"
-    language: str | None = None
+    text: str = "txt"
     num: int | None = None
     num_images: int = 1
     guidance: Sequence[StageValues] = ()
@@ -108,6 +108,11 @@ class EvaluationRequest:
         shards.read_shard(self.share)
 
     @property
+    def of_stages(self) -> bool:
+        """Whether psnr or ssim is asked of a model's super-resolution stages."""
+        return self.truth is None and bool(set(self.metrics) & set(QUALITY))
+
+    @property
     def shard(self) -> shards.Shard:
         return shards.read_shard(self.share)
 
@@ -123,11 +128,10 @@ def with_metrics(request: EvaluationRequest) -> EvaluationRequest:
         metrics = tuple(QUALITY)
     elif request.reference is not None:
         metrics = ("fid",)
-    elif request.images is None and request.prompts in (None, "emoji"):
-        metrics = ("retrieval",)
     else:
         raise ValueError(
-            "Say what to measure: --reference FOLDER is for fid, --truth FOLDER for psnr and ssim, "
-            f"and --metrics names others: {', '.join(KNOWN_METRICS)}."
+            "Say what to measure: --reference FOLDER is for fid, --truth FOLDER for psnr and ssim "
+            "(a model also needs --prompts FILE to generate images of); --metrics names others: "
+            f"{', '.join(KNOWN_METRICS)}."
         )
     return replace(request, metrics=metrics)

@@ -10,12 +10,10 @@ import functools
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-
-from PIL import Image
+from typing import Any
 
 from imagen_jax.diffusion.overrides import with_overrides
 from imagen_jax.evaluation import (
@@ -29,7 +27,6 @@ from imagen_jax.evaluation import (
 )
 from imagen_jax.evaluation.extraction import extract
 from imagen_jax.evaluation.image_quality import QUALITY
-from imagen_jax.evaluation.image_set import make_prompts
 from imagen_jax.evaluation.inputs import EvaluatedModel, EvaluationRun
 from imagen_jax.evaluation.metrics import Targets, compute_targets, measure
 from imagen_jax.evaluation.networks import with_features
@@ -37,13 +34,12 @@ from imagen_jax.evaluation.protocol import departures
 from imagen_jax.evaluation.reference_images import compute_reference, open_reference_images
 from imagen_jax.evaluation.report import Report, attempt
 from imagen_jax.evaluation.request import EvaluationRequest, with_metrics
-from imagen_jax.evaluation.retrieval import evaluate_retrieval
 from imagen_jax.evaluation.shards import WHOLE
 from imagen_jax.pipeline.generation import spread
 from imagen_jax.pipeline.request import class_numbers
 from imagen_jax.storage.codec import require
 from imagen_jax.storage.folders import output_folder
-from imagen_jax.text.encoder import ShortenedWarning, tokenize
+from imagen_jax.text.encoder import tokenize
 
 
 def evaluate(request: EvaluationRequest) -> None:
@@ -95,9 +91,9 @@ def _evaluate(request: EvaluationRequest, directory: Path) -> None:
         run = replace(run, request=_fitted(run, models[0]))
     _check_aug_level(run, models)
     places = [directory if len(points) == 1 else directory / "points" / p.name for p in points]
-    if run.files is None:
+    if run.files is None and run.prompts is not None:
         for model, place in zip(models, places, strict=True):
-            generation.check_directory(place / "images", report.image_settings(run, model))
+            generation.check_directory(place / "images", _image_settings(run, model))
     run = inputs.with_networks(run)
     print(first_screen.lines(run, points, models), flush=True)
     whole = run.request.shard == WHOLE
@@ -153,8 +149,8 @@ def _fitted(run: EvaluationRun, model: EvaluatedModel) -> EvaluationRequest:
 def _check_model(run: EvaluationRun, model: EvaluatedModel) -> None:
     """ValueError where the model cannot be measured in this way."""
     metrics = run.request.metrics
-    if run.emoji is not None:
-        super_resolution.check_super_resolution(metrics, model, run.emoji)
+    if run.true_set is not None:
+        super_resolution.check_super_resolution(metrics, model, run.true_set)
     kinds = {stage.conditioning for stage in model.pipeline.cascade.stages}
     if "text" in kinds and run.files is None and run.prompts is not None:
         tokenize(model.pipeline.cascade.encoder, run.prompts.texts)  # warns of those that are cut
@@ -214,7 +210,7 @@ def measure_point(
             given = run.files, run.true_files, request.size
         else:
             name, compute = "super_resolution", super_resolution.evaluate_super_resolution
-            given = model, run.emoji, request.seed, request.batch_size
+            given = model, run.true_set, request.seed, request.batch_size
         with _timed(seconds, name):
             found |= attempt(", ".join(quality), functools.partial(compute, quality, *given))
     return found | Report({"seconds": seconds})
@@ -225,12 +221,18 @@ def _generated(
 ) -> tuple[list[Path], int]:
     """(the files of the images, how many were not there and were generated)."""
     request = run.request
-    generation.open_directory(directory, report.image_settings(run, model))
-    generate = _generator(request, model)
-    count = generation.generate_images(
-        generate, run.texts, directory, request.batch_size, request.shard
-    )
+    generation.open_directory(directory, _image_settings(run, model))
+    size, batch_size = request.size, request.batch_size
+    generate = generation.make_generate(model, size, request.seed, batch_size)
+    ranges = request.shard.chunks(len(run.texts), batch_size)
+    count = generation.generate_images(generate, run.texts, directory, batch_size, ranges)
     return generation.image_files(directory, len(run.texts), request.shard), count
+
+
+def _image_settings(run: EvaluationRun, model: EvaluatedModel) -> dict[str, Any]:
+    names = ("num_images", "size", "seed", "batch_size")
+    values = {name: getattr(run.request, name) for name in names}
+    return report.image_settings(model, run.prompts.fingerprint, **values)
 
 
 @contextlib.contextmanager
@@ -238,29 +240,6 @@ def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
     begin = time.monotonic()
     yield
     seconds[name] = round(time.monotonic() - begin, 2)
-
-
-def _generator(request: EvaluationRequest, model: EvaluatedModel) -> generation.Generate:
-    """What generates images of prompts, or of classes for a model that reads these."""
-    pipeline = model.pipeline
-    reads_text = any(stage.conditioning == "text" for stage in pipeline.cascade.stages)
-
-    def generate(prompts: Sequence[str], first: int) -> Sequence[Image.Image]:
-        what = {"prompt": list(prompts)} if reads_text else {"label": list(prompts)}
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ShortenedWarning)  # one was given for all prompts
-            return pipeline.generate_images(
-                num_images=1,
-                size=request.size,
-                seed=request.seed,
-                batch_size=request.batch_size,
-                progress=False,
-                sampling=model.sampling,
-                first_index=first,
-                **what,
-            )
-
-    return generate
 
 
 def measure_images(
@@ -293,10 +272,4 @@ def measure_images(
     files = [files[row] for row in features.rows]
     captions = None if run.texts is None else [run.texts[row] for row in features.rows]
     sheets = report.image_sheets(files, captions, preprocessing.size)
-    found = Report({"pictures": preprocessing.to_dict()} | values, sheets=sheets, failures=failures)
-    if "retrieval" in request.metrics:
-        named = make_prompts(run.emoji, request.language)
-        named = [named[row // request.num_images] for row in features.rows]
-        look = functools.partial(evaluate_retrieval, run.emoji, named, files, preprocessing.size)
-        found |= attempt("retrieval", look)
-    return found
+    return Report({"pictures": preprocessing.to_dict()} | values, sheets=sheets, failures=failures)

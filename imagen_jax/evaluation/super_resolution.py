@@ -2,7 +2,7 @@
 image, downsampled, beside bicubic; or pairs of given images.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from imagen_jax.cascade.cascade import Cascade
+from imagen_jax.cascade.stage import Stage
 from imagen_jax.diffusion.augmentation import downsample
+from imagen_jax.evaluation.captioned_set import CaptionedSet
 from imagen_jax.evaluation.image_folder import Preprocessing, common_size, read_chunks
 from imagen_jax.evaluation.image_quality import QUALITY, WINDOW
-from imagen_jax.evaluation.image_set import ImageSet
 from imagen_jax.evaluation.inputs import EvaluatedModel
 from imagen_jax.evaluation.progress import image_bar
 from imagen_jax.evaluation.report import Report, contact_sheet
-from imagen_jax.images.pixels import resize, to_float, to_uint8
+from imagen_jax.images.pixels import to_float, to_uint8
 from imagen_jax.pipeline.generation import encode_request, sample_cascade, spread
 from imagen_jax.pipeline.guides import guides_in_use, with_guides
-from imagen_jax.pipeline.progress import Progress
 from imagen_jax.pipeline.request import Request
 from imagen_jax.storage.codec import require
 from imagen_jax.typing import Images
@@ -32,12 +32,13 @@ def super_resolution_stages(cascade: Cascade) -> list[int]:
     return [i for i, stage in enumerate(cascade.stages) if stage.low_resolution is not None]
 
 
-def check_super_resolution(metrics: Sequence[str], model: EvaluatedModel, emoji: ImageSet) -> None:
+def check_super_resolution(
+    metrics: Sequence[str], model: EvaluatedModel, true: CaptionedSet
+) -> None:
     """ValueError where psnr or ssim is asked for and the model or the images cannot have it."""
     asked = [name for name in metrics if name in QUALITY]
-    if not asked:
-        return
-    stages, sides = model.pipeline.cascade.stages, emoji.source.images.shape[1:3]
+    stages = model.pipeline.cascade.stages
+    sides = min(min(image.shape[:2]) for image in true.images)
     names = ", ".join(stage.name for stage in stages)
     stages = [stages[i] for i in super_resolution_stages(model.pipeline.cascade)]
     require(
@@ -55,38 +56,46 @@ def check_super_resolution(metrics: Sequence[str], model: EvaluatedModel, emoji:
         require(
             (
                 stage.conditioning != "label",
-                f"Stage {stage.name!r} reads classes, which the emoji do not have: {asked[0]} "
+                f"Stage {stage.name!r} reads classes, and {true.path} has captions: {asked[0]} "
                 "cannot be measured.",
             ),
             (
-                min(sides) >= stage.resolution,
-                f"Stage {stage.name!r} makes images of {stage.resolution} pixels, but those of "
-                f"{emoji.path} have {sides[0]}x{sides[1]}: nothing to compare them with.",
+                sides >= stage.resolution,
+                f"Stage {stage.name!r} makes images of {stage.resolution} pixels, but some of "
+                f"{true.path} have only {sides}: nothing to compare them with.",
             ),
         )
 
 
 def evaluate_super_resolution(
-    metrics: Sequence[str], model: EvaluatedModel, emoji: ImageSet, seed: int, batch_size: int
+    metrics: Sequence[str], model: EvaluatedModel, true: CaptionedSet, seed: int, batch_size: int
 ) -> Report:
-    """Each super-resolution stage from every true image, downsampled, with its English name.
+    """Each super-resolution stage from every true image, downsampled, with its caption.
 
     A stage is judged by itself: no image that a stage before it made is involved.
     """
     values: dict[str, Any] = {name: {} for name in metrics}
-    sheets, prompts = {}, emoji.names("en")
+    sheets, prompts = {}, true.captions
     for position in super_resolution_stages(model.pipeline.cascade):
         stage = model.pipeline.cascade.stages[position]
-        truth = np.stack([resize(image, stage.resolution) for image in emoji.source.images])
-        # In [-1, 1], as its training does it.
-        low_res = downsample(to_float(jnp.asarray(truth)), stage.low_resolution)
-        plain = bicubic(low_res, stage.resolution)
-        made = upsample(model, position, low_res, prompts, seed, batch_size)
+        truth = true.at(stage.resolution)
+        low_res = shrunk(truth, stage)
+        plain, made = bicubic(low_res, stage.resolution), []
+        upsample = make_upsample(model, position, low_res, seed, batch_size)
+        with image_bar(stage.name, len(true)) as bar:
+            for start in range(0, len(true), batch_size):
+                made += upsample(prompts[start : start + batch_size], start)
+                bar.update(len(made) - start)
         for name in metrics:
-            values[name][stage.name] = compare(name, made, plain, truth)
+            values[name][stage.name] = compare(name, np.stack(made), plain, truth)
         rows = list(zip(plain, made, truth, strict=True))
         sheets[f"{stage.name}.png"] = contact_sheet(rows, prompts, columns=3)
     return Report(values, sheets=sheets)
+
+
+def shrunk(truth: np.ndarray, stage: Stage) -> Images:
+    """uint8 images at a stage's low resolution, in [-1, 1], as its training makes them."""
+    return downsample(to_float(jnp.asarray(truth)), stage.low_resolution)
 
 
 def bicubic(low_res: Images, resolution: int) -> np.ndarray:
@@ -96,37 +105,25 @@ def bicubic(low_res: Images, resolution: int) -> np.ndarray:
     return to_uint8(np.asarray(large))
 
 
-def upsample(
-    model: EvaluatedModel,
-    position: int,
-    low_res: Images,
-    prompts: Sequence[str],
-    seed: int,
-    batch_size: int,
-) -> np.ndarray:
-    """uint8 images of stage `position` from images of its low resolution.
+def make_upsample(
+    model: EvaluatedModel, position: int, low_res: Images, seed: int, batch_size: int
+) -> Callable[[Sequence[str], int], list[np.ndarray]]:
+    """(prompts, index of the first) -> uint8 images of stage `position`, from those of `low_res`
+    with the same indices. Image i has noise of its own from seed and i.
 
-    Args:
-        prompts: one an image, for a stage that reads text.
-        seed: image i has noise of its own from seed and i.
-
-    Raises ValueError where it makes values that are not finite.
+    It raises ValueError where values are not finite.
     """
-    pipeline, count = model.pipeline, len(low_res)
-    stage = pipeline.cascade.stages[position]
-    what = {"prompt": list(prompts)} if stage.conditioning == "text" else {"num_images": count}
-    with image_bar(stage.name, count) as bar:
+    pipeline = model.pipeline
+    stage, low_res = pipeline.cascade.stages[position], np.asarray(low_res)
 
-        def advance(progress: Progress) -> None:
-            if progress.step == progress.steps:
-                bar.update(progress.count)
-
+    def upsample(prompts: Sequence[str], first: int) -> list[np.ndarray]:
+        text = stage.conditioning == "text"
         request = Request(
             stages=range(position, position + 1),
             seed=seed,
+            first_index=first,
             batch_size=batch_size,
-            callback=advance,
-            **what,
+            **({"prompt": list(prompts)} if text else {"num_images": len(prompts)}),
         )
         conditions = encode_request(pipeline.cascade, pipeline.params, request)
         guides = guides_in_use(pipeline.cascade, pipeline.guides, model.sampling, request)
@@ -135,13 +132,15 @@ def upsample(
             with_guides(pipeline.params, guides),
             model.sampling,
             request,
-            conditions._replace(low_res=low_res),
+            conditions._replace(low_res=low_res[first : first + len(prompts)]),
             spread(batch_size, pipeline.mesh)[1],
         )
         images = np.concatenate(list(batches))
-    if not np.isfinite(images).all():
-        raise ValueError(f"Stage {stage.name!r} makes images that are not finite.")
-    return to_uint8(images)
+        if not np.isfinite(images).all():
+            raise ValueError(f"Stage {stage.name!r} makes images that are not finite.")
+        return list(to_uint8(images))
+
+    return upsample
 
 
 def compare(metric: str, made: np.ndarray, plain: np.ndarray, truth: np.ndarray) -> dict[str, Any]:

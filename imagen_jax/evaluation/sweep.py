@@ -14,7 +14,7 @@ from imagen_jax.evaluation.metrics import DISTANCES
 from imagen_jax.images.image_file import SHEET
 
 # What counts as alignment: the first of these that was measured. Higher is better.
-ALIGNMENTS = ("clip", "r_precision", "retrieval")
+ALIGNMENTS = ("clip", "r_precision")
 # FID, KID and CMMD are of trained networks.
 RANDOM_NAMES = {"fid": "Fréchet distance", "kid": "kernel distance", "cmmd": "Gaussian distance"}
 Figure = tuple[str, str]  # metric, and of which network
@@ -99,8 +99,6 @@ def table(points: Sequence[SweepPoint], values: Sequence[Mapping[str, Any]]) -> 
 
 def _label(figure: Figure) -> str:
     metric, network = figure
-    if metric == "retrieval":
-        return NAMES[metric]
     names = NAMES | {"r_precision": "r_precision"}
     names |= RANDOM_NAMES if "random" in network.lower() else {}
     return f"{names[metric]}, {network}"

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from imagen_jax.evaluation.heldout import ALL, share
-from imagen_jax.evaluation.retrieval import TOP
+from imagen_jax.evaluation.heldout import ALL
+from imagen_jax.evaluation.retrieval import TOP, percent, share
 from imagen_jax.images.image_file import SHEET
 from imagen_jax.storage.json_file import write_object
 
@@ -28,11 +28,6 @@ def retrieved(runs: Sequence[Result], split: str, top: str) -> dict[str, float]:
     """A cell's share of found images, all its seeds together."""
     each = [run["retrieval"]["shares"][split][top] for run in runs]
     return share(sum(x["hits"] for x in each), sum(x["n"] for x in each))
-
-
-def percent(found: Mapping[str, float]) -> str:
-    """4.2 % (3.1-5.6)."""
-    return f"{found['share']:.1%} ({100 * found['low']:.1f}-{100 * found['high']:.1f})"
 
 
 def means(runs: Sequence[Result]) -> dict[str, tuple[float, float, float]]:

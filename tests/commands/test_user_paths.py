@@ -12,7 +12,7 @@ from tiny_cascade import CASCADE, tiny_pipeline
 from imagen_jax import commands
 from imagen_jax.commands.command_line import path, sources
 from imagen_jax.data import coco, embeddings, read_folder, read_npz, read_tar
-from imagen_jax.evaluation import feature_files, image_folder, image_set, prompts
+from imagen_jax.evaluation import captioned_set, feature_files, icon_set, image_folder, prompts
 from imagen_jax.evaluation.inputs import EvaluationRequest
 from imagen_jax.images.image_file import GeneratedImage, read_settings
 from imagen_jax.images.image_list import ImageList
@@ -51,7 +51,8 @@ READERS: dict[str, Callable] = {
     "read_manifest": embeddings.read_manifest,
     "tokenizer": lambda place: vocab_size(make_tokenizer(place)),
     "read_prompts": prompts.read_prompts,
-    "read_image_set": lambda place: image_set.read_image_set(place, "train"),
+    "read_icons": icon_set.read_icons,
+    "read_captioned": lambda place: captioned_set.read_captioned(place, "all"),
     "load_extractor": feature_files.load_extractor,
     "list_images": image_folder.list_images,
     "load_config": load_config,

@@ -13,9 +13,8 @@ from tiny_cascade import BASE, random_conditions, random_params
 from imagen_jax.cascade.cascade import Cascade, Sampling, sample_keys
 from imagen_jax.cascade.stage import init_params
 from imagen_jax.diffusion.schedules import Cosine, Flow
-from imagen_jax.evaluation.heldout import measure_retrieval, read_heldout, share
+from imagen_jax.evaluation.heldout import measure_retrieval, read_heldout
 from imagen_jax.evaluation.x0_error import LOGSNRS, x0_errors
-from imagen_jax.human_study.study import wilson
 from imagen_jax.images.pixels import to_float
 
 SPLITS = np.array(["train", "heldout", "pair"] * 20)
@@ -53,12 +52,6 @@ def test_copies_are_found_and_other_images_are_not(heldout, rng):
     assert found["shares"]["heldout"]["top1"]["hits"] == 0
     assert found["shares"]["all"]["top1"]["share"] == 0.5
     assert found["chance"]["top5"] == 5 / found["candidates"] == 5 / len(heldout.source)
-
-
-@pytest.mark.parametrize(("hits", "total"), [(0, 20), (3, 20), (20, 20)])
-def test_intervals_are_wilsons(hits, total):
-    found = share(hits, total)
-    assert (found["low"], found["high"]) == pytest.approx(wilson(hits, total), abs=1e-6)
 
 
 # ------------------------------------------------------------------------------------ x0 error

@@ -310,7 +310,6 @@ def test_what_it_refuses(run, tmp_path, networks, model, prompts, reference):
     assert "tiny-clip, whose features none of the metrics fid reads" in refused(
         f"{ours} --metrics fid --features inception,clip --reference {reference}"
     )
-    assert "retrieval looks at emoji" in refused(f"{ours} --metrics retrieval")
     assert "needs the captions" in refused(
         f"--images {tmp_path / 'true'} --metrics clip --features clip"
     )
