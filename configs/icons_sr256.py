@@ -52,8 +52,9 @@ def get_config() -> ConfigDict:
     config.text.init_from = "runs/base64"
     config.data = {
         "source": "tar",
-        "path": "data/icons/256/train-*.tar",
-        "split": "all",
+        "path": "data/icons/256",
+        "split": "train",
+        "text": "json.captions",
         "weights": True,
     }
     config.sample = {

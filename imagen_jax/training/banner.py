@@ -59,7 +59,8 @@ def start_banner(
     seen, odd = "", ()
     if source is not None and not isinstance(source, str):
         epochs = config.num_steps / steps_per_epoch(config, source)
-        seen = f": each image is seen {epochs:,.2f} times"
+        average = " on average" if config.data.weights else ""
+        seen = f": each image is seen {epochs:,.2f} times{average}"
         odd = _odd(config, len(source), epochs), _one_class(source)
     lines.append(("steps", f"{config.num_steps:,} of {config.batch_size} images{seen}"))
     sizes = f"{num_parameters(params):,} trained"

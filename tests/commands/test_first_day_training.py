@@ -51,7 +51,9 @@ def write_images(path: Path, count: int, side: int) -> Path:
     splits = ["heldout" if i % 5 == 4 else "train" for i in range(count)]
     path.parent.mkdir(parents=True, exist_ok=True)
     captions = np.asarray([f"no {i}" for i in range(count)])
-    np.savez(path, image=images, captions=captions, split=np.asarray(splits))
+    np.savez(
+        path, image=images, captions=captions, split=np.asarray(splits), weight=np.ones(count)
+    )
     return path
 
 
@@ -84,7 +86,7 @@ def test_the_first_screen_is_the_documented_one(tmp_path, monkeypatch):
     assert [FIGURE.sub("N", line) for line in printed] == [FIGURE.sub("N", x) for x in screen]
     figures = dict(line.split(maxsplit=1) for line in printed[:8])
     assert figures["images"].startswith(f"16 of {images}; split train, 4 are held out;")
-    assert figures["steps"] == "12 of 2 images: each image is seen 1.50 times"
+    assert figures["steps"] == "12 of 2 images: each image is seen 1.50 times on average"
     assert "| epoch 1.50 |" in said
 
 
