@@ -19,8 +19,8 @@ from configs import icons_base64
 
 def get_config() -> ConfigDict:
     config = icons_base64.get_config()
-    config.batch_size = 32
-    config.num_steps = config.optimizer.decay_steps = 6000
+    config.batch_size = 16
+    config.num_steps = config.optimizer.decay_steps = 8500
     config.init_from = "runs/text"
     config.text.trainable = False  # so that the super-resolution model can be trained meanwhile
     config.text.init_from = None  # where config.init_from has it

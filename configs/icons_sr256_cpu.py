@@ -17,7 +17,7 @@ from configs import icons_sr256
 def get_config() -> ConfigDict:
     config = icons_sr256.get_config()
     config.batch_size = 16
-    config.num_steps = config.optimizer.decay_steps = 5000
+    config.num_steps = config.optimizer.decay_steps = 2500
     config.stage.crop = 128
     for level, channels in zip(config.stage.network.levels, (64, 96, 128), strict=True):
         level.update(channels=channels, num_res_blocks=1)
