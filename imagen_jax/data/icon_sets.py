@@ -23,6 +23,7 @@ from imagen_jax.storage.json_file import parse_object
 FILES = {"icons.json": 2**28, "chars.json": 2**24, "info.json": 2**20, "package.json": 2**20}
 LARGEST_PACKAGE = 2**30
 NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
+NPM_SAYS = re.compile(r"npm (ERR!|error) (?!(code|errno|path|syscall) )")  # why it failed
 OUTSIDE = re.compile(r"""href\s*=\s*["'][^#]""")  # resvg would read a file of that name
 
 
@@ -208,7 +209,7 @@ def _pack(npm: str, own: IconSet, folder: Path) -> Path:
     archives = list(folder.glob("*.tgz"))
     if ran.returncode or len(archives) != 1:
         lines = [line for line in ran.stderr.splitlines() if line.strip()]
-        told = [line for line in lines if re.match(r"npm (ERR!|error) (?!code )", line)]
+        told = [line for line in lines if NPM_SAYS.match(line)]
         why = (told or lines or [f"it ended with status {ran.returncode}"])[0]
         raise ValueError(f"npm pack {own.package}@{own.version}: {why}")
     return archives[0]
