@@ -4,7 +4,7 @@
     python scripts/export.py --model runs/base64,runs/sr256 --out models/icons
 
 The second command joins it with a base model (icons_base64.py), whose frozen text encoder it reads
-the captions with. Like the base it folds 4x4 patches into channels. Meant for one H100 or H200;
+the captions with. Like the base it folds patches into channels. Meant for one H100 or H200;
 it has not been trained to the end here. On CPUs use icons_sr256_cpu.py, which made the model that
 ships.
 """

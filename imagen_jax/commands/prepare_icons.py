@@ -46,14 +46,14 @@ def prepare(options: argparse.Namespace) -> None:
         raise ValueError(f"{old[0]} is there already; --overwrite replaces it")
     with output_folder(options.out):
         if options.sets is None:
-            places = icon_sets.fetch_sets(options.out / "sets")
+            places = icon_sets.fetch_sets(options.out / "sets", print)
         else:
             places = icon_sets.find_sets(options.sets)
         sets = icon_sets.read_sets(places)
         listed = icons.list_icons(sets)
         with image_bar("drawing", len(listed)) as bar:
             icon_files.write_set(
-                options.out, sets, listed, options.sizes, options.threads, lambda: bar.update()
+                options.out, sets, listed, options.sizes, options.threads, bar.update
             )
     told = icon_files.manifest(sets, listed)["splits"]
     splits = ", ".join(f"{number:,} {split}" for split, number in told.items())

@@ -10,6 +10,7 @@ from PIL import Image
 from imagen_jax.data.icons import Icon
 
 DRAWN = 256  # pixels at which images of up to that size are drawn, before they are averaged
+AHEAD = 16  # icons of each thread that are drawn before the first of them is asked for
 FRAME = (
     '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
     'viewBox="0 0 {width} {height}" width="{width}" height="{height}">{body}</svg>'
@@ -64,8 +65,10 @@ def draw_all(
         pixels = {side: np.asarray(images[side]) for side in arrays}
         return pixels, {side: _png(images[side]) for side in files}
 
+    step = AHEAD * threads  # not all at once: what is stopped waits for those that are handed out
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-        yield from pool.map(one, icons)
+        for start in range(0, len(icons), step):
+            yield from pool.map(one, icons[start : start + step])
 
 
 def _png(image: Image.Image) -> bytes:

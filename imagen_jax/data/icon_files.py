@@ -139,13 +139,11 @@ def manifest(sets: Sequence[OpenSet], icons: Sequence[Icon]) -> dict[str, Any]:
                 "package": each.icon_set.package,
                 "version": each.icon_set.version,
                 "images": styles[each.icon_set.style],
-                "title": each.info["name"],
-                "author": each.info["author"],
-                "licence": each.info["license"],
             }
+            | each.info
             for each in sets
         ],
-        "names": NAMES_FROM | {"version": unicode_names.version()},
+        "names": NAMES_FROM | {"emoji_version": unicode_names.version()},
     }
 
 
@@ -159,9 +157,9 @@ def _lines(content: Mapping[str, Any]) -> Iterator[str]:
     for each in content["sets"]:
         author, licence = each["author"], each["licence"]
         yield f"{each['title']} ({each['package']} {each['version']}, style {each['style']!r})"
-        yield f"  by {author['name']}, {author.get('url', '')}"
-        yield f"  licence: {licence['title']} ({licence.get('spdx', '')}), {licence['url']}\n"
+        yield f"  by {author['name']}, {author['url']}"
+        yield f"  licence: {licence['title']} ({licence['spdx']}), {licence['url']}\n"
     names = content["names"]
-    yield f"Their captions are made of {names['title']}, version {names['version']}"
+    yield f"Their captions are made of {names['title']} (emoji {names['emoji_version']})"
     yield f"  by {names['author']['name']}, {names['author']['url']}"
     yield f"  licence: {names['licence']['title']}, {names['licence']['url']}\n"

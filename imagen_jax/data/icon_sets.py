@@ -11,7 +11,7 @@ import subprocess
 import tarfile
 import tempfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ from imagen_jax.storage.json_file import parse_object
 FILES = {"icons.json": 2**28, "chars.json": 2**24, "info.json": 2**20, "package.json": 2**20}
 LARGEST_PACKAGE = 2**30
 NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
+NPM_SAYS = re.compile(r"npm (ERR!|error) (?!(code|errno|path|syscall) )")  # why it failed
+OUTSIDE = re.compile(r"""href\s*=\s*["'][^#]""")  # resvg would read a file of that name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +67,9 @@ class Body:
 
 @dataclasses.dataclass(frozen=True)
 class OpenSet:
-    """A set that is read. characters: of icons by name. info: title, author and licence."""
+    """A set that is read. characters: of icons by name. info: `title`, `author` and `licence`, as
+    the manifest has them.
+    """
 
     icon_set: IconSet
     bodies: dict[str, Body]
@@ -132,7 +136,7 @@ def _read(path: Path, name: str) -> dict[str, Any]:
 
 def read_set(own: IconSet, path: Path) -> OpenSet:
     """A set out of its folder. ValueError where it is damaged."""
-    icons, codes = _read(path, "icons.json"), _read(path, "chars.json")
+    icons, codes, told = (_read(path, f"{name}.json") for name in ("icons", "chars", "info"))
     try:
         sides = icons.get("width", 16), icons.get("height", 16)
         bodies = {name: _body(name, icon, sides) for name, icon in icons["icons"].items()}
@@ -140,15 +144,27 @@ def read_set(own: IconSet, path: Path) -> OpenSet:
         for code, name in codes.items():
             text = "".join(chr(int(part, 16)) for part in code.split("-"))
             characters.setdefault(name, text)
+        info = _info(told)
     except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is not a set of icons: {str(error) or repr(error)}") from None
-    return OpenSet(own, bodies, characters, _read(path, "info.json"))
+    return OpenSet(own, bodies, characters, info)
+
+
+def _info(told: dict[str, Any]) -> dict[str, Any]:
+    author, licence = told["author"], told["license"]
+    return {
+        "title": told["name"],
+        "author": {"name": author["name"], "url": author.get("url", "")},
+        "licence": {name: licence[name] for name in ("title", "spdx", "url")},
+    }
 
 
 def _body(name: str, icon: dict[str, Any], sides: tuple[int | float, int | float]) -> Body:
     body = Body(icon["body"], icon.get("width", sides[0]), icon.get("height", sides[1]))
     if not NAME.fullmatch(name) or not isinstance(body.svg, str):
         raise ValueError(f"{name[:80]!r} is no name of an icon, or its body is no text")
+    if OUTSIDE.search(body.svg):
+        raise ValueError(f"{name} refers to what lies outside of it")
     if not 1 / 16 <= body.width / body.height <= 16:
         raise ValueError(f"{name} is {body.width} x {body.height}")
     return body
@@ -157,8 +173,11 @@ def _body(name: str, icon: dict[str, Any], sides: tuple[int | float, int | float
 # -------------------------------------------------------------------------------------- fetching
 
 
-def fetch_sets(folder: Path) -> dict[IconSet, Path]:
+def fetch_sets(folder: Path, tell: Callable[[str], None]) -> dict[IconSet, Path]:
     """The sets in a folder, where those that are not there are put by npm.
+
+    Args:
+        tell: called with a line before each set that is fetched.
 
     Raises:
         ValueError: there is no npm, it fails, or what it brings is not the package.
@@ -174,6 +193,7 @@ def fetch_sets(folder: Path) -> dict[IconSet, Path]:
             "--sets"
         )
     for own in lacking:
+        tell(f"npm fetches {own.package}@{own.version}")
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".") as temporary:
             unpack(_pack(npm, own, Path(temporary)), paths[own])
@@ -189,7 +209,7 @@ def _pack(npm: str, own: IconSet, folder: Path) -> Path:
     archives = list(folder.glob("*.tgz"))
     if ran.returncode or len(archives) != 1:
         lines = [line for line in ran.stderr.splitlines() if line.strip()]
-        told = [line for line in lines if re.match(r"npm (ERR!|error) (?!code )", line)]
+        told = [line for line in lines if NPM_SAYS.match(line)]
         why = (told or lines or [f"it ended with status {ran.returncode}"])[0]
         raise ValueError(f"npm pack {own.package}@{own.version}: {why}")
     return archives[0]
@@ -215,7 +235,9 @@ def unpack(archive: Path, folder: Path) -> None:
     except (tarfile.TarError, EOFError, OSError, ValueError, zlib.error) as error:
         raise ValueError(f"{archive.name} is not a whole npm package: {error}") from None
     if missing := FILES.keys() - found.keys():
-        raise ValueError(f"{archive.name} is no set of icons: it lacks {', '.join(missing)}")
+        raise ValueError(
+            f"{archive.name} is no set of icons: it lacks {', '.join(sorted(missing))}"
+        )
     with written_together([folder / name for name in FILES]) as temporary:
         for name, path in zip(FILES, temporary, strict=True):
             path.write_bytes(found[name])

@@ -213,8 +213,9 @@ class Loader:
             sizes = [len(source) for source in self.source.sources]
             return mixed(sizes, self.source.rates, self.seed, self.shuffle)
         if self.weights:
-            weights = np.nan_to_num(self.source.weights, nan=0.0, posinf=0.0)
-            return WeightedOrder(weights, self.seed, self.shuffle)
+            weights = self.source.weights
+            known = np.where(np.isfinite(weights), weights, 0.0)
+            return WeightedOrder(known, self.seed, self.shuffle)
         return epochs(len(self.source), self.seed, self.shuffle)
 
     def sizes(self, number: int) -> tuple[Size, Size]:

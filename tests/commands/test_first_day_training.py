@@ -51,9 +51,7 @@ def write_images(path: Path, count: int, side: int) -> Path:
     splits = ["heldout" if i % 5 == 4 else "train" for i in range(count)]
     path.parent.mkdir(parents=True, exist_ok=True)
     captions = np.asarray([f"no {i}" for i in range(count)])
-    np.savez(
-        path, image=images, captions=captions, split=np.asarray(splits), weight=np.ones(count)
-    )
+    np.savez(path, image=images, captions=captions, split=np.asarray(splits), weight=np.ones(count))
     return path
 
 

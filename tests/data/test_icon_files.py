@@ -5,6 +5,7 @@ import io
 import json
 import sys
 import tarfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +84,17 @@ def test_smaller_sizes_are_means_of_the_drawing(drawing):
 def test_an_icon_that_cannot_be_drawn_is_named(drawing):
     with pytest.raises(ValueError, match=r"noto/a cannot be drawn: "):
         drawing.draw(icon("<path"), 32)
+
+
+def test_few_icons_are_drawn_ahead(drawing, monkeypatch):
+    """What is stopped need not wait for the rest."""
+    drawn = []
+    monkeypatch.setattr(drawing, "draw_sizes", lambda *given: drawn.append(given) or {})
+    all_of_them = drawing.draw_all([icon("")] * 5000, [], [], threads=2)
+    next(all_of_them)
+    time.sleep(0.2)
+    assert len(drawn) <= 2 * drawing.AHEAD
+    assert len([*all_of_them]) == 4999
 
 
 # ---------------------------------------------------------------------------------------- files
@@ -220,6 +232,7 @@ def test_sets_that_are_missing_or_others_are_one_line(tmp_path):
         ("{}", "not a set of icons: 'icons'"),
         ('{"icons": {"a": {}}}', "not a set of icons: 'body'"),
         ('{"icons": {"../a": {"body": ""}}}', r"'\.\./a' is no name of an icon"),
+        ('{"icons": {"a": {"body": "<image href=\'/a.png\'/>"}}}', "a refers to what lies outside"),
         ('{"icons": {"a": {"body": "", "width": 900}}}', "a is 900 x 16"),
         ('{"icons": {"a": {"body": "", "height": 0}}}', "not a set of icons: "),
         ('{"icons": {"a": {"body": "", "height": "9"}}}', "not a set of icons: "),
@@ -229,6 +242,13 @@ def test_a_damaged_set_is_named(tmp_path, content, said):
     copy_sets(tmp_path, "{name}")
     (tmp_path / "noto" / "icons.json").write_text(content)
     with pytest.raises(ValueError, match=f"noto.*{said}"):
+        icon_sets.read_set(SETS[0], tmp_path / "noto")
+
+
+def test_a_set_without_its_author_is_named_before_it_is_drawn(tmp_path):
+    copy_sets(tmp_path, "{name}")
+    (tmp_path / "noto" / "info.json").write_text('{"name": "Noto", "license": {}}')
+    with pytest.raises(ValueError, match="noto is not a set of icons: 'author'"):
         icon_sets.read_set(SETS[0], tmp_path / "noto")
 
 
@@ -251,8 +271,10 @@ def test_npm_fetches_what_is_not_there(tmp_path, monkeypatch):
         packed(own, tmp_path / f"{own.package.replace('/', '_')}@{own.version}")
     script = f'name=$(echo "$2" | tr / _); echo "$2" >> {tmp_path}/log; cp {tmp_path}/"$name" a.tgz'
     fake_npm(tmp_path / "bin", monkeypatch, script)
+    told = []
     for _ in range(2):  # the second time nothing is fetched
-        paths = icon_sets.fetch_sets(tmp_path / "sets")
+        paths = icon_sets.fetch_sets(tmp_path / "sets", told.append)
+    assert told == [f"npm fetches {own.package}@{own.version}" for own in SETS]
     assert (tmp_path / "log").read_text().split() == [f"{x.package}@{x.version}" for x in SETS]
     there, here = (icon_sets.read_sets(x) for x in (paths, icon_sets.find_sets(ICON_SETS)))
     assert there == here
@@ -266,13 +288,14 @@ def test_npm_that_is_not_there_or_fails_is_one_line(tmp_path, monkeypatch):
     with pytest.raises(
         ValueError, match=r"there is no npm to fetch @iconify-json/noto@1\.2\.9, .*--s"
     ):
-        icon_sets.fetch_sets(tmp_path / "sets")
-    fake_npm(tmp_path / "bin", monkeypatch, "echo 'npm error code E404' >&2; echo 'npm error 404 "
-             "Not Found' >&2; exit 1")  # fmt: skip
+        icon_sets.fetch_sets(tmp_path / "sets", print)
+    said = ("code ENOTFOUND", "syscall getaddrinfo", "errno ENOTFOUND", "network request failed")
+    lines = "; ".join(f"echo npm error {line} >&2" for line in said)
+    fake_npm(tmp_path / "bin", monkeypatch, f"{lines}; exit 1")
     with pytest.raises(
-        ValueError, match=r"^npm pack @iconify-json/noto@1\.2\.9: npm error 404 Not"
+        ValueError, match=r"^npm pack @iconify-json/noto@1\.2\.9: npm error network request"
     ):
-        icon_sets.fetch_sets(tmp_path / "sets")
+        icon_sets.fetch_sets(tmp_path / "sets", print)
     assert not list((tmp_path / "sets").iterdir())
 
 

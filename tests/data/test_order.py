@@ -230,8 +230,9 @@ def test_a_loader_draws_by_weights_wherever_it_starts_and_on_any_rows():
     np.testing.assert_array_equal(part["image"][:, 0, 0, 0], shades[[21, 23]])
 
 
-def test_examples_without_weight_are_left_out_up_to_a_share(caplog):
-    known = np.where(np.arange(8) == 3, np.nan, 1.0)
+@pytest.mark.parametrize("unknown", [np.nan, np.inf, -np.inf])
+def test_examples_without_weight_are_left_out_up_to_a_share(caplog, unknown):
+    known = np.where(np.arange(8) == 3, unknown, 1.0)
     loader = weighted(known)
     assert "1 of 8 images without weight are left out" in caplog.text
     assert 3 not in np.concatenate([loader.batch(step)["image"] for step in range(8)])
