@@ -7,7 +7,7 @@ Retrieval: an image of the base stage counts where the icon that was asked for i
 all of its style, by mean squared error at 32x32 (top-1), or among the nearest five. Rows: things
 that were trained on, held-out pairs of a thing and a style, held-out families, and variants (skin
 tones, gender); in English and Chinese. Style obeyed: the nearest icon of all styles has the asked
-one.
+one. Held-out icons that look like a trained one of their style are left out.
 Super-resolution: PSNR from true images downsampled, beside bicubic, on held-out families.
 Matching: which of the captions in match.md belong to which images of match.png? match_key.json
 knows.
@@ -38,7 +38,8 @@ def parser() -> argparse.ArgumentParser:
     add("--out", type=path, required=True, metavar="DIR", help="for the report and the images")
     add("--own_sampling", action="store_true", help="sample the base stage as the model ships, for "
         "models of few steps, instead of as the protocol says")  # fmt: skip
-    add("--styles", type=entries, metavar="S,S", help="ask for these styles only")
+    add("--styles", type=entries, metavar="S,S", help="ask for these styles only, named as in the "
+        "data: noto-v1, not classic")  # fmt: skip
     add("--plain_prompts", action="store_true", help="prompts without a style, for a model that "
         "knows one only")  # fmt: skip
     add("--parts", type=entries, metavar="P,P", help="of retrieval, super_resolution, matching "

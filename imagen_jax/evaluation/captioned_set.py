@@ -1,6 +1,7 @@
 """True images with captions, which a super-resolution stage is measured on."""
 
 import hashlib
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,11 @@ class CaptionedSet:
 
 
 def read_captioned(
-    path: str | Path, split: str, num: int | None = None, text: str = "txt"
+    path: str | Path,
+    split: str,
+    num: int | None = None,
+    text: str = "txt",
+    left_out: Collection[str] = (),
 ) -> CaptionedSet:
     """`num` images of an npz file or of webdataset tars, all of them for None.
 
@@ -42,13 +47,15 @@ def read_captioned(
 
     Args:
         text: of tars, where the captions are, as of `read_tar`.
+        left_out: keys of images that are not wanted.
 
     Raises ValueError where there is no such file, or it cannot be read.
     """
     npz = str(path).endswith(".npz")
     source = read_npz(path, split) if npz else read_tar(path, split, text=text)
-    order = [hashlib.sha256(key.encode()).digest() for key in keys_of(source)]
-    rows = sorted(range(len(source)), key=order.__getitem__)[:num]
+    keys = keys_of(source)
+    rows = [row for row, key in enumerate(keys) if key not in left_out]
+    rows = sorted(rows, key=lambda row: hashlib.sha256(keys[row].encode()).digest())[:num]
     try:
         examples = [source[row] for row in rows]
     except BrokenExample as error:

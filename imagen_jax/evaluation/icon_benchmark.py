@@ -64,22 +64,26 @@ def benchmark(request: BenchmarkRequest) -> None:
     if not request.own_sampling:
         model = replace(model, sampling=(BASE, *model.sampling[1:]))
     request = replace(request, batch_size=spread(request.batch_size, model.pipeline.mesh)[0])
+    parts = _parts(request, icons, model)
     measure = {
         "retrieval": lambda: _retrieval(request, icons, model),
-        "super_resolution": lambda: _super_resolution(request, model),
+        "super_resolution": lambda: _super_resolution(request, icons, model),
         "matching": lambda: _matching(request, icons, model),
     }
     found = Report()
     with output_folder(request.out):
-        for part in request.parts or _possible(request, model):
+        for part in parts:
             found |= measure[part]()
         values = {**found.values, **_about(request, icons, model)}
         files = icon_report.write_report(request.out, values, found.sheets)
     print(icon_report.tables(values), *files, sep="\n")
 
 
-def _possible(request: BenchmarkRequest, model: EvaluatedModel) -> tuple[str, ...]:
-    """All parts, but super-resolution where there is nothing to measure; a line says so."""
+def _parts(request: BenchmarkRequest, icons: IconSet, model: EvaluatedModel) -> Sequence[str]:
+    """Those asked for, or all but super-resolution where it cannot be measured; a line says so.
+
+    Raises ValueError where what was asked for cannot be measured.
+    """
     missing = {
         f"{model.pipeline.name!r} has no such stage": not super_resolution_stages(
             model.pipeline.cascade
@@ -88,16 +92,27 @@ def _possible(request: BenchmarkRequest, model: EvaluatedModel) -> tuple[str, ..
             user_path(request.data).glob(SHARPNESS)
         ),
     }
-    if reasons := [reason for reason, true in missing.items() if true]:
+    parts = request.parts or PARTS
+    reasons = [reason for reason, true in missing.items() if true]
+    if reasons and "super_resolution" in parts:
+        if request.parts:
+            raise ValueError(f"Super-resolution cannot be measured: {reasons[0]}.")
         print(f"Super-resolution is not measured: {reasons[0]}.")
-        return tuple(part for part in PARTS if part != "super_resolution")
-    return PARTS
+        parts = [part for part in parts if part != "super_resolution"]
+    if "matching" in parts:
+        make_matching_prompts(icons)  # a set with too few icons is refused before the work
+    return parts
 
 
 def _about(request: BenchmarkRequest, icons: IconSet, model: EvaluatedModel) -> dict[str, Any]:
     return {
         "model": model.about,
-        "data": {"path": icons.path, "fingerprint": icons.fingerprint, "icons": len(icons.source)},
+        "data": {
+            "path": icons.path,
+            "fingerprint": icons.fingerprint,
+            "icons": len(icons.source),
+            "held_out_but_seen_under_another_name": int(icons.seen.sum()),
+        },
         "protocol": {
             "seed": SEED,
             "sampling": report.sampling(model),
@@ -145,15 +160,17 @@ def _retrieval(request: BenchmarkRequest, icons: IconSet, model: EvaluatedModel)
         request, model, prompts, list(rows.values()), size, request.out / "images"
     )
     if rate is not None:
-        print(f"{rate:.2f} images of {size} pixels a second")
+        print(f"{rate:.2f} images of {size} pixels a second, compilation included")
     images = dict(zip(rows, made, strict=True))
     values = {"retrieval": measure_retrieval(icons, prompts, rows, images)}
     return Report(values, sheets=icon_report.sheets(icons, prompts, rows, images))
 
 
-def _super_resolution(request: BenchmarkRequest, model: EvaluatedModel) -> Report:
+def _super_resolution(request: BenchmarkRequest, icons: IconSet, model: EvaluatedModel) -> Report:
+    seen = {icons.source.keys[row] for row in np.flatnonzero(icons.seen)}
     num = min(request.sr_images, request.num or request.sr_images)
-    true = read_captioned(user_path(request.data) / SHARPNESS, "all", num, "json.captions")
+    path = user_path(request.data) / SHARPNESS
+    true = read_captioned(path, "all", num, "json.captions", left_out=seen)
     batch_size = max(1, request.batch_size // 8)  # of images 16 times as large
     directory = request.out / "super_resolution"
     return measure_super_resolution(model, true, SEED, batch_size, directory)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from imagen_jax.data.icon_captions import STYLE_WORDS
 from imagen_jax.evaluation.icon_retrieval import SHARES
 from imagen_jax.evaluation.icon_set import LANGUAGES, ROWS, IconSet, Prompt
 from imagen_jax.evaluation.report import SHEET_IMAGES, contact_sheet
@@ -78,9 +79,11 @@ def _explained(values: Mapping[str, Any]) -> str:
 
 
 def _styles(retrieval: Mapping[str, Any]) -> Table:
-    """Top-1, top-5 and style obeyed in English, a row a style."""
+    """Top-1, top-5 and style obeyed in English, a row a style by its word in prompts."""
     names = [name for name in ("trained", "pairs", "families") if name in retrieval]
-    table = [["style", *(f"{ROWS[name].title}: n, top-1, top-5, style" for name in names)]]
+    table = [
+        ["style, in English", *(f"{ROWS[name].title}: n, top-1, top-5, style" for name in names)]
+    ]
     styles = dict.fromkeys(style for name in names for style in retrieval[name]["by_style"])
     for style in styles:
         cells = []
@@ -88,7 +91,7 @@ def _styles(retrieval: Mapping[str, Any]) -> Table:
             scores = retrieval[name]["by_style"].get(style)
             shares = [f"{scores[key]['share']:.1%}" for key in SHARES] if scores else []
             cells.append(", ".join([str(scores["top1"]["n"]), *shares]) if scores else "")
-        table.append([style, *cells])
+        table.append([STYLE_WORDS[style]["en"], *cells])
     return table
 
 
@@ -96,7 +99,7 @@ def _levels(found: Mapping[str, Any]) -> Table:
     head = f"{found['stage']}, from {found['from']} to {found['resolution']} pixels"
     table = [[head, "n", "PSNR in dB", "bicubic", "gain"]]
     for level, scores in found["psnr"].items():
-        ships = " (ships with it)" if float(level) == found["ships_with"] else ""
+        ships = " (ships with it)" if level == f"{found['ships_with']:g}" else ""
         numbers = [scores[key] for key in ("model", "bicubic", "gain")]
         cells = ["" if number is None else f"{number:.2f}" for number in numbers]
         table.append([f"augmentation level {level}{ships}", str(scores["n"]), *cells])

@@ -1,6 +1,7 @@
 """The icons that a model is measured on, and which of them are asked for, in what words."""
 
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,11 +11,13 @@ import numpy as np
 
 from imagen_jax.data.icon_captions import STYLE_WORDS, styled
 from imagen_jax.data.sources import ArraySource, read_npz
+from imagen_jax.evaluation.retrieval import shrink, squared_distances
 from imagen_jax.storage import fingerprints
 from imagen_jax.storage.folders import user_path
 
 NEEDED = ("split", "style", "family", "variant", "name_en", "name_zh")
 LANGUAGES = ("en", "zh")
+SAME_LOOK = 2.0  # grey levels, root mean square at 32x32: two icons as near as that look the same
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -39,11 +42,28 @@ class IconSet:
         name, style = (str(self.column(x)[icon]) for x in (f"name_{language}", "style"))
         return (name if self.plain else styled(name, style, language)) if name else None
 
+    @functools.cached_property
+    def seen(self) -> np.ndarray:
+        """Whether an icon that is held out looks like one of its style that is trained on: some
+        sets hold an icon under two names, of which Unicode has only one.
+        """
+        style, train = self.column("style"), self.column("split") == "train"
+        seen = np.zeros(len(style), bool)
+        for name in np.unique(style):
+            known, rows = (np.flatnonzero((style == name) & x) for x in (train, ~train))
+            if len(known) and len(rows):
+                images, others = (shrink(self.source.images[x]) for x in (rows, known))
+                nearest = squared_distances(images, others).min(axis=1)
+                seen[rows] = nearest < SAME_LOOK**2 * images[0].size
+        return seen
+
     def select(self, split: str, variant: bool) -> list[int]:
         """The icons of a split in the styles asked for, in an order that is drawn by their keys:
-        the first ones are a sample, the same whatever else the set holds.
+        the first ones are a sample, the same whatever else the set holds. Held-out icons that were
+        `seen` under another name are left out.
         """
         wanted = np.isin(self.column("style"), self.styles) & (self.column("split") == split)
+        wanted &= ~self.seen
         rows = np.flatnonzero(wanted & (self.column("variant") == variant)).tolist()
         return sorted(rows, key=lambda row: hashlib.sha256(self.source.keys[row].encode()).digest())
 

@@ -6,7 +6,7 @@ any model was trained; each image is the first try.
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from string import ascii_uppercase
 
@@ -47,16 +47,24 @@ def make_matching_prompts(icons: IconSet) -> list[Prompt]:
 def write_matching_test(
     prompts: Sequence[Prompt], images: Sequence[np.ndarray], directory: Path
 ) -> dict[str, Image.Image]:
-    """match.md with the captions in another order and match_key.json; gives match.png."""
+    """match.md and match_key.json; gives match.png. Captions and images are in orders of their own:
+    that of `prompts` would tell which images are of an English caption.
+    """
     texts = [prompt.text for prompt in prompts]
-    order = sorted(texts, key=lambda text: hashlib.sha256(text.encode()).digest())
-    letters = dict(zip(order, LETTERS, strict=False))
+    shown = dict(zip(texts, images, strict=False))
+    letters = dict(zip(_mixed(texts, "caption"), LETTERS, strict=False))
     lines = [
         "Which caption belongs to which image of match.png? Half of the captions belong to none.",
         "",
         *(f"- {letter}: {text}" for text, letter in letters.items()),
     ]
     (directory / "match.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    key = {str(number): letters[text] for number, text in enumerate(texts[: len(images)], 1)}
+    order = _mixed(shown, "image")
+    key = {str(number): letters[text] for number, text in enumerate(order, 1)}
     (directory / "match_key.json").write_text(json.dumps(key, indent=1) + "\n")
-    return {"match.png": image_grid(images, [*key], columns=4, min_cell=192)}
+    grid = image_grid([shown[text] for text in order], [*key], columns=4, min_cell=192)
+    return {"match.png": grid}
+
+
+def _mixed(texts: Iterable[str], what: str) -> list[str]:
+    return sorted(texts, key=lambda text: hashlib.sha256(f"{what} {text}".encode()).digest())

@@ -130,6 +130,22 @@ def test_a_quick_look_is_the_beginning_of_the_whole(icons, use, tmp_path):
     assert all(set(two[name]) < set(three[name]) for name in two)
 
 
+def test_held_out_icons_that_were_trained_on_under_another_name_are_not_asked(icons, tmp_path):
+    """In their own style, that is: the look of another style is what composition may go by."""
+    with np.load(icons / "icons64.npz") as arrays:
+        arrays = dict(arrays)
+    keys, image = arrays["key"].tolist(), arrays["image"] // 2 + 50
+    again, other, far = (keys.index(f"flat/thing-{i}") for i in (55, 56, 57))
+    image[again] = image[keys.index("flat/thing-5")] + 1
+    image[other] = image[keys.index("noto/thing-5")]
+    image[far] = image[keys.index("flat/thing-6")] + 3
+    np.savez(tmp_path / "icons64.npz", **arrays | {"image": image})
+    found = read_icons(tmp_path)
+    assert np.flatnonzero(found.seen).tolist() == [again]
+    asked, before = ({p.icon for p in make_prompts(x)[0]} for x in (found, read_icons(icons)))
+    assert before - asked == {again}
+
+
 def test_prompts_do_not_depend_on_the_order_of_the_file(icons, tmp_path, rng):
     with np.load(icons / "icons64.npz") as arrays:
         order = rng.permutation(len(arrays["key"]))
@@ -180,7 +196,7 @@ def test_a_model_of_one_style(icons, use, tmp_path):
 
 
 def test_the_matching_test(icons, use, tmp_path):
-    use(Perfect(read_icons(icons)))
+    pipeline = use(Perfect(read_icons(icons)))
     main(["--data", str(icons), "--out", str(tmp_path), "--parts", "matching"])
     everything = read_icons(icons)
     prompts = make_matching_prompts(everything)
@@ -196,8 +212,21 @@ def test_the_matching_test(icons, use, tmp_path):
     captions = dict(line[2:].split(": ", 1) for line in lines if line.startswith("- "))
     assert set(captions.values()) == {prompt.text for prompt in prompts}
     key = json.loads((tmp_path / "match_key.json").read_text())
-    assert [captions[key[str(i)]] for i in range(1, 17)] == [p.text for p in prompts[:16]]
+    shown = [captions[key[str(i)]] for i in range(1, 17)]
+    asked = [prompt.text for prompt in prompts[:16]]
+    assert sorted(shown) == sorted(asked)
+    # Neither order tells anything of the other, nor of the styles and languages in turn.
+    assert asked != shown != [text for text in captions.values() if text in shown]
     assert list(captions.values()) != [prompt.text for prompt in prompts]
+    # The grid's cells, in its order, are the images of the key's captions.
+    with Image.open(tmp_path / "match.png") as grid:
+        width, height = grid.width // 4, grid.height // 4
+        for place, text in enumerate(shown):
+            image = np.asarray(pipeline.images[text])
+            x, y = place % 4 * width + width // 2, place // 4 * height
+            column = np.asarray(grid)[y : y + height, x]
+            middle = image[:, 32].repeat(3, 0)
+            assert any(np.array_equal(column[i : i + 192], middle) for i in range(height - 191))
     assert sorted(path.name for path in (tmp_path / "matching").glob("*.png")) == [
         f"{i:06d}.png" for i in range(16)
     ]
@@ -214,6 +243,8 @@ def test_what_it_refuses(icons, use, tmp_path):
 
     assert "scripts/prepare_icons.py --out" in refused("--data", tmp_path)
     assert "known are retrieval" in refused("--data", icons, "--parts", "psnr")
+    sharp = refused("--data", icons, "--parts", "retrieval,super_resolution")
+    assert "cannot be measured: 'perfect' has no such stage" in sharp
     assert "its styles are noto, flat, outline" in refused("--data", icons, "--styles", "3d")
     with np.load(icons / "icons64.npz") as arrays:
         lacking = {k: v for k, v in arrays.items() if k not in ("style", "name_zh")}

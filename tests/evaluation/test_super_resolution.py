@@ -65,6 +65,12 @@ def test_more_images_are_the_same_ones_and_others(captioned, tar):
     assert len(read_captioned(captioned, "heldout")) == 4
 
 
+def test_images_of_unwanted_keys_are_left_out(captioned, tar):
+    for path, key in ((captioned, "3"), (tar, "3")):
+        found = read_captioned(path, "all", left_out={key}).captions
+        assert set(read_captioned(path, "all").captions) - set(found) == {"no 3"}
+
+
 def refused(*arguments) -> str:
     with pytest.raises(SystemExit) as error:
         main([str(argument) for argument in arguments])

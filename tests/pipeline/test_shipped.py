@@ -34,7 +34,9 @@ def test_the_list_needs_no_jax(repository):
 
 
 def test_every_shipped_model_says_what_it_is():
-    assert all(shipped.list_models().values())
+    models = shipped.list_models()
+    assert shipped.DEFAULT in models
+    assert all(models.values())
 
 
 def test_the_hub_reads_the_cards_metadata_and_every_set_is_attributed():
