@@ -17,9 +17,9 @@ PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile
 # PARITY=0 does not install PyTorch and transformers; the tests that compare with them are then skipped.
 PARITY ?= 1
 
-# Two of these pairs of thing and style were never trained on: the umbrella and the cactus.
-PROMPTS := "astronaut, outline style" "red heart, 3d style" "panda, flat style" \
-           "umbrella, twemoji style" "红心，线条风格" "猫头鹰，立体风格" "闹钟，经典风格" "仙人掌，火狐风格"
+# Two of these were never trained on in this style: 蓝心 (blue heart) and "no one under eighteen".
+PROMPTS := "red heart, 3d style" "police officer, twemoji style" "student, outline style" "flag: France, twemoji style" \
+           "微笑的脸，经典风格" "红心，线条风格" "蓝心，扁平风格" "no one under eighteen, classic style"
 
 .PHONY: demo test test-slow lint format unicode-data clean
 

@@ -1,7 +1,7 @@
 """Imagen (arXiv 2205.11487) in JAX: cascaded text-to-image diffusion, from training to images.
 
 pipeline = imagen_jax.load_model("icons")
-pipeline.generate_images("astronaut, outline style")
+pipeline.generate_images("student, outline style")
 """
 
 from typing import Any

@@ -1,7 +1,7 @@
 """Images from text: one PNG an image, and one grid of all with their prompts below.
 
-    python scripts/generate.py "astronaut, outline style" "红苹果" --num_images 4 --out samples/
-    python scripts/generate.py --from_png samples/0003_astronaut_outline_style.png --out again/
+    python scripts/generate.py "student, outline style" "红苹果" --num_images 4 --out samples/
+    python scripts/generate.py --from_png samples/0003_student_outline_style.png --out again/
 
 Each batch of images is written as soon as it is done: what is finished stays after Ctrl-C. A folder
 that holds images already is refused without --overwrite.
