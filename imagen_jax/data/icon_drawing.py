@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from imagen_jax.data.icons import Icon
+from imagen_jax.images import decoding
 
 DRAWN = 256  # pixels at which images of up to that size are drawn, before they are averaged
 AHEAD = 16  # icons of each thread that are drawn before the first of them is asked for
@@ -33,7 +34,7 @@ def draw(icon: Icon, side: int) -> Image.Image:
         )
     except ValueError as error:
         raise ValueError(f"{icon.key} cannot be drawn: {error}") from None
-    image = Image.open(io.BytesIO(bytes(png))).convert("RGB")
+    image = Image.fromarray(decoding.decode(bytes(png)))
     if image.size == (side, side):
         return image
     square = Image.new("RGB", (max(image.size),) * 2, "white")

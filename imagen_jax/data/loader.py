@@ -181,7 +181,10 @@ class Loader:
                 not self.buckets and not isinstance(self.source, MixtureSource),
                 "weights do not go with buckets, nor with a mixture of sets",
             ),
-            (weights is not None, "weights need the field 'weight', which this source lacks"),
+            (
+                weights is not None,
+                "weights need the field 'weight', which this source lacks: weights=False draws alike",
+            ),
         )
         known, count = weights[np.isfinite(weights)], len(weights)
         if np.any(known < 0) or not np.any(known > 0):

@@ -209,6 +209,7 @@ def test_going_on_from_the_shipped_model_in_a_fresh_clone(dataset, tmp_path, mon
     ended, _ = call(
         train, f"--config={ROOT / 'configs' / 'icons_base64_cpu.py'}", "--workdir=run",
         "--config.init_from=icons", f"--config.data.path={dataset}", "--config.batch_size=2",
+        "--config.data.weights=False",
         "--config.num_steps=1", "--config.sample=None",
     )  # fmt: skip
     assert not ended
