@@ -183,7 +183,8 @@ class Loader:
             ),
             (
                 weights is not None,
-                "weights need the field 'weight', which this source lacks: weights=False draws alike",
+                "weights need the field 'weight', which this source lacks: data.weights=False "
+                "draws all images alike",
             ),
         )
         known, count = weights[np.isfinite(weights)], len(weights)
