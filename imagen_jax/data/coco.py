@@ -1,9 +1,9 @@
 """The captions of COCO's val2014, out of its annotation file or TensorFlow Datasets."""
 
-import hashlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from imagen_jax.data.sources import drawn
 from imagen_jax.storage.folders import user_path
 from imagen_jax.storage.json_file import parse
 from imagen_jax.storage.wrong_files import refusal
@@ -75,10 +75,7 @@ def sample(captions: list[Caption], count: int, seed: int) -> list[Caption]:
     """
     if not 1 <= count <= len(captions):
         raise ValueError(f"Cannot sample {count} of {len(captions)} captions.")
-
-    return sorted(
-        captions, key=lambda caption: hashlib.sha256(f"{seed} {caption.id}".encode()).digest()
-    )[:count]
+    return drawn(captions, lambda caption: f"{seed} {caption.id}")[:count]
 
 
 def _sorted(captions: list[Caption], name: str) -> list[Caption]:

@@ -11,9 +11,9 @@ import functools
 import hashlib
 import re
 import unicodedata
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
@@ -27,6 +27,7 @@ SPLITS = ("train", "pair", "heldout", "all")
 HASHED = ("train", "heldout", "all")  # of a set that does not say its splits itself
 CONDITIONINGS = {"text": "captions", "label": "label", None: "image"}  # what of an example it reads
 HELDOUT_PERCENT = 5
+Item = TypeVar("Item")
 
 
 class BrokenExample(Exception):
@@ -75,6 +76,13 @@ def in_split(keys: Iterable[str], split: str) -> np.ndarray:
     check_choice("split", split, HASHED)
     heldout = split == "heldout"
     return np.fromiter((split == "all" or is_heldout(key) == heldout for key in keys), bool)
+
+
+def drawn(items: Iterable[Item], key: Callable[[Item], str]) -> list[Item]:
+    """The items in an order that is drawn by a hash of their keys: the first ones are a sample, the
+    same whatever else there is.
+    """
+    return sorted(items, key=lambda item: hashlib.sha256(key(item).encode()).digest())
 
 
 def check_choice(name: str, value: str | None, choices: Collection[str | None]) -> None:

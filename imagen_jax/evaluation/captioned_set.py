@@ -1,6 +1,5 @@
 """True images with captions, which a super-resolution stage is measured on."""
 
-import hashlib
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from imagen_jax.data.shard_sources import ShardSource, read_tar
-from imagen_jax.data.sources import ArraySource, BrokenExample, read_npz
+from imagen_jax.data.sources import ArraySource, BrokenExample, drawn, read_npz
 from imagen_jax.images.pixels import resize
 
 
@@ -55,7 +54,7 @@ def read_captioned(
     source = read_npz(path, split) if npz else read_tar(path, split, text=text)
     keys = keys_of(source)
     rows = [row for row, key in enumerate(keys) if key not in left_out]
-    rows = sorted(rows, key=lambda row: hashlib.sha256(keys[row].encode()).digest())[:num]
+    rows = drawn(rows, keys.__getitem__)[:num]
     try:
         examples = [source[row] for row in rows]
     except BrokenExample as error:

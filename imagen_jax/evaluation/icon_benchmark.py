@@ -75,7 +75,7 @@ def benchmark(request: BenchmarkRequest) -> None:
         for part in parts:
             found |= measure[part]()
         values = {**found.values, **_about(request, icons, model)}
-        files = icon_report.write_report(request.out, values, found.sheets)
+        files = icon_report.write_report(request.out, values) + found.write(request.out)
     print(icon_report.tables(values), *files, sep="\n")
 
 

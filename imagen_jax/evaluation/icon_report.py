@@ -8,8 +8,9 @@ import numpy as np
 from PIL import Image
 
 from imagen_jax.data.icon_captions import STYLE_WORDS
+from imagen_jax.data.unicode_names import LANGUAGES
 from imagen_jax.evaluation.icon_retrieval import SHARES
-from imagen_jax.evaluation.icon_set import LANGUAGES, ROWS, IconSet, Prompt
+from imagen_jax.evaluation.icon_set import ROWS, IconSet, Prompt
 from imagen_jax.evaluation.report import SHEET_IMAGES, contact_sheet
 from imagen_jax.evaluation.retrieval import FEATURE, percent
 from imagen_jax.storage.json_file import write_object
@@ -111,12 +112,8 @@ def _markdown(table: Table) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
-def write_report(
-    out: Path, values: Mapping[str, Any], found: Mapping[str, Image.Image]
-) -> list[Path]:
-    """Writes everything; gives the files."""
+def write_report(out: Path, values: Mapping[str, Any]) -> list[Path]:
+    """Writes the figures and the tables; gives the files."""
     write_object(out / JSON_FILE, dict(values))
     (out / TABLE_FILE).write_text(tables(values), encoding="utf-8")
-    for name, sheet in found.items():
-        sheet.save(out / name)
-    return [out / name for name in (JSON_FILE, TABLE_FILE, *found)]
+    return [out / JSON_FILE, out / TABLE_FILE]

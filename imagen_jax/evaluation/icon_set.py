@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -10,13 +9,13 @@ from typing import NamedTuple
 import numpy as np
 
 from imagen_jax.data.icon_captions import STYLE_WORDS, styled
-from imagen_jax.data.sources import ArraySource, read_npz
+from imagen_jax.data.sources import ArraySource, drawn, read_npz
+from imagen_jax.data.unicode_names import LANGUAGES
 from imagen_jax.evaluation.retrieval import shrink, squared_distances
 from imagen_jax.storage import fingerprints
 from imagen_jax.storage.folders import user_path
 
 NEEDED = ("split", "style", "family", "variant", "name_en", "name_zh")
-LANGUAGES = ("en", "zh")
 SAME_LOOK = 2.0  # grey levels, root mean square at 32x32: two icons as near as that look the same
 
 
@@ -65,7 +64,7 @@ class IconSet:
         wanted = np.isin(self.column("style"), self.styles) & (self.column("split") == split)
         wanted &= ~self.seen
         rows = np.flatnonzero(wanted & (self.column("variant") == variant)).tolist()
-        return sorted(rows, key=lambda row: hashlib.sha256(self.source.keys[row].encode()).digest())
+        return drawn(rows, self.source.keys.__getitem__)
 
 
 def read_icons(

@@ -4,7 +4,6 @@ What is asked for is drawn by the icons' keys from the trained things, so that i
 any model was trained; each image is the first try.
 """
 
-import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -13,7 +12,9 @@ from string import ascii_uppercase
 import numpy as np
 from PIL import Image
 
-from imagen_jax.evaluation.icon_set import LANGUAGES, IconSet, Prompt
+from imagen_jax.data.sources import drawn
+from imagen_jax.data.unicode_names import LANGUAGES
+from imagen_jax.evaluation.icon_set import IconSet, Prompt
 from imagen_jax.images.grid import image_grid
 
 IMAGES = 16
@@ -67,4 +68,4 @@ def write_matching_test(
 
 
 def _mixed(texts: Iterable[str], what: str) -> list[str]:
-    return sorted(texts, key=lambda text: hashlib.sha256(f"{what} {text}".encode()).digest())
+    return drawn(texts, lambda text: f"{what} {text}")
