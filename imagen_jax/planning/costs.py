@@ -31,7 +31,8 @@ class Cost:
     """What one instruction costs, each time that it runs.
 
     queue: what it occupies, the "core", "copies" or "links"; costs of one queue wait for each
-    other. bytes: of HBM; of a collective, those that the chip receives. cycles: as the compiler
+    other. operation: XLA's, or what a library or a fused product runs, "convolution", "attention"
+    or "GEMM". bytes: of HBM; of a collective, those that the chip receives. cycles: as the compiler
     expects; None where it does not say.
     """
 
@@ -80,6 +81,18 @@ class Costs:
     @property
     def hbm_bytes(self) -> float:
         return sum(part.bytes * part.times for part in self.parts if part.queue != "links")
+
+    @property
+    def by_kind(self) -> dict[str, dict[str, int | float]]:
+        """The kernels' and copies' count, FLOPs and bytes by what they run, the most bytes
+        first.
+        """
+        sums: dict[str, Counter[str]] = defaultdict(Counter)
+        for part in self.parts:
+            if part.queue != "links":
+                each = {"count": 1, "flops": part.flops, "bytes": part.bytes}
+                sums[part.operation].update({name: x * part.times for name, x in each.items()})
+        return {kind: dict(sums[kind]) for kind in sorted(sums, key=lambda kind: -sums[kind]["bytes"])}
 
     @property
     def collectives(self) -> dict[str, dict[str, int | float]]:
@@ -159,7 +172,9 @@ class Estimate:
             moving = (size or instruction.bytes) / self.chip.bandwidth
             seconds = max(flops / self.chip.flops, moving)
         source = instruction.attribute("op_name") or instruction.name
-        return Cost("core", operation, source, seconds, float(size), flops, cycles or None)
+        kind = operation.removesuffix("-start")
+        kind = instruction.library or ("GEMM" if flops and kind == "fusion" else kind)
+        return Cost("core", kind, source, seconds, float(size), flops, cycles or None)
 
     def beside(self, instruction: Instruction) -> dict[str, Cost]:
         """The copy or the collectives that an instruction begins, carries on or waits for."""
@@ -176,7 +191,8 @@ class Estimate:
                 size = received(kind, given, made, hlo.group_size(inner, self.devices))
                 channel = inner.attribute("channel_id") or inner.name
                 found[f"channel {channel}"] = Cost("links", kind, name, size / self.chip.link, size)
-        if instruction.operation.endswith("-start") and not found:
+        ahead = instruction.operation.endswith("-start") and instruction.operation != "fusion-start"
+        if ahead and not found:
             ends = instruction.arrays[:2]
             moved = min(end.bytes for end in ends) * sum(end.hbm_bytes > 0 for end in ends)
             seconds = moved / self.chip.bandwidth

@@ -1,7 +1,8 @@
 """A compiled XLA program as text: its instructions, and the FLOPs and bytes of each.
 
 Layouts and memory spaces are those of TPUs: `bf16[8,64]{1,0:T(8,128)(2,1)S(1)}` is tiled, which
-pads it, and lies in space 1, the vector memory beside the core; without S(n) it lies in HBM.
+pads it, and lies in space 1, the vector memory beside the core; without S(n) it lies in HBM. On
+GPUs arrays are not padded, and convolutions and attention are calls of NVIDIA's libraries.
 """
 
 import math
@@ -14,6 +15,11 @@ from itertools import zip_longest
 from imagen_jax.training.flops import overlaps
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+# NVIDIA's libraries by a part of the name that is called, and what they run. The last array that a
+# call makes is scratch space.
+LIBRARIES = {"cudnn$conv": "convolution", "cudnn$fmha": "attention", "cublas": "GEMM"}
+# Which arrays of such a convolution, two given and one made, are those of the forward pass.
+PASSES = {"BackwardInput": (2, 1, 0), "BackwardFilter": (0, 2, 1)}
 SLICES, UPDATE = ("dynamic-slice", "slice"), "dynamic-update-slice"
 _INSTRUCTION = re.compile(
     r"^\s+(?P<root>ROOT )?%(?P<name>[\w.\-]+) = (?P<shape>.*?) (?P<operation>[a-z][\w\-]*)"
@@ -86,6 +92,12 @@ class Instruction:
         kind = self.operation.removesuffix("-start")
         return kind if kind in COLLECTIVES else None
 
+    @property
+    def library(self) -> str | None:
+        """What it lets one of NVIDIA's libraries run."""
+        target = self.attribute("custom_call_target")
+        return next((kind for part, kind in LIBRARIES.items() if part in target), None)
+
     def attribute(self, name: str) -> str:
         """The value of `name=...`, without braces or quotes; empty where there is none."""
         found = re.search(rf"\b{name}=(?:\{{([^}}]*)\}}|\"([^\"]*)\"|([^,\s]+))", self.attributes)
@@ -146,8 +158,25 @@ def flops(instruction: Instruction) -> float:
         length = math.prod(instruction.given[0].sides[axis] for axis in summed)
         return 2.0 * math.prod(instruction.arrays[0].sides) * length
     if instruction.operation == "custom-call":
-        return float(instruction.stated("flops") or 0)
+        return float(instruction.stated("flops") or library_flops(instruction))
     return sum((flops(part) for inner in instruction.called() for part in inner.values()), 0.0)
+
+
+def library_flops(call: Instruction) -> float:
+    """FLOPs of a call of NVIDIA's libraries; of attention, two products forward and five backward,
+    since the weights are made again.
+    """
+    if call.library == "convolution":
+        return convolution_flops(call)
+    name = {"attention": "dimensions", "GEMM": "lhs_contracting_dimensions"}.get(call.library)
+    found = name and re.search(rf'"{name}": ?\[([^\]]*)\]', call.attributes)
+    if not found:
+        return 0.0
+    sides, first = _integers(found[1]), call.given[0].sides
+    if call.library == "attention":  # weights [batch heads queries keys], queries [.. head]
+        backward = "Backward" in call.attribute("custom_call_target")
+        return (5 if backward else 2) * 2.0 * math.prod(sides) * first[-1]
+    return 2.0 * math.prod(call.arrays[0].sides) * math.prod(first[axis] for axis in sides)
 
 
 def collectives(instruction: Instruction) -> Iterator[Instruction]:
@@ -164,7 +193,12 @@ def hbm_bytes(instruction: Instruction) -> int:
     count; of what is updated in place, the update.
     """
     parts, inputs, results = [instruction], instruction.operands, [instruction]
-    if instruction.operation == "fusion":
+    made, operation = instruction.arrays, instruction.operation
+    if instruction.library:
+        results *= max(len(made) - 1, 1)
+    if operation == "fusion-start":  # what it is given stands before what it makes
+        made = made[len(instruction.given) :]
+    if operation.removesuffix("-start") == "fusion":
         (inner,) = instruction.called()
         parts = list(inner.values())
         inputs = [part for part in parts if part.operation == "parameter"]
@@ -176,7 +210,7 @@ def hbm_bytes(instruction: Instruction) -> int:
         for operand, known in zip(instruction.operands, inputs, strict=True)
         if any(array.hbm_bytes for array in operand.arrays)
     )
-    for result, written in zip(results, instruction.arrays, strict=False):
+    for result, written in zip(results, made, strict=False):
         if result.operation == UPDATE and written.hbm_bytes:
             (written,) = result.operands[1].arrays
         total += written.hbm_bytes
@@ -218,9 +252,11 @@ def convolution_flops(conv: Instruction) -> float:
     TPUs run every matrix product as a convolution; that of a batch has one pixel a member.
     """
     labels = re.split("_|->", conv.attribute("dim_labels"))
+    target, arrays = conv.attribute("custom_call_target"), (*conv.given[:2], conv.arrays[0])
+    order = next((PASSES[name] for name in PASSES if name in target), (0, 1, 2))
     image, window, output = (
-        dict(zip(names, array.sides, strict=True))
-        for names, array in zip(labels, (*conv.given, *conv.arrays), strict=True)
+        dict(zip(names, arrays[place].sides, strict=True))
+        for names, place in zip(labels, order, strict=True)
     )
     fields = dict(field.split("=") for field in conv.attribute("window").split())
     axes = [label for label in output if label.isdigit()]
