@@ -42,7 +42,8 @@ def run(options: argparse.Namespace, overrides: dict[str, str]) -> None:
 
         # The compiler is the TPU's; all else, such as shapes, is worked out on this CPU.
         jax.config.update("jax_platforms", "cpu")
-        from imagen_jax.planning.plan import plan, summary
+        from imagen_jax.planning.plan import plan
+        from imagen_jax.planning.summary import summary
         from imagen_jax.training import inherit
         from imagen_jax.training.run_config import read_config
 

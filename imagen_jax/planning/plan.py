@@ -1,7 +1,6 @@
 """Plans a run on accelerators that are not here, by compiling its step for them."""
 
 import math
-import os
 import resource
 import tempfile
 import time
@@ -13,42 +12,13 @@ import jax
 import numpy as np
 
 from imagen_jax.devices import sharding
-from imagen_jax.devices.chips import Chip, find_chip
+from imagen_jax.devices.chips import Chip
 from imagen_jax.planning.costs import Cost, Costs, estimate
 from imagen_jax.planning.lowering import Lowered, lower_sampling, lower_training
+from imagen_jax.planning.targets import GPU_SHARE, Target, find_target
 from imagen_jax.training.run_config import RunConfig
 
-FORMS = "v5p:4x4x4 (chips along three axes), v5e:16x16 or v6e:16x16 (along two)"
 SHOWN = 12  # of the layers that take longest
-
-
-def topology_devices(name: str) -> tuple[list[Any], Chip]:
-    """The devices of a TPU topology such as v5p:4x4x4, and their chip.
-
-    Raises:
-        ValueError: there is no topology of this name, or the TPU compiler is not installed.
-    """
-    from jax.experimental import topologies
-
-    # Nothing runs on a TPU here, so another process may have loaded the compiler as well.
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-    try:
-        import libtpu  # noqa: F401
-    except ImportError as error:
-        raise ValueError(
-            "planning needs the TPU compiler, which runs without a TPU: pip install -e '.[tpu]'"
-        ) from error
-    try:
-        found = topologies.get_topology_desc(platform="tpu", topology_name=name).devices
-    except (RuntimeError, ValueError, NotImplementedError) as error:
-        raise ValueError(f"there is no topology {name!r}; known forms are {FORMS}") from error
-    chip = find_chip(found[0].device_kind)
-    if chip is None:
-        raise ValueError(f"the peaks of {found[0].device_kind!r} are not in devices/chips.py")
-    if chip.name == "v4":
-        # Its compiler takes the two cores of a chip for devices unless it runs on one.
-        raise ValueError(f"{name!r}: v4 cannot be compiled for without a v4; plan another TPU")
-    return found, chip
 
 
 def bytes_a_chip(tree: Any, mesh: Any) -> int:
@@ -63,29 +33,38 @@ def bytes_a_chip(tree: Any, mesh: Any) -> int:
 def plan(
     config: RunConfig, topology: str, *, sample: bool = False, images: int | None = None
 ) -> dict[str, Any]:
-    """Memory, FLOPs, bytes, collectives and time of a run on a TPU topology, as JSON values.
+    """Memory, FLOPs, bytes, kernels, collectives and time of a run on a topology, as JSON values.
+
+    Of TPUs, `by_compiler` is the time that the compiler expects. NVIDIA's expects none: `floor` is
+    what a step takes at least, every kernel at the share of the peak that the best ones reach or at
+    the full bandwidth of the memory.
 
     sample: plan the sampler, on `images` images at a time (None: one a chip), not the train step.
 
     Raises:
-        ValueError: no such topology, a mesh or batch that does not divide, or a program that does
-            not fit the chips' memory.
+        ValueError: no such topology, no compiler for it, a mesh or batch that does not divide, or a
+            program that does not fit the memory of TPUs.
     """
-    devices, chip = topology_devices(topology)
+    target = find_target(topology)
+    devices, chip = target.devices, target.chip
     mesh = sharding.make_mesh(config.mesh, devices)
     if sample:
         lowered = lower_sampling(config, mesh, images or len(devices))
     else:
         lowered = lower_training(config, mesh)
-    began = time.monotonic()
-    compiled, text = compile_with_text(lowered.program, topology)
-    seconds = time.monotonic() - began
-    costs = estimate(text, chip, len(devices), loops=lowered.loops, kernels=lowered.kernels)
+    began, processor = time.monotonic(), _processor_seconds()
+    compiled, text = compile_with_text(lowered.program, target)
+    seconds, processor = time.monotonic() - began, _processor_seconds() - processor
+    costs = estimate(
+        text, target.reached, len(devices), loops=lowered.loops, kernels=lowered.kernels
+    )
+    speed = _speed(lowered, costs, chip, len(devices), config.num_steps, sample)
     return {
         "stage": config.stage.name,
         "what": "sampling" if sample else "training",
         "embedded": config.data.embeddings is not None,
         "topology": topology,
+        "unit": target.unit,
         "chip": chip.name,
         "chips": len(devices),
         "mesh": dict(mesh.shape),
@@ -93,7 +72,7 @@ def plan(
         "num_steps": config.num_steps,
         "remat": config.stage.network.remat,
         "accumulation": config.optimizer.accumulation,
-        "memory": _memory(lowered, compiled, mesh, chip),
+        "memory": _memory(lowered, compiled, mesh, target),
         "flops": _flops(lowered, compiled, costs.flops * len(devices)),
         "roofline": {  # named so in earlier plans
             "exposed_collectives": costs.waits["links"],
@@ -102,25 +81,39 @@ def plan(
             "collectives": costs.collectives,
         },
         "heaviest": by_layer(costs.kernels)[:SHOWN],
-        "without_cycles": by_layer(costs.without_cycles),
-        "by_compiler": _speed(lowered, costs, chip, len(devices), config.num_steps, sample),
+        **(
+            {"kernels": costs.by_kind, "share_of_peak": GPU_SHARE, "floor": speed}
+            if target.unit == "GPU"
+            else {"without_cycles": by_layer(costs.without_cycles), "by_compiler": speed}
+        ),
         "compiler": {
             "seconds": round(seconds),
+            "processor_seconds": round(processor),
             "peak_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             "jax": jax.__version__,
         },
     }
 
 
+def _processor_seconds() -> float:
+    """What this process and those that it started, such as NVIDIA's assembler, have used."""
+    used = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in used)
+
+
 def compile_with_text(
-    program: jax.stages.Lowered, topology: str
+    program: jax.stages.Lowered, target: Target
 ) -> tuple[jax.stages.Compiled, str]:
     """The compiled program and its schedule as text, with the compiler's cycles where it has any.
 
-    The text is what the compiler itself writes: `compiled.as_text()` fails for a program that
-    leaves a lookup of embeddings to the SparseCores (libtpu 0.0.51). ValueError where the program
-    does not fit the memory of the topology's chips.
+    ValueError where the program does not fit the memory of TPUs. A program for GPUs is compiled all
+    the same: XLA learns there what memory is free when it runs.
     """
+    if target.unit == "GPU":
+        compiled = program.compile()
+        return compiled, compiled.as_text()
+    # The text is what the compiler itself writes: `compiled.as_text()` fails for a program that
+    # leaves a lookup of embeddings to the SparseCores (libtpu 0.0.51).
     with tempfile.TemporaryDirectory() as folder:
         options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
         try:
@@ -129,15 +122,15 @@ def compile_with_text(
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             first = str(error).strip().splitlines()[0]
-            raise ValueError(f"does not fit {topology}: {first}") from None
+            raise ValueError(f"does not fit {target.name}: {first}") from None
         files = list(Path(folder).glob("*.jit_*.after_codegen.txt"))
         files = files or list(Path(folder).glob("*.jit_*.after_optimizations.txt"))
         largest = max(files, key=lambda path: path.stat().st_size)
         return compiled, largest.read_text()
 
 
-def _memory(lowered: Lowered, compiled: Any, mesh: Any, chip: Chip) -> dict[str, Any]:
-    """Bytes a chip. `temporaries` hold activations, gathered parameters and gradients."""
+def _memory(lowered: Lowered, compiled: Any, mesh: Any, target: Target) -> dict[str, Any]:
+    """Bytes a device. `temporaries` hold activations, gathered parameters and gradients."""
     stats = compiled.memory_analysis()
     needed = {
         "arguments": stats.argument_size_in_bytes,
@@ -146,7 +139,8 @@ def _memory(lowered: Lowered, compiled: Any, mesh: Any, chip: Chip) -> dict[str,
     }
     total = sum(needed.values()) + stats.output_size_in_bytes - stats.alias_size_in_bytes
     kept = {name: bytes_a_chip(tree, mesh) for name, tree in lowered.parts.items()}
-    return kept | needed | {"total": total, "hbm": int(chip.hbm), "fits": total <= chip.hbm}
+    fits = total <= target.usable * target.memory
+    return kept | needed | {"total": total, "hbm": target.memory, "fits": fits}
 
 
 def _flops(lowered: Lowered, compiled: Any, counted: float) -> dict[str, Any]:
@@ -192,59 +186,3 @@ def by_layer(kernels: Iterable[Cost]) -> list[dict[str, Any]]:
         for name in ("seconds", "flops", "bytes"):
             group[name] += getattr(kernel, name) * times
     return sorted(groups.values(), key=lambda group: -group["seconds"])
-
-
-def summary(figures: dict[str, Any]) -> str:
-    """A plan as lines to read."""
-    memory, counted, times = figures["memory"], figures["flops"], figures["roofline"]
-    shape = " x ".join(f"{name} {size}" for name, size in figures["mesh"].items())
-    parts = [name for name in memory if name not in ("total", "hbm", "fits")]
-    compiler = figures["compiler"]
-    return "\n".join(
-        [
-            f"{figures['what']} of {figures['stage']}: batch {figures['batch_size']} on "
-            f"{figures['chips']} {figures['chip']} chips ({figures['topology']}; {shape}; remat "
-            f"{figures['remat']}, accumulation {figures['accumulation']})",
-            "memory a chip: " + ", ".join(f"{name} {memory[name] / 1e9:.2f} GB" for name in parts),
-            f"  in all {memory['total'] / 1e9:.1f} of {memory['hbm'] / 1e9:.0f} GB: "
-            + ("fits" if memory["fits"] else "does not fit"),
-            f"FLOPs: by the jaxpr {counted['with_recomputation'] / 1e12:,.0f} T, of which the "
-            f"model needs {counted['analytic'] / 1e12:,.0f} T; compiled "
-            f"{counted['compiled'] / 1e12:,.0f} T",
-            f"HBM traffic a chip: {times['bytes'] / 1e9:.1f} GB",
-            *_time_lines(figures),
-            f"compiled in {compiler['seconds']} s with {compiler['peak_memory'] / 1e9:.1f} GB here",
-        ]
-    )
-
-
-def _time_lines(figures: dict[str, Any]) -> list[str]:
-    times, speed, rough = figures["roofline"], figures["by_compiler"], figures["without_cycles"]
-    steps, days = figures["num_steps"], speed.get("days")
-    lines = [
-        f"{kind}: {traffic['count']} times, {traffic['bytes'] / 1e9:.2f} GB a chip, "
-        f"{traffic['seconds'] * 1e3:.0f} ms of the links"
-        for kind, traffic in times["collectives"].items()
-    ]
-    lines += [
-        f"the cores wait {times['exposed_collectives'] * 1e3:.0f} ms for collectives, "
-        f"{times['exposed_copies'] * 1e3:.0f} ms for copies",
-        f"by the compiler's cycles: {speed['seconds']:.3f} s, "
-        f"{speed['images_per_second']:,.0f} images/s, MFU {speed['mfu']:.1%} (diffusion network "
-        f"only {speed['mfu_network']:.1%}), HFU {speed['hfu']:.1%}"
-        + ("" if days is None else f", {days:.1f} days for {steps:,} steps"),
-    ]
-    if rough:
-        lines += [
-            f"{sum(item['count'] for item in rough)} kernels without cycles take "
-            f"{sum(item['seconds'] for item in rough) * 1e3:.1f} ms by their FLOPs and bytes:",
-            *map(_layer_line, rough[:SHOWN]),
-        ]
-    return [*lines, "what takes longest, on one chip:", *map(_layer_line, figures["heaviest"])]
-
-
-def _layer_line(item: dict[str, Any]) -> str:
-    return (
-        f"  {item['seconds'] * 1e3:7.1f} ms {item['flops'] / 1e12:7.2f} TFLOP "
-        f"{item['bytes'] / 1e9:7.1f} GB  {item['what']}"
-    )

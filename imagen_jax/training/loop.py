@@ -266,7 +266,7 @@ def lower_step(
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
     )
-    return jitted.lower(state, batch, jax.random.key(0), frozen)
+    return jitted.lower(state, batch, jax.eval_shape(jax.random.key, 0), frozen)
 
 
 def init_sharded(init: Callable[[Keys], Any], key: Keys, mesh: jax.sharding.Mesh) -> Any:

@@ -13,6 +13,8 @@ from imagen_jax.devices.sharding import MeshConfig, check_batch, host_groups, ho
 from imagen_jax.planning import plan as planning
 from imagen_jax.planning.costs import estimate
 from imagen_jax.planning.hlo import Instruction, group_size, parse_arrays
+from imagen_jax.planning.summary import summary
+from imagen_jax.planning.targets import find_target
 from imagen_jax.training import flops
 from imagen_jax.training.run_config import read_config
 from tests.training.test_config import tiny
@@ -25,13 +27,13 @@ LAYERS, ROWS, WIDTH = 3, 512, 256
 @pytest.fixture(scope="module")
 def four_chips():
     pytest.importorskip("libtpu", reason="the TPU compiler is not installed: pip install '.[tpu]'")
-    return planning.topology_devices("v5e:2x2")
+    return find_target("v5e:2x2").devices
 
 
 @pytest.fixture(scope="module")
 def compiled(four_chips):
     """The gradient of three equal layers whose weights four chips share, and of a convolution."""
-    mesh = make_mesh(MeshConfig(1, None, 1), four_chips[0])
+    mesh = make_mesh(MeshConfig(1, None, 1), four_chips)
     rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
     columns = NamedSharding(mesh, PartitionSpec(None, "fsdp"))
     whole = NamedSharding(mesh, PartitionSpec())
@@ -307,7 +309,7 @@ def test_an_unknown_chip_is_none():
 )
 def test_a_topology_that_cannot_be_planned_is_named(four_chips, topology, message):
     with pytest.raises(ValueError, match=message):
-        planning.topology_devices(topology)
+        find_target(topology)
 
 
 @pytest.mark.parametrize(
@@ -333,8 +335,8 @@ def test_a_plan_of_the_train_step(four_chips):
     speed = figures["by_compiler"]
     assert 0 < speed["mfu"] <= speed["hfu"] * 1.2
     assert speed["seconds"] > figures["roofline"]["exposed_collectives"]
-    assert "images/s" in planning.summary(figures)
-    assert "kernels without cycles take" in planning.summary(figures)
+    assert "images/s" in summary(figures)
+    assert "kernels without cycles take" in summary(figures)
     assert all(item["seconds"] > 0 for item in figures["without_cycles"])
 
 
@@ -345,13 +347,13 @@ def test_a_plan_of_the_sampler(four_chips):
     assert (figures["what"], figures["batch_size"]) == ("sampling", 4)
     assert figures["flops"]["compiled_over_counted"] == pytest.approx(1, abs=0.15)
     assert "days" not in figures["by_compiler"]
-    assert "sampling of tiny: batch 4" in planning.summary(figures)
+    assert "sampling of tiny: batch 4" in summary(figures)
 
 
 @pytest.fixture(scope="module")
 def pod(four_chips):
     """16 chips of four hosts, each with a square of four of them."""
-    return planning.topology_devices("v5e:4x4")[0]
+    return find_target("v5e:4x4").devices
 
 
 def test_a_host_reads_the_rows_that_lie_on_its_devices(pod):
