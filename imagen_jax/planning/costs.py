@@ -92,7 +92,9 @@ class Costs:
             if part.queue != "links":
                 each = {"count": 1, "flops": part.flops, "bytes": part.bytes}
                 sums[part.operation].update({name: x * part.times for name, x in each.items()})
-        return {kind: dict(sums[kind]) for kind in sorted(sums, key=lambda kind: -sums[kind]["bytes"])}
+        return {
+            kind: dict(sums[kind]) for kind in sorted(sums, key=lambda kind: -sums[kind]["bytes"])
+        }
 
     @property
     def collectives(self) -> dict[str, dict[str, int | float]]:

@@ -16,7 +16,7 @@ def summary(figures: dict[str, Any]) -> str:
             f"{figures['what']} of {figures['stage']}: batch {figures['batch_size']} on "
             f"{figures['chips']} {figures['chip']} {unit}s ({figures['topology']}; {shape}; remat "
             f"{figures['remat']}, accumulation {figures['accumulation']})",
-            *_memory_lines(figures["memory"], unit),
+            *memory_lines(figures["memory"], unit),
             f"FLOPs: by the jaxpr {counted['with_recomputation'] / 1e12:,.0f} T, of which the "
             f"model needs {counted['analytic'] / 1e12:,.0f} T; compiled "
             f"{counted['compiled'] / 1e12:,.0f} T",
@@ -36,7 +36,8 @@ def summary(figures: dict[str, Any]) -> str:
     )
 
 
-def _memory_lines(memory: dict[str, Any], unit: str) -> list[str]:
+def memory_lines(memory: dict[str, Any], unit: str) -> list[str]:
+    """What a device keeps, and whether it fits."""
     parts = [name for name in memory if name not in ("total", "hbm", "fits")]
     fits = "fits" if memory["fits"] else "does not fit"
     if unit == "GPU" and memory["fits"] and memory["total"] > ALLOCATED * memory["hbm"]:

@@ -66,6 +66,11 @@ def gpu_shape(name: str) -> tuple[int, int]:
     return hosts, each
 
 
+def slower(chip: Chip) -> Chip:
+    """A GPU with the share of its peak that kernels reach at best."""
+    return dataclasses.replace(chip, flops=GPU_SHARE * chip.flops)
+
+
 def _gpus(name: str) -> Target:
     (hosts, each), gpu = gpu_shape(name), GPUS[name.partition(":")[0]]
     install = "in Python 3.12, pip install -e '.[cuda-plan]'"
@@ -79,8 +84,7 @@ def _gpus(name: str) -> Target:
         raise ValueError(
             f"planning for GPUs needs jax's CUDA compiler, which runs without a GPU: {install}"
         ) from None
-    reached = dataclasses.replace(gpu.chip, flops=GPU_SHARE * gpu.chip.flops)
-    return Target(name, "GPU", found, gpu.chip, reached, gpu.memory, GPU_USABLE)
+    return Target(name, "GPU", found, gpu.chip, slower(gpu.chip), gpu.memory, GPU_USABLE)
 
 
 def _tpus(name: str) -> Target:
