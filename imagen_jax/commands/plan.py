@@ -1,12 +1,15 @@
-r"""Plans a run on TPUs that are not here: compiles its train step for them and says what it takes.
+r"""Plans a run on TPUs or GPUs that are not here: compiles its train step for them and says what
+it takes.
 
     python scripts/plan.py --config configs/imagen_base64.py --topology v5p:4x4x4
     python scripts/plan.py --config configs/imagen_base64.py --topology v5e:16x16 \
         --config.mesh.fsdp=16 --config.mesh.data=16 --json plan.json
     python scripts/plan.py --config configs/imagen_sr256.py --topology v5e:2x4 --sample
+    python scripts/plan.py --config configs/imagen_base64_small.py --topology h100:8
 
-Needs the TPU compiler (pip install -e '.[tpu]') and no TPU; the paper's models take it about ten
-minutes and 15 GB of memory. docs/scaling.md explains the figures.
+Needs the compiler of the accelerator, and not the accelerator: for TPUs pip install -e '.[tpu]',
+for GPUs Python 3.12 and pip install -e '.[cuda-plan]'. The paper's models take it about ten minutes
+and 15 GB of memory. docs/scaling.md explains the figures.
 """
 
 import argparse
@@ -28,9 +31,9 @@ def parser() -> argparse.ArgumentParser:
     parse = make_parser(__doc__)
     add = parse.add_argument
     add("--config", type=path, required=True, metavar="FILE", help="Python file with get_config()")
-    add("--topology", required=True, metavar="TPU:SHAPE", help="what to plan for: v5p:4x4x4")
+    add("--topology", required=True, metavar="KIND:SHAPE", help="v5p:4x4x4, h100:8, h100:2x8")
     add("--sample", action="store_true", help="plan sampling instead of training")
-    add("--images", type=count, help="images sampled at a time (default: one a chip)")
+    add("--images", type=count, help="images sampled at a time (default: one a device)")
     add("--json", type=path, metavar="FILE", help="file for all figures")
     return parse
 
@@ -40,7 +43,7 @@ def run(options: argparse.Namespace, overrides: dict[str, str]) -> None:
         check_options(options.sample, options.images, options.json)
         import jax
 
-        # The compiler is the TPU's; all else, such as shapes, is worked out on this CPU.
+        # The compiler is the accelerator's; all else, such as shapes, is worked out on this CPU.
         jax.config.update("jax_platforms", "cpu")
         from imagen_jax.planning.plan import plan
         from imagen_jax.planning.summary import summary

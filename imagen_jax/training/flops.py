@@ -50,6 +50,8 @@ def _add(jaxpr: core.Jaxpr, times: int, counts: Counter) -> None:
             length = math.prod(equation.invars[0].aval.shape[axis] for axis in left_axes)
             results = math.prod(equation.outvars[0].aval.shape)
             counts["attention" if batch_axes else "dense"] += times * 2 * results * length
+        elif name.startswith("dot_product_attention"):
+            counts["attention"] += times * _cudnn_attention(equation)
         if name == "pallas_call":
             counts["attention"] += times * _kernel(equation)
             continue
@@ -64,6 +66,15 @@ def _kernel(equation: core.JaxprEqn) -> int:
     for inner in core.jaxprs_in_params(equation.params):
         _add(inner, math.prod(equation.params["grid_mapping"].grid), counts)
     return sum(counts.values())
+
+
+def _cudnn_attention(equation: core.JaxprEqn) -> int:
+    """FLOPs of cuDNN's attention: two products forward, five backward, which makes the weights
+    again. Queries and keys are [b n heads head], or [b heads n head] in layout 1.
+    """
+    query, key = (operand.aval.shape for operand in equation.invars[:2])
+    products = 5 if "_bwd" in equation.primitive.name else 2
+    return products * 2 * math.prod(query) * key[1 + equation.params["layout"]]
 
 
 def _runs(equation: core.JaxprEqn) -> int:

@@ -150,7 +150,7 @@ def test_help_tells_the_defaults_and_may_have_per_cent_signs():
         ("train", "--config=a b", "unknown argument b"),
         ("pretrain_text", "--config=a --workdir=b --steps 0", "--steps: '0' must be at least 1"),
         ("embed_text", "--config=a", "--out DIR is needed"),
-        ("plan", "--config=a", "--topology TPU:SHAPE is needed"),
+        ("plan", "--config=a", "--topology KIND:SHAPE is needed"),
         ("convert", "", "--model, --to, --out DIR are needed"),
         ("convert", "--model a --out b --to onnx", "--to is 'onnx'; it must be one of '?diffusers"),
         ("make_prompts", "--out a", "one of --annotations --tfds is needed"),

@@ -248,6 +248,23 @@ def test_the_compiler_takes_every_description(cuda, kind):
 
 
 @pytest.mark.slow
+def test_attention_of_cudnn_has_the_flops_of_its_products(cuda):
+    """In the jaxpr and compiled: two forward and, with the weights made again, five backward."""
+    queries, keys = Shape((2, 256, 4, 64), jnp.bfloat16), Shape((2, 78, 4, 64), jnp.bfloat16)
+
+    def loss(query, key, value):
+        return jax.nn.dot_product_attention(query, key, value, implementation="cudnn").sum()
+
+    target = targets.find_target("h100")
+    whole = jax.sharding.SingleDeviceSharding(target.devices[0])
+    gradient = jax.jit(jax.grad(loss, argnums=(0, 1, 2)), in_shardings=whole)
+    text = planning.compile_with_text(gradient.lower(queries, keys, keys), target)[1]
+    product = 2 * 2 * 4 * 256 * 78 * 64
+    assert estimate(text, target.reached, 1).by_kind["attention"]["flops"] == 7 * product
+    assert flops.total(gradient, queries, keys, keys) == 7 * product
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("topology", "hosts", "mesh"),
     [("h100", 1, {}), ("h100:8", 1, {"mesh__fsdp": "4"}), ("h100:2x8", 2, {"mesh__tensor": "2"})],

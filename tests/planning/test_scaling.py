@@ -1,6 +1,4 @@
-"""The table in docs/scaling.md is that of the plans beside it."""
-
-import json
+"""The tables in docs/scaling.md are those of the plans beside it."""
 
 import pytest
 
@@ -8,17 +6,17 @@ from imagen_jax.commands import scaling
 from imagen_jax.planning.scaling import COLUMNS, compiled_table
 
 
-def test_the_documents_table_is_that_of_its_plans():
+def test_the_documents_tables_are_those_of_its_plans():
     document = scaling.DOCUMENT.read_text()
-    assert scaling.written(document, scaling.read_plans()) == document
-    with pytest.raises(ValueError, match="must have one <!-- compiled -->"):
-        scaling.written(document.replace("<!-- compiled -->", ""), [])
-    for path in scaling.PLANS.glob("*.json"):
-        assert json.loads(path.read_text())["topology"]
+    assert scaling.written(document) == document
+    for name, (_, folder) in scaling.TABLES.items():
+        with pytest.raises(ValueError, match=f"must have one <!-- {name} -->"):
+            scaling.written(document.replace(f"<!-- {name} -->", ""))
+        assert all(plan["topology"] for plan in scaling.read_plans(folder))
 
 
 def test_a_plan_of_sampling_has_no_days():
-    figures = scaling.read_plans()[0]
+    figures = scaling.read_plans(scaling.PLANS)[0]
     speed = {name: value for name, value in figures["by_compiler"].items() if name != "days"}
     row = compiled_table([{**figures, "what": "sampling", "by_compiler": speed}]).splitlines()[2]
     cells = dict(zip(COLUMNS, map(str.strip, row.strip("|").split("|")), strict=True))
