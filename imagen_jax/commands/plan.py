@@ -45,6 +45,7 @@ def run(options: argparse.Namespace, overrides: dict[str, str]) -> None:
 
         # The compiler is the accelerator's; all else, such as shapes, is worked out on this CPU.
         jax.config.update("jax_platforms", "cpu")
+        jax.config.update("jax_enable_compilation_cache", False)  # compiling is what is looked at
         from imagen_jax.planning.plan import plan
         from imagen_jax.planning.summary import summary
         from imagen_jax.training import inherit

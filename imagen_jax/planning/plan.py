@@ -52,9 +52,7 @@ def plan(
         lowered = lower_sampling(config, mesh, images or len(devices))
     else:
         lowered = lower_training(config, mesh)
-    began, processor = time.monotonic(), _processor_seconds()
-    compiled, text = compile_with_text(lowered.program, target)
-    seconds, processor = time.monotonic() - began, _processor_seconds() - processor
+    compiled, text, compiler = _timed(lowered.program, target)
     costs = estimate(
         text, target.reached, len(devices), loops=lowered.loops, kernels=lowered.kernels
     )
@@ -86,13 +84,24 @@ def plan(
             if target.unit == "GPU"
             else {"without_cycles": by_layer(costs.without_cycles), "by_compiler": speed}
         ),
-        "compiler": {
-            "seconds": round(seconds),
-            "processor_seconds": round(processor),
+        "compiler": compiler,
+    }
+
+
+def _timed(program: jax.stages.Lowered, target: Target) -> tuple[Any, str, dict[str, Any]]:
+    """The compiled program, its text, and what compiling took."""
+    began, processor = time.monotonic(), _processor_seconds()
+    compiled, text = compile_with_text(program, target)
+    return (
+        compiled,
+        text,
+        {
+            "seconds": round(time.monotonic() - began),
+            "processor_seconds": round(_processor_seconds() - processor),
             "peak_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             "jax": jax.__version__,
         },
-    }
+    )
 
 
 def _processor_seconds() -> float:
@@ -106,8 +115,8 @@ def compile_with_text(
 ) -> tuple[jax.stages.Compiled, str]:
     """The compiled program and its schedule as text, with the compiler's cycles where it has any.
 
-    ValueError where the program does not fit the memory of TPUs. A program for GPUs is compiled all
-    the same: XLA learns there what memory is free when it runs.
+    ValueError where the program does not fit the memory of TPUs. For GPUs it is compiled all the
+    same.
     """
     if target.unit == "GPU":
         compiled = program.compile()

@@ -231,7 +231,7 @@ def test_the_compiler_takes_every_description(cuda, kind):
 
     def loss(image, kernel, weights):
         image = jax.lax.conv_general_dilated(
-            image, kernel, (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+            image, kernel, (2, 2), [(1, 1)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
         return jnp.square(jnp.tanh(image) @ weights).sum()
 
