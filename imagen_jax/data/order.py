@@ -3,6 +3,7 @@
 Each permutation is Grain's index shuffle, which takes no memory and answers for any number at once.
 """
 
+import bisect
 import dataclasses
 import functools
 import hashlib
@@ -70,11 +71,16 @@ class WeightedOrder:
     def _places(self) -> grain.MapDataset:
         return epochs(len(self.weights), self.seed, self.shuffle)
 
+    @functools.cached_property
+    def _start(self) -> Callable[[int], int]:
+        """Where an epoch starts, of UNIT, once an epoch."""
+        part = functools.partial(uniform, self.seed, "start of epoch")
+        return functools.lru_cache(maxsize=8)(lambda epoch: int(UNIT * part(epoch)))
+
     def __getitem__(self, number: int) -> int:
         size, place = len(self.weights), int(self._places[number])
-        start = int(UNIT * uniform(self.seed, "start of epoch", number // size))
-        at = (place * UNIT + start) * int(self.ends[-1]) // (size * UNIT)
-        return int(np.searchsorted(self.ends, at, side="right"))
+        at = (place * UNIT + self._start(number // size)) * int(self.ends[-1]) // (size * UNIT)
+        return bisect.bisect_right(self.ends, at)
 
 
 def nearest_bucket(sizes: np.ndarray, buckets: Sequence[Size]) -> np.ndarray:
