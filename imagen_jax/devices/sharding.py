@@ -211,7 +211,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def shard_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+def shard_batch(batch: dict[str, np.ndarray | jax.Array], mesh: Mesh) -> dict[str, jax.Array]:
     """This host's rows of a batch (`host_rows`) -> global arrays. The arrays may be used without a
     copy: do not write to them afterwards. What is on the devices already stays as it is.
     """

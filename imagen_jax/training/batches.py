@@ -11,7 +11,7 @@ import numpy as np
 from imagen_jax import data
 from imagen_jax.data.classes import class_names, mixed_classes, numbered_by
 from imagen_jax.data.embeddings import read_embedded
-from imagen_jax.devices.sharding import MeshConfig, host_groups, host_rows, make_mesh
+from imagen_jax.devices.sharding import host_groups, host_rows, make_mesh
 from imagen_jax.storage.codec import require
 from imagen_jax.text import encoder as text
 from imagen_jax.training.feed import Batches, check_labels
@@ -205,7 +205,7 @@ def make_batches(
         return make_stream(config, mesh).batches
     loader = make_loader(config, encoder, source, prior_source, mesh)
     if config.data.on_device:
-        return from_device(loader, mesh or make_mesh(MeshConfig(1), jax.devices()[:1]))
+        return from_device(loader, mesh or make_mesh(config.mesh))
     return lambda start, state: loader.batches(start)  # batch N needs no state
 
 
