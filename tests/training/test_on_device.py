@@ -12,6 +12,8 @@ from imagen_jax.training.input_speed import captioned_noise, input_speed
 from imagen_jax.training.on_device import check_room, take_images
 from imagen_jax.training.run_config import read_config
 from tests.data.test_loader import Damaged
+from tests.devices.test_hosts import finish, start
+from tests.training import hosts_on_device
 from tests.training.test_config import tiny
 from tests.training.test_meshes import MESHES
 
@@ -19,13 +21,13 @@ MEMORY = {"data__source": "memory", "data__flip": "True", "data__weights": "True
 SKIPPED = ((2, 3),)
 
 
-def feed(source, mesh, start=0, **overrides) -> Feed:
+def feed(source, mesh, first=0, **overrides) -> Feed:
     config = read_config(tiny(**MEMORY | overrides))
     count = int(np.prod(MESHES[mesh]))
     mesh = make_mesh(MeshConfig(*MESHES[mesh]), jax.devices()[:count])
     encoder = None if config.stage.conditioning != "text" else build.make_text_encoder(config)
     return Feed(
-        batches.make_batches(config, encoder, source, mesh=mesh), start, None, SKIPPED, mesh
+        batches.make_batches(config, encoder, source, mesh=mesh), first, None, SKIPPED, mesh
     )
 
 
@@ -38,9 +40,9 @@ def taken(feed: Feed, count: int):
 def test_batches_are_the_same_from_any_step(mesh, rng):
     source = captioned_noise(23, int(rng.integers(8, 12)))  # also such as are made smaller
     sent = list(taken(feed(source, mesh), 7))
-    for start in (0, 4):
-        kept = taken(feed(source, mesh, start, data__on_device="True"), 7 - start)
-        for left, right in zip(sent[start:], kept, strict=True):
+    for first in (0, 4):
+        kept = taken(feed(source, mesh, first, data__on_device="True"), 7 - first)
+        for left, right in zip(sent[first:], kept, strict=True):
             assert left.keys() == right.keys()
             for name, values in left.items():
                 assert values.dtype == right[name].dtype
@@ -59,6 +61,12 @@ def test_images_with_classes_or_nothing_are_kept_too(conditioning, rng):
     for left, right in zip(taken(sent, 3), taken(kept, 3), strict=True):
         assert left.keys() == right.keys()
         assert all(np.array_equal(left[name], right[name]) for name in left)
+
+
+@pytest.mark.slow  # two processes, for a quarter of a minute
+def test_each_host_takes_its_own_rows():
+    said = finish(start([hosts_on_device.__file__], 2))
+    assert all("the same on 2 hosts" in text for text in said)
 
 
 def test_taking_asks_no_other_device():
