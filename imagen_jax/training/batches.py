@@ -184,7 +184,7 @@ class Tokenizer:
 
     def _count(self, captions: list[str]) -> tuple[np.ndarray, np.ndarray]:
         found = text.tokenize(self.encoder, captions, self.shortened)
-        if self.shortened.seen >= self.COUNTED:
+        if self.shortened.seen >= self.COUNTED and not self.said:
             self.said = True
             if str(self.shortened):
                 logging.warning("%s", f"{self.shortened} See text.max_length.")
