@@ -13,7 +13,7 @@ from imagen_jax.training.run_config import RunConfig
 
 LINE_SECONDS = 60.0  # a line comes at least this often, where a step takes less
 DAY = 86_400.0
-LONG_WAIT = 0.05  # of the time, for input: told from here on
+LONG_WAIT = 0.02  # of the time, for input: told from here on
 
 
 @dataclass

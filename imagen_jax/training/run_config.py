@@ -124,6 +124,7 @@ class DataConfig(SetConfig):
         super().__post_init__()
         stream, mixture = self.source == STREAM, self.source == MIXTURE
         one_set = not stream and not mixture and self.prior is None
+        in_memory = one_set and self.source in ("npz", MEMORY)
         require(
             (
                 not stream or (self.prompt is None and self.prior is None),
@@ -154,12 +155,7 @@ class DataConfig(SetConfig):
                 "weights are for one set with random access, without a prior or buckets",
             ),
             (
-                not self.on_device
-                or (
-                    self.source in ("npz", MEMORY)
-                    and self.prior is self.embeddings is None
-                    and not self.buckets
-                ),
+                not self.on_device or (in_memory and not (self.embeddings or self.buckets)),
                 "on_device is for one set in memory (source 'npz'), without a prior, embeddings or "
                 "buckets",
             ),

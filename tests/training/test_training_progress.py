@@ -94,7 +94,7 @@ def test_epochs_count_the_batches_that_were_left_out():
 
 def test_waiting_for_input_is_told_where_it_is_long(now):
     progress = Progress(50, 8, clock=lambda: now[0])
-    for seconds in (0.2, 0.4):
+    for seconds in (0.1, 0.15):
         now[0] += 9.8 - seconds
         with progress.waiting():
             now[0] += seconds
