@@ -39,6 +39,7 @@ def get_config() -> ConfigDict:
         "draft": True,
         "input_skip": True,
     }
+    config.data.on_device = False  # whose memory is the host's
     config.optimizer.learning_rate = 1e-3
     config.optimizer.warmup_steps = 200
     return config

@@ -1,6 +1,6 @@
 """Examples to batches. Batch N is a pure function of (seed, N), so a resumed run repeats itself.
 
-The order comes from Grain's index shuffle (`order`), the threads that prepare batches ahead of the
+The order is that of Grain's index shuffle (`order`), the threads that prepare batches ahead of the
 device from Grain's prefetch. Threads are enough: Pillow decodes and resizes without Python's lock.
 """
 
@@ -20,6 +20,7 @@ from imagen_jax.data.counts import Damage, Enlarged, TooManyBroken
 from imagen_jax.data.embeddings import EmbeddedSource, Embedding
 from imagen_jax.data.order import (
     BucketOrder,
+    Epochs,
     Size,
     WeightedOrder,
     epochs,
@@ -92,6 +93,8 @@ class Loader:
       buckets: (width, height) of images of other shapes, instead of squares: all of a batch have
         one of them, the nearest by aspect ratio. The source must have `sizes`.
       weights: draw images in proportion to their field `weight`; the source must have `weights`.
+      on_device: batches hold numbers instead of images, "row" int32 [B] of `images` and "flip" bool
+        [B], for a set that lies on the devices; the source must be in memory.
       rows: which rows of the whole batch this process gets; None: all.
       max_broken_share: stop when more of the examples than this cannot be read, or with buckets
         or weights when the sizes or weights of more than this are not known; the others are left
@@ -111,6 +114,7 @@ class Loader:
     crop_size: int | None = None
     buckets: tuple[Size, ...] = ()
     weights: bool = False
+    on_device: bool = False
     rows: Sequence[int] | None = None
     max_broken_share: float = 0.01
     num_threads: int = 4
@@ -146,6 +150,13 @@ class Loader:
         largest = max([side for size in self.buckets for side in size], default=self.resolution)
         source = _reduced(self.source, largest, self.crop == "random" or bool(self.buckets))
         object.__setattr__(self, "source", source)
+        require(
+            (
+                not self.on_device or self.images is not None,
+                "on_device is for one set in memory (source 'npz') whose images are taken whole, "
+                "without embeddings, crops or buckets",
+            )
+        )
 
     def _check_buckets(self) -> None:
         sizes = getattr(self.source, "sizes", None)
@@ -206,7 +217,15 @@ class Loader:
         return Enlarged(len(self.source))
 
     @functools.cached_property
-    def order(self) -> BucketOrder | WeightedOrder | grain.MapDataset:
+    def images(self) -> np.ndarray | None:
+        """uint8 [N, resolution, resolution, 3], all images as batches hold them, where the source
+        has them in memory and takes them whole; else None.
+        """
+        cut = self.crop == "random" or self.crop_size is not None or self.buckets
+        return None if cut or not isinstance(self.source, ArraySource) else self.source.images
+
+    @functools.cached_property
+    def order(self) -> BucketOrder | WeightedOrder | Epochs:
         """Global example number (step * batch_size + row), without end -> index into the source."""
         if self.buckets:
             known = _measured(self.source.sizes)
@@ -246,29 +265,30 @@ class Loader:
         at = (draw("crop x"), draw("crop y")) if self.crop == "random" else None
         self.enlarged.count(pixels.size_of(example["image"]), self.sizes(number)[0])
         image = pixels.resize_and_crop(example["image"], *self.sizes(number), at)
-        if self.flip and draw("flip") < 0.5:
-            image = image[:, ::-1]
-        if self.conditioning == "text":
-            captions = example["captions"] if self.prompt is None else [(self.prompt, 1.0)]
-            return {"image": image, "caption": choose_caption(captions, draw("caption"))}
-        return {"image": image, "label": example.get("label")}
+        image = image[:, ::-1] if self._flips(number) else image
+        return {"image": image, **self._condition(example, number)}
+
+    def _flips(self, number: int) -> bool:
+        return self.flip and uniform(self.seed, number, "flip") < 0.5
+
+    def _condition(self, example: dict[str, Any], number: int) -> dict[str, Any]:
+        """What an example says beside its image: one of its captions, or its label."""
+        if self.conditioning != "text":
+            return {"label": example.get("label")}
+        captions = example["captions"] if self.prompt is None else [(self.prompt, 1.0)]
+        return {"caption": choose_caption(captions, uniform(self.seed, number, "caption"))}
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
-        """This process's rows of batch `step`: image, and ids or text with mask, or label."""
+        """This process's rows of batch `step`: image, and ids or text with mask, or label; with
+        `on_device` row and flip in place of image.
+        """
         rows = range(self.batch_size) if self.rows is None else self.rows
         return self.examples([step * self.batch_size + int(row) for row in rows])
 
     def examples(self, numbers: Sequence[int]) -> dict[str, np.ndarray]:
         """The examples of these global numbers as a batch."""
         self.damage.count(len(numbers))
-        _, (width, height) = self.sizes(numbers[0])
-        images = np.empty((len(numbers), height, width, 3), np.uint8)
-        examples = []
-        for row, number in enumerate(numbers):
-            example = self.example(number)
-            images[row] = example.pop("image")  # not kept and stacked: that takes the memory twice
-            examples.append(example)
-        batch = {"image": images}
+        batch, examples = self._read(numbers) if self.images is None else self._take(numbers)
         if self.conditioning == "text" and isinstance(self.source, EmbeddedSource):
             texts = zip(*(item["caption"].padded() for item in examples), strict=True)
             batch["text"], batch["mask"] = map(np.stack, texts)
@@ -278,9 +298,42 @@ class Loader:
             batch["label"] = np.asarray([item["label"] for item in examples], np.int32)
         return batch
 
+    def _read(self, numbers: Sequence[int]) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
+        """The images of examples, and what else there is of each, one after the other."""
+        _, (width, height) = self.sizes(numbers[0])
+        images = np.empty((len(numbers), height, width, 3), np.uint8)
+        examples = []
+        for row, number in enumerate(numbers):
+            example = self.example(number)
+            images[row] = example.pop("image")  # not kept and stacked: that takes the memory twice
+            examples.append(example)
+        return {"image": images}, examples
+
+    def _take(self, numbers: Sequence[int]) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
+        """The same out of `images`, all at once; only their rows with `on_device`."""
+        rows = np.asarray([int(self.order[number]) for number in numbers], np.int32)
+        flips = np.asarray([self._flips(number) for number in numbers], bool)
+        pairs = zip(rows.tolist(), numbers, strict=True)
+        examples = [self._condition(self.source[row], number) for row, number in pairs]
+        if self.on_device:
+            return {"row": rows, "flip": flips}, examples
+        images = self.images[rows]
+        images[flips] = _mirrored(images[flips])
+        return {"image": images}, examples
+
     def batches(self, start: int = 0) -> Iterator[dict[str, np.ndarray]]:
         """Batches start, start + 1, ... without end; starting late costs nothing."""
         return prepared(self.batch, self, start)
+
+
+def _mirrored(images: np.ndarray) -> np.ndarray:
+    """Images the other way round: a channel at a time, as NumPy is slow where the last axis of a
+    reversed one is as short as 3.
+    """
+    mirrored = np.empty_like(images)
+    for channel in range(images.shape[-1]):
+        mirrored[..., channel] = images[:, :, ::-1, channel]
+    return mirrored
 
 
 def _measured(sizes: np.ndarray) -> np.ndarray:

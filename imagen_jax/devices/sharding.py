@@ -211,12 +211,14 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def shard_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+def shard_batch(batch: dict[str, np.ndarray | jax.Array], mesh: Mesh) -> dict[str, jax.Array]:
     """This host's rows of a batch (`host_rows`) -> global arrays. The arrays may be used without a
-    copy: do not write to them afterwards.
+    copy: do not write to them afterwards. What is on the devices already stays as it is.
     """
     sharding = batch_sharding(mesh)
     return {
-        name: jax.make_array_from_process_local_data(sharding, np.asarray(value))
+        name: value
+        if isinstance(value, jax.Array)
+        else jax.make_array_from_process_local_data(sharding, np.asarray(value))
         for name, value in batch.items()
     }

@@ -11,10 +11,11 @@ import numpy as np
 from imagen_jax import data
 from imagen_jax.data.classes import class_names, mixed_classes, numbered_by
 from imagen_jax.data.embeddings import read_embedded
-from imagen_jax.devices.sharding import host_groups, host_rows
+from imagen_jax.devices.sharding import host_groups, host_rows, make_mesh
 from imagen_jax.storage.codec import require
 from imagen_jax.text import encoder as text
 from imagen_jax.training.feed import Batches, check_labels
+from imagen_jax.training.on_device import from_device
 from imagen_jax.training.run_config import (
     MEMORY,
     MIXTURE,
@@ -94,6 +95,7 @@ def make_loader(
             crop_size=config.stage.crop,
             buckets=section.buckets,
             weights=section.weights,
+            on_device=section.on_device,
             max_broken_share=section.max_broken_share,
             num_threads=section.num_threads,
             prefetch=section.prefetch,
@@ -155,15 +157,32 @@ def make_stream(config: RunConfig, mesh: jax.sharding.Mesh | None = None) -> Any
 
 
 class Tokenizer:
-    """Captions to ids and mask; says once what share of the captions is cut."""
+    """Captions to ids and mask, each distinct one once as long as there is room to keep it; says
+    once what share of the captions is cut.
+    """
 
-    COUNTED = 1000
+    COUNTED, KEPT_TOKENS = 1000, 2**23  # captions that are counted; tokens that are kept
 
     def __init__(self, encoder: text.TextEncoder):
         self.encoder, self.said = encoder, False
         self.shortened = text.Shortened(encoder.max_length - 1)
+        self.kept: dict[str, tuple[bytes, bytes]] = {}
 
     def __call__(self, captions: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        if not self.said:
+            return self._count(captions)
+        rows = {caption: self.kept.get(caption) for caption in captions}
+        if new := [caption for caption, row in rows.items() if row is None]:
+            made = text.tokenize(self.encoder, new, self.shortened)
+            made = [tuple(row.tobytes() for row in pair) for pair in zip(*made, strict=True)]
+            rows.update(zip(new, made, strict=True))
+            if len(self.kept) * self.encoder.max_length < self.KEPT_TOKENS:
+                self.kept.update(zip(new, made, strict=True))
+        ids, mask = map(b"".join, zip(*(rows[caption] for caption in captions), strict=True))
+        shape = len(captions), self.encoder.max_length
+        return np.frombuffer(ids, np.int32).reshape(shape), np.frombuffer(mask, bool).reshape(shape)
+
+    def _count(self, captions: list[str]) -> tuple[np.ndarray, np.ndarray]:
         found = text.tokenize(self.encoder, captions, self.shortened)
         if self.shortened.seen >= self.COUNTED and not self.said:
             self.said = True
@@ -185,6 +204,8 @@ def make_batches(
     if config.data.source == STREAM and source is None:
         return make_stream(config, mesh).batches
     loader = make_loader(config, encoder, source, prior_source, mesh)
+    if config.data.on_device:
+        return from_device(loader, mesh or make_mesh(config.mesh))
     return lambda start, state: loader.batches(start)  # batch N needs no state
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from imagen_jax.devices.hosts import gather_json
 from imagen_jax.devices.sharding import shard_batch
 
-Batch = dict[str, np.ndarray]
+Batch = dict[str, np.ndarray | jax.Array]  # arrays of jax are on the devices already
 # (batch to start at, iterator state out of a checkpoint or None) -> this host's rows of that batch,
 # the one after it, ...
 Batches = Callable[[int, Any], Iterator[Batch]]

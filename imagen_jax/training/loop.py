@@ -201,7 +201,8 @@ def train(
             # that is saved takes its next batch after saving, because the checkpoint holds the
             # iterator as of this step.
             if not saving:
-                feed.next()
+                with progress.waiting():
+                    feed.next()
             record()
             pending.append((step, values))
             if step in traced and (stopping or last or step == traced[-1]):
@@ -235,7 +236,8 @@ def train(
                     figures = ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
                     say(f"step {step}: {figures}")
             if saving and not last:
-                feed.next()
+                with progress.waiting():
+                    feed.next()
         checkpoints.wait()
         say(f"finished at step {num_steps}; checkpoints in {checkpoints.directory}")
     return state

@@ -20,7 +20,7 @@ def training_advice(config: RunConfig, mesh: jax.sharding.Mesh) -> str:
         shares,
         f"stage.network.dtype {network.dtype}",
     ]
-    changes = []
+    changes = ["data.on_device=False"] if config.data.on_device else []
     more = range(accumulation + 1, size + 1)
     if splits := [n for n in more if size % n == 0 and size // n % parts == 0]:
         changes.append(f"optimizer.accumulation={splits[0]}")

@@ -13,6 +13,7 @@ from imagen_jax.training.run_config import RunConfig
 
 LINE_SECONDS = 60.0  # a line comes at least this often, where a step takes less
 DAY = 86_400.0
+LONG_WAIT = 0.02  # of the time, for input: told from here on
 
 
 @dataclass
@@ -33,7 +34,7 @@ class Progress:
 
     def __post_init__(self):
         self.first, self.since, self.spoken = self.step, self.clock(), self.clock()
-        self.paused = self.longest = 0.0
+        self.paused = self.longest = self.waited = 0.0
         self.warned = False
 
     @contextlib.contextmanager
@@ -45,17 +46,26 @@ class Progress:
         self.since += took
         self.paused, self.longest = self.paused + took, max(self.longest, took)
 
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """What runs inside is waiting for input, while the devices may still work."""
+        began = self.clock()
+        yield
+        self.waited += self.clock() - began
+
     def due(self, step: int) -> bool:
         """Whether this step gets a line though no report: the first, or one after a minute."""
         return step == self.first + 1 or self.clock() - self.spoken >= LINE_SECONDS
 
     def speed(self, step: int) -> dict[str, float]:
-        """images_per_second, gflops_per_second, mfu where the peak is known, since the last report;
-        eta_seconds, with the pauses that are to be expected.
+        """images_per_second, gflops_per_second, mfu where the peak is known, and input_wait, the
+        share of the time in which the loop waited for its next batch (at most that much is lost),
+        since the last report; eta_seconds, with the pauses that are to be expected.
         """
         seconds = max(self.clock() - self.since, 1e-9)
         steps_per_second = (step - self.step) / seconds
         speed = {"images_per_second": steps_per_second * self.batch_size}
+        speed["input_wait"] = min(self.waited / seconds, 1.0)
         if self.flops_per_step:
             speed["gflops_per_second"] = steps_per_second * self.flops_per_step / 1e9
             if self.peak:
@@ -69,8 +79,11 @@ class Progress:
     def report(self, step: int) -> dict[str, float]:
         """`speed`, which is counted anew from here on."""
         speed = self.speed(step)
-        self.since, self.step = self.clock(), step
+        self._begin(step)
         return speed
+
+    def _begin(self, step: int) -> None:
+        self.since, self.step, self.waited = self.clock(), step, 0.0
 
     def lines(self, step: int, means: Mapping[str, float], speed: Mapping[str, float]) -> list[str]:
         """What is printed of a step. Once, where days are left, with a warning."""
@@ -78,7 +91,7 @@ class Progress:
         lines = [progress_line(step, self.num_steps, means, speed)]
         days = speed["eta_seconds"] / DAY
         if step == self.first + 1:  # it warms up: what comes after it is measured by itself
-            self.since, self.step = self.clock(), step
+            self._begin(step)
         elif days >= 1 and not self.warned:
             self.warned = True
             cause = "fewer num_steps, a smaller network or more devices take less"
@@ -113,6 +126,8 @@ def progress_line(
 ) -> str:
     """step 1,200/40,000 | epoch 5.3 | loss 0.2134 (reference 0.2080) | grad 0.81 | rate 1.0e-04
     | 41.2 images/s | 123 GFLOP/s | 0:52:10 left
+
+    and, where the loop waits for its batches for LONG_WAIT of the time, how much that is.
     """
     loss = f"loss {means['loss']:.4f}"
     if "reference/loss" in means:
@@ -129,5 +144,7 @@ def progress_line(
         parts.append(f"MFU {speed['mfu']:.1%}")
     elif "gflops_per_second" in speed:
         parts.append(f"{speed['gflops_per_second']:.0f} GFLOP/s")
+    if speed.get("input_wait", 0.0) >= LONG_WAIT:
+        parts.append(f"waiting for input {speed['input_wait']:.0%}")
     parts.append(f"{timedelta(seconds=round(speed['eta_seconds']))} left")
     return " | ".join(parts)

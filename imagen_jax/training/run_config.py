@@ -99,8 +99,9 @@ class DataConfig(SetConfig):
     embeddings: a directory of scripts/embed_text.py with the set's captions, embedded. module:
     imported first, where a Task of `path` is registered (seqio). crop: "centre" or "random"; None
     is random for a stage that trains on crops. buckets: [width, height] of batches of other shapes
-    than squares. weights: draw images in proportion to their field `weight`. num_threads,
-    prefetch: of sets with random access.
+    than squares. weights: draw images in proportion to their field `weight`. on_device: put all
+    images of a set in memory on each device once, and send a step only their numbers; batches are
+    the same. num_threads, prefetch: of sets with random access.
     """
 
     others: ClassVar[tuple[str, ...]] = (STREAM, MIXTURE, MEMORY)
@@ -114,6 +115,7 @@ class DataConfig(SetConfig):
     crop: str | None = None
     buckets: tuple[tuple[int, int], ...] = ()
     weights: bool = False
+    on_device: bool = False
     max_broken_share: float = 0.01
     num_threads: int = 4
     prefetch: int = 8
@@ -122,6 +124,7 @@ class DataConfig(SetConfig):
         super().__post_init__()
         stream, mixture = self.source == STREAM, self.source == MIXTURE
         one_set = not stream and not mixture and self.prior is None
+        in_memory = one_set and self.source in ("npz", MEMORY)
         require(
             (
                 not stream or (self.prompt is None and self.prior is None),
@@ -150,6 +153,11 @@ class DataConfig(SetConfig):
             (
                 not self.weights or (one_set and not self.buckets),
                 "weights are for one set with random access, without a prior or buckets",
+            ),
+            (
+                not self.on_device or (in_memory and not (self.embeddings or self.buckets)),
+                "on_device is for one set in memory (source 'npz'), without a prior, embeddings or "
+                "buckets",
             ),
         )
 

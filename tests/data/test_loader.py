@@ -216,3 +216,14 @@ def test_folders_and_npz_files_need_no_tensorflow(tmp_path, repository):
         "assert next(loader.batches(3))['image'].shape == (2, 4, 4, 3)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=repository)
+
+
+def test_images_in_memory_are_taken_together_as_one_by_one(source, rng):
+    images = rng.integers(0, 256, (SIZE, 5, 5, 3), np.uint8)
+    loader = make(ArraySource(images, source.captions), resolution=5, flip=True)
+    batch = loader.batch(3)
+    examples = [loader.example(number) for number in range(36, 48)]
+    np.testing.assert_array_equal(batch["image"], [example["image"] for example in examples])
+    ids, _ = tokenize([example["caption"] for example in examples])
+    np.testing.assert_array_equal(batch["ids"], ids)
+    np.testing.assert_array_equal(images, loader.images)  # no batch wrote into them

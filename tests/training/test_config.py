@@ -13,6 +13,7 @@ from imagen_jax.devices.sharding import make_mesh
 from imagen_jax.diffusion.schedules import DiscreteBeta, LinearBeta
 from imagen_jax.models import UNetConfig, UNetLevel
 from imagen_jax.storage.codec import to_dict
+from imagen_jax.text import encoder as text
 from imagen_jax.training import batches, build, inherit
 from imagen_jax.training.config import apply_overrides, load_config, split_overrides
 from imagen_jax.training.run_config import read_config
@@ -222,6 +223,21 @@ def test_cut_captions_are_counted_once(caplog):
         "Cut to 11 tokens: 125 of 1000 prompts (12.5%), the first 'far too long a caption' of 22. "
         "See text.max_length."
     ]
+
+
+@pytest.mark.parametrize("kept", [0, 2**23])
+def test_captions_seen_before_have_the_same_tokens(kept, monkeypatch, rng):
+    monkeypatch.setattr(batches.Tokenizer, "KEPT_TOKENS", kept)
+    tokenize, calls = batches.Tokenizer(ENCODER), []
+    plain = text.tokenize
+    monkeypatch.setattr(text, "tokenize", lambda *args: calls.append(args[1]) or plain(*args))
+    for _ in range(60):
+        captions = ["".join(rng.choice(list("ab红"), rng.integers(1, 4))) for _ in range(40)]
+        for found, wanted in zip(tokenize(captions), plain(ENCODER, captions), strict=True):
+            np.testing.assert_array_equal(found, wanted)
+            assert found.dtype == wanted.dtype
+    later = [caption for call in calls[25:] for caption in call]
+    assert (len(later) == len(set(later))) == (kept > 0)
 
 
 def test_a_batch_must_split_into_its_parts():

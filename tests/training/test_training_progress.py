@@ -90,3 +90,17 @@ def test_epochs_count_the_batches_that_were_left_out():
     assert position(6, rate, (), 3.0)["epoch"] == 2.0
     assert position(6, rate, ((2, 4),), 3.0)["epoch"] == 3.0
     assert "epoch" not in position(6, rate)  # a stream
+
+
+def test_waiting_for_input_is_told_where_it_is_long(now):
+    progress = Progress(50, 8, clock=lambda: now[0])
+    for seconds in (0.1, 0.15):
+        now[0] += 9.8 - seconds
+        with progress.waiting():
+            now[0] += seconds
+        speed = progress.report(10)
+        assert speed["input_wait"] == pytest.approx(seconds / 9.8)
+    assert "waiting" not in progress_line(10, 50, MEANS, speed)
+    with progress.waiting():
+        now[0] += 5.0
+    assert "| waiting for input 100% |" in progress_line(20, 50, MEANS, progress.speed(20))
