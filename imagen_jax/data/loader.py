@@ -1,6 +1,6 @@
 """Examples to batches. Batch N is a pure function of (seed, N), so a resumed run repeats itself.
 
-The order is that of Grain's index shuffle (`order`), the threads that prepare batches ahead of the
+The order comes from Grain's index shuffle (`order`), the threads that prepare batches ahead of the
 device from Grain's prefetch. Threads are enough: Pillow decodes and resizes without Python's lock.
 """
 
@@ -20,7 +20,6 @@ from imagen_jax.data.counts import Damage, Enlarged, TooManyBroken
 from imagen_jax.data.embeddings import EmbeddedSource, Embedding
 from imagen_jax.data.order import (
     BucketOrder,
-    Epochs,
     Size,
     WeightedOrder,
     epochs,
@@ -225,7 +224,7 @@ class Loader:
         return None if cut or not isinstance(self.source, ArraySource) else self.source.images
 
     @functools.cached_property
-    def order(self) -> BucketOrder | WeightedOrder | Epochs:
+    def order(self) -> BucketOrder | WeightedOrder | grain.MapDataset:
         """Global example number (step * batch_size + row), without end -> index into the source."""
         if self.buckets:
             known = _measured(self.source.sizes)

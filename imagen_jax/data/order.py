@@ -1,8 +1,6 @@
 """Which example comes when: global example number -> index into the source, without state.
 
 Each permutation is Grain's index shuffle, which takes no memory and answers for any number at once.
-Of small sets it enciphers a number many times until it is one of theirs: `permutation` gives the
-same for a whole epoch.
 """
 
 import bisect
@@ -10,7 +8,6 @@ import dataclasses
 import functools
 import hashlib
 import logging
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,7 +17,6 @@ import numpy as np
 Size = tuple[int, int]  # (width, height)
 OFTEN = 4  # a warning names the buckets whose images come this many times an epoch
 UNIT = 2**31  # the largest weight, as a whole number
-SMALL = 2**16  # Grain's smallest cipher is of so many numbers
 
 
 def uniform(*parts: Any) -> float:
@@ -29,78 +25,8 @@ def uniform(*parts: Any) -> float:
     return (int.from_bytes(digest, "big") >> 11) / 2**53
 
 
-def shuffle_keys(seed: int) -> list[int]:
-    """Four numbers of 32 bits out of one: C++'s std::seed_seq{seed}, [rand.util.seedseq]."""
-    state, low = [0x8B8B8B8B] * 4, 2**32 - 1
-
-    def mixed(value: int) -> int:
-        return (value ^ value >> 27) & low
-
-    for k in range(4):
-        added = 1664525 * mixed(state[k] ^ state[(k + 1) % 4] ^ state[k - 1]) & low
-        more = added + (1 if k == 0 else k + seed if k == 1 else k)
-        state[(k + 1) % 4] = state[(k + 1) % 4] + added & low
-        state[(k + 2) % 4] = state[(k + 2) % 4] + more & low
-        state[k] = more & low
-    for k in range(4):
-        total = state[k] + state[(k + 1) % 4] + state[k - 1]
-        removed = 1566083941 * mixed(total & low) & low
-        less = removed - k & low
-        state[(k + 1) % 4] ^= removed
-        state[(k + 2) % 4] ^= less
-        state[k] = less
-    return state
-
-
-def permutation(size: int, seed: int) -> np.ndarray:
-    """int64 [size]: where Grain's index shuffle puts each of at most SMALL numbers.
-
-    Four rounds of the cipher Simon (eprint 2013/404) on two bytes; what comes out past the end goes
-    in again, until it is one of the numbers.
-    """
-
-    def rounded(byte: np.ndarray) -> np.ndarray:
-        once, twice = (byte << n | byte >> 8 - n for n in (1, 2))
-        return once & byte ^ twice
-
-    left, right = (part.astype(np.uint8) for part in divmod(np.arange(SMALL), 256))
-    first, second, third, fourth = (np.uint8(key % 256) for key in shuffle_keys(seed))
-    for one, other in ((first, second), (third, fourth)):
-        left = left ^ rounded(right) ^ one
-        right = right ^ rounded(left) ^ other
-    places = left.astype(np.int64) * 256 + right
-    while np.any(places[:size] >= size):  # each time twice as many more turns
-        places = np.where(places >= size, places[places], places)
-    return places[:size]
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class SmallEpochs:
-    """Grain's shuffle of at most SMALL examples, a permutation an epoch."""
-
-    size: int
-    seed: int
-
-    @functools.cached_property
-    def _epoch(self) -> Callable[[int], list[int]]:
-        # the seed as Grain derives that of the first shuffle after a range
-        seed = int(np.random.SeedSequence((self.seed, 1)).generate_state(1)[0])
-        return functools.lru_cache(maxsize=4)(
-            lambda epoch: permutation(self.size, (seed + epoch) % 2**32).tolist()
-        )
-
-    def __getitem__(self, number: int) -> int:
-        epoch, place = divmod(number, self.size)
-        return self._epoch(epoch)[place]
-
-
-Epochs = SmallEpochs | grain.MapDataset
-
-
-def epochs(size: int, seed: int, shuffle: bool) -> Epochs:
+def epochs(size: int, seed: int, shuffle: bool) -> grain.MapDataset:
     """All of `size` examples, over and over; every epoch has its own permutation."""
-    if shuffle and size <= SMALL:
-        return SmallEpochs(size, seed % 2**32)
     order = grain.MapDataset.range(size).seed(seed % 2**32)
     return (order.shuffle() if shuffle else order).repeat()
 
@@ -112,15 +38,9 @@ def mixed(
 
     They are interleaved evenly: any stretch of numbers has them in proportion, to an example.
     """
-
-    def placed(order: Epochs, start: int, number: int) -> int:
-        return start + int(order[number])
-
     starts = np.cumsum([0, *sizes]).tolist()
     orders = [
-        grain.MapDataset.range(sys.maxsize).map(
-            functools.partial(placed, epochs(size, seed + i, shuffle), start)
-        )
+        epochs(size, seed + i, shuffle).map(functools.partial(int.__add__, start))
         for i, (size, start) in enumerate(zip(sizes, starts[:-1], strict=True))
     ]
     return grain.MapDataset.mix(orders, list(rates))
@@ -148,7 +68,7 @@ class WeightedOrder:
         return np.cumsum(np.rint(scaled * UNIT).astype(np.int64))
 
     @functools.cached_property
-    def _places(self) -> Epochs:
+    def _places(self) -> grain.MapDataset:
         return epochs(len(self.weights), self.seed, self.shuffle)
 
     @functools.cached_property
@@ -191,11 +111,11 @@ class BucketOrder:
         return np.where(sizes > 0, np.maximum(np.rint(sizes / self.batch_size), 1), 0).astype(int)
 
     @functools.cached_property
-    def _batches(self) -> Epochs:
+    def _batches(self) -> grain.MapDataset:
         return epochs(int(self.counts.sum()), self.seed, self.shuffle)
 
     @functools.cached_property
-    def _within(self) -> list[Epochs | None]:
+    def _within(self) -> list[grain.MapDataset | None]:
         return [
             epochs(len(rows), self.seed + 1 + i, self.shuffle) if len(rows) else None
             for i, rows in enumerate(self.rows)

@@ -2,19 +2,11 @@
 
 import logging
 
-import grain
 import numpy as np
 import pytest
 
 from imagen_jax.data import ArraySource, Loader, MixtureSource
-from imagen_jax.data.order import (
-    SMALL,
-    BucketOrder,
-    SmallEpochs,
-    WeightedOrder,
-    epochs,
-    nearest_bucket,
-)
+from imagen_jax.data.order import BucketOrder, WeightedOrder, epochs, nearest_bucket
 from tests.images.ramp import ramp
 
 BUCKETS = ((12, 8), (8, 8), (8, 12))
@@ -36,17 +28,6 @@ class Shaped:
 
 def shaped(**changes) -> Loader:
     return Loader(Shaped(), 4, 8, **{"conditioning": None, "buckets": BUCKETS} | changes)
-
-
-@pytest.mark.parametrize("size", [1, 3, 300, 17_101, SMALL - 1, SMALL, SMALL + 1])
-def test_epochs_are_shuffled_as_grain_does(size, rng):
-    seed = int(rng.integers(2**32))
-    own, grains = epochs(size, seed, True), grain.MapDataset.range(size).seed(seed).shuffle()
-    assert isinstance(own, SmallEpochs) == (size <= SMALL)
-    numbers = rng.integers(0, 3 * size, min(3 * size, 200 if size >= 300 else 2)).tolist()
-    grains = grains.repeat()  # its epochs may be as many as it has seeds, and start anew then
-    numbers += [size * (2**32 + epoch) + size - 1 for epoch in (-1, 0)]
-    assert [int(own[number]) for number in numbers] == [int(grains[number]) for number in numbers]
 
 
 # ------------------------------------------------------------------------------------------ crops
