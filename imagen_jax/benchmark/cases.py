@@ -85,7 +85,7 @@ IF_TINY = {
 }
 IF_SAMPLING = {"steps": 50, "guidance": 7.0, "percentile": 95.0, "cap": 1.5}
 
-# ------------------------------------------ the paper's base at two cores' size, as imagen-pytorch's
+# ------------------------------------------------ the paper's base at two cores' size, two sides
 
 
 def levels(*rows: tuple[int, int, int, str | None]) -> list[dict]:
@@ -127,7 +127,7 @@ UNET_TINY = {
 }
 DDPM = {"steps": 8, "guidance": 3.0, "percentile": 95.0, "cap": None}
 
-# ------------------------------------------------------- networks of as many parameters, side by side
+# ------------------------------------------------------------- networks of as many parameters
 
 
 def _transformer(width: int, depth: int, patch_size: int) -> dict:

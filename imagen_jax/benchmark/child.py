@@ -22,9 +22,9 @@ class Work:
     """What is timed. call: starts the work on `images` images; wait: until it is done.
 
     facts: known before it runs: parameters, FLOPs, versions. started: whether the first call was
-    made in setting up. whole: whether a call is a process of its own, whose time is all that counts.
-    phases: seconds until now in tracing, lowering and compiling. figures: known
-    at the end, such as peak memory. profile: a folder for the trace -> the time by kind.
+    made in setting up. whole: a call is a process of its own, and its time is all that counts.
+    phases: seconds until now in tracing, lowering and compiling. figures: known at the end, such as
+    peak memory. profile: a folder for the trace -> the time by kind.
     """
 
     call: Callable[[], Any]

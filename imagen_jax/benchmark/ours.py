@@ -8,7 +8,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import numpy as np
 
 import imagen_jax
 from imagen_jax.benchmark.child import Work, serve
+from imagen_jax.benchmark.device import about
 from imagen_jax.benchmark.input import from_memory, tar
 from imagen_jax.benchmark.trace import top
 from imagen_jax.cascade.cascade import sample_keys
@@ -25,7 +25,6 @@ from imagen_jax.cascade.sample import sample_stage
 from imagen_jax.cascade.stage import KINDS, Conditions, Stage, apply_network, init_params
 from imagen_jax.convert.diffusers_unet import config_from_diffusers
 from imagen_jax.convert.inception import inception_shapes
-from imagen_jax.devices import accelerators, chips
 from imagen_jax.devices.compilation_cache import use_compilation_cache
 from imagen_jax.devices.sharding import batch_sharding, make_mesh
 from imagen_jax.diffusion.losses import Loss
@@ -80,18 +79,6 @@ def _length(stretches: list[tuple[float, float]]) -> float:
         covered += max(0.0, end - max(start, reached))
         reached = max(reached, end)
     return float(covered)
-
-
-def about() -> dict[str, Any]:
-    """What every side tells: versions and devices; FLOP/s that one device can do at best."""
-    devices = jax.devices()
-    chip = chips.find_chip(devices[0].device_kind)
-    return {
-        "library": "imagen_jax",
-        "versions": {name: version(name) for name in ("jax", "jaxlib", "flax", "optax")},
-        "device": accelerators.describe(devices),
-        "peak_flops": chip and chip.flops,
-    }
 
 
 def sizes(batch: int, params: Any, work: float | None, dtype: str) -> dict[str, Any]:
@@ -187,7 +174,7 @@ def train(spec: dict[str, Any]) -> Work:
     images = np.random.default_rng(1).integers(0, 256, shape, np.uint8)
     mesh, key = make_mesh(config.mesh, devices), jax.random.key(0)
     train_step, init, _ = build.make_training(config, None, mesh)
-    batch = {"image": images, "text": values, "mask": mask}
+    batch = {"image": images, "text": values.astype(stage.network.dtype), "mask": mask}
     batch = jax.device_put(batch, batch_sharding(mesh))
     state = jax.block_until_ready(init_sharded(init, key, mesh))
     step = lower_step(train_step, state, batch, mesh).compile()
@@ -287,13 +274,7 @@ def generate(spec: dict[str, Any]) -> Work:
     return Work(call, len(prompts), facts, whole=True, figures=figures)
 
 
-def look(spec: dict[str, Any]) -> Work:
-    """Nothing but what `about` says, and the platform."""
-    return Work(list, 0, {"platform": jax.default_backend(), "count": jax.device_count()})
-
-
 BUILD = {
-    "look": look,
     "train": train,
     "sample": sample,
     "encode": encode,

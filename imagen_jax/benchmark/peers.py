@@ -209,16 +209,11 @@ def torch_fidelity_features(spec: dict[str, Any]) -> Work:
     without_init("torch_fidelity")
     sys.modules["torch_fidelity.utils"] = mock.MagicMock()
     module = importlib.import_module("torch_fidelity.feature_extractor_inceptionv3")
-    network = module.InceptionV3 if hasattr(module, "InceptionV3") else None
-    with (
-        tempfile.TemporaryDirectory() as place,
-        mock.patch.object(
-            module.FeatureExtractorInceptionV3, "load_state_dict", lambda *_, **__: None
-        ),
-    ):
-        path = os.path.join(place, "weights.pth")
-        torch.save({}, path)
-        network = module.FeatureExtractorInceptionV3("peer", ["2048"], path)
+    extractor = module.FeatureExtractorInceptionV3
+    unread = mock.patch.object(extractor, "load_state_dict", return_value=None)
+    with tempfile.NamedTemporaryFile(suffix=".pth") as file, unread:
+        torch.save({}, file.name)
+        network = extractor("peer", ["2048"], file.name)
     shape = (spec["batch"], 3, spec["side"], spec["side"])
     images = torch.randint(0, 256, shape, dtype=torch.uint8)
 

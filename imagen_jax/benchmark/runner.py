@@ -73,7 +73,7 @@ class Child:
     async def start(self) -> Result:
         caches = self.plan.caches / self.job.name.replace(" ", "_").replace(",", "")
         own = {
-            "PYTHONPATH": os.pathsep.join([str(ROOT), *os.environ.get("PYTHONPATH", "").split()]),
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
             "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
             "XDG_CACHE_HOME": str(caches),
             "TORCHINDUCTOR_CACHE_DIR": str(caches / "inductor"),
@@ -245,8 +245,7 @@ async def look(plan: Plan) -> Result:
     Raises:
         Failed: JAX finds no device, or does not start.
     """
-    ours = "imagen_jax.benchmark.ours"
-    child = Child(Job("look", OURS, sys.executable, ours, {"kind": "look"}), plan)
+    child = Child(Job("device", OURS, sys.executable, "imagen_jax.benchmark.device", {}), plan)
     try:
         return await child.start()
     finally:

@@ -51,13 +51,13 @@ def device_times(events: list[dict[str, Any]]) -> Counter[str]:
     named = {"process_name": {}, "thread_name": {}}
     for event in events:
         if event.get("name") in named:
-            place = event["pid"], event.get("tid") * (event["name"] == "thread_name")
-            named[event["name"]][place] = event["args"].get("name", "")
+            thread = event.get("tid") if event["name"] == "thread_name" else None
+            named[event["name"]][event["pid"], thread] = event["args"].get("name", "")
     times: Counter[str] = Counter()
     for event in events:
         if event.get("ph") != "X":
             continue
-        device = "/device:" in named["process_name"].get((event["pid"], 0), "")
+        device = "/device:" in named["process_name"].get((event["pid"], None), "")
         line = named["thread_name"].get((event["pid"], event.get("tid")), "").lower()
         own = "stream" in line or line == "xla ops"
         if (own if device else "hlo_op" in event.get("args", {})) and not CONTAINERS.match(
