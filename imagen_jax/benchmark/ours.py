@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import imagen_jax
 from imagen_jax.benchmark.child import Work, serve
 from imagen_jax.benchmark.device import about
 from imagen_jax.benchmark.input import from_memory, tar
@@ -32,6 +31,7 @@ from imagen_jax.diffusion.sampling import Sampling
 from imagen_jax.diffusion.schedules import DiscreteBeta
 from imagen_jax.evaluation.features import FeatureNetwork, make_extractor
 from imagen_jax.models import t5
+from imagen_jax.pipeline.loading import load_model
 from imagen_jax.storage.codec import from_dict, to_dict
 from imagen_jax.text.encoder import encode_tokens, null_text
 from imagen_jax.training import build, flops
@@ -81,15 +81,15 @@ def _length(stretches: list[tuple[float, float]]) -> float:
     return float(covered)
 
 
-def sizes(batch: int, params: Any, work: float | None, dtype: str) -> dict[str, Any]:
-    """What a side tells of its work. work: FLOPs of an image, recomputation left out."""
+def sizes(batch: int, params: Any, dtype: str) -> dict[str, Any]:
+    """What a side tells of its work beforehand."""
     parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
-    return {
-        "batch": batch,
-        "parameters": parameters or None,
-        "dtype": dtype,
-        "flops_per_image": work,
-    }
+    return {"batch": batch, "parameters": parameters or None, "dtype": dtype}
+
+
+def arithmetic(work: float) -> dict[str, float]:
+    """FLOPs of an image, recomputation left out. Counted at the end: that traces the network."""
+    return {"flops_per_image": work}
 
 
 def memory(compiled: Any = None) -> dict[str, Any]:
@@ -115,18 +115,19 @@ def profile(call: Callable[[], Any], folder: str) -> dict[str, Any]:
 # --------------------------------------------------------------------------------------- networks
 
 
+def dtype_of(spec: dict[str, Any]) -> str:
+    return spec.get("dtype") or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
+
+
 def make_stage(spec: dict[str, Any]) -> Stage:
     """The stage of a case: a config's, a U-Net of diffusers, or a network of ours."""
-    accelerator = jax.default_backend() != "cpu"
-    given = {"text_width": spec["text"][1]}
+    dtype, given = dtype_of(spec), {"text_width": spec["text"][1]}
     if "config" in spec:
         section = to_dict(load_config(ROOT / "configs" / f"{spec['config']}.py").stage)
-        if not accelerator:
-            section["network"]["dtype"] = "float32"
+        section["network"]["dtype"] = dtype
         for level in section["network"]["levels"]:
             level.update(spec.get("levels", {}))
         return from_dict(Stage, section | given | spec.get("stage", {}), "stage", KINDS)
-    dtype = "bfloat16" if accelerator else "float32"
     given |= {"name": "base", "resolution": spec["resolution"]}
     if "network" in spec:
         network = {"dtype": dtype} | spec["network"]
@@ -174,7 +175,7 @@ def train(spec: dict[str, Any]) -> Work:
     images = np.random.default_rng(1).integers(0, 256, shape, np.uint8)
     mesh, key = make_mesh(config.mesh, devices), jax.random.key(0)
     train_step, init, _ = build.make_training(config, None, mesh)
-    batch = {"image": images, "text": values.astype(stage.network.dtype), "mask": mask}
+    batch = {"image": images, "text": values.astype(jnp.dtype(stage.network.dtype)), "mask": mask}
     batch = jax.device_put(batch, batch_sharding(mesh))
     state = jax.block_until_ready(init_sharded(init, key, mesh))
     step = lower_step(train_step, state, batch, mesh).compile()
@@ -184,9 +185,9 @@ def train(spec: dict[str, Any]) -> Work:
         state, metrics = step(state, batch, key, Frozen())
         return metrics
 
-    work = 3 * forward_flops(stage, length)
-    facts = sizes(batch_size, state.params, work, stage.network.dtype) | {"devices": len(devices)}
-    return Work(call, batch_size, facts, jax.block_until_ready, figures=lambda: memory(step))
+    figures = lambda: memory(step) | arithmetic(3 * forward_flops(stage, length))  # noqa: E731
+    facts = sizes(batch_size, state.params, stage.network.dtype) | {"devices": len(devices)}
+    return Work(call, batch_size, facts, jax.block_until_ready, figures=figures)
 
 
 def sample(spec: dict[str, Any]) -> Work:
@@ -208,25 +209,30 @@ def sample(spec: dict[str, Any]) -> Work:
     conditions = Conditions(TextEmbeddings(values, mask), null_text(1, length, width))
     keys = sample_keys(0, np.arange(n))
     call = partial(sample_stage, stage, params, keys, conditions, settings)
-    work = 2 * spec["steps"] * forward_flops(stage, length)
-    facts = sizes(n, params, work, dtype.name) | {"steps": spec["steps"]}
+    work = lambda: 2 * spec["steps"] * forward_flops(stage, length)  # noqa: E731
+    figures = lambda: memory() | arithmetic(work())  # noqa: E731
+    facts = sizes(n, params, dtype.name) | {"steps": spec["steps"]}
     jax.block_until_ready(call())
-    return Work(call, n, facts, jax.block_until_ready, started=True, figures=memory)
+    return Work(call, n, facts, jax.block_until_ready, started=True, figures=figures)
 
 
 def encode(spec: dict[str, Any]) -> Work:
     """A T5 encoder on prompts of full length."""
-    dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    dtype = dtype_of(spec)
     config = t5.T5Config(**spec["encoder"], dtype=dtype)
     init = jax.jit(lambda key: jax.tree.map(lambda x: x.astype(dtype), t5.init(config, key)))
     shape = (spec["batch"], spec["length"])
     ids = np.random.default_rng(0).integers(1, config.vocab_size, shape, np.int32)
     params, mask = init(jax.random.key(0)), np.ones(shape, bool)
     call = partial(encode_tokens, config, params, ids, mask, "encoded")
-    work = flops.total(partial(t5.encode, config, zero_padding=False), params, ids, mask)
-    facts = sizes(shape[0], params, work / shape[0], dtype)
+
+    def figures() -> dict[str, Any]:
+        one = params, ids[:1], mask[:1]
+        return memory() | arithmetic(flops.total(partial(t5.encode, config), *one))
+
+    facts = sizes(shape[0], params, dtype)
     jax.block_until_ready(call())
-    return Work(call, shape[0], facts, jax.block_until_ready, started=True, figures=memory)
+    return Work(call, shape[0], facts, jax.block_until_ready, started=True, figures=figures)
 
 
 def features(spec: dict[str, Any]) -> Work:
@@ -238,7 +244,7 @@ def features(spec: dict[str, Any]) -> Work:
     network = FeatureNetwork("inception", None, jax.tree.map(draw, inception_shapes()))
     extractor = make_extractor(network, batch_size=spec["batch"])
     images = rng.integers(0, 256, (spec["batch"], spec["side"], spec["side"], 3), np.uint8)
-    facts = sizes(spec["batch"], network.params, None, "float32")
+    facts = sizes(spec["batch"], network.params, "float32")
     call = partial(extractor.images, images)
     call()
     return Work(call, spec["batch"], facts, started=True, figures=memory)
@@ -263,14 +269,14 @@ def generate(spec: dict[str, Any]) -> Work:
 
     def figures() -> dict[str, Any]:
         """The networks alone: a second call in one process."""
-        pipeline = imagen_jax.load_model("icons")
+        pipeline = load_model("icons")
         pipeline.generate_images(prompts, seed=0)
         began = time.perf_counter()
         pipeline.generate_images(prompts, seed=0)
         folder.cleanup()
         return {"networks_seconds": time.perf_counter() - began}
 
-    facts = sizes(len(prompts), None, None, "float32")
+    facts = sizes(len(prompts), None, "float32")
     return Work(call, len(prompts), facts, whole=True, figures=figures)
 
 

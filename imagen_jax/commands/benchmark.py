@@ -63,6 +63,8 @@ def parser() -> argparse.ArgumentParser:
     add("--profile", type=path, metavar="DIR", help="write a trace of each case, and print where "
         "the time went")  # fmt: skip
     add("--out", type=path, metavar="FILE", help="the results as JSON, written after each")
+    add("--dtype", choices=("float32", "bfloat16"), help="of this code's networks (default: "
+        "float32 on CPUs, else bfloat16)")  # fmt: skip
     add("--shards", metavar="PATTERN", help="tar shards of your own for the case tar")
     add("--table", type=path, metavar="FILE", help="print the table of such a file, and stop")
     add("--trace", type=path, metavar="DIR", help="print where the time of a trace went, such as "
@@ -110,6 +112,8 @@ def make_jobs(options: argparse.Namespace, name: str, size: str, platform: str) 
     jobs = runner.make_jobs(name, size, platform, options.peers)
     if name == "tar" and options.shards:
         jobs = [replace(job, spec=job.spec | {"path": options.shards}) for job in jobs]
+    if options.dtype:
+        jobs = [replace(job, spec=job.spec | {"dtype": options.dtype}) for job in jobs]
     return [job for job in jobs if options.side is None or job.side in options.side]
 
 
