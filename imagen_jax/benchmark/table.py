@@ -4,7 +4,7 @@ from typing import Any
 
 PHASES = ("import", "trace", "lower", "compile", "run")
 HEAD = (
-    "| case | side | parameters | batch | images/s | of it | GFLOP/s, MFU | first step | "
+    "| case | side | parameters | batch | images/s | to the first | GFLOP/s, MFU | first step | "
     "import, trace, lower, compile, run | with caches | memory |"
 )
 

@@ -3,7 +3,8 @@
 import gzip
 import json
 import re
-from collections import Counter
+from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,24 +37,28 @@ def top(folder: str | Path, count: int = 15) -> dict[str, Any]:
     total = sum(times.values())
     if not total:
         raise ValueError(f"{files[-1]} has no work of a device")
-    kinds: Counter[str] = Counter()
+    kinds: dict[str, float] = defaultdict(float)
     for name, spent in times.items():
         kinds[kind_of(name)] += spent
-    return {
-        "seconds": total / 1e6,
-        "kinds": {name: spent / total for name, spent in kinds.most_common()},
-        "operations": {name: spent / total for name, spent in times.most_common(count)},
-    }
+    found = {"kinds": list(_shares(kinds)), "operations": list(_shares(times))[:count]}
+    return {"seconds": total / 1e6, **{name: dict(pairs) for name, pairs in found.items()}}
 
 
-def device_times(events: list[dict[str, Any]]) -> Counter[str]:
+def _shares(times: dict[str, float]) -> Iterator[tuple[str, float]]:
+    """Each one's share of the sum, the largest first."""
+    total = sum(times.values())
+    for name in sorted(times, key=times.__getitem__, reverse=True):
+        yield name, times[name] / total
+
+
+def device_times(events: list[dict[str, Any]]) -> dict[str, float]:
     """Microseconds by operation: a GPU's kernels, a TPU's or a CPU's operations; no numbers."""
     named = {"process_name": {}, "thread_name": {}}
     for event in events:
         if event.get("name") in named:
             thread = event.get("tid") if event["name"] == "thread_name" else None
             named[event["name"]][event["pid"], thread] = event["args"].get("name", "")
-    times: Counter[str] = Counter()
+    times: dict[str, float] = defaultdict(float)
     for event in events:
         if event.get("ph") != "X":
             continue
