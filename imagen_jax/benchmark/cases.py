@@ -264,7 +264,7 @@ CASES = {
     ),
     **{name: _networks(name, networks) for name, networks in NETWORKS.items()},
     "features": Case(
-        "features", {"batch": 16, "side": 256}, {"batch": 2},
+        "features", {"batch": 16, "pixels": 256}, {"batch": 2},
         peers=("torch-fidelity",), tolerance=None, device="cpu",
     ),
     "tar": Case(

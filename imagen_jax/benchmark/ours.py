@@ -243,7 +243,7 @@ def features(spec: dict[str, Any]) -> Work:
     draw = lambda leaf: rng.normal(0, 0.05, leaf.shape).astype(np.float32)  # noqa: E731
     network = FeatureNetwork("inception", None, jax.tree.map(draw, inception_shapes()))
     extractor = make_extractor(network, batch_size=spec["batch"])
-    images = rng.integers(0, 256, (spec["batch"], spec["side"], spec["side"], 3), np.uint8)
+    images = rng.integers(0, 256, (spec["batch"], spec["pixels"], spec["pixels"], 3), np.uint8)
     facts = sizes(spec["batch"], network.params, "float32")
     call = partial(extractor.images, images)
     call()

@@ -214,7 +214,7 @@ def torch_fidelity_features(spec: dict[str, Any]) -> Work:
     with tempfile.NamedTemporaryFile(suffix=".pth") as file, unread:
         torch.save({}, file.name)
         network = extractor("peer", ["2048"], file.name)
-    shape = (spec["batch"], 3, spec["side"], spec["side"])
+    shape = (spec["batch"], 3, spec["pixels"], spec["pixels"])
     images = torch.randint(0, 256, shape, dtype=torch.uint8)
 
     @torch.inference_mode()

@@ -205,3 +205,21 @@ def test_a_case_end_to_end_its_file_and_its_table(tmp_path, monkeypatch, capsys)
     assert "| networks_64_17M | transformer, patch 8 |" in shown
     heads, *rows = (line for line in shown.splitlines() if line.startswith("|"))
     assert {row.count("|") for row in rows} == {heads.count("|")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("case", "library"),
+    [("if_train", "diffusers"), ("if_sample", "diffusers"), ("t5_base", "transformers")],
+)
+def test_peers_have_the_same_network(case, library, tmp_path, monkeypatch):
+    pytest.importorskip(library)
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    out = tmp_path / "speed.json"
+    given = ["--tiny", "--case", case, "--side", "imagen_jax", "--side", library]
+    with pytest.raises(SystemExit) as ended:
+        benchmark.main([*given, "--peers", sys.executable, "--rounds", "1", "--out", str(out)])
+    ours, theirs = json.loads(out.read_text())["results"]
+    assert ended.value.code == 0, (ours, theirs)
+    assert ours["parameters"] == theirs["parameters"]
+    assert ours["flops_per_image"] == theirs["flops_per_image"]
