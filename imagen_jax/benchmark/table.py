@@ -52,7 +52,10 @@ def _work(result: dict[str, Any]) -> str:
 
 
 def _first(result: dict[str, Any]) -> str:
-    return f"{result['first']['total']:.1f} s" if "first" in result else ""
+    """Of a whole command also what its networks take."""
+    alone = result.get("networks_seconds")
+    networks = f" (networks {alone:.1f} s)" if alone else ""
+    return f"{result['first']['total']:.1f} s{networks}" if "first" in result else ""
 
 
 def _phases(result: dict[str, Any]) -> str:
