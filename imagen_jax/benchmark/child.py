@@ -99,6 +99,6 @@ def _first(work: Work, imported: float, setup: float) -> dict[str, Any]:
 
 
 def _host_memory() -> dict[str, int]:
-    """The largest resident size of this process, or of one that it started (Linux counts in KiB)."""
+    """The largest resident size of this process or one that it started (Linux counts in KiB)."""
     who = resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN
     return {"host_bytes": 1024 * max(resource.getrusage(each).ru_maxrss for each in who)}
