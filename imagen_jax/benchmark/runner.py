@@ -79,9 +79,7 @@ class Child:
             "TORCHINDUCTOR_CACHE_DIR": str(caches / "inductor"),
             "TRITON_CACHE_DIR": str(caches / "triton"),
         }
-        kept = {
-            name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"
-        }
+        kept = {name: os.environ[name] for name in os.environ if name != CACHE}
         self.process = await asyncio.create_subprocess_exec(
             *(self.job.python, "-m", self.job.module, json.dumps(self.job.spec), str(time.time())),
             stdin=asyncio.subprocess.PIPE,
@@ -108,9 +106,8 @@ class Child:
             raise Failed(f"not done within {self.plan.limit:g} s ({doing})") from None
         self.left -= time.monotonic() - began
         if not line:
-            raise Failed(
-                f"its process ended with {await self.process.wait()} ({doing}){self.why()}"
-            )
+            status = await self.process.wait()
+            raise Failed(f"its process ended with {status} ({doing}){self.why()}")
         values = json.loads(line)
         if "error" in values:
             raise Failed(values["error"])

@@ -24,6 +24,7 @@ import asyncio
 import contextlib
 import os
 import platform
+import signal
 import subprocess
 import sys
 import tempfile
@@ -80,12 +81,16 @@ def run(options: argparse.Namespace) -> None:
         if options.trace is not None:
             print(table.profile(trace.top(options.trace)))
             return
-        with tempfile.TemporaryDirectory() as caches:
+        with tempfile.TemporaryDirectory() as caches, contextlib.suppress(asyncio.CancelledError):
             sys.exit(asyncio.run(benchmark(options, Path(caches))))
+        sys.exit(128 + signal.SIGTERM)
 
 
 async def benchmark(options: argparse.Namespace, caches: Path) -> int:
     """Prints and writes each result as it comes; 1 where one has an error."""
+    # Asked to end, it ends the sides' processes first.
+    end = asyncio.current_task().cancel
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, end)
     given = {name: getattr(options, name) for name in ("rounds", "limit", "parallel", "warm")}
     found = await runner.look(runner.Plan(turns=False, caches=caches, **given))
     on_cpu = found["platform"] == "cpu"
