@@ -5,7 +5,7 @@ r"""Measures this code, and others beside it, on the devices that are there.
     python scripts/benchmark.py --peers python3 --case if_train --case if_sample --parallel 4 \
         --limit 290 --out speed.json
     python scripts/benchmark.py --case if_train --profile traces
-    python scripts/benchmark.py --table speed.json
+    python scripts/benchmark.py --table ours.json peers.json
     python scripts/benchmark.py --trace runs/base64
 
 A case is one kind of work, such as the train step of one network; its sides are this code and its
@@ -67,7 +67,8 @@ def parser() -> argparse.ArgumentParser:
     add("--dtype", choices=("float32", "bfloat16"), help="of this code's networks (default: "
         "float32 on CPUs, else bfloat16)")  # fmt: skip
     add("--shards", metavar="PATTERN", help="tar shards of your own for the case tar")
-    add("--table", type=path, metavar="FILE", help="print the table of such a file, and stop")
+    add("--table", type=path, nargs="+", metavar="FILE", help="print the table of such files, of "
+        "one machine, and stop")  # fmt: skip
     add("--trace", type=path, metavar="DIR", help="print where the time of a trace went, such as "
         "one of scripts/train.py --profile, and stop")  # fmt: skip
     return parse
@@ -76,7 +77,8 @@ def parser() -> argparse.ArgumentParser:
 def run(options: argparse.Namespace) -> None:
     with one_line_errors(ValueError, runner.Failed):
         if options.table is not None:
-            print(table.markdown(read_object(options.table, "a file of the benchmark")))
+            files = [read_object(file, "a file of the benchmark") for file in options.table]
+            print(table.markdown(merged(files)))
             return
         if options.trace is not None:
             print(table.profile(trace.top(options.trace)))
@@ -84,6 +86,17 @@ def run(options: argparse.Namespace) -> None:
         with tempfile.TemporaryDirectory() as caches, contextlib.suppress(asyncio.CancelledError):
             sys.exit(asyncio.run(benchmark(options, Path(caches))))
         sys.exit(128 + signal.SIGTERM)
+
+
+def merged(reports: list[dict[str, Any]]) -> dict[str, Any]:
+    """Several reports as the first one, with the sides of each case beside each other."""
+    results = [result for report in reports for result in report["results"]]
+    order = list(dict.fromkeys(result["case"] for result in results))
+    results.sort(key=lambda result: order.index(result["case"]))
+    firsts: dict[str, runner.Result] = {}
+    for result in results:
+        runner.complete(result, firsts.setdefault(result["case"], result))
+    return reports[0] | {"results": results}
 
 
 async def benchmark(options: argparse.Namespace, caches: Path) -> int:

@@ -92,6 +92,25 @@ def test_peers_are_compared_with_our_side():
     assert "error" not in loose[0]
 
 
+def test_reports_of_several_runs_are_one_table():
+    ours = [{"case": name, "side": "imagen_jax", "parameters": 7} for name in ("if_train", "sr256")]
+    ours[0] |= {"flops_per_image": 3e9, "peak_flops": 1e12, "images_per_second": 8.0}
+    peer = {"case": "if_train", "side": "diffusers", "parameters": 7, "images_per_second": 4.0}
+    failed = {"case": "if_sample", "side": "diffusers", "error": "a | b"}
+    reports = [{"about": {"device": "GPU"}, "results": each} for each in (ours, [failed, peer])]
+    shown = table.markdown(benchmark.merged(reports)).splitlines()
+    rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in shown if row[:1] == "|"]
+    assert {len(row) for row in rows} == {11}
+    assert [row[:2] for row in rows[2:]] == [
+        ["if_train", "imagen_jax"],
+        ["if_train", "diffusers"],
+        ["sr256", "imagen_jax"],
+        ["if_sample", "diffusers"],
+    ]
+    assert rows[3][4:7] == ["4.0", "0.50", "12 GFLOP/s, 1.2% MFU"]
+    assert rows[5][2] == "a / b"
+
+
 def test_cases_suit_the_device_and_the_peers():
     on_cpu, on_gpu = (cases.default_cases(*device) for device in (("cpu", 1), ("gpu", 1)))
     assert "if_train" in on_cpu
