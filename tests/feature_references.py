@@ -10,6 +10,10 @@ from unittest.mock import MagicMock
 import numpy as np
 import pytest
 
+from imagen_jax.convert.inception import pytorch_layout, unfolded_shapes
+from imagen_jax.storage.layout_files import write_layout
+from imagen_jax.storage.trees import flatten, unflatten
+
 
 def torch_fidelity(module: str) -> types.ModuleType:
     """A module of torch-fidelity, without its package's __init__, which needs torchvision."""
@@ -24,6 +28,21 @@ def torch_fidelity(module: str) -> types.ModuleType:
         # Reads data sets by torchvision; the metrics' arithmetic uses nothing of it.
         sys.modules["torch_fidelity.utils"] = MagicMock()
     return importlib.import_module(f"torch_fidelity.{module}")
+
+
+def random_state() -> dict[str, np.ndarray]:
+    """A state dict of pytorch-fid that keeps the activations near 1."""
+    rng = np.random.default_rng(0)
+    values = {}
+    for name, leaf in flatten(unfolded_shapes()).items():
+        if name.endswith("/kernel"):
+            values[name] = rng.normal(0, (2 / np.prod(leaf.shape[:-1])) ** 0.5, leaf.shape)
+        elif name.endswith(("/gamma", "/variance")):
+            values[name] = rng.uniform(0.5, 1.5, leaf.shape)
+        else:
+            values[name] = rng.normal(0, 0.1, leaf.shape)
+    state = write_layout(pytorch_layout(), unflatten(values))
+    return {name: np.ascontiguousarray(array, np.float32) for name, array in state.items()}
 
 
 def save_pth(path: Path, state: dict[str, np.ndarray]) -> Path:

@@ -9,7 +9,6 @@ LONGEST, MOST_ARGUMENTS, MOST_EXCEPTIONS = 50, 8, 10
 KEYS = "its parameters are keys of a config's section data"
 # {file::function: why it is longer, or takes more}
 LONG = {
-    "imagen_jax/commands/benchmark_imagen_pytorch.py::time_jax": "a script within a script",
     "imagen_jax/training/loop.py::train": "a run reads top to bottom",
     "imagen_jax/training/run_config.py::RunConfig.__post_init__": "a table of rules",
 }

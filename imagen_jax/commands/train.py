@@ -49,6 +49,8 @@ def parser() -> argparse.ArgumentParser:
 
 def train(options: argparse.Namespace, overrides: dict[str, str]) -> None:
     with one_line_errors():
+        import tensorboardX  # noqa: F401 - its lack is told before anything is compiled
+
         from imagen_jax.devices import memory
         from imagen_jax.devices.compilation_cache import use_compilation_cache
         from imagen_jax.devices.hosts import say_on_first_host

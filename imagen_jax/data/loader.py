@@ -10,9 +10,8 @@ import functools
 import itertools
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import grain
 import numpy as np
 
 from imagen_jax.data.captions import Captions
@@ -38,6 +37,9 @@ from imagen_jax.data.sources import (
 )
 from imagen_jax.images import pixels
 from imagen_jax.storage.codec import require
+
+if TYPE_CHECKING:
+    import grain
 
 CROPS = ("centre", "random")
 Caption = str | Embedding
@@ -224,7 +226,7 @@ class Loader:
         return None if cut or not isinstance(self.source, ArraySource) else self.source.images
 
     @functools.cached_property
-    def order(self) -> BucketOrder | WeightedOrder | grain.MapDataset:
+    def order(self) -> "BucketOrder | WeightedOrder | grain.MapDataset":
         """Global example number (step * batch_size + row), without end -> index into the source."""
         if self.buckets:
             known = _measured(self.source.sizes)
@@ -371,6 +373,8 @@ def prepared(
     batch: Callable[[int], dict[str, np.ndarray]], loader: Loader, start: int
 ) -> Iterator[dict[str, np.ndarray]]:
     """batch(start), batch(start + 1), ... made ahead in as many threads as the loader wants."""
+    import grain
+
     options = grain.ReadOptions(loader.num_threads, loader.prefetch)
     batches = iter(grain.MapDataset.range(start, FOREVER).map(batch).to_iter_dataset(options))
     try:

@@ -9,10 +9,12 @@ import functools
 import hashlib
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import grain
 import numpy as np
+
+if TYPE_CHECKING:
+    import grain
 
 Size = tuple[int, int]  # (width, height)
 OFTEN = 4  # a warning names the buckets whose images come this many times an epoch
@@ -25,19 +27,23 @@ def uniform(*parts: Any) -> float:
     return (int.from_bytes(digest, "big") >> 11) / 2**53
 
 
-def epochs(size: int, seed: int, shuffle: bool) -> grain.MapDataset:
+def epochs(size: int, seed: int, shuffle: bool) -> "grain.MapDataset":
     """All of `size` examples, over and over; every epoch has its own permutation."""
+    import grain  # late: a train step needs none
+
     order = grain.MapDataset.range(size).seed(seed % 2**32)
     return (order.shuffle() if shuffle else order).repeat()
 
 
 def mixed(
     sizes: Sequence[int], rates: Sequence[float], seed: int, shuffle: bool
-) -> grain.MapDataset:
+) -> "grain.MapDataset":
     """Sets of these sizes, one after the other in the source, each sampled at its rate.
 
     They are interleaved evenly: any stretch of numbers has them in proportion, to an example.
     """
+    import grain
+
     starts = np.cumsum([0, *sizes]).tolist()
     orders = [
         epochs(size, seed + i, shuffle).map(functools.partial(int.__add__, start))
@@ -68,7 +74,7 @@ class WeightedOrder:
         return np.cumsum(np.rint(scaled * UNIT).astype(np.int64))
 
     @functools.cached_property
-    def _places(self) -> grain.MapDataset:
+    def _places(self) -> "grain.MapDataset":
         return epochs(len(self.weights), self.seed, self.shuffle)
 
     @functools.cached_property
@@ -111,11 +117,11 @@ class BucketOrder:
         return np.where(sizes > 0, np.maximum(np.rint(sizes / self.batch_size), 1), 0).astype(int)
 
     @functools.cached_property
-    def _batches(self) -> grain.MapDataset:
+    def _batches(self) -> "grain.MapDataset":
         return epochs(int(self.counts.sum()), self.seed, self.shuffle)
 
     @functools.cached_property
-    def _within(self) -> list[grain.MapDataset | None]:
+    def _within(self) -> "list[grain.MapDataset | None]":
         return [
             epochs(len(rows), self.seed + 1 + i, self.shuffle) if len(rows) else None
             for i, rows in enumerate(self.rows)

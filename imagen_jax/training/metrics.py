@@ -12,9 +12,6 @@ from typing import Any
 import jax
 import numpy as np
 from PIL import Image
-from tensorboardX import summary
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from imagen_jax.storage.atomic import written_whole
 from imagen_jax.storage.disk import disk_errors
@@ -70,7 +67,10 @@ class EventFile:
 
     def __init__(self, folder: str | Path, first_step: int | None = None):
         """`first_step`: of a resumed run; TensorBoard hides what was written from there on."""
-        self.folder = Path(folder)
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+        self.folder, self.event = Path(folder), Event
         with disk_errors(self.folder):
             self.writer = EventsWriter(str(self.folder / "events"))
         if first_step is not None:
@@ -79,18 +79,22 @@ class EventFile:
             self._write(version, Event(step=first_step, session_log=again))
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        from tensorboardX import summary
+
         scalars = [summary.scalar(name, value) for name, value in values.items()]
-        self._write(*(Event(step=step, summary=scalar) for scalar in scalars))
+        self._write(*(self.event(step=step, summary=scalar) for scalar in scalars))
 
     def image(self, step: int, name: str, image: Image.Image) -> None:
-        pixels = np.asarray(image.convert("RGB"))
-        self._write(Event(step=step, summary=summary.image(name, pixels, dataformats="HWC")))
+        from tensorboardX import summary
+
+        pixels = summary.image(name, np.asarray(image.convert("RGB")), dataformats="HWC")
+        self._write(self.event(step=step, summary=pixels))
 
     def close(self) -> None:
         with disk_errors(self.folder):
             self.writer.close()
 
-    def _write(self, *events: Event) -> None:
+    def _write(self, *events: Any) -> None:
         with disk_errors(self.folder):
             for event in events:
                 event.wall_time = time.time()

@@ -5,10 +5,10 @@ import json
 import jax
 import numpy as np
 import pytest
+from feature_references import random_state
 from refusals import assert_refused
 from safetensors.numpy import save_file
 
-from imagen_jax.commands.benchmark_features import random_state
 from imagen_jax.convert import clip as convert_clip
 from imagen_jax.convert import dinov2 as convert_dinov2
 from imagen_jax.convert import inception as convert

@@ -7,10 +7,9 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from feature_references import save_pth
+from feature_references import random_state, save_pth
 
 from imagen_jax.commands import convert as convert_script
-from imagen_jax.commands.benchmark_features import random_state
 from imagen_jax.convert.inception import params_from_pytorch
 from imagen_jax.evaluation.feature_files import (
     is_feature_network,

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from feature_references import (
     photographs,
+    random_state,
     reference_features,
     reference_inception,
     relative_error,
@@ -18,7 +19,6 @@ from feature_references import (
 )
 from jax.sharding import Mesh
 
-from imagen_jax.commands.benchmark_features import random_state
 from imagen_jax.convert.inception import params_from_pytorch
 from imagen_jax.evaluation import features
 from imagen_jax.evaluation.distances import frechet_distance, kernel_distance, statistics_of

@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 from feature_references import (
     photographs,
+    random_state,
     reference_features,
     reference_inception,
     relative_error,
     save_pth,
 )
 
-from imagen_jax.commands.benchmark_features import random_state
 from imagen_jax.convert.inception import params_from_pytorch
 from imagen_jax.evaluation.resizing import legacy_tensorflow
 from imagen_jax.models import inception
