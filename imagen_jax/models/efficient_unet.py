@@ -8,11 +8,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from imagen_jax.models.bounds import check_bounds, check_choice, check_network
+from imagen_jax.models.group_norm import GroupNorm
+from imagen_jax.models.image_attention import Attention
 from imagen_jax.models.layers import (
-    Attention,
     Conv3x3,
     Embedding,
-    GroupNorm,
     ResBlock,
     TextDraft,
     depth_to_space,
@@ -92,6 +92,13 @@ class EfficientUNetConfig:
             )
 
 
+def _embed(cfg: EfficientUNetConfig, stem: int, time, text, label, aug_level):
+    heads = max(1, text.values.shape[-1] // 64) if text is not None else 1
+    width, dtype = cfg.embedding_width or 4 * stem, jnp.dtype(cfg.dtype)
+    embedding = Embedding(stem, width, cfg.num_classes, heads, dtype, name="embedding")
+    return embedding(time, text, label, aug_level)
+
+
 def _upsample(cfg: EfficientUNetConfig, h, channels: int, stride: int, name: str):
     dtype = jnp.dtype(cfg.dtype)
     if cfg.upsample_kernel == 1:  # of the smaller map: the same numbers for less work
@@ -121,11 +128,7 @@ class EfficientUNet(nn.Module):
         if fused:
             text = real_tokens_first(text)
         stem = cfg.stem_channels or cfg.levels[0].channels
-        width = cfg.embedding_width or 4 * stem
-        pooling_heads = max(1, text.values.shape[-1] // 64) if text is not None else 1
-        embedding = Embedding(stem, width, cfg.num_classes, pooling_heads, dtype, name="embedding")(
-            time, text, label, aug_level
-        )
+        embedding = _embed(cfg, stem, time, text, label, aug_level)
 
         def res_block(h, channels, name):
             return wrap(ResBlock)(channels, dtype, fused=fused, name=name)(h, embedding)

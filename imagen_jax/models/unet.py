@@ -10,12 +10,12 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from imagen_jax.models.bounds import ATTENTIONS, check_bounds, check_choice, check_network
+from imagen_jax.models.group_norm import GroupNorm
+from imagen_jax.models.image_attention import Attention
 from imagen_jax.models.layers import (
     ACTIVATIONS,
-    Attention,
     Conv3x3,
     Embedding,
-    GroupNorm,
     ResBlock,
     activation_of,
     real_tokens_first,

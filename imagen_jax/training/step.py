@@ -20,7 +20,6 @@ from imagen_jax.diffusion.schedules import training_time
 from imagen_jax.images.pixels import to_float
 from imagen_jax.models.lora import LoraConfig
 from imagen_jax.text import encoder as text_encoder
-from imagen_jax.training.optimizer import make_optimizer
 from imagen_jax.training.run_config import PriorConfig, RunConfig
 from imagen_jax.training.state import (
     NETWORK,
@@ -216,7 +215,6 @@ def make_train_step(
     is that of the whole batch. `mesh`: where it runs, None on one device.
     """
     stage, prior, accumulation = config.stage, config.data.prior, config.optimizer.accumulation
-    optimizer = make_optimizer(config.optimizer)
     dropout = config.label_dropout if encoder is None else config.text.dropout
     example_losses = make_losses(stage, encoder, mesh, config.lora)
 
@@ -245,7 +243,7 @@ def make_train_step(
         random = random_inputs(stage, key, batch["image"].shape, dropout, prior)
         rows = batch, random, prior_weights(len(batch["image"]), prior)
         grads, losses = gradient(state.params, rows, frozen)
-        state, norm = apply_gradient(config, optimizer, mesh, state, grads)
+        state, norm = apply_gradient(config.optimizer, state, grads, config.ema_decay, mesh)
         bins = jax.nn.one_hot((random.t * TIME_BINS).astype(jnp.int32), TIME_BINS)
         metrics = {
             **mean_losses(losses, prior),

@@ -8,35 +8,36 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from imagen_jax.training.run_config import RunConfig
+from imagen_jax.training.optimizer import OptimizerConfig, make_optimizer
 from imagen_jax.training.state import TrainState, update_ema, update_power_ema
 from imagen_jax.typing import Params
 
 
 def apply_gradient(
-    config: RunConfig,
-    optimizer: optax.GradientTransformation,
-    mesh: Mesh | None,
+    config: OptimizerConfig,
     state: TrainState,
     gradient: Params,
+    ema_decay: float | None,
+    mesh: Mesh | None = None,
 ) -> tuple[TrainState, Float[Array, ""]]:
     """(the state after an update by this gradient, the gradient's norm)."""
+    optimizer = make_optimizer(config)
     if not takes_matrices(config, mesh):
-        return _update(config, optimizer, state, gradient), optax.tree.norm(gradient)
+        return _update(optimizer, state, gradient, ema_decay), optax.tree.norm(gradient)
     gradient = _matrices(gradient)
-    new = _update(config, optimizer, _matrices(state), gradient)
+    new = _update(optimizer, _matrices(state), gradient, ema_decay)
     # The optimizer's own clipping takes the norm too, in optax's way: then once for both.
-    clips = config.optimizer.clip_norm is not None
+    clips = config.clip_norm is not None
     norm = optax.tree.norm(gradient) if clips else rowwise_norm(gradient)
     return jax.tree.map(lambda x, old: x.reshape(old.shape), new, state), norm
 
 
-def takes_matrices(config: RunConfig, mesh: Mesh | None) -> bool:
+def takes_matrices(config: OptimizerConfig, mesh: Mesh | None) -> bool:
     """Whether the update sees convolutions' kernels as matrices. XLA would make it in the layout of
     cuDNN's gradients, and copy all that it wrote. The result is the same where no axis is sharded,
     but for Adafactor, which factors by axes.
     """
-    if mesh is None or config.optimizer.kind == "adafactor":
+    if mesh is None or config.kind == "adafactor":
         return False
     whole = mesh.shape["fsdp"] == mesh.shape["tensor"] == 1
     return whole and mesh.devices.flat[0].platform != "tpu"
@@ -57,13 +58,13 @@ def rowwise_norm(tree: Any) -> Float[Array, ""]:
 
 
 def _update(
-    config: RunConfig,
     optimizer: optax.GradientTransformation,
     state: TrainState,
     gradient: Params,
+    ema_decay: float | None,
 ) -> TrainState:
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     params, step = optax.apply_updates(state.params, updates), state.step + 1
-    ema = None if state.ema is None else update_ema(state.ema, params, step, config.ema_decay)
+    ema = None if state.ema is None else update_ema(state.ema, params, step, ema_decay)
     powers = state.power_ema and update_power_ema(state.power_ema, params, step)
     return TrainState(step, params, ema, opt_state, powers)
