@@ -33,12 +33,12 @@ def activation_of(name: str, fused: bool) -> Callable:
     return (FUSED_ACTIVATIONS if fused else ACTIVATIONS)[name]
 
 
-def takes_fused(fused: bool | None, dtype: str) -> bool:
-    """Whether a network takes the form that is for GPUs; None: where it runs on one, and not in
-    float32, which cuDNN's attention does not know.
+def takes_fused(fused: bool | None, dtype: str, platform: str | None = None) -> bool:
+    """Whether a network takes the form that is for GPUs. None: where it runs on one ("gpu"; None:
+    as jax does), and not in float32, which cuDNN's attention does not know.
     """
     if fused is None:
-        return jax.default_backend() == "gpu" and dtype != "float32"
+        return (platform or jax.default_backend()) == "gpu" and dtype != "float32"
     return fused
 
 

@@ -130,5 +130,8 @@ def test_the_parameters_are_the_same_and_the_form_is_chosen_by_platform_and_dtyp
     on_gpu = jax.default_backend() == "gpu"
     assert takes_fused(None, "bfloat16") == on_gpu
     assert not takes_fused(None, "float32")
+    assert takes_fused(None, "float16", "gpu")
+    assert not takes_fused(None, "bfloat16", "tpu")
+    assert models.on_platform(replace(SMALL["unet"], dtype="bfloat16"), "gpu").fused
     assert takes_fused(True, "float32")
     assert not takes_fused(False, "bfloat16")
