@@ -59,8 +59,7 @@ def _encoder_flops(encoder: TextEncoder) -> float:
 
 def _there(config: RunConfig, mesh: Any) -> RunConfig:
     """A run whose network takes the form that it has on the accelerator that is not here."""
-    platform = "tpu" if mesh.devices.flat[0].platform == "tpu" else "gpu"
-    network = models.on_platform(config.stage.network, platform)
+    network = models.on_platform(config.stage.network, mesh.devices.flat[0].platform)
     return dataclasses.replace(config, stage=dataclasses.replace(config.stage, network=network))
 
 
