@@ -2,6 +2,7 @@
 `apply(config, params, ...)`.
 """
 
+import dataclasses
 import math
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ from jaxtyping import Array, Float, Int
 from imagen_jax.devices.sharding import STACKED
 from imagen_jax.models.attention import Attention, fused_attention
 from imagen_jax.models.efficient_unet import EfficientLevel, EfficientUNet, EfficientUNetConfig
-from imagen_jax.models.layers import TextDraft
+from imagen_jax.models.layers import TextDraft, takes_fused
 from imagen_jax.models.prx import PRX, PRXConfig
 from imagen_jax.models.transformer import Transformer, TransformerConfig
 from imagen_jax.models.unet import UNet, UNetConfig, UNetLevel
@@ -34,6 +35,7 @@ __all__ = [
     "draft",
     "fused_attention",
     "init",
+    "on_platform",
     "pooling_heads",
     "reduction",
 ]
@@ -85,6 +87,18 @@ def pooling_heads(config: NetworkConfig, text_width: int) -> int:
     if isinstance(config, TransformerConfig | PRXConfig):
         return 1
     return max(1, text_width // 64)
+
+
+def on_platform(config: NetworkConfig, platform: str) -> NetworkConfig:
+    """The network as it would run on "cpu", "gpu" or "tpu": with what it leaves to the platform
+    decided.
+    """
+    chosen = {}
+    if getattr(config, "scan_layers", True) is None:
+        chosen["scan_layers"] = platform != "cpu"
+    if getattr(config, "fused", False) is None:
+        chosen["fused"] = takes_fused(None, config.dtype, platform)
+    return dataclasses.replace(config, **chosen)
 
 
 def init(config: NetworkConfig, key, *, resolution: int, text_width: int | None = None) -> Params:

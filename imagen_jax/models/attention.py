@@ -1,5 +1,5 @@
-"""Attention on TPUs, where XLA's own writes every weight to memory: jax's fused kernel, splash
-attention, which is in the way of FlashAttention (arXiv 2205.14135).
+"""Fused attention, in the way of FlashAttention (arXiv 2205.14135), where XLA's own writes every
+weight to memory: on TPUs jax's kernel, splash attention, on GPUs cuDNN's.
 """
 
 import functools
@@ -61,6 +61,28 @@ def splash(
     # A query reads the keys of its own segment: all queries are of that of the real tokens.
     segments = kernels.SegmentIds(jnp.ones_like(real), real)
     return jax.vmap(run)(*parts, segments)[..., :tokens, :head]
+
+
+def cudnn_attention(
+    query: Float[Array, "b queries width"],
+    key: Float[Array, "b keys width"],
+    value: Float[Array, "b keys width"],
+    heads: int,
+    lengths: Int[Array, " b"] | None,
+    implementation: str = "cudnn",
+) -> Float[Array, "b queries width"]:
+    """Attention by several heads on NVIDIA's GPUs, in bfloat16 or float16, to the first `lengths`
+    keys of each row, or to all. `implementation` "xla" runs it elsewhere.
+    """
+    keys = key.shape[1]
+    if keys % 2:  # cuDNN's gradient wants an even number
+        key, value = (jnp.pad(x, ((0, 0), (0, 1), (0, 0))) for x in (key, value))
+        lengths = jnp.full(len(key), keys, jnp.int32) if lengths is None else lengths
+    parts = (x.reshape(*x.shape[:2], heads, -1) for x in (query, key, value))
+    out = jax.nn.dot_product_attention(
+        *parts, key_value_seq_lengths=lengths, implementation=implementation
+    )
+    return out.reshape(query.shape)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))

@@ -8,17 +8,19 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from imagen_jax.models.bounds import check_bounds, check_choice, check_network
+from imagen_jax.models.group_norm import GroupNorm
+from imagen_jax.models.image_attention import Attention
 from imagen_jax.models.layers import (
-    Attention,
     Conv3x3,
     Embedding,
-    GroupNorm,
     ResBlock,
     TextDraft,
     depth_to_space,
     nearest_upsample,
+    real_tokens_first,
     rematerialized,
     space_to_depth,
+    takes_fused,
     zeros,
 )
 from imagen_jax.typing import TextEmbeddings
@@ -69,6 +71,7 @@ class EfficientUNetConfig:
     input_skip: bool = False
     dtype: str = "float32"
     remat: bool | str = False
+    fused: bool | None = None  # as in `UNetConfig`
 
     def __post_init__(self):
         check_network(self)
@@ -87,6 +90,13 @@ class EfficientUNetConfig:
                 f"{self.in_channels}, out_channels {self.out_channels} and low_res_channels "
                 f"{self.low_res_channels} must agree"
             )
+
+
+def _embed(cfg: EfficientUNetConfig, stem: int, time, text, label, aug_level):
+    heads = max(1, text.values.shape[-1] // 64) if text is not None else 1
+    width, dtype = cfg.embedding_width or 4 * stem, jnp.dtype(cfg.dtype)
+    embedding = Embedding(stem, width, cfg.num_classes, heads, dtype, name="embedding")
+    return embedding(time, text, label, aug_level)
 
 
 def _upsample(cfg: EfficientUNetConfig, h, channels: int, stride: int, name: str):
@@ -114,21 +124,21 @@ class EfficientUNet(nn.Module):
     def __call__(self, x, time, text: TextEmbeddings | None, label, low_res, aug_level):
         cfg, dtype = self.config, jnp.dtype(self.config.dtype)
         wrap = functools.partial(rematerialized, remat=cfg.remat)
+        fused = takes_fused(cfg.fused, cfg.dtype)
+        if fused:
+            text = real_tokens_first(text)
         stem = cfg.stem_channels or cfg.levels[0].channels
-        width = cfg.embedding_width or 4 * stem
-        pooling_heads = max(1, text.values.shape[-1] // 64) if text is not None else 1
-        embedding = Embedding(stem, width, cfg.num_classes, pooling_heads, dtype, name="embedding")(
-            time, text, label, aug_level
-        )
+        embedding = _embed(cfg, stem, time, text, label, aug_level)
 
         def res_block(h, channels, name):
-            return wrap(ResBlock)(channels, dtype, name=name)(h, embedding)
+            return wrap(ResBlock)(channels, dtype, fused=fused, name=name)(h, embedding)
 
         def attend(h, kind, name):
             if kind is None:
                 return h
             hidden = int(cfg.attention_hidden_ratio * h.shape[-1])
-            return wrap(Attention)(kind, cfg.num_heads, hidden, dtype, name=name)(h, text)
+            block = wrap(Attention)(kind, cfg.num_heads, hidden, dtype, fused=fused, name=name)
+            return block(h, text)
 
         inputs = [x]
         if cfg.low_res_channels:
@@ -155,7 +165,7 @@ class EfficientUNet(nn.Module):
             if level.stride > 1:
                 channels = cfg.levels[i - 1].channels if i else stem
                 h = _upsample(cfg, h, channels, level.stride, f"up{i}_conv")
-        h = nn.swish(GroupNorm(name="norm_out")(h))
+        h = GroupNorm(activation=nn.swish, fused=fused, name="norm_out")(h)
         out_channels = cfg.out_channels * cfg.patch_size**2
         h = Conv3x3(out_channels, jnp.dtype("float32"), kernel_init=zeros, name="conv_out")(h)
         h = depth_to_space(h, cfg.patch_size)

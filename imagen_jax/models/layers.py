@@ -12,11 +12,34 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
+from imagen_jax.models.group_norm import GroupNorm
 from imagen_jax.typing import TextEmbeddings
 
 zeros = nn.initializers.zeros_init()
 # "gelu" is the exact form, by the error function.
 ACTIVATIONS = {"swish": nn.swish, "gelu": functools.partial(nn.gelu, approximate=False)}
+
+
+def _gelu(x: Array) -> Array:
+    return 0.5 * x * (1 + jax.lax.erf(math.sqrt(0.5) * x))
+
+
+# By erf, where jax takes erfc: that is too much for XLA to fuse into the sums of a norm's gradient.
+FUSED_ACTIVATIONS = ACTIVATIONS | {"gelu": _gelu}
+
+
+def activation_of(name: str, fused: bool) -> Callable:
+    """The activation of this name, in the form that a fused norm takes or in the plain one."""
+    return (FUSED_ACTIVATIONS if fused else ACTIVATIONS)[name]
+
+
+def takes_fused(fused: bool | None, dtype: str, platform: str | None = None) -> bool:
+    """Whether a network takes the form that is for GPUs. None: where it runs on one ("gpu"; None:
+    as jax does), and not in float32, which cuDNN's attention does not know.
+    """
+    if fused is None:
+        return (platform or jax.default_backend()) == "gpu" and dtype != "float32"
+    return fused
 
 
 def _is_product(primitive: Any, *shapes: Any, **params: Any) -> bool:
@@ -113,27 +136,29 @@ def average_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
 
 class Conv3x3(nn.Module):
     """A 3x3 convolution, zero padding. Small maps go through one matmul over patches: 1.5 times as
-    fast on XLA:CPU.
+    fast on XLA:CPU. `add_bias` False gives (result, bias), for a norm that adds it.
     """
 
     channels: int
     dtype: jnp.dtype
     stride: int = 1
     kernel_init: Callable = nn.initializers.lecun_normal()
+    add_bias: bool = True
 
     @nn.compact
     def __call__(self, x):
         height, width, channels = x.shape[1:]
         kernel = self.param("kernel", self.kernel_init, (3, 3, channels, self.channels))
         bias = self.param("bias", zeros, (self.channels,))
-        x, kernel, bias = (a.astype(self.dtype) for a in (x, kernel, bias))
+        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
         if height * width <= 16 and self.stride == 1:
             padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
             shifts = [padded[:, i : i + height, j : j + width] for i in range(3) for j in range(3)]
-            return jnp.concatenate(shifts, -1) @ kernel.reshape(-1, self.channels) + bias
-        strides, layout = (self.stride, self.stride), ("NHWC", "HWIO", "NHWC")
-        out = jax.lax.conv_general_dilated(x, kernel, strides, "SAME", dimension_numbers=layout)
-        return out + bias
+            out = jnp.concatenate(shifts, -1) @ kernel.reshape(-1, self.channels)
+        else:
+            strides, layout = (self.stride, self.stride), ("NHWC", "HWIO", "NHWC")
+            out = jax.lax.conv_general_dilated(x, kernel, strides, "SAME", dimension_numbers=layout)
+        return out + bias.astype(self.dtype) if self.add_bias else (out, bias)
 
 
 class RMSNorm(nn.Module):
@@ -150,41 +175,6 @@ class RMSNorm(nn.Module):
         return (x * scale.astype(jnp.float32)).astype(self.dtype)
 
 
-class GroupNorm(nn.Module):
-    """Group normalization (arXiv 1803.08494) with float32 statistics, optionally modulated by scale
-    and shift.
-    """
-
-    groups: int = 32
-    epsilon: float = 1e-5
-
-    @nn.compact
-    def __call__(self, x, scale_shift=None):
-        channels = x.shape[-1]
-        groups = math.gcd(self.groups, channels)
-        gain = self.param("scale", nn.initializers.ones_init(), (channels,))
-        bias = self.param("bias", zeros, (channels,))
-
-        # Over space first, over the channels of a group after: a TPU has channels in its lanes, and
-        # splitting those of a whole feature map would move all of it.
-        def over_group(values):
-            means = values.reshape(x.shape[0], groups, -1).mean(-1, keepdims=True)
-            spread = jnp.broadcast_to(means, (x.shape[0], groups, channels // groups))
-            return spread.reshape(x.shape[0], 1, 1, channels)
-
-        wide = x.astype(jnp.float32)
-        mean = over_group(wide.mean((1, 2)))
-        variance = over_group(jnp.square(wide - mean).mean((1, 2)))
-        # Everything that is constant over space is folded into one multiply-add over the feature
-        # map.
-        a = jax.lax.rsqrt(variance + self.epsilon) * gain
-        b = bias - mean * a
-        if scale_shift is not None:
-            scale, shift = jnp.split(scale_shift.astype(jnp.float32)[:, None, None], 2, axis=-1)
-            a, b = a * (1 + scale), b * (1 + scale) + shift
-        return (x.astype(jnp.float32) * a + b).astype(x.dtype)
-
-
 class ResBlock(nn.Module):
     """GroupNorm-activation-conv3 twice with a shortcut; the embedding enters as scale and shift of
     the second norm.
@@ -192,7 +182,8 @@ class ResBlock(nn.Module):
     With `resample` "down" or "up" both branches are resampled inside the block (BigGAN-deep, arXiv
     1809.11096; ADM, arXiv 2105.05233). Without it this is the ResNetBlock of the Efficient U-Net
     (arXiv 2205.11487, fig. A.27). `activate_embedding` False is for an embedding that has been
-    through its activation. The sum of both branches is divided by `output_scale_factor`.
+    through its activation. The sum of both branches is divided by `output_scale_factor`. `fused`:
+    the norms' form (`GroupNorm`).
     """
 
     channels: int
@@ -203,22 +194,25 @@ class ResBlock(nn.Module):
     norm_eps: float = 1e-5
     activate_embedding: bool = True
     output_scale_factor: float = 1.0
+    fused: bool = False
 
     @nn.compact
     def __call__(self, x, embedding):
-        activation = ACTIVATIONS[self.activation]
-        norm = functools.partial(GroupNorm, self.norm_groups, self.norm_eps)
-        h = activation(norm(name="norm1")(x))
+        activation = activation_of(self.activation, self.fused)
+        norm = functools.partial(
+            GroupNorm, self.norm_groups, self.norm_eps, activation, fused=self.fused
+        )
+        h = norm(name="norm1")(x)
         if self.resample:
             change = {"down": average_pool, "up": nearest_upsample}[self.resample]
             h, x = change(h), change(x)
-        h = Conv3x3(self.channels, self.dtype, name="conv1")(h)
+        h, bias = Conv3x3(self.channels, self.dtype, add_bias=False, name="conv1")(h)
         if self.activate_embedding:
             embedding = activation(embedding)
         scale_shift = nn.Dense(
             2 * self.channels, dtype=self.dtype, kernel_init=zeros, name="scale_shift"
         )(embedding)
-        h = activation(norm(name="norm2")(h, scale_shift))
+        h = norm(name="norm2")(h, scale_shift, bias)
         h = Conv3x3(self.channels, self.dtype, kernel_init=zeros, name="conv2")(h)
         if x.shape[-1] != self.channels:
             x = nn.Dense(self.channels, dtype=self.dtype, name="shortcut")(x)
@@ -244,6 +238,17 @@ def attend(
     return out.reshape(*out.shape[:2], -1)
 
 
+def real_tokens_first(text: TextEmbeddings | None) -> TextEmbeddings | None:
+    """So that lengths say which tokens are keys, the form of a mask that cuDNN's attention takes.
+    Tokens have no positions here: nothing else changes.
+    """
+    if text is None:
+        return None
+    order = jnp.argsort(~text.mask, axis=1, stable=True)
+    values = jnp.take_along_axis(text.values, order[..., None], axis=1)
+    return TextEmbeddings(values, jnp.take_along_axis(text.mask, order, axis=1))
+
+
 def masked_mean(
     values: Float[Array, "b length width"], mask: Bool[Array, "b length"]
 ) -> Float[Array, "b 1 width"]:
@@ -251,57 +256,6 @@ def masked_mean(
     weight = mask[..., None].astype(jnp.float32)
     total = (values * weight).sum(1, keepdims=True)
     return total / jnp.maximum(weight.sum(1, keepdims=True), 1)
-
-
-class Attention(nn.Module):
-    """Residual attention from the feature map: to itself and the text together, or to the text
-    alone.
-
-    `kind` "self": text keys and values are put before the image's own (arXiv 2205.11487, section
-    F.1); "cross": text only (F.3). `hidden` is the width of all heads together. `text_norm`:
-    "layer" (a LayerNorm a token), "group" (one GroupNorm over all tokens) or None. `mask_text`
-    False attends to padding too. `fused`: key and value share one matrix.
-    """
-
-    kind: str
-    heads: int
-    hidden: int
-    dtype: jnp.dtype
-    text_norm: str | None = "layer"
-    mask_text: bool = True
-    fused: bool = True
-    norm_groups: int = 32
-
-    @nn.compact
-    def __call__(self, x, text: TextEmbeddings | None):
-        b, height, width, channels = x.shape
-        dense = functools.partial(nn.Dense, dtype=self.dtype)
-
-        def key_value(values, prefix=""):
-            if self.fused:
-                both = dense(2 * self.hidden, name=f"{prefix}key_value")(values)
-                return jnp.split(both, 2, axis=-1)
-            return [dense(self.hidden, name=prefix + part)(values) for part in ("key", "value")]
-
-        h = GroupNorm(self.norm_groups, name="norm")(x).reshape(b, height * width, channels)
-        query = dense(self.hidden, name="query")(h)
-        sources = []
-        if text is not None:
-            context = text.values
-            if self.text_norm == "layer":
-                context = nn.LayerNorm(dtype=jnp.float32, name="text_norm")(context)
-            elif self.text_norm == "group":
-                context = GroupNorm(name="text_norm")(context[:, :, None])[:, :, 0]
-            sources.append((*key_value(context, "text_"), text.mask))
-        if self.kind == "self":
-            sources.append((*key_value(h), jnp.ones((b, height * width), bool)))
-        if not sources:
-            return x
-        key, value, mask = (jnp.concatenate(parts, axis=1) for parts in zip(*sources, strict=True))
-        mask = mask[:, None, None, :] if self.mask_text else None
-        out = attend(query, key, value, self.heads, mask)
-        out = dense(channels, kernel_init=zeros, name="out")(out)
-        return x + out.reshape(x.shape)
 
 
 class AttentionPooling(nn.Module):

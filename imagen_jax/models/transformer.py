@@ -25,6 +25,7 @@ from imagen_jax.models.layers import (
     depth_to_space,
     layer_stack,
     masked_mean,
+    real_tokens_first,
     sinusoidal_embedding,
     space_to_depth,
     zeros,
@@ -322,17 +323,6 @@ class Conditions(nn.Module):
         return sum(vectors.values()) if modulates else None, early, late, words
 
 
-def _real_tokens_first(text: TextEmbeddings | None) -> TextEmbeddings | None:
-    """So that lengths say which tokens are keys, the form of a mask that cuDNN's attention takes.
-    As all tokens have the same position, nothing else changes.
-    """
-    if text is None:
-        return None
-    order = jnp.argsort(~text.mask, axis=1, stable=True)
-    values = jnp.take_along_axis(text.values, order[..., None], axis=1)
-    return TextEmbeddings(values, jnp.take_along_axis(text.mask, order, axis=1))
-
-
 class Transformer(nn.Module):
     """`TransformerConfig` as a network: images [B,H,W,C] and 1000*t [B] to images
     [B,H,W,out_channels].
@@ -347,7 +337,7 @@ class Transformer(nn.Module):
 
     @nn.compact
     def __call__(self, x, time, text: TextEmbeddings | None, label, low_res, aug_level, keys=None):
-        cfg, text = self.config, _real_tokens_first(text)
+        cfg, text = self.config, real_tokens_first(text)
         condition, early, late, words = Conditions(cfg, self.attention is None, name="conditions")(
             time, text, label, aug_level
         )

@@ -10,14 +10,17 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from imagen_jax.models.bounds import ATTENTIONS, check_bounds, check_choice, check_network
+from imagen_jax.models.group_norm import GroupNorm
+from imagen_jax.models.image_attention import Attention
 from imagen_jax.models.layers import (
     ACTIVATIONS,
-    Attention,
     Conv3x3,
     Embedding,
-    GroupNorm,
     ResBlock,
+    activation_of,
+    real_tokens_first,
     rematerialized,
+    takes_fused,
     zeros,
 )
 from imagen_jax.typing import TextEmbeddings
@@ -45,7 +48,8 @@ class UNetConfig:
     `head_channels` is F.1's per_head_channels, `embedding_width` that of the time embedding (None:
     four first-level widths). `low_res_channels` adds a low-resolution input beside x and the
     embedding of its augmentation level, `num_classes` a class label. `activation`: "swish" or
-    "gelu". `remat` recomputes every block in the backward pass.
+    "gelu". `remat` recomputes every block in the backward pass. `fused` takes the form of norms and
+    attention that is for NVIDIA's GPUs (None: there, in 16 bits); the parameters are the same.
 
     Embedding: `embedding_activation` is applied once to the sum, or None; `activate_embedding`
     lets every residual block apply its own (both may be). The sum of a residual block's branches
@@ -77,6 +81,7 @@ class UNetConfig:
     mask_text: bool = True
     dtype: str = "float32"
     remat: bool | str = False
+    fused: bool | None = None
 
     def __post_init__(self):
         check_network(self)
@@ -126,19 +131,22 @@ class UNet(nn.Module):
     @nn.compact
     def __call__(self, x, time, text: TextEmbeddings | None, label, low_res, aug_level):
         cfg, dtype = self.config, jnp.dtype(self.config.dtype)
-        activation, norm = ACTIVATIONS[cfg.activation], (cfg.norm_groups, cfg.norm_eps)
+        fused = takes_fused(cfg.fused, cfg.dtype)
+        norm = cfg.norm_groups, cfg.norm_eps
         wrap = functools.partial(rematerialized, remat=cfg.remat)
+        if fused and cfg.mask_text:
+            text = real_tokens_first(text)
         embedding, text = _embed(cfg, time, text, label, aug_level)
 
         def res_block(h, channels, name, resample=None, scale=cfg.output_scale_factor):
-            options = (resample, cfg.activation, *norm, cfg.activate_embedding, scale)
+            options = (resample, cfg.activation, *norm, cfg.activate_embedding, scale, fused)
             return wrap(ResBlock)(channels, dtype, *options, name=name)(h, embedding)
 
         def attend(h, kind, name):
             if kind is None:
                 return h
             heads = max(1, h.shape[-1] // cfg.head_channels)
-            options = (cfg.text_norm, cfg.mask_text, False, cfg.norm_groups)
+            options = (cfg.text_norm, cfg.mask_text, False, cfg.norm_groups, fused)
             return wrap(Attention)(kind, heads, h.shape[-1], dtype, *options, name=name)(h, text)
 
         if cfg.low_res_channels:
@@ -164,6 +172,6 @@ class UNet(nn.Module):
                 h = attend(h, level.attention, f"up{i}_attention{j}")
             if i:
                 h = res_block(h, level.channels, f"up{i}_resample", "up")
-        h = activation(GroupNorm(*norm, name="norm_out")(h))
+        h = GroupNorm(*norm, activation_of(cfg.activation, fused), fused, name="norm_out")(h)
         float32 = jnp.dtype("float32")
         return Conv3x3(cfg.out_channels, float32, kernel_init=zeros, name="conv_out")(h)

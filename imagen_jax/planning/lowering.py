@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from imagen_jax import models
 from imagen_jax.cascade.sample import plan_steps, run_steps
 from imagen_jax.cascade.stage import Conditions, init_params
 from imagen_jax.convert.t5 import encoder_shapes
@@ -56,21 +57,16 @@ def _encoder_flops(encoder: TextEncoder) -> float:
     return flops.total(encode, encoder_shapes(encoder.config), ids, mask)
 
 
-def _looped(config: RunConfig) -> RunConfig:
-    """A transformer's layers in a loop, as on the accelerator that is not here."""
-    network = config.stage.network
-    if getattr(network, "scan_layers", True) is not None:
-        return config
-    stage = dataclasses.replace(
-        config.stage, network=dataclasses.replace(network, scan_layers=True)
-    )
-    return dataclasses.replace(config, stage=stage)
+def _there(config: RunConfig, mesh: Any) -> RunConfig:
+    """A run whose network takes the form that it has on the accelerator that is not here."""
+    network = models.on_platform(config.stage.network, mesh.devices.flat[0].platform)
+    return dataclasses.replace(config, stage=dataclasses.replace(config.stage, network=network))
 
 
 def lower_training(config: RunConfig, mesh: Any) -> Lowered:
     """The very train step of a run, for a mesh of devices that need not be here."""
     sharding.check_batch(mesh, config.batch_size)
-    config = _looped(config)
+    config = _there(config, mesh)
     if config.text is not None:  # which tokenizer makes the ids does not matter: one without a file
         text = dataclasses.replace(config.text, tokenizer="bytes")
         config = dataclasses.replace(config, text=text)
@@ -100,7 +96,7 @@ def lower_training(config: RunConfig, mesh: Any) -> Lowered:
 def lower_sampling(config: RunConfig, mesh: Any, batch: int) -> Lowered:
     """The very sampler of a run's stage: all its steps on `batch` images at the full size."""
     sharding.check_batch(mesh, batch)
-    config = _looped(config)
+    config = _there(config, mesh)
     stage = config.stage
     sampling = config.sample.sampling if config.sample else Sampling()
     params = jax.eval_shape(lambda key: init_params(stage, key), jax.random.key(0))

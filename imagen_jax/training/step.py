@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Bool, Float
 
 from imagen_jax import models
@@ -21,7 +20,6 @@ from imagen_jax.diffusion.schedules import training_time
 from imagen_jax.images.pixels import to_float
 from imagen_jax.models.lora import LoraConfig
 from imagen_jax.text import encoder as text_encoder
-from imagen_jax.training.optimizer import make_optimizer
 from imagen_jax.training.run_config import PriorConfig, RunConfig
 from imagen_jax.training.state import (
     NETWORK,
@@ -29,9 +27,8 @@ from imagen_jax.training.state import (
     TrainState,
     encoder_params,
     network_params,
-    update_ema,
-    update_power_ema,
 )
+from imagen_jax.training.update import apply_gradient
 from imagen_jax.typing import Gather, Images, Keys, Params, TextEmbeddings
 
 TIME_BINS = 10
@@ -218,7 +215,6 @@ def make_train_step(
     is that of the whole batch. `mesh`: where it runs, None on one device.
     """
     stage, prior, accumulation = config.stage, config.data.prior, config.optimizer.accumulation
-    optimizer = make_optimizer(config.optimizer)
     dropout = config.label_dropout if encoder is None else config.text.dropout
     example_losses = make_losses(stage, encoder, mesh, config.lora)
 
@@ -247,17 +243,14 @@ def make_train_step(
         random = random_inputs(stage, key, batch["image"].shape, dropout, prior)
         rows = batch, random, prior_weights(len(batch["image"]), prior)
         grads, losses = gradient(state.params, rows, frozen)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params, step = optax.apply_updates(state.params, updates), state.step + 1
-        ema = None if state.ema is None else update_ema(state.ema, params, step, config.ema_decay)
-        powers = state.power_ema and update_power_ema(state.power_ema, params, step)
+        state, norm = apply_gradient(config.optimizer, state, grads, config.ema_decay, mesh)
         bins = jax.nn.one_hot((random.t * TIME_BINS).astype(jnp.int32), TIME_BINS)
         metrics = {
             **mean_losses(losses, prior),
-            "grad_norm": optax.tree.norm(grads),
+            "grad_norm": norm,
             "loss_by_t": losses @ bins,
             "count_by_t": bins.sum(0),
         }
-        return TrainState(step, params, ema, opt_state, powers), metrics
+        return state, metrics
 
     return train_step

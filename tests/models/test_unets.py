@@ -10,10 +10,10 @@ from flax import linen as nn
 
 from imagen_jax import models
 from imagen_jax.models.efficient_unet import EfficientLevel, EfficientUNetConfig
+from imagen_jax.models.group_norm import GroupNorm
+from imagen_jax.models.image_attention import Attention
 from imagen_jax.models.layers import (
-    Attention,
     Conv3x3,
-    GroupNorm,
     average_pool,
     depth_to_space,
     nearest_upsample,
