@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 
 from imagen_jax import models
 from imagen_jax.cascade.stage import Conditions, GuidedParams, Stage, make_stage_denoiser
+from imagen_jax.devices.compile_options import program
 from imagen_jax.diffusion.augmentation import augment, upsample
 from imagen_jax.diffusion.editing import (
     Edit,
@@ -78,7 +79,7 @@ def plan_steps(stage: Stage, sampling: Sampling, edit: Edit | None = None) -> Ti
     return grid if edit is None else edited_grid(grid, check_edit(edit))
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+@program(static_argnums=(0, 1))
 def start_stage(
     stage: Stage,
     shape: Shape,
@@ -103,7 +104,7 @@ def start_stage(
     return guided_start(initial_state(x, sampling.sampler), sampling), low_res
 
 
-@partial(jax.jit, static_argnums=0)
+@program(static_argnums=0)
 def run_steps(
     stage: Stage,
     params: Params | GuidedParams,

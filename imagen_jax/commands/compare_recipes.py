@@ -221,12 +221,14 @@ def compile_step(plan: Any) -> None:
     """Compiles a run's step into the cache, where `loop.train` finds it."""
     import jax
 
+    from imagen_jax.devices.compile_options import compiler_options
     from imagen_jax.training.batches import abstract_batch
     from imagen_jax.training.loop import lower_step
 
     state = jax.eval_shape(plan.init, jax.random.key(0))
     batch = abstract_batch(plan.config)
-    lower_step(plan.train_step, state, batch, plan.mesh, plan.frozen).compile()
+    lowered = lower_step(plan.train_step, state, batch, plan.mesh, plan.frozen)
+    lowered.compile(compiler_options())
 
 
 # -------------------------------------------------------------------------------- side by side

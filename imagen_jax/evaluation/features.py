@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
+from imagen_jax.devices.compile_options import program
 from imagen_jax.evaluation.clip_tokenizer import tokenize
 from imagen_jax.evaluation.resizing import RESIZES
 from imagen_jax.models import clip, dinov2, inception
@@ -176,7 +177,7 @@ def make_extractor(
 # Float32 products throughout: on TPUs and GPUs the default drops digits that the metrics need.
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@program(static_argnums=0)
 def image_features(
     config: NetworkConfig, params: Params, images: Images
 ) -> Float[Array, "batch dim"]:
@@ -188,7 +189,7 @@ def image_features(
         return network.embed_images(config, params, images)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@program(static_argnums=0)
 def text_features(
     config: clip.ClipConfig, params: Params, ids: Tokens
 ) -> Float[Array, "batch dim"]:

@@ -2,7 +2,6 @@
 means the same for every prediction, loss weight and schedule.
 """
 
-import functools
 from collections.abc import Sequence
 
 import jax
@@ -11,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from imagen_jax.cascade.stage import Conditions, Stage, make_stage_denoiser
+from imagen_jax.devices.compile_options import program
 from imagen_jax.diffusion.process import add_noise
 from imagen_jax.diffusion.sampling import Sampling
 from imagen_jax.images.pixels import to_float
@@ -19,7 +19,7 @@ from imagen_jax.typing import Images, Keys, Params, TextEmbeddings
 LOGSNRS = (-6.0, -3.0, 0.0, 3.0, 6.0)
 
 
-@functools.partial(jax.jit, static_argnames="stage")
+@program(static_argnames="stage")
 def squared_errors(
     stage: Stage, params: Params, text: TextEmbeddings | None, x0: Images, eps: Images, logsnr
 ) -> Float[Array, " batch"]:

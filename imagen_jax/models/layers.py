@@ -12,12 +12,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
+from imagen_jax.models.activations import ACTIVATIONS
 from imagen_jax.models.group_norm import GroupNorm
 from imagen_jax.typing import TextEmbeddings
 
 zeros = nn.initializers.zeros_init()
-# "gelu" is the exact form, by the error function.
-ACTIVATIONS = {"swish": nn.swish, "gelu": functools.partial(nn.gelu, approximate=False)}
 
 
 def _gelu(x: Array) -> Array:
@@ -231,11 +230,24 @@ def attend(
 ) -> Float[Array, "b queries width"]:
     """Attention by several heads, each of an equal share of the width, where `mask` is True.
 
-    `bias` is added to the logits; `scale` multiplies them (None: 1/sqrt of a head's width).
+    `bias` is added to the logits; `scale` multiplies them (None: 1/sqrt of a head's width). A query
+    that may attend to nothing gets the mean of all values.
     """
-    query, key, value = (x.reshape(*x.shape[:2], heads, -1) for x in (query, key, value))
-    out = jax.nn.dot_product_attention(query, key, value, bias, mask, scale=scale)
-    return out.reshape(*out.shape[:2], -1)
+    query, key, value = (
+        x.reshape(*x.shape[:2], heads, -1).transpose(0, 2, 1, 3) for x in (query, key, value)
+    )
+    logits = jnp.einsum("bhqd,bhkd->bhqk", query, key, preferred_element_type=jnp.float32)
+    logits *= query.shape[-1] ** -0.5 if scale is None else scale
+    if bias is not None:
+        logits += bias
+    if mask is not None:
+        logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min / 2)
+    highest = jax.lax.stop_gradient(logits.max(-1, keepdims=True))
+    weights = jnp.exp(logits - highest)
+    # Divided by their sum after the product, not before: that is a pass over all weights less.
+    out = jnp.einsum("bhqk,bhkd->bhqd", weights.astype(value.dtype), value)
+    out = (out / weights.sum(-1, keepdims=True)).astype(value.dtype)
+    return out.transpose(0, 2, 1, 3).reshape(out.shape[0], out.shape[2], -1)
 
 
 def real_tokens_first(text: TextEmbeddings | None) -> TextEmbeddings | None:

@@ -3,17 +3,16 @@
 The tokenizer gets text as it is, or prepared as `TextEncoder.caption` says.
 """
 
-import functools
 import os
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
+from imagen_jax.devices.compile_options import program
 from imagen_jax.models import t5
 from imagen_jax.models.bounds import check_bounds, check_choice
 from imagen_jax.storage import codec
@@ -145,7 +144,7 @@ def tokenize(
     return ids, mask
 
 
-@functools.partial(jax.jit, static_argnums=(0, 4, 5))
+@program(static_argnums=(0, 4, 5))
 def encode_tokens(
     config: t5.T5Config,
     params: Params,

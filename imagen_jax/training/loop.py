@@ -16,6 +16,7 @@ from PIL import Image
 from imagen_jax.data.counts import TooManyBroken
 from imagen_jax.data.sources import Source
 from imagen_jax.devices import accelerators, chips, hosts
+from imagen_jax.devices.compile_options import compiler_options
 from imagen_jax.devices.sharding import batch_sharding, replicated, state_shardings
 from imagen_jax.pipeline.snapshots import remove_snapshots_after, write_snapshot
 from imagen_jax.storage.checkpoint import CheckpointError, Checkpoints, MismatchError, check_weights
@@ -129,7 +130,8 @@ def train(
         if shape not in programs:
             say(f"compiling the step for images {list(shape)}; large networks take minutes")
             began = time.monotonic()
-            programs[shape] = lower_step(run.train_step, state, batch, mesh, run.frozen).compile()
+            lowered = lower_step(run.train_step, state, batch, mesh, run.frozen)
+            programs[shape] = lowered.compile(compiler_options())
             say(f"compiled the step in {time.monotonic() - began:.0f} s")
         return programs[shape]
 
@@ -249,7 +251,8 @@ def lower_step(
     """`train_step(state, batch, key, frozen)` for this mesh, with the state donated.
 
     `key` is the run's; the step gets fold_in(key, state.step). `frozen`: parameters that the step
-    reads and does not train. Shapes will do in place of arrays.
+    reads and does not train. Shapes will do in place of arrays. To be compiled with
+    `compiler_options` for the mesh's platform.
     """
     shardings = state_shardings(state, mesh)
 

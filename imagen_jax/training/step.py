@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float
 
 from imagen_jax import models
 from imagen_jax.cascade.stage import Stage, apply_network, null_label
+from imagen_jax.devices.cpu_loops import fast_in_loops
 from imagen_jax.devices.sharding import batch_sharding, gather_shards
 from imagen_jax.diffusion.augmentation import augment, downsample, sample_levels, upsample
 from imagen_jax.diffusion.losses import diffusion_loss
@@ -216,6 +217,7 @@ def make_train_step(
     """
     stage, prior, accumulation = config.stage, config.data.prior, config.optimizer.accumulation
     dropout = config.label_dropout if encoder is None else config.text.dropout
+    platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
     example_losses = make_losses(stage, encoder, mesh, config.lora)
 
     def weighted_loss(params: Params, rows: tuple, frozen: Frozen):
@@ -228,6 +230,8 @@ def make_train_step(
         compute = jax.grad(weighted_loss, has_aux=True)
         if accumulation == 1:
             return compute(params, rows, frozen)
+        if platform == "cpu":
+            compute = fast_in_loops(compute)
 
         def add(summed, micro_batch):
             grads, losses = compute(params, micro_batch, frozen)
