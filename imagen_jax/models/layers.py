@@ -19,19 +19,6 @@ from imagen_jax.typing import TextEmbeddings
 zeros = nn.initializers.zeros_init()
 
 
-def _gelu(x: Array) -> Array:
-    return 0.5 * x * (1 + jax.lax.erf(math.sqrt(0.5) * x))
-
-
-# By erf, where jax takes erfc: that is too much for XLA to fuse into the sums of a norm's gradient.
-FUSED_ACTIVATIONS = ACTIVATIONS | {"gelu": _gelu}
-
-
-def activation_of(name: str, fused: bool) -> Callable:
-    """The activation of this name, in the form that a fused norm takes or in the plain one."""
-    return (FUSED_ACTIVATIONS if fused else ACTIVATIONS)[name]
-
-
 def takes_fused(fused: bool | None, dtype: str, platform: str | None = None) -> bool:
     """Whether a network takes the form that is for GPUs. None: where it runs on one ("gpu"; None:
     as jax does), and not in float32, which cuDNN's attention does not know.
@@ -197,7 +184,7 @@ class ResBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x, embedding):
-        activation = activation_of(self.activation, self.fused)
+        activation = ACTIVATIONS[self.activation]
         norm = functools.partial(
             GroupNorm, self.norm_groups, self.norm_eps, activation, fused=self.fused
         )

@@ -17,7 +17,6 @@ from imagen_jax.models.layers import (
     Conv3x3,
     Embedding,
     ResBlock,
-    activation_of,
     real_tokens_first,
     rematerialized,
     takes_fused,
@@ -172,6 +171,6 @@ class UNet(nn.Module):
                 h = attend(h, level.attention, f"up{i}_attention{j}")
             if i:
                 h = res_block(h, level.channels, f"up{i}_resample", "up")
-        h = GroupNorm(*norm, activation_of(cfg.activation, fused), fused, name="norm_out")(h)
+        h = GroupNorm(*norm, ACTIVATIONS[cfg.activation], fused, name="norm_out")(h)
         float32 = jnp.dtype("float32")
         return Conv3x3(cfg.out_channels, float32, kernel_init=zeros, name="conv_out")(h)

@@ -10,9 +10,10 @@ import pytest
 
 from imagen_jax import models
 from imagen_jax.models import image_attention
+from imagen_jax.models.activations import ACTIVATIONS
 from imagen_jax.models.attention import cudnn_attention
 from imagen_jax.models.group_norm import GroupNorm
-from imagen_jax.models.layers import ACTIVATIONS, activation_of, attend, takes_fused
+from imagen_jax.models.layers import attend, takes_fused
 from imagen_jax.typing import TextEmbeddings
 from tests.models.test_unets import KINDS, QUICK, SMALL, random_params
 
@@ -44,7 +45,7 @@ def test_a_fused_norm_is_the_plain_one(dtype, modulated, activation):
         inputs += [(0.5 * normal(3, 3, 2 * channels)).astype(dtype), normal(4, channels)]
 
     def run(fused):
-        chosen = activation and activation_of(activation, fused)
+        chosen = activation and ACTIVATIONS[activation]
         norm = GroupNorm(8, activation=chosen, fused=fused)
 
         def apply(x, params, *more):
