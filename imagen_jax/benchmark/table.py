@@ -15,11 +15,19 @@ def line(result: dict[str, Any]) -> str:
     if speed:
         rounds = result["rounds"]
         parts.append(f"{speed:,.2f} images/s ({min(rounds):,.2f} to {max(rounds):,.2f})")
-    names = ("work", "first", "phases", "warm", "memory")
-    parts += [f"{name} {text}" for name in names if (text := CELLS[name](result))]
+    if work := _work(result):
+        parts.append(work)
+    if first := result.get("first"):
+        spent = ", ".join(f"{name} {first[name]:.1f}" for name in PHASES if name in first)
+        parts.append(f"first step {_first(result)}" + (f" ({spent})" if spent else ""))
+    parts += [f"{title} {text}" for title, text in _last(result).items() if text]
     if "error" in result:
         parts.append(f"error: {result['error']}")
     return f"{result['case']}, {result['side']}: " + "; ".join(parts)
+
+
+def _last(result: dict[str, Any]) -> dict[str, str]:
+    return {"with caches": _warm(result), "memory": _memory(result)}
 
 
 def markdown(report: dict[str, Any]) -> str:
@@ -39,7 +47,7 @@ def markdown(report: dict[str, Any]) -> str:
             f"{result.get('batch', '')}",
             f"{speed:,.1f}" if speed else "",
             f"{speed / against:.2f}" if speed and against else "",
-            *(CELLS[name](result) for name in ("work", "first", "phases", "warm", "memory")),
+            *(_work(result), _first(result), _phases(result), *_last(result).values()),
         ]
         rows.append(f"| {' | '.join(cells)} |")
     about = ", ".join(f"{name} {value}" for name, value in report["about"].items() if value)
@@ -60,9 +68,8 @@ def _first(result: dict[str, Any]) -> str:
 
 def _phases(result: dict[str, Any]) -> str:
     first = result.get("first", {})
-    return ", ".join(f"{first[name]:.1f}" if name in first else "-" for name in PHASES) * (
-        "import" in first
-    )
+    spent = [f"{first[name]:.1f}" if name in first else "-" for name in PHASES]
+    return ", ".join(spent) if "import" in first else ""
 
 
 def _warm(result: dict[str, Any]) -> str:
@@ -74,9 +81,6 @@ def _memory(result: dict[str, Any]) -> str:
     """Of the device where that counts it, else of the process."""
     used = result.get("device_bytes") or result.get("host_bytes")
     return f"{used / 1e9:.1f} GB" if used else ""
-
-
-CELLS = {"work": _work, "first": _first, "phases": _phases, "warm": _warm, "memory": _memory}
 
 
 def profile(found: dict[str, Any]) -> str:

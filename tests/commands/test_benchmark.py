@@ -205,7 +205,7 @@ def test_the_networks_are_measured_where_only_what_they_need_is_installed():
 def test_a_case_end_to_end_its_file_and_its_table(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     out = tmp_path / "speed.json"
-    given = ["--tiny", "--case", "networks_64_17M", "--side", "transformer, patch 8"]
+    given = ["--tiny", "--case", "devices", "--side", "1 device"]
     given += ["--rounds", "1", "--profile", str(tmp_path / "trace"), "--out", str(out)]
     with pytest.raises(SystemExit) as ended:
         benchmark.main(given)
@@ -221,7 +221,7 @@ def test_a_case_end_to_end_its_file_and_its_table(tmp_path, monkeypatch, capsys)
     assert sum(result["profile"]["kinds"].values()) == pytest.approx(1)
     benchmark.main(["--table", str(out)])
     shown = capsys.readouterr().out
-    assert "| networks_64_17M | transformer, patch 8 |" in shown
+    assert "| devices | 1 device |" in shown
     heads, *rows = (line for line in shown.splitlines() if line.startswith("|"))
     assert {row.count("|") for row in rows} == {heads.count("|")}
 
