@@ -39,7 +39,7 @@ def plan(
     what a step takes at least, every kernel at the share of the peak that the best ones reach or at
     the full bandwidth of the memory.
 
-    sample: plan the sampler, on `images` images at a time (None: one a chip), not the train step.
+    sample: plan the sampler, on `images` images at a time (None: one a device), not the train step.
 
     Raises:
         ValueError: no such topology, no compiler for it, a mesh or batch that does not divide, or a
