@@ -24,7 +24,7 @@ def apply_gradient(
     optimizer = make_optimizer(config)
     if not takes_matrices(config, mesh):
         return _update(optimizer, state, gradient, ema_decay), optax.tree.norm(gradient)
-    gradient = _matrices(gradient)
+    gradient = _matrices(gradient, from_vectors=True)
     new = _update(optimizer, _matrices(state), gradient, ema_decay)
     # The optimizer's own clipping takes the norm too, in optax's way: then once for both.
     clips = config.clip_norm is not None
@@ -43,8 +43,18 @@ def takes_matrices(config: OptimizerConfig, mesh: Mesh | None) -> bool:
     return whole and mesh.devices.flat[0].platform != "tpu"
 
 
-def _matrices(tree: Any) -> Any:
-    return jax.tree.map(lambda x: x.reshape(-1, x.shape[-1]) if x.ndim == 4 else x, tree)
+def _matrices(tree: Any, from_vectors: bool = False) -> Any:
+    """Convolutions' kernels as matrices. `from_vectors`: by way of a vector each, which has but one
+    layout; matrices alone XLA would transpose again.
+    """
+
+    def matrix(x):
+        if x.ndim != 4:
+            return x
+        vector = jax.lax.optimization_barrier(x.ravel()) if from_vectors else x
+        return vector.reshape(-1, x.shape[-1])
+
+    return jax.tree.map(matrix, tree)
 
 
 def rowwise_norm(tree: Any) -> Float[Array, ""]:
