@@ -32,6 +32,19 @@ def check_backend() -> str:
         ) from None
 
 
+def runs_cudnn_attention(device: jax.Device | None = None) -> bool:
+    """Whether a device (None: the first) is an NVIDIA GPU of the Ampere generation or later, for
+    which cuDNN has attention in 16 bits.
+    """
+    device = jax.devices()[0] if device is None else device
+    if device.platform != "gpu":
+        return False
+    try:
+        return float(device.compute_capability) >= 8
+    except (AttributeError, ValueError):  # AMD's, such as gfx942
+        return False
+
+
 def unused_accelerator(machine: Path = Path("/")) -> str | None:
     """A line on an accelerator of this machine that JAX does not see, and what to install; None
     where there is none, or where the user chose the platform.

@@ -63,6 +63,11 @@ def splash(
     return jax.vmap(run)(*parts, segments)[..., :tokens, :head]
 
 
+def cudnn_takes(head: int, dtype: jnp.dtype) -> bool:
+    """Whether cuDNN's attention, with its gradient, knows heads of this width in this dtype."""
+    return jnp.dtype(dtype).itemsize == 2 and head % 8 == 0 and head <= 128
+
+
 def cudnn_attention(
     query: Float[Array, "b queries width"],
     key: Float[Array, "b keys width"],

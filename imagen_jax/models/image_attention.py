@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array
 
-from imagen_jax.models.attention import cudnn_attention
+from imagen_jax.models.attention import cudnn_attention, cudnn_takes
 from imagen_jax.models.group_norm import GroupNorm
 from imagen_jax.models.layers import attend, zeros
 from imagen_jax.typing import TextEmbeddings
@@ -32,7 +32,7 @@ class Attention(nn.Module):
     F.1); "cross": text only (F.3). `hidden` is the width of all heads together. `text_norm`:
     "layer" (a LayerNorm a token), "group" (one GroupNorm over all tokens) or None. `mask_text`
     False attends to padding too. `joint`: key and value share one matrix. `fused`: the norm's form
-    (`GroupNorm`), one product for what reads the same, and but in float32 attention by cuDNN, for
+    (`GroupNorm`), one product for what reads the same, and where it can attention by cuDNN, for
     which the text must have its real tokens first.
     """
 
@@ -70,7 +70,7 @@ class Attention(nn.Module):
             return x
         key, value, mask = (jnp.concatenate(parts, axis=1) for parts in zip(*sources, strict=True))
         masked = self.mask_text and text is not None
-        if self.fused and self.dtype != jnp.float32:
+        if self.fused and cudnn_takes(self.hidden // self.heads, self.dtype):
             lengths = mask.sum(1, dtype=jnp.int32) if masked else None
             out = cudnn_attention(query, key, value, self.heads, lengths)
         else:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
+from imagen_jax.devices.accelerators import runs_cudnn_attention
 from imagen_jax.models.activations import ACTIVATIONS
 from imagen_jax.models.group_norm import GroupNorm
 from imagen_jax.typing import TextEmbeddings
@@ -20,12 +21,14 @@ zeros = nn.initializers.zeros_init()
 
 
 def takes_fused(fused: bool | None, dtype: str, platform: str | None = None) -> bool:
-    """Whether a network takes the form that is for GPUs. None: where it runs on one ("gpu"; None:
-    as jax does), and not in float32, which cuDNN's attention does not know.
+    """Whether a network takes the form that is for GPUs. None: where it runs on one that has
+    cuDNN's attention ("gpu"; None: as jax does), and not in float32, which that does not know.
     """
-    if fused is None:
-        return (platform or jax.default_backend()) == "gpu" and dtype != "float32"
-    return fused
+    if fused is not None:
+        return fused
+    if dtype == "float32":
+        return False
+    return runs_cudnn_attention() if platform is None else platform == "gpu"
 
 
 def _is_product(primitive: Any, *shapes: Any, **params: Any) -> bool:

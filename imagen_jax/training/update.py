@@ -21,30 +21,32 @@ def apply_gradient(
     mesh: Mesh | None = None,
 ) -> tuple[TrainState, Float[Array, ""]]:
     """(the state after an update by this gradient, the gradient's norm)."""
-    optimizer = make_optimizer(config)
-    if not takes_matrices(config, mesh):
-        return _update(optimizer, state, gradient, ema_decay), optax.tree.norm(gradient)
-    gradient = _matrices(gradient)
-    new = _update(optimizer, _matrices(state), gradient, ema_decay)
-    # The optimizer's own clipping takes the norm too, in optax's way: then once for both.
-    clips = config.clip_norm is not None
-    norm = optax.tree.norm(gradient) if clips else rowwise_norm(gradient)
-    return jax.tree.map(lambda x, old: x.reshape(old.shape), new, state), norm
+    # An optimizer that clips takes the norm too, in optax's way: then XLA takes it once for both.
+    norm = optax.tree.norm
+    if on_whole_gpus(mesh):
+        gradient = jax.tree.map(_row_major, gradient)
+        norm = norm if config.clip_norm is not None else rowwise_norm
+    updates, opt_state = make_optimizer(config).update(gradient, state.opt_state, state.params)
+    params, step = optax.apply_updates(state.params, updates), state.step + 1
+    ema = None if state.ema is None else update_ema(state.ema, params, step, ema_decay)
+    powers = state.power_ema and update_power_ema(state.power_ema, params, step)
+    return TrainState(step, params, ema, opt_state, powers), norm(gradient)
 
 
-def takes_matrices(config: OptimizerConfig, mesh: Mesh | None) -> bool:
-    """Whether the update sees convolutions' kernels as matrices. XLA would make it in the layout of
-    cuDNN's gradients, and copy all that it wrote. The result is the same where no axis is sharded,
-    but for Adafactor, which factors by axes.
-    """
-    if mesh is None or config.kind == "adafactor":
+def on_whole_gpus(mesh: Mesh | None) -> bool:
+    """Whether each device is a GPU that has all of the parameters."""
+    if mesh is None or mesh.devices.flat[0].platform != "gpu":
         return False
-    whole = mesh.shape["fsdp"] == mesh.shape["tensor"] == 1
-    return whole and mesh.devices.flat[0].platform != "tpu"
+    return mesh.shape["fsdp"] == mesh.shape["tensor"] == 1
 
 
-def _matrices(tree: Any) -> Any:
-    return jax.tree.map(lambda x: x.reshape(-1, x.shape[-1]) if x.ndim == 4 else x, tree)
+def _row_major(gradient: Array) -> Array:
+    """The gradient of a convolution's kernel in the layout of the parameters, by way of a vector,
+    which has but one. XLA would update in the layout of cuDNN's gradients, and copy all results.
+    """
+    if gradient.ndim != 4:
+        return gradient
+    return jax.lax.optimization_barrier(gradient.ravel()).reshape(gradient.shape)
 
 
 def rowwise_norm(tree: Any) -> Float[Array, ""]:
@@ -55,16 +57,3 @@ def rowwise_norm(tree: Any) -> Float[Array, ""]:
     rows = [square.sum(-1).ravel() if square.ndim > 1 else square.ravel() for square in squares]
     # XLA would take this sum apart again.
     return jnp.sqrt(jax.lax.optimization_barrier(jnp.concatenate(rows)).sum())
-
-
-def _update(
-    optimizer: optax.GradientTransformation,
-    state: TrainState,
-    gradient: Params,
-    ema_decay: float | None,
-) -> TrainState:
-    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-    params, step = optax.apply_updates(state.params, updates), state.step + 1
-    ema = None if state.ema is None else update_ema(state.ema, params, step, ema_decay)
-    powers = state.power_ema and update_power_ema(state.power_ema, params, step)
-    return TrainState(step, params, ema, opt_state, powers)

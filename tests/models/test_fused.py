@@ -1,7 +1,9 @@
 """The form of norms and attention that GPUs take beside the plain one, here on a CPU."""
 
 import functools
+import inspect
 from dataclasses import replace
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 
 from imagen_jax import models
+from imagen_jax.devices.accelerators import runs_cudnn_attention
 from imagen_jax.models import image_attention
 from imagen_jax.models.activations import ACTIVATIONS
 from imagen_jax.models.attention import cudnn_attention
@@ -128,11 +131,22 @@ def test_the_parameters_are_the_same_and_the_form_is_chosen_by_platform_and_dtyp
         ]
         assert jax.tree.structure(shapes[0]) == jax.tree.structure(shapes[1])
         assert jax.tree.leaves(shapes[0]) == jax.tree.leaves(shapes[1])
-    on_gpu = jax.default_backend() == "gpu"
-    assert takes_fused(None, "bfloat16") == on_gpu
+    assert takes_fused(None, "bfloat16") == runs_cudnn_attention()
     assert not takes_fused(None, "float32")
     assert takes_fused(None, "float16", "gpu")
     assert not takes_fused(None, "bfloat16", "tpu")
     assert models.on_platform(replace(SMALL["unet"], dtype="bfloat16"), "gpu").fused
     assert takes_fused(True, "float32")
     assert not takes_fused(False, "bfloat16")
+
+
+def test_gpus_that_have_cudnns_attention():
+    def device(platform, **fields):
+        return SimpleNamespace(platform=platform, **fields)
+
+    found = inspect.unwrap(runs_cudnn_attention)  # what a device is, is not checked
+    assert found(device("gpu", compute_capability="9.0"))
+    assert found(device("gpu", compute_capability="12.0"))
+    assert not found(device("gpu", compute_capability="7.5"))
+    assert not found(device("gpu", compute_capability="gfx942"))
+    assert not found(device("tpu"))
