@@ -11,7 +11,6 @@ import numpy as np
 from jax.extend import core
 
 
-
 def fast_in_loops(function: Callable) -> Callable:
     """The function with every convolution on operands [batch, *space, channels] and [*space,
     channels, features], to which others are transposed. For the body of a loop on a CPU.
