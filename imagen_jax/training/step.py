@@ -201,6 +201,24 @@ def split_rows(tree: Any, count: int) -> Any:
     )
 
 
+def accumulated(gradient: Callable, count: int, platform: str) -> Callable:
+    """The same (gradient, loss of each example) of a batch, by way of `count` micro-batches: of
+    (params, rows, frozen), where weights make the gradient a sum over rows.
+    """
+    compute = fast_in_loops(gradient) if platform == "cpu" else gradient
+
+    def whole(params: Params, rows: tuple, frozen: Frozen):
+        def add(summed, micro_batch):
+            grads, losses = compute(params, micro_batch, frozen)
+            return jax.tree.map(jnp.add, summed, grads), losses
+
+        zero = jax.tree.map(jnp.zeros_like, params)
+        grads, losses = jax.lax.scan(add, zero, split_rows(rows, count))
+        return grads, jnp.swapaxes(losses, 0, 1).reshape(-1)
+
+    return whole
+
+
 def make_train_step(
     config: RunConfig,
     encoder: text_encoder.TextEncoder | None,
@@ -217,7 +235,6 @@ def make_train_step(
     """
     stage, prior, accumulation = config.stage, config.data.prior, config.optimizer.accumulation
     dropout = config.label_dropout if encoder is None else config.text.dropout
-    platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
     example_losses = make_losses(stage, encoder, mesh, config.lora)
 
     def weighted_loss(params: Params, rows: tuple, frozen: Frozen):
@@ -225,21 +242,10 @@ def make_train_step(
         losses = example_losses(params, batch, random, frozen)
         return losses @ weights, losses
 
-    def gradient(params: Params, rows: tuple, frozen: Frozen):
-        """(gradient, the loss of each example) of a batch, by way of its micro-batches."""
-        compute = jax.grad(weighted_loss, has_aux=True)
-        if accumulation == 1:
-            return compute(params, rows, frozen)
-        if platform == "cpu":
-            compute = fast_in_loops(compute)
-
-        def add(summed, micro_batch):
-            grads, losses = compute(params, micro_batch, frozen)
-            return jax.tree.map(jnp.add, summed, grads), losses
-
-        zero = jax.tree.map(jnp.zeros_like, params)
-        grads, losses = jax.lax.scan(add, zero, split_rows(rows, accumulation))
-        return grads, jnp.swapaxes(losses, 0, 1).reshape(-1)
+    gradient = jax.grad(weighted_loss, has_aux=True)
+    if accumulation > 1:
+        platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+        gradient = accumulated(gradient, accumulation, platform)
 
     def train_step(
         state: TrainState, batch: Batch, key: Keys, frozen: Frozen = Frozen()

@@ -1,0 +1,87 @@
+"""Compile options for our programs alone, and convolutions in loops on CPUs."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from imagen_jax.devices import compile_options
+from imagen_jax.devices.compile_options import compiler_options, program
+from imagen_jax.devices.cpu_loops import fast_in_loops
+
+IMAGES, KERNEL = (2, 6, 5, 4), (3, 3, 4, 8)
+FAST = "b01f_01io->b01f"  # the only form that XLA:CPU has fast code for
+
+
+@program(static_argnums=0)
+def power(exponent, x):
+    return x**exponent
+
+
+def test_options_that_this_jaxlib_does_not_know_are_left_out(monkeypatch):
+    known = compiler_options("cpu")
+    assert list(known) == ["xla_cpu_experimental_ynn_fusion_type"]
+    assert "CONVOLUTION" not in known["xla_cpu_experimental_ynn_fusion_type"]
+    monkeypatch.setitem(
+        compile_options.OPTIONS, "cpu", known | {"xla_cpu_of_another_version": True}
+    )
+    assert compiler_options() == known
+    assert compiler_options("a platform without any") == {}
+
+
+def test_a_program_is_compiled_once_with_the_options_and_is_a_part_of_others():
+    assert [float(power(3, x)) for x in (2.0, 4.0)] == [8.0, 64.0]
+    assert power._cache_size() == 1
+    assert float(jax.jit(lambda x: power(2, x) + 1)(3.0)) == 10
+    assert float(jax.grad(lambda x: power(2, x))(3.0)) == 6
+    compiled = power.lower(2, jax.ShapeDtypeStruct((), np.float32)).compile(compiler_options())
+    assert float(compiled(5.0)) == 25
+
+
+def convolve(x, kernel, stride=1, groups=1):
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        "SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+    )
+
+
+@pytest.mark.parametrize(("stride", "groups"), [(1, 1), (2, 1), (1, 2)])
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.checkpoint, jax.jit], ids=["", "remat", "jit"])
+def test_gradients_in_the_fast_form_are_the_gradients(wrap, stride, groups):
+    keys = jax.random.split(jax.random.key(stride + groups), 2)
+    x, kernel = (jax.random.normal(*pair) for pair in zip(keys, (IMAGES, KERNEL), strict=True))
+    kernel = kernel[:, :, : 4 // groups]
+
+    def loss(both):
+        return jnp.sum(jnp.tanh(convolve(*both, stride, groups)) ** 2)
+
+    expected = jax.value_and_grad(loss)((x, kernel))
+    found = jax.jit(fast_in_loops(jax.value_and_grad(wrap(loss))))((x, kernel))
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert np.linalg.norm(a - b) < 1e-5 * np.linalg.norm(b)
+
+
+def test_every_convolution_in_a_loop_is_in_the_fast_form():
+    x, kernel = jnp.ones((3, *IMAGES)), jnp.ones((3, 3, 4, 4))
+
+    def gradients(kernel, x, fast):
+        def loss(kernel, rows):
+            return jnp.sum(jnp.tanh(convolve(jnp.tanh(convolve(rows, kernel)), kernel)))
+
+        compute = fast_in_loops(jax.grad(loss)) if fast else jax.grad(loss)
+        body = lambda summed, rows: (summed + compute(kernel, rows), None)
+        return jax.lax.scan(body, jnp.zeros_like(kernel), x)[0]
+
+    def forms(fast):
+        compiled = jax.jit(gradients, static_argnums=2).lower(kernel, x, fast).compile()
+        return re.findall(r"convolution\(.*dim_labels=([\w>-]+)", compiled.as_text())
+
+    assert len(forms(True)) == 5
+    assert set(forms(True)) == {FAST}
+    assert set(forms(False)) > {FAST}, "XLA:CPU now does this itself: drop fast_in_loops"
