@@ -120,7 +120,7 @@ def run_steps(
     `conditions.low_res` as `start_stage` gives it, `conditions.null` and the edit's image and mask
     with one row a sample.
     """
-    denoise = make_stage_denoiser(stage, params, conditions, sampling)
+    denoise = make_stage_denoiser(stage, params, conditions, sampling, state.x.shape)
     sampler_noise, _, known_noise = split_noise(state.x.shape[1:], noise)
     sampler = guided_sampler(SAMPLERS[sampling.sampler], sampling)
     if edit is not None:
