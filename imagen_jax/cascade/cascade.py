@@ -12,18 +12,19 @@ from itertools import pairwise
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Array, Integer
 
 from imagen_jax.cascade.stage import Stage, init_params
 from imagen_jax.devices.program_cache import remembered
 from imagen_jax.diffusion.overrides import check_sampling
-from imagen_jax.diffusion.sampling import Number, Sampling
+from imagen_jax.diffusion.sampling import Sampling
 from imagen_jax.models import t5
 from imagen_jax.storage.codec import require
 from imagen_jax.storage.trees import flatten, unflatten
 from imagen_jax.text.encoder import TextEncoder
 from imagen_jax.typing import Keys, Params
 
+Index = int | Integer[Array, ""]
 TEXT_ENCODER = "text_encoder"  # the name of the encoder's parameters beside the stages'
 
 
@@ -101,14 +102,14 @@ def stage_index(cascade: Cascade, name: str | None) -> int:
     return names.index(name)
 
 
-def sample_keys(seed: Number, indices: Sequence[int] | np.ndarray) -> Keys:
+def sample_keys(seed: Index, indices: Sequence[int] | np.ndarray | Array) -> Keys:
     """One key a sample, from the seed and the sample's global index, whatever batch it is in."""
     root = jax.random.key(seed, impl="threefry2x32")
     return jax.vmap(lambda index: jax.random.fold_in(root, index))(jnp.asarray(indices, jnp.uint32))
 
 
 @jax.jit
-def stage_keys(seed: Number, indices: Int[Array, " batch"], position: Number) -> Keys:
+def stage_keys(seed: Index, indices: Integer[Array, " batch"], position: Index) -> Keys:
     """The keys of samples at the stage of this position: `fold_in(key, position)` of each."""
     return jax.vmap(jax.random.fold_in, (0, None))(sample_keys(seed, indices), position)
 

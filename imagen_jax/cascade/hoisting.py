@@ -1,5 +1,5 @@
-"""What of a function does not change from call to call, computed once: of a network in the loop over
-steps, the keys and values of the text. XLA leaves them in the loop, where guidance has a branch.
+"""What of a function does not change from call to call, computed once: of a network in the loop
+over steps, the keys and values of the text. XLA leaves them there, as guidance has a branch.
 """
 
 from collections.abc import Callable, Iterable, Sequence

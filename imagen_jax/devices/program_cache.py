@@ -145,8 +145,11 @@ class KeptProgram(Program):
 
         compiled = functools.partial(jax.jit, compiler_options=compiler_options(device.platform))
         name, kinds = self.__name__, list(map(str, map(jax.typeof, leaves)))
-        made_from = {"of": f"{static} {tree} {kinds}", "settings": repr(_settings())}
-        made_from |= {"device": f"{device.platform} {device.device_kind} {jax.default_backend()}"}
+        made_from = {
+            "of": f"{self.__module__}.{name} {static} {tree} {kinds}",
+            "settings": repr(_settings()),
+            "device": f"{device.platform} {device.device_kind} {jax.default_backend()}",
+        }
         if " at 0x" in made_from["of"]:  # a function, which has no description
             return compiled(flat)
         content = read(name, made_from)
@@ -158,9 +161,10 @@ class KeptProgram(Program):
             return compiled(flat)
         try:
             exported = export.export(whole)(*leaves)
-            write(name, made_from, exported.serialize())
+            content = bytes(exported.serialize())
         except Exception:  # not every operation can be exported
             return compiled(flat)
+        write(name, made_from, content)
         return compiled(exported.call)
 
     def _cache_size(self) -> int:
