@@ -25,6 +25,7 @@ from imagen_jax.cascade.stage import KINDS, Conditions, Stage, apply_network, in
 from imagen_jax.convert.diffusers_unet import config_from_diffusers
 from imagen_jax.convert.inception import inception_shapes
 from imagen_jax.devices.compilation_cache import use_compilation_cache
+from imagen_jax.devices.compile_options import compiler_options
 from imagen_jax.devices.sharding import batch_sharding, make_mesh
 from imagen_jax.diffusion.losses import Loss
 from imagen_jax.diffusion.sampling import Sampling
@@ -178,7 +179,7 @@ def train(spec: dict[str, Any]) -> Work:
     batch = {"image": images, "text": values.astype(jnp.dtype(stage.network.dtype)), "mask": mask}
     batch = jax.device_put(batch, batch_sharding(mesh))
     state = jax.block_until_ready(init_sharded(init, key, mesh))
-    step = lower_step(train_step, state, batch, mesh).compile()
+    step = lower_step(train_step, state, batch, mesh).compile(compiler_options())
 
     def call() -> Any:
         nonlocal state

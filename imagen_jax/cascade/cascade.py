@@ -4,6 +4,7 @@ A stage is sampled by `imagen_jax.cascade.sample`, and all of them one after the
 `imagen_jax.pipeline.generation.sample_cascade`.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -11,15 +12,19 @@ from itertools import pairwise
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Integer
 
 from imagen_jax.cascade.stage import Stage, init_params
+from imagen_jax.devices.program_cache import remembered
 from imagen_jax.diffusion.overrides import check_sampling
 from imagen_jax.diffusion.sampling import Sampling
 from imagen_jax.models import t5
 from imagen_jax.storage.codec import require
+from imagen_jax.storage.trees import flatten, unflatten
 from imagen_jax.text.encoder import TextEncoder
 from imagen_jax.typing import Keys, Params
 
+Index = int | Integer[Array, ""]
 TEXT_ENCODER = "text_encoder"  # the name of the encoder's parameters beside the stages'
 
 
@@ -97,16 +102,32 @@ def stage_index(cascade: Cascade, name: str | None) -> int:
     return names.index(name)
 
 
-def sample_keys(seed: int, indices: Sequence[int] | np.ndarray) -> Keys:
+def sample_keys(seed: Index, indices: Sequence[int] | np.ndarray | Array) -> Keys:
     """One key a sample, from the seed and the sample's global index, whatever batch it is in."""
     root = jax.random.key(seed, impl="threefry2x32")
     return jax.vmap(lambda index: jax.random.fold_in(root, index))(jnp.asarray(indices, jnp.uint32))
 
 
+@jax.jit
+def stage_keys(seed: Index, indices: Integer[Array, " batch"], position: Index) -> Keys:
+    """The keys of samples at the stage of this position: `fold_in(key, position)` of each."""
+    return jax.vmap(jax.random.fold_in, (0, None))(sample_keys(seed, indices), position)
+
+
 def part_shapes(cascade: Cascade, part: str) -> Params:
-    """The tree of shapes that the parameters of a stage, or of the text encoder, must have."""
-    key = jax.random.key(0)
+    """The tree of shapes that the parameters of a stage, or of the text encoder, must have.
+
+    They are what initialization gives. To trace that takes a second, so that they are kept.
+    """
     if part == TEXT_ENCODER:
-        return jax.eval_shape(lambda key: t5.init(cascade.encoder.config, key), key)
-    stage = next(stage for stage in cascade.stages if stage.name == part)
-    return jax.eval_shape(lambda key: init_params(stage, key), key)
+        described, init = cascade.encoder.config, functools.partial(t5.init, cascade.encoder.config)
+    else:
+        described = next(stage for stage in cascade.stages if stage.name == part)
+        init = functools.partial(init_params, described)
+
+    def traced() -> dict[str, tuple[tuple[int, ...], str]]:
+        flat = flatten(jax.eval_shape(lambda: init(jax.random.key(0))))
+        return {path: (leaf.shape, str(leaf.dtype)) for path, leaf in flat.items()}
+
+    found = remembered("shapes", described, traced)
+    return unflatten({path: jax.ShapeDtypeStruct(*leaf) for path, leaf in found.items()})

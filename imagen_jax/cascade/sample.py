@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from imagen_jax import models
 from imagen_jax.cascade.stage import Conditions, GuidedParams, Stage, make_stage_denoiser
-from imagen_jax.devices.compile_options import program
+from imagen_jax.devices.program_cache import kept_program
 from imagen_jax.diffusion.augmentation import augment, upsample
 from imagen_jax.diffusion.editing import (
     Edit,
@@ -29,7 +29,7 @@ from imagen_jax.diffusion.guided_steps import guided_sampler, guided_start
 from imagen_jax.diffusion.overrides import check_sampling
 from imagen_jax.diffusion.samplers import SAMPLERS, initial_state, noise_from_keys, sample_loop
 from imagen_jax.diffusion.sampling import Number, Sampling, traced
-from imagen_jax.diffusion.steps import Noise, SamplerState
+from imagen_jax.diffusion.steps import Estimate, Noise, SamplerState
 from imagen_jax.diffusion.time_grids import MAX_STEPS, TimeGrid, sampling_grid
 from imagen_jax.storage.codec import require
 from imagen_jax.typing import Images, Keys, Params
@@ -79,7 +79,7 @@ def plan_steps(stage: Stage, sampling: Sampling, edit: Edit | None = None) -> Ti
     return grid if edit is None else edited_grid(grid, check_edit(edit))
 
 
-@program(static_argnums=(0, 1))
+@kept_program(static_argnums=(0, 1), results=(SamplerState, Estimate))
 def start_stage(
     stage: Stage,
     shape: Shape,
@@ -104,7 +104,7 @@ def start_stage(
     return guided_start(initial_state(x, sampling.sampler), sampling), low_res
 
 
-@program(static_argnums=0)
+@kept_program(static_argnums=0)
 def run_steps(
     stage: Stage,
     params: Params | GuidedParams,
@@ -120,7 +120,7 @@ def run_steps(
     `conditions.low_res` as `start_stage` gives it, `conditions.null` and the edit's image and mask
     with one row a sample.
     """
-    denoise = make_stage_denoiser(stage, params, conditions, sampling)
+    denoise = make_stage_denoiser(stage, params, conditions, sampling, state.x.shape)
     sampler_noise, _, known_noise = split_noise(state.x.shape[1:], noise)
     sampler = guided_sampler(SAMPLERS[sampling.sampler], sampling)
     if edit is not None:
@@ -255,4 +255,8 @@ def _check_fits(stage: Stage, edit: Edit, shape: tuple[int, ...]) -> None:
 
 def _rows(tree: Any, batch: int) -> Any:
     """One row a sample, where there is one for all."""
-    return jax.tree.map(lambda x: jnp.broadcast_to(x, (batch, *x.shape[1:])), tree)
+
+    def spread(x):
+        return x if len(x) == batch else jnp.broadcast_to(x, (batch, *x.shape[1:]))
+
+    return jax.tree.map(spread, tree)

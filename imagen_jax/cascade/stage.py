@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from imagen_jax import models
+from imagen_jax.cascade.hoisting import hoisted
 from imagen_jax.diffusion.augmentation import AUGMENTATION_SCHEDULE, UPSAMPLINGS
 from imagen_jax.diffusion.denoiser import Denoiser, make_denoiser
 from imagen_jax.diffusion.losses import Loss
@@ -282,8 +283,17 @@ def guide_output(
     return convert(x0, x_t, logsnr, "x0", stage.prediction, schedule)
 
 
+def _example(shape: tuple[int, ...]) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
+    """An x_t and its times, as `make_denoiser` calls a network with them."""
+    return jax.ShapeDtypeStruct(shape, jnp.float32), jax.ShapeDtypeStruct(shape[:1], jnp.float32)
+
+
 def make_stage_denoiser(
-    stage: Stage, params: Params | GuidedParams, conditions: Conditions, sampling: Sampling
+    stage: Stage,
+    params: Params | GuidedParams,
+    conditions: Conditions,
+    sampling: Sampling,
+    shape: tuple[int, ...] | None = None,
 ) -> Denoiser:
     """(x_t, t) -> Denoised for a batch, guided away from the null text (or from "no class"), or
     from a weaker network.
@@ -291,6 +301,8 @@ def make_stage_denoiser(
     Args:
         conditions: with one row of `null` a sample, and with `low_res` upsampled and augmented at
             `sampling.aug_level`.
+        shape: of x_t, if what follows from the conditions alone, such as the keys and values of the
+            text, is to be computed here, for all calls. (Not where gradients are taken.)
 
     Raises:
         ValueError: guidance of the kind "auto", and `params` are of one network.
@@ -323,5 +335,10 @@ def make_stage_denoiser(
         if not paired:
             raise ValueError(NO_GUIDE.format(stage.name))
         predict_pair = predict_two
+    if shape is not None:
+        once = functools.partial(
+            hoisted, example=_example(shape), fixed=conditions._replace(low_res=None)
+        )
+        predict, predict_pair = once(predict), predict_pair and once(predict_pair)
     kind = stage.prediction
     return make_denoiser(predict, predict_pair, stage.schedule, kind, sampling, stage.min_scale)

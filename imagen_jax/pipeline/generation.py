@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from imagen_jax.cascade.cascade import TEXT_ENCODER, Cascade, sample_keys
+from imagen_jax.cascade.cascade import TEXT_ENCODER, Cascade, stage_keys
 from imagen_jax.cascade.sample import plan_steps, sample_steps
 from imagen_jax.cascade.stage import Conditions
 from imagen_jax.devices.sharding import batch_parts, batch_sharding
@@ -46,7 +46,7 @@ def sample_cascade(
         place: puts a batch's arrays where they are to be (`spread`); the default device without.
     """
     count, batch_size = len(request.rows), request.batch_size
-    keys = sample_keys(request.seed, request.first_index + np.arange(count))
+    indices = (request.first_index + np.arange(count)).astype(np.uint32)
     watched = request.progress or request.callback is not None
     lengths = plan_lengths(cascade, sampling, request)
     total = ceil(count / batch_size) * sum(lengths.values())
@@ -56,7 +56,6 @@ def sample_cascade(
             end, images = min(begin + together, count), None
             for position, steps in lengths.items():
                 stage, edit, done = cascade.stages[position], request.edit(position), []
-                stage_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, position)
                 bar.set_description(stage.name)
                 for start in range(begin, end, batch_size):
                     # The last batch is filled up: any number of samples runs the same program.
@@ -64,7 +63,8 @@ def sample_cascade(
                     wanted = take_rows(conditions, rows)
                     if images is not None:
                         wanted = wanted._replace(low_res=take_rows(images, rows - begin))
-                    noise, batch = place((stage_keys[rows], wanted))
+                    keys = stage_keys(np.uint32(request.seed), indices[rows], np.uint32(position))
+                    noise, batch = place((keys, wanted))
                     valid, before = min(batch_size, count - start), 0
                     for step, state in sample_steps(
                         stage,

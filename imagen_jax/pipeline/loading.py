@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 from jax.sharding import NamedSharding
 
 from imagen_jax.cascade import description
@@ -198,7 +198,7 @@ def sharding_over(mesh: jax.sharding.Mesh | None) -> ShardingOf:
         ValueError: the mesh has other axes than training's.
     """
     if mesh is None:
-        device = jax.sharding.SingleDeviceSharding(jnp.zeros(()).device)
+        device = jax.sharding.SingleDeviceSharding(jax.device_put(np.zeros(())).device)
         return lambda path, shape: device
     if set(mesh.axis_names) != set(AXES):
         raise ValueError(f"The mesh has the axes {mesh.axis_names}; it needs {AXES}.")

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 import jax.numpy as jnp
 import numpy as np
 
-from imagen_jax.devices.compile_options import program
+from imagen_jax.devices.program_cache import kept_program
 from imagen_jax.models import t5
 from imagen_jax.models.bounds import check_bounds, check_choice
 from imagen_jax.storage import codec
@@ -144,7 +144,7 @@ def tokenize(
     return ids, mask
 
 
-@program(static_argnums=(0, 4, 5))
+@kept_program(static_argnums=(0, 4, 5), results=(TextEmbeddings,))
 def encode_tokens(
     config: t5.T5Config,
     params: Params,
@@ -171,7 +171,7 @@ def unconditional(
     null = null_text(1, encoder.max_length, encoder.config.d_model)
     if encoder.null == "zeros":
         return null
-    ids = jnp.where(null.mask, EOS_ID, PAD_ID).astype(jnp.int32)
+    ids = np.where(null.mask, EOS_ID, PAD_ID).astype(np.int32)
     return encode_tokens(encoder.config, params, ids, null.mask, encoder.padding, gather)
 
 
@@ -180,8 +180,9 @@ def null_text(batch: int, length: int, width: int) -> TextEmbeddings:
 
     One token stays unmasked so that attention has something to attend to.
     """
-    mask = jnp.zeros((batch, length), bool).at[:, 0].set(True)
-    return TextEmbeddings(jnp.zeros((batch, length, width), jnp.float32), mask)
+    mask = np.zeros((batch, length), bool)
+    mask[:, 0] = True
+    return TextEmbeddings(np.zeros((batch, length, width), np.float32), mask)
 
 
 def check_vocabulary(encoder: TextEncoder) -> None:

@@ -1,0 +1,199 @@
+"""What a process has traced, kept for the next one, which then neither traces nor lowers it again.
+
+A file holds a line of JSON, what it was made from, and the bytes: of a program the StableHLO that
+`jax.export` writes. Nothing is pickled. The files lie in JAX's compilation cache, where it is on,
+and are trusted as its are; one that is damaged or was made from something else is made anew.
+"""
+
+import contextlib
+import functools
+import hashlib
+import importlib
+import json
+import os
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax import export
+
+import imagen_jax
+from imagen_jax.devices.compile_options import Program, compiler_options
+
+FOLDER = "traced"  # in the folder of compiled programs
+LARGEST = 2**28  # bytes of all files together; the one that was read longest ago goes first
+SUFFIX = ".program"
+
+
+def cache_folder() -> Path | None:
+    """Where the files lie; None where JAX's compilation cache is off, or not a local folder."""
+    folder = jax.config.jax_compilation_cache_dir
+    if not folder or not jax.config.jax_enable_compilation_cache or "://" in str(folder):
+        return None
+    return Path(folder) / FOLDER
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
+    """The libraries that traces depend on, and the digest of this package's own source."""
+    root, source = Path(imagen_jax.__file__).parent, hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        source.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())
+    libraries = ("jax", "jaxlib", "flax", "numpy")
+    versions = {name: importlib.import_module(name).__version__ for name in libraries}
+    return {**versions, "source": source.hexdigest()}
+
+
+def _file(name: str, made_from: dict[str, str]) -> tuple[Path, bytes]:
+    """Where a file lies, and its first line but for the digest of what follows."""
+    header = json.dumps({**made_from, **_versions()}, sort_keys=True).encode()
+    digest = hashlib.sha256(header).hexdigest()
+    return cache_folder() / f"{name}-{digest[:32]}{SUFFIX}", header
+
+
+def read(name: str, made_from: dict[str, str]) -> bytes | None:
+    """What `write` wrote of the same name and origin; None where there is no such file, whole."""
+    path, header = _file(name, made_from)
+    try:
+        found, digest, content = path.read_bytes().split(b"\n", 2)
+        os.utime(path)
+    except (OSError, ValueError):
+        return None
+    whole = hashlib.sha256(content).hexdigest().encode() == digest
+    return content if whole and found == header else None
+
+
+def write(name: str, made_from: dict[str, str], content: bytes) -> None:
+    """Keeps bytes for the next process; what the disk refuses is not kept."""
+    path, header = _file(name, made_from)
+    digest = hashlib.sha256(content).hexdigest().encode()
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(f".{uuid.uuid4().hex}.tmp")
+        temporary.write_bytes(b"\n".join((header, digest, content)))
+        os.replace(temporary, path)
+        _forget_old(path.parent)
+
+
+def _forget_old(folder: Path) -> None:
+    """Deletes files until the others are small enough together."""
+    limit = jax.config.jax_compilation_cache_max_size
+    room = LARGEST if limit < 0 else min(limit, LARGEST)
+    stats = [(path.stat(), path) for path in folder.iterdir()]
+    for stat, path in sorted(stats, key=lambda entry: entry[0].st_mtime, reverse=True):
+        room -= stat.st_size
+        if room < 0:
+            path.unlink(missing_ok=True)
+
+
+def remembered(name: str, of: Any, make: Callable[[], Any]) -> Any:
+    """`make()`, JSON values that follow from `of` (by its repr) and from this package's source."""
+    if cache_folder() is None:
+        return make()
+    content = read(name, {"of": repr(of)})
+    if content is None:
+        content = json.dumps(make()).encode()
+        write(name, {"of": repr(of)}, content)
+    return json.loads(content)
+
+
+class KeptProgram(Program):
+    """A `Program` whose traces are kept, where tracing takes as long as what JAX's compilation
+    cache keeps; for arguments that lie on one device.
+
+    results: named tuples that it returns.
+    """
+
+    def __init__(self, function: Callable, results: Sequence[type] = (), **options: Any):
+        super().__init__(function, **options)
+        static = options.get("static_argnums", ())
+        self._static = (static,) if isinstance(static, int) else static
+        self._runs: dict[tuple, Callable] = {}
+        for kind in results:
+            with contextlib.suppress(ValueError):  # known already: a module that is read again
+                export.register_namedtuple_serialization(
+                    kind, serialized_name=f"{kind.__module__}.{kind.__qualname__}"
+                )
+
+    def __call__(self, *arguments: Any) -> Any:
+        static = tuple(arguments[i] for i in self._static if i < len(arguments))
+        leaves, tree = jax.tree.flatten(
+            [argument for i, argument in enumerate(arguments) if i not in self._static]
+        )
+        device = None if cache_folder() is None else _only_device(leaves)
+        if device is None:
+            return super().__call__(*arguments)
+        # All on the device for good: jax compiles another program for what may yet be moved.
+        leaves = [x if _stays(x) else jax.device_put(x, device) for x in leaves]
+        key = (static, tree, tuple(map(jax.typeof, leaves)), device, _settings())
+        if key not in self._runs:
+            self._runs[key] = self._run(static, tree, leaves, device)
+        return self._runs[key](*leaves)
+
+    def _run(self, static: tuple, tree: Any, leaves: list, device: jax.Device) -> Callable:
+        """The program of flat arguments: read, or else traced."""
+
+        def flat(*leaves: Any) -> Any:
+            arguments = list(jax.tree.unflatten(tree, leaves))
+            for position, value in zip(self._static, static, strict=False):
+                arguments.insert(position, value)
+            return self.__wrapped__(*arguments)
+
+        compiled = functools.partial(jax.jit, compiler_options=compiler_options(device.platform))
+        name, kinds = self.__name__, list(map(str, map(jax.typeof, leaves)))
+        made_from = {
+            "of": f"{self.__module__}.{name} {static} {tree} {kinds}",
+            "settings": repr(_settings()),
+            "device": f"{device.platform} {device.device_kind} {jax.default_backend()}",
+        }
+        if " at 0x" in made_from["of"]:  # a function, which has no description
+            return compiled(flat)
+        content = read(name, made_from)
+        if content is not None:
+            return compiled(export.deserialize(content).call)
+        began, whole = time.monotonic(), jax.jit(flat)
+        whole.trace(*leaves)
+        if time.monotonic() - began < jax.config.jax_persistent_cache_min_compile_time_secs:
+            return compiled(flat)
+        try:
+            exported = export.export(whole)(*leaves)
+            content = bytes(exported.serialize())
+        except Exception:  # not every operation can be exported
+            return compiled(flat)
+        write(name, made_from, content)
+        return compiled(exported.call)
+
+    def _cache_size(self) -> int:
+        """How many programs there are, as of what `jax.jit` returns."""
+        return super()._cache_size() + len(self._runs)
+
+
+def kept_program(**options: Any) -> Callable[[Callable], KeptProgram]:
+    """Decorates a function to be a `KeptProgram`, with its and `jax.jit`'s options."""
+    return functools.partial(KeptProgram, **options)
+
+
+def _stays(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array) and leaf.committed
+
+
+def _only_device(leaves: Sequence[Any]) -> jax.Device | None:
+    """The device of a program of these arguments; None for several, and within another program."""
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves) or jax.config.jax_disable_jit:
+        return None
+    shardings = {leaf.sharding for leaf in leaves if _stays(leaf)}
+    devices = set().union(*(sharding.device_set for sharding in shardings))
+    if not devices:
+        return jax.device_put(np.zeros(())).device
+    return devices.pop() if len(devices) == 1 else None
+
+
+def _settings() -> tuple:
+    """JAX's settings, as they are for this thread; not where its cache is and what it logs."""
+    values = jax.config.values  # of the process; a `with` of this thread shows in the attributes
+    names = (name for name in values if "cache" not in name and "log" not in name)
+    return tuple((name, getattr(jax.config, name, values[name])) for name in names)
