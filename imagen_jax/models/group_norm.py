@@ -34,9 +34,9 @@ class GroupNorm(nn.Module):
         self,
         x: Float[Array, "b h w c"],
         scale_shift: Float[Array, "b c2"] | None = None,
-        offset: Float[Array, " c"] | None = None,
+        offset: jax.typing.ArrayLike | None = None,
     ) -> Float[Array, "b h w c"]:
-        """`offset` is added to x first: the bias of the layer before."""
+        """`offset` [c] is added to x first: the bias of the layer before."""
         channels = x.shape[-1]
         groups = math.gcd(self.groups, channels)
         gain = self.param("scale", nn.initializers.ones_init(), (channels,))
