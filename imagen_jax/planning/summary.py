@@ -51,7 +51,7 @@ def memory_lines(memory: dict[str, Any], unit: str) -> list[str]:
 def _kernel_lines(kernels: dict[str, Any]) -> list[str]:
     count = sum(kind["count"] for kind in kernels.values())
     return [
-        f"kernels a step: {count:,}",
+        f"kernels: {count:,}",
         *(
             f"  {sums['count']:7,} {kind}, {sums['bytes'] / 1e9:.1f} GB, "
             f"{sums['flops'] / 1e12:.2f} TFLOP"

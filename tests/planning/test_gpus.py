@@ -214,7 +214,7 @@ def test_a_plan_for_a_gpu_gives_a_floor(monkeypatch):
     said = summary(figures)
     assert "floor (not an estimate): at least" in said
     assert "memory a GPU: parameters" in said
-    assert f"kernels a step: {sum(kind['count'] for kind in kernels.values()):,}" in said
+    assert f"kernels: {sum(kind['count'] for kind in kernels.values()):,}" in said
 
 
 @pytest.fixture(scope="module")
