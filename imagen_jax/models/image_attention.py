@@ -82,12 +82,16 @@ class Attention(nn.Module):
         """Linear maps of x, each to `hidden` channels, so many from the matrix of each name."""
         if self.fused:
             weights = [
-                Weights(n * self.hidden, name=name)(x.shape[-1]) for name, n in counts.items()
+                (kernel.reshape(-1, n, self.hidden), bias.reshape(n, self.hidden))
+                for name, n in counts.items()
+                for kernel, bias in [Weights(n * self.hidden, name=name)(x.shape[-1])]
             ]
+            # Side by side on an axis of their own: channels may be split over devices.
             kernels, biases = zip(*weights, strict=True)
-            kernel = jnp.concatenate([kernel.astype(self.dtype) for kernel in kernels], axis=-1)
-            out = x.astype(self.dtype) @ kernel + jnp.concatenate(biases).astype(self.dtype)
-            return jnp.split(out, sum(counts.values()), axis=-1)
+            kernel = jnp.concatenate([kernel.astype(self.dtype) for kernel in kernels], axis=1)
+            out = jnp.einsum("bnc,cph->bnph", x.astype(self.dtype), kernel)
+            out = out + jnp.concatenate(biases).astype(self.dtype)
+            return [out[:, :, i] for i in range(sum(counts.values()))]
         outs = (
             jnp.split(nn.Dense(n * self.hidden, dtype=self.dtype, name=name)(x), n, axis=-1)
             for name, n in counts.items()

@@ -16,7 +16,7 @@ FREE = (
     *("num_steps", "log_every", "mesh.", "checkpoint.", "sample", "evaluate", "skip_batches"),
     *("ema.every", "ema.dtype"),
     *("data.num_threads", "data.prefetch", "data.index_dir"),
-    *("stage.network.remat", "stage.network.scan_layers"),
+    *("stage.network.remat", "stage.network.scan_layers", "stage.network.fused"),
 )
 
 
