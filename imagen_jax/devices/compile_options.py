@@ -14,6 +14,8 @@ YNNPACK = "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"
 # By platform.
 OPTIONS: dict[str, dict[str, str | bool]] = {
     "cpu": {"xla_cpu_experimental_ynn_fusion_type": YNNPACK},
+    # It times variants of every fusion, of which a U-Net has thousands.
+    "gpu": {"xla_gpu_experimental_enable_fusion_autotuner": False},
 }
 
 

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from imagen_jax.models.activations import gelu
 from imagen_jax.models.bounds import check_bounds, check_choice
 from imagen_jax.models.layers import attend, scanned
 from imagen_jax.typing import Images, Keys, Params, Tokens
@@ -22,7 +23,7 @@ def quick_gelu(x: Array) -> Array:
     return x * jax.nn.sigmoid(1.702 * x)
 
 
-ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": functools.partial(nn.gelu, approximate=False)}
+ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": gelu}
 # Of the images' channels in [0, 1], over all of OpenAI's training data.
 IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
 IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)

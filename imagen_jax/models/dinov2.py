@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from imagen_jax.models.activations import gelu
 from imagen_jax.models.bounds import check_bounds
 from imagen_jax.models.layers import attend, scanned
 from imagen_jax.typing import Images, Keys, Params
@@ -82,7 +83,7 @@ class Layer(nn.Module):
             h = jax.nn.silu(gate) * h
         else:
             h = nn.Dense(config.hidden, name="feed_forward_in")(h)
-            h = nn.gelu(h, approximate=False)
+            h = gelu(h)
         h = nn.Dense(config.width, name="feed_forward_out")(h)
         return x + self.param("feed_forward_gain", gain, (config.width,)) * h, None
 

@@ -75,7 +75,10 @@ def test_every_convolution_in_a_loop_is_in_the_fast_form():
             return jnp.sum(jnp.tanh(convolve(jnp.tanh(convolve(rows, kernel)), kernel)))
 
         compute = fast_in_loops(jax.grad(loss)) if fast else jax.grad(loss)
-        body = lambda summed, rows: (summed + compute(kernel, rows), None)
+
+        def body(summed, rows):
+            return summed + compute(kernel, rows), None
+
         return jax.lax.scan(body, jnp.zeros_like(kernel), x)[0]
 
     def forms(fast):
