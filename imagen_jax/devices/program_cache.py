@@ -21,7 +21,6 @@ import jax
 import numpy as np
 from jax import export
 
-import imagen_jax
 from imagen_jax.devices.compile_options import Program, compiler_options
 
 FOLDER = "traced"  # in the folder of compiled programs
@@ -40,7 +39,7 @@ def cache_folder() -> Path | None:
 @functools.cache
 def _versions() -> dict[str, str]:
     """The libraries that traces depend on, and the digest of this package's own source."""
-    root, source = Path(imagen_jax.__file__).parent, hashlib.sha256()
+    root, source = Path(__file__).parents[1], hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
         source.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())
     libraries = ("jax", "jaxlib", "flax", "numpy")
@@ -143,8 +142,15 @@ class KeptProgram(Program):
                 arguments.insert(position, value)
             return self.__wrapped__(*arguments)
 
-        compiled = functools.partial(jax.jit, compiler_options=compiler_options(device.platform))
-        name, kinds = self.__name__, list(map(str, map(jax.typeof, leaves)))
+        def compiled(function: Callable) -> Callable:
+            def program(*leaves: Any) -> Any:
+                return function(*leaves)
+
+            program.__name__ = flat.__name__
+            return jax.jit(program, compiler_options=compiler_options(device.platform))
+
+        flat.__name__ = name = self.__name__  # by which logs and profiles call the program
+        kinds = list(map(str, map(jax.typeof, leaves)))
         made_from = {
             "of": f"{self.__module__}.{name} {static} {tree} {kinds}",
             "settings": repr(_settings()),
