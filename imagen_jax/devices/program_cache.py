@@ -160,7 +160,8 @@ class KeptProgram(Program):
             return compiled(flat)
         content = read(name, made_from)
         if content is not None:
-            return compiled(export.deserialize(content).call)
+            with contextlib.suppress(Exception):  # without flatbuffers it cannot be read
+                return compiled(export.deserialize(content).call)
         began, whole = time.monotonic(), jax.jit(flat)
         whole.trace(*leaves)
         if time.monotonic() - began < jax.config.jax_persistent_cache_min_compile_time_secs:
@@ -168,7 +169,7 @@ class KeptProgram(Program):
         try:
             exported = export.export(whole)(*leaves)
             content = bytes(exported.serialize())
-        except Exception:  # not every operation can be exported
+        except Exception:  # not every operation can be exported; flatbuffers may be missing
             return compiled(flat)
         write(name, made_from, content)
         return compiled(exported.call)
