@@ -21,7 +21,6 @@ import jax
 import numpy as np
 from jax import export
 
-import imagen_jax
 from imagen_jax.devices.compile_options import Program, compiler_options
 
 FOLDER = "traced"  # in the folder of compiled programs
@@ -40,7 +39,7 @@ def cache_folder() -> Path | None:
 @functools.cache
 def _versions() -> dict[str, str]:
     """The libraries that traces depend on, and the digest of this package's own source."""
-    root, source = Path(imagen_jax.__file__).parent, hashlib.sha256()
+    root, source = Path(__file__).parents[1], hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
         source.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())
     libraries = ("jax", "jaxlib", "flax", "numpy")
@@ -143,8 +142,15 @@ class KeptProgram(Program):
                 arguments.insert(position, value)
             return self.__wrapped__(*arguments)
 
-        compiled = functools.partial(jax.jit, compiler_options=compiler_options(device.platform))
-        name, kinds = self.__name__, list(map(str, map(jax.typeof, leaves)))
+        def compiled(function: Callable) -> Callable:
+            def program(*leaves: Any) -> Any:
+                return function(*leaves)
+
+            program.__name__ = flat.__name__
+            return jax.jit(program, compiler_options=compiler_options(device.platform))
+
+        flat.__name__ = name = self.__name__  # by which logs and profiles call the program
+        kinds = list(map(str, map(jax.typeof, leaves)))
         made_from = {
             "of": f"{self.__module__}.{name} {static} {tree} {kinds}",
             "settings": repr(_settings()),
@@ -154,7 +160,8 @@ class KeptProgram(Program):
             return compiled(flat)
         content = read(name, made_from)
         if content is not None:
-            return compiled(export.deserialize(content).call)
+            with contextlib.suppress(Exception):  # without flatbuffers it cannot be read
+                return compiled(export.deserialize(content).call)
         began, whole = time.monotonic(), jax.jit(flat)
         whole.trace(*leaves)
         if time.monotonic() - began < jax.config.jax_persistent_cache_min_compile_time_secs:
@@ -162,7 +169,7 @@ class KeptProgram(Program):
         try:
             exported = export.export(whole)(*leaves)
             content = bytes(exported.serialize())
-        except Exception:  # not every operation can be exported
+        except Exception:  # not every operation can be exported; flatbuffers may be missing
             return compiled(flat)
         write(name, made_from, content)
         return compiled(exported.call)
