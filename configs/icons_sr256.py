@@ -5,8 +5,7 @@
 
 The second command joins it with a base model (icons_base64.py), whose frozen text encoder it reads
 the captions with. Like the base it folds patches into channels. Meant for one H100 or H200;
-it has not been trained to the end here. On CPUs use icons_sr256_cpu.py, which made the model that
-ships.
+it has not been trained to the end here. icons_sr256_cpu.py has the smaller network that ships.
 """
 
 from ml_collections import ConfigDict

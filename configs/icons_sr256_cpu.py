@@ -1,4 +1,4 @@
-"""The super-resolution model of the shipped icon cascade, on two CPU cores: 64x64 to 256x256.
+"""The network of the shipped super-resolution model, on two CPU cores: 64x64 to 256x256.
 
     python scripts/train.py --config configs/icons_sr256_cpu.py --workdir runs/sr256
     python scripts/export.py --model runs/base64,runs/sr256 --out models/icons

@@ -207,9 +207,11 @@ def get_config():
 def test_going_on_from_the_shipped_model_in_a_fresh_clone(dataset, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     ended, _ = call(
-        train, f"--config={ROOT / 'configs' / 'icons_base64_cpu.py'}", "--workdir=run",
+        train, f"--config={ROOT / 'configs' / 'icons_base64.py'}", "--workdir=run",
         "--config.init_from=icons", f"--config.data.path={dataset}", "--config.batch_size=2",
-        "--config.data.weights=False",
+        "--config.data.weights=False", "--config.data.on_device=False",
+        "--config.stage.network.dtype=float32", "--config.text.trainable=False",
+        "--config.text.init_from=None",
         "--config.num_steps=1", "--config.sample=None",
     )  # fmt: skip
     assert not ended
