@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from imagen_jax.benchmark import cases, runner, table, trace
+from imagen_jax.benchmark import cases, input, runner, table, trace
 from imagen_jax.benchmark.ours import Watch, make_stage
 from imagen_jax.commands import benchmark
 from imagen_jax.models.t5 import T5_V1_1, T5Config
@@ -149,6 +149,14 @@ def test_every_case_describes_work_that_exists(name: str, size: str):
 def test_the_encoders_are_those_of_t5():
     for name in ("small", "base", "xl"):
         assert T5Config(**cases.CASES[f"t5_{name}"].values("full")["encoder"]) == T5_V1_1[name]
+
+
+@pytest.mark.parametrize("side", ["sent", "on the device"])
+def test_a_set_in_memory_is_taken_by_the_trainers_own_iterator(side: str):
+    case = cases.CASES["memory"]
+    work = input.memory(case.values("tiny") | case.sides[side])
+    assert work.images == input.BATCHES * 16
+    assert work.timed()["seconds"] > 0
 
 
 def test_time_is_counted_once_where_one_phase_is_in_another():
