@@ -111,6 +111,18 @@ def test_reports_of_several_runs_are_one_table():
     assert rows[5][2] == "a / b"
 
 
+def test_a_file_of_another_kind_is_refused(tmp_path):
+    (tmp_path / "plan.json").write_text("{}")
+    with pytest.raises(SystemExit, match=r"plan.json is not what scripts/benchmark.py --out"):
+        benchmark.main(["--table", str(tmp_path / "plan.json")])
+
+
+def test_a_side_that_no_case_has_is_refused(monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    with pytest.raises(SystemExit, match="no case has a side diffusers; peers run with --peers"):
+        benchmark.main(["--tiny", "--case", "if_train", "--side", "diffusers"])
+
+
 def test_cases_suit_the_device_and_the_peers():
     on_cpu, on_gpu = (cases.default_cases(*device) for device in (("cpu", 1), ("gpu", 1)))
     assert "if_train" in on_cpu
