@@ -269,7 +269,7 @@ CASES = {
     ),
     "memory": Case(
         "memory", {"images": 4096, "batch": 256, "resolution": 64}, {"images": 64, "batch": 16},
-        device="cpu",
+        sides={"sent": {"on_device": False}, "on the device": {"on_device": True}}, tolerance=None,
     ),
 }  # fmt: skip
 

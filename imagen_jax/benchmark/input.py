@@ -6,13 +6,13 @@ import json
 import tarfile
 import tempfile
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from PIL import Image
 
@@ -20,15 +20,19 @@ from imagen_jax.benchmark.child import Work
 from imagen_jax.cascade.stage import Stage
 from imagen_jax.data import Loader, read_tar
 from imagen_jax.data.sources import ArraySource
+from imagen_jax.devices.sharding import make_mesh
 from imagen_jax.images.decoding import decode
 from imagen_jax.models import TransformerConfig
 from imagen_jax.models.t5 import T5Config
 from imagen_jax.training import batches, build
+from imagen_jax.training.feed import Feed
 from imagen_jax.training.run_config import DataConfig, RunConfig, TextConfig
 
 SIDE, SHARDS, THREADS = 512, 4, 2
 STARTS = (10, 1000)  # steps whose first batch is waited for
-BATCHES = 16  # in a call, of images in memory
+BATCHES = 16  # in a call, more than are made ahead
+FORMS = ("face {}, {} style", "红心{}，{}风格")
+STYLES = ("flat", "3d", "outline", "classic")
 
 
 def synthetic_jpeg(rng: np.random.Generator) -> bytes:
@@ -57,24 +61,14 @@ def write_shards(folder: Path, images: int) -> None:
 
 
 @dataclass
-class Loading(Work):
-    """A call reads `steps` batches from a fresh iterator. Processor seconds are a share of those
-    that also made batches ahead, by the images that were read.
-    """
-
-    loader: Loader | None = None
-    steps: int = 0
+class Input(Work):
+    """A call takes `BATCHES` batches of a stream that is made ahead."""
 
     def timed(self, calls: int = 1) -> dict[str, float]:
-        stream, worked = self.loader.batches(0), time.process_time()
-        began, read = time.perf_counter(), self.loader.damage.read
-        for _ in range(self.steps * calls):
-            next(stream)
-        seconds = time.perf_counter() - began
-        stream.close()
-        time.sleep(1)  # batches begun ahead are finished
-        share = calls * self.images / (self.loader.damage.read - read)
-        return {"seconds": seconds, "processor_seconds": share * (time.process_time() - worked)}
+        self.call()  # what was made while nothing was timed
+        spent = super().timed(calls)
+        time.sleep(1)  # what is made ahead is finished before another side is timed
+        return spent
 
 
 def tar(spec: dict[str, Any]) -> Work:
@@ -85,17 +79,18 @@ def tar(spec: dict[str, Any]) -> Work:
     began = time.perf_counter()
     source = read_tar(spec.get("path", folder.name), conditioning=None)
     facts = {"batch": spec["batch"], "index_seconds": time.perf_counter() - began}
-    size = spec["batch"]
-    loader = Loader(source, size, spec["resolution"], conditioning=None, num_threads=THREADS)
-    steps = min(spec["images"], len(source)) // size
+    loader = Loader(
+        source, spec["batch"], spec["resolution"], conditioning=None, num_threads=THREADS
+    )
     if not spec.get("bare"):
-        work = Loading(list, steps * size, facts, loader=loader, steps=steps)
-        work.figures = partial(_waits, loader, folder)
-        return work
+        stream = loader.batches()
+        call = lambda: list(itertools.islice(stream, BATCHES))  # noqa: E731
+        figures = partial(_waits, loader, folder)
+        return Input(call, BATCHES * spec["batch"], facts, figures=figures)
     kept = loader.source
     files = [
         kept.shards[kept.shard_of(row)].read(offset, offset + length)
-        for row, (offset, length) in enumerate(kept.index.spans[: steps * size, 0].tolist())
+        for row, (offset, length) in enumerate(kept.index.spans[: spec["images"], 0].tolist())
     ]
 
     def bare() -> None:
@@ -118,24 +113,34 @@ def _waits(loader: Loader, folder: tempfile.TemporaryDirectory) -> dict[str, flo
     return waits
 
 
-def from_memory(spec: dict[str, Any]) -> Work:
-    """Small images in memory through the trainer's own iterator, captions and flips included."""
+def captioned_noise(count: int, side: int) -> ArraySource:
+    """uint8 noise [count, side, side, 3]; each image has a weight, and a caption for each style and
+    language, as icons have.
+    """
+    rng = np.random.default_rng(0)
+    forms = [form.format("{}", style) for form in FORMS for style in STYLES]
+    return ArraySource(
+        rng.integers(0, 256, (count, side, side, 3), np.uint8),
+        [[(form.format(number), 1.0) for form in forms] for number in range(count)],
+        extra={"weight": rng.uniform(0.2, 1.0, count)},
+    )
+
+
+def memory(spec: dict[str, Any]) -> Work:
+    """Small images in memory by the trainer's own iterator, captions, weights and flips included:
+    sent to the devices, or taken out of a set that lies on them ("on_device").
+    """
     network = TransformerConfig(width=64, depth=1, heads=1, patch_size=8)
+    data = DataConfig("memory", flip=True, weights=True, on_device=spec["on_device"])
+    text = TextConfig(T5Config(d_model=64, vocab_size=512), max_length=32)
     stage = Stage("base", spec["resolution"], network, text_width=64)
-    config = RunConfig(
-        stage,
-        DataConfig("memory", flip=True),
-        spec["batch"],
-        num_steps=1,
-        text=TextConfig(T5Config(d_model=64, vocab_size=512), max_length=32),
-    )
-    shape = (spec["images"], spec["resolution"], spec["resolution"], 3)
-    images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-    captions = [[(f"image {n}, of random pixels", 1.0)] for n in range(spec["images"])]
-    make = batches.make_batches(
-        config, build.make_text_encoder(config), ArraySource(images, captions)
-    )
-    stream: Iterator[dict[str, np.ndarray]] = make(0, None)
-    call = lambda: list(itertools.islice(stream, BATCHES))  # noqa: E731
-    facts = {"batch": spec["batch"]}
-    return Work(call, BATCHES * spec["batch"], facts, figures=lambda: stream.close() or {})
+    config = RunConfig(stage, data, spec["batch"], num_steps=1, text=text)
+    source, mesh = captioned_noise(spec["images"], spec["resolution"]), make_mesh(config.mesh)
+    made = batches.make_batches(config, build.make_text_encoder(config), source, mesh=mesh)
+    feed = Feed(made, 0, None, (), mesh)
+
+    def call() -> None:
+        for _ in range(BATCHES):
+            jax.block_until_ready(feed.next())
+
+    return Input(call, BATCHES * spec["batch"], {"batch": spec["batch"]})

@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from imagen_jax.benchmark import input as loading
 from imagen_jax.benchmark.child import Work, serve
-from imagen_jax.benchmark.device import about
-from imagen_jax.benchmark.input import from_memory, tar
 from imagen_jax.benchmark.trace import top
 from imagen_jax.cascade.cascade import sample_keys
 from imagen_jax.cascade.sample import sample_stage
 from imagen_jax.cascade.stage import KINDS, Conditions, Stage, apply_network, init_params
 from imagen_jax.convert.diffusers_unet import config_from_diffusers
 from imagen_jax.convert.inception import inception_shapes
+from imagen_jax.devices import accelerators, chips
 from imagen_jax.devices.compilation_cache import use_compilation_cache
 from imagen_jax.devices.compile_options import compiler_options
 from imagen_jax.devices.sharding import batch_sharding, make_mesh
@@ -82,20 +83,33 @@ def _length(stretches: list[tuple[float, float]]) -> float:
     return float(covered)
 
 
+def about() -> dict[str, Any]:
+    """What every side tells: versions and devices; FLOP/s that one device can do at best."""
+    devices = jax.devices()
+    chip = chips.find_chip(devices[0].device_kind)
+    return {
+        "library": "imagen_jax",
+        "versions": {name: version(name) for name in ("jax", "jaxlib", "flax", "optax")},
+        "device": accelerators.describe(devices),
+        "platform": jax.default_backend(),
+        "count": len(devices),
+        "peak_flops": chip and chip.flops,
+    }
+
+
 def sizes(batch: int, params: Any, dtype: str) -> dict[str, Any]:
     """What a side tells of its work beforehand."""
     parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
     return {"batch": batch, "parameters": parameters or None, "dtype": dtype}
 
 
-def arithmetic(work: float) -> dict[str, float]:
-    """FLOPs of an image, recomputation left out. Counted at the end: that traces the network."""
-    return {"flops_per_image": work}
-
-
-def memory(compiled: Any = None) -> dict[str, Any]:
-    """Peak bytes of the first device where it counts them, and what the compiler planned."""
-    stats, found = jax.devices()[0].memory_stats() or {}, {}
+def measured(flops_per_image: float | None = None, compiled: Any = None) -> dict[str, Any]:
+    """What is known at the end: FLOPs of an image, recomputation left out (counted then because
+    that traces the network); peak bytes of the first device where it counts them, and what the
+    compiler planned.
+    """
+    stats = jax.devices()[0].memory_stats() or {}
+    found = {"flops_per_image": flops_per_image} if flops_per_image else {}
     if "peak_bytes_in_use" in stats:
         found["device_bytes"] = stats["peak_bytes_in_use"]
     if compiled is not None and (plan := compiled.memory_analysis()) is not None:
@@ -186,7 +200,7 @@ def train(spec: dict[str, Any]) -> Work:
         state, metrics = step(state, batch, key, Frozen())
         return metrics
 
-    figures = lambda: memory(step) | arithmetic(3 * forward_flops(stage, length))  # noqa: E731
+    figures = lambda: measured(3 * forward_flops(stage, length), step)  # noqa: E731
     facts = sizes(batch_size, state.params, stage.network.dtype) | {"devices": len(devices)}
     return Work(call, batch_size, facts, jax.block_until_ready, figures=figures)
 
@@ -210,8 +224,7 @@ def sample(spec: dict[str, Any]) -> Work:
     conditions = Conditions(TextEmbeddings(values, mask), null_text(1, length, width))
     keys = sample_keys(0, np.arange(n))
     call = partial(sample_stage, stage, params, keys, conditions, settings)
-    work = lambda: 2 * spec["steps"] * forward_flops(stage, length)  # noqa: E731
-    figures = lambda: memory() | arithmetic(work())  # noqa: E731
+    figures = lambda: measured(2 * spec["steps"] * forward_flops(stage, length))  # noqa: E731
     facts = sizes(n, params, dtype.name) | {"steps": spec["steps"]}
     jax.block_until_ready(call())
     return Work(call, n, facts, jax.block_until_ready, started=True, figures=figures)
@@ -229,7 +242,7 @@ def encode(spec: dict[str, Any]) -> Work:
 
     def figures() -> dict[str, Any]:
         one = params, ids[:1], mask[:1]
-        return memory() | arithmetic(flops.total(partial(t5.encode, config), *one))
+        return measured(flops.total(partial(t5.encode, config), *one))
 
     facts = sizes(shape[0], params, dtype)
     jax.block_until_ready(call())
@@ -248,7 +261,7 @@ def features(spec: dict[str, Any]) -> Work:
     facts = sizes(spec["batch"], network.params, "float32")
     call = partial(extractor.images, images)
     call()
-    return Work(call, spec["batch"], facts, started=True, figures=memory)
+    return Work(call, spec["batch"], facts, started=True, figures=measured)
 
 
 # -------------------------------------------------------------------------------------- the command
@@ -287,8 +300,9 @@ BUILD = {
     "encode": encode,
     "features": features,
     "generate": generate,
-    "tar": tar,
-    "memory": from_memory,
+    "tar": loading.tar,
+    "memory": loading.memory,
+    "about": lambda spec: Work(list, 0, {}),
 }
 
 

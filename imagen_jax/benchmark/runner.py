@@ -20,6 +20,7 @@ from imagen_jax.benchmark.cases import CASES, CPU_PEERS, OURS, SIMULATED
 
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = "JAX_COMPILATION_CACHE_DIR"  # a user's, in which programs might be
+OUR_MODULE = "imagen_jax.benchmark.ours"
 LINE = 2**20  # bytes that an answer may have
 Result = dict[str, Any]
 
@@ -242,7 +243,7 @@ async def look(plan: Plan) -> Result:
     Raises:
         Failed: JAX finds no device, or does not start.
     """
-    child = Child(Job("device", OURS, sys.executable, "imagen_jax.benchmark.device", {}), plan)
+    child = Child(Job("about", OURS, sys.executable, OUR_MODULE, {"kind": "about"}), plan)
     try:
         return await child.start()
     finally:
@@ -255,7 +256,7 @@ def make_jobs(name: str, size: str, platform: str, peers: str | None) -> list[Jo
     for side, own in case.sides.items():
         spec = case.values(size) | own | {"side": side}
         simulated = SIMULATED if "devices" in own else {}
-        found.append(Job(name, side, sys.executable, "imagen_jax.benchmark.ours", spec, simulated))
+        found.append(Job(name, side, sys.executable, OUR_MODULE, spec, simulated))
     for side in case.peers if peers else ():
         spec = case.values(size) | {"side": side}
         if platform == "cpu" or side not in CPU_PEERS:

@@ -77,8 +77,7 @@ def parser() -> argparse.ArgumentParser:
 def run(options: argparse.Namespace) -> None:
     with one_line_errors(ValueError, runner.Failed):
         if options.table is not None:
-            files = [read_object(file, "a file of the benchmark") for file in options.table]
-            print(table.markdown(merged(files)))
+            print(table.markdown(merged([read_report(file) for file in options.table])))
             return
         if options.trace is not None:
             print(table.profile(trace.top(options.trace)))
@@ -86,6 +85,14 @@ def run(options: argparse.Namespace) -> None:
         with tempfile.TemporaryDirectory() as caches, contextlib.suppress(asyncio.CancelledError):
             sys.exit(asyncio.run(benchmark(options, Path(caches))))
         sys.exit(128 + signal.SIGTERM)
+
+
+def read_report(file: Path) -> dict[str, Any]:
+    """What --out wrote; ValueError where it did not write this file."""
+    report = read_object(file, "a file of the benchmark")
+    if not {"about", "results"} <= report.keys():
+        raise ValueError(f"{file} is not what scripts/benchmark.py --out writes")
+    return report
 
 
 def merged(reports: list[dict[str, Any]]) -> dict[str, Any]:
@@ -111,6 +118,9 @@ async def benchmark(options: argparse.Namespace, caches: Path) -> int:
     size = options.size or ("small" if on_cpu else "full")
     names = options.case or cases.default_cases(found["platform"], found["count"])
     jobs = [job for name in names for job in make_jobs(options, name, size, found["platform"])]
+    if not jobs:
+        peers = "" if options.peers else "; peers run with --peers alone"
+        raise ValueError(f"no case has a side {' or '.join(options.side)}{peers}")
     report: dict[str, Any] = {"about": about(found, size, plan), "results": []}
     print(", ".join(f"{name} {value}" for name, value in report["about"].items() if value))
     firsts: dict[str, runner.Result] = {}

@@ -14,8 +14,13 @@ YNNPACK = "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"
 # By platform.
 OPTIONS: dict[str, dict[str, str | bool]] = {
     "cpu": {"xla_cpu_experimental_ynn_fusion_type": YNNPACK},
-    # It times variants of every fusion, of which a U-Net has thousands.
-    "gpu": {"xla_gpu_experimental_enable_fusion_autotuner": False},
+    "gpu": {
+        # It times variants of every fusion, of which a U-Net has thousands.
+        "xla_gpu_experimental_enable_fusion_autotuner": False,
+        # It compiles about 30 tilings of each matrix product's shape (openxla/xla#13108: 399 of 12
+        # shapes in 3.6 minutes) to choose one; cuBLASLt's kernels are there already.
+        "xla_gpu_enable_triton_gemm": False,
+    },
 }
 
 

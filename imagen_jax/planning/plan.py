@@ -13,6 +13,7 @@ import numpy as np
 
 from imagen_jax.devices import sharding
 from imagen_jax.devices.chips import Chip
+from imagen_jax.devices.compile_options import compiler_options
 from imagen_jax.planning.costs import Cost, Costs, estimate
 from imagen_jax.planning.lowering import Lowered, lower_sampling, lower_training
 from imagen_jax.planning.targets import GPU_SHARE, Target, find_target
@@ -119,7 +120,7 @@ def compile_with_text(
     same.
     """
     if target.unit == "GPU":
-        compiled = program.compile()
+        compiled = program.compile(compiler_options("gpu"))
         return compiled, compiled.as_text()
     # The text is what the compiler itself writes: `compiled.as_text()` fails for a program that
     # leaves a lookup of embeddings to the SparseCores (libtpu 0.0.51).

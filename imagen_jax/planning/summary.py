@@ -14,7 +14,8 @@ def summary(figures: dict[str, Any]) -> str:
     return "\n".join(
         [
             f"{figures['what']} of {figures['stage']}: batch {figures['batch_size']} on "
-            f"{figures['chips']} {figures['chip']} {unit}s ({figures['topology']}; {shape}; remat "
+            f"{figures['chips']} {figures['chip']} {unit}{'s' * (figures['chips'] > 1)} "
+            f"({figures['topology']}; {shape}; remat "
             f"{figures['remat']}, accumulation {figures['accumulation']})",
             *memory_lines(figures["memory"], unit),
             f"FLOPs: by the jaxpr {counted['with_recomputation'] / 1e12:,.0f} T, of which the "

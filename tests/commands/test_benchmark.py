@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from imagen_jax.benchmark import cases, runner, table, trace
+from imagen_jax.benchmark import cases, input, runner, table, trace
 from imagen_jax.benchmark.ours import Watch, make_stage
 from imagen_jax.commands import benchmark
 from imagen_jax.models.t5 import T5_V1_1, T5Config
@@ -111,6 +111,18 @@ def test_reports_of_several_runs_are_one_table():
     assert rows[5][2] == "a / b"
 
 
+def test_a_file_of_another_kind_is_refused(tmp_path):
+    (tmp_path / "plan.json").write_text("{}")
+    with pytest.raises(SystemExit, match=r"plan.json is not what scripts/benchmark.py --out"):
+        benchmark.main(["--table", str(tmp_path / "plan.json")])
+
+
+def test_a_side_that_no_case_has_is_refused(monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    with pytest.raises(SystemExit, match="no case has a side diffusers; peers run with --peers"):
+        benchmark.main(["--tiny", "--case", "if_train", "--side", "diffusers"])
+
+
 def test_cases_suit_the_device_and_the_peers():
     on_cpu, on_gpu = (cases.default_cases(*device) for device in (("cpu", 1), ("gpu", 1)))
     assert "if_train" in on_cpu
@@ -149,6 +161,14 @@ def test_every_case_describes_work_that_exists(name: str, size: str):
 def test_the_encoders_are_those_of_t5():
     for name in ("small", "base", "xl"):
         assert T5Config(**cases.CASES[f"t5_{name}"].values("full")["encoder"]) == T5_V1_1[name]
+
+
+@pytest.mark.parametrize("side", ["sent", "on the device"])
+def test_a_set_in_memory_is_taken_by_the_trainers_own_iterator(side: str):
+    case = cases.CASES["memory"]
+    work = input.memory(case.values("tiny") | case.sides[side])
+    assert work.images == input.BATCHES * 16
+    assert work.timed()["seconds"] > 0
 
 
 def test_time_is_counted_once_where_one_phase_is_in_another():

@@ -9,12 +9,12 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from imagen_jax.benchmark.input import captioned_noise
 from imagen_jax.devices.hosts import Launch, join_hosts
 from imagen_jax.devices.sharding import make_mesh
 from imagen_jax.training import batches, build
 from imagen_jax.training.config import apply_overrides, load_config
 from imagen_jax.training.feed import Feed
-from imagen_jax.training.input_speed import captioned_noise
 from imagen_jax.training.run_config import read_config
 
 SET = {"data.source": "memory", "data.flip": "True", "data.weights": "True"}

@@ -4,11 +4,11 @@ import jax
 import numpy as np
 import pytest
 
+from imagen_jax.benchmark.input import captioned_noise
 from imagen_jax.data import ArraySource
 from imagen_jax.devices.sharding import MeshConfig, batch_sharding, make_mesh, replicated
 from imagen_jax.training import batches, build
 from imagen_jax.training.feed import Feed
-from imagen_jax.training.input_speed import captioned_noise, input_speed
 from imagen_jax.training.on_device import check_room, take_images
 from imagen_jax.training.run_config import read_config
 from tests.data.test_loader import Damaged
@@ -116,11 +116,3 @@ def test_images_that_do_not_fit_are_refused_with_their_size():
     )
     with pytest.raises(ValueError, match=message):
         check_room(images, {"bytes_limit": 300_000, "bytes_in_use": 200_000}, "H0")
-
-
-def test_the_speed_of_input_is_measured():
-    for on in ("False", "True"):
-        config = read_config(tiny(**MEMORY, data__on_device=on))
-        encoder = build.make_text_encoder(config)
-        speed = input_speed(config, encoder, captioned_noise(64, 8), steps=2, warm_up=1)
-        assert all(np.isfinite(value) and value > 0 for value in speed.values())
