@@ -1,12 +1,16 @@
 """What of a function does not change from call to call, computed once: of a network in the loop
 over steps, the keys and values of the text. XLA leaves them there, as guidance has a branch.
+
+That networks need not know of it, their program is split. JAX's own way to split one is not public
+(`partial_eval_jaxpr_nounits`), and would keep all that is known, such as each parameter cast to the
+dtype of the network.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import jax
-from jax.extend.core import JaxprEqn, Literal, Var
+from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal, Var, jaxpr_as_fun
 
 # What only moves or repeats values stays with the calls: kept, it would take more memory than time.
 MOVES = frozenset({"broadcast_in_dim", "concatenate", "convert_element_type", "reshape", "squeeze"})
@@ -21,34 +25,40 @@ def hoisted(function: Callable, example: Sequence[Any], fixed: Any) -> Callable:
         example: what it will be called with, or arrays' shapes.
     """
     closed, shapes = jax.make_jaxpr(function, return_shape=True)(*example)
-    jaxpr, constants = closed.jaxpr, dict(zip(closed.jaxpr.constvars, closed.consts, strict=True))
-    leaves = jax.tree.leaves(fixed)
-    follows = {var for var, value in constants.items() if any(value is leaf for leaf in leaves)}
-    known = set(constants)
-    for eqn in jaxpr.eqns:
+    jaxpr, tree = closed.jaxpr, jax.tree.structure(shapes)
+
+    def part(eqns: Sequence[JaxprEqn], given: Sequence[Var], results: Sequence[Any]) -> Callable:
+        program = {"constvars": (), "invars": given, "outvars": results, "eqns": eqns}
+        effects = set().union(*(eqn.effects for eqn in eqns))
+        return jaxpr_as_fun(ClosedJaxpr(jaxpr.replace(**program, effects=effects), ()))
+
+    candidates = decided(closed, fixed)
+    late, read = needed_for(jaxpr.outvars, jaxpr.eqns, candidates)
+    kept = [var for var in candidates if var in read]
+    early, _ = needed_for(kept, [eqn for eqn in jaxpr.eqns if not eqn.effects], ())
+    before = [*closed.consts, *part(early, jaxpr.constvars, kept)(*closed.consts)]
+    rest = part(late, [*jaxpr.constvars, *kept, *jaxpr.invars], jaxpr.outvars)
+
+    def called(*arguments: Any) -> Any:
+        return jax.tree.unflatten(tree, rest(*before, *jax.tree.leaves(arguments)))
+
+    return called
+
+
+def decided(closed: ClosedJaxpr, fixed: Any) -> dict[Var, None]:
+    """In order, the variables that follow from `fixed` and from no argument, but for MOVES."""
+    known, leaves = set(closed.jaxpr.constvars), jax.tree.leaves(fixed)
+    pairs = zip(closed.jaxpr.constvars, closed.consts, strict=True)
+    follows = {var for var, value in pairs if any(value is leaf for leaf in leaves)}
+    found = {}
+    for eqn in closed.jaxpr.eqns:
         if known.issuperset(variables(eqn.invars)) and not eqn.effects:
             known.update(eqn.outvars)
             if follows.intersection(variables(eqn.invars)):
                 follows.update(eqn.outvars)
-    kept = {
-        var
-        for eqn in jaxpr.eqns
-        if eqn.primitive.name not in MOVES
-        for var in eqn.outvars
-        if var in known & follows
-    }
-    late, needed = needed_for(jaxpr.outvars, jaxpr.eqns, kept)
-    early, _ = needed_for(needed & kept, jaxpr.eqns, set())
-    values = evaluate(early, constants)
-    before = constants | {var: values[var] for var in needed & kept}
-
-    def called(*arguments: Any) -> Any:
-        given = dict(zip(jaxpr.invars, jax.tree.leaves(arguments), strict=True))
-        values = evaluate(late, before | given)
-        results = [var.val if isinstance(var, Literal) else values[var] for var in jaxpr.outvars]
-        return jax.tree.unflatten(jax.tree.structure(shapes), results)
-
-    return called
+                if eqn.primitive.name not in MOVES:
+                    found.update(dict.fromkeys(eqn.outvars))
+    return found
 
 
 def variables(atoms: Iterable[Any]) -> set[Var]:
@@ -57,25 +67,14 @@ def variables(atoms: Iterable[Any]) -> set[Var]:
 
 
 def needed_for(
-    wanted: Iterable[Any], eqns: Sequence[JaxprEqn], given: set[Var]
+    wanted: Iterable[Any], eqns: Sequence[JaxprEqn], given: Collection[Var]
 ) -> tuple[list[JaxprEqn], set[Var]]:
-    """The equations that give the variables `wanted` where `given` are there, and all variables
-    that these read.
+    """The equations that give the variables `wanted` where `given` are there, and those with
+    effects; and all variables that these read.
     """
     needed, found = variables(wanted), []
     for eqn in reversed(eqns):
-        if (needed - given).intersection(eqn.outvars) or eqn.effects:
+        if needed.difference(given).intersection(eqn.outvars) or eqn.effects:
             found.append(eqn)
             needed |= variables(eqn.invars)
     return found[::-1], needed
-
-
-def evaluate(eqns: Sequence[JaxprEqn], values: dict[Var, Any]) -> dict[Var, Any]:
-    """The values with those that the equations add."""
-    values = dict(values)
-    for eqn in eqns:
-        operands = [atom.val if isinstance(atom, Literal) else values[atom] for atom in eqn.invars]
-        results = eqn.primitive.bind(*operands, **eqn.primitive.get_bind_params(eqn.params))
-        results = results if eqn.primitive.multiple_results else [results]
-        values.update(zip(eqn.outvars, results, strict=True))
-    return values

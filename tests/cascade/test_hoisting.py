@@ -127,3 +127,22 @@ def test_what_only_repeats_a_value_is_not_kept(rng):
     for found in jax.tree.map(lambda rows: rows[1], jax.jit(program)(text, x)).items():
         wanted = {"a": x * np.exp(text) + bias, "b": np.exp(text), "c": 1.0}
         np.testing.assert_allclose(found[1], wanted[found[0]], rtol=1e-5)
+
+
+def test_effects_and_operations_with_their_own_derivatives_stay(rng):
+    text, said = rng.standard_normal(4).astype(np.float32), []
+
+    def program(text, key, x, once):
+        def function(x):
+            jax.debug.callback(lambda value: said.append(float(value)), x.sum())
+            keys = jax.nn.relu(text + jax.random.normal(key, text.shape))
+            return x * jax.lax.cond(text.sum() > 0, lambda: keys, lambda: 2 * keys)
+
+        called = hoisted(function, (x,), text) if once else function
+        return jax.lax.map(called, jnp.stack([x, 2 * x]))
+
+    inputs = text, jax.random.key(0), np.arange(4, dtype=np.float32)
+    found, wanted = (jax.jit(program, static_argnums=3)(*inputs, once) for once in (True, False))
+    np.testing.assert_array_equal(found, wanted)
+    jax.effects_barrier()
+    assert sorted(said) == [6.0, 6.0, 12.0, 12.0]

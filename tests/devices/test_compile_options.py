@@ -88,3 +88,21 @@ def test_every_convolution_in_a_loop_is_in_the_fast_form():
     assert len(forms(True)) == 5
     assert set(forms(True)) == {FAST}
     assert set(forms(False)) > {FAST}, "XLA:CPU now does this itself: drop fast_in_loops"
+
+
+def test_what_the_fast_form_does_not_fit_stays_as_it_is():
+    """A sum over devices has a name that is known within its own program alone."""
+    x, kernel = jnp.ones(IMAGES), jnp.ones(KERNEL)
+
+    def loss(kernel):
+        def summed(x):
+            return jax.lax.psum(convolve(x, kernel).sum(), "data")
+
+        mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("data",))
+        return jax.shard_map(summed, mesh=mesh, in_specs=jax.P("data"), out_specs=jax.P())(x)
+
+    with pytest.warns(UserWarning, match="stay slow"):
+        found = jax.jit(fast_in_loops(jax.value_and_grad(loss)))(kernel)
+    wanted = jax.jit(jax.value_and_grad(loss))(kernel)
+    for a, b in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6)

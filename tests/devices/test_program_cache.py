@@ -1,5 +1,6 @@
 """Traced programs between processes: the same numbers, traced once, and never a stale one."""
 
+import inspect
 import subprocess
 import sys
 from typing import NamedTuple
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import export
 
 from imagen_jax.devices import program_cache
 from imagen_jax.devices.program_cache import KeptProgram, cache_folder, remembered
@@ -119,6 +121,34 @@ def test_a_damaged_file_is_made_anew(cache, process, rng, damage):
     program(3, tree, key)
     assert traces == []
     assert list(cache.iterdir()) == [path]
+
+
+def test_a_folder_that_others_own_is_read(cache, process, rng, monkeypatch):
+    tree, key = inputs(rng)
+    process()[0](3, tree, key)
+
+    def refused(*_):
+        raise PermissionError
+
+    monkeypatch.setattr(program_cache.os, "utime", refused)
+    program, traces = process()
+    program(3, tree, key)
+    assert traces == []
+
+
+def test_nothing_is_kept_of_source_that_was_edited_after_the_start(monkeypatch):
+    versions = inspect.unwrap(program_cache._versions)
+    assert versions() == versions()
+    monkeypatch.setattr(program_cache, "STARTED", 0.0)
+    assert versions()["source"] != versions()["source"]
+
+
+def test_attention_by_cudnn_can_be_kept():
+    """By its name; it is compiled for a GPU alone."""
+    shape = jax.ShapeDtypeStruct((2,), np.float32)
+    program = jax.jit(jax.ffi.ffi_call("__cudnn$fmhaSoftmax", shape))
+    kept = export.export(program, disabled_checks=program_cache.UNPROMISED)(shape)
+    assert "fmhaSoftmax" in str(export.deserialize(kept.serialize()).mlir_module())
 
 
 def test_old_files_make_room(cache, process, rng, monkeypatch):
