@@ -315,7 +315,7 @@ READERS = {
     "safetensors": Reader(make_tensors, read_tensors, succeeds(tensors_begin), vary_tensors),
     "model.json": Reader(
         make_model,
-        lambda folder: load_model(folder).params["base"],
+        lambda folder: next(iter(load_model(folder).params.values())),
         succeeds(lambda path: json.loads(path.read_bytes())),
         vary_json,
     ),

@@ -48,7 +48,8 @@ from imagen_jax.storage.json_file import read_object, write_object
 def parser() -> argparse.ArgumentParser:
     parse = make_parser(__doc__)
     add = parse.add_argument
-    add("--case", action="append", choices=cases.CASES, help="default: those that suit the device")
+    add("--case", action="append", choices=cases.CASES, metavar="CASE", help="such as if_train "
+        "(default: those that suit the device)")  # fmt: skip
     add("--side", action="append", metavar="NAME", help="only this side of each case: imagen_jax, "
         "'diffusers compiled', ...")  # fmt: skip
     add("--peers", metavar="PYTHON", help="of the environment that has them (default: none runs)")

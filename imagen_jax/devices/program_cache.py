@@ -132,8 +132,8 @@ class KeptProgram(Program):
         device = None if cache_folder() is None else _only_device(leaves)
         if device is None:
             return super().__call__(*arguments)
-        # All on the device for good: jax compiles another program for what may yet be moved.
-        leaves = [x if _stays(x) else jax.device_put(x, device) for x in leaves]
+        if any(map(_stays, leaves)):  # all or none: jax compiles another program for a mixture
+            leaves = [x if _stays(x) else jax.device_put(x, device) for x in leaves]
         key = (static, tree, tuple(map(jax.typeof, leaves)), device, _settings())
         if key not in self._runs:
             self._runs[key] = self._run(static, tree, leaves, device)

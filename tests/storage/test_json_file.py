@@ -73,7 +73,7 @@ def test_many_names_take_no_time():
         parse_object(text[:-1] + ', "key5": 0}')
     with pytest.raises(ValueError, match="twice"):
         parse_object(text[:-1] + "," + text[1:])
-    assert time.process_time() - start < 2
+    assert time.process_time() - start < 10  # it was over 20 when each name was sought
 
 
 @pytest.mark.parametrize("line", ["[" * 1000, "[" * 100_000, '{"a":' * 100_000, "1" * 5000])
