@@ -283,10 +283,10 @@ def generate(spec: dict[str, Any]) -> Work:
 
     def figures() -> dict[str, Any]:
         """The networks alone: a second call in one process."""
-        pipeline = load_model("icons")
-        pipeline.generate_images(prompts, seed=0)
+        call = partial(load_model("icons").generate_images, prompts, num_images=1, seed=0)
+        call()
         began = time.perf_counter()
-        pipeline.generate_images(prompts, seed=0)
+        call()
         folder.cleanup()
         return {"networks_seconds": time.perf_counter() - began}
 
