@@ -143,6 +143,43 @@ def sample_steps(
     """As `sample_stage`: the number of steps done and the state, after `every` steps and after the
     last; only after the last when None.
     """
+    grid, begin, go_on = _plan(stage, params, noise, conditions, sampling, edit, size)
+    state, low_res = start_stage(*begin)
+    first, last = int(grid.start), int(grid.stop)
+    for start in range(first, last, every or last - first):
+        stop = min(start + (every or last), last)
+        part = grid._replace(start=np.int32(start), stop=np.int32(stop))
+        state = run_steps(*go_on(low_res, part, state))
+        yield stop - first, state
+
+
+def prepare_steps(
+    stage: Stage,
+    params: Params | GuidedParams,
+    noise: Keys,
+    conditions: Conditions,
+    sampling: Sampling,
+    edit: Edit | None = None,
+    size: tuple[int, int] | None = None,
+) -> None:
+    """Compiles the programs of `sample_steps` of such arguments, where programs are kept."""
+    grid, begin, go_on = _plan(stage, params, noise, conditions, sampling, edit, size)
+    begun = start_stage.prepare(*begin)
+    if begun is not None:
+        state, low_res = begun
+        run_steps.prepare(*go_on(low_res, grid, state))
+
+
+def _plan(
+    stage: Stage,
+    params: Params | GuidedParams,
+    noise: Keys | InjectedNoise,
+    conditions: Conditions,
+    sampling: Sampling,
+    edit: Edit | None,
+    size: tuple[int, int] | None,
+) -> tuple[TimeGrid, tuple, Callable[..., tuple]]:
+    """The times, what `start_stage` takes, and what `run_steps` takes of its results."""
     _check_inputs(stage, noise, conditions, edit)
     sampling = check_sampling(sampling)  # with the number of steps that a list has
     grid, sampling = plan_steps(stage, sampling, edit), traced(sampling)
@@ -153,16 +190,14 @@ def sample_steps(
     if edit is not None:
         _check_fits(stage, edit, (batch, *shape))
         edit = _rows(edit, batch)
-    state, low_res = start_stage(
-        stage, shape, noise, conditions.low_res, sampling, edit, grid.times[grid.start]
-    )
-    conditions = conditions._replace(null=_rows(conditions.null, batch), low_res=low_res)
-    first, last = int(grid.start), int(grid.stop)
-    for start in range(first, last, every or last - first):
-        stop = min(start + (every or last), last)
-        part = grid._replace(start=np.int32(start), stop=np.int32(stop))
-        state = run_steps(stage, params, noise, conditions, sampling, part, state, edit)
-        yield stop - first, state
+    begin = stage, shape, noise, conditions.low_res, sampling, edit, grid.times[grid.start]
+    conditions = conditions._replace(null=_rows(conditions.null, batch))
+
+    def go_on(low_res: Any, part: TimeGrid, state: SamplerState) -> tuple:
+        given = conditions._replace(low_res=low_res)
+        return stage, params, noise, given, sampling, part, state, edit
+
+    return grid, begin, go_on
 
 
 def sample_stage(

@@ -117,7 +117,7 @@ class KeptProgram(Program):
         super().__init__(function, **options)
         static = options.get("static_argnums", ())
         self._static = (static,) if isinstance(static, int) else static
-        self._runs: dict[tuple, Callable] = {}
+        self._programs: dict[tuple, jax.stages.Compiled] = {}
         for kind in results:
             with contextlib.suppress(ValueError):  # known already: a module that is read again
                 export.register_namedtuple_serialization(
@@ -125,22 +125,36 @@ class KeptProgram(Program):
                 )
 
     def __call__(self, *arguments: Any) -> Any:
+        compiled, leaves = self._compiled_for(arguments)
+        return super().__call__(*arguments) if compiled is None else compiled(*leaves)
+
+    def prepare(self, *arguments: Any) -> Any:
+        """Compiles, or reads, the program of such arguments, of which some may be
+        `jax.ShapeDtypeStruct`, without running it. What it returns, as those; None where no
+        programs are kept.
+        """
+        compiled, _ = self._compiled_for(arguments)
+        return None if compiled is None else jax.tree.map(_shape, compiled.out_info)
+
+    def _compiled_for(self, arguments: Sequence[Any]) -> tuple[jax.stages.Compiled | None, list]:
+        """The program of these arguments, None where none is kept, and what it takes of them."""
         static = tuple(arguments[i] for i in self._static if i < len(arguments))
         leaves, tree = jax.tree.flatten(
             [argument for i, argument in enumerate(arguments) if i not in self._static]
         )
         device = None if cache_folder() is None else _only_device(leaves)
         if device is None:
-            return super().__call__(*arguments)
-        if any(map(_stays, leaves)):  # all or none: jax compiles another program for a mixture
-            leaves = [x if _stays(x) else jax.device_put(x, device) for x in leaves]
-        key = (static, tree, tuple(map(jax.typeof, leaves)), device, _settings())
-        if key not in self._runs:
-            self._runs[key] = self._run(static, tree, leaves, device)
-        return self._runs[key](*leaves)
+            return None, leaves
+        avals = tuple(map(jax.typeof, leaves))
+        key = (static, tree, avals, device, settings())
+        if key not in self._programs:
+            # By shapes alone: jax compiles another program where some arguments may be moved.
+            shapes = [_shape(aval, jax.sharding.SingleDeviceSharding(device)) for aval in avals]
+            self._programs[key] = self._run(static, tree, shapes, device).lower(*shapes).compile()
+        return self._programs[key], leaves
 
     def _run(self, static: tuple, tree: Any, leaves: list, device: jax.Device) -> Callable:
-        """The program of flat arguments: read, or else traced."""
+        """`jax.jit` of the flat arguments' function: read, or else traced."""
 
         def flat(*leaves: Any) -> Any:
             arguments = list(jax.tree.unflatten(tree, leaves))
@@ -159,7 +173,7 @@ class KeptProgram(Program):
         kinds = list(map(str, map(jax.typeof, leaves)))
         made_from = {
             "of": f"{self.__module__}.{name} {static} {tree} {kinds}",
-            "settings": repr(_settings()),
+            "settings": repr(settings()),
             "device": f"{device.platform} {device.device_kind} {jax.default_backend()}",
         }
         if " at 0x" in made_from["of"]:  # a function, which has no description
@@ -182,7 +196,7 @@ class KeptProgram(Program):
 
     def _cache_size(self) -> int:
         """How many programs there are, as of what `jax.jit` returns."""
-        return super()._cache_size() + len(self._runs)
+        return super()._cache_size() + len(self._programs)
 
 
 def kept_program(**options: Any) -> Callable[[Callable], KeptProgram]:
@@ -192,6 +206,11 @@ def kept_program(**options: Any) -> Callable[[Callable], KeptProgram]:
 
 def _stays(leaf: Any) -> bool:
     return isinstance(leaf, jax.Array) and leaf.committed
+
+
+def _shape(leaf: Any, sharding: jax.sharding.Sharding | None = None) -> jax.ShapeDtypeStruct:
+    given = {"weak_type": leaf.weak_type, "sharding": sharding}
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, **given)
 
 
 def _only_device(leaves: Sequence[Any]) -> jax.Device | None:
@@ -205,7 +224,7 @@ def _only_device(leaves: Sequence[Any]) -> jax.Device | None:
     return devices.pop() if len(devices) == 1 else None
 
 
-def _settings() -> tuple:
+def settings() -> tuple:
     """JAX's settings, as they are for this thread; not where its cache is and what it logs."""
     values = jax.config.values  # of the process; a `with` of this thread shows in the attributes
     names = (name for name in values if "cache" not in name and "log" not in name)

@@ -1,6 +1,8 @@
 """From a checked request to images: text embeddings, the cascade, images with their settings."""
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from math import ceil
@@ -11,12 +13,14 @@ import numpy as np
 from jax.sharding import Mesh
 
 from imagen_jax.cascade.cascade import TEXT_ENCODER, Cascade, stage_keys
-from imagen_jax.cascade.sample import plan_steps, sample_steps
+from imagen_jax.cascade.sample import plan_steps, prepare_steps, sample_steps, stage_size
 from imagen_jax.cascade.stage import Conditions
+from imagen_jax.devices import program_cache
 from imagen_jax.devices.sharding import batch_parts, batch_sharding
 from imagen_jax.diffusion.editing import Edit
 from imagen_jax.diffusion.sampling import Sampling
 from imagen_jax.images.image_list import ImageList
+from imagen_jax.pipeline.lazy_params import LazyParams
 from imagen_jax.pipeline.progress import Progress, progress_bar
 from imagen_jax.pipeline.request import Request
 from imagen_jax.pipeline.settings import with_settings
@@ -31,6 +35,7 @@ def sample_cascade(
     request: Request,
     conditions: Conditions,
     place: Callable[[Any], Any] = lambda batch: batch,
+    ready: Mapping[int, Future] | None = None,
 ) -> Iterator[np.ndarray]:
     """Images in [-1, 1] of a checked request, as they are done: float32 [some, height, width, 3].
 
@@ -44,38 +49,31 @@ def sample_cascade(
         conditions: of all samples; of one row where it is the same for all. `low_res` for a cascade
             entered at a super-resolution stage.
         place: puts a batch's arrays where they are to be (`spread`); the default device without.
+        ready: what `prepare_ahead` gave.
     """
     count, batch_size = len(request.rows), request.batch_size
-    indices = (request.first_index + np.arange(count)).astype(np.uint32)
     watched = request.progress or request.callback is not None
     lengths = plan_lengths(cascade, sampling, request)
     total = ceil(count / batch_size) * sum(lengths.values())
     together = count if request.low_memory else batch_size
+    inputs = _inputs(cascade, params.__getitem__, sampling, request, conditions, place)
+    ready = dict(ready or {})
     with progress_bar(total, unit="step", shown=request.progress) as bar:
         for begin in range(0, count, together):
             end, images = min(begin + together, count), None
             for position, steps in lengths.items():
-                stage, edit, done = cascade.stages[position], request.edit(position), []
+                stage, done = cascade.stages[position], []
                 bar.set_description(stage.name)
                 for start in range(begin, end, batch_size):
                     # The last batch is filled up: any number of samples runs the same program.
                     rows = np.arange(start, start + batch_size).clip(max=count - 1)
-                    wanted = take_rows(conditions, rows)
-                    if images is not None:
-                        wanted = wanted._replace(low_res=take_rows(images, rows - begin))
-                    keys = stage_keys(np.uint32(request.seed), indices[rows], np.uint32(position))
-                    noise, batch = place((keys, wanted))
+                    low_res = None if images is None else take_rows(images, rows - begin)
+                    given = inputs(position, rows, low_res)
+                    if position in ready:
+                        ready.pop(position).result()
                     valid, before = min(batch_size, count - start), 0
-                    for step, state in sample_steps(
-                        stage,
-                        params[stage.name],
-                        noise,
-                        batch,
-                        sampling[position],
-                        None if edit is None else edit_rows(edit, rows),
-                        request.size,
-                        (request.every or ceil(steps / 10)) if watched else None,
-                    ):
+                    every = (request.every or ceil(steps / 10)) if watched else None
+                    for step, state in sample_steps(*given, every):
                         if watched:
                             jax.block_until_ready(state)
                         bar.update(step - before)
@@ -87,6 +85,75 @@ def sample_cascade(
                 if request.low_memory:
                     params.free(stage.name)
             yield images
+
+
+def _inputs(
+    cascade: Cascade,
+    params: Callable[[str], Params],
+    sampling: Sequence[Sampling],
+    request: Request,
+    conditions: Conditions,
+    place: Callable[[Any], Any],
+) -> Callable[[int, np.ndarray, np.ndarray | None], tuple]:
+    """What `sample_steps` takes for a stage, some rows and what the stage before made of them."""
+    indices = (request.first_index + np.arange(len(request.rows))).astype(np.uint32)
+
+    def inputs(position: int, rows: np.ndarray, low_res: np.ndarray | None) -> tuple:
+        stage, edit, batch = cascade.stages[position], request.edit(position), conditions
+        batch = take_rows(batch, rows)
+        if low_res is not None:
+            batch = batch._replace(low_res=low_res)
+        keys = stage_keys(np.uint32(request.seed), indices[rows], np.uint32(position))
+        edit = None if edit is None else edit_rows(edit, rows)
+        noise, batch = place((keys, batch))
+        return stage, params(stage.name), noise, batch, sampling[position], edit, request.size
+
+    return inputs
+
+
+def prepare_ahead(
+    executor: Executor,
+    cascade: Cascade,
+    params: Mapping,
+    sampling: Sequence[Sampling],
+    request: Request,
+) -> dict[int, Future]:
+    """Begins to compile the programs of a request's stages for the default device, in the order in
+    which they are needed: what is done when a stage's are ready, by its position.
+    """
+    null = label = None  # only shapes count
+    if request.prompt:
+        encoder = cascade.encoder
+        null = text.null_text(1, encoder.max_length, encoder.config.d_model)
+    if request.label:
+        label = np.zeros(1, np.int32)
+    conditions = Conditions(null, null, label, request.low_res)
+    shapes = params.shapes if isinstance(params, LazyParams) else params.__getitem__
+    inputs = _inputs(cascade, shapes, sampling, request, conditions, lambda batch: batch)
+    rows, settings = np.arange(request.batch_size) % len(request.rows), program_cache.settings()
+    images = None  # of the stage before
+
+    def prepare(position: int) -> None:
+        nonlocal images
+        if program_cache.settings() != settings:  # of the calling thread alone
+            return
+        given = inputs(position, rows, images)
+        prepare_steps(*given)
+        stage, batch = given[0], given[3]
+        side = stage_size(stage, batch.low_res, request.size)
+        images = np.zeros((len(rows), *side, stage.channels), np.float32)
+
+    return {position: executor.submit(prepare, position) for position in request.stages}
+
+
+@contextlib.contextmanager
+def thread_ahead() -> Iterator[Executor]:
+    """A thread for what is needed later. What it has not begun at the end is dropped."""
+    executor = ThreadPoolExecutor(1)
+    try:
+        yield executor
+    finally:
+        executor.shutdown(wait=False, cancel_futures=True)
 
 
 def plan_lengths(

@@ -20,7 +20,7 @@ class LazyParams(Mapping):
 
     readers: each reads one of them, whatever is in memory. probe: reads the probe of the text
     encoder alone; without it, all of the encoder is read for that. on_free: called with the name of
-    what `free` lets go.
+    what `free` lets go. shapes: gives one of them as `jax.ShapeDtypeStruct`.
     """
 
     def __init__(
@@ -28,15 +28,22 @@ class LazyParams(Mapping):
         readers: Mapping[str, Callable[[], Params | GuidedParams]],
         probe: Callable[[], Probe | None] | None = None,
         on_free: Callable[[str], None] | None = None,
+        shapes: Callable[[str], Params] | None = None,
     ):
         self.readers = dict(readers)
-        self._probe, self._on_free = probe, on_free
+        self._probe, self._on_free, self._shapes = probe, on_free, shapes
         self._read: dict[str, Params | GuidedParams] = {}
 
     def __getitem__(self, name: str) -> Params | GuidedParams:
         if name not in self._read:
             self._read[name] = self.readers[name]()
         return self._read[name]
+
+    def shapes(self, name: str) -> Params | GuidedParams:
+        """One of them, or only its shapes where that saves reading it."""
+        if name in self._read or self._shapes is None:
+            return self[name]
+        return self._shapes(name)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.readers)

@@ -13,6 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from imagen_jax.cascade import description
 from imagen_jax.cascade.cascade import TEXT_ENCODER, Cascade, part_shapes
 from imagen_jax.pipeline.lazy_params import PROBED, LazyParams, Probe
@@ -22,7 +24,13 @@ from imagen_jax.storage.codec import require
 from imagen_jax.storage.folders import CHECKPOINTS, saved_steps
 from imagen_jax.storage.json_file import parse_object, read_object
 from imagen_jax.storage.layout_files import ShardingOf, read_params
-from imagen_jax.storage.safetensors import SHARD_BYTES, open_tensors, save_params
+from imagen_jax.storage.safetensors import (
+    SHARD_BYTES,
+    kept_dtype,
+    open_tensors,
+    save_params,
+)
+from imagen_jax.storage.trees import flatten, unflatten
 from imagen_jax.storage.wrong_files import absent, brief
 from imagen_jax.text.tokenizers import copy_tokenizer
 from imagen_jax.typing import Params
@@ -161,4 +169,15 @@ def open_params(
         files = open_tensors(directory, TEXT_ENCODER)
         return {path: files[path][()] for path in PROBED if path in files}
 
-    return LazyParams({name: partial(read, name) for name in component_names(cascade)}, probe)
+    def shapes(name: str) -> Params:
+        files = open_tensors(directory, name)
+        flat = flatten(part_shapes(cascade, name))
+        return unflatten(
+            {
+                path: jax.ShapeDtypeStruct(leaf.shape, kept_dtype(files[path].dtype, dtype))
+                for path, leaf in flat.items()
+            }
+        )
+
+    readers = {name: partial(read, name) for name in component_names(cascade)}
+    return LazyParams(readers, probe, shapes=shapes)

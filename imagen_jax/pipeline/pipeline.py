@@ -34,8 +34,10 @@ from imagen_jax.pipeline.generation import (
     encode_request,
     memory_advice,
     plan_lengths,
+    prepare_ahead,
     sample_cascade,
     spread,
+    thread_ahead,
 )
 from imagen_jax.pipeline.guides import Guide, guides_in_use, with_guides
 from imagen_jax.pipeline.lazy_params import LazyParams
@@ -381,9 +383,11 @@ class Pipeline:
         plan_lengths(self.cascade, sampling, request)
         use_compilation_cache()
         given = self.cascade, with_guides(self.params, guides), sampling, request
-        with memory.explained(memory_advice(self.cascade, request)):
+        with memory.explained(memory_advice(self.cascade, request)), thread_ahead() as thread:
+            one_device = self.mesh is None and not low_memory
+            ready = prepare_ahead(thread, *given) if one_device else None
             conditions = encode_request(self.cascade, self.params, request)
-            with closing(sample_cascade(*given, conditions, place)) as batches:
+            with closing(sample_cascade(*given, conditions, place, ready)) as batches:
                 size = stages[request.stages[-1]].resolution
                 return collect(batches, self.name, request, sampling, size, self.class_names)
 

@@ -1,5 +1,6 @@
 """Sampling of a whole cascade: keys, batches, progress, what compiles, how deep the calls are."""
 
+import contextlib
 import logging
 import sys
 from dataclasses import replace
@@ -8,6 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 from tiny_cascade import (
     BASE,
     BASE_SETTINGS,
@@ -22,10 +24,11 @@ from tiny_cascade import (
 import imagen_jax
 from imagen_jax import models
 from imagen_jax.cascade.cascade import sample_keys
-from imagen_jax.cascade.sample import sample_stage
+from imagen_jax.cascade.sample import run_steps, sample_stage, start_stage
 from imagen_jax.cascade.stage import Conditions
 from imagen_jax.devices import program_cache
-from imagen_jax.pipeline.generation import sample_cascade, take_rows
+from imagen_jax.pipeline import pipeline as pipeline_file
+from imagen_jax.pipeline.generation import prepare_ahead, sample_cascade, take_rows
 from imagen_jax.pipeline.request import Request
 
 MOST_FRAMES = 15
@@ -101,12 +104,20 @@ def test_progress_tells_stage_batch_and_step(params, conditions):
     ]
 
 
+@contextlib.contextmanager
+def logged_compiles():
+    """`jax.log_compiles` of all threads."""
+    jax.config.update("jax_log_compiles", True)
+    yield
+    jax.config.update("jax_log_compiles", False)
+
+
 def test_nothing_recompiles(caplog):
     """Of all that is jitted, within JAX too: only what makes another program compiles one."""
     pipeline = tiny_pipeline()
     pipeline.generate_images("a cat", 2, guidance=3.0, **QUIET)
     own = pipeline.cascade.sampling
-    with jax.log_compiles(), caplog.at_level(logging.WARNING):
+    with logged_compiles(), caplog.at_level(logging.WARNING):
         for changes in [
             {"guidance": 3},
             {"guidance": (1.5, np.float32(2))},
@@ -124,6 +135,37 @@ def test_nothing_recompiles(caplog):
         pipeline.generate_images("a dog", 2, sampler="ddim", **QUIET)
         compiled = [entry for entry in caplog.messages if "run_steps" in entry]
         assert any(entry.startswith("Compiling") for entry in compiled)
+
+
+@pytest.mark.parametrize(
+    "request_of",
+    [
+        lambda pipe, _: pipe.generate_images("a cat", 3, negative_prompt="a dog", **QUIET),
+        lambda pipe, image: pipe.inpaint(image, image.convert("L"), "a cat", **QUIET),
+        lambda pipe, image: pipe.upscale(image.resize((4, 4)), "a cat", **QUIET),
+    ],
+)
+def test_what_is_compiled_ahead_is_what_runs(tmp_path, monkeypatch, request_of):
+    """Of a model on disk, whose parameters need not be read for it."""
+    directory = tmp_path / "model"
+    tiny_pipeline().save_pretrained(directory, dtype="float32")
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8))
+    monkeypatch.setattr(program_cache, "cache_folder", lambda: tmp_path / "traced")
+    programs, ahead = [start_stage, run_steps], []
+    for program in programs:
+        monkeypatch.setattr(program, "_programs", {})
+
+    def waited(*given):
+        ready = prepare_ahead(*given)
+        for future in ready.values():
+            future.result()
+        ahead.extend(set(program._programs) for program in programs)
+        return ready
+
+    monkeypatch.setattr(pipeline_file, "prepare_ahead", waited)
+    request_of(imagen_jax.load_model(directory), image)
+    assert all(ahead)
+    assert [set(program._programs) for program in programs] == ahead
 
 
 def test_the_network_is_entered_at_most_fifteen_frames_deep(capsys, monkeypatch):
