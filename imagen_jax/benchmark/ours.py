@@ -27,7 +27,7 @@ from imagen_jax.convert.inception import inception_shapes
 from imagen_jax.devices import accelerators, chips
 from imagen_jax.devices.compilation_cache import use_compilation_cache
 from imagen_jax.devices.compile_options import compiler_options
-from imagen_jax.devices.sharding import batch_sharding, make_mesh
+from imagen_jax.devices.sharding import MeshConfig, batch_sharding, make_mesh
 from imagen_jax.diffusion.losses import Loss
 from imagen_jax.diffusion.sampling import Sampling
 from imagen_jax.diffusion.schedules import DiscreteBeta
@@ -172,6 +172,13 @@ def make_text(batch: int, length: int, width: int) -> tuple[np.ndarray, np.ndarr
     return values, np.ones((batch, length), bool)
 
 
+def random_params(init: Callable[[jax.Array], Params], dtype: Any) -> Params:
+    """Parameters as training makes them, on one device."""
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    cast = lambda key: jax.tree.map(lambda leaf: leaf.astype(dtype), init(key))  # noqa: E731
+    return init_sharded(cast, jax.random.key(0), mesh)
+
+
 def train(spec: dict[str, Any]) -> Work:
     """The train step of scripts/train.py on images and embedded texts in memory."""
     stage, devices = make_stage(spec), jax.devices()[: spec.get("devices", 1)]
@@ -216,11 +223,8 @@ def sample(spec: dict[str, Any]) -> Work:
     )
     dtype = jnp.dtype(stage.network.dtype)
 
-    @jax.jit
-    def init(key: jax.Array) -> Params:
-        return jax.tree.map(lambda leaf: leaf.astype(dtype), init_params(stage, key))
-
-    params, (values, mask) = init(jax.random.key(0)), make_text(n, length, width)
+    params = random_params(partial(init_params, stage), dtype)
+    values, mask = make_text(n, length, width)
     conditions = Conditions(TextEmbeddings(values, mask), null_text(1, length, width))
     keys = sample_keys(0, np.arange(n))
     call = partial(sample_stage, stage, params, keys, conditions, settings)
@@ -234,10 +238,9 @@ def encode(spec: dict[str, Any]) -> Work:
     """A T5 encoder on prompts of full length."""
     dtype = dtype_of(spec)
     config = t5.T5Config(**spec["encoder"], dtype=dtype)
-    init = jax.jit(lambda key: jax.tree.map(lambda x: x.astype(dtype), t5.init(config, key)))
     shape = (spec["batch"], spec["length"])
     ids = np.random.default_rng(0).integers(1, config.vocab_size, shape, np.int32)
-    params, mask = init(jax.random.key(0)), np.ones(shape, bool)
+    params, mask = random_params(partial(t5.init, config), dtype), np.ones(shape, bool)
     call = partial(encode_tokens, config, params, ids, mask, "encoded")
 
     def figures() -> dict[str, Any]:

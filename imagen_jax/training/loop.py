@@ -16,7 +16,7 @@ from PIL import Image
 from imagen_jax.data.counts import TooManyBroken
 from imagen_jax.data.sources import Source
 from imagen_jax.devices import accelerators, chips, hosts
-from imagen_jax.devices.compile_options import compiler_options
+from imagen_jax.devices.compile_options import compiler_options, random_by_kernel
 from imagen_jax.devices.sharding import batch_sharding, replicated, state_shardings
 from imagen_jax.pipeline.snapshots import remove_snapshots_after, write_snapshot
 from imagen_jax.storage.checkpoint import CheckpointError, Checkpoints, MismatchError, check_weights
@@ -282,7 +282,8 @@ def init_sharded(init: Callable[[Keys], Any], key: Keys, mesh: jax.sharding.Mesh
     # A random generator for each parameter is much code that runs once: on a CPU, compiling it
     # without optimization takes a fifth of the time.
     options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-    return jax.jit(init, out_shardings=shardings, compiler_options=options)(key)
+    with random_by_kernel():
+        return jax.jit(init, out_shardings=shardings, compiler_options=options)(key)
 
 
 def start_state(

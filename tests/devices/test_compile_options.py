@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from imagen_jax.devices import compile_options
-from imagen_jax.devices.compile_options import compiler_options, program
+from imagen_jax.devices.compile_options import compiler_options, program, random_by_kernel
 from imagen_jax.devices.cpu_loops import fast_in_loops
+from imagen_jax.devices.sharding import MeshConfig, make_mesh
+from imagen_jax.training.loop import init_sharded
 
 IMAGES, KERNEL = (2, 6, 5, 4), (3, 3, 4, 8)
 FAST = "b01f_01io->b01f"  # the only form that XLA:CPU has fast code for
@@ -106,3 +108,28 @@ def test_what_the_fast_form_does_not_fit_stays_as_it_is():
     wanted = jax.jit(jax.value_and_grad(loss))(kernel)
     for a, b in zip(found, wanted, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
+def test_random_numbers_come_by_a_kernel_on_gpus_and_are_the_same():
+    def draw(key):
+        return jax.random.normal(key, (3, 5))
+
+    def for_gpus():
+        return jax.jit(draw).trace(jax.random.key(0)).lower(lowering_platforms=("cuda",)).as_text()
+
+    plain = jax.jit(draw)(jax.random.key(0))
+    with random_by_kernel():
+        assert "@cu_threefry2x32" in for_gpus()
+        np.testing.assert_array_equal(jax.jit(draw)(jax.random.key(0)), plain)
+    assert "@cu_threefry2x32" not in for_gpus()
+
+
+def test_parameters_are_made_with_that_kernel():
+    seen = []
+
+    def init(key):
+        seen.append(jax.config.jax_threefry_gpu_kernel_lowering)
+        return {"kernel": jax.random.normal(key, (4, 4))}
+
+    init_sharded(init, jax.random.key(0), make_mesh(MeshConfig(), jax.devices()[:1]))
+    assert seen[-1]
