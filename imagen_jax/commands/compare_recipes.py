@@ -223,11 +223,11 @@ def compile_step(plan: Any) -> None:
 
     from imagen_jax.devices.compile_options import compiler_options
     from imagen_jax.training.batches import abstract_batch
-    from imagen_jax.training.loop import lower_step
+    from imagen_jax.training.loop import trace_step
 
     state = jax.eval_shape(plan.init, jax.random.key(0))
     batch = abstract_batch(plan.config)
-    lowered = lower_step(plan.train_step, state, batch, plan.mesh, plan.frozen)
+    lowered = trace_step(plan.train_step, state, batch, plan.mesh, plan.frozen).lower()
     lowered.compile(compiler_options())
 
 

@@ -19,7 +19,7 @@ from imagen_jax.models import t5
 from imagen_jax.text.encoder import TextEncoder
 from imagen_jax.training import build, flops
 from imagen_jax.training.batches import abstract_batch
-from imagen_jax.training.loop import lower_step
+from imagen_jax.training.loop import trace_step
 from imagen_jax.training.run_config import RunConfig
 from imagen_jax.training.state import NETWORK
 from imagen_jax.training.table import forward_call
@@ -84,7 +84,7 @@ def lower_training(config: RunConfig, mesh: Any) -> Lowered:
         passes = 3 if frozen.text_encoder is None else 1
         useful["text_encoder"] = (config.batch_size * _encoder_flops(encoder), passes)
     return Lowered(
-        lower_step(train_step, state, batch, mesh, frozen),
+        trace_step(train_step, state, batch, mesh, frozen).lower(),
         parts,
         flops.count(train_step, state, batch, jax.random.key(0), frozen),
         useful,

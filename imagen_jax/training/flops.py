@@ -14,8 +14,13 @@ def count(function: Callable, *arguments: Any) -> dict[str, float]:
     activations, which have a batch or are in a Pallas kernel). Nothing else is counted. Arguments
     may be shapes.
     """
+    return of_jaxpr(jax.make_jaxpr(function)(*arguments))
+
+
+def of_jaxpr(closed: core.ClosedJaxpr) -> dict[str, float]:
+    """What `count` counts, of a function that has been traced."""
     counts: Counter[str] = Counter()
-    _add(jax.make_jaxpr(function)(*arguments).jaxpr, 1, counts)
+    _add(closed.jaxpr, 1, counts)
     return {kind: float(counts[kind]) for kind in ("convolution", "dense", "attention")}
 
 

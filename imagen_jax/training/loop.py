@@ -3,8 +3,10 @@ a run may end.
 """
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -104,16 +106,16 @@ def train(
     mesh, checkpoints, num_steps = run.mesh, run.checkpoints, config.num_steps
 
     # ---------------------------------------------------------------- state: restored, or new
-    state, saved = start_or_restore(config, run)
+    making, saved, shapes = start_or_restore(config, run)
     run.keep_model()
-    start = int(state.step)
+    start = int(making().step) if saved else 0
     if saved:
         check_saved(saved, run.description)
         say(f"resumed at step {start} from {checkpoints.directory}")
         say_changes(config, run.source, saved, say)
     if start >= num_steps:
         say(f"already trained to step {start}; num_steps is {num_steps}")
-        return state
+        return making()
     if config.ema is not None and (later := remove_snapshots_after(run.workdir, start)):
         say(f"removed the snapshots of steps {later}, which are done again")
 
@@ -125,22 +127,24 @@ def train(
     key = jax.jit(lambda: jax.random.key(config.seed), out_shardings=replicated(mesh))()
     programs = {}  # by the shape of the images: one for each bucket of aspect ratios
 
-    def compiled(state: Any, batch: dict[str, jax.Array]) -> Callable:
+    def compiled(batch: dict[str, jax.Array]) -> tuple[Callable, float]:
+        """The step for a batch, and its FLOPs."""
         shape = batch["image"].shape
         if shape not in programs:
             say(f"compiling the step for images {list(shape)}; large networks take minutes")
             began = time.monotonic()
-            lowered = lower_step(run.train_step, state, batch, mesh, run.frozen)
-            programs[shape] = lowered.compile(compiler_options())
+            traced = trace_step(run.train_step, shapes, batch, mesh, run.frozen)
+            compiled_step = traced.lower().compile(compiler_options())
+            programs[shape] = compiled_step, sum(flops.of_jaxpr(traced.jaxpr).values())
             say(f"compiled the step in {time.monotonic() - began:.0f} s")
         return programs[shape]
 
-    compiled(state, feed.batch)
+    _, step_flops = compiled(feed.batch)
+    state = making()
 
     # ---------------------------------------------------------------- reports
     found = [chips.find_chip(device.device_kind) for device in mesh.devices.flat]
     peak = None if None in found else sum(chip.flops for chip in found)
-    step_flops = flops.total(run.train_step, state, feed.batch, key, run.frozen)
     log = metrics.MetricLog(
         run.workdir,
         start_step=start,
@@ -196,7 +200,8 @@ def train(
         for step in range(start + 1, num_steps + 1):
             if traced and step == traced[0]:
                 jax.profiler.start_trace(str(run.workdir))
-            state, values = compiled(state, feed.batch)(state, feed.batch, key, run.frozen)
+            step_program, _ = compiled(feed.batch)
+            state, values = step_program(state, feed.batch, key, run.frozen)
             last, stopping = step == num_steps, stop_after(step)
             saving = last or stopping or step % config.checkpoint.every == 0
             # While the devices work: the next batch, and the metrics of the step before. A step
@@ -245,13 +250,13 @@ def train(
     return state
 
 
-def lower_step(
+def trace_step(
     train_step: Callable, state: Any, batch: Any, mesh: jax.sharding.Mesh, frozen: Frozen = Frozen()
-) -> jax.stages.Lowered:
+) -> jax.stages.Traced:
     """`train_step(state, batch, key, frozen)` for this mesh, with the state donated.
 
     `key` is the run's; the step gets fold_in(key, state.step). `frozen`: parameters that the step
-    reads and does not train. Shapes will do in place of arrays. To be compiled with
+    reads and does not train. Shapes will do in place of arrays. To be lowered, and compiled with
     `compiler_options` for the mesh's platform.
     """
     shardings = state_shardings(state, mesh)
@@ -271,7 +276,7 @@ def lower_step(
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
     )
-    return jitted.lower(state, batch, jax.eval_shape(jax.random.key, 0), frozen)
+    return jitted.trace(state, batch, jax.eval_shape(jax.random.key, 0), frozen)
 
 
 def init_sharded(init: Callable[[Keys], Any], key: Keys, mesh: jax.sharding.Mesh) -> Any:
@@ -316,8 +321,10 @@ def start_state(
     )
 
 
-def start_or_restore(config: RunConfig, run: Run) -> tuple[Any, dict[str, Any]]:
-    """(state, what was saved beside it): of the newest checkpoint, or a new state and nothing."""
+def start_or_restore(config: RunConfig, run: Run) -> tuple[Callable[[], Any], dict[str, Any], Any]:
+    """(what gives the state, what was saved beside it, the state's shapes): of the newest
+    checkpoint, or else a new one, which is made meanwhile.
+    """
     key = jax.random.key(config.seed)
     shapes = jax.eval_shape(run.init, key)
     run.checkpoints.check_space(shapes)
@@ -328,7 +335,24 @@ def start_or_restore(config: RunConfig, run: Run) -> tuple[Any, dict[str, Any]]:
             state_shardings(shapes, run.mesh),
         )
     )
-    return restored or (start_state(run.init, key, run.mesh, run.weights), {})
+    if restored:
+        state, saved = restored
+        return lambda: state, saved, shapes
+    # Weights that do not fit are told before the step is compiled; several hosts have to start
+    # their programs in one order.
+    if run.weights is None and jax.process_count() == 1:
+        make = functools.partial(init_sharded, run.init, key, run.mesh)
+        return in_background(make), {}, shapes
+    state = start_state(run.init, key, run.mesh, run.weights)
+    return lambda: state, {}, shapes
+
+
+def in_background(make: Callable[[], Any]) -> Callable[[], Any]:
+    """Begins `make()` in a thread; what is returned waits for it and gives its result."""
+    thread = ThreadPoolExecutor(1)
+    made = thread.submit(make)
+    thread.shutdown(wait=False)
+    return made.result
 
 
 def check_finite(
