@@ -204,6 +204,7 @@ def get_config():
     assert "d_ff 99 (there 16)" in error
 
 
+@pytest.mark.slow
 def test_going_on_from_the_shipped_model_in_a_fresh_clone(dataset, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     ended, _ = call(
