@@ -1,10 +1,10 @@
-"""Where XLA:CPU shall not fuse. A sum, such as that of a residual block and of its gradient, it takes
-for so cheap that it puts it into everything that reads it, and with it the sums before: all of a
-U-Net's residuals are added up anew for each block. And it gives a convolution whose result is
-summed to YNNPACK, which takes several times as long.
+"""What XLA:CPU shall not fuse. It takes an addition for so cheap that it repeats it in everything
+that reads the sum, and so the additions before it: those of a U-Net's residuals, and of their
+gradients, are made anew for block after block. And a convolution whose result is summed, as in the
+gradient of an enlargement, it leaves to YNNPACK, which takes several times as long.
 
-No operation of jax is a barrier on CPUs alone: `jax.lax.optimization_barrier` holds on all platforms,
-and `jax.lax.platform_dependent` leaves conditions in the programs of the others.
+jax has no barrier for CPUs alone: `jax.lax.optimization_barrier` holds everywhere, and
+`jax.lax.platform_dependent` leaves conditions in the programs of other platforms.
 """
 
 import jax
