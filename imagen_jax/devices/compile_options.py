@@ -14,7 +14,11 @@ import jax
 YNNPACK = "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"
 # By platform.
 OPTIONS: dict[str, dict[str, str | bool]] = {
-    "cpu": {"xla_cpu_experimental_ynn_fusion_type": YNNPACK},
+    "cpu": {
+        "xla_cpu_experimental_ynn_fusion_type": YNNPACK,
+        # It drops optimization barriers before operations are fused (`devices/cpu_fusion.py`).
+        "xla_disable_hlo_passes": "cse_barrier_expander",
+    },
     "gpu": {
         # It times variants of every fusion, of which a U-Net has thousands.
         "xla_gpu_experimental_enable_fusion_autotuner": False,

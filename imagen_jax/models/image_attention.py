@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array
 
+from imagen_jax.devices.cpu_fusion import computed_once
 from imagen_jax.models.attention import cudnn_attention, cudnn_takes
 from imagen_jax.models.group_norm import GroupNorm
 from imagen_jax.models.layers import attend, zeros
@@ -48,6 +49,7 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x, text: TextEmbeddings | None):
+        x = computed_once(x)
         b, height, width, channels = x.shape
         norm = functools.partial(GroupNorm, fused=self.fused)
         h = norm(self.norm_groups, name="norm")(x).reshape(b, height * width, channels)

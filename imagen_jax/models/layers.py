@@ -13,6 +13,7 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
 from imagen_jax.devices.accelerators import runs_cudnn_attention
+from imagen_jax.devices.cpu_fusion import computed_once
 from imagen_jax.models.activations import ACTIVATIONS
 from imagen_jax.models.group_norm import GroupNorm
 from imagen_jax.typing import TextEmbeddings
@@ -187,14 +188,14 @@ class ResBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x, embedding):
-        activation = ACTIVATIONS[self.activation]
+        activation, x = ACTIVATIONS[self.activation], computed_once(x)
         norm = functools.partial(
             GroupNorm, self.norm_groups, self.norm_eps, activation, fused=self.fused
         )
         h = norm(name="norm1")(x)
         if self.resample:
             change = {"down": average_pool, "up": nearest_upsample}[self.resample]
-            h, x = change(h), change(x)
+            h, x = computed_once(change(h)), change(x)
         h, bias = Conv3x3(self.channels, self.dtype, add_bias=False, name="conv1")(h)
         if self.activate_embedding:
             embedding = activation(embedding)

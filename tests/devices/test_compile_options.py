@@ -24,7 +24,7 @@ def power(exponent, x):
 
 def test_options_that_this_jaxlib_does_not_know_are_left_out(monkeypatch):
     known = compiler_options("cpu")
-    assert list(known) == ["xla_cpu_experimental_ynn_fusion_type"]
+    assert list(known) == ["xla_cpu_experimental_ynn_fusion_type", "xla_disable_hlo_passes"]
     assert "CONVOLUTION" not in known["xla_cpu_experimental_ynn_fusion_type"]
     monkeypatch.setitem(
         compile_options.OPTIONS, "cpu", known | {"xla_cpu_of_another_version": True}
