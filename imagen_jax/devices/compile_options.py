@@ -34,15 +34,17 @@ def compiler_options(platform: str | None = None) -> dict[str, str | bool]:
     platform that JAX runs on); without those that this jaxlib does not know.
     """
     wanted = OPTIONS.get(platform or jax.default_backend(), {})
-    return {name: value for name, value in wanted.items() if _known(name, value)}
+    if _known(*wanted.items()):
+        return dict(wanted)
+    return dict(option for option in wanted.items() if _known(option))
 
 
 @functools.cache
-def _known(name: str, value: str | bool) -> bool:
-    """Whether a program can be compiled with an option: jax has no list of them."""
+def _known(*options: tuple[str, str | bool]) -> bool:
+    """Whether a program can be compiled with options: jax has no list of them."""
     program = jax.jit(lambda x: x).lower(jax.ShapeDtypeStruct((), "int32"))
     try:
-        program.compile({name: value})
+        program.compile(dict(options))
     except RuntimeError:  # No such compile option
         return False
     return True

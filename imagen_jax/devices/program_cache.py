@@ -108,7 +108,8 @@ def remembered(name: str, of: Any, make: Callable[[], Any]) -> Any:
 
 class KeptProgram(Program):
     """A `Program` whose traces are kept, where tracing takes as long as what JAX's compilation
-    cache keeps; for arguments that lie on one device.
+    cache keeps, for arguments of which some were put onto one device. What it gives may be moved to
+    others, as of `jax.jit`, if all that it takes may.
 
     results: named tuples that it returns.
     """
@@ -145,11 +146,12 @@ class KeptProgram(Program):
         device = None if cache_folder() is None else _only_device(leaves)
         if device is None:
             return None, leaves
-        avals = tuple(map(jax.typeof, leaves))
-        key = (static, tree, avals, device, settings())
+        avals, moved = tuple(map(jax.typeof, leaves)), not any(map(_stays, leaves))
+        key = (static, tree, avals, device, moved, settings())
         if key not in self._programs:
-            # By shapes alone: jax compiles another program where some arguments may be moved.
-            shapes = [_shape(aval, jax.sharding.SingleDeviceSharding(device)) for aval in avals]
+            # All or none may be moved: jax compiles another program for a mixture.
+            sharding = None if moved else jax.sharding.SingleDeviceSharding(device)
+            shapes = [_shape(aval, sharding) for aval in avals]
             self._programs[key] = self._run(static, tree, shapes, device).lower(*shapes).compile()
         return self._programs[key], leaves
 
@@ -176,7 +178,9 @@ class KeptProgram(Program):
             "settings": repr(settings()),
             "device": f"{device.platform} {device.device_kind} {jax.default_backend()}",
         }
-        if " at 0x" in made_from["of"]:  # a function, which has no description
+        moved = all(leaf.sharding is None for leaf in leaves)
+        # What an exported program gives is not to be moved; and a function has no description.
+        if moved or " at 0x" in made_from["of"]:
             return compiled(flat)
         content = read(name, made_from)
         if content is not None:
@@ -205,6 +209,9 @@ def kept_program(**options: Any) -> Callable[[Callable], KeptProgram]:
 
 
 def _stays(leaf: Any) -> bool:
+    """Whether an array, or one of this shape, is not to be moved to other devices."""
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return leaf.sharding is not None
     return isinstance(leaf, jax.Array) and leaf.committed
 
 

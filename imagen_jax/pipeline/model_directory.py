@@ -171,13 +171,14 @@ def open_params(
 
     def shapes(name: str) -> Params:
         files = open_tensors(directory, name)
+
+        def shape(path: str, leaf: Any) -> jax.ShapeDtypeStruct:
+            place = None if sharding is None else sharding(path, leaf.shape)
+            kept = kept_dtype(files[path].dtype, dtype)
+            return jax.ShapeDtypeStruct(leaf.shape, kept, sharding=place)
+
         flat = flatten(part_shapes(cascade, name))
-        return unflatten(
-            {
-                path: jax.ShapeDtypeStruct(leaf.shape, kept_dtype(files[path].dtype, dtype))
-                for path, leaf in flat.items()
-            }
-        )
+        return unflatten({path: shape(path, leaf) for path, leaf in flat.items()})
 
     readers = {name: partial(read, name) for name in component_names(cascade)}
     return LazyParams(readers, probe, shapes=shapes)

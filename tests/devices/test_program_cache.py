@@ -55,7 +55,7 @@ def process():
 
 
 def inputs(rng, size=5, dtype=np.float32):
-    x = rng.standard_normal(size).astype(dtype)
+    x = jax.device_put(rng.standard_normal(size).astype(dtype), jax.devices()[0])
     return {"x": x, "y": np.float32(rng.standard_normal())}, jax.random.key(rng.integers(2**31))
 
 
@@ -193,6 +193,28 @@ def test_other_programs_and_several_devices_have_it_as_their_part(cache, process
         np.testing.assert_allclose(other.total, alone.total, rtol=1e-6)
 
 
+@pytest.mark.parametrize("fixed", [(), ("x",), ("x", "y")])
+def test_what_is_prepared_runs_and_may_be_moved_where_all_that_it_takes_may(
+    cache, process, rng, fixed
+):
+    """As of `jax.jit`: what was put onto a device stays there."""
+    program, traces = process()
+    tree, key = inputs(rng)
+    for name, x in tree.items():
+        tree[name] = jax.device_put(x, jax.devices()[0]) if name in fixed else np.asarray(x)
+    shape = jax.ShapeDtypeStruct(tree["x"].shape, tree["x"].dtype)
+    if fixed:
+        shape = shape.update(sharding=tree["x"].sharding)
+    wanted = jax.jit(program.__wrapped__, static_argnums=0)(3, tree, key)
+    traces.clear()
+    given = program.prepare(3, {**tree, "x": shape}, key)
+    assert jax.tree.map(jax.typeof, given) == jax.tree.map(jax.typeof, wanted)
+    found = program(3, tree, key)
+    assert traces == [3]
+    jax.tree.map(np.testing.assert_array_equal, found, wanted)
+    assert found.total.committed == wanted.total.committed == bool(fixed)
+
+
 def test_a_function_has_no_description_that_another_process_would_know(cache, rng):
     program = KeptProgram(lambda act, x: act(x), static_argnums=0)
     x = rng.standard_normal(3).astype(np.float32)
@@ -230,7 +252,8 @@ network = EfficientUNetConfig((EfficientLevel(8, stride=2),), stem_channels=8, n
 stage = Stage("base", 4, network, conditioning=None)
 traces, upsample = [], sample.split_noise
 sample.split_noise = lambda *given: traces.append(1) or upsample(*given)
-given = jax.random.split(jax.random.key(0), 2), None, traced(Sampling())
+keys = jax.device_put(jax.random.split(jax.random.key(0), 2), jax.devices()[0])
+given = keys, None, traced(Sampling())
 state, _ = sample.start_stage(stage, (4, 4, 3), *given)
 print(len(traces), np.asarray(state.x).tobytes().hex())
 """
