@@ -177,14 +177,24 @@ def gather_shards(params: Any, mesh: Mesh) -> Any:
 
     Left to itself, XLA may split the arithmetic as the parameters are split. For a strided
     convolution whose kernel is split twice the gradient of its input is then wrong (jax issue
-    16894; seen on data 2 x fsdp 2 x tensor 2).
+    16894; seen on data 2 x fsdp 2 x tensor 2). Gradients are split again where they are summed, so
+    that a device receives no more of them than it keeps.
     """
     if mesh.shape["fsdp"] == 1:
         return params
 
     def gather(leaf, sharding):
-        spec = (None if axis == "fsdp" else axis for axis in sharding.spec)
-        return jax.lax.with_sharding_constraint(leaf, NamedSharding(mesh, PartitionSpec(*spec)))
+        spec = PartitionSpec(*(None if axis == "fsdp" else axis for axis in sharding.spec))
+
+        @jax.custom_vjp
+        def whole(part):
+            return jax.lax.with_sharding_constraint(part, NamedSharding(mesh, spec))
+
+        def gradient(_, d_whole):
+            return (jax.lax.with_sharding_constraint(d_whole, sharding),)
+
+        whole.defvjp(lambda part: (whole(part), None), gradient)
+        return whole(leaf)
 
     return jax.tree.map(gather, params, state_shardings(params, mesh))
 

@@ -14,10 +14,12 @@ from jaxtyping import Array, Float, Int
 from imagen_jax.devices.sharding import by_heads
 
 LANES = 128  # a TPU's: the kernel takes heads and sequences in multiples of it
+WHOLE = 2048  # keys of which a kernel takes all at a time
+KEPT = "attention"
 BLOCKS = (512, 384, 256, 128)  # tokens at a time, those that a sequence divides into
 
-# Queries, keys and values [b heads n head], lengths [b] or None: of each row the first so many
-# tokens are keys. Queries come scaled.
+# Queries [b heads n head], keys and values [b heads m head], lengths [b] or None: of each row the
+# first so many tokens are keys. Queries come scaled.
 Attention = Callable[[Array, Array, Array, Array | None], Array]
 
 
@@ -32,8 +34,8 @@ def fused_attention(mesh: Mesh | None) -> Attention | None:
 
 def splash(
     query: Float[Array, "b heads n head"],
-    key: Float[Array, "b heads n head"],
-    value: Float[Array, "b heads n head"],
+    key: Float[Array, "b heads m head"],
+    value: Float[Array, "b heads m head"],
     lengths: Int[Array, " b"] | None,
     interpret: bool = False,
 ) -> Float[Array, "b heads n head"]:
@@ -41,26 +43,36 @@ def splash(
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
-    heads, tokens, head = query.shape[1:]
-    more = (-tokens % LANES, -head % LANES)
-    parts = [jnp.pad(x, ((0, 0), (0, 0), (0, more[0]), (0, more[1]))) for x in (query, key, value)]
-    padded = tokens + more[0]
+    (heads, tokens), keys = query.shape[1:3], key.shape[2]
+    query, key, value = (
+        jnp.pad(x, ((0, 0), (0, 0), (0, -x.shape[2] % LANES), (0, 0)))
+        for x in (query, key, value)
+    )
     if lengths is None:
-        lengths = jnp.full(len(query), tokens)
-    real = (jnp.arange(padded) < lengths[:, None]).astype(jnp.int32)
-    block = next(size for size in BLOCKS if padded % size == 0)
+        lengths = jnp.full(len(query), keys)
+    real = (jnp.arange(key.shape[2]) < lengths[:, None]).astype(jnp.int32)
+    block, compute = (
+        next(size for size in BLOCKS if x.shape[2] % size == 0) for x in (query, key)
+    )
+    whole = key.shape[2] if key.shape[2] <= WHOLE else compute
+    minor = kernels.QKVLayout.SEQ_MINOR
     sizes = kernels.BlockSizes(
         block_q=block,
-        block_kv=block,
+        block_kv=whole,
+        block_kv_compute=compute,
         block_q_dkv=block,
-        block_kv_dkv=block,
+        block_kv_dkv=whole,
+        block_kv_dkv_compute=compute,
         use_fused_bwd_kernel=True,
+        q_layout=minor,
+        k_layout=minor,
+        v_layout=minor,
     )
-    mask = masks.MultiHeadMask([masks.FullMask((padded, padded))] * heads)
-    run = kernels.make_splash_mha_single_device(mask, block_sizes=sizes, interpret=interpret)
+    mask = masks.MultiHeadMask([masks.FullMask((query.shape[2], key.shape[2]))] * heads)
+    run = kernels.make_splash_mha_single_device(mask, block_sizes=sizes, residual_checkpoint_name=KEPT, interpret=interpret)
     # A query reads the keys of its own segment: all queries are of that of the real tokens.
-    segments = kernels.SegmentIds(jnp.ones_like(real), real)
-    return jax.vmap(run)(*parts, segments)[..., :tokens, :head]
+    segments = kernels.SegmentIds(jnp.ones(query.shape[::2], jnp.int32), real)
+    return jax.vmap(run)(query, key, value, segments)[..., :tokens, :]
 
 
 def cudnn_takes(head: int, dtype: jnp.dtype) -> bool:

@@ -6,7 +6,13 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array
 
-from imagen_jax.models.attention import cudnn_attention, cudnn_takes
+from imagen_jax.models import attention as fused_attention
+from imagen_jax.models.attention import (
+    cudnn_attention,
+    cudnn_takes,
+    merge_heads,
+    split_heads,
+)
 from imagen_jax.models.group_norm import GroupNorm
 from imagen_jax.models.layers import attend, zeros
 from imagen_jax.typing import TextEmbeddings
@@ -45,6 +51,7 @@ class Attention(nn.Module):
     joint: bool = True
     norm_groups: int = 32
     fused: bool = False
+    attention: fused_attention.Attention | None = None
 
     @nn.compact
     def __call__(self, x, text: TextEmbeddings | None):
@@ -70,8 +77,18 @@ class Attention(nn.Module):
             return x
         key, value, mask = (jnp.concatenate(parts, axis=1) for parts in zip(*sources, strict=True))
         masked = self.mask_text and text is not None
-        if self.fused and cudnn_takes(self.hidden // self.heads, self.dtype):
-            lengths = mask.sum(1, dtype=jnp.int32) if masked else None
+        lengths = mask.sum(1, dtype=jnp.int32) if masked else None
+        if self.attention is not None and height * width >= 256:
+            scaled = query * (self.hidden // self.heads) ** -0.5
+            parts = [
+                jnp.swapaxes(
+                    jnp.swapaxes(x, 1, 2).reshape(b, self.heads, -1, x.shape[1]), 2, 3
+                )
+                for x in (scaled, key, value)
+            ]
+            out = self.attention(*parts, lengths)
+            out = jnp.swapaxes(out, 1, 2).reshape(b, height * width, -1)
+        elif self.fused and cudnn_takes(self.hidden // self.heads, self.dtype):
             out = cudnn_attention(query, key, value, self.heads, lengths)
         else:
             out = attend(query, key, value, self.heads, mask[:, None, None] if masked else None)

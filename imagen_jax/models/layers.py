@@ -52,7 +52,10 @@ def rematerialized(
     """
     if remat is False:
         return block
-    policy = _is_product if remat == "products" else None
+    policy = None
+    if remat == "products":
+        fused = jax.checkpoint_policies.save_only_these_names("attention")
+        policy = jax.checkpoint_policies.save_from_both_policies(_is_product, fused)
     return nn.remat(block, prevent_cse=prevent_cse, policy=policy)
 
 

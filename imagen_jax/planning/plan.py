@@ -16,7 +16,7 @@ from imagen_jax.devices.chips import Chip
 from imagen_jax.devices.compile_options import compiler_options
 from imagen_jax.planning.costs import Cost, Costs, estimate
 from imagen_jax.planning.lowering import Lowered, lower_sampling, lower_training
-from imagen_jax.planning.targets import GPU_SHARE, Target, find_target
+from imagen_jax.planning.targets import GPU_SHARE, TPU_SHARE, Target, find_target
 from imagen_jax.training.run_config import RunConfig
 
 SHOWN = 12  # of the layers that take longest
@@ -36,7 +36,8 @@ def plan(
 ) -> dict[str, Any]:
     """Memory, FLOPs, bytes, kernels, collectives and time of a run on a topology, as JSON values.
 
-    Of TPUs, `by_compiler` is the time that the compiler expects. NVIDIA's expects none: `floor` is
+    Of TPUs, `by_compiler` is the time that the compiler expects, with kernels of which it expects
+    nothing at the peak, and `reached` with these at a share of it. NVIDIA's expects none: `floor` is
     what a step takes at least, every kernel at the share of the peak that the best ones reach or at
     the full bandwidth of the memory.
 
@@ -54,10 +55,14 @@ def plan(
     else:
         lowered = lower_training(config, mesh)
     compiled, text, compiler = _timed(lowered.program, target)
-    costs = estimate(
-        text, target.reached, len(devices), loops=lowered.loops, kernels=lowered.kernels
+    at_peak, costs = (
+        estimate(text, at, len(devices), loops=lowered.loops, kernels=lowered.kernels)
+        for at in (chip, target.reached)
     )
-    speed = _speed(lowered, costs, chip, len(devices), config.num_steps, sample)
+    peak_speed, speed = (
+        _speed(lowered, found, chip, len(devices), config.num_steps, sample)
+        for found in (at_peak, costs)
+    )
     return {
         "stage": config.stage.name,
         "what": "sampling" if sample else "training",
@@ -83,7 +88,12 @@ def plan(
         **(
             {"kernels": costs.by_kind, "share_of_peak": GPU_SHARE, "floor": speed}
             if target.unit == "GPU"
-            else {"without_cycles": by_layer(costs.without_cycles), "by_compiler": speed}
+            else {
+                "without_cycles": by_layer(at_peak.without_cycles),
+                "by_compiler": peak_speed,
+                "share_of_peak": TPU_SHARE,
+                "reached": speed,
+            }
         ),
         "compiler": compiler,
     }
