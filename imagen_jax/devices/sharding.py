@@ -172,6 +172,20 @@ def state_shardings(state: Any, mesh: Mesh) -> Any:
     return jax.tree_util.tree_map_with_path(sharding, state)
 
 
+def frozen_shardings(frozen: Any, mesh: Mesh, split: bool = True) -> Any:
+    """NamedShardings for parameters that are read and not trained: those of `state_shardings`, or,
+    not `split`, whole on each device along `fsdp`.
+    """
+    shardings = state_shardings(frozen, mesh)
+    return shardings if split else jax.tree.map(whole_along_fsdp, shardings)
+
+
+def whole_along_fsdp(sharding: NamedSharding) -> NamedSharding:
+    """The same, but not split over `fsdp`."""
+    spec = (None if axis == "fsdp" else axis for axis in sharding.spec)
+    return NamedSharding(sharding.mesh, PartitionSpec(*spec))
+
+
 def gather_shards(params: Any, mesh: Mesh) -> Any:
     """Inside a jitted function: parameters whole along `fsdp`, as a layer uses them.
 
@@ -184,11 +198,9 @@ def gather_shards(params: Any, mesh: Mesh) -> Any:
         return params
 
     def gather(leaf, sharding):
-        spec = PartitionSpec(*(None if axis == "fsdp" else axis for axis in sharding.spec))
-
         @jax.custom_vjp
         def whole(part):
-            return jax.lax.with_sharding_constraint(part, NamedSharding(mesh, spec))
+            return jax.lax.with_sharding_constraint(part, whole_along_fsdp(sharding))
 
         def gradient(_, d_whole):
             return (jax.lax.with_sharding_constraint(d_whole, sharding),)

@@ -23,9 +23,10 @@ SHOWN = 12  # of the layers that take longest
 
 
 def bytes_a_chip(tree: Any, mesh: Any) -> int:
-    """Bytes of a pytree's arrays that one device keeps, by the rules of training."""
+    """Bytes of a pytree's arrays that one device keeps: where they lie, or by the rules of training."""
 
     def size(leaf: Any, where: jax.sharding.Sharding) -> int:
+        where = leaf.sharding or where
         return math.prod(where.shard_shape(leaf.shape)) * np.dtype(leaf.dtype).itemsize
 
     return sum(jax.tree.leaves(jax.tree.map(size, tree, sharding.state_shardings(tree, mesh))))
