@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float
 
 from imagen_jax.devices.accelerators import runs_cudnn_attention
 from imagen_jax.models.activations import ACTIVATIONS
+from imagen_jax.models.attention import KEPT
 from imagen_jax.models.group_norm import GroupNorm
 from imagen_jax.typing import TextEmbeddings
 
@@ -54,8 +55,8 @@ def rematerialized(
         return block
     policy = None
     if remat == "products":
-        fused = jax.checkpoint_policies.save_only_these_names("attention")
-        policy = jax.checkpoint_policies.save_from_both_policies(_is_product, fused)
+        named = jax.checkpoint_policies.save_only_these_names(KEPT)
+        policy = jax.checkpoint_policies.save_from_both_policies(_is_product, named)
     return nn.remat(block, prevent_cse=prevent_cse, policy=policy)
 
 

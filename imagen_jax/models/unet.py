@@ -9,7 +9,7 @@ import functools
 import jax.numpy as jnp
 from flax import linen as nn
 
-from imagen_jax.models import attention as fused_attention
+from imagen_jax.models.attention import Attention as FusedAttention
 from imagen_jax.models.bounds import ATTENTIONS, check_bounds, check_choice, check_network
 from imagen_jax.models.group_norm import GroupNorm
 from imagen_jax.models.image_attention import Attention
@@ -124,10 +124,12 @@ def _embed(cfg: UNetConfig, time, text: TextEmbeddings | None, label, aug_level)
 
 
 class UNet(nn.Module):
-    """`UNetConfig` as a network: images [B,H,W,C] and 1000*t [B] to images [B,H,W,out_channels]."""
+    """`UNetConfig` as a network: images [B,H,W,C] and 1000*t [B] to images [B,H,W,out_channels].
+    `attention`: the fused one of TPUs, where it runs on them.
+    """
 
     config: UNetConfig
-    attention: fused_attention.Attention | None = None
+    attention: FusedAttention | None = None
 
     @nn.compact
     def __call__(self, x, time, text: TextEmbeddings | None, label, low_res, aug_level):
