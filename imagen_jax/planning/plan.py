@@ -23,7 +23,7 @@ SHOWN = 12  # of the layers that take longest
 
 
 def bytes_a_chip(tree: Any, mesh: Any) -> int:
-    """Bytes of a pytree's arrays that one device keeps: as they lie, or by the rules of training."""
+    """Bytes of a pytree's arrays that a device keeps, as they lie, or by the rules of training."""
 
     def size(leaf: Any, where: jax.sharding.Sharding) -> int:
         where = leaf.sharding or where
@@ -39,8 +39,8 @@ def plan(
 
     Of TPUs, `by_compiler` is the time that the compiler expects, with kernels of which it expects
     nothing at the peak, and `reached` with these at a share of it. NVIDIA's expects none: `floor`
-    is what a step takes at least, every kernel at the share of the peak that the best ones reach or at
-    the full bandwidth of the memory.
+    is what a step takes at least, every kernel at the share of the peak that the best ones reach or
+    at the full bandwidth of the memory.
 
     sample: plan the sampler, on `images` images at a time (None: one a device), not the train step.
 
