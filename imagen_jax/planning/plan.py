@@ -79,12 +79,7 @@ def plan(
         "accumulation": config.optimizer.accumulation,
         "memory": _memory(lowered, compiled, mesh, target),
         "flops": _flops(lowered, compiled, costs.flops * len(devices)),
-        "roofline": {  # named so in earlier plans
-            "exposed_collectives": costs.waits["links"],
-            "exposed_copies": costs.waits["copies"],
-            "bytes": costs.hbm_bytes,
-            "collectives": costs.collectives,
-        },
+        "roofline": _traffic(costs),  # named so in earlier plans
         "heaviest": by_layer(costs.kernels)[:SHOWN],
         **(
             {"kernels": costs.by_kind, "share_of_peak": GPU_SHARE, "floor": speed}
@@ -174,6 +169,16 @@ def _flops(lowered: Lowered, compiled: Any, counted: float) -> dict[str, Any]:
         "by_kind": lowered.counted,
         "compiled": counted,
         "compiled_over_counted": counted / from_jaxpr,
+    }
+
+
+def _traffic(costs: Costs) -> dict[str, Any]:
+    """Bytes of HBM and of the links, and the seconds that the core waits for them."""
+    return {
+        "exposed_collectives": costs.waits["links"],
+        "exposed_copies": costs.waits["copies"],
+        "bytes": costs.hbm_bytes,
+        "collectives": costs.collectives,
     }
 
 
