@@ -40,6 +40,8 @@ def get_config() -> ConfigDict:
             "ema_decay": 0.9999,
             "init_from": None,
             "frozen_dtype": "bfloat16",
+            # T5-XXL whole on each chip: 9.5 GB. Chips of 16 GB must share it.
+            "frozen_split": False,
         }
     )
     config.stage = {

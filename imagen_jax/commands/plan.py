@@ -3,7 +3,7 @@ it takes.
 
     python scripts/plan.py --config configs/imagen_base64.py --topology v5p:4x4x4
     python scripts/plan.py --config configs/imagen_base64.py --topology v5e:16x16 \
-        --config.mesh.fsdp=16 --config.mesh.data=16 --json plan.json
+        --config.frozen_split=True --json plan.json
     python scripts/plan.py --config configs/imagen_sr256.py --topology v5e:2x4 --sample
     python scripts/plan.py --config configs/imagen_base64_small.py --topology h100:8
 

@@ -172,19 +172,41 @@ def state_shardings(state: Any, mesh: Mesh) -> Any:
     return jax.tree_util.tree_map_with_path(sharding, state)
 
 
+def frozen_shardings(frozen: Any, mesh: Mesh, split: bool = True) -> Any:
+    """NamedShardings for parameters that are read and not trained: those of `state_shardings`, or,
+    not `split`, whole on each device along `fsdp`.
+    """
+    shardings = state_shardings(frozen, mesh)
+    return shardings if split else jax.tree.map(whole_along_fsdp, shardings)
+
+
+def whole_along_fsdp(sharding: NamedSharding) -> NamedSharding:
+    """The same, but not split over `fsdp`."""
+    spec = (None if axis == "fsdp" else axis for axis in sharding.spec)
+    return NamedSharding(sharding.mesh, PartitionSpec(*spec))
+
+
 def gather_shards(params: Any, mesh: Mesh) -> Any:
     """Inside a jitted function: parameters whole along `fsdp`, as a layer uses them.
 
     Left to itself, XLA may split the arithmetic as the parameters are split. For a strided
     convolution whose kernel is split twice the gradient of its input is then wrong (jax issue
-    16894; seen on data 2 x fsdp 2 x tensor 2).
+    16894; seen on data 2 x fsdp 2 x tensor 2). Gradients are split again where they are summed, so
+    that a device receives no more of them than it keeps.
     """
     if mesh.shape["fsdp"] == 1:
         return params
 
     def gather(leaf, sharding):
-        spec = (None if axis == "fsdp" else axis for axis in sharding.spec)
-        return jax.lax.with_sharding_constraint(leaf, NamedSharding(mesh, PartitionSpec(*spec)))
+        @jax.custom_vjp
+        def whole(part):
+            return jax.lax.with_sharding_constraint(part, whole_along_fsdp(sharding))
+
+        def gradient(_, d_whole):
+            return (jax.lax.with_sharding_constraint(d_whole, sharding),)
+
+        whole.defvjp(lambda part: (whole(part), None), gradient)
+        return whole(leaf)
 
     return jax.tree.map(gather, params, state_shardings(params, mesh))
 

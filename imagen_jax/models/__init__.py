@@ -154,7 +154,8 @@ def apply(
     inputs = (x, time, text, label, low_res, aug_level)
     if not isinstance(config, TransformerConfig):
         whole = params if gather is None else gather(params)
-        return MODULES[type(config)](config).apply({"params": whole}, *inputs)
+        fused = {"attention": attention} if isinstance(config, UNetConfig) else {}
+        return MODULES[type(config)](config, **fused).apply({"params": whole}, *inputs)
     if gather is not None:
         stacked = {name: part for name, part in params.items() if STACKED.search(f"{name}/")}
         params = gather({name: params[name] for name in params.keys() - stacked}) | stacked

@@ -13,11 +13,13 @@ from jaxtyping import Array, Float, Int
 
 from imagen_jax.devices.sharding import by_heads
 
-LANES = 128  # a TPU's: the kernel takes heads and sequences in multiples of it
+LANES = 128  # a TPU's: the kernel takes sequences in multiples of it
 BLOCKS = (512, 384, 256, 128)  # tokens at a time, those that a sequence divides into
+WHOLE = 2048  # so many keys lie beside the core together: the queries' gradient is not in parts
+KEPT = "attention"  # the kernel's results, which remat "products" keeps
 
-# Queries, keys and values [b heads n head], lengths [b] or None: of each row the first so many
-# tokens are keys. Queries come scaled.
+# Queries [b heads n head], keys and values [b heads m head], lengths [b] or None: of each row the
+# first so many tokens are keys. Queries come scaled.
 Attention = Callable[[Array, Array, Array, Array | None], Array]
 
 
@@ -32,35 +34,47 @@ def fused_attention(mesh: Mesh | None) -> Attention | None:
 
 def splash(
     query: Float[Array, "b heads n head"],
-    key: Float[Array, "b heads n head"],
-    value: Float[Array, "b heads n head"],
+    key: Float[Array, "b heads m head"],
+    value: Float[Array, "b heads m head"],
     lengths: Int[Array, " b"] | None,
     interpret: bool = False,
 ) -> Float[Array, "b heads n head"]:
-    """Attention of scaled queries on one TPU; `interpret` runs it elsewhere, slowly."""
+    """Attention of scaled queries on one TPU; `interpret` runs it elsewhere, slowly.
+
+    Heads narrower than the lanes are read with tokens in the lanes, which pads nothing: made by
+    `narrow_heads`, they lie so.
+    """
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
-    heads, tokens, head = query.shape[1:]
-    more = (-tokens % LANES, -head % LANES)
-    parts = [jnp.pad(x, ((0, 0), (0, 0), (0, more[0]), (0, more[1]))) for x in (query, key, value)]
-    padded = tokens + more[0]
+    (heads, tokens, head), keys = query.shape[1:], key.shape[2]
+    query, key, value = (
+        jnp.pad(x, ((0, 0), (0, 0), (0, -x.shape[2] % LANES), (0, 0))) for x in (query, key, value)
+    )
     if lengths is None:
-        lengths = jnp.full(len(query), tokens)
-    real = (jnp.arange(padded) < lengths[:, None]).astype(jnp.int32)
-    block = next(size for size in BLOCKS if padded % size == 0)
+        lengths = jnp.full(len(query), keys)
+    real = (jnp.arange(key.shape[2]) < lengths[:, None]).astype(jnp.int32)
+    block, block_kv = (next(n for n in BLOCKS if x.shape[2] % n == 0) for x in (query, key))
+    whole = key.shape[2] if key.shape[2] <= WHOLE else block_kv
+    layouts = kernels.QKVLayout
+    layout = layouts.SEQ_MINOR if head % LANES else layouts.HEAD_DIM_MINOR
     sizes = kernels.BlockSizes(
         block_q=block,
-        block_kv=block,
+        block_kv=whole,
+        block_kv_compute=block_kv,
         block_q_dkv=block,
-        block_kv_dkv=block,
+        block_kv_dkv=whole,
+        block_kv_dkv_compute=block_kv,
         use_fused_bwd_kernel=True,
+        **dict.fromkeys(("q_layout", "k_layout", "v_layout"), layout),
     )
-    mask = masks.MultiHeadMask([masks.FullMask((padded, padded))] * heads)
-    run = kernels.make_splash_mha_single_device(mask, block_sizes=sizes, interpret=interpret)
+    mask = masks.MultiHeadMask([masks.FullMask((query.shape[2], key.shape[2]))] * heads)
+    run = kernels.make_splash_mha_single_device(
+        mask, block_sizes=sizes, residual_checkpoint_name=KEPT, interpret=interpret
+    )
     # A query reads the keys of its own segment: all queries are of that of the real tokens.
-    segments = kernels.SegmentIds(jnp.ones_like(real), real)
-    return jax.vmap(run)(*parts, segments)[..., :tokens, :head]
+    segments = kernels.SegmentIds(jnp.ones(query.shape[::2], jnp.int32), real)
+    return jax.vmap(run)(query, key, value, segments)[:, :, :tokens]
 
 
 def cudnn_takes(head: int, dtype: jnp.dtype) -> bool:
@@ -139,6 +153,12 @@ def _swap(half: int, dtype) -> Float[Array, "head head"]:
     swap, pairs = np.zeros((2 * half, 2 * half), np.float32), np.arange(half)
     swap[pairs + half, pairs], swap[pairs, pairs + half] = -1, 1
     return jnp.asarray(swap, dtype)
+
+
+def narrow_heads(x: Float[Array, "b n width"], heads: int) -> Float[Array, "b heads n head"]:
+    """Channels to heads, by way of [b width n], whose channels are split without moving them."""
+    by_tokens = jnp.swapaxes(x, 1, 2).reshape(len(x), heads, -1, x.shape[1])
+    return jnp.swapaxes(by_tokens, 2, 3)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))

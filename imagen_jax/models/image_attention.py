@@ -7,10 +7,14 @@ from flax import linen as nn
 from jaxtyping import Array
 
 from imagen_jax.devices.cpu_fusion import computed_once
-from imagen_jax.models.attention import cudnn_attention, cudnn_takes
+from imagen_jax.models.attention import Attention as FusedAttention
+from imagen_jax.models.attention import cudnn_attention, cudnn_takes, narrow_heads
 from imagen_jax.models.group_norm import GroupNorm
 from imagen_jax.models.layers import attend, zeros
 from imagen_jax.typing import TextEmbeddings
+
+# Pixels of a feature map from which on a TPU's fused attention serves: its blocks are 128 tokens.
+FUSED_FROM = 256
 
 
 class Weights(nn.Module):
@@ -33,8 +37,8 @@ class Attention(nn.Module):
     F.1); "cross": text only (F.3). `hidden` is the width of all heads together. `text_norm`:
     "layer" (a LayerNorm a token), "group" (one GroupNorm over all tokens) or None. `mask_text`
     False attends to padding too. `joint`: key and value share one matrix. `fused`: the norm's form
-    (`GroupNorm`), one product for what reads the same, and where it can attention by cuDNN, for
-    which the text must have its real tokens first.
+    (`GroupNorm`), one product for what reads the same, and where it can attention by cuDNN.
+    `attention`: a TPU's, for large feature maps. Both want the text's real tokens first.
     """
 
     kind: str
@@ -46,6 +50,7 @@ class Attention(nn.Module):
     joint: bool = True
     norm_groups: int = 32
     fused: bool = False
+    attention: FusedAttention | None = None
 
     @nn.compact
     def __call__(self, x, text: TextEmbeddings | None):
@@ -72,8 +77,13 @@ class Attention(nn.Module):
             return x
         key, value, mask = (jnp.concatenate(parts, axis=1) for parts in zip(*sources, strict=True))
         masked = self.mask_text and text is not None
-        if self.fused and cudnn_takes(self.hidden // self.heads, self.dtype):
-            lengths = mask.sum(1, dtype=jnp.int32) if masked else None
+        lengths = mask.sum(1, dtype=jnp.int32) if masked else None
+        if self.attention is not None and self.kind == "self" and height * width >= FUSED_FROM:
+            query *= (self.hidden // self.heads) ** -0.5
+            parts = (narrow_heads(x, self.heads) for x in (query, key, value))
+            out = self.attention(*parts, lengths)
+            out = jnp.swapaxes(out, 1, 2).reshape(b, height * width, self.hidden)
+        elif self.fused and cudnn_takes(self.hidden // self.heads, self.dtype):
             out = cudnn_attention(query, key, value, self.heads, lengths)
         else:
             out = attend(query, key, value, self.heads, mask[:, None, None] if masked else None)

@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float
 from imagen_jax.devices.accelerators import runs_cudnn_attention
 from imagen_jax.devices.cpu_fusion import computed_once
 from imagen_jax.models.activations import ACTIVATIONS
+from imagen_jax.models.attention import KEPT
 from imagen_jax.models.group_norm import GroupNorm
 from imagen_jax.typing import TextEmbeddings
 
@@ -53,7 +54,10 @@ def rematerialized(
     """
     if remat is False:
         return block
-    policy = _is_product if remat == "products" else None
+    policy = None
+    if remat == "products":
+        named = jax.checkpoint_policies.save_only_these_names(KEPT)
+        policy = jax.checkpoint_policies.save_from_both_policies(_is_product, named)
     return nn.remat(block, prevent_cse=prevent_cse, policy=policy)
 
 

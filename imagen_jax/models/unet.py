@@ -9,6 +9,7 @@ import functools
 import jax.numpy as jnp
 from flax import linen as nn
 
+from imagen_jax.models.attention import Attention as FusedAttention
 from imagen_jax.models.bounds import ATTENTIONS, check_bounds, check_choice, check_network
 from imagen_jax.models.group_norm import GroupNorm
 from imagen_jax.models.image_attention import Attention
@@ -123,9 +124,12 @@ def _embed(cfg: UNetConfig, time, text: TextEmbeddings | None, label, aug_level)
 
 
 class UNet(nn.Module):
-    """`UNetConfig` as a network: images [B,H,W,C] and 1000*t [B] to images [B,H,W,out_channels]."""
+    """`UNetConfig` as a network: images [B,H,W,C] and 1000*t [B] to images [B,H,W,out_channels].
+    `attention`: the fused one of TPUs, where it runs on them.
+    """
 
     config: UNetConfig
+    attention: FusedAttention | None = None
 
     @nn.compact
     def __call__(self, x, time, text: TextEmbeddings | None, label, low_res, aug_level):
@@ -133,7 +137,7 @@ class UNet(nn.Module):
         fused = takes_fused(cfg.fused, cfg.dtype)
         norm = cfg.norm_groups, cfg.norm_eps
         wrap = functools.partial(rematerialized, remat=cfg.remat)
-        if fused and cfg.mask_text:
+        if (fused or self.attention is not None) and cfg.mask_text:
             text = real_tokens_first(text)
         embedding, text = _embed(cfg, time, text, label, aug_level)
 
@@ -145,7 +149,7 @@ class UNet(nn.Module):
             if kind is None:
                 return h
             heads = max(1, h.shape[-1] // cfg.head_channels)
-            options = (cfg.text_norm, cfg.mask_text, False, cfg.norm_groups, fused)
+            options = (cfg.text_norm, cfg.mask_text, False, cfg.norm_groups, fused, self.attention)
             return wrap(Attention)(kind, heads, h.shape[-1], dtype, *options, name=name)(h, text)
 
         if cfg.low_res_channels:

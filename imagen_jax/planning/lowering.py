@@ -73,6 +73,8 @@ def lower_training(config: RunConfig, mesh: Any) -> Lowered:
     encoder = build.make_text_encoder(config)
     train_step, init, frozen = build.make_training(config, encoder, mesh)
     state, batch = jax.eval_shape(init, jax.random.key(0)), abstract_batch(config)
+    where = sharding.frozen_shardings(frozen, mesh, config.frozen_split)
+    frozen = _placed(frozen, where)
     averages = state.ema, state.power_ema
     parts = {"parameters": state.params, "optimizer": state.opt_state, "ema": averages}
     if jax.tree.leaves(frozen):

@@ -5,7 +5,7 @@ from typing import Any
 
 COLUMNS = (
     *("plan", "state", "encoder", "temporaries", "in all", "compiled / counted", "links", "waits"),
-    *("step", "images/s", "MFU", "HFU", "days", "chip-days", "made in"),
+    *("step", "at 60 %", "images/s", "MFU", "HFU", "days", "chip-days", "made in"),
 )
 GPU_COLUMNS = (
     *("plan", "state", "encoder", "temporaries", "in all", "kernels", "HBM traffic", "links"),
@@ -70,6 +70,7 @@ def _cells(figures: Mapping[str, Any]) -> list[str]:
         _links(figures),
         f"{times['exposed_collectives'] * 1e3:.0f} ms",
         f"{speed['seconds']:.3f} s",
+        f"{figures['reached']['seconds']:.3f} s" if "reached" in figures else "-",
         f"{speed['images_per_second']:,.0f}",
         f"{speed['mfu']:.1%}",
         f"{speed['hfu']:.1%}",

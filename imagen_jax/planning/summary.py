@@ -84,7 +84,9 @@ def _time_lines(figures: dict[str, Any]) -> list[str]:
     if rough:
         lines += [
             f"{sum(item['count'] for item in rough)} kernels without cycles take "
-            f"{sum(item['seconds'] for item in rough) * 1e3:.1f} ms by their FLOPs and bytes:",
+            f"{sum(item['seconds'] for item in rough) * 1e3:.1f} ms by their FLOPs and bytes; at "
+            f"{figures['share_of_peak']:.0%} of the peak a step takes "
+            f"{figures['reached']['seconds']:.3f} s, MFU {figures['reached']['mfu']:.1%}:",
             *map(_layer_line, rough[:SHOWN]),
         ]
     return lines

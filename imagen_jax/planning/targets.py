@@ -17,6 +17,8 @@ FORMS = (
 )
 # The best that large matrix products reach on an H100 or H200 of its peak.
 GPU_SHARE = 0.8
+# What a custom kernel of a TPU, of which the compiler gives no cycles, is taken to reach.
+TPU_SHARE = 0.6
 # What a program may use of a GPU's memory; the rest is CUDA's, cuDNN's and NCCL's.
 GPU_USABLE = 0.95
 
@@ -66,9 +68,9 @@ def gpu_shape(name: str) -> tuple[int, int]:
     return hosts, each
 
 
-def slower(chip: Chip) -> Chip:
-    """A GPU with the share of its peak that kernels reach at best."""
-    return dataclasses.replace(chip, flops=GPU_SHARE * chip.flops)
+def slower(chip: Chip, share: float = GPU_SHARE) -> Chip:
+    """A chip with the share of its peak that kernels reach."""
+    return dataclasses.replace(chip, flops=share * chip.flops)
 
 
 def _gpus(name: str) -> Target:
@@ -106,4 +108,4 @@ def _tpus(name: str) -> Target:
     if chip.name == "v4":
         # Its compiler takes the two cores of a chip for devices unless it runs on one.
         raise ValueError(f"{name!r}: v4 cannot be compiled for without a v4; plan another TPU")
-    return Target(name, "chip", found, chip, chip, int(chip.hbm))
+    return Target(name, "chip", found, chip, slower(chip, TPU_SHARE), int(chip.hbm))

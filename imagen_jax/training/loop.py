@@ -256,8 +256,8 @@ def trace_step(
     """`train_step(state, batch, key, frozen)` for this mesh, with the state donated.
 
     `key` is the run's; the step gets fold_in(key, state.step). `frozen`: parameters that the step
-    reads and does not train. Shapes will do in place of arrays. To be lowered, and compiled with
-    `compiler_options` for the mesh's platform.
+    reads and does not train, where they lie. Shapes will do in place of arrays. To be lowered, and
+    compiled with `compiler_options` for the mesh's platform.
     """
     shardings = state_shardings(state, mesh)
 
@@ -267,12 +267,7 @@ def trace_step(
 
     jitted = jax.jit(
         step,
-        in_shardings=(
-            shardings,
-            batch_sharding(mesh),
-            replicated(mesh),
-            state_shardings(frozen, mesh),
-        ),
+        in_shardings=(shardings, batch_sharding(mesh), replicated(mesh), None),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
     )

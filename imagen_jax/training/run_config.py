@@ -285,9 +285,10 @@ class RunConfig:
 
     ema: power-law averages, beside that of `ema_decay` or in its place.
     lora: train an adapter alone, and leave the weights of `init_from` as they are. frozen_dtype: of
-    the parameters that are read and not trained. label_dropout: share of the class labels that are
-    dropped, for guidance (of texts: text.dropout). skip_batches: numbers of batches to leave out,
-    "1200:1210" or several of these with commas.
+    the parameters that are read and not trained. frozen_split: devices along fsdp share these too;
+    whole on each they take more memory, and nothing waits for them. label_dropout: share of the
+    class labels that are dropped, for guidance (of texts: text.dropout). skip_batches: numbers of
+    batches to leave out, "1200:1210" or several of these with commas.
     """
 
     stage: Stage
@@ -307,6 +308,7 @@ class RunConfig:
     init_from: str | None = None
     lora: LoraConfig | None = None
     frozen_dtype: Literal["float32", "bfloat16"] = "float32"
+    frozen_split: bool = True
     label_dropout: float = 0.1
     skip_batches: str | None = None
 

@@ -197,7 +197,8 @@ def read_frozen(
         where = f"the text encoder's weights in {build.encoder_source(config)}"
         check_weights(shapes.text_encoder, text_encoder, where)
     frozen = Frozen(network, text_encoder)
-    return jax.tree.map(hosts.place, frozen, sharding.state_shardings(frozen, mesh))
+    where = sharding.frozen_shardings(frozen, mesh, config.frozen_split)
+    return jax.tree.map(hosts.place, frozen, where)
 
 
 def read_network(config: RunConfig, dtype: str, mesh: jax.sharding.Mesh) -> Params:

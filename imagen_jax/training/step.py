@@ -90,7 +90,7 @@ def drop_text(
 ) -> TextEmbeddings:
     """Null text where `drop` is True: a batch of one, or zeros (section 2.2) when None."""
     if null is None:
-        null = text_encoder.null_text(*text.values.shape)
+        null = text_encoder.null_text(1, *text.values.shape[1:])
     values = jnp.where(drop[:, None, None], null.values, text.values)
     return TextEmbeddings(values, jnp.where(drop[:, None], null.mask, text.mask))
 

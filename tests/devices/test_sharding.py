@@ -10,6 +10,7 @@ from imagen_jax.devices.sharding import (
     MeshConfig,
     batch_sharding,
     check_batch,
+    frozen_shardings,
     gather_shards,
     make_mesh,
     mesh_shape,
@@ -131,3 +132,29 @@ def test_a_strided_convolution_has_the_gradient_of_one_device():
     for name, kernel in expected.items():
         got = split[name]["kernel"]
         np.testing.assert_allclose(got, kernel["kernel"], rtol=1e-3, atol=1e-6)
+
+
+def test_a_gradient_is_split_as_its_parameter_is():
+    both = mesh(2, 4)
+    keys = jax.random.split(jax.random.key(1))
+    params = {"dense": {"kernel": jax.random.normal(keys[0], (64, 256))}}
+    x = jax.random.normal(keys[1], (8, 64))
+
+    def loss(params, x):
+        return jnp.sin(x @ gather_shards(params, both)["dense"]["kernel"]).sum()
+
+    shardings = state_shardings(params, both)
+    found = jax.jit(jax.grad(loss), in_shardings=(shardings, batch_sharding(both)))(params, x)
+    kernel = found["dense"]["kernel"]
+    assert kernel.sharding.is_equivalent_to(shardings["dense"]["kernel"], kernel.ndim)
+    assert "fsdp" in shardings["dense"]["kernel"].spec
+    expected = jax.grad(lambda kernel: jnp.sin(x @ kernel).sum())(params["dense"]["kernel"])
+    np.testing.assert_allclose(kernel, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_frozen_parameters_may_lie_whole_along_fsdp():
+    devices, frozen = mesh(1, 4, 2), {"dense": {"kernel": np.zeros((512, 1024), np.float32)}}
+    (rules,) = jax.tree.leaves(frozen_shardings(frozen, devices))
+    (whole,) = jax.tree.leaves(frozen_shardings(frozen, devices, split=False))
+    assert set(rules.spec) - set(whole.spec) == {"fsdp"}
+    assert "tensor" in whole.spec

@@ -16,6 +16,7 @@ from imagen_jax.models.dense import Dense, gated
 from imagen_jax.models.layers import RMSNorm
 from imagen_jax.models.positions import rotate
 from imagen_jax.models.transformer import TransformerConfig
+from imagen_jax.models.unet import UNetConfig, UNetLevel
 from imagen_jax.training import flops
 from imagen_jax.typing import TextEmbeddings
 
@@ -45,9 +46,10 @@ def plain(query, key, value, lengths):
     return jnp.swapaxes(out, 1, 2)
 
 
-@pytest.mark.parametrize("lengths", [None, (37, 150)])
-def test_the_fused_attention_is_the_plain_one(lengths):
+@pytest.mark.parametrize(("lengths", "keys"), [(None, 150), ((37, 150), 150), ((131, 140), 140)])
+def test_the_fused_attention_is_the_plain_one(lengths, keys):
     inputs = [0.3 * x for x in values((2, 2, 150, 24), 3)]  # neither side a multiple of 128
+    inputs[1:] = [x[:, :, :keys] for x in inputs[1:]]
     lengths = None if lengths is None else jnp.array(lengths)
     found, expected = (
         pulled(lambda *parts, run=run: run(*parts, lengths), *inputs)
@@ -169,3 +171,22 @@ def test_flops_of_the_kernels_are_those_of_their_products():
     assert sorted(found.values()) == [2 * product / 2, 5 * product / 2]  # on each of two devices
     counted = flops.count(gradient, shape, shape, shape, lengths)["attention"]
     assert 7 * product <= counted < 7.01 * product  # and the rows' sums of outputs x gradients
+
+
+def test_a_unet_with_the_fused_attention_is_the_same_network():
+    level = UNetLevel(16, 1, "self")
+    config = UNetConfig((level,), None, head_channels=8, norm_groups=4, pooling_heads=2)
+    params = models.init(config, jax.random.key(0), resolution=16, text_width=6)
+    flat, rebuild = ravel_pytree(params)  # what begins at zero hides the rest
+    flat += 0.2 * jax.random.normal(jax.random.key(1), flat.shape)
+    (x,), (words,) = values((2, 16, 16, 3)), values((2, 5, 6))
+    text = TextEmbeddings(words, jnp.array([[True] + 4 * [False], [True, False] + 3 * [True]]))
+
+    def run(attention):
+        def output(flat, x):
+            whole = models.TrainingParams(rebuild(flat), attention=attention)
+            return models.apply(config, whole, x, jnp.array([10.0, 700.0]), text=text)
+
+        return jax.jit(functools.partial(pulled, output))(flat, x)
+
+    assert error(run(interpreted), run(None)) < 2e-5

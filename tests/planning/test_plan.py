@@ -335,6 +335,7 @@ def test_a_plan_of_the_train_step(four_chips):
     speed = figures["by_compiler"]
     assert 0 < speed["mfu"] <= speed["hfu"] * 1.2
     assert speed["seconds"] > figures["roofline"]["exposed_collectives"]
+    assert speed["seconds"] <= figures["reached"]["seconds"]
     assert "images/s" in summary(figures)
     assert "kernels without cycles take" in summary(figures)
     assert all(item["seconds"] > 0 for item in figures["without_cycles"])

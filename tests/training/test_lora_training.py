@@ -69,9 +69,11 @@ def test_both_factors_learn(trained):
             assert np.abs(leaf).min() > 0, path
 
 
-@pytest.mark.parametrize("shape", [(1, 8, 1), (2, 2, 2)], ids=["fsdp", "all"])
-def test_a_mesh_gives_the_losses_of_one_device(model, base, trained, tmp_path, shape):
-    raw = lora_config(base, num_steps="5", checkpoint__every="5")
+@pytest.mark.parametrize(
+    ("shape", "split"), [((1, 8, 1), "True"), ((2, 2, 2), "False")], ids=["fsdp", "all"]
+)
+def test_a_mesh_gives_the_losses_of_one_device(model, base, trained, tmp_path, shape, split):
+    raw = lora_config(base, num_steps="5", checkpoint__every="5", frozen_split=split)
     state = run(raw, model, tmp_path, MeshConfig(*shape), 8)
     expected, losses = read_losses(trained[0]), read_losses(tmp_path)
     assert list(losses) == [1, 2, 3, 4, 5]
