@@ -38,7 +38,7 @@ from imagen_jax.storage.codec import from_dict, to_dict
 from imagen_jax.text.encoder import encode_tokens, null_text
 from imagen_jax.training import build, flops
 from imagen_jax.training.config import load_config
-from imagen_jax.training.loop import in_background, init_sharded, trace_step
+from imagen_jax.training.loop import in_background, init_sharded, lower_init, trace_step
 from imagen_jax.training.optimizer import OptimizerConfig
 from imagen_jax.training.run_config import DataConfig, RunConfig, TextConfig
 from imagen_jax.training.state import Frozen
@@ -199,7 +199,7 @@ def train(spec: dict[str, Any]) -> Work:
     train_step, init, _ = build.make_training(config, None, mesh)
     batch = {"image": images, "text": values.astype(jnp.dtype(stage.network.dtype)), "mask": mask}
     batch = jax.device_put(batch, batch_sharding(mesh))
-    made, shapes = in_background(partial(init_sharded, init, key, mesh)), jax.eval_shape(init, key)
+    made, shapes = in_background(lower_init(init, key, mesh)), jax.eval_shape(init, key)
     step = trace_step(train_step, shapes, batch, mesh).lower().compile(compiler_options())
     state = jax.block_until_ready(made())
 

@@ -205,8 +205,9 @@ def make_parser(description: str, **options: Any) -> Parser:
 
 def end_quickly() -> None:
     """Spares what takes Python a third of a second as a process ends: it would look through the
-    million objects of JAX for what can be freed.
+    million objects of JAX for what can be freed. So close files.
     """
+    atexit.unregister(gc.freeze)
     atexit.register(gc.freeze)
 
 

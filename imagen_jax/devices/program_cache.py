@@ -11,9 +11,11 @@ import hashlib
 import importlib
 import json
 import os
+import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +120,8 @@ class KeptProgram(Program):
         super().__init__(function, **options)
         static = options.get("static_argnums", ())
         self._static = (static,) if isinstance(static, int) else static
-        self._programs: dict[tuple, jax.stages.Compiled] = {}
+        self._programs: dict[tuple, Future] = {}  # of jax.stages.Compiled
+        self._lock = threading.Lock()
         for kind in results:
             with contextlib.suppress(ValueError):  # known already: a module that is read again
                 export.register_namedtuple_serialization(
@@ -138,7 +141,9 @@ class KeptProgram(Program):
         return None if compiled is None else jax.tree.map(_shape, compiled.out_info)
 
     def _compiled_for(self, arguments: Sequence[Any]) -> tuple[jax.stages.Compiled | None, list]:
-        """The program of these arguments, None where none is kept, and what it takes of them."""
+        """The program of these arguments, None where none is kept, and what it takes of them. Of
+        several threads that want it one compiles it.
+        """
         static = tuple(arguments[i] for i in self._static if i < len(arguments))
         leaves, tree = jax.tree.flatten(
             [argument for i, argument in enumerate(arguments) if i not in self._static]
@@ -148,12 +153,20 @@ class KeptProgram(Program):
             return None, leaves
         avals, moved = tuple(map(jax.typeof, leaves)), not any(map(_stays, leaves))
         key = (static, tree, avals, device, moved, settings())
-        if key not in self._programs:
+        with self._lock:
+            made_here = key not in self._programs
+            program = self._programs.setdefault(key, Future())
+        if made_here:
             # All or none may be moved: jax compiles another program for a mixture.
             sharding = None if moved else jax.sharding.SingleDeviceSharding(device)
             shapes = [_shape(aval, sharding) for aval in avals]
-            self._programs[key] = self._run(static, tree, shapes, device).lower(*shapes).compile()
-        return self._programs[key], leaves
+            try:
+                run = self._run(static, tree, shapes, device)
+                program.set_result(run.lower(*shapes).compile())
+            except BaseException as error:
+                del self._programs[key]
+                program.set_exception(error)
+        return program.result(), leaves
 
     def _run(self, static: tuple, tree: Any, leaves: list, device: jax.Device) -> Callable:
         """`jax.jit` of the flat arguments' function: read, or else traced."""

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from math import ceil
@@ -35,7 +35,6 @@ def sample_cascade(
     request: Request,
     conditions: Conditions,
     place: Callable[[Any], Any] = lambda batch: batch,
-    ready: Mapping[int, Future] | None = None,
 ) -> Iterator[np.ndarray]:
     """Images in [-1, 1] of a checked request, as they are done: float32 [some, height, width, 3].
 
@@ -49,7 +48,6 @@ def sample_cascade(
         conditions: of all samples; of one row where it is the same for all. `low_res` for a cascade
             entered at a super-resolution stage.
         place: puts a batch's arrays where they are to be (`spread`); the default device without.
-        ready: what `prepare_ahead` gave.
     """
     count, batch_size = len(request.rows), request.batch_size
     watched = request.progress or request.callback is not None
@@ -57,7 +55,6 @@ def sample_cascade(
     total = ceil(count / batch_size) * sum(lengths.values())
     together = count if request.low_memory else batch_size
     inputs = _inputs(cascade, params.__getitem__, sampling, request, conditions, place)
-    ready = dict(ready or {})
     with progress_bar(total, unit="step", shown=request.progress) as bar:
         for begin in range(0, count, together):
             end, images = min(begin + together, count), None
@@ -69,8 +66,6 @@ def sample_cascade(
                     rows = np.arange(start, start + batch_size).clip(max=count - 1)
                     low_res = None if images is None else take_rows(images, rows - begin)
                     given = inputs(position, rows, low_res)
-                    if position in ready:
-                        ready.pop(position).result()
                     valid, before = min(batch_size, count - start), 0
                     every = (request.every or ceil(steps / 10)) if watched else None
                     for step, state in sample_steps(*given, every):
@@ -117,9 +112,9 @@ def prepare_ahead(
     params: Mapping,
     sampling: Sequence[Sampling],
     request: Request,
-) -> dict[int, Future]:
+) -> None:
     """Begins to compile the programs of a request's stages for the default device, in the order in
-    which they are needed: what is done when a stage's are ready, by its position.
+    which they are needed. Who needs one meanwhile waits for it, and learns why it cannot be.
     """
     null = label = None  # only shapes count
     if request.prompt:
@@ -143,12 +138,15 @@ def prepare_ahead(
         side = stage_size(stage, batch.low_res, request.size)
         images = np.zeros((len(rows), *side, stage.channels), np.float32)
 
-    return {position: executor.submit(prepare, position) for position in request.stages}
+    for position in request.stages:
+        executor.submit(prepare, position)
 
 
 @contextlib.contextmanager
 def thread_ahead() -> Iterator[Executor]:
-    """A thread for what is needed later. What it has not begun at the end is dropped."""
+    """A thread for what is needed later. What it has not begun at the end is dropped; what it has
+    begun it finishes, for which the process waits as it ends.
+    """
     executor = ThreadPoolExecutor(1)
     try:
         yield executor

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from threading import RLock
 
 import numpy as np
 
@@ -33,11 +34,13 @@ class LazyParams(Mapping):
         self.readers = dict(readers)
         self._probe, self._on_free, self._shapes = probe, on_free, shapes
         self._read: dict[str, Params | GuidedParams] = {}
+        self._lock = RLock()  # each is read once, whichever thread asks first
 
     def __getitem__(self, name: str) -> Params | GuidedParams:
-        if name not in self._read:
-            self._read[name] = self.readers[name]()
-        return self._read[name]
+        with self._lock:
+            if name not in self._read:
+                self._read[name] = self.readers[name]()
+            return self._read[name]
 
     def shapes(self, name: str) -> Params | GuidedParams:
         """One of them, or only its shapes where that saves reading it."""

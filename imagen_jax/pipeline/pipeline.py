@@ -384,10 +384,10 @@ class Pipeline:
         use_compilation_cache()
         given = self.cascade, with_guides(self.params, guides), sampling, request
         with memory.explained(memory_advice(self.cascade, request)), thread_ahead() as thread:
-            one_device = self.mesh is None and not low_memory
-            ready = prepare_ahead(thread, *given) if one_device else None
+            if self.mesh is None and not low_memory:
+                prepare_ahead(thread, *given)
             conditions = encode_request(self.cascade, self.params, request)
-            with closing(sample_cascade(*given, conditions, place, ready)) as batches:
+            with closing(sample_cascade(*given, conditions, place)) as batches:
                 size = stages[request.stages[-1]].resolution
                 return collect(batches, self.name, request, sampling, size, self.class_names)
 

@@ -3,7 +3,6 @@ a run may end.
 """
 
 import contextlib
-import functools
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -106,16 +105,16 @@ def train(
     mesh, checkpoints, num_steps = run.mesh, run.checkpoints, config.num_steps
 
     # ---------------------------------------------------------------- state: restored, or new
-    making, saved, shapes = start_or_restore(config, run)
+    get_state, saved, shapes = start_or_restore(config, run)
     run.keep_model()
-    start = int(making().step) if saved else 0
+    start = int(get_state().step) if saved else 0
     if saved:
         check_saved(saved, run.description)
         say(f"resumed at step {start} from {checkpoints.directory}")
         say_changes(config, run.source, saved, say)
     if start >= num_steps:
         say(f"already trained to step {start}; num_steps is {num_steps}")
-        return making()
+        return get_state()
     if config.ema is not None and (later := remove_snapshots_after(run.workdir, start)):
         say(f"removed the snapshots of steps {later}, which are done again")
 
@@ -140,7 +139,8 @@ def train(
         return programs[shape]
 
     _, step_flops = compiled(feed.batch)
-    state = making()
+    state = get_state()
+    del get_state  # it would keep this state
 
     # ---------------------------------------------------------------- reports
     found = [chips.find_chip(device.device_kind) for device in mesh.devices.flat]
@@ -274,16 +274,22 @@ def trace_step(
     return jitted.trace(state, batch, jax.eval_shape(jax.random.key, 0), frozen)
 
 
-def init_sharded(init: Callable[[Keys], Any], key: Keys, mesh: jax.sharding.Mesh) -> Any:
-    """`init(key)` with every array made where it will live, so that no device holds the whole
-    state.
+def lower_init(init: Callable[[Keys], Any], key: Keys, mesh: jax.sharding.Mesh) -> Callable:
+    """What compiles and runs `init(key)`, with every array made where it will live, so that no
+    device holds the whole state.
     """
     shardings = state_shardings(jax.eval_shape(init, key), mesh)
     # A random generator for each parameter is much code that runs once: on a CPU, compiling it
     # without optimization takes a fifth of the time.
     options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
     with random_by_kernel():
-        return jax.jit(init, out_shardings=shardings, compiler_options=options)(key)
+        lowered = jax.jit(init, out_shardings=shardings).lower(key)
+    return lambda: lowered.compile(options)(key)
+
+
+def init_sharded(init: Callable[[Keys], Any], key: Keys, mesh: jax.sharding.Mesh) -> Any:
+    """`init(key)` with every array made where it will live."""
+    return lower_init(init, key, mesh)()
 
 
 def start_state(
@@ -336,8 +342,7 @@ def start_or_restore(config: RunConfig, run: Run) -> tuple[Callable[[], Any], di
     # Weights that do not fit are told before the step is compiled; several hosts have to start
     # their programs in one order.
     if run.weights is None and jax.process_count() == 1:
-        make = functools.partial(init_sharded, run.init, key, run.mesh)
-        return in_background(make), {}, shapes
+        return in_background(lower_init(run.init, key, run.mesh)), {}, shapes
     state = start_state(run.init, key, run.mesh, run.weights)
     return lambda: state, {}, shapes
 

@@ -28,7 +28,7 @@ def apply_gradient(
     """(the state after an update by this gradient, the gradient's norm)."""
     # An optimizer that clips takes the norm too, in optax's way: then XLA takes it once for both.
     norm, given = optax.tree.norm, state.params
-    joins = on_whole_gpus(mesh) and config.kind in ELEMENTWISE and _vectors(given)
+    joins = on_whole_gpus(mesh) and config.kind in ELEMENTWISE and bool(_vectors(given))
     if on_whole_gpus(mesh):
         gradient = jax.tree.map(_row_major, gradient)
         norm = norm if config.clip_norm is not None else rowwise_norm
@@ -60,8 +60,8 @@ def _row_major(gradient: Array) -> Array:
 
 def join_vectors(tree: Any, params: Params) -> Any:
     """The tree, of which each part that is built like the parameters, as Adam's averages are, is
-    {"others", "vectors"}: all of its vectors end to end. Two thirds of a U-Net's arrays are biases
-    and norm scales, whose update takes a GPU no time, but many kernels.
+    {"others", "vectors"}: all of its vectors, which have one dtype, end to end. Two thirds of a
+    U-Net's arrays are biases and norm scales, whose update takes a GPU no time, but many kernels.
     """
     structure = jax.tree.structure(params)
 

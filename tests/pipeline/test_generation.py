@@ -107,9 +107,12 @@ def test_progress_tells_stage_batch_and_step(params, conditions):
 @contextlib.contextmanager
 def logged_compiles():
     """`jax.log_compiles` of all threads."""
+    before = jax.config.jax_log_compiles
     jax.config.update("jax_log_compiles", True)
-    yield
-    jax.config.update("jax_log_compiles", False)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_log_compiles", before)
 
 
 def test_nothing_recompiles(caplog):
@@ -155,12 +158,10 @@ def test_what_is_compiled_ahead_is_what_runs(tmp_path, monkeypatch, request_of):
     for program in programs:
         monkeypatch.setattr(program, "_programs", {})
 
-    def waited(*given):
-        ready = prepare_ahead(*given)
-        for future in ready.values():
-            future.result()
+    def waited(thread, *given):
+        prepare_ahead(thread, *given)
+        thread.submit(lambda: None).result()
         ahead.extend(set(program._programs) for program in programs)
-        return ready
 
     monkeypatch.setattr(pipeline_file, "prepare_ahead", waited)
     request_of(imagen_jax.load_model(directory), image)
