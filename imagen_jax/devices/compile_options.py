@@ -54,6 +54,7 @@ def _known(*options: tuple[str, str | bool]) -> bool:
 def random_by_kernel() -> Iterator[None]:
     """Random numbers by a kernel of jaxlib's on GPUs, the same numbers, and not by code that is
     compiled for each array: it takes a sixth of the time to compile the parameters of a U-Net.
+    Each GPU makes the arrays whole, also those of which it keeps a part.
     """
     name = "jax_threefry_gpu_kernel_lowering"
     before = getattr(jax.config, name)

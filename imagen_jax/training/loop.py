@@ -275,8 +275,8 @@ def trace_step(
 
 
 def lower_init(init: Callable[[Keys], Any], key: Keys, mesh: jax.sharding.Mesh) -> Callable:
-    """What compiles and runs `init(key)`, with every array made where it will live, so that no
-    device holds the whole state.
+    """What compiles and runs `init(key)`, with every array made where it will live: no device holds
+    the whole state.
     """
     shardings = state_shardings(jax.eval_shape(init, key), mesh)
     # A random generator for each parameter is much code that runs once: on a CPU, compiling it
