@@ -85,13 +85,14 @@ def lower_training(config: RunConfig, mesh: Any) -> Lowered:
     if "ids" in batch:
         passes = 3 if frozen.text_encoder is None else 1
         useful["text_encoder"] = (config.batch_size * _encoder_flops(encoder), passes)
+    step = trace_step(train_step, state, batch, mesh, frozen)
     return Lowered(
-        trace_step(train_step, state, batch, mesh, frozen).lower(),
+        step.lower(),
         parts,
-        flops.count(train_step, state, batch, jax.random.key(0), frozen),
+        flops.of_jaxpr(step.jaxpr),
         useful,
         config.batch_size,
-        kernels=flops.kernels(train_step, state, batch, jax.random.key(0), frozen),
+        kernels=flops.kernels(step.jaxpr),
     )
 
 

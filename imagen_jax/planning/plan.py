@@ -56,14 +56,22 @@ def plan(
     else:
         lowered = lower_training(config, mesh)
     compiled, text, compiler = _timed(lowered.program, target)
-    at_peak, costs = (
-        estimate(text, at, len(devices), loops=lowered.loops, kernels=lowered.kernels)
-        for at in (chip, target.reached)
-    )
-    peak_speed, speed = (
-        _speed(lowered, found, chip, len(devices), config.num_steps, sample)
-        for found in (at_peak, costs)
-    )
+
+    def timed(at: Chip) -> tuple[Costs, dict[str, float]]:
+        found = estimate(text, at, len(devices), loops=lowered.loops, kernels=lowered.kernels)
+        return found, _speed(lowered, found, chip, len(devices), config.num_steps, sample)
+
+    costs, speed = timed(target.reached)
+    if target.unit == "GPU":
+        times = {"kernels": costs.by_kind, "share_of_peak": GPU_SHARE, "floor": speed}
+    else:
+        at_peak, peak_speed = timed(chip)
+        times = {
+            "without_cycles": by_layer(at_peak.without_cycles),
+            "by_compiler": peak_speed,
+            "share_of_peak": TPU_SHARE,
+            "reached": speed,
+        }
     return {
         "stage": config.stage.name,
         "what": "sampling" if sample else "training",
@@ -81,16 +89,7 @@ def plan(
         "flops": _flops(lowered, compiled, costs.flops * len(devices)),
         "roofline": _traffic(costs),  # named so in earlier plans
         "heaviest": by_layer(costs.kernels)[:SHOWN],
-        **(
-            {"kernels": costs.by_kind, "share_of_peak": GPU_SHARE, "floor": speed}
-            if target.unit == "GPU"
-            else {
-                "without_cycles": by_layer(at_peak.without_cycles),
-                "by_compiler": peak_speed,
-                "share_of_peak": TPU_SHARE,
-                "reached": speed,
-            }
-        ),
+        **times,
         "compiler": compiler,
     }
 
