@@ -16,6 +16,7 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -198,7 +199,7 @@ class KeptProgram(Program):
         content = read(name, made_from)
         if content is not None:
             with contextlib.suppress(Exception):  # without flatbuffers it cannot be read
-                return compiled(export.deserialize(content).call)
+                return compiled(_without_lapack(export.deserialize(content)).call)
         began, whole = time.monotonic(), jax.jit(flat)
         whole.trace(*leaves)
         if time.monotonic() - began < jax.config.jax_persistent_cache_min_compile_time_secs:
@@ -214,6 +215,16 @@ class KeptProgram(Program):
     def _cache_size(self) -> int:
         """How many programs there are, as of what `jax.jit` returns."""
         return super()._cache_size() + len(self._programs)
+
+
+def _without_lapack(exported: export.Exported) -> export.Exported:
+    """The same, called without an import of scipy.linalg: jax begins it for each program of a CPU.
+    It takes 0.2 s, and only a program that calls LAPACK needs it.
+    """
+    if b"lapack" in exported.mlir_module_serialized:
+        return exported
+    checks = (*exported.disabled_safety_checks, export.DisabledSafetyCheck.platform())
+    return replace(exported, platforms=("any",), disabled_safety_checks=checks)
 
 
 def kept_program(**options: Any) -> Callable[[Callable], KeptProgram]:

@@ -10,6 +10,10 @@ import numpy as np
 from imagen_jax.cascade.stage import Stage
 from imagen_jax.diffusion.steps import SamplerState
 
+with warnings.catch_warnings():  # not later: beside a thread that compiles it takes 0.1 s more
+    warnings.simplefilter("ignore")  # a notebook without ipywidgets gets a bar of text
+    from tqdm.auto import tqdm
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -36,16 +40,9 @@ Callback = Callable[[Progress], None]
 
 def progress_bar(total: int, *, unit: str, shown: bool = True, **options: Any) -> Any:
     """A bar of tqdm; `options` are tqdm's. Not `shown`, it does nothing."""
-    return _tqdm()(total=total, unit=unit, disable=not shown, **options)
+    return tqdm(total=total, unit=unit, disable=not shown, **options)
 
 
 def print_beside_bars(line: Any) -> None:
     """`print`, above the bars that are shown."""
-    _tqdm().write(str(line))
-
-
-def _tqdm() -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a notebook without ipywidgets gets a bar of text
-        from tqdm.auto import tqdm
-    return tqdm
+    tqdm.write(str(line))

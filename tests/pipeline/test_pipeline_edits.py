@@ -197,7 +197,7 @@ def test_the_bar_ends_at_its_total(pipeline, image, monkeypatch):
         def __exit__(self, *_):
             pass
 
-    monkeypatch.setattr("tqdm.auto.tqdm", Bar)
+    monkeypatch.setattr("imagen_jax.pipeline.progress.tqdm", Bar)
     pipeline.edit(image, "no 1", strength=0.5, num_images=3, batch_size=2, seed=0)
     pipeline.inpaint(image, image, "no 1", resamplings=2, jump_length=2, seed=0)
     pipeline.upscale(image, "no 1", seed=0)
