@@ -174,9 +174,11 @@ def make_text(batch: int, length: int, width: int) -> tuple[np.ndarray, np.ndarr
 
 def random_params(init: Callable[[jax.Array], Params], dtype: Any) -> Params:
     """Parameters as training makes them, on one device."""
-    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-    cast = lambda key: jax.tree.map(lambda leaf: leaf.astype(dtype), init(key))  # noqa: E731
-    return init_sharded(cast, jax.random.key(0), mesh)
+
+    def cast(key: jax.Array) -> Params:
+        return jax.tree.map(lambda leaf: leaf.astype(dtype), init(key))
+
+    return init_sharded(cast, jax.random.key(0), make_mesh(MeshConfig(), jax.devices()[:1]))
 
 
 def train(spec: dict[str, Any]) -> Work:

@@ -161,13 +161,17 @@ def prepare_steps(
     sampling: Sampling,
     edit: Edit | None = None,
     size: tuple[int, int] | None = None,
-) -> None:
-    """Compiles the programs of `sample_steps` of such arguments, where programs are kept."""
+) -> Shape:
+    """Compiles the programs of `sample_steps` of such arguments, where programs are kept. Returns
+    the shape of an image that they make.
+    """
     grid, begin, go_on = _plan(stage, params, noise, conditions, sampling, edit, size)
     begun = start_stage.prepare(*begin)
     if begun is not None:
         state, low_res = begun
         run_steps.prepare(*go_on(low_res, grid, state))
+    _, shape, *_ = begin
+    return shape
 
 
 def _plan(

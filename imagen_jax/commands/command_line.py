@@ -203,10 +203,12 @@ def make_parser(description: str, **options: Any) -> Parser:
     return Parser(description=description, **options)
 
 
-def end_quickly() -> None:
-    """Spares what takes Python a third of a second as a process ends: it would look through the
-    million objects of JAX for what can be freed. So close files.
+def set_up_process() -> None:
+    """How a command's process speaks and ends. As it ends, Python would look through the million
+    objects of JAX for what can be freed, for a third of a second: it does not. So close files.
     """
+    use_tolerant_output()
+    use_plain_messages()
     atexit.unregister(gc.freeze)
     atexit.register(gc.freeze)
 
@@ -217,9 +219,7 @@ def run_parsed(
     arguments: list[str] | None,
 ) -> None:
     """main(options), of the command line if `arguments` is None; a mistake is told in one line."""
-    use_tolerant_output()
-    use_plain_messages()
-    end_quickly()
+    set_up_process()
     options = parser.parse_args(arguments)
     with one_line_errors(ValueError):
         main(options)
@@ -235,9 +235,7 @@ def run_configured(
     """
     from absl import logging as absl_logging
 
-    use_tolerant_output()
-    use_plain_messages()
-    end_quickly()
+    set_up_process()
     with one_line_errors(ValueError):
         rest, overrides = split_overrides(sys.argv[1:] if arguments is None else arguments)
     options = parser.parse_args(rest)

@@ -65,9 +65,9 @@ def save_image(
     if not isinstance(file, str | os.PathLike):
         return _write(image, file, format, options)
     path = user_path(file)
-    if format is None:  # the second looks through all that Pillow knows, for a tenth of a second
-        suffix = path.suffix.lower()
-        format = Image.EXTENSION.get(suffix) or Image.registered_extensions().get(suffix)
+    suffix = path.suffix.lower()
+    # To look through all that Pillow knows takes a tenth of a second.
+    format = format or Image.EXTENSION.get(suffix) or Image.registered_extensions().get(suffix)
     if format is None:
         ending = (
             f"no format of images has the ending {path.suffix!r}" if path.suffix else "no ending"

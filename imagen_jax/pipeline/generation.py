@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from imagen_jax.cascade.cascade import TEXT_ENCODER, Cascade, stage_keys
-from imagen_jax.cascade.sample import plan_steps, prepare_steps, sample_steps, stage_size
+from imagen_jax.cascade.sample import plan_steps, prepare_steps, sample_steps
 from imagen_jax.cascade.stage import Conditions
 from imagen_jax.devices import program_cache
 from imagen_jax.devices.sharding import batch_parts, batch_sharding
@@ -132,11 +132,8 @@ def prepare_ahead(
         nonlocal images
         if program_cache.settings() != settings:  # of the calling thread alone
             return
-        given = inputs(position, rows, images)
-        prepare_steps(*given)
-        stage, batch = given[0], given[3]
-        side = stage_size(stage, batch.low_res, request.size)
-        images = np.zeros((len(rows), *side, stage.channels), np.float32)
+        shape = prepare_steps(*inputs(position, rows, images))
+        images = np.zeros((len(rows), *shape), np.float32)
 
     for position in request.stages:
         executor.submit(prepare, position)
