@@ -70,15 +70,15 @@ def with_teacher(config: Section, cascade: Cascade) -> dict[str, Any]:
     sampling = to_dict(cascade.sampling[index])
     if section.get("guidance") is not None:
         sampling["guidance"] = section["guidance"]
-    teacher = {"stage": to_dict(cascade.stages[index], KINDS), "sampling": sampling}
-    values["distill"] = section | teacher
+    taught_by, network = to_dict(cascade.stages[index], KINDS), given.get("network") or {}
+    taught_by["network"]["dtype"] = network.get("dtype") or taught_by["network"]["dtype"]
+    values["distill"] = section | {"stage": taught_by, "sampling": sampling}
     steps = max(section.get("steps") or (), default=sampling["steps"])
     sampler = sampling["sampler"] if section.get("kind") == "guidance" else "ddim"
     student = {"sampler": sampler, "steps": steps, "guidance": 1.0}
     values["sample"] = student | (values.get("sample") or {})
     if section.get("kind", "flow_map") == "flow_map":
-        network = {"target_time": True} | (given.get("network") or {})
-        values["stage"] = given | {"network": network}
+        values["stage"] = given | {"network": {"target_time": True, **network}}
     if is_open(values) and values.get("init_from") is None:
         values["init_from"] = section["teacher"]
     return values
