@@ -15,6 +15,7 @@ from imagen_jax.models.attention import Attention, fused_attention
 from imagen_jax.models.efficient_unet import EfficientLevel, EfficientUNet, EfficientUNetConfig
 from imagen_jax.models.layers import TextDraft, takes_fused
 from imagen_jax.models.prx import PRX, PRXConfig
+from imagen_jax.models.quantized import dequantizing
 from imagen_jax.models.transformer import Transformer, TransformerConfig
 from imagen_jax.models.unet import UNet, UNetConfig, UNetLevel
 from imagen_jax.storage.trees import flatten, unflatten
@@ -151,6 +152,7 @@ def apply(
     gather = dropout = attention = None
     if isinstance(params, TrainingParams):
         params, gather, dropout, attention = params
+    gather = dequantizing(params, gather)
     inputs = (x, time, text, label, low_res, aug_level)
     if not isinstance(config, TransformerConfig):
         whole = params if gather is None else gather(params)
