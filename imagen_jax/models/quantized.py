@@ -31,12 +31,13 @@ def unpack(packed: Int8[Array, "*outer half outputs"]) -> Int8[Array, "*outer in
 
 def dequantize(kernel: Params) -> Float[Array, "*outer inputs outputs"]:
     """A quantized kernel's numbers times their scales, float32."""
-    scheme, scales = scheme_of(kernel), kernel[SCALES]
-    numbers = unpack(kernel[scheme]) if scheme == "int4" else kernel[scheme]
+    scheme = scheme_of(kernel)
+    numbers, scales = jnp.asarray(kernel[scheme]), jnp.asarray(kernel[SCALES], jnp.float32)
+    numbers = unpack(numbers) if scheme == "int4" else numbers
     *outer, inputs, outputs = numbers.shape
     groups = scales.shape[-2]
     split = numbers.reshape(*outer, groups, inputs // groups, outputs)
-    return (split * scales[..., None, :].astype(jnp.float32)).reshape(numbers.shape)
+    return (split * scales[..., None, :]).reshape(numbers.shape)
 
 
 def dequantized(params: Params) -> Params:

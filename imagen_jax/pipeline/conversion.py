@@ -5,6 +5,7 @@ from pathlib import Path
 from imagen_jax.cascade.cascade import TEXT_ENCODER, stage_index
 from imagen_jax.convert import diffusers_export
 from imagen_jax.convert.t5 import save_huggingface
+from imagen_jax.models.quantized import dequantized
 from imagen_jax.pipeline.encoder_files import is_encoder, read_encoder, write_encoder
 from imagen_jax.pipeline.loading import Kept, load_encoder, load_model
 from imagen_jax.pipeline.model_directory import write_model
@@ -46,9 +47,9 @@ def to_diffusers(
         directory,
         chosen,
         settings,
-        model.params[chosen.name],
+        dequantized(model.params[chosen.name]),
         encoder,
-        None if encoder is None else model.params[TEXT_ENCODER],
+        None if encoder is None else dequantized(model.params[TEXT_ENCODER]),
         dtype=dtype,
         variant=variant,
     )
@@ -68,7 +69,7 @@ def network_to_diffusers(
     """Writes the network of a stage alone; arguments and errors as of `to_diffusers`."""
     model = load_model(source, dtype=_memory_dtype(dtype))
     chosen = model.cascade.stages[stage_index(model.cascade, stage)]
-    params = model.params[chosen.name]
+    params = dequantized(model.params[chosen.name])
     diffusers_export.save_unet(directory, chosen, params, dtype=dtype, variant=variant)
 
 
@@ -77,7 +78,7 @@ def text_encoder_to_huggingface(
 ) -> None:
     """Writes a model's text encoder, or one by itself, as Hugging Face's T5."""
     config, params = load_encoder(source, dtype=_memory_dtype(dtype))
-    save_huggingface(directory, config, params, dtype=dtype, variant=variant)
+    save_huggingface(directory, config, dequantized(params), dtype=dtype, variant=variant)
 
 
 def to_text_encoder(

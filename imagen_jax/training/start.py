@@ -17,6 +17,7 @@ from imagen_jax.pipeline import encoder_files, loading, model_directory, shipped
 from imagen_jax.storage.checkpoint import Checkpoints, check_weights
 from imagen_jax.storage.codec import Section, to_dict
 from imagen_jax.storage.folders import CHECKPOINTS, saved_steps
+from imagen_jax.storage.quantized import refuse_quantized
 from imagen_jax.text.encoder import TextEncoder
 from imagen_jax.training import batches, build, classes, inherit, loop, metrics, samples, scores
 from imagen_jax.training.config import apply_overrides, load_config, with_homes
@@ -208,7 +209,9 @@ def read_network(config: RunConfig, dtype: str, mesh: jax.sharding.Mesh) -> Para
             f"init_from {config.init_from} is a text encoder by itself: give it as text.init_from"
         )
     pipeline = loading.load_model(config.init_from, dtype=dtype, mesh=mesh)
-    return pipeline.params[fitting_stage(config, pipeline.cascade)]
+    params = pipeline.params[fitting_stage(config, pipeline.cascade)]
+    refuse_quantized(params, f"Training from {config.init_from}")
+    return params
 
 
 def fitting_stage(config: RunConfig, cascade: Cascade) -> str:
@@ -240,4 +243,6 @@ def read_encoder(config: RunConfig, dtype: str, mesh: jax.sharding.Mesh) -> Para
     found, params = loading.load_encoder(source, dtype=dtype, mesh=mesh)
     if encoder_files.is_encoder(source):
         encoder_files.check_config(source, found, config.text.encoder)
+    if config.text.trainable:
+        refuse_quantized(params, f"Training the text encoder of {source}")
     return params
