@@ -1,6 +1,5 @@
 """Kernels as int8 or int4 with scales, by qwix; what a model is quantized to is said here alone."""
 
-import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -9,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from imagen_jax.compress.kernels import takes
 from imagen_jax.devices.sharding import STACKED
 from imagen_jax.models.quantized import pack
 from imagen_jax.storage.codec import nearest
@@ -26,17 +26,6 @@ from imagen_jax.storage.trees import flatten, name_some, unflatten
 from imagen_jax.typing import Params
 
 GROUP = 64  # inputs that share a scale in int4
-# The kernels that stay in floating point, by regex. Whatever is no kernel does too: embeddings,
-# norms, biases. Beside each what it costs to quantize it alone to int8 (and int4): relative L2 of
-# the output of the shipped base network, where all other kernels together, 17.3 million of its 17.4
-# million parameters, cost 0.007 (0.11).
-KEPT = (
-    r"^(conv_out|patch_out)/",  # 0.023 (0.67): the image itself
-    r"^(conv_in|patch_in|bottleneck)/",  # 0.0027 (0.038), of 10,000 parameters
-    r"^skip_gains/",  # 0.0032 (0.063), of 500
-    r"(^|/)(time|size|aug_level|target\w*)_in/",  # 0.0014 (0.023): sines of the time
-    r"^draft/",  # it is run by itself, too
-)
 
 
 def check_scheme(scheme: str) -> None:
@@ -55,13 +44,6 @@ def import_qwix() -> Any:
             "stored quantized is read without it."
         ) from None
     return qwix
-
-
-def takes(path: str, shape: tuple[int, ...]) -> bool:
-    """Whether a parameter is a kernel that is quantized."""
-    axes = len(shape) - bool(STACKED.search(path))
-    kept = any(re.search(pattern, path) for pattern in KEPT)
-    return path.endswith("/kernel") and axes >= 2 and not kept
 
 
 def quantize_kernel(

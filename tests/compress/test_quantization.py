@@ -14,7 +14,8 @@ from imagen_jax import models
 from imagen_jax.cascade.cascade import TEXT_ENCODER
 from imagen_jax.cascade.stage import apply_network, init_params
 from imagen_jax.compress import quantization
-from imagen_jax.compress.quantization import quantize, quantize_kernel, quantized_shapes, takes
+from imagen_jax.compress.kernels import takes
+from imagen_jax.compress.quantization import quantize, quantize_kernel, quantized_shapes
 from imagen_jax.devices.sharding import MeshConfig, make_mesh
 from imagen_jax.models.lora import LoraConfig, init_lora, merge_lora
 from imagen_jax.models.quantized import dequantize, dequantized, pack, unpack

@@ -46,11 +46,11 @@ def layer_params(rng: np.random.Generator) -> dict:
     return unflatten(flat | {f"{name}/scale": np.ones(width, np.float32) for name in norms})
 
 
-def errors_by_layer(layers: int, tokens: int = 32, seed: int = 0) -> list[dict[str, float]]:
+def errors_by_layer(layers: int, schemes: tuple[str, ...], tokens: int = 32) -> list[dict]:
     """Relative L2, after each layer and the last norm, of what layers in a scheme give."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     x = jnp.asarray(rng.standard_normal((1, tokens, XXL.d_model), np.float32))
-    streams = dict.fromkeys(("float32", "int8", "int4", "int8_dynamic"), x)
+    streams = dict.fromkeys(("float32", *schemes), x)
     buckets = jnp.zeros((tokens, tokens), jnp.int32)
     bias = jnp.asarray(rng.standard_normal((1, XXL.num_heads, tokens, tokens), np.float32) / 64)
     mask = jnp.ones((1, 1, 1, tokens), bool)
@@ -76,10 +76,9 @@ def _normed(x):
 @pytest.mark.slow
 def test_the_error_of_a_layer():
     pytest.importorskip("qwix", reason="qwix quantizes")
-    (first, second) = errors_by_layer(2)
+    first, second = errors_by_layer(2, ("int8", "int4"))
     assert first["int8"] < second["int8"] < 0.01
     assert first["int4"] < second["int4"] < 0.12
-    assert second["int8_dynamic"] < 0.03
 
 
 class Drawn:
