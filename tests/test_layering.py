@@ -46,6 +46,7 @@ HOMES = {
     "tensorstore": {"convert"},
     "tokenizers": {"evaluation"},
     "torch": {"benchmark", "commands"},
+    "qwix": {"compress", "models"},
     "resvg_py": {"commands", "data"},
     "transformers": {"benchmark"},
     "diffusers": {"benchmark"},

@@ -24,6 +24,7 @@ from imagen_jax.storage.codec import require
 from imagen_jax.storage.folders import CHECKPOINTS, saved_steps
 from imagen_jax.storage.json_file import parse_object, read_object
 from imagen_jax.storage.layout_files import ShardingOf, read_params
+from imagen_jax.storage.quantized import stored_shapes
 from imagen_jax.storage.safetensors import (
     SHARD_BYTES,
     kept_dtype,
@@ -151,33 +152,36 @@ def open_params(
     cascade: Cascade,
     *,
     dtype: str = "float32",
-    sharding: ShardingOf | None = None,
+    place: Callable[[str], ShardingOf | None] = lambda part: None,
 ) -> LazyParams:
     """The parameters of a model directory, those of each stage read when they are first used.
 
     Missing, unused and misshapen tensors are a ValueError that names them.
 
     Args:
-        sharding: where each parameter is to lie; None gives numpy arrays.
+        place: of a stage's name or "text_encoder", where each of its parameters is to lie; None
+            gives numpy arrays.
     """
 
     def read(name: str) -> Params:
         shapes = part_shapes(cascade, name)
-        return read_params(directory, name, shapes, dtype=dtype, sharding=sharding)
+        return read_params(directory, name, shapes, dtype=dtype, sharding=place(name))
 
     def probe() -> Probe:
         files = open_tensors(directory, TEXT_ENCODER)
         return {path: files[path][()] for path in PROBED if path in files}
 
     def shapes(name: str) -> Params:
-        files = open_tensors(directory, name)
+        files, sharding = open_tensors(directory, name), place(name)
 
         def shape(path: str, leaf: Any) -> jax.ShapeDtypeStruct:
-            place = None if sharding is None else sharding(path, leaf.shape)
-            kept = kept_dtype(files[path].dtype, dtype)
-            return jax.ShapeDtypeStruct(leaf.shape, kept, sharding=place)
+            where = None if sharding is None else sharding(path, leaf.shape)
+            where = where if isinstance(where, jax.sharding.Sharding) else None
+            kept = kept_dtype(files[path].dtype, dtype, path)
+            return jax.ShapeDtypeStruct(leaf.shape, kept, sharding=where)
 
-        flat = flatten(part_shapes(cascade, name))
+        found = {path: tensor.shape for path, tensor in files.items()}
+        flat = flatten(stored_shapes(part_shapes(cascade, name), found))
         return unflatten({path: shape(path, leaf) for path, leaf in flat.items()})
 
     readers = {name: partial(read, name) for name in component_names(cascade)}
