@@ -208,7 +208,13 @@ def load_one(
         cascade, values = read_model(directory)
         return Pipeline(
             cascade,
-            open_params(directory, cascade, dtype=kept.dtype, place=kept.place),
+            open_params(
+                directory,
+                cascade,
+                dtype=kept.dtype,
+                place=kept.place,
+                shared=values.get("shared"),
+            ),
             name=name if name in known else values.get("name") or name,
             fingerprint=values.get("fingerprint"),
             notes=values.get("notes"),
