@@ -1,6 +1,6 @@
 """jax functions as ONNX files."""
 
-import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,12 +8,17 @@ from typing import Any
 import jax
 import numpy as np
 import onnx
-from onnx import helper
+from onnx import GraphProto, TensorProto, helper, numpy_helper
 
 from imagen_jax.export.onnx_graph import Graph, Sizes, Value, constant, fixed, info
+from imagen_jax.export.directory import check_parts, write_export
 from imagen_jax.export.onnx_program import run
+from imagen_jax.export.parts import Part
+from imagen_jax.pipeline.pipeline import Pipeline
+from imagen_jax.storage.codec import require
 
 LEAST_OPSET, OPSET = 18, 20  # reductions take their axes as an input from 18 on
+SMALLEST_HALVED = 4096  # numbers of a weight; smaller ones stay float32
 LARGEST = 1.5e9  # bytes of a file with its weights; protobuf's limit is 2 GB
 
 
@@ -55,8 +60,6 @@ def to_onnx(
 
 
 def symbols_of(dim: Any) -> list[str]:
-    import re
-
     return [word for word in re.findall(r"[A-Za-z_]\w*", str(dim)) if word not in ("max", "min", "floordiv", "mod")]
 
 
@@ -68,3 +71,83 @@ def read_sizes(graph: Graph, inputs: Mapping[str, jax.ShapeDtypeStruct]) -> dict
             if str(dim) in graph.sizes.symbols and str(dim) not in found:
                 (found[str(dim)],) = graph.add("Shape", [name], start=axis, end=axis + 1)
     return found
+
+
+def export_onnx(
+    pipeline: Pipeline,
+    directory: str | Path,
+    parts: Sequence[str] | None = None,
+    dtype: str = "float32",
+    opset: int = OPSET,
+) -> list[Path]:
+    """Writes a cascade as ONNX: a file a part, `export.json`, the tokenizer, and a script that makes
+    images from them. Returns the parts' files.
+
+    Args:
+        parts: of `export.parts.part_names`; all when None.
+        dtype: of the weights and of the networks' arithmetic; inputs and outputs are float32. Norms
+            and softmax stay float32, as does the arithmetic of the text encoder.
+
+    Raises:
+        ValueError: an unknown part, dtype or opset.
+    """
+    newest = onnx.defs.onnx_opset_version()
+    require(
+        (opset >= LEAST_OPSET, f"opset {opset} is too low; an export needs {LEAST_OPSET} or more"),
+        (opset <= newest, f"opset {opset} is unknown to onnx {onnx.__version__}: {newest} at most"),
+    )
+    parts = check_parts(pipeline.cascade, parts, dtype)
+
+    def write(part: Part, path: Path, metadata: dict[str, str]) -> None:
+        model = to_onnx(part.function, part.inputs, part.outputs, opset)
+        if dtype == "float16":
+            store_halves(model.graph)
+        helper.set_model_props(model, metadata | {"part": part.name, "opset": str(opset)})
+        save(model, path)
+
+    made_with = {"format": "onnx", "opset": opset, "onnx": onnx.__version__, "jax": jax.__version__}
+    return write_export(pipeline, Path(directory), parts, dtype, made_with, ".onnx", write)
+
+
+def save(model: onnx.ModelProto, path: Path) -> None:
+    """Writes a model, with its weights in a file beside it where they are near protobuf's 2 GB."""
+    beside = path.with_name(f"{path.name}.data")
+    path.unlink(missing_ok=True)
+    beside.unlink(missing_ok=True)
+    if weight_bytes(model.graph) <= LARGEST:
+        onnx.save(model, path)
+        return
+    onnx.save(
+        model,
+        path,
+        save_as_external_data=True,
+        all_tensors_to_one_file=True,
+        location=beside.name,
+        size_threshold=1024,
+    )
+
+
+def graphs(graph: GraphProto) -> list[GraphProto]:
+    """A graph and those within its loops and branches."""
+    inner = [a.g for node in graph.node for a in node.attribute if a.type == onnx.AttributeProto.GRAPH]
+    return [graph, *(found for each in inner for found in graphs(each))]
+
+
+def weight_bytes(graph: GraphProto) -> int:
+    return sum(len(tensor.raw_data) for each in graphs(graph) for tensor in each.initializer)
+
+
+def store_halves(graph: GraphProto) -> None:
+    """Stores what is left of float32 weights as float16, and casts them where they are used."""
+    for each in graphs(graph):
+        casts = []
+        for tensor in each.initializer:
+            array = numpy_helper.to_array(tensor)
+            if array.dtype != np.float32 or array.size < SMALLEST_HALVED:
+                continue
+            name, half = tensor.name, f"{tensor.name}_half"
+            tensor.CopyFrom(numpy_helper.from_array(array.astype(np.float16), half))
+            casts.append(helper.make_node("Cast", [half], [name], to=TensorProto.FLOAT))
+        nodes = [*casts, *each.node]
+        del each.node[:]
+        each.node.extend(nodes)

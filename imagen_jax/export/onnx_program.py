@@ -132,7 +132,13 @@ def integer_pow(graph, eqn, x):
 def select(graph, eqn, which, *cases):
     if len(cases) != 2 or which.dtype != bool:
         raise NotImplementedError("a choice between more than two arrays")
-    return elementwise(graph, "Where", [which, cases[1], cases[0]], eqn.outvars[0].aval)
+    aval = eqn.outvars[0].aval
+    if aval.dtype == bool:  # which ONNX Runtime's Where does not know
+        other = jax.ShapeDtypeStruct(which.shape, bool)
+        no = elementwise(graph, "Not", [which], other)
+        chosen = [elementwise(graph, "And", pair, aval) for pair in zip((no, which), cases)]
+        return elementwise(graph, "Or", chosen, aval)
+    return elementwise(graph, "Where", [which, cases[1], cases[0]], aval)
 
 
 def clamp(graph, eqn, low, x, high):
@@ -156,6 +162,17 @@ def sign_mask(graph, eqn, x):
     negative = elementwise(graph, "Less", [x, number(0, x)], jax.ShapeDtypeStruct(x.shape, bool))
     minus = elementwise(graph, "Neg", [cast(graph, negative, np.int32)], eqn.outvars[0].aval)
     return minus
+
+
+def logistic(graph, eqn, x):
+    """Of numbers such as a schedule's by exp: Sigmoid is exact to 1e-7, and so not for small ones."""
+    aval = eqn.outvars[0].aval
+    if any(fixed(dim) and dim > 1 for dim in aval.shape):
+        return elementwise(graph, "Sigmoid", [x], aval)
+    power = elementwise(graph, "Exp", [elementwise(graph, "Neg", [x], aval)], aval)
+    return elementwise(
+        graph, "Reciprocal", [elementwise(graph, "Add", [power, number(1, x)], aval)], aval
+    )
 
 
 def keep(graph, eqn, *values):
@@ -623,7 +640,7 @@ def row_of(graph: Graph, x: Value, index: int) -> Value:
 # Rules that take constants too: they keep them small, or hold programs.
 STRUCTURE = {"broadcast_in_dim", "transpose", "jit", "pjit", "closed_call", "custom_jvp_call",
              "custom_vjp_call", "checkpoint", "remat2", "while", "cond", "scan", "computed_once",
-             "stop_gradient", "convert_element_type"}  # fmt: skip
+             "stop_gradient", "convert_element_type", "dim_as_value"}  # fmt: skip
 PASSED = ("computed_once", "stop_gradient", "optimization_barrier", "copy", "copy_p", "name")
 RULES: dict[str, Rule] = {
     **dict.fromkeys(("jit", "pjit"), inlined("jaxpr")),
@@ -636,7 +653,7 @@ RULES: dict[str, Rule] = {
     "not": by_kind("Not", "BitwiseNot"), "neg": simple("Neg"), "abs": simple("Abs"),
     "sign": simple("Sign"), "exp": simple("Exp"), "log": simple("Log"), "sqrt": simple("Sqrt"),
     "sin": simple("Sin"), "cos": simple("Cos"), "tan": simple("Tan"), "tanh": simple("Tanh"),
-    "atan": simple("Atan"), "erf": simple("Erf"), "logistic": simple("Sigmoid"),
+    "atan": simple("Atan"), "erf": simple("Erf"), "logistic": logistic,
     "floor": simple("Floor"), "ceil": simple("Ceil"), "round": simple("Round"),
     "eq": simple("Equal"), "lt": simple("Less"), "le": simple("LessOrEqual"),
     "gt": simple("Greater"), "ge": simple("GreaterOrEqual"), "ne": not_equal,
