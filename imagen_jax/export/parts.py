@@ -241,7 +241,7 @@ def steps_part(name: str, stage: Stage, sampling: Sampling, frame: Frame, params
             low_res=given.pop("low_res", None),
         )
         grid = TimeGrid(padded(times), start, stop)
-        after = run_steps(stage, params, sampling, grid, before, conditions, **given)
+        after = run_steps(stage, params, sampling, grid, before, conditions, given)
         return tuple(state_values(after, (*names, "x0")).values())
 
     return part(
@@ -281,28 +281,34 @@ def run_steps(
     grid: TimeGrid,
     state: SamplerState,
     conditions: Conditions,
-    guidance=None,
-    step_noise=None,
-    augmentation_noise=None,
+    given: dict[str, Any],
 ) -> SamplerState:
-    """As `cascade.sample.run_steps`, with the noise given and without a condition in it."""
+    """As `cascade.sample.run_steps`, with guidance and noise as inputs, and without a condition.
+
+    Args:
+        given: of `run_inputs`, those that the stage has.
+    """
     guided = is_guided(sampling)
     sampling = jax.tree.map(jnp.asarray, traced(sampling))
-    if guidance is not None:
-        sampling = replace(sampling, guidance=guidance)
+    if guided:
+        sampling = replace(sampling, guidance=given["guidance"])
     sampling = replace(sampling, steps=jnp.asarray(grid.stop, jnp.int32))
     if conditions.low_res is not None:
         low_res = upsample(
             conditions.low_res, (stage.resolution, stage.resolution), stage.upsampling
         )
-        low_res = augment(low_res, sampling.aug_level, augmentation_noise, stage.aug_schedule)
+        low_res = augment(
+            low_res, sampling.aug_level, given["augmentation_noise"], stage.aug_schedule
+        )
         conditions = conditions._replace(low_res=low_res)
     denoise = make_stage_denoiser(stage, params, conditions, sampling, state.x.shape, guided)
 
     def noise(index):
-        if step_noise is None:
+        if "step_noise" not in given:
             return jnp.zeros_like(state.x)
-        return jax.lax.dynamic_index_in_dim(step_noise, index - 1 - grid.start, keepdims=False)
+        return jax.lax.dynamic_index_in_dim(
+            given["step_noise"], index - 1 - grid.start, keepdims=False
+        )
 
     sampler = guided_sampler(SAMPLERS[sampling.sampler], sampling)
     return sample_loop(sampler, denoise, stage.schedule, grid, state, noise, sampling)
@@ -370,9 +376,7 @@ def cascade_part(pipeline: Pipeline, frame: Frame, dtype: str) -> Part:
             grid = TimeGrid(padded(times), jnp.int32(0), jnp.int32(times.shape[0] - 1))
             state = begun(stage.schedule.noise_scale * noise, sampling)
             conditions = Conditions(text, null if is_guided(sampling) else None, label, images)
-            state = run_steps(
-                stage, params[stage.name], sampling, grid, state, conditions, **values
-            )
+            state = run_steps(stage, params[stage.name], sampling, grid, state, conditions, values)
             images = jnp.clip(state.x, -1.0, 1.0)
         return (images,)
 

@@ -109,7 +109,14 @@ def of_network(network: Any, **stage: Any) -> Pipeline:
     conditioning = "text" if network.num_classes is None else "label"
     low = 8 if network.low_res_channels else None
     only = Stage(
-        "only", 16, network, text_width=8, conditioning=conditioning, low_resolution=low, **stage
+        "only",
+        16,
+        network,
+        text_width=8,
+        conditioning=conditioning,
+        prediction="v",
+        low_resolution=low,
+        **stage,
     )
     encoder = ENCODER if conditioning == "text" else None
     cascade = Cascade((only,), (Sampling("ddim", steps=3, threshold="static"),), encoder)
