@@ -13,6 +13,7 @@ from jax import export
 from imagen_jax.cascade.cascade import TEXT_ENCODER, Cascade
 from imagen_jax.cascade.stage import Conditions, Stage, apply_network, make_stage_denoiser
 from imagen_jax.diffusion.augmentation import augment, upsample
+from imagen_jax.diffusion.flow_map import flow_map_sampler
 from imagen_jax.diffusion.guided_steps import guided_sampler, guided_start
 from imagen_jax.diffusion.samplers import SAMPLERS, initial_state, sample_loop
 from imagen_jax.diffusion.sampling import Sampling, traced
@@ -72,7 +73,7 @@ MEANINGS = {
     "label": "numbers of classes",
     "x": "images at time t: alpha * image + sigma * noise",
     "t": "times, 0 clean to 1 noise",
-    "target": "the times that the step leads to",
+    "s": "times that the step leads to",
     "low_res": "low-resolution images in [-1, 1]",
     "aug_level": "noise in low_res, 0 to 1",
     "guidance": "its weight, 1 is none",
@@ -93,7 +94,7 @@ MEANINGS = {
 def meaning(name: str) -> str:
     """What an array of this name is; "noise_base64" is the "noise" of the stage base64."""
     bare = name.removeprefix("next_")
-    found = max((key for key in MEANINGS if bare.startswith(key)), key=len)
+    found = max((key for key in MEANINGS if f"{bare}_".startswith(f"{key}_")), key=len)
     return MEANINGS[found] + (", after the steps" if bare != name else "")
 
 
@@ -196,6 +197,8 @@ def part(name: str, function: Callable, inputs: dict[str, Shape], outputs: tuple
 def network_part(name: str, stage: Stage, frame: Frame, params: Params) -> Part:
     inputs = {"x": frame.images(stage.resolution, stage.channels)}
     inputs["t"] = Shape((frame.batch,), np.float32)
+    if stage.is_flow_map:
+        inputs["s"] = Shape((frame.batch,), np.float32)
     inputs |= condition_inputs(stage, frame)
     if stage.low_resolution is not None:
         inputs["low_res"] = frame.images(stage.resolution, stage.channels)
@@ -311,6 +314,8 @@ def run_steps(
         )
 
     sampler = guided_sampler(SAMPLERS[sampling.sampler], sampling)
+    if stage.is_flow_map:
+        sampler = flow_map_sampler(sampler)
     return sample_loop(sampler, denoise, stage.schedule, grid, state, noise, sampling)
 
 

@@ -35,7 +35,6 @@ from imagen_jax.models import (  # noqa: E402
 from imagen_jax.models.t5 import T5_V1_1  # noqa: E402
 from imagen_jax.storage.json_file import read_object  # noqa: E402
 
-
 PARTS = ["text_encoder", "base_steps", "cascade"]  # of the tiny cascade
 
 
@@ -255,6 +254,12 @@ def test_what_cannot_be_exported_is_said_before_work(tmp_path: Path):
     refused(
         "has no text encoder to export; its parts are only_network", classes, parts=["text_encoder"]
     )
+
+
+def test_a_flow_map_in_few_steps():
+    """A distilled network, which is told where a step leads to."""
+    network = replace(EFFICIENT, low_res_channels=0, target_time=True)
+    check(of_network(network), "cascade", steps=2)
 
 
 def test_classes_need_no_text():
