@@ -233,7 +233,7 @@ def apply_network(
     )
 
 
-def null_label(stage: Stage, batch: int) -> Int[Array, " batch"]:
+def null_label(stage: Stage, batch: Any) -> Int[Array, " batch"]:
     """The label that stands for no class: the row after the last one."""
     return jnp.full((batch,), stage.network.num_classes, jnp.int32)
 
@@ -290,7 +290,7 @@ def guide_output(
     return convert(x0, x_t, logsnr, "x0", stage.prediction, schedule)
 
 
-def _example(stage: Stage, shape: tuple[int, ...]) -> tuple[jax.ShapeDtypeStruct, ...]:
+def _example(stage: Stage, shape: tuple[Any, ...]) -> tuple[jax.ShapeDtypeStruct, ...]:
     """An x_t and its times, as `make_denoiser` calls a network with them."""
     shapes = shape, *[shape[:1]] * (2 if stage.is_flow_map else 1)
     return tuple(jax.ShapeDtypeStruct(each, jnp.float32) for each in shapes)
@@ -301,7 +301,8 @@ def make_stage_denoiser(
     params: Params | models.TrainingParams | GuidedParams,
     conditions: Conditions,
     sampling: Sampling,
-    shape: tuple[int, ...] | None = None,
+    shape: tuple[Any, ...] | None = None,
+    guided: bool | None = None,
 ) -> Denoiser:
     """(x_t, t) -> Denoised for a batch, guided away from the null text (or from "no class"), or
     from a weaker network.
@@ -311,6 +312,7 @@ def make_stage_denoiser(
             `sampling.aug_level` (one number, or one a sample).
         shape: of x_t, if what follows from the conditions alone, such as the keys and values of the
             text, is to be computed here, for all calls. (Not where gradients are taken.)
+        guided: whether the pair is evaluated, always or never; None: where the weight is not 1.
 
     Raises:
         ValueError: guidance of the kind "auto", and `params` are of one network.
@@ -325,7 +327,7 @@ def make_stage_denoiser(
         towards, away = {"text": conditions.text}, {"text": conditions.null}
     elif stage.conditioning == "label":
         towards = {"label": conditions.label}
-        away = {"label": null_label(stage, len(conditions.label))}
+        away = {"label": null_label(stage, conditions.label.shape[0])}
     else:
         towards, away = {}, {}
     predict = functools.partial(network, **low, **towards)
@@ -343,10 +345,14 @@ def make_stage_denoiser(
         if not paired:
             raise ValueError(NO_GUIDE.format(stage.name))
         predict_pair = predict_two
+    if guided is False:
+        predict_pair = None
     if shape is not None:
         once = functools.partial(
             hoisted, example=_example(stage, shape), fixed=conditions._replace(low_res=None)
         )
         predict, predict_pair = once(predict), predict_pair and once(predict_pair)
-    kind = stage.prediction
-    return make_denoiser(predict, predict_pair, stage.schedule, kind, sampling, stage.min_scale)
+    kind, branch = stage.prediction, guided is None
+    return make_denoiser(
+        predict, predict_pair, stage.schedule, kind, sampling, stage.min_scale, branch
+    )

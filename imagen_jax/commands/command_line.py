@@ -37,6 +37,8 @@ EXTRAS = {
     "seqio": "seqio",
     "tokenizers": "eval",
     "resvg_py": "icons",
+    "onnx": "export",
+    "onnxruntime": "export",
     "torch": None,  # itself is enough
 }
 OWN = ("imagen_jax", "scripts")

@@ -307,7 +307,7 @@ class Conditions(nn.Module):
             encoded = sinusoidal_embedding(target, TIME_FEATURES)
             # Beside the time, where it counts nothing at first (as in `layers.Embedding`).
             vectors["time"] += mlp(encoded, "target", nn.initializers.zeros)
-        early = late = words = jnp.zeros((len(time), 0, cfg.width), cfg.dtype)
+        early = late = words = jnp.zeros((time.shape[0], 0, cfg.width), cfg.dtype)
         if not modulates:
             parts = [tokens(value, name, cfg.condition_tokens) for name, value in vectors.items()]
             early = jnp.concatenate(parts, axis=1)
