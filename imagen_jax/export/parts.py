@@ -138,7 +138,7 @@ def make_part(pipeline: Pipeline, name: str, dtype: str = "float32") -> Part:
     """A part by its name, of `part_names`; its networks compute in `dtype`."""
     cascade, frame = pipeline.cascade, frame_of(pipeline.cascade)
     if name == TEXT_ENCODER:
-        return encoder_part(cascade, frame, host(pipeline.params[TEXT_ENCODER]))
+        return encoder_part(cascade, frame, on_device(pipeline.params[TEXT_ENCODER]))
     if name == CASCADE:
         return cascade_part(pipeline, frame, dtype)
     position, kind = next(
@@ -148,14 +148,14 @@ def make_part(pipeline: Pipeline, name: str, dtype: str = "float32") -> Part:
         if name == f"{stage.name}_{kind}"
     )
     stage, params = computing_in(cascade.stages[position], dtype), cascade.stages[position].name
-    params = host(pipeline.params[params])
+    params = on_device(pipeline.params[params])
     if kind == "network":
         return network_part(name, stage, frame, params)
     return steps_part(name, stage, cascade.sampling[position], frame, params)
 
 
-def host(params: Params) -> Params:
-    return jax.tree.map(np.asarray, params)
+def on_device(params: Params) -> Params:
+    return jax.tree.map(jnp.asarray, params)
 
 
 def computing_in(stage: Stage, dtype: str) -> Stage:
@@ -358,10 +358,10 @@ def cascade_part(pipeline: Pipeline, frame: Frame, dtype: str) -> Part:
     stages = [computing_in(stage, dtype) for stage in cascade.stages]
     reads = any(stage.conditioning == "text" for stage in stages)
     guided = reads and any(map(is_guided, cascade.sampling))
-    params = {name: host(pipeline.params[name]) for name in (s.name for s in stages)}
+    params = {name: on_device(pipeline.params[name]) for name in (s.name for s in stages)}
     inputs, own = {}, {}
     if reads:
-        params[TEXT_ENCODER] = host(pipeline.params[TEXT_ENCODER])
+        params[TEXT_ENCODER] = on_device(pipeline.params[TEXT_ENCODER])
         inputs |= token_inputs(frame)
         inputs |= {f"negative_{n}": s for n, s in token_inputs(frame).items()} if guided else {}
     for i, (stage, sampling) in enumerate(zip(stages, cascade.sampling, strict=True)):
