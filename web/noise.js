@@ -47,7 +47,7 @@ const TAIL = [
 ];
 
 function erfInv(x) {
-  const w = -Math.log1p(-x * x), central = w < 5;
+  const w = -Math.log1p(-Math.fround(x * x)), central = w < 5;
   const at = central ? w - 2.5 : Math.sqrt(w) - 3;
   return x * (central ? CENTRAL : TAIL).reduce((sum, factor) => sum * at + factor, 0);
 }

@@ -1,0 +1,88 @@
+// The form, the canvas, and what is said about them. The model works in worker.js.
+
+const at = (id) => document.getElementById(id);
+const [form, words, style, seed, canvas] = ["form", "words", "style", "seed", "canvas"].map(at);
+const context = canvas.getContext("2d");
+const HAN = /\p{Script=Han}/u;
+const LARGEST_SEED = 2 ** 32 - 1;
+let asked = null; // {prompt, seed} of the newest request
+let ready = false, saved = null;
+
+function say(text, error = false) {
+  at("status").textContent = text;
+  at("status").classList.toggle("error", error);
+}
+
+/** Shows a bar where `value` is between 0 and 1. */
+function bar(value) {
+  at("progress").hidden = value === null;
+  if (value !== null) at("progress").value = value;
+}
+
+/** The words as the captions of the training images are: "red heart, 3d style", 红心，立体风格. */
+function prompt() {
+  const text = words.value.trim(), { value, dataset } = style.selectedOptions[0];
+  return HAN.test(text) ? `${text}，${dataset.zh}` : `${text}, ${value}`;
+}
+
+function draw() {
+  if (!form.reportValidity()) return;
+  asked = { prompt: prompt(), seed: Number(seed.value) };
+  worker.postMessage(asked);
+  say(ready ? "Drawing." : "Loading the model; then it draws.");
+}
+
+function show({ pixels, side, position, step, steps, done, seconds, left }) {
+  if (canvas.width !== side) canvas.width = canvas.height = side;
+  context.putImageData(new ImageData(pixels, side), 0, 0);
+  bar(done ? null : step / steps);
+  if (!done) return say(position ? "Drawing: the details." : "Drawing: the shapes.");
+  const { prompt: text, seed: number } = asked;
+  at("caption").textContent = `${text} (seed ${number})`;
+  canvas.setAttribute("aria-label", `Image made from: ${text}`);
+  say(`Done in ${seconds.toFixed(1)} seconds.${left ? ` The last ${left} tokens were too many.` : ""}`);
+  canvas.toBlob((blob) => {
+    if (saved) URL.revokeObjectURL(saved);
+    at("save").href = saved = URL.createObjectURL(blob);
+    at("save").hidden = false;
+  });
+}
+
+const megabytes = (bytes) => (bytes / 1e6).toFixed(0);
+const answers = {
+  loading({ loaded, total }) {
+    bar(loaded / total);
+    at("amount").textContent = `${megabytes(loaded)} of ${megabytes(total)} MB`;
+  },
+  ready() {
+    ready = true;
+    bar(null);
+    at("amount").textContent = "";
+    say(asked ? "Drawing." : "Ready.");
+  },
+  image: show,
+  error({ message }) {
+    bar(null);
+    say(message, true);
+  },
+};
+
+say("Loading the model.");
+const worker = new Worker(`worker.js${location.search}`, { type: "module" });
+worker.onmessage = ({ data: { kind, ...rest } }) => answers[kind](rest);
+worker.onerror = () => say("This browser cannot run the page: it needs one of 2023 or newer.", true);
+
+form.addEventListener("submit", (event) => {
+  event.preventDefault();
+  draw();
+});
+at("another").addEventListener("click", () => {
+  seed.value = Number(seed.value) >= LARGEST_SEED ? 0 : Number(seed.value) + 1;
+  draw();
+});
+at("examples").addEventListener("click", ({ target }) => {
+  if (!target.dataset.style) return;
+  words.value = target.textContent;
+  style.value = target.dataset.style;
+  draw();
+});
