@@ -25,18 +25,18 @@ function prompt() {
   return HAN.test(text) ? `${text}，${dataset.zh}` : `${text}, ${value}`;
 }
 
-function draw() {
+function make() {
   if (!form.reportValidity()) return;
   asked = { prompt: prompt(), seed: Number(seed.value) };
   worker.postMessage(asked);
-  say(ready ? "Drawing." : "Loading the model; then it draws.");
+  say(ready ? "Making the image." : "The model is loading; then it makes the image.");
 }
 
 function show({ pixels, side, position, step, steps, done, seconds, left }) {
   if (canvas.width !== side) canvas.width = canvas.height = side;
   context.putImageData(new ImageData(pixels, side), 0, 0);
   bar(done ? null : step / steps);
-  if (!done) return say(position ? "Drawing: the details." : "Drawing: the shapes.");
+  if (!done) return say(position ? "Adding the details." : "Making the shapes.");
   const { prompt: text, seed: number } = asked;
   at("caption").textContent = `${text} (seed ${number})`;
   canvas.setAttribute("aria-label", `Image made from: ${text}`);
@@ -58,7 +58,7 @@ const answers = {
     ready = true;
     bar(null);
     at("amount").textContent = "";
-    say(asked ? "Drawing." : "Ready.");
+    say(asked ? "Making the image." : "Ready.");
   },
   image: show,
   error({ message }) {
@@ -74,15 +74,15 @@ worker.onerror = () => say("This browser cannot run the page: it needs one of 20
 
 form.addEventListener("submit", (event) => {
   event.preventDefault();
-  draw();
+  make();
 });
 at("another").addEventListener("click", () => {
   seed.value = Number(seed.value) >= LARGEST_SEED ? 0 : Number(seed.value) + 1;
-  draw();
+  make();
 });
 at("examples").addEventListener("click", ({ target }) => {
   if (!target.dataset.style) return;
   words.value = target.textContent;
   style.value = target.dataset.style;
-  draw();
+  make();
 });
