@@ -9,7 +9,7 @@ const MISSING = "The model is not here. Run `make web`, which puts it into web/m
 const MEMORY = "There is not enough memory for the model. Close other tabs and reload.";
 
 const webgpu = new URLSearchParams(location.search).has("webgpu");
-const runtime = webgpu ? "jspi" : "wasm";
+const script = webgpu ? "ort.jspi.min.mjs" : "ort.wasm.min.mjs";
 const binary = webgpu ? "ort-wasm-simd-threaded.jspi" : "ort-wasm-simd-threaded";
 const progress = { loaded: 0, total: 0 };
 
@@ -37,6 +37,9 @@ async function download(path) {
 
 async function load() {
   if (typeof WebAssembly === "undefined") throw new Error("This browser has no WebAssembly.");
+  if (webgpu && !(navigator.gpu && WebAssembly.Suspending)) {
+    throw new Error("This browser has no WebGPU, or no JSPI: leave ?webgpu out of the address.");
+  }
   const names = ["model.json", "spiece.model"].map((name) => `model/${name}`);
   const [settings, pieces, wasm, encoderFile] = await Promise.all([
     ...names.map(download), download(`ort/${binary}.wasm`), download("model/text_encoder.onnx"),
@@ -45,7 +48,7 @@ async function load() {
   const wrong = model.stages.map(unsupported).find(Boolean);
   if (wrong) throw new Error(wrong);
   const files = model.stages.map(({ stage }) => download(`model/${stage.name}_network.onnx`));
-  const ort = await import(`./ort/ort.${runtime}.min.mjs`);
+  const ort = await import(`./ort/${script}`);
   ort.env.wasm.wasmBinary = wasm;
   ort.env.wasm.wasmPaths = { mjs: new URL(`ort/${binary}.mjs`, import.meta.url).href };
   // Threads need memory that threads share, which browsers give only to pages whose server isolates
@@ -58,48 +61,45 @@ async function load() {
   return { ...model, ort, encoder, networks, tokenizer: new Tokenizer(pieces) };
 }
 
-/** {text, mask} for the networks: the prompt's embeddings, and those of the null text. */
+/** What the networks read of a prompt and of the null text, and how many tokens were left out. */
 async function encode({ ort, encoder, tokenizer, text_encoder: sizes }, prompt) {
-  const length = sizes.max_length, shape = [1, length];
+  const length = sizes.max_length, width = sizes.config.d_model, shape = [1, length];
   const embed = async (words) => {
     const { ids, mask, left } = tokenizer.tokenize(words, length);
-    const tensors = { ids: new ort.Tensor("int32", ids, shape), mask: new ort.Tensor("bool", mask, shape) };
-    const { text } = await encoder.run(tensors);
-    return { text, mask: tensors.mask, left };
+    const text_mask = new ort.Tensor("bool", mask, shape);
+    const { text } = await encoder.run({ ids: new ort.Tensor("int32", ids, shape), mask: text_mask });
+    return [{ text, text_mask }, left];
   };
-  if (sizes.null === "empty") return [await embed(prompt), await embed("")];
-  const zeros = new Float32Array(length * sizes.config.d_model), first = new Uint8Array(length);
+  const [given, left] = await embed(prompt);
+  if (sizes.null === "empty") return [given, (await embed(""))[0], left];
+  const zeros = new Float32Array(length * width), first = new Uint8Array(length);
   first[0] = 1;
-  const none = {
-    text: new ort.Tensor("float32", zeros, [...shape, sizes.config.d_model]),
-    mask: new ort.Tensor("bool", first, shape),
-  };
-  return [await embed(prompt), none];
+  const text = new ort.Tensor("float32", zeros, [...shape, width]);
+  return [given, { text, text_mask: new ort.Tensor("bool", first, shape) }, left];
 }
 
-/** Yields {image, side, stage, step, steps} after each step of each stage. */
+/** Yields {image, side, position, step, steps, left} after each step of each stage. */
 async function* cascade(model, prompt, seed) {
-  const { ort, networks, stages } = model;
-  const [given, none] = await encode(model, prompt);
+  const { ort, networks, stages } = model, number = (x) => new ort.Tensor("float32", [x], [1]);
+  const [given, none, left] = await encode(model, prompt);
   let image = null;
   for (const [position, each] of stages.entries()) {
-    const { stage, sampling } = each, side = stage.resolution;
+    const { stage, sampling } = each, side = stage.resolution, steps = sampling.steps;
     const shape = [1, side, side, stage.channels], count = side * side * stage.channels;
-    const noise = stageNoise(seed, 0, position), number = (x) => new ort.Tensor("float32", [x], [1]);
+    const noise = stageNoise(seed, 0, position);
+    const images = (values) => new ort.Tensor("float32", values, shape);
     const fixed = stage.low_resolution && {
-      low_res: new ort.Tensor("float32", augmented(each, image, noise(AUGMENTATION, count)), shape),
+      low_res: images(augmented(each, image, noise(AUGMENTATION, count))),
       aug_level: number(sampling.aug_level),
     };
     const predict = async (x, t, s, guided) => {
-      const { text, mask } = guided ? given : none;
-      const inputs = { x: new ort.Tensor("float32", x, shape), t: number(t), text, mask, ...fixed };
+      const inputs = { x: images(x), t: number(t), ...(guided ? given : none), ...fixed };
       if (stage.network.target_time) inputs.target = number(s);
-      return (await networks[position].run(inputs)).output.data;
+      return (await networks[position].run(inputs)).prediction.data;
     };
     let step = 0;
-    for await (image of sample(each, noise(0, count), sampling.steps, predict)) {
-      step += 1;
-      yield { image, side, position, step, steps: sampling.steps, left: given.left };
+    for await (image of sample(each, noise(0, count), steps, predict)) {
+      yield { image, side, position, step: ++step, steps, left };
     }
   }
 }
