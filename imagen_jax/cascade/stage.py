@@ -294,6 +294,7 @@ def make_stage_denoiser(
     conditions: Conditions,
     sampling: Sampling,
     shape: tuple[int, ...] | None = None,
+    guided: bool | None = None,
 ) -> Denoiser:
     """(x_t, t) -> Denoised for a batch, guided away from the null text (or from "no class"), or
     from a weaker network.
@@ -303,6 +304,7 @@ def make_stage_denoiser(
             `sampling.aug_level`.
         shape: of x_t, if what follows from the conditions alone, such as the keys and values of the
             text, is to be computed here, for all calls. (Not where gradients are taken.)
+        guided: whether the pair is evaluated, always or never; None: where the weight is not 1.
 
     Raises:
         ValueError: guidance of the kind "auto", and `params` are of one network.
@@ -335,10 +337,14 @@ def make_stage_denoiser(
         if not paired:
             raise ValueError(NO_GUIDE.format(stage.name))
         predict_pair = predict_two
+    if guided is False:
+        predict_pair = None
     if shape is not None:
         once = functools.partial(
             hoisted, example=_example(shape), fixed=conditions._replace(low_res=None)
         )
         predict, predict_pair = once(predict), predict_pair and once(predict_pair)
-    kind = stage.prediction
-    return make_denoiser(predict, predict_pair, stage.schedule, kind, sampling, stage.min_scale)
+    kind, branch = stage.prediction, guided is None
+    return make_denoiser(
+        predict, predict_pair, stage.schedule, kind, sampling, stage.min_scale, branch
+    )

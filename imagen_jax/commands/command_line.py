@@ -37,6 +37,7 @@ EXTRAS = {
     "seqio": "seqio",
     "tokenizers": "eval",
     "resvg_py": "icons",
+    "onnx": "export",
     "torch": None,  # itself is enough
 }
 OWN = ("imagen_jax", "scripts")

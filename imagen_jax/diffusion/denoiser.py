@@ -44,6 +44,7 @@ def make_denoiser(
     prediction: str,
     sampling: Sampling = Sampling(),
     min_scale: float = 0.0,
+    branch: bool = True,
 ) -> Denoiser:
     """The denoiser of a network.
 
@@ -57,6 +58,7 @@ def make_denoiser(
         sampling: its guidance, thresholding, and whether a learned variance is passed on. Its
             numbers may be traced, and those of guidance and thresholding may be one an example.
         min_scale: of a network that predicts x0, see `with_least_scale`; 0 for none.
+        branch: False for a program without a condition, which always evaluates the pair.
     """
 
     kind = GUIDANCES[sampling.guidance_kind]
@@ -88,7 +90,8 @@ def make_denoiser(
             output, variance, after = conditional_only()
         else:
             weight = guidance_weight(sampling, t)
-            output, variance, after = jax.lax.cond(jnp.any(weight != 1.0), guided, conditional_only)
+            acts = jnp.any(weight != 1.0) if branch else True
+            output, variance, after = jax.lax.cond(acts, guided, conditional_only)
         x0 = THRESHOLDS[sampling.threshold](change(output, prediction, "x0"), sampling)
         if min_scale and prediction == "x0":
             x0 = with_least_scale(x0, x_t, logsnr, min_scale, schedule)
