@@ -1,7 +1,6 @@
 // The model, in a thread of its own so that the page never stalls. It gets {prompt, seed} and
 // answers with messages of the kinds "loading", "ready", "image" and "error".
 import { stageNoise } from "./noise.js";
-import { augmented, sample, unsupported } from "./sampler.js";
 import { Tokenizer } from "./tokenizer.js";
 
 const AUGMENTATION = 1025; // the index of the low-resolution input's noise (cascade/sample.py)
@@ -40,66 +39,75 @@ async function load() {
   if (webgpu && !(navigator.gpu && WebAssembly.Suspending)) {
     throw new Error("This browser has no WebGPU, or no JSPI: leave ?webgpu out of the address.");
   }
-  const names = ["model.json", "spiece.model"].map((name) => `model/${name}`);
-  const [settings, pieces, wasm, encoderFile] = await Promise.all([
-    ...names.map(download), download(`ort/${binary}.wasm`), download("model/text_encoder.onnx"),
-  ]);
-  const model = JSON.parse(new TextDecoder().decode(settings));
-  const wrong = model.stages.map(unsupported).find(Boolean);
-  if (wrong) throw new Error(wrong);
-  const files = model.stages.map(({ stage }) => download(`model/${stage.name}_network.onnx`));
+  const first = ["model/export.json", "model/spiece.model", `ort/${binary}.wasm`].map(download);
+  const settings = JSON.parse(new TextDecoder().decode(await first[0]));
+  const names = ["text_encoder", ...settings.stages.map(({ name }) => `${name}_steps`)];
+  const files = names.map((name) => download(`model/${settings.parts[name].file}`));
+  const [, pieces, wasm] = await Promise.all(first);
   const ort = await import(`./ort/${script}`);
   ort.env.wasm.wasmBinary = wasm;
   ort.env.wasm.wasmPaths = { mjs: new URL(`ort/${binary}.mjs`, import.meta.url).href };
-  // Threads need memory that threads share, which browsers give only to pages whose server isolates
-  // them (web/README.md).
+  // Threads need memory that they share, which browsers give only to isolated pages (README.md).
   ort.env.wasm.numThreads = self.crossOriginIsolated ? Math.min(8, navigator.hardwareConcurrency) : 1;
   const options = { executionProviders: [webgpu ? "webgpu" : "wasm"], logSeverityLevel: 3 };
-  const open = async (file) => ort.InferenceSession.create(await file, options);
-  const encoder = await open(encoderFile), networks = [];
-  for (const file of files) networks.push(await open(file));
-  return { ...model, ort, encoder, networks, tokenizer: new Tokenizer(pieces) };
+  const parts = {};
+  for (const [i, name] of names.entries()) {
+    const session = await ort.InferenceSession.create(await files[i], options);
+    parts[name] = { session, ...settings.parts[name] };
+  }
+  return { ort, parts, settings, tokenizer: new Tokenizer(pieces) };
 }
 
-/** What the networks read of a prompt and of the null text, and how many tokens were left out. */
-async function encode({ ort, encoder, tokenizer, text_encoder: sizes }, prompt) {
-  const length = sizes.max_length, width = sizes.config.d_model, shape = [1, length];
-  const embed = async (words) => {
-    const { ids, mask, left } = tokenizer.tokenize(words, length);
-    const text_mask = new ort.Tensor("bool", mask, shape);
-    const { text } = await encoder.run({ ids: new ort.Tensor("int32", ids, shape), mask: text_mask });
-    return [{ text, text_mask }, left];
-  };
-  const [given, left] = await embed(prompt);
-  if (sizes.null === "empty") return [given, (await embed(""))[0], left];
-  const zeros = new Float32Array(length * width), first = new Uint8Array(length);
-  first[0] = 1;
-  const text = new ort.Tensor("float32", zeros, [...shape, width]);
-  return [given, { text, text_mask: new ort.Tensor("bool", first, shape) }, left];
+/** What the networks read of a text, and how many of its tokens were left out. */
+async function encode({ ort, parts, settings, tokenizer }, text) {
+  const { ids, mask, left } = tokenizer.tokenize(text, settings.text.max_length);
+  const shape = [1, ids.length], where = new ort.Tensor("bool", mask, shape);
+  const inputs = { ids: new ort.Tensor("int32", ids, shape), mask: where };
+  return [(await parts.text_encoder.session.run(inputs)).text, where, left];
 }
 
-/** Yields {image, side, position, step, steps, left} after each step of each stage. */
+/** The same of what guidance leads away from: the empty prompt, or zeros, one token long. */
+async function encodeNull(model, like) {
+  if (model.settings.text.null === "empty") return encode(model, "");
+  const { Tensor } = model.ort, [, length] = like.dims;
+  const zeros = new Tensor("float32", new Float32Array(like.size), like.dims);
+  return [zeros, new Tensor("bool", Uint8Array.from({ length }, (_, i) => i === 0), [1, length])];
+}
+
+/** Yields {image, side, position, step, steps, left} after each step of each stage: the estimate of
+ * the image, and after the last step the image itself. */
 async function* cascade(model, prompt, seed) {
-  const { ort, networks, stages } = model, number = (x) => new ort.Tensor("float32", [x], [1]);
-  const [given, none, left] = await encode(model, prompt);
-  let image = null;
-  for (const [position, each] of stages.entries()) {
-    const { stage, sampling } = each, side = stage.resolution, steps = sampling.steps;
-    const shape = [1, side, side, stage.channels], count = side * side * stage.channels;
-    const noise = stageNoise(seed, 0, position);
-    const images = (values) => new ort.Tensor("float32", values, shape);
-    const fixed = stage.low_resolution && {
-      low_res: images(augmented(each, image, noise(AUGMENTATION, count))),
-      aug_level: number(sampling.aug_level),
-    };
-    const predict = async (x, t, s, guided) => {
-      const inputs = { x: images(x), t: number(t), ...(guided ? given : none), ...fixed };
-      if (stage.network.target_time) inputs.target = number(s);
-      return (await networks[position].run(inputs)).prediction.data;
-    };
-    let step = 0;
-    for await (image of sample(each, noise(0, count), steps, predict)) {
-      yield { image, side, position, step: ++step, steps, left };
+  const { ort, parts, settings } = model;
+  const floats = (values, shape) => new ort.Tensor("float32", Float32Array.from(values), shape);
+  const whole = (value) => new ort.Tensor("int32", Int32Array.of(value), []);
+  const [text, text_mask, left] = await encode(model, prompt);
+  const [none, null_mask] = await encodeNull(model, text);
+  let image = null; // of the stage before
+  for (const [position, stage] of settings.stages.entries()) {
+    const { session, inputs, outputs } = parts[`${stage.name}_steps`];
+    const side = stage.resolution, shape = [1, side, side, stage.channels];
+    const noise = stageNoise(seed, 0, position), count = side * side * stage.channels;
+    const steps = stage.times.length - 1;
+    const given = { text, text_mask, null: none, null_mask, times: floats(stage.times, [steps + 1]) };
+    given.guidance = floats([stage.guidance], []);
+    if (stage.low_resolution) {
+      given.low_res = image;
+      given.augmentation_noise = floats(noise(AUGMENTATION, count), shape);
+    }
+    // What goes from step to step: the image, and for some samplers earlier estimates.
+    const state = outputs.map(({ name }) => name.split("next_")[1]).filter(Boolean);
+    for (const name of state) {
+      given[name] = name.startsWith("logsnr") ? floats([Infinity], []) : floats(new Float32Array(count), shape);
+    }
+    given.x = floats(noise(0, count).map((value) => stage.noise_scale * value), shape);
+    for (let step = 0; step < steps; step++) {
+      Object.assign(given, { start: whole(step), stop: whole(step + 1) });
+      if (stage.adds_noise) given.step_noise = floats(noise(step + 1, count), [1, ...shape]);
+      const made = await session.run(Object.fromEntries(inputs.map(({ name }) => [name, given[name]])));
+      for (const name of state) given[name] = made[`next_${name}`];
+      const last = step === steps - 1, shown = last ? given.x : made.x0 ?? made.next_x0;
+      image = floats(shown.data.map((value) => Math.min(1, Math.max(-1, value))), shape);
+      yield { image: image.data, side, position, step: step + 1, steps, left };
     }
   }
 }
@@ -123,7 +131,7 @@ onmessage = async ({ data: { prompt, seed } }) => {
     for await (const { image, ...rest } of cascade(model, prompt, seed)) {
       await new Promise((resolve) => setTimeout(resolve)); // hear of a newer request
       if (own !== newest) return;
-      const done = rest.position === model.stages.length - 1 && rest.step === rest.steps;
+      const done = rest.position === model.settings.stages.length - 1 && rest.step === rest.steps;
       const seconds = (performance.now() - begin) / 1000;
       postMessage({ kind: "image", pixels: pixels(image), done, seconds, ...rest });
     }
