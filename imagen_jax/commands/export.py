@@ -23,7 +23,7 @@ def parser() -> argparse.ArgumentParser:
     add("--model", type=sources, required=True, help="name, model directory or workdir; A,B joined")
     add("--format", required=True, choices=("onnx", "stablehlo"), help="of the files")
     add("--out", type=path, required=True, metavar="DIR", help="directory of the export")
-    add("--dtype", choices=("float32", "float16"), default="float32", help="of weights and networks")
+    add("--dtype", choices=("float32", "float16", "int8"), default="float32", help="of weights and networks")
     add("--parts", type=entries, metavar="P,P", help="such as text_encoder,base64_steps (default: all)")
     add("--opset", type=whole_number, metavar="N", help="of ONNX (default: 20)")
     add("--ema", default=True, **EMA)
