@@ -277,7 +277,7 @@ def run_steps(
 ) -> SamplerState:
     """As `cascade.sample.run_steps`, with the noise given and without a condition in it."""
     guided = is_guided(sampling)
-    sampling = traced(sampling)
+    sampling = jax.tree.map(jnp.asarray, traced(sampling))
     if guidance is not None:
         sampling = replace(sampling, guidance=guidance)
     sampling = replace(sampling, steps=jnp.asarray(grid.stop, jnp.int32))

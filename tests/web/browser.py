@@ -39,7 +39,7 @@ class Browser:
         self.read, write = os.pipe()
         # Chromium reads from 3 and writes to 4.
         command = [CHROMIUM, *FLAGS, f"--user-data-dir={profile}", "about:blank"]
-        shell = ["sh", "-c", f'exec "$@" 3<&{read} 4>&{write}', "sh", *command]
+        shell = ["bash", "-c", f'exec "$@" 3<&{read} 4>&{write}', "bash", *command]
         self.process = subprocess.Popen(
             shell, pass_fds=(read, write), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
