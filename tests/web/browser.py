@@ -10,6 +10,7 @@ import select
 import shutil
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,16 @@ CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
 FLAGS = (
     "--headless=new",
     "--no-sandbox",  # tests may run as root, in containers
-    "--disable-gpu",
     "--disable-dev-shm-usage",
     "--no-first-run",
     "--disable-background-networking",
     "--remote-debugging-pipe",
+)
+WEBGPU = (
+    "--enable-unsafe-webgpu",
+    "--enable-features=Vulkan",
+    "--use-vulkan=swiftshader",
+    "--use-webgpu-adapter=swiftshader",
 )
 
 
@@ -33,12 +39,12 @@ def missing() -> str:
 class Browser:
     """A page of a Chromium of its own, which ends with the `with` block."""
 
-    def __init__(self, profile: Path):
+    def __init__(self, profile: Path, flags: Sequence[str] = ("--disable-gpu",)):
         self.count, self.rest, self.events = 0, b"", []
         read, self.write = os.pipe()
         self.read, write = os.pipe()
         # Chromium reads from 3 and writes to 4.
-        command = [CHROMIUM, *FLAGS, f"--user-data-dir={profile}", "about:blank"]
+        command = [CHROMIUM, *FLAGS, *flags, f"--user-data-dir={profile}", "about:blank"]
         shell = ["bash", "-c", f'exec "$@" 3<&{read} 4>&{write}', "bash", *command]
         self.process = subprocess.Popen(
             shell, pass_fds=(read, write), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -68,7 +74,7 @@ class Browser:
             message["sessionId"] = self.session
         os.write(self.write, json.dumps(message).encode() + b"\0")
         while True:
-            answer = self._receive(300.0)
+            answer = self._receive(600.0)
             if answer.get("id") == self.count:
                 if "error" in answer:
                     raise RuntimeError(f"{method}: {answer['error']}")
