@@ -1,7 +1,7 @@
 """The super-resolution model of the icon cascade, on one GPU: 64x64 icons to 256x256.
 
     python scripts/train.py --config configs/icons_sr256.py --workdir runs/sr256
-    python scripts/export.py --model runs/base64,runs/sr256 --out models/icons
+    python scripts/save_model.py --model runs/base64,runs/sr256 --out models/icons
 
 The second command joins it with a base model (icons_base64.py), whose frozen text encoder it reads
 the captions with. Like the base it folds patches into channels. Meant for one H100 or H200;

@@ -1,7 +1,7 @@
 """The network of the shipped super-resolution model, on two CPU cores: 64x64 to 256x256.
 
     python scripts/train.py --config configs/icons_sr256_cpu.py --workdir runs/sr256
-    python scripts/export.py --model runs/base64,runs/sr256 --out models/icons
+    python scripts/save_model.py --model runs/base64,runs/sr256 --out models/icons
 
 Smaller than icons_sr256.py, and trained on crops of 128x128, as the paper trains its largest stage
 on crops: nothing in it attends beyond the text, so that it upsamples whole images. Hardware, time

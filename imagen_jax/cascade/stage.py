@@ -226,7 +226,7 @@ def apply_network(
     )
 
 
-def null_label(stage: Stage, batch: int) -> Int[Array, " batch"]:
+def null_label(stage: Stage, batch: Any) -> Int[Array, " batch"]:
     """The label that stands for no class: the row after the last one."""
     return jnp.full((batch,), stage.network.num_classes, jnp.int32)
 
@@ -283,7 +283,7 @@ def guide_output(
     return convert(x0, x_t, logsnr, "x0", stage.prediction, schedule)
 
 
-def _example(shape: tuple[int, ...]) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
+def _example(shape: tuple[Any, ...]) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
     """An x_t and its times, as `make_denoiser` calls a network with them."""
     return jax.ShapeDtypeStruct(shape, jnp.float32), jax.ShapeDtypeStruct(shape[:1], jnp.float32)
 
@@ -293,7 +293,7 @@ def make_stage_denoiser(
     params: Params | GuidedParams,
     conditions: Conditions,
     sampling: Sampling,
-    shape: tuple[int, ...] | None = None,
+    shape: tuple[Any, ...] | None = None,
     guided: bool | None = None,
 ) -> Denoiser:
     """(x_t, t) -> Denoised for a batch, guided away from the null text (or from "no class"), or
@@ -318,7 +318,7 @@ def make_stage_denoiser(
         towards, away = {"text": conditions.text}, {"text": conditions.null}
     elif stage.conditioning == "label":
         towards = {"label": conditions.label}
-        away = {"label": null_label(stage, len(conditions.label))}
+        away = {"label": null_label(stage, conditions.label.shape[0])}
     else:
         towards, away = {}, {}
     predict = functools.partial(network, low_res=low_res, **towards)

@@ -89,7 +89,7 @@ def simple(op: str, **attributes: Any) -> Rule:
     return lambda graph, eqn, *values: elementwise(graph, op, values, eqn.outvars[0].aval, **attributes)
 
 
-def number(value: float, like: Value) -> Value:
+def number(value: Any, like: Value) -> Value:
     return constant(np.asarray(value, like.dtype))
 
 
@@ -183,7 +183,7 @@ def keep(graph, eqn, *values):
 
 
 def transpose(graph, eqn, x):
-    return transposed(x, eqn.params["permutation"])
+    return transposed(x, tuple(map(int, eqn.params["permutation"])))
 
 
 def transposed(x: Value, permutation: Sequence[int]) -> Value:
@@ -197,7 +197,8 @@ def transposed(x: Value, permutation: Sequence[int]) -> Value:
 
 
 def broadcast(graph, eqn, x, *sizes):
-    return broadcasted(graph, x, eqn.outvars[0].aval.shape, eqn.params["broadcast_dimensions"])
+    axes = tuple(map(int, eqn.params["broadcast_dimensions"]))
+    return broadcasted(graph, x, tuple(eqn.outvars[0].aval.shape), axes)
 
 
 def broadcasted(graph: Graph, x: Value, shape: tuple, axes: Sequence[int]) -> Value:
@@ -324,6 +325,7 @@ def _enlarged(graph: Graph, x: Value, shape: tuple, groups: Sequence) -> Value |
 
 def concatenate(graph, eqn, *values):
     axis, aval = eqn.params["dimension"], eqn.outvars[0].aval
+    values = [value for value in values if not (fixed(value.shape[axis]) and value.shape[axis] == 0)]
     order = max(values, key=graph.count).order
     names = [graph.named(value, order) for value in values]
     return graph.emit("Concat", names, aval, order, axis=order.index(axis))
@@ -360,20 +362,23 @@ def slice_(graph, eqn, x):
 
 
 def dynamic_slice(graph, eqn, x, *starts):
-    """A slice that begins where the program says, moved to lie within the array."""
-    sizes, names = eqn.params["slice_sizes"], []
-    axes = [i for i, size in enumerate(sizes) if str(size) != str(x.shape[i])]
+    return part_of(graph, x, dict(enumerate(starts)), eqn.params["slice_sizes"])
+
+
+def part_of(graph: Graph, x: Value, starts: dict[int, Value], sizes: Sequence) -> Value:
+    """A slice that begins, along some axes, where the program says; moved to lie in the array."""
+    names, axes = [], [i for i, size in enumerate(sizes) if str(size) != str(x.shape[i])]
     for axis in axes:
         start = graph.named(reshaped(graph, cast(graph, starts[axis], np.int64), (1,)))
-        last = graph.size(x.shape[axis] - sizes[axis])
         (start,) = graph.add("Max", [start, graph.size(0)])
-        names.append(graph.add("Min", [start, last])[0])
+        names.append(graph.add("Min", [start, graph.size(x.shape[axis] - sizes[axis])])[0])
     if not axes:
         return x
     begin = names[0] if len(names) == 1 else graph.add("Concat", names, axis=0)[0]
     (end,) = graph.add("Add", [begin, graph.shape([sizes[axis] for axis in axes])])
     where = graph.initializer(np.array([x.order.index(axis) for axis in axes], np.int64))
-    return graph.emit("Slice", [graph.named(x, x.order), begin, end, where], eqn.outvars[0].aval, x.order)
+    aval = jax.ShapeDtypeStruct(tuple(sizes), x.dtype)
+    return graph.emit("Slice", [graph.named(x, x.order), begin, end, where], aval, x.order)
 
 
 def pad(graph, eqn, x, value):
@@ -406,12 +411,12 @@ def dim_as_value(graph, eqn):
 
 def reduction(op: str) -> Rule:
     def rule(graph, eqn, x):
-        return reduced(graph, op, x, eqn.params["axes"], eqn.outvars[0].aval)
+        return reduced(graph, op, x, list(map(int, eqn.params["axes"])), eqn.outvars[0].aval)
 
     return rule
 
 
-def reduced(graph: Graph, op: str, x: Value, axes: Sequence[int], aval: Any) -> Value:
+def reduced(graph: Graph, op: str, x: Value, axes: Sequence, aval: Any) -> Value:
     if not axes:
         return x
     rest = [axis for axis in range(len(x.shape)) if axis not in axes]
@@ -504,35 +509,43 @@ def dense(graph: Graph, x: Value, axis: int, kernel: Value, aval: Any) -> Value:
 
 
 def gather(graph, eqn, x, indices):
-    """Rows along one axis, or an element for each row of a batch."""
-    numbers, sizes, aval = eqn.params["dimension_numbers"], eqn.params["slice_sizes"], eqn.outvars[0].aval
-    taken = [int(axis) for axis in numbers.start_index_map]
-    whole = [i for i, size in enumerate(sizes) if i not in taken and i not in numbers.operand_batching_dims]
-    if len(taken) != 1 or list(map(int, numbers.collapsed_slice_dims)) != taken or any(
-        str(sizes[i]) != str(x.shape[i]) for i in whole
-    ):
+    """One slice, rows along one axis, or rows of each example of a batch."""
+    params, aval = eqn.params, eqn.outvars[0].aval
+    numbers, sizes = params["dimension_numbers"], params["slice_sizes"]
+    axes, batch, gone, offsets = (
+        list(map(int, found))
+        for found in (
+            numbers.start_index_map,
+            numbers.operand_batching_dims,
+            numbers.collapsed_slice_dims,
+            numbers.offset_dims,
+        )
+    )
+    if len(indices.shape) == 1:
+        starts = {axis: row_of(graph, indices, i) for i, axis in enumerate(axes)}
+        return reshaped(graph, part_of(graph, x, starts, sizes), aval.shape)
+    whole = [i for i in range(len(sizes)) if i not in (*axes, *batch)]
+    single = len(x.shape) == 1 and sizes[0] == 1  # of a line, whether its axis is kept or not
+    known = len(axes) == 1 and (gone == axes or single)
+    known &= all(str(sizes[i]) == str(x.shape[i]) for i in whole)
+    last = [len(aval.shape) - len(offsets) + i for i in range(len(offsets))]
+    if not known or (batch and (batch, axes, offsets) != ([0], [1], last)):
         raise NotImplementedError(f"a look-up of the form {numbers}")
-    (axis,) = taken
-    last = graph.size(x.shape[axis] - 1)
-    places = cast(graph, reshaped(graph, indices, indices.shape[:-1]), np.int64)
-    (name,) = graph.add("Min", [graph.named(places), last])
+    if batch:
+        places = graph.named(cast(graph, indices, np.int64))
+    else:
+        places = graph.named(cast(graph, reshaped(graph, indices, indices.shape[:-1]), np.int64))
+    (name,) = graph.add("Min", [places, graph.size(x.shape[axes[0]] - 1)])
     (name,) = graph.add("Max", [name, graph.size(0)])
-    if not places.shape:
-        (name,) = graph.add("Squeeze", [name])
-    if numbers.operand_batching_dims:
-        if whole or len(x.shape) != 2 or tuple(map(int, numbers.operand_batching_dims)) != (0,):
-            raise NotImplementedError(f"a look-up of the form {numbers}")
-        target = graph.shape((x.shape[0], math.prod(places.shape[1:])), guess=True)
-        (name,) = graph.add("Reshape", [name, target])
-        (name,) = graph.add("GatherElements", [graph.named(x), name], axis=1)
-        (name,) = graph.add("Reshape", [name, graph.shape(aval.shape, guess=True)])
-        return Value(tuple(aval.shape), x.dtype, name, None, tuple(range(len(aval.shape))))
-    (name,) = graph.add("Gather", [graph.named(x), name], axis=axis)
+    if batch:
+        return graph.emit("GatherND", [graph.named(x), name], aval, batch_dims=1)
+    if single:
+        (name,) = graph.add("Gather", [graph.named(x), name])
+        return graph.emit("Reshape", [name, graph.shape(aval.shape, guess=True)], aval)
     # Gather puts the places where the axis was; jax says which axes of the result are of the rows.
-    offsets = list(numbers.offset_dims)
     places_at = [i for i in range(len(aval.shape)) if i not in offsets]
-    order = (*offsets[:axis], *places_at, *offsets[axis:])
-    return Value(tuple(aval.shape), x.dtype, name, None, order)
+    order = (*offsets[: axes[0]], *places_at, *offsets[axes[0] :])
+    return graph.emit("Gather", [graph.named(x), name], aval, order, axis=axes[0])
 
 
 def sort(graph, eqn, *values):
@@ -657,6 +670,7 @@ RULES: dict[str, Rule] = {
     "floor": simple("Floor"), "ceil": simple("Ceil"), "round": simple("Round"),
     "eq": simple("Equal"), "lt": simple("Less"), "le": simple("LessOrEqual"),
     "gt": simple("Greater"), "ge": simple("GreaterOrEqual"), "ne": not_equal,
+    "lt_to": simple("Less"), "le_to": simple("LessOrEqual"), "eq_to": simple("Equal"),
     "square": chain(lambda op, x: op("Mul", x, x)),
     "rsqrt": chain(lambda op, x: op("Reciprocal", op("Sqrt", x))),
     # Both without the difference, which has few digits near 0.

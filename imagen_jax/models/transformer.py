@@ -302,7 +302,7 @@ class Conditions(nn.Module):
         vectors = {"time": mlp(sinusoidal_embedding(time, TIME_FEATURES), "time")}
         if aug_level is not None:
             vectors["aug_level"] = mlp(sinusoidal_embedding(aug_level, TIME_FEATURES), "aug_level")
-        early = late = words = jnp.zeros((len(time), 0, cfg.width), cfg.dtype)
+        early = late = words = jnp.zeros((time.shape[0], 0, cfg.width), cfg.dtype)
         if not modulates:
             parts = [tokens(value, name, cfg.condition_tokens) for name, value in vectors.items()]
             early = jnp.concatenate(parts, axis=1)

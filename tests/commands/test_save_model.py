@@ -1,4 +1,4 @@
-"""scripts/export.py: runs to a model directory that load_model reads, with their curves."""
+"""scripts/save_model.py: runs to a model directory that load_model reads, with their curves."""
 
 import json
 
@@ -8,7 +8,7 @@ from PIL import Image
 from tiny_cascade import BASE, BASE_SETTINGS, ENCODER, SR, SR_SETTINGS, random_params, tiny_pipeline
 
 from imagen_jax.cascade.cascade import Cascade
-from imagen_jax.commands.export import main
+from imagen_jax.commands.save_model import main
 from imagen_jax.pipeline.loading import load_model
 from imagen_jax.pipeline.pipeline import Pipeline
 from imagen_jax.training.metrics import Curve, MetricLog, split

@@ -18,7 +18,7 @@ from PIL import Image
 from tiny_cascade import BASE, ENCODER, random_params
 
 from imagen_jax.cascade.cascade import Cascade
-from imagen_jax.commands import evaluate, export, generate, pretrain_text, train
+from imagen_jax.commands import evaluate, generate, pretrain_text, save_model, train
 from imagen_jax.commands.train import parse_profile
 from imagen_jax.diffusion.sampling import Sampling
 from imagen_jax.pipeline.loading import load_model
@@ -141,7 +141,7 @@ def test_commands_take_the_width_of_an_average(whole_run, tmp_path, capsys):
     workdir, prompts = str(whole_run[0]), tmp_path / "prompts.txt"
     prompts.write_text("no 1\n")
     _, kept = synthesize(workdir, 0.1)
-    export.main(["--model", workdir, "--ema", "0.1", "--out", str(tmp_path / "model")])
+    save_model.main(["--model", workdir, "--ema", "0.1", "--out", str(tmp_path / "model")])
     model = load_model(tmp_path / "model")
     assert model.notes == {whole_run[0].name: {"step": 12, "ema": 0.1}}
     for path, leaf in flatten(model.params["tiny"]).items():
@@ -325,12 +325,12 @@ def test_a_model_is_read_from_the_checkpoint_before_a_damaged_one(tmp_path, whol
     options = ("--model", str(workdir), "--out", str(tmp_path / "out"))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        export.main([*options, "--steps", "1"])
+        save_model.main([*options, "--steps", "1"])
     for step in Checkpoints(workdir / "checkpoints", read_only=True).steps():
         damage(step)
     prompts = ("--prompts", str(tmp_path / "prompts.txt"), "--metrics", "images")
     (tmp_path / "prompts.txt").write_text("cat\n")
-    for command, more in ((generate, ["cat"]), (export, []), (evaluate, prompts)):
+    for command, more in ((generate, ["cat"]), (save_model, []), (evaluate, prompts)):
         with pytest.raises(SystemExit, match=r"error: all checkpoints in .* are damaged") as caught:
             command.main([*more, *options])
         assert "\n" not in str(caught.value)

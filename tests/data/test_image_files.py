@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imagen_jax.commands import export
+from imagen_jax.commands import save_model
 from imagen_jax.data import SOURCES, BrokenExample, Loader
 from imagen_jax.data.counts import TooManyBroken
 from imagen_jax.data.folder import read_folder
@@ -50,7 +50,7 @@ def evaluate_pages(folder):
 
 def plot_loss(folder):
     pytest.importorskip("matplotlib", reason="matplotlib is not installed (extra train)")
-    export.plot({"base": Curve((1, 2), (2.0, 1.0), ([1.0] * 10, [1.0] * 10))}, folder / "l.png")
+    save_model.plot({"base": Curve((1, 2), (2.0, 1.0), ([1.0] * 10, [1.0] * 10))}, folder / "l.png")
 
 
 @pytest.mark.parametrize(

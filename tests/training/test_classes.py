@@ -11,7 +11,7 @@ from PIL import Image
 from tiny_cascade import random_params
 
 from imagen_jax.cascade import description
-from imagen_jax.commands import export, generate
+from imagen_jax.commands import generate, save_model
 from imagen_jax.data import MixtureSource
 from imagen_jax.data.classes import class_names, count_classes, mixed_classes, numbered_by
 from imagen_jax.data.folder import read_folder
@@ -112,7 +112,7 @@ def test_the_model_of_a_run_knows_its_classes(folder, tmp_path):
     run.checkpoints.close()
     assert load_model(workdir).class_names == NAMES
     out, images = tmp_path / "model", tmp_path / "images"
-    export.main(["--model", str(workdir), "--out", str(out), "--steps", "2"])
+    save_model.main(["--model", str(workdir), "--out", str(out), "--steps", "2"])
     assert json.loads((out / "model.json").read_text())["class_names"] == list(NAMES)
     asked = ["--label", "10", "2", "--num_images", "1", "--out", str(images), "--quiet"]
     generate.main(["--model", str(out), *asked])

@@ -1,0 +1,259 @@
+"""ONNX files give what the package gives, in ONNX Runtime and in OpenVINO."""
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from exported import distance, if_stages, of_network, random_inputs, run_part, sampled, tiny
+
+REASON = "ONNX is in the extra 'export'"
+onnx = pytest.importorskip("onnx", reason=REASON)
+onnxruntime = pytest.importorskip("onnxruntime", reason=REASON)
+
+from imagen_jax.export import onnx_file  # noqa: E402
+from imagen_jax.export.parts import make_part, part_names  # noqa: E402
+from imagen_jax.models import (  # noqa: E402
+    EfficientLevel,
+    EfficientUNetConfig,
+    TransformerConfig,
+    UNetConfig,
+    UNetLevel,
+)
+from imagen_jax.models.t5 import T5_V1_1  # noqa: E402
+from imagen_jax.storage.json_file import read_object  # noqa: E402
+
+
+def session(path: Path) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def session_of(part) -> onnxruntime.InferenceSession:
+    model = onnx_file.to_onnx(part.function, part.inputs, part.outputs)
+    onnx.checker.check_model(model, full_check=True)
+    return session(model.SerializeToString())
+
+
+def check(pipeline, name: str, steps: int = 3, within: float = 2e-5) -> None:
+    """A part in ONNX Runtime against jax, for two batches."""
+    part = make_part(pipeline, name)
+    file = session_of(part)
+    for batch in (1, 3):
+        given = random_inputs(part, batch, steps, seed=batch)
+        found, wanted = file.run(None, given), run_part(part, given)
+        for output, one, other in zip(part.outputs, found, wanted, strict=True):
+            assert distance(one, other) < within, output
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("onnx")
+    onnx_file.export_onnx(tiny(), path)
+    return path
+
+
+def test_every_part_of_a_cascade(folder: Path):
+    pipeline = tiny()
+    assert sorted(p.stem for p in folder.glob("*.onnx")) == sorted(part_names(pipeline.cascade))
+    description = read_object(folder / "export.json", "an export")
+    for name in part_names(pipeline.cascade):
+        part, file = make_part(pipeline, name), session(folder / f"{name}.onnx")
+        given = random_inputs(part, 2, 3)
+        for one, other in zip(file.run(None, given), run_part(part, given), strict=True):
+            assert distance(one, other) < 1e-5
+        entry = description["parts"][name]
+        assert [each["name"] for each in entry["inputs"]] == list(part.inputs)
+        assert {each.name for each in file.get_inputs()} == set(part.inputs)
+        assert [each.name for each in file.get_outputs()] == [e["name"] for e in entry["outputs"]]
+        assert file.get_modelmeta().custom_metadata_map["opset"] == str(onnx_file.OPSET)
+
+
+@pytest.mark.parametrize("negative", [True, False])
+@pytest.mark.parametrize("batch", [1, 4])
+def test_a_cascade_in_one_file_gives_the_packages_images(folder, batch, negative):
+    pipeline = tiny()
+    given = random_inputs(make_part(pipeline, "cascade"), batch, 4, seed=batch)
+    given["negative_mask"] &= negative
+    (images,) = session(folder / "cascade.onnx").run(None, given)
+    assert distance(images, sampled(pipeline, given)) < 1e-5
+
+
+def test_one_step_at_a_time_is_the_loop():
+    part = make_part(tiny(sampler="unipc", threshold="static"), "base_steps")
+    given = random_inputs(part, 2, 4)
+    file = session_of(part)
+    whole = file.run(None, given)
+    for step in range(4):
+        given |= {"start": np.int32(step), "stop": np.int32(step + 1)}
+        given = {name: np.asarray(value) for name, value in given.items()}
+        after = dict(zip(part.outputs, file.run(None, given), strict=True))
+        given |= {name.removeprefix("next_"): value for name, value in after.items()}
+    for name, value in zip(part.outputs, whole, strict=True):
+        assert distance(after[name], value) < 1e-6
+
+
+def test_noise_of_one_step_is_given_alone():
+    part = make_part(tiny(), "base_steps")  # ddpm
+    given = random_inputs(part, 2, 4)
+    file = session_of(part)
+    whole, noise = file.run(None, given), given["step_noise"]
+    for step in range(4):
+        start, stop = np.asarray(step, np.int32), np.asarray(step + 1, np.int32)
+        given |= {"start": start, "stop": stop, "step_noise": noise[step : step + 1]}
+        given["x"] = file.run(["next_x"], given)[0]
+    assert distance(given["x"], whole[0]) < 1e-6
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"sampler": "dpmpp_3m", "threshold": "none"},
+        {"sampler": "heun", "churn": 2.0},
+        {"sampler": "ddim", "eta": 0.5, "guidance_interval": (0.2, 0.7)},
+        {"sampler": "dpmpp_2m_sde", "guidance_kind": "apg", "guidance_norm": 3.0},
+        {"sampler": "euler", "guidance_kind": "cfg_zero", "guidance_rescale": 0.5},
+    ],
+    ids=lambda changes: changes["sampler"],
+)
+def test_samplers_and_guidance(changes: dict):
+    check(tiny(**changes), "base_steps")
+
+
+EFFICIENT = EfficientUNetConfig(
+    (EfficientLevel(8, 1, 1), EfficientLevel(16, 1, 2, "self")),
+    patch_size=2, num_heads=2, upsample_kernel=1, input_skip=True, low_res_channels=3,
+)  # fmt: skip
+NETWORKS = {
+    "efficient_unet": EFFICIENT,
+    "convolutions_that_enlarge": replace(EFFICIENT, upsample_kernel=3, low_res_channels=0),
+    "draft": replace(EFFICIENT, draft=True, low_res_channels=0),
+    "unet_of_classes": UNetConfig((UNetLevel(8, 1), UNetLevel(16, 1, "self")), num_classes=5),
+    "transformer": TransformerConfig(width=16, depth=2, heads=2, patch_size=4, mlp_multiple=8),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks(name: str):
+    check(of_network(NETWORKS[name]), "only_network")
+
+
+def test_deepfloyd_if_with_t5():
+    """Learned variance, dynamic thresholding, group norms of the text, its padding read."""
+    pipeline = if_stages()
+    for name in ("text_encoder", "I_network", "I_steps", "II_network", "II_steps"):
+        check(pipeline, name, within=1e-4)
+
+
+def test_float16(tmp_path: Path, folder: Path):
+    pipeline = of_network(replace(EFFICIENT, low_res_channels=0))
+    for dtype in ("float32", "float16"):
+        onnx_file.export_onnx(pipeline, tmp_path / dtype, ["text_encoder", "only_network"], dtype)
+    for name in ("text_encoder", "only_network"):
+        part = make_part(pipeline, name)
+        given = random_inputs(part, 2, 3)
+        one, other = (
+            session(tmp_path / dtype / f"{name}.onnx").run(None, given)[0]
+            for dtype in ("float16", "float32")
+        )
+        assert 1e-5 < distance(one, other) < 2e-2
+    sizes = [(tmp_path / d / "only_network.onnx").stat().st_size for d in ("float16", "float32")]
+    assert sizes[0] < sizes[1]
+
+
+def test_large_weights_lie_in_a_file_beside(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(onnx_file, "LARGEST", 1000)
+    pipeline, part = tiny(), make_part(tiny(), "cascade")
+    onnx_file.export_onnx(pipeline, tmp_path, ["cascade"])
+    assert (tmp_path / "cascade.onnx.data").stat().st_size > 1000
+    given = random_inputs(part, 2, 3)
+    (images,) = session(tmp_path / "cascade.onnx").run(None, given)
+    assert distance(images, sampled(pipeline, given)) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["text_encoder", "base_network", "base_steps", "cascade"])
+def test_openvino(folder: Path, name: str):
+    openvino = pytest.importorskip("openvino", reason=REASON)
+    pipeline = tiny()
+    part = make_part(pipeline, name)
+    given = random_inputs(part, 2, 3)
+    core = openvino.Core()
+    config = {"INFERENCE_PRECISION_HINT": "f32"}  # or it takes bfloat16 where the CPU has it
+    model = core.compile_model(folder / f"{name}.onnx", "CPU", config)
+    found = model(given)
+    for output, other in zip(part.outputs, run_part(part, given), strict=True):
+        assert distance(found[output], other) < 1e-4
+
+
+def test_script_beside_the_files_needs_neither_jax_nor_this_package(folder: Path, tmp_path: Path):
+    blocked = "".join(f"sys.modules[{name!r}] = None\n" for name in ("jax", "flax", "imagen_jax", "onnx"))
+    code = f"import runpy, sys\n{blocked}sys.argv[1:] = ['a cat', '红心', '--out', {str(tmp_path)!r}]\n"
+    code += f"runpy.run_path({str(folder / 'onnx_images.py')!r}, run_name='__main__')"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    from PIL import Image
+
+    images = [np.asarray(Image.open(tmp_path / f"0000{i}.png")) for i in range(2)]
+    assert [image.shape for image in images] == [(8, 8, 3)] * 2
+    assert not np.array_equal(*images)
+
+
+def test_what_cannot_be_exported_is_said_before_work(tmp_path: Path):
+    def refused(expected: str, pipeline=None, **given):
+        with pytest.raises(ValueError, match=expected):
+            onnx_file.export_onnx(pipeline or tiny(), tmp_path / "new", **given)
+        assert not (tmp_path / "new").exists()
+
+    refused("opset 12 is too low; an export needs 18", opset=12)
+    refused("opset 99 is unknown to onnx", opset=99)
+    refused("no part 'base' in the model, only text_encoder, base_network", parts=["base"])
+    refused("dtype 'int8' cannot be exported", dtype="int8")
+    refused("needs a second network", tiny(guidance_kind="auto"))
+    classes = of_network(NETWORKS["unet_of_classes"])
+    refused("has no text encoder to export; its parts are only_network", classes, parts=["text_encoder"])
+
+
+def test_classes_need_no_text():
+    check(of_network(NETWORKS["unet_of_classes"]), "cascade")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_the_shipped_model(tmp_path: Path, engine: str):
+    from imagen_jax import load_model
+
+    pipeline = load_model("icons")
+    onnx_file.export_onnx(pipeline, tmp_path)
+    for name in part_names(pipeline.cascade):
+        part = make_part(pipeline, name)
+        given = random_inputs(part, 2, 4)
+        if engine == "onnxruntime":
+            found = session(tmp_path / f"{name}.onnx").run(None, given)
+        else:
+            openvino = pytest.importorskip("openvino", reason=REASON)
+            config = {"INFERENCE_PRECISION_HINT": "f32"}
+            model = openvino.Core().compile_model(tmp_path / f"{name}.onnx", "CPU", config)
+            found = [model(given)[output] for output in part.outputs]
+        wanted = run_part(part, given)
+        if name == "cascade":
+            assert distance(found[0], sampled(pipeline, given)) < 1e-4
+        for one, other in zip(found, wanted, strict=True):
+            assert distance(one, other) < 1e-4
+
+
+@pytest.mark.slow
+def test_the_shape_of_t5_small():
+    pipeline = tiny()
+    config = replace(T5_V1_1["small"], num_layers=8)
+    encoder = replace(pipeline.cascade.encoder, config=config, max_length=64)
+    stage = replace(pipeline.cascade.stages[0], text_width=512)
+    from imagen_jax.cascade.cascade import Cascade
+    from imagen_jax.models import t5
+    from imagen_jax.pipeline.pipeline import Pipeline
+
+    cascade = Cascade((stage,), pipeline.cascade.sampling[:1], encoder)
+    params = {"text_encoder": t5.init(config, jax.random.key(0))}
+    check(Pipeline(cascade, params), "text_encoder", within=1e-5)
