@@ -4,16 +4,13 @@ A tiny cascade with random parameters; the model that `make web` put there is fo
 """
 
 import base64
+import contextlib
 import dataclasses
-import functools
 import gzip
-import http.server
 import json
 import shutil
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -35,6 +32,7 @@ from imagen_jax.text.tokenizers import SentencePieceTokenizer
 from tests.tiny_cascade import random_params
 from tests.web.browser import WEBGPU, Browser, missing
 from tests.web.node import WEB
+from tests.web.server import Site, serving
 
 pytest.importorskip("onnx", reason="onnx is not installed")
 runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
@@ -48,44 +46,11 @@ DONE = f"{STATUS}.textContent.startsWith('Done') && {STATUS}.textContent"
 FAILED = f"{STATUS}.className === 'error' && {STATUS}.textContent"
 
 
-@dataclasses.dataclass
-class Site:
-    """A folder that is served, and what was asked for."""
-
-    folder: Path
-    url: str = ""
-    asked: list[str] = dataclasses.field(default_factory=list)
-    headers: dict[str, str] = dataclasses.field(default_factory=dict)
-
-
 @pytest.fixture
-def serve() -> Iterator[Any]:
-    """A server of a folder, as `python -m http.server` is."""
-    servers = []
-
-    def start(folder: Path, **headers: str) -> Site:
-        site = Site(folder, headers=headers)
-
-        class Handler(http.server.SimpleHTTPRequestHandler):
-            def log_message(self, *_: Any) -> None:
-                site.asked.append(self.path.partition("?")[0])
-
-            def end_headers(self) -> None:
-                for name, value in site.headers.items():
-                    self.send_header(name.replace("_", "-"), value)
-                super().end_headers()
-
-        made = functools.partial(Handler, directory=str(folder))
-        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), made)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        servers.append(server)
-        site.url = f"http://127.0.0.1:{server.server_port}/"
-        return site
-
-    yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
+def serve() -> Iterator[Callable[..., Site]]:
+    """Serves folders until the test ends."""
+    with contextlib.ExitStack() as stack:
+        yield lambda *given: stack.enter_context(serving(*given))
 
 
 @pytest.fixture(scope="module")
@@ -220,10 +185,10 @@ def test_threads_where_the_server_isolates_the_page(
     serve, browser: Browser, page: Path, pipeline: Pipeline
 ):
     isolated = {
-        "Cross_Origin_Opener_Policy": "same-origin",
-        "Cross_Origin_Embedder_Policy": "require-corp",
+        "Cross-Origin-Opener-Policy": "same-origin",
+        "Cross-Origin-Embedder-Policy": "require-corp",
     }
-    browser.open(serve(page, **isolated).url)
+    browser.open(serve(page, isolated).url)
     assert browser.evaluate("crossOriginIsolated")
     ask(browser, "a", "flat style", 3)
     whole = page.parent / "whole/cascade.onnx"
