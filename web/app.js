@@ -5,8 +5,7 @@ const [form, words, style, seed, canvas] = ["form", "words", "style", "seed", "c
 const context = canvas.getContext("2d");
 const HAN = /\p{Script=Han}/u;
 const LARGEST_SEED = 2 ** 32 - 1;
-let asked = null; // {prompt, seed} of the newest request
-let ready = false, saved = null;
+let ready = false, asked = false, saved = null;
 
 function say(text, error = false) {
   at("status").textContent = text;
@@ -27,17 +26,16 @@ function prompt() {
 
 function make() {
   if (!form.reportValidity()) return;
-  asked = { prompt: prompt(), seed: Number(seed.value) };
-  worker.postMessage(asked);
+  asked = true;
+  worker.postMessage({ prompt: prompt(), seed: Number(seed.value) });
   say(ready ? "Making the image." : "The model is loading; then it makes the image.");
 }
 
-function show({ pixels, side, position, step, steps, done, seconds, left }) {
+function show({ prompt: text, seed: number, pixels, side, position, step, steps, done, seconds, left }) {
   if (canvas.width !== side) canvas.width = canvas.height = side;
   context.putImageData(new ImageData(pixels, side), 0, 0);
   bar(done ? null : step / steps);
   if (!done) return say(position ? "Adding the details." : "Making the shapes.");
-  const { prompt: text, seed: number } = asked;
   at("caption").textContent = `${text} (seed ${number})`;
   canvas.setAttribute("aria-label", `Image made from: ${text}`);
   say(`Done in ${seconds.toFixed(1)} seconds.${left ? ` The last ${left} tokens were too many.` : ""}`);

@@ -119,26 +119,26 @@ function pixels(image) {
   return bytes;
 }
 
-let newest = 0;
+let newest = 0, turn = Promise.resolve(); // one request at a time; a newer one ends those before it
 const loaded = load();
 loaded.then(() => postMessage({ kind: "ready" }), report);
 
-onmessage = async ({ data: { prompt, seed } }) => {
+onmessage = ({ data }) => {
   const own = ++newest;
-  try {
-    const model = await loaded, begin = performance.now();
-    if (own !== newest) return;
-    for await (const { image, ...rest } of cascade(model, prompt, seed)) {
-      await new Promise((resolve) => setTimeout(resolve)); // hear of a newer request
-      if (own !== newest) return;
-      const done = rest.position === model.settings.stages.length - 1 && rest.step === rest.steps;
-      const seconds = (performance.now() - begin) / 1000;
-      postMessage({ kind: "image", pixels: pixels(image), done, seconds, ...rest });
-    }
-  } catch (error) {
-    report(error);
-  }
+  turn = turn.then(() => make(data, own)).catch(report);
 };
+
+async function make({ prompt, seed }, own) {
+  const model = await loaded, begin = performance.now();
+  if (own !== newest) return;
+  for await (const { image, ...rest } of cascade(model, prompt, seed)) {
+    await new Promise((resolve) => setTimeout(resolve)); // hear of a newer request
+    if (own !== newest) return;
+    const done = rest.position === model.settings.stages.length - 1 && rest.step === rest.steps;
+    const seconds = (performance.now() - begin) / 1000;
+    postMessage({ kind: "image", prompt, seed, pixels: pixels(image), done, seconds, ...rest });
+  }
+}
 
 function report(error) {
   const memory = error instanceof RangeError || /memory|bad_alloc/i.test(String(error));

@@ -213,6 +213,19 @@ def test_every_request_is_for_a_file_of_the_page(serve, browser: Browser, page: 
     assert not [path for path in site.asked if "heart" in path]
 
 
+def test_a_newer_request_takes_the_place_of_earlier_ones(
+    serve, browser: Browser, page: Path, pipeline: Pipeline
+):
+    browser.open(serve(page).url)
+    browser.wait(READY, 60)
+    browser.evaluate("for (let i = 0; i < 9; i++) document.getElementById('another').click()")
+    browser.wait(DONE, 60)
+    prompt, seed = "red heart, 3d style", 9
+    wanted = made_in_python(page.parent / "whole/cascade.onnx", pipeline, prompt, seed)
+    assert_same(shown(browser), wanted)
+    assert browser.evaluate("caption.textContent") == f"{prompt} (seed {seed})"
+
+
 @pytest.mark.parametrize("file", ["model/export.json.gz", "ort/ort-wasm-simd-threaded.wasm.gz"])
 def test_a_missing_file_is_told(serve, browser: Browser, page: Path, tmp_path: Path, file: str):
     shutil.copytree(page, tmp_path / "page")
