@@ -41,6 +41,9 @@ async function load() {
   }
   const first = ["model/export.json", "model/spiece.model", `ort/${binary}.wasm`].map(download);
   const settings = JSON.parse(new TextDecoder().decode(await first[0]));
+  if (settings.text?.tokenizer !== "sentencepiece" || settings.text.caption) {
+    throw new Error(`The page cannot read words for the model ${settings.name}.`);
+  }
   const names = ["text_encoder", ...settings.stages.map(({ name }) => `${name}_steps`)];
   const files = names.map((name) => download(`model/${settings.parts[name].file}`));
   const [, pieces, wasm] = await Promise.all(first);

@@ -12,7 +12,15 @@ docs/export.md.
 
 import argparse
 
-from imagen_jax.commands.command_line import EMA, entries, make_parser, path, run_parsed, sources, whole_number
+from imagen_jax.commands.command_line import (
+    EMA,
+    entries,
+    make_parser,
+    path,
+    run_parsed,
+    sources,
+    whole_number,
+)
 from imagen_jax.storage.codec import require
 from imagen_jax.storage.folders import output_folder
 
@@ -23,8 +31,18 @@ def parser() -> argparse.ArgumentParser:
     add("--model", type=sources, required=True, help="name, model directory or workdir; A,B joined")
     add("--format", required=True, choices=("onnx", "stablehlo"), help="of the files")
     add("--out", type=path, required=True, metavar="DIR", help="directory of the export")
-    add("--dtype", choices=("float32", "float16", "int8"), default="float32", help="of weights and networks")
-    add("--parts", type=entries, metavar="P,P", help="such as text_encoder,base64_steps (default: all)")
+    add(
+        "--dtype",
+        choices=("float32", "float16", "int8"),
+        default="float32",
+        help="of weights and networks; int8: of the weights alone",
+    )
+    add(
+        "--parts",
+        type=entries,
+        metavar="P,P",
+        help="such as text_encoder,base64_steps (default: all)",
+    )
     add("--opset", type=whole_number, metavar="N", help="of ONNX (default: 20)")
     add("--ema", default=True, **EMA)
     return parse
@@ -36,7 +54,8 @@ def export(options: argparse.Namespace) -> None:
 
     given = {"parts": options.parts, "dtype": options.dtype}
     if options.format == "onnx":
-        from imagen_jax.export.onnx_file import OPSET, export_onnx as write
+        from imagen_jax.export.onnx_file import OPSET
+        from imagen_jax.export.onnx_file import export_onnx as write
 
         given["opset"] = OPSET if options.opset is None else options.opset
     else:

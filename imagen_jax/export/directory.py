@@ -33,7 +33,10 @@ def check_parts(cascade: Cascade, parts: Sequence[str] | None, dtype: str) -> li
         ValueError: an unknown part or dtype; a kind of guidance that needs a second network.
     """
     known = part_names(cascade)
-    kinds = {stage.name: s.guidance_kind for stage, s in zip(cascade.stages, cascade.sampling, strict=True)}
+    kinds = {
+        stage.name: s.guidance_kind
+        for stage, s in zip(cascade.stages, cascade.sampling, strict=True)
+    }
     auto = [name for name, kind in kinds.items() if kind == "auto"]
     text = TEXT_ENCODER in known or TEXT_ENCODER not in (parts or ())
     wrong = [part for part in parts or () if part not in known]
@@ -124,7 +127,12 @@ def arrays(part: Part) -> dict[str, Any]:
 
     def entry(name: str, shape: Any) -> dict[str, Any]:
         sizes = [int(size) if isinstance(size, int) else str(size) for size in shape.shape]
-        return {"name": name, "dtype": str(np.dtype(shape.dtype)), "shape": sizes, "meaning": part.meanings[name]}
+        return {
+            "name": name,
+            "dtype": str(np.dtype(shape.dtype)),
+            "shape": sizes,
+            "meaning": part.meanings[name],
+        }
 
     return {
         "inputs": [entry(name, shape) for name, shape in part.inputs.items()],

@@ -10,9 +10,9 @@ import numpy as np
 import onnx
 from onnx import GraphProto, TensorProto, helper, numpy_helper
 
+from imagen_jax.export.directory import check_parts, write_export
 from imagen_jax.export.int8_weights import with_int8_weights
 from imagen_jax.export.onnx_graph import Graph, Sizes, Value, constant, fixed, info
-from imagen_jax.export.directory import check_parts, write_export
 from imagen_jax.export.onnx_program import run
 from imagen_jax.export.parts import Part
 from imagen_jax.pipeline.pipeline import Pipeline
@@ -37,7 +37,9 @@ def to_onnx(
     traced, shapes = jax.make_jaxpr(function, return_shape=True)(**inputs)
     # jax sorts what is given by name.
     names = sorted(inputs)
-    symbols = sorted({s for shape in inputs.values() for d in shape.shape if not fixed(d) for s in symbols_of(d)})
+    symbols = sorted(
+        {s for shape in inputs.values() for d in shape.shape if not fixed(d) for s in symbols_of(d)}
+    )
     graph = Graph(Sizes(symbols))
     values = []
     for name in names:
@@ -61,7 +63,11 @@ def to_onnx(
 
 
 def symbols_of(dim: Any) -> list[str]:
-    return [word for word in re.findall(r"[A-Za-z_]\w*", str(dim)) if word not in ("max", "min", "floordiv", "mod")]
+    return [
+        word
+        for word in re.findall(r"[A-Za-z_]\w*", str(dim))
+        if word not in ("max", "min", "floordiv", "mod")
+    ]
 
 
 def read_sizes(graph: Graph, inputs: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, str]:
@@ -133,7 +139,9 @@ def save(model: onnx.ModelProto, path: Path) -> None:
 
 def graphs(graph: GraphProto) -> list[GraphProto]:
     """A graph and those within its loops and branches."""
-    inner = [a.g for node in graph.node for a in node.attribute if a.type == onnx.AttributeProto.GRAPH]
+    inner = [
+        a.g for node in graph.node for a in node.attribute if a.type == onnx.AttributeProto.GRAPH
+    ]
     return [graph, *(found for each in inner for found in graphs(each))]
 
 

@@ -2,8 +2,9 @@
 
 ONNX convolves with channels before space, our networks have them last. So an array of the graph
 knows in which order its axes lie there: a transposition only changes that order, elementwise
-operations keep that of their largest operand, and nothing is moved until an operation needs another
-order. In the same way arrays are repeated (broadcast) only where an operation does not do it itself.
+operations keep that of their largest operand, and nothing is moved until an operation needs
+another order. In the same way arrays are repeated (broadcast) only where an operation does not do
+it itself.
 """
 
 import hashlib
@@ -162,9 +163,7 @@ class Graph:
 
     # --------------------------------------------------------------------------------------- arrays
 
-    def named(
-        self, value: Value, order: Sequence[int] | None = None, whole: bool = True
-    ) -> str:
+    def named(self, value: Value, order: Sequence[int] | None = None, whole: bool = True) -> str:
         """The name of an array with its axes in this order (None: as in its shape); `whole`:
         repeated to its whole size.
         """
@@ -173,7 +172,9 @@ class Graph:
             array = np.transpose(value.array, order)
             if whole and value.spread:
                 if not all(map(fixed, value.shape)):
-                    return self._expand(replace(value, array=None, name=self.initializer(array)), order)
+                    return self._expand(
+                        replace(value, array=None, name=self.initializer(array)), order
+                    )
                 array = np.broadcast_to(array, [value.shape[i] for i in order])
             return self.initializer(array)
         name = value.name
@@ -207,8 +208,13 @@ class Graph:
         return math.prod(self.sizes.at(dim, [8] * len(STAND_INS)) for dim in held)
 
     def emit(
-        self, op: str, inputs: Sequence[str], aval: Any, order: Sequence[int] | None = None,
-        spread: frozenset[int] = frozenset(), **attributes: Any,
+        self,
+        op: str,
+        inputs: Sequence[str],
+        aval: Any,
+        order: Sequence[int] | None = None,
+        spread: frozenset[int] = frozenset(),
+        **attributes: Any,
     ) -> Value:
         """A node of one output, as an array of this shape and dtype."""
         (name,) = self.add(op, inputs, **attributes)
@@ -222,4 +228,6 @@ class Graph:
 def info(name: str, shape: Sequence[Dim], dtype: np.dtype) -> ValueInfoProto:
     """How an input or an output is declared; sizes of the caller's by their names."""
     dims = [int(dim) if fixed(dim) else str(dim) for dim in shape]
-    return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), dims)
+    return helper.make_tensor_value_info(
+        name, helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), dims
+    )

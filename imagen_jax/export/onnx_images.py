@@ -3,7 +3,7 @@
     python onnx_images.py "red heart, 3d style" "a cat" --seed 0 --out images
 
 It lies beside the export's files and reads export.json, cascade.onnx and the tokenizer. Images are
-written as PNG. Noise comes from numpy, so the images are not those that the package makes of a seed.
+written as PNG. Noise comes from numpy: they are not the images that the package makes of a seed.
 """
 
 import argparse
@@ -19,7 +19,9 @@ import onnxruntime
 def tokens(folder, text, prompts):
     """Token ids and mask of prompts: ended by 1, padded by 0, cut to the encoder's length."""
     if text["caption"] is not None:
-        raise SystemExit(f"error: prompts have to be prepared as {text['caption']!r} for this model")
+        raise SystemExit(
+            f"error: prompts have to be prepared as {text['caption']!r} for this model"
+        )
     if text["tokenizer"] == "bytes":
         encoded = [[byte + 3 for byte in prompt.encode()] for prompt in prompts]
     else:
@@ -58,7 +60,10 @@ def inputs(description, folder, prompts, negative, seed, steps, guidance):
             ("guidance", np.array(weight, np.float32)),
             ("noise", draw(shape, np.float32)),
             ("augmentation_noise", draw(shape, np.float32)),
-            ("step_noise", lambda shape=shape, times=times: draw((len(times) - 1, *shape), np.float32)),
+            (
+                "step_noise",
+                lambda shape=shape, times=times: draw((len(times) - 1, *shape), np.float32),
+            ),
         ):
             given[f"{kind}_{name}"] = array
     wanted = [entry["name"] for entry in description["parts"]["cascade"]["inputs"]]

@@ -107,7 +107,9 @@ def needs_noise(sampling: Sampling) -> bool:
     kind = sampling.sampler
     if kind == "ddim":
         return float(np.max(sampling.eta)) > 0
-    return kind == "ddpm" or kind.endswith("sde") or (kind == "heun" and np.max(sampling.churn) > 0)
+    if kind == "heun":
+        return float(np.max(sampling.churn)) > 0
+    return kind == "ddpm" or kind.endswith("sde")
 
 
 def frame_of(cascade: Cascade) -> Frame:
@@ -160,8 +162,12 @@ def computing_in(stage: Stage, dtype: str) -> Stage:
     """The stage whose network computes in this dtype, in the plain form of its layers."""
     chosen = {"dtype": dtype, "fused": False, "scan_layers": False, "remat": False}
     fields = stage.network.__dataclass_fields__
-    return replace(stage, network=replace(
-        stage.network, **{key: value for key, value in chosen.items() if key in fields}))
+    return replace(
+        stage,
+        network=replace(
+            stage.network, **{key: value for key, value in chosen.items() if key in fields}
+        ),
+    )
 
 
 # --------------------------------------------------------------------------------- encoder, network
@@ -239,7 +245,12 @@ def steps_part(name: str, stage: Stage, sampling: Sampling, frame: Frame, params
         after = run_steps(stage, params, sampling, grid, before, conditions, **given)
         return tuple(state_values(after, (*names, "x0")).values())
 
-    return part(name, function, inputs, tuple(f"next_{n}" if n in names else n for n in dict.fromkeys((*names, "x0"))))
+    return part(
+        name,
+        function,
+        inputs,
+        tuple(f"next_{n}" if n in names else n for n in dict.fromkeys((*names, "x0"))),
+    )
 
 
 def run_inputs(
@@ -282,7 +293,9 @@ def run_steps(
         sampling = replace(sampling, guidance=guidance)
     sampling = replace(sampling, steps=jnp.asarray(grid.stop, jnp.int32))
     if conditions.low_res is not None:
-        low_res = upsample(conditions.low_res, (stage.resolution, stage.resolution), stage.upsampling)
+        low_res = upsample(
+            conditions.low_res, (stage.resolution, stage.resolution), stage.upsampling
+        )
         low_res = augment(low_res, sampling.aug_level, augmentation_noise, stage.aug_schedule)
         conditions = conditions._replace(low_res=low_res)
     denoise = make_stage_denoiser(stage, params, conditions, sampling, state.x.shape, guided)
@@ -358,7 +371,9 @@ def cascade_part(pipeline: Pipeline, frame: Frame, dtype: str) -> Part:
             grid = TimeGrid(padded(times), jnp.int32(0), jnp.int32(times.shape[0] - 1))
             state = begun(stage.schedule.noise_scale * noise, sampling)
             conditions = Conditions(text, null if is_guided(sampling) else None, label, images)
-            state = run_steps(stage, params[stage.name], sampling, grid, state, conditions, **values)
+            state = run_steps(
+                stage, params[stage.name], sampling, grid, state, conditions, **values
+            )
             images = jnp.clip(state.x, -1.0, 1.0)
         return (images,)
 

@@ -65,7 +65,9 @@ def save(part: Part, path: Path) -> None:
 
     function = closed if inside else program
     function.__name__ = part.name
-    given = () if inside else (jax.tree.map(lambda w: jax.ShapeDtypeStruct(w.shape, w.dtype), weights),)
+    given = (
+        () if inside else (jax.tree.map(lambda w: jax.ShapeDtypeStruct(w.shape, w.dtype), weights),)
+    )
     exported = export.export(jax.jit(function), platforms=PLATFORMS)(*given, **part.inputs)
     path.write_bytes(exported.serialize())
     if not inside:

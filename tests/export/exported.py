@@ -24,7 +24,7 @@ def distance(found: Any, wanted: Any) -> float:
     found, wanted = np.asarray(found, np.float64), np.asarray(wanted, np.float64)
     assert found.shape == wanted.shape
     assert np.isfinite(wanted).all()
-    return float(np.linalg.norm(found - wanted) / np.linalg.norm(wanted))
+    return float(np.linalg.norm(found - wanted) / (np.linalg.norm(wanted) or 1.0))
 
 
 def random_inputs(part: Part, batch: int, steps: int, seed: int = 0) -> dict[str, np.ndarray]:
@@ -54,7 +54,20 @@ def random_inputs(part: Part, batch: int, steps: int, seed: int = 0) -> dict[str
 
 
 def run_part(part: Part, given: dict[str, np.ndarray]) -> list[np.ndarray]:
-    return list(map(np.asarray, jax.jit(lambda arrays: part.function(**arrays))(given)))
+    """What jax makes of a part, compiled in haste."""
+    hasty = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+    program = jax.jit(lambda arrays: part.function(**arrays), compiler_options=hasty)
+    return list(map(np.asarray, program(given)))
+
+
+def first_row(part: Part, given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The inputs of the first example alone."""
+
+    def cut(name: str, value: np.ndarray) -> np.ndarray:
+        sizes = list(map(str, part.inputs[name].shape))
+        return value.take([0], sizes.index("batch")) if "batch" in sizes else value
+
+    return {name: cut(name, value) for name, value in given.items()}
 
 
 def sampled(pipeline: Pipeline, given: dict[str, np.ndarray]) -> np.ndarray:
@@ -70,10 +83,14 @@ def sampled(pipeline: Pipeline, given: dict[str, np.ndarray]) -> np.ndarray:
     if given.get("negative_mask", np.zeros(1)).any():
         null = encode("negative_")
     for stage, sampling in zip(cascade.stages, cascade.sampling, strict=True):
-        own = {n.removesuffix(f"_{stage.name}"): a for n, a in given.items() if n.endswith(stage.name)}
+        own = {
+            n.removesuffix(f"_{stage.name}"): a for n, a in given.items() if n.endswith(stage.name)
+        }
         steps = len(own["times"]) - 1
         later = own.get("step_noise", np.zeros((steps, *own["noise"].shape), np.float32))
-        noise = InjectedNoise(np.concatenate([own["noise"][None], later]), own.get("augmentation_noise"))
+        noise = InjectedNoise(
+            np.concatenate([own["noise"][None], later]), own.get("augmentation_noise")
+        )
         chosen = replace(sampling, steps=steps, guidance=float(own.get("guidance", 1)))
         conditions = Conditions(text, null, None, images)
         images = np.asarray(sample_stage(stage, params[stage.name], noise, conditions, chosen))
@@ -91,7 +108,9 @@ def of_network(network: Any, **stage: Any) -> Pipeline:
     """A cascade of one stage of 16 pixels with this network."""
     conditioning = "text" if network.num_classes is None else "label"
     low = 8 if network.low_res_channels else None
-    only = Stage("only", 16, network, text_width=8, conditioning=conditioning, low_resolution=low, **stage)
+    only = Stage(
+        "only", 16, network, text_width=8, conditioning=conditioning, low_resolution=low, **stage
+    )
     encoder = ENCODER if conditioning == "text" else None
     cascade = Cascade((only,), (Sampling("ddim", steps=3, threshold="static"),), encoder)
     return Pipeline(cascade, random_params(cascade), name="one")
@@ -120,5 +139,7 @@ def if_stages(width: int = 16, side: int = 8) -> Pipeline:
     encoder = replace(ENCODER, config=config, null="empty", padding="encoded")
     cascade = Cascade(stages, (settings, replace(settings, steps=3, aug_level=0.25)), encoder)
     params = random_params(cascade)
-    small = jax.tree.map(lambda x: 0.1 * x, {k: v for k, v in params.items() if k != "text_encoder"})
+    small = jax.tree.map(
+        lambda x: 0.1 * x, {k: v for k, v in params.items() if k != "text_encoder"}
+    )
     return Pipeline(cascade, params | small, name="if")

@@ -172,7 +172,7 @@ def test_another_number_of_classes_is_refused_and_named(folder, tmp_path, count)
         numbered(folder, tmp_path, classes=count)
 
 
-def save_model(directory, names):
+def save_stages(directory, names):
     cascade = build.make_cascade(read_config(configured("none", len(names))), None)
     cascade = description.from_dict(
         {**description.to_dict(cascade), "class_names": list(names)}, directory
@@ -182,10 +182,10 @@ def save_model(directory, names):
 
 
 def test_a_run_from_a_model_takes_the_numbers_of_its_classes(folder, tmp_path, capsys):
-    save_model(tmp_path / "model", LETTERS)
+    save_stages(tmp_path / "model", LETTERS)
     init = {"init_from": repr(str(tmp_path / "model"))}
     assert numbered(folder, tmp_path, **init).class_names == LETTERS
-    save_model(tmp_path / "other", tuple("abcdefghijkl"))
+    save_stages(tmp_path / "other", tuple("abcdefghijkl"))
     init = {"init_from": repr(str(tmp_path / "other"))}
     assert numbered(folder, tmp_path, **init).class_names == NAMES
     assert "has other class names (it knows a, b, c" in capsys.readouterr().out
@@ -204,7 +204,7 @@ def test_sets_of_a_mixture_have_one_number_for_a_name(tmp_path):
 
 
 def test_classes_are_asked_for_by_name_or_number(tmp_path):
-    pipeline = save_model(tmp_path, ("3", "cat", "é", "dog"))
+    pipeline = save_stages(tmp_path, ("3", "cat", "é", "dog"))
     numbers = functools.partial(class_numbers, pipeline.cascade)
     assert numbers("cat") == [1]
     # "3" is a name here, and 3 the number; a string of digits that is no name is a number
@@ -230,7 +230,7 @@ def test_classes_are_asked_for_by_name_or_number(tmp_path):
 
 
 def test_a_model_without_class_names_is_read_and_asks_for_numbers(tmp_path):
-    save_model(tmp_path, ("a", "b"))
+    save_stages(tmp_path, ("a", "b"))
     path = tmp_path / "model.json"
     values = json.loads(path.read_text())
     del values["class_names"]  # as version 0.1 wrote it
@@ -246,7 +246,7 @@ def test_a_model_without_class_names_is_read_and_asks_for_numbers(tmp_path):
 
 
 def test_chained_stages_must_know_the_same_classes(tmp_path):
-    pipelines = [save_model(tmp_path / name, (name, "b")) for name in "ac"]
+    pipelines = [save_stages(tmp_path / name, (name, "b")) for name in "ac"]
     with pytest.raises(ValueError, match="trained on other classes"):
         join_pipelines(pipelines)
 
