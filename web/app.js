@@ -18,7 +18,7 @@ function bar(value) {
   if (value !== null) at("progress").value = value;
 }
 
-/** The words as the captions of the training images are: "red heart, 3d style", 红心，立体风格. */
+/** The words as captions of training images are: "red heart, 3d style", 红心，立体风格. */
 function prompt() {
   const text = words.value.trim(), { value, dataset } = style.selectedOptions[0];
   return HAN.test(text) ? `${text}，${dataset.zh}` : `${text}, ${value}`;
@@ -31,14 +31,15 @@ function make() {
   say(ready ? "Making the image." : "The model is loading; then it makes the image.");
 }
 
-function show({ prompt: text, seed: number, pixels, side, position, step, steps, done, seconds, left }) {
+function show({ pixels, side, position, step, steps, done, ...rest }) {
   if (canvas.width !== side) canvas.width = canvas.height = side;
   context.putImageData(new ImageData(pixels, side), 0, 0);
   bar(done ? null : step / steps);
   if (!done) return say(position ? "Adding the details." : "Making the shapes.");
-  at("caption").textContent = `${text} (seed ${number})`;
-  canvas.setAttribute("aria-label", `Image made from: ${text}`);
-  say(`Done in ${seconds.toFixed(1)} seconds.${left ? ` The last ${left} tokens were too many.` : ""}`);
+  at("caption").textContent = `${rest.prompt} (seed ${rest.seed})`;
+  canvas.setAttribute("aria-label", `Image made from: ${rest.prompt}`);
+  const cut = rest.left ? ` The last ${rest.left} tokens were too many.` : "";
+  say(`Done in ${rest.seconds.toFixed(1)} seconds.${cut}`);
   canvas.toBlob((blob) => {
     if (saved) URL.revokeObjectURL(saved);
     at("save").href = saved = URL.createObjectURL(blob);
@@ -49,7 +50,7 @@ function show({ prompt: text, seed: number, pixels, side, position, step, steps,
 const megabytes = (bytes) => (bytes / 1e6).toFixed(0);
 const answers = {
   loading({ loaded, total }) {
-    bar(loaded / total);
+    bar(loaded / Math.max(loaded, total));
     at("amount").textContent = `${megabytes(loaded)} of ${megabytes(total)} MB`;
   },
   ready() {
@@ -68,7 +69,7 @@ const answers = {
 say("Loading the model.");
 const worker = new Worker(`worker.js${location.search}`, { type: "module" });
 worker.onmessage = ({ data: { kind, ...rest } }) => answers[kind](rest);
-worker.onerror = () => say("This browser cannot run the page: it needs one of 2023 or newer.", true);
+worker.onerror = () => say("The page needs a browser of 2023 or newer.", true);
 
 form.addEventListener("submit", (event) => {
   event.preventDefault();

@@ -81,12 +81,13 @@ export class Tokenizer {
     this.longest = this.unknown = this.firstByte = 0;
     let worst = Infinity;
     (model[1] ?? []).forEach((bytes, id) => {
-      const fields = fieldsOf(bytes), type = fields[3]?.at(-1) ?? NORMAL, score = fields[2]?.[0] ?? 0;
+      const fields = fieldsOf(bytes), type = fields[3]?.at(-1) ?? NORMAL;
       if (type === USER_DEFINED) throw new Error("spiece.model has user-defined pieces.");
       if (type === UNKNOWN) this.unknown = id;
       if (type === BYTE) this.firstByte ||= id; // they follow each other
       if (type !== NORMAL) return;
       const piece = decoder.decode(fields[1][0]);
+      const score = fields[2]?.at(-1) ?? 0;
       this.pieces.set(piece, [id, score]);
       this.longest = Math.max(this.longest, [...piece].length);
       worst = Math.min(worst, score);
@@ -139,7 +140,10 @@ export class Tokenizer {
       if (!single) offer(start + 1, this.unknown, this.unknownScore);
     }
     const cut = [];
-    for (let end = count; end > 0; end = best[end][1]) cut.unshift([best[end][2], best[end][1], end]);
+    for (let end = count; end > 0; end = best[end][1]) {
+      cut.push([best[end][2], best[end][1], end]);
+    }
+    cut.reverse();
     return this.#withBytes(cut, letters);
   }
 

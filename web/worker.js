@@ -51,7 +51,8 @@ async function load() {
   ort.env.wasm.wasmBinary = wasm;
   ort.env.wasm.wasmPaths = { mjs: new URL(`ort/${binary}.mjs`, import.meta.url).href };
   // Threads need memory that they share, which browsers give only to isolated pages (README.md).
-  ort.env.wasm.numThreads = self.crossOriginIsolated ? Math.min(8, navigator.hardwareConcurrency) : 1;
+  const threads = self.crossOriginIsolated ? navigator.hardwareConcurrency : 1;
+  ort.env.wasm.numThreads = Math.min(8, threads);
   const options = { executionProviders: [webgpu ? "webgpu" : "wasm"], logSeverityLevel: 3 };
   const parts = {};
   for (const [i, name] of names.entries()) {
@@ -77,40 +78,54 @@ async function encodeNull(model, like) {
   return [zeros, new Tensor("bool", Uint8Array.from({ length }, (_, i) => i === 0), [1, length])];
 }
 
+/** What the steps of a stage read, by name, before the first one. */
+function inputsOf({ ort }, stage, state, noise, texts, lowRes) {
+  const side = stage.resolution, shape = [1, side, side, stage.channels];
+  const count = side * side * stage.channels;
+  const floats = (values, sizes = shape) => new ort.Tensor("float32", values, sizes);
+  const given = { ...texts };
+  given.times = floats(stage.times, [stage.times.length]);
+  given.guidance = floats([stage.guidance], []);
+  if (stage.low_resolution) {
+    given.low_res = lowRes;
+    given.augmentation_noise = floats(noise(AUGMENTATION, count));
+  }
+  for (const name of state) {
+    const isLevel = name.startsWith("logsnr");
+    given[name] = isLevel ? floats([Infinity], []) : floats(new Float32Array(count));
+  }
+  given.x = floats(noise(0, count).map((value) => stage.noise_scale * value));
+  return given;
+}
+
 /** Yields {image, side, position, step, steps, left} after each step of each stage: the estimate of
  * the image, and after the last step the image itself. */
 async function* cascade(model, prompt, seed) {
-  const { ort, parts, settings } = model;
-  const floats = (values, shape) => new ort.Tensor("float32", Float32Array.from(values), shape);
-  const whole = (value) => new ort.Tensor("int32", Int32Array.of(value), []);
+  const { ort: { Tensor }, parts, settings } = model;
   const [text, text_mask, left] = await encode(model, prompt);
-  const [none, null_mask] = await encodeNull(model, text);
+  const [nothing, null_mask] = await encodeNull(model, text);
+  const texts = { text, text_mask, null: nothing, null_mask };
+  const whole = (value) => new Tensor("int32", [value], []);
   let image = null; // of the stage before
   for (const [position, stage] of settings.stages.entries()) {
     const { session, inputs, outputs } = parts[`${stage.name}_steps`];
-    const side = stage.resolution, shape = [1, side, side, stage.channels];
-    const noise = stageNoise(seed, 0, position), count = side * side * stage.channels;
-    const steps = stage.times.length - 1;
-    const given = { text, text_mask, null: none, null_mask, times: floats(stage.times, [steps + 1]) };
-    given.guidance = floats([stage.guidance], []);
-    if (stage.low_resolution) {
-      given.low_res = image;
-      given.augmentation_noise = floats(noise(AUGMENTATION, count), shape);
-    }
+    const noise = stageNoise(seed, 0, position), steps = stage.times.length - 1;
     // What goes from step to step: the image, and for some samplers earlier estimates.
     const state = outputs.map(({ name }) => name.split("next_")[1]).filter(Boolean);
-    for (const name of state) {
-      given[name] = name.startsWith("logsnr") ? floats([Infinity], []) : floats(new Float32Array(count), shape);
-    }
-    given.x = floats(noise(0, count).map((value) => stage.noise_scale * value), shape);
+    const given = inputsOf(model, stage, state, noise, texts, image);
     for (let step = 0; step < steps; step++) {
       Object.assign(given, { start: whole(step), stop: whole(step + 1) });
-      if (stage.adds_noise) given.step_noise = floats(noise(step + 1, count), [1, ...shape]);
-      const made = await session.run(Object.fromEntries(inputs.map(({ name }) => [name, given[name]])));
+      if (stage.adds_noise) {
+        const { dims, size } = given.x;
+        given.step_noise = new Tensor("float32", noise(step + 1, size), [1, ...dims]);
+      }
+      const read = Object.fromEntries(inputs.map(({ name }) => [name, given[name]]));
+      const made = await session.run(read);
       for (const name of state) given[name] = made[`next_${name}`];
-      const last = step === steps - 1, shown = last ? given.x : made.x0 ?? made.next_x0;
-      image = floats(shown.data.map((value) => Math.min(1, Math.max(-1, value))), shape);
-      yield { image: image.data, side, position, step: step + 1, steps, left };
+      const shown = step === steps - 1 ? given.x : made.x0 ?? made.next_x0;
+      const clipped = shown.data.map((value) => Math.min(1, Math.max(-1, value)));
+      image = new Tensor("float32", clipped, shown.dims);
+      yield { image: clipped, side: stage.resolution, position, step: step + 1, steps, left };
     }
   }
 }
