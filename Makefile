@@ -46,10 +46,10 @@ web: web/ort/$(ORT_WEB) $(VENV)/.export
 
 web/ort/$(ORT_WEB):
 	@command -v npm >/dev/null || { echo "make web needs npm (of Node.js) to get ONNX Runtime." >&2; exit 1; }
-	rm -rf web/ort build/web && mkdir -p web/ort build/web
+	rm -rf web/ort build/web && mkdir -p build/web
 	cd build/web && npm pack --silent onnxruntime-web@$(ORT_WEB) && tar -xzf *.tgz
-	cd build/web/package/dist && gzip -9 -n $(ORT_BINARIES) \
-	  && mv $(ORT_FILES) $(ORT_BINARIES:=.gz) $(CURDIR)/web/ort
+	cd build/web/package/dist && gzip -9 -n $(ORT_BINARIES)
+	mkdir web/ort && mv $(addprefix build/web/package/dist/,$(ORT_FILES) $(ORT_BINARIES:=.gz)) web/ort
 	rm -rf build/web
 	@touch $@
 

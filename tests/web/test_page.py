@@ -37,7 +37,9 @@ pytest.importorskip("onnx", reason="onnx is not installed")
 runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 pytestmark = [
     pytest.mark.skipif(bool(missing()), reason=missing()),
-    pytest.mark.skipif(not (WEB / "ort").is_dir(), reason="make web brings ONNX Runtime"),
+    pytest.mark.skipif(
+        not (WEB / "ort/ort.wasm.min.mjs").is_file(), reason="make web brings ONNX Runtime"
+    ),
 ]
 STATUS = 'document.getElementById("status")'
 READY = f'{STATUS}.textContent === "Ready."'
