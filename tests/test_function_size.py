@@ -12,10 +12,13 @@ LONG = {
     "imagen_jax/training/loop.py::train": "a run reads top to bottom",
     "imagen_jax/training/run_config.py::RunConfig.__post_init__": "a table of rules",
 }
+INPUTS = "the inputs of a network"
 MANY = {
+    "imagen_jax/cascade/stage.py::apply_network": INPUTS,
     "imagen_jax/data/shard_sources.py::read_array_record": KEYS,
     "imagen_jax/data/shard_sources.py::read_tar": KEYS,
     "imagen_jax/data/shard_sources.py::read_tfrecord": KEYS,
+    "imagen_jax/models/__init__.py::apply": INPUTS,
     "imagen_jax/pipeline/pipeline.py::Pipeline.generate_images": "keyword options of a user",
     "imagen_jax/pipeline/pipeline.py::Pipeline.inpaint": "keyword options of a user",
 }

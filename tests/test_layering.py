@@ -43,6 +43,8 @@ HOMES = {
     "seqio": {"data"},
     "huggingface_hub": {"convert"},
     "msgpack": {"convert"},
+    "onnx": {"export"},
+    "onnxruntime": {"export"},
     "tensorstore": {"convert"},
     "tokenizers": {"evaluation"},
     "torch": {"benchmark", "commands"},

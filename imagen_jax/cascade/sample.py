@@ -25,6 +25,7 @@ from imagen_jax.diffusion.editing import (
     inpainting,
     jumping,
 )
+from imagen_jax.diffusion.flow_map import JUMPING, flow_map_sampler
 from imagen_jax.diffusion.guided_steps import guided_sampler, guided_start
 from imagen_jax.diffusion.overrides import check_sampling
 from imagen_jax.diffusion.samplers import SAMPLERS, initial_state, noise_from_keys, sample_loop
@@ -75,8 +76,28 @@ def plan_steps(stage: Stage, sampling: Sampling, edit: Edit | None = None) -> Ti
         ValueError: a value of `sampling` that makes no sense; a spacing that the stage's schedule
             cannot have; an edit that makes no sense or leaves no step to run.
     """
-    grid = sampling_grid(stage.schedule, check_sampling(sampling))
+    sampling = check_sampling(sampling)
+    if stage.is_flow_map:
+        check_flow_map(stage, sampling)
+    grid = sampling_grid(stage.schedule, sampling)
     return grid if edit is None else edited_grid(grid, check_edit(edit))
+
+
+def check_flow_map(stage: Stage, sampling: Sampling) -> None:
+    """ValueError where a flow map cannot be sampled so."""
+    name = f"Stage {stage.name!r} is distilled (network.target_time)"
+    require(
+        (
+            sampling.sampler in JUMPING and not np.any(np.asarray(sampling.eta) != 0),
+            f"{name}: its sampler must be {' or '.join(JUMPING)} with eta 0, not "
+            f"{sampling.sampler} with eta {sampling.eta}.",
+        ),
+        (
+            not np.any(np.asarray(sampling.guidance) != 1),
+            f"{name}: guidance is part of the network, and its weight must be 1, not "
+            f"{sampling.guidance}.",
+        ),
+    )
 
 
 @kept_program(static_argnums=(0, 1), results=(SamplerState, Estimate))
@@ -123,6 +144,8 @@ def run_steps(
     denoise = make_stage_denoiser(stage, params, conditions, sampling, state.x.shape)
     sampler_noise, _, known_noise = split_noise(state.x.shape[1:], noise)
     sampler = guided_sampler(SAMPLERS[sampling.sampler], sampling)
+    if stage.is_flow_map:
+        sampler = flow_map_sampler(sampler)
     if edit is not None:
         sampler = jumping(sampler)
         if edit.mask is not None:

@@ -176,6 +176,11 @@ class Stage:
         )
 
     @property
+    def is_flow_map(self) -> bool:
+        """Whether the network is told the time that a step leads to (`diffusion.flow_map`)."""
+        return models.takes_target_time(self.network)
+
+    @property
     def training_side(self) -> int:
         """Side of the images in a training batch."""
         return self.resolution if self.crop is None else self.crop
@@ -200,6 +205,7 @@ def apply_network(
     params: Params | models.TrainingParams,
     x_t: Images,
     t: Float[Array, " batch"],
+    s: Float[Array, " batch"] | None = None,
     *,
     text: TextEmbeddings | None = None,
     label: Int[Array, " batch"] | None = None,
@@ -207,7 +213,7 @@ def apply_network(
     aug_level: Number | None = None,
 ) -> Float[Array, "batch height width out_channels"]:
     """The network's output at x_t, t in [0, 1]; `low_res` upsampled and augmented at `aug_level` in
-    [0, 1], one level or one an example.
+    [0, 1], one level or one an example. s: of a flow map, the time that the step leads to.
     """
     level = None
     if aug_level is not None and low_res is not None:
@@ -223,6 +229,7 @@ def apply_network(
         label=label,
         low_res=low_res,
         aug_level=level,
+        target=None if s is None else network_time(schedule, s, stage.prediction),
     )
 
 
@@ -283,14 +290,15 @@ def guide_output(
     return convert(x0, x_t, logsnr, "x0", stage.prediction, schedule)
 
 
-def _example(shape: tuple[Any, ...]) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
+def _example(stage: Stage, shape: tuple[Any, ...]) -> tuple[jax.ShapeDtypeStruct, ...]:
     """An x_t and its times, as `make_denoiser` calls a network with them."""
-    return jax.ShapeDtypeStruct(shape, jnp.float32), jax.ShapeDtypeStruct(shape[:1], jnp.float32)
+    shapes = shape, *[shape[:1]] * (2 if stage.is_flow_map else 1)
+    return tuple(jax.ShapeDtypeStruct(each, jnp.float32) for each in shapes)
 
 
 def make_stage_denoiser(
     stage: Stage,
-    params: Params | GuidedParams,
+    params: Params | models.TrainingParams | GuidedParams,
     conditions: Conditions,
     sampling: Sampling,
     shape: tuple[Any, ...] | None = None,
@@ -301,7 +309,7 @@ def make_stage_denoiser(
 
     Args:
         conditions: with one row of `null` a sample, and with `low_res` upsampled and augmented at
-            `sampling.aug_level`.
+            `sampling.aug_level` (one number, or one a sample).
         shape: of x_t, if what follows from the conditions alone, such as the keys and values of the
             text, is to be computed here, for all calls. (Not where gradients are taken.)
         guided: whether the pair is evaluated, always or never; None: where the weight is not 1.
@@ -310,10 +318,11 @@ def make_stage_denoiser(
         ValueError: guidance of the kind "auto", and `params` are of one network.
     """
     paired = isinstance(params, GuidedParams)
-    network = functools.partial(
-        apply_network, stage, params.network if paired else params, aug_level=sampling.aug_level
-    )
-    low_res = conditions.low_res
+    network = functools.partial(apply_network, stage, params.network if paired else params)
+    low = {}
+    if conditions.low_res is not None:
+        low_res, level = conditions.low_res, jnp.asarray(sampling.aug_level, jnp.float32)
+        low = {"low_res": low_res, "aug_level": jnp.broadcast_to(level, low_res.shape[:1])}
     if stage.conditioning == "text":
         towards, away = {"text": conditions.text}, {"text": conditions.null}
     elif stage.conditioning == "label":
@@ -321,16 +330,15 @@ def make_stage_denoiser(
         away = {"label": null_label(stage, conditions.label.shape[0])}
     else:
         towards, away = {}, {}
-    predict = functools.partial(network, low_res=low_res, **towards)
+    predict = functools.partial(network, **low, **towards)
 
-    def predict_both(x_t, t):
+    def predict_both(x_t, *times):
         both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), towards, away)
-        x_t, t, low = jax.tree.map(lambda a: jnp.concatenate([a, a]), (x_t, t, low_res))
-        return tuple(jnp.split(network(x_t, t, low_res=low, **both), 2))
+        inputs, twice = jax.tree.map(lambda a: jnp.concatenate([a, a]), ((x_t, *times), low))
+        return tuple(jnp.split(network(*inputs, **twice, **both), 2))
 
     def predict_two(x_t, t):
-        given = {**towards, "low_res": low_res, "aug_level": sampling.aug_level}
-        return predict(x_t, t), guide_output(stage, params, x_t, t, **given)
+        return predict(x_t, t), guide_output(stage, params, x_t, t, **low, **towards)
 
     predict_pair = predict_both if any(value is not None for value in away.values()) else None
     if sampling.guidance_kind == "auto":
@@ -341,7 +349,7 @@ def make_stage_denoiser(
         predict_pair = None
     if shape is not None:
         once = functools.partial(
-            hoisted, example=_example(shape), fixed=conditions._replace(low_res=None)
+            hoisted, example=_example(stage, shape), fixed=conditions._replace(low_res=None)
         )
         predict, predict_pair = once(predict), predict_pair and once(predict_pair)
     kind, branch = stage.prediction, guided is None

@@ -1,8 +1,8 @@
 r"""A model as ONNX or StableHLO, which run without this package.
 
     python scripts/export.py --model icons --format onnx --out exported/icons
-    python scripts/export.py --model icons --format onnx --dtype float16 --parts base64_steps,sr256_steps \
-        --out exported/half
+    python scripts/export.py --model icons --format onnx --dtype float16 --out exported/half \
+        --parts text_encoder,base64_steps
     python scripts/export.py --model icons --format stablehlo --out exported/stablehlo
 
 DIR then holds a file for each part (the text encoder; of each stage the network, and its steps as

@@ -1,6 +1,7 @@
 """From a network's output to a denoised image: guidance, prediction type and thresholding.
 
-A denoiser is a function `(x_t, t) -> Denoised`. Samplers see nothing else of a model. Guidance with
+A denoiser is a function `(x_t, t) -> Denoised`. Samplers see nothing else of a model. That of a
+flow map takes `s` too, the time that the step leads to. Guidance with
 momentum takes and gives an average, too, which is passed on around the samplers (`guided_steps`).
 """
 
@@ -32,9 +33,9 @@ class Denoised(NamedTuple):
     average: Images | None = None
 
 
-Predict = Callable[[Images, Float[Array, " batch"]], Images]
-PredictPair = Callable[[Images, Float[Array, " batch"]], tuple[Images, Images]]
-Denoiser = Callable[..., Denoised]  # of (x_t, t), or of (x_t, t, average)
+Predict = Callable[..., Images]  # of x_t and times: t, or t and s
+PredictPair = Callable[..., tuple[Images, Images]]
+Denoiser = Callable[..., Denoised]  # of (x_t, t), or of (x_t, t, average); of a flow map with s=...
 
 
 def make_denoiser(
@@ -49,8 +50,9 @@ def make_denoiser(
     """The denoiser of a network.
 
     Args:
-        predict: the conditional output at (x_t, t), t in [0, 1] with one value an example. With
-            twice as many channels as x_t, the second half is a learned variance in [-1, 1].
+        predict: the conditional output at (x_t, t), t in [0, 1] with one value an example; of a
+            flow map at (x_t, t, s). With twice as many channels as x_t, the second half is a
+            learned variance in [-1, 1].
         predict_pair: the conditional output and that to be led away from, as the same kind of
             prediction; not evaluated where every weight is 1. None where there is no such pair;
             then guidance is not used.
@@ -64,20 +66,23 @@ def make_denoiser(
     kind = GUIDANCES[sampling.guidance_kind]
     space = kind.space or prediction
 
-    def denoise(x_t: Images, t: Number, average: Images | None = None) -> Denoised:
-        x_t = x_t.astype(jnp.float32)
-        t = jnp.broadcast_to(jnp.asarray(t, jnp.float32), x_t.shape[:1])
+    def denoise(
+        x_t: Images, t: Number, average: Images | None = None, s: Number | None = None
+    ) -> Denoised:
+        x_t, times = x_t.astype(jnp.float32), (t,) if s is None else (t, s)
+        times = [jnp.broadcast_to(jnp.asarray(time, jnp.float32), x_t.shape[:1]) for time in times]
+        t = times[0]
         logsnr = schedule.logsnr(t)
 
         def change(value: Images, source: str, target: str) -> Images:
             return convert(value, x_t, logsnr, source, target, schedule)
 
         def conditional_only() -> tuple[Images, Images | None, Images | None]:
-            return *_split(predict(x_t, t), x_t.shape[-1]), average
+            return *_split(predict(x_t, *times), x_t.shape[-1]), average
 
         def guided() -> tuple[Images, Images | None, Images | None]:
             (output, variance), (away, _) = (
-                _split(output, x_t.shape[-1]) for output in predict_pair(x_t, t)
+                _split(output, x_t.shape[-1]) for output in predict_pair(x_t, *times)
             )
             after, wanted = average, change(output, prediction, space)
             other = change(away, prediction, space)

@@ -8,6 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from imagen_jax import __version__
@@ -120,8 +121,6 @@ def settings(pipeline: Pipeline) -> dict[str, Any]:
 
 def arrays(part: Part) -> dict[str, Any]:
     """The inputs and outputs of a part as JSON values."""
-    import jax
-
     shapes = jax.eval_shape(lambda kwargs: part.function(**kwargs), part.inputs)
     outputs = dict(zip(part.outputs, shapes, strict=True))
 

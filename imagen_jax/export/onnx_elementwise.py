@@ -82,7 +82,9 @@ def select(graph, eqn, which, *cases):
     if aval.dtype == bool:  # which ONNX Runtime's Where does not know
         other = jax.ShapeDtypeStruct(which.shape, bool)
         no = elementwise(graph, "Not", [which], other)
-        chosen = [elementwise(graph, "And", pair, aval) for pair in zip((no, which), cases)]
+        chosen = [
+            elementwise(graph, "And", pair, aval) for pair in zip((no, which), cases, strict=True)
+        ]
         return elementwise(graph, "Or", chosen, aval)
     return elementwise(graph, "Where", [which, cases[1], cases[0]], aval)
 
@@ -111,7 +113,7 @@ def sign_mask(graph, eqn, x):
 
 
 def logistic(graph, eqn, x):
-    """Of numbers such as a schedule's by exp: Sigmoid is exact to 1e-7, and so not for small ones."""
+    """Of a schedule by exp: ONNX Runtime's Sigmoid is exact to 1e-7, and smaller numbers count."""
     aval = eqn.outvars[0].aval
     if any(fixed(dim) and dim > 1 for dim in aval.shape):
         return elementwise(graph, "Sigmoid", [x], aval)

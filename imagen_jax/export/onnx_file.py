@@ -34,7 +34,7 @@ def to_onnx(
     Args:
         inputs: shapes, in which sizes may be symbols of `jax.export.symbolic_shape`.
     """
-    traced, shapes = jax.make_jaxpr(function, return_shape=True)(**inputs)
+    traced = jax.make_jaxpr(function)(**inputs)
     # jax sorts what is given by name.
     names = sorted(inputs)
     symbols = sorted(
@@ -87,8 +87,8 @@ def export_onnx(
     dtype: str = "float32",
     opset: int = OPSET,
 ) -> list[Path]:
-    """Writes a cascade as ONNX: a file a part, `export.json`, the tokenizer, and a script that makes
-    images from them. Returns the parts' files.
+    """Writes a cascade as ONNX: a file a part, `export.json`, the tokenizer, and a script that
+    makes images from them. Returns the parts' files.
 
     Args:
         parts: of `export.parts.part_names`; all when None.

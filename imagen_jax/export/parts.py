@@ -13,6 +13,7 @@ from jax import export
 from imagen_jax.cascade.cascade import TEXT_ENCODER, Cascade
 from imagen_jax.cascade.stage import Conditions, Stage, apply_network, make_stage_denoiser
 from imagen_jax.diffusion.augmentation import augment, upsample
+from imagen_jax.diffusion.flow_map import flow_map_sampler
 from imagen_jax.diffusion.guided_steps import guided_sampler, guided_start
 from imagen_jax.diffusion.samplers import SAMPLERS, initial_state, sample_loop
 from imagen_jax.diffusion.sampling import Sampling, traced
@@ -72,7 +73,7 @@ MEANINGS = {
     "label": "numbers of classes",
     "x": "images at time t: alpha * image + sigma * noise",
     "t": "times, 0 clean to 1 noise",
-    "target": "the times that the step leads to",
+    "s": "times that the step leads to",
     "low_res": "low-resolution images in [-1, 1]",
     "aug_level": "noise in low_res, 0 to 1",
     "guidance": "its weight, 1 is none",
@@ -93,7 +94,7 @@ MEANINGS = {
 def meaning(name: str) -> str:
     """What an array of this name is; "noise_base64" is the "noise" of the stage base64."""
     bare = name.removeprefix("next_")
-    found = max((key for key in MEANINGS if bare.startswith(key)), key=len)
+    found = max((key for key in MEANINGS if f"{bare}_".startswith(f"{key}_")), key=len)
     return MEANINGS[found] + (", after the steps" if bare != name else "")
 
 
@@ -197,6 +198,8 @@ def part(name: str, function: Callable, inputs: dict[str, Shape], outputs: tuple
 def network_part(name: str, stage: Stage, frame: Frame, params: Params) -> Part:
     inputs = {"x": frame.images(stage.resolution, stage.channels)}
     inputs["t"] = Shape((frame.batch,), np.float32)
+    if stage.is_flow_map:
+        inputs["s"] = Shape((frame.batch,), np.float32)
     inputs |= condition_inputs(stage, frame)
     if stage.low_resolution is not None:
         inputs["low_res"] = frame.images(stage.resolution, stage.channels)
@@ -242,7 +245,7 @@ def steps_part(name: str, stage: Stage, sampling: Sampling, frame: Frame, params
             low_res=given.pop("low_res", None),
         )
         grid = TimeGrid(padded(times), start, stop)
-        after = run_steps(stage, params, sampling, grid, before, conditions, **given)
+        after = run_steps(stage, params, sampling, grid, before, conditions, given)
         return tuple(state_values(after, (*names, "x0")).values())
 
     return part(
@@ -282,30 +285,38 @@ def run_steps(
     grid: TimeGrid,
     state: SamplerState,
     conditions: Conditions,
-    guidance=None,
-    step_noise=None,
-    augmentation_noise=None,
+    given: dict[str, Any],
 ) -> SamplerState:
-    """As `cascade.sample.run_steps`, with the noise given and without a condition in it."""
+    """As `cascade.sample.run_steps`, with guidance and noise as inputs, and without a condition.
+
+    Args:
+        given: of `run_inputs`, those that the stage has.
+    """
     guided = is_guided(sampling)
     sampling = jax.tree.map(jnp.asarray, traced(sampling))
-    if guidance is not None:
-        sampling = replace(sampling, guidance=guidance)
+    if guided:
+        sampling = replace(sampling, guidance=given["guidance"])
     sampling = replace(sampling, steps=jnp.asarray(grid.stop, jnp.int32))
     if conditions.low_res is not None:
         low_res = upsample(
             conditions.low_res, (stage.resolution, stage.resolution), stage.upsampling
         )
-        low_res = augment(low_res, sampling.aug_level, augmentation_noise, stage.aug_schedule)
+        low_res = augment(
+            low_res, sampling.aug_level, given["augmentation_noise"], stage.aug_schedule
+        )
         conditions = conditions._replace(low_res=low_res)
     denoise = make_stage_denoiser(stage, params, conditions, sampling, state.x.shape, guided)
 
     def noise(index):
-        if step_noise is None:
+        if "step_noise" not in given:
             return jnp.zeros_like(state.x)
-        return jax.lax.dynamic_index_in_dim(step_noise, index - 1 - grid.start, keepdims=False)
+        return jax.lax.dynamic_index_in_dim(
+            given["step_noise"], index - 1 - grid.start, keepdims=False
+        )
 
     sampler = guided_sampler(SAMPLERS[sampling.sampler], sampling)
+    if stage.is_flow_map:
+        sampler = flow_map_sampler(sampler)
     return sample_loop(sampler, denoise, stage.schedule, grid, state, noise, sampling)
 
 
@@ -371,9 +382,7 @@ def cascade_part(pipeline: Pipeline, frame: Frame, dtype: str) -> Part:
             grid = TimeGrid(padded(times), jnp.int32(0), jnp.int32(times.shape[0] - 1))
             state = begun(stage.schedule.noise_scale * noise, sampling)
             conditions = Conditions(text, null if is_guided(sampling) else None, label, images)
-            state = run_steps(
-                stage, params[stage.name], sampling, grid, state, conditions, **values
-            )
+            state = run_steps(stage, params[stage.name], sampling, grid, state, conditions, values)
             images = jnp.clip(state.x, -1.0, 1.0)
         return (images,)
 

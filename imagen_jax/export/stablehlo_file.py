@@ -6,6 +6,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -56,7 +57,7 @@ def save(part: Part, path: Path) -> None:
     names = sorted(part.inputs)  # as jax orders what is given by name
     inside = sum(value.nbytes for value in weights.values()) <= LARGEST
 
-    def program(consts: dict[str, jax.Array], **arrays: jax.Array) -> list[jax.Array]:
+    def program(consts: dict[str, Any], **arrays: jax.Array) -> list[jax.Array]:
         bound = traced.replace(jaxpr=traced.jaxpr, consts=[consts[name] for name in weights])
         return jaxpr_as_fun(bound)(*(arrays[name] for name in names))
 

@@ -38,6 +38,7 @@ __all__ = [
     "on_platform",
     "pooling_heads",
     "reduction",
+    "takes_target_time",
 ]
 
 NetworkConfig = UNetConfig | EfficientUNetConfig | TransformerConfig | PRXConfig
@@ -89,6 +90,11 @@ def pooling_heads(config: NetworkConfig, text_width: int) -> int:
     return max(1, text_width // 64)
 
 
+def takes_target_time(config: NetworkConfig) -> bool:
+    """Whether the network is told the time that a step leads to."""
+    return getattr(config, "target_time", False)
+
+
 def on_platform(config: NetworkConfig, platform: str) -> NetworkConfig:
     """The network as it would run on "cpu", "gpu" or "tpu": with what it leaves to the platform
     decided.
@@ -112,8 +118,10 @@ def init(config: NetworkConfig, key, *, resolution: int, text_width: int | None 
     label = jnp.zeros((1,), jnp.int32) if config.num_classes is not None else None
     low_res = x[..., : config.low_res_channels] if config.low_res_channels else None
     aug_level = jnp.zeros((1,)) if config.low_res_channels else None
-    run = jax.jit(MODULES[type(config)](config).init)
-    return run(key, x, jnp.zeros((1,)), text, label, low_res, aug_level)["params"]
+    inputs = [x, jnp.zeros((1,)), text, label, low_res, aug_level]
+    if takes_target_time(config):
+        inputs.append(jnp.zeros((1,)))
+    return jax.jit(MODULES[type(config)](config).init)(key, *inputs)["params"]
 
 
 def compute_params(config: NetworkConfig, params: Params) -> Params:
@@ -144,14 +152,17 @@ def apply(
     label: Int[Array, " batch"] | None = None,
     low_res: Images | None = None,
     aug_level: Float[Array, " batch"] | None = None,
+    target: Float[Array, " batch"] | None = None,
 ) -> Float[Array, "batch height width out_channels"]:
     """Runs the network: x in [-1,1] plus noise, `time` = 1000 t, `aug_level` = 1000 level,
-    `low_res` of x's size.
+    `low_res` of x's size; `target` = 1000 s where the network takes the time that a step leads to.
     """
     gather = dropout = attention = None
     if isinstance(params, TrainingParams):
         params, gather, dropout, attention = params
-    inputs = (x, time, text, label, low_res, aug_level)
+    inputs = [x, time, text, label, low_res, aug_level]
+    if takes_target_time(config):
+        inputs.append(target)
     if not isinstance(config, TransformerConfig):
         whole = params if gather is None else gather(params)
         fused = {"attention": attention} if isinstance(config, UNetConfig) else {}
@@ -159,4 +170,5 @@ def apply(
     if gather is not None:
         stacked = {name: part for name, part in params.items() if STACKED.search(f"{name}/")}
         params = gather({name: params[name] for name in params.keys() - stacked}) | stacked
-    return Transformer(config, gather, attention).apply({"params": params}, *inputs, dropout)
+    network = Transformer(config, gather, attention)
+    return network.apply({"params": params}, *inputs, keys=dropout)

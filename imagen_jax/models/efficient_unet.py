@@ -53,7 +53,8 @@ class EfficientUNetConfig:
     (`TextDraft`) beside x: for small sets learned by heart. It fixes the resolution. `input_skip`
     adds the inputs (x, low_res, draft), each times a number read from the embedding, to the output:
     the learned form of EDM's c_skip (arXiv 2206.00364, section 5), without which noise and detail
-    of a patch have to pass through the stem.
+    of a patch have to pass through the stem. `target_time`: the network is told the time that a
+    step leads to, too (a flow map, `imagen_jax.diffusion.flow_map`).
     """
 
     levels: tuple[EfficientLevel, ...]
@@ -69,6 +70,7 @@ class EfficientUNetConfig:
     upsample_kernel: int = 3
     draft: bool = False
     input_skip: bool = False
+    target_time: bool = False
     dtype: str = "float32"
     remat: bool | str = False
     fused: bool | None = None  # as in `UNetConfig`
@@ -92,11 +94,11 @@ class EfficientUNetConfig:
             )
 
 
-def _embed(cfg: EfficientUNetConfig, stem: int, time, text, label, aug_level):
+def _embed(cfg: EfficientUNetConfig, stem: int, time, text, label, aug_level, target):
     heads = max(1, text.values.shape[-1] // 64) if text is not None else 1
     width, dtype = cfg.embedding_width or 4 * stem, jnp.dtype(cfg.dtype)
     embedding = Embedding(stem, width, cfg.num_classes, heads, dtype, name="embedding")
-    return embedding(time, text, label, aug_level)
+    return embedding(time, text, label, aug_level, target)
 
 
 def _upsample(cfg: EfficientUNetConfig, h, channels: int, stride: int, name: str):
@@ -121,14 +123,16 @@ class EfficientUNet(nn.Module):
     config: EfficientUNetConfig
 
     @nn.compact
-    def __call__(self, x, time, text: TextEmbeddings | None, label, low_res, aug_level):
+    def __call__(
+        self, x, time, text: TextEmbeddings | None, label, low_res, aug_level, target=None
+    ):
         cfg, dtype = self.config, jnp.dtype(self.config.dtype)
         wrap = functools.partial(rematerialized, remat=cfg.remat)
         fused = takes_fused(cfg.fused, cfg.dtype)
         if fused:
             text = real_tokens_first(text)
         stem = cfg.stem_channels or cfg.levels[0].channels
-        embedding = _embed(cfg, stem, time, text, label, aug_level)
+        embedding = _embed(cfg, stem, time, text, label, aug_level, target)
 
         def res_block(h, channels, name):
             return wrap(ResBlock)(channels, dtype, fused=fused, name=name)(h, embedding)
@@ -140,9 +144,7 @@ class EfficientUNet(nn.Module):
             block = wrap(Attention)(kind, cfg.num_heads, hidden, dtype, fused=fused, name=name)
             return block(h, text)
 
-        inputs = [x]
-        if cfg.low_res_channels:
-            inputs.append(low_res)
+        inputs = [x, low_res] if cfg.low_res_channels else [x]
         if cfg.draft:
             shape = (*x.shape[1:3], cfg.in_channels)
             inputs.append(TextDraft(shape, dtype, name="draft")(text))

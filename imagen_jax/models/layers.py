@@ -339,8 +339,9 @@ class TextDraft(nn.Module):
 
 
 class Embedding(nn.Module):
-    """Time, pooled text, class label and augmentation level, added into one vector of `width` (F.1:
-    added).
+    """Time, pooled text, class label, augmentation level and target time, added into one vector of
+    `width` (F.1: added). Where there is a target time, it counts nothing at first, so that training
+    can go on from a network without one.
 
     The text is pooled by `AttentionPooling` and two layers, or, with `class_token`, by
     `ClassTokenPooling`; `pooling_heads` None leaves it out.
@@ -356,15 +357,19 @@ class Embedding(nn.Module):
     mask_text: bool = True
 
     @nn.compact
-    def __call__(self, time, text: TextEmbeddings | None, label, aug_level):
-        def mlp(x, name):
-            x = nn.Dense(self.width, dtype=self.dtype, name=f"{name}_in")(x)
-            x = ACTIVATIONS[self.activation](x)
-            return nn.Dense(self.width, dtype=self.dtype, name=f"{name}_out")(x)
+    def __call__(self, time, text: TextEmbeddings | None, label, aug_level, target=None):
+        dense = functools.partial(nn.Dense, self.width, dtype=self.dtype)
+
+        def mlp(x, name, **last):
+            x = ACTIVATIONS[self.activation](dense(name=f"{name}_in")(x))
+            return dense(name=f"{name}_out", **last)(x)
 
         embedding = mlp(sinusoidal_embedding(time, self.features), "time")
         if aug_level is not None:
             embedding += mlp(sinusoidal_embedding(aug_level, self.features), "aug_level")
+        if target is not None:
+            encoded = sinusoidal_embedding(target, self.features)
+            embedding += mlp(encoded, "target", kernel_init=zeros)
         if text is not None and self.pooling_heads is not None:
             heads, dtype = self.pooling_heads, self.dtype
             if self.class_token:

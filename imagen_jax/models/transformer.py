@@ -83,6 +83,7 @@ class TransformerConfig:
     # Positions are laid out as on a square grid with so many patches a side, whatever the image's
     # size: for training on at another resolution. None: one apart.
     position_grid: int | None = None
+    target_time: bool = False  # as of `EfficientUNetConfig`
     dtype: str = "float32"
     remat: bool | str = False
     # Run the layers in a loop, which compiles sooner. None: on accelerators. The parameters are the
@@ -286,14 +287,14 @@ class Conditions(nn.Module):
     as_matrix: bool = True
 
     @nn.compact
-    def __call__(self, time, text: TextEmbeddings | None, label, aug_level):
+    def __call__(self, time, text: TextEmbeddings | None, label, aug_level, target):
         cfg = self.config
         dense = functools.partial(nn.Dense, cfg.width, dtype=cfg.dtype)
         modulates = cfg.conditioning == "adaln"
 
-        def mlp(x, name):
+        def mlp(x, name, last=small):
             h = nn.silu(dense(kernel_init=small, name=f"{name}_in")(x))
-            return dense(kernel_init=small, name=f"{name}_out")(h)
+            return dense(kernel_init=last, name=f"{name}_out")(h)
 
         def tokens(vector, name, count):
             places = self.param(f"{name}_tokens", small, (count, cfg.width))
@@ -302,6 +303,10 @@ class Conditions(nn.Module):
         vectors = {"time": mlp(sinusoidal_embedding(time, TIME_FEATURES), "time")}
         if aug_level is not None:
             vectors["aug_level"] = mlp(sinusoidal_embedding(aug_level, TIME_FEATURES), "aug_level")
+        if target is not None:
+            encoded = sinusoidal_embedding(target, TIME_FEATURES)
+            # Beside the time, where it counts nothing at first (as in `layers.Embedding`).
+            vectors["time"] += mlp(encoded, "target", nn.initializers.zeros)
         early = late = words = jnp.zeros((time.shape[0], 0, cfg.width), cfg.dtype)
         if not modulates:
             parts = [tokens(value, name, cfg.condition_tokens) for name, value in vectors.items()]
@@ -336,10 +341,20 @@ class Transformer(nn.Module):
     attention: Attention | None = None
 
     @nn.compact
-    def __call__(self, x, time, text: TextEmbeddings | None, label, low_res, aug_level, keys=None):
+    def __call__(
+        self,
+        x,
+        time,
+        text: TextEmbeddings | None,
+        label,
+        low_res,
+        aug_level,
+        target=None,
+        keys=None,
+    ):
         cfg, text = self.config, real_tokens_first(text)
         condition, early, late, words = Conditions(cfg, self.attention is None, name="conditions")(
-            time, text, label, aug_level
+            time, text, label, aug_level, target
         )
         if cfg.low_res_channels:
             x = jnp.concatenate([x, low_res], axis=-1)

@@ -57,7 +57,8 @@ class UNetConfig:
 
     Text: attention reads it through a linear map to `text_projection` channels (None: as it is) and
     `text_norm` ("layer", "group" over all tokens, or None). `pooling_heads` attend to it for the
-    pooled vector (None: no such vector). `mask_text` False takes padding for text.
+    pooled vector (None: no such vector). `mask_text` False takes padding for text. `target_time`:
+    as of `EfficientUNetConfig`.
     """
 
     levels: tuple[UNetLevel, ...]
@@ -79,6 +80,7 @@ class UNetConfig:
     text_norm: str | None = "layer"
     pooling_heads: int | None = 64
     mask_text: bool = True
+    target_time: bool = False
     dtype: str = "float32"
     remat: bool | str = False
     fused: bool | None = None
@@ -102,7 +104,7 @@ class UNetConfig:
                 )
 
 
-def _embed(cfg: UNetConfig, time, text: TextEmbeddings | None, label, aug_level):
+def _embed(cfg: UNetConfig, time, text: TextEmbeddings | None, label, aug_level, target):
     first, dtype = cfg.levels[0].channels, jnp.dtype(cfg.dtype)
     embedding = Embedding(
         first,
@@ -114,7 +116,7 @@ def _embed(cfg: UNetConfig, time, text: TextEmbeddings | None, label, aug_level)
         class_token=True,
         mask_text=cfg.mask_text,
         name="embedding",
-    )(time, text, label, aug_level)
+    )(time, text, label, aug_level, target)
     if cfg.embedding_activation is not None:
         embedding = ACTIVATIONS[cfg.embedding_activation](embedding)
     if text is not None and cfg.text_projection is not None:
@@ -132,14 +134,16 @@ class UNet(nn.Module):
     attention: FusedAttention | None = None
 
     @nn.compact
-    def __call__(self, x, time, text: TextEmbeddings | None, label, low_res, aug_level):
+    def __call__(
+        self, x, time, text: TextEmbeddings | None, label, low_res, aug_level, target=None
+    ):
         cfg, dtype = self.config, jnp.dtype(self.config.dtype)
         fused = takes_fused(cfg.fused, cfg.dtype)
         norm = cfg.norm_groups, cfg.norm_eps
         wrap = functools.partial(rematerialized, remat=cfg.remat)
         if (fused or self.attention is not None) and cfg.mask_text:
             text = real_tokens_first(text)
-        embedding, text = _embed(cfg, time, text, label, aug_level)
+        embedding, text = _embed(cfg, time, text, label, aug_level, target)
 
         def res_block(h, channels, name, resample=None, scale=cfg.output_scale_factor):
             options = (resample, cfg.activation, *norm, cfg.activate_embedding, scale, fused)

@@ -16,6 +16,9 @@ from imagen_jax.pipeline.pipeline import Pipeline
 def join_pipelines(pipelines: Sequence[Pipeline]) -> Pipeline:
     """The stages of all, one after another, with the text encoder of the first that has one.
 
+    Of a later model those stages are taken whose images are larger than what the earlier ones make:
+    a student of the base stage goes before its teacher, whose super-resolution it keeps.
+
     Raises:
         ValueError: there are none, the sizes do not follow each other, or the text encoders differ.
     """
@@ -23,9 +26,19 @@ def join_pipelines(pipelines: Sequence[Pipeline]) -> Pipeline:
         raise ValueError("load_model was given an empty list.")
     cascades = [pipeline.cascade for pipeline in pipelines]
     readers, encoder, probe = {}, None, None
+    stages, sampling = [], []
     for pipeline in pipelines:
-        params = as_lazy(pipeline.params)
-        readers |= {stage.name: params.readers[stage.name] for stage in pipeline.cascade.stages}
+        params, reached = as_lazy(pipeline.params), stages[-1].resolution if stages else 0
+        pairs = zip(pipeline.cascade.stages, pipeline.cascade.sampling, strict=True)
+        added = [(stage, entry) for stage, entry in pairs if stage.resolution > reached]
+        if not added:
+            raise ValueError(
+                f"{pipeline.name!r} adds nothing to the models before it, which make images of "
+                f"{reached} pixels: it has no larger stage."
+            )
+        readers |= {stage.name: params.readers[stage.name] for stage, _ in added}
+        stages += [stage for stage, _ in added]
+        sampling += [entry for _, entry in added]
     with_text = [pipeline for pipeline in pipelines if pipeline.cascade.encoder is not None]
     for other in with_text[1:]:
         check_same_encoder(with_text[0], other)
@@ -38,8 +51,8 @@ def join_pipelines(pipelines: Sequence[Pipeline]) -> Pipeline:
     fingerprints = [pipeline.fingerprint for pipeline in pipelines]
     return Pipeline(
         Cascade(
-            tuple(stage for cascade in cascades for stage in cascade.stages),
-            tuple(sampling for cascade in cascades for sampling in cascade.sampling),
+            tuple(stages),
+            tuple(sampling),
             encoder,
             next(iter(tables), ()),
         ),

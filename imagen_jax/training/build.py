@@ -98,10 +98,12 @@ def encoder_source(config: RunConfig) -> str | None:
 
 def frozen_shapes(config: RunConfig, encoder: text.TextEncoder | None) -> Frozen:
     """Shapes of the parameters that are read and not trained."""
-    network = text_encoder = None
+    network = text_encoder = teacher = None
     key = jax.random.key(0)
     if config.lora is not None:
         network = jax.eval_shape(partial(init_params, config.stage), key)
+    if config.distill is not None:
+        teacher = jax.eval_shape(partial(init_params, config.distill.stage), key)
     embedded = config.data.embeddings is not None
     if encoder is not None and not config.text.trainable and not embedded:
         if encoder_source(config) is None:
@@ -112,5 +114,5 @@ def frozen_shapes(config: RunConfig, encoder: text.TextEncoder | None) -> Frozen
         text_encoder = jax.eval_shape(partial(t5.init, encoder.config), key)
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, config.frozen_dtype),
-        Frozen(network, text_encoder),
+        Frozen(network, text_encoder, teacher),
     )

@@ -1,6 +1,6 @@
 """Fine-tuning a model needs no copy of its config: what a config leaves out is the model's own."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from imagen_jax.cascade.cascade import Cascade, stage_index
@@ -17,6 +17,21 @@ def is_open(config: Section) -> bool:
     stage = to_dict(config).get("stage")
     network = (stage or {}).get("network") or {}
     return not (network.get("kind") or network.get("levels"))
+
+
+def completed(config: Section, cascade_of: Callable[[str], Cascade]) -> Section:
+    """The config with what it leaves to its teacher and to the model that it starts from.
+
+    Raises:
+        ValueError: it leaves out its network, and names no model.
+    """
+    if config.get("distill") is not None:
+        config = with_teacher(config, cascade_of(config["distill"]["teacher"]))
+    if not is_open(config):
+        return config
+    if config.get("init_from") is None:
+        raise ValueError("the config leaves the network to its model: give --init_from")
+    return filled(config, cascade_of(config["init_from"]))
 
 
 def filled(config: Section, cascade: Cascade) -> dict[str, Any]:
@@ -39,6 +54,33 @@ def filled(config: Section, cascade: Cascade) -> dict[str, Any]:
         section = {**_text_section(cascade.encoder), "init_from": values.get("init_from")}
         given = {k: v for k, v in (values.get("text") or {}).items() if v is not None}
         values["text"] = _over(section, given)
+    return values
+
+
+def with_teacher(config: Section, cascade: Cascade) -> dict[str, Any]:
+    """The config of a distillation with the teacher's stage and how it is sampled; a student that
+    leaves out its own network gets the teacher's, and its weights to start from.
+
+    Raises:
+        ValueError: the teacher has several stages and `stage.name` is none of them.
+    """
+    values = to_dict(config)
+    section, given = values["distill"], values.get("stage") or {}
+    index = stage_index(cascade, given.get("name"))
+    sampling = to_dict(cascade.sampling[index])
+    if section.get("guidance") is not None:
+        sampling["guidance"] = section["guidance"]
+    taught_by, network = to_dict(cascade.stages[index], KINDS), given.get("network") or {}
+    taught_by["network"]["dtype"] = network.get("dtype") or taught_by["network"]["dtype"]
+    values["distill"] = section | {"stage": taught_by, "sampling": sampling}
+    steps = max(section.get("steps") or (), default=sampling["steps"])
+    sampler = sampling["sampler"] if section.get("kind") == "guidance" else "ddim"
+    student = {"sampler": sampler, "steps": steps, "guidance": 1.0}
+    values["sample"] = student | (values.get("sample") or {})
+    if section.get("kind", "flow_map") == "flow_map":
+        values["stage"] = given | {"network": {"target_time": True, **network}}
+    if is_open(values) and values.get("init_from") is None:
+        values["init_from"] = section["teacher"]
     return values
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import itertools
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
@@ -280,11 +281,60 @@ class EvaluateConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class DistillConfig:
+    """What is learned from a teacher instead of the images, see `training.distillation`.
+
+    teacher: a model or workdir. guidance: its weight; None is the one that it ships with.
+    steps: the numbers of steps that the student is for, each half of the next: one for
+    "progressive", none for "guidance". teacher_steps: how many of the teacher's steps lead from
+    noise to image; None is twice as many as the student's most.
+    stage, sampling: the teacher's, which `training.start` fills in.
+    """
+
+    teacher: str
+    kind: Literal["guidance", "progressive", "flow_map"] = "flow_map"
+    guidance: float | None = None
+    steps: tuple[int, ...] = ()
+    teacher_steps: int | None = None
+    stage: Stage | None = None
+    sampling: Sampling | None = None
+
+    def __post_init__(self):
+        steps = sorted(self.steps)
+        halves = all(2 * few == many for few, many in itertools.pairwise(steps))
+        wanted = {"guidance": not steps, "progressive": len(steps) == 1, "flow_map": bool(steps)}
+        require(
+            (
+                wanted[self.kind] and halves and not (steps and steps[0] < 1),
+                f"distill.steps {list(self.steps)} do not suit kind {self.kind!r}: it takes "
+                f"{STEPS_OF_KIND[self.kind]}",
+            ),
+        )
+        if steps and self.teacher_steps is None:
+            object.__setattr__(self, "teacher_steps", 2 * steps[-1])
+        require(
+            (
+                not steps or (self.teacher_steps > 0 and self.teacher_steps % steps[-1] == 0),
+                f"distill.teacher_steps {self.teacher_steps} must be a multiple of the student's "
+                f"most steps, {steps[-1:]}",
+            ),
+        )
+
+
+STEPS_OF_KIND = {
+    "guidance": "none",
+    "progressive": "one number, such as [8]",
+    "flow_map": "numbers of which each is half of the next, such as [1, 2, 4]",
+}
+
+
+@dataclasses.dataclass(frozen=True)
 class RunConfig:
     """All of a run. `init_from`: a model or workdir whose weights to start from.
 
     ema: power-law averages, beside that of `ema_decay` or in its place.
-    lora: train an adapter alone, and leave the weights of `init_from` as they are. frozen_dtype: of
+    lora: train an adapter alone, and leave the weights of `init_from` as they are.
+    distill: train a student of another model. frozen_dtype: of
     the parameters that are read and not trained. frozen_split: devices along fsdp share these too;
     whole on each they take more memory, and nothing waits for them. label_dropout: share of the
     class labels that are dropped, for guidance (of texts: text.dropout). skip_batches: numbers of
@@ -307,6 +357,7 @@ class RunConfig:
     evaluate: EvaluateConfig | None = None
     init_from: str | None = None
     lora: LoraConfig | None = None
+    distill: DistillConfig | None = None
     frozen_dtype: Literal["float32", "bfloat16"] = "float32"
     frozen_split: bool = True
     label_dropout: float = 0.1
@@ -348,6 +399,15 @@ class RunConfig:
             (
                 self.lora is None or text is None or frozen_text,
                 "lora trains an adapter alone: text.trainable must be False",
+            ),
+            (
+                self.distill is None or text is None or frozen_text,
+                "distill trains a network alone: text.trainable must be False",
+            ),
+            (
+                (self.distill is not None and self.distill.kind == "flow_map") == stage.is_flow_map,
+                f"stage.network.target_time {stage.is_flow_map} is for distill.kind 'flow_map', "
+                "and that needs it",
             ),
             (
                 stage.conditioning != "text" or text is not None,

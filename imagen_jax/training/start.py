@@ -17,6 +17,7 @@ from imagen_jax.pipeline import encoder_files, loading, model_directory, shipped
 from imagen_jax.storage.checkpoint import Checkpoints, check_weights
 from imagen_jax.storage.codec import Section, to_dict
 from imagen_jax.storage.folders import CHECKPOINTS, saved_steps
+from imagen_jax.storage.trees import flatten, unflatten
 from imagen_jax.text.encoder import TextEncoder
 from imagen_jax.training import batches, build, classes, inherit, loop, metrics, samples, scores
 from imagen_jax.training.config import apply_overrides, load_config, with_homes
@@ -50,10 +51,7 @@ def read_raw(path: str | Path, overrides: dict[str, str]) -> Section:
     raw = load_config(path)
     apply_overrides(raw, overrides)
     raw = with_absolute_sources(with_homes(to_dict(raw)))
-    if inherit.is_open(raw):
-        if raw.get("init_from") is None:
-            raise ValueError("the config leaves the network to its model: give --init_from")
-        raw = inherit.filled(raw, loading.load_model(raw["init_from"]).cascade)
+    raw = inherit.completed(raw, lambda source: loading.load_model(source).cascade)
     return encoder_files.with_encoder(raw)
 
 
@@ -83,10 +81,11 @@ def with_absolute_sources(raw: Section) -> dict[str, Any]:
     folder, where such a path could be taken for a name on the hub.
     """
     values, known = to_dict(raw), shipped.list_models()
-    for section in (values, values.get("text")):
-        source = section.get("init_from") if isinstance(section, dict) else None
+    for section, key in ((values, "init_from"), ("text", "init_from"), ("distill", "teacher")):
+        section = values.get(section) if isinstance(section, str) else section
+        source = section.get(key) if isinstance(section, dict) else None
         if isinstance(source, str) and source not in known and Path(source).is_dir():
-            section["init_from"] = os.path.abspath(source)
+            section[key] = os.path.abspath(source)
     return values
 
 
@@ -186,7 +185,8 @@ def read_frozen(
         shapes: as `build.frozen_shapes` gives them.
         kept: the workdir that keeps the text encoder; None: it is read from its source.
     """
-    network, text_encoder, dtype = None, None, config.frozen_dtype
+    network = text_encoder = teacher = None
+    dtype = config.frozen_dtype
     if shapes.network is not None:
         network = read_network(config, dtype, mesh)
     if shapes.text_encoder is not None and kept is not None:
@@ -196,7 +196,10 @@ def read_frozen(
         text_encoder = read_encoder(config, dtype, mesh)
         where = f"the text encoder's weights in {build.encoder_source(config)}"
         check_weights(shapes.text_encoder, text_encoder, where)
-    frozen = Frozen(network, text_encoder)
+    if shapes.teacher is not None:
+        pipeline = loading.load_model(config.distill.teacher, dtype=dtype, mesh=mesh)
+        teacher = pipeline.params[config.distill.stage.name]
+    frozen = Frozen(network, text_encoder, teacher)
     where = sharding.frozen_shardings(frozen, mesh, config.frozen_split)
     return jax.tree.map(hosts.place, frozen, where)
 
@@ -208,7 +211,11 @@ def read_network(config: RunConfig, dtype: str, mesh: jax.sharding.Mesh) -> Para
             f"init_from {config.init_from} is a text encoder by itself: give it as text.init_from"
         )
     pipeline = loading.load_model(config.init_from, dtype=dtype, mesh=mesh)
-    return pipeline.params[fitting_stage(config, pipeline.cascade)]
+    params = pipeline.params[fitting_stage(config, pipeline.cascade)]
+    if not config.stage.is_flow_map:
+        return params
+    fresh = init_params(config.stage, jax.random.key(config.seed))
+    return unflatten(flatten(fresh) | flatten(params))  # of a denoiser: without the target time's
 
 
 def fitting_stage(config: RunConfig, cascade: Cascade) -> str:
@@ -220,8 +227,12 @@ def fitting_stage(config: RunConfig, cascade: Cascade) -> str:
     """
     source, names = config.init_from, [stage.name for stage in cascade.stages]
     try:
-        name = names[stage_index(cascade, config.stage.name)]
-        wanted = jax.eval_shape(partial(init_params, config.stage), jax.random.key(0))
+        index = stage_index(cascade, config.stage.name)
+        name, stage = names[index], config.stage
+        if stage.is_flow_map:  # which may start from a denoiser
+            told = cascade.stages[index].is_flow_map
+            stage = replace(stage, network=replace(stage.network, target_time=told))
+        wanted = jax.eval_shape(partial(init_params, stage), jax.random.key(0))
         check_weights(wanted, part_shapes(cascade, name), f"the network's weights in {source}")
     except ValueError as error:
         sizes = {stage.resolution: stage.name for stage in cascade.stages}

@@ -30,11 +30,13 @@ class TrainState(NamedTuple):
 class Frozen(NamedTuple):
     """Parameters that the step reads and does not train; None for a part that is trained or absent.
 
-    With a frozen network an adapter (`imagen_jax.models.lora`) is trained.
+    With a frozen network an adapter (`imagen_jax.models.lora`) is trained. teacher: the network
+    that another is distilled from.
     """
 
     network: Params | None = None
     text_encoder: Params | None = None
+    teacher: Params | None = None
 
 
 def network_params(params: Params, frozen: Frozen, lora: LoraConfig | None) -> Params:

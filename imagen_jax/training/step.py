@@ -16,12 +16,13 @@ from imagen_jax.devices.cpu_loops import fast_in_loops
 from imagen_jax.devices.sharding import batch_sharding, gather_shards
 from imagen_jax.diffusion.augmentation import augment, downsample, sample_levels, upsample
 from imagen_jax.diffusion.losses import diffusion_loss
-from imagen_jax.diffusion.process import add_noise
+from imagen_jax.diffusion.process import add_noise, convert
 from imagen_jax.diffusion.schedules import training_time
 from imagen_jax.images.pixels import to_float
 from imagen_jax.models.lora import LoraConfig
 from imagen_jax.text import encoder as text_encoder
-from imagen_jax.training.run_config import PriorConfig, RunConfig
+from imagen_jax.training.distillation import make_target, step_times
+from imagen_jax.training.run_config import DistillConfig, PriorConfig, RunConfig
 from imagen_jax.training.state import (
     NETWORK,
     Frozen,
@@ -97,7 +98,8 @@ def drop_text(
 
 class RandomInputs(NamedTuple):
     """What is random in a step, one row an example. level, noise: of the low-resolution input.
-    dropout: the network's keys, where it drops anything.
+    dropout: the network's keys, where it drops anything. s: in a distillation, where the step from
+    t leads to.
     """
 
     t: Float[Array, " batch"]
@@ -106,6 +108,7 @@ class RandomInputs(NamedTuple):
     level: Float[Array, " batch"] | None = None
     noise: Images | None = None
     dropout: Keys | None = None
+    s: Float[Array, " batch"] | None = None
 
 
 def random_inputs(
@@ -157,8 +160,10 @@ def make_losses(
     encoder: text_encoder.TextEncoder | None,
     mesh: jax.sharding.Mesh | None = None,
     lora: LoraConfig | None = None,
+    distill: DistillConfig | None = None,
 ) -> Callable:
     """(params, batch, random, frozen) -> the loss of each example."""
+    target = None if distill is None else make_target(distill, stage)
     gather = None if mesh is None else partial(gather_shards, mesh=mesh)
     attention = models.fused_attention(mesh)
 
@@ -170,7 +175,7 @@ def make_losses(
             # Random numbers have no sharding yet: XLA would split them along the pixels.
             batch, random = jax.lax.with_sharding_constraint((batch, random), batch_sharding(mesh))
         x0 = to_float(batch["image"])
-        conditions = {}
+        conditions, null = {}, None
         if stage.low_resolution is not None:
             side = x0.shape[1]
             low_res = downsample(x0, side * stage.low_resolution // stage.resolution)
@@ -186,7 +191,11 @@ def make_losses(
         t, eps = random.t, random.eps
         x_t = add_noise(x0, eps, stage.schedule.logsnr(t), stage.schedule)
         network = models.TrainingParams(network, gather, random.dropout, attention)
-        output = apply_network(stage, network, x_t, t, **conditions)
+        if target is not None:
+            x0 = target(network, frozen.teacher, x_t, (t, random.s), conditions, null)
+            eps = convert(x0, x_t, stage.schedule.logsnr(t), "x0", "eps", stage.schedule)
+        s = random.s if stage.is_flow_map else None
+        output = apply_network(stage, network, x_t, t, s, **conditions)
         return diffusion_loss(output, stage.prediction, x0, eps, t, stage.schedule, stage.loss)
 
     return losses
@@ -235,7 +244,7 @@ def make_train_step(
     """
     stage, prior, accumulation = config.stage, config.data.prior, config.optimizer.accumulation
     dropout = config.label_dropout if encoder is None else config.text.dropout
-    example_losses = make_losses(stage, encoder, mesh, config.lora)
+    example_losses = make_losses(stage, encoder, mesh, config.lora, config.distill)
 
     def weighted_loss(params: Params, rows: tuple, frozen: Frozen):
         batch, random, weights = rows
@@ -251,6 +260,9 @@ def make_train_step(
         state: TrainState, batch: Batch, key: Keys, frozen: Frozen = Frozen()
     ) -> tuple[TrainState, dict[str, Any]]:
         random = random_inputs(stage, key, batch["image"].shape, dropout, prior)
+        if config.distill is not None:
+            t, s = step_times(config.distill, key, random.t, state.step / config.num_steps)
+            random = random._replace(t=t, s=s)
         rows = batch, random, prior_weights(len(batch["image"]), prior)
         grads, losses = gradient(state.params, rows, frozen)
         state, norm = apply_gradient(config.optimizer, state, grads, config.ema_decay, mesh)

@@ -43,7 +43,7 @@ def random_inputs(part: Part, batch: int, steps: int, seed: int = 0) -> dict[str
             value = {"start": 0, "stop": steps}.get(name, rng.integers(3, 200, sizes) % 5)
         elif name.startswith(("guidance", "logsnr")):
             value = 2.5 if name.startswith("guidance") else np.inf
-        elif name in ("t", "aug_level", "target"):
+        elif name in ("t", "s", "aug_level"):
             value = rng.uniform(0.1, 0.9, sizes)
         elif name.startswith("x0") or name == "average":
             value = np.zeros(sizes)
@@ -109,7 +109,14 @@ def of_network(network: Any, **stage: Any) -> Pipeline:
     conditioning = "text" if network.num_classes is None else "label"
     low = 8 if network.low_res_channels else None
     only = Stage(
-        "only", 16, network, text_width=8, conditioning=conditioning, low_resolution=low, **stage
+        "only",
+        16,
+        network,
+        text_width=8,
+        conditioning=conditioning,
+        prediction="v",
+        low_resolution=low,
+        **stage,
     )
     encoder = ENCODER if conditioning == "text" else None
     cascade = Cascade((only,), (Sampling("ddim", steps=3, threshold="static"),), encoder)

@@ -425,6 +425,11 @@ def test_workdirs_of_training_are_put_in_a_row(model, tmp_path):
     joined = load_model(tmp_path / "joined")
     assert (pixels(generate(joined, "a cat", 2, seed=3)) == pixels(wanted)).all()
     assert joined.notes == {"base": {"step": 3}, "sr": {"step": 3}}
+    student = load_model([base, tmp_path / "joined"])  # of a whole model, its larger stages
+    assert student.cascade.stages == (BASE, SR)
+    assert (pixels(generate(student, "a cat", 2, seed=3)) == pixels(wanted)).all()
+    with pytest.raises(ValueError, match="'base' adds nothing .* images of 8 pixels"):
+        load_model([tmp_path / "joined", base])
 
 
 def test_a_checkpoint_and_the_raw_parameters_can_be_chosen(tmp_path, directory):

@@ -165,7 +165,8 @@ def test_every_config_of_the_repository_is_valid(repository):
     for path in paths:
         config = load_config(path)
         if inherit.is_open(config):
-            config = inherit.filled(to_dict(config) | {"init_from": "somewhere"}, IF_CASCADE)
+            config = to_dict(config) | {"init_from": "somewhere"}
+        config = inherit.completed(config, lambda source: IF_CASCADE)
         assert read_config(config).stage.name
 
 
