@@ -38,6 +38,7 @@ EXTRAS = {
     "tokenizers": "eval",
     "resvg_py": "icons",
     "onnx": "export",
+    "onnxruntime": "export",
     "torch": None,  # itself is enough
 }
 OWN = ("imagen_jax", "scripts")

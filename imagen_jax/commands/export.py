@@ -44,6 +44,7 @@ def parser() -> argparse.ArgumentParser:
         help="such as text_encoder,base64_steps (default: all)",
     )
     add("--opset", type=whole_number, metavar="N", help="of ONNX (default: 20)")
+    add("--compare", action="store_true", help="then run each part in ONNX Runtime and in jax")
     add("--ema", default=True, **EMA)
     return parse
 
@@ -61,10 +62,19 @@ def export(options: argparse.Namespace) -> None:
     else:
         from imagen_jax.export.stablehlo_file import export_stablehlo as write
 
-        require((options.opset is None, "--opset is for --format onnx"))
-    for file in write(load_model(options.model, ema=options.ema), options.out, **given):
-        size = sum(each.stat().st_size for each in options.out.glob(f"{file.name}*"))
+        require(
+            (options.opset is None, "--opset is for --format onnx"),
+            (not options.compare, "--compare is for --format onnx"),
+        )
+    pipeline = load_model(options.model, ema=options.ema)
+    for file in write(pipeline, options.out, **given):
+        size = sum(each.stat().st_size for each in options.out.glob(f"{file.stem}.*"))
         print(f"{file}: {size / 1e6:.1f} MB")
+        if options.compare:
+            from imagen_jax.export.compare import compare
+            from imagen_jax.export.parts import make_part
+
+            print(f"  {compare(make_part(pipeline, file.stem), file)}")
 
 
 def run(options: argparse.Namespace) -> None:

@@ -27,32 +27,6 @@ def distance(found: Any, wanted: Any) -> float:
     return float(np.linalg.norm(found - wanted) / (np.linalg.norm(wanted) or 1.0))
 
 
-def random_inputs(part: Part, batch: int, steps: int, seed: int = 0) -> dict[str, np.ndarray]:
-    """Arrays that a part takes; whole loops of so many steps."""
-    rng = np.random.default_rng(seed)
-    given = {}
-    for name, shape in part.inputs.items():
-        symbols = {"batch": batch, **{f"times{e}": steps + 1 for e in ("", "_1")}}
-        symbols |= {f"steps{e}": steps for e in ("", "_1")}
-        sizes = [size if isinstance(size, int) else symbols[str(size)] for size in shape.shape]
-        if name.startswith("times"):
-            value = np.linspace(1, 0, steps + 1)
-        elif name.endswith("mask"):
-            value = np.arange(sizes[1]) < rng.integers(1, sizes[1], (batch, 1))
-        elif shape.dtype == np.int32:
-            value = {"start": 0, "stop": steps}.get(name, rng.integers(3, 200, sizes) % 5)
-        elif name.startswith(("guidance", "logsnr")):
-            value = 2.5 if name.startswith("guidance") else np.inf
-        elif name in ("t", "s", "aug_level"):
-            value = rng.uniform(0.1, 0.9, sizes)
-        elif name.startswith("x0") or name == "average":
-            value = np.zeros(sizes)
-        else:
-            value = rng.standard_normal(sizes)
-        given[name] = np.asarray(value, shape.dtype)
-    return given
-
-
 def run_part(part: Part, given: dict[str, np.ndarray]) -> list[np.ndarray]:
     """What jax makes of a part, compiled in haste."""
     hasty = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}

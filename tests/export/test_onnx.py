@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from exported import (
     distance,
+    example_inputs,
     first_row,
     if_stages,
     of_network,
-    random_inputs,
     run_part,
     sampled,
     tiny,
@@ -24,6 +24,7 @@ onnx = pytest.importorskip("onnx", reason=REASON)
 onnxruntime = pytest.importorskip("onnxruntime", reason=REASON)
 
 from imagen_jax.export import onnx_file  # noqa: E402
+from imagen_jax.export.examples import example_inputs  # noqa: E402
 from imagen_jax.export.parts import make_part, part_names  # noqa: E402
 from imagen_jax.models import (  # noqa: E402
     EfficientLevel,
@@ -53,7 +54,7 @@ def session_of(part) -> onnxruntime.InferenceSession:
 def check(pipeline, name: str, steps: int = 3, within: float = 2e-5) -> None:
     """A part in ONNX Runtime against jax, for batches of three and of one."""
     part = make_part(pipeline, name)
-    file, given = session_of(part), random_inputs(part, 3, steps)
+    file, given = session_of(part), example_inputs(part, 3, steps)
     wanted = run_part(part, given)
     rows = file.run(None, first_row(part, given))
     for output, one, row, other in zip(
@@ -90,7 +91,7 @@ def test_files_say_what_they_take(folder: Path):
 @pytest.mark.parametrize("negative", [True, False])
 def test_a_cascade_in_one_file_gives_the_packages_images(folder: Path, negative: bool):
     pipeline = tiny()
-    given = random_inputs(make_part(pipeline, "cascade"), 4, 4)
+    given = example_inputs(make_part(pipeline, "cascade"), 4, 4)
     given["negative_mask"] &= negative
     (images,) = session(folder / "cascade.onnx").run(None, given)
     assert distance(images, sampled(pipeline, given)) < 1e-5
@@ -98,7 +99,7 @@ def test_a_cascade_in_one_file_gives_the_packages_images(folder: Path, negative:
 
 def test_one_step_at_a_time_is_the_loop():
     part = make_part(tiny(sampler="unipc", threshold="static"), "base_steps")
-    given = random_inputs(part, 2, 4)
+    given = example_inputs(part, 2, 4)
     file = session_of(part)
     whole = file.run(None, given)
     for step in range(4):
@@ -112,7 +113,7 @@ def test_one_step_at_a_time_is_the_loop():
 
 def test_noise_of_one_step_is_given_alone():
     part = make_part(tiny(), "base_steps")  # ddpm
-    given = random_inputs(part, 2, 4)
+    given = example_inputs(part, 2, 4)
     file = session_of(part)
     whole, noise = file.run(None, given), given["step_noise"]
     for step in range(4):
@@ -189,7 +190,7 @@ def test_float16(tmp_path: Path, monkeypatch):
         onnx_file.export_onnx(pipeline, tmp_path / dtype, ["text_encoder", "only_network"], dtype)
     for name in ("text_encoder", "only_network"):
         part = make_part(pipeline, name)
-        given = random_inputs(part, 2, 3)
+        given = example_inputs(part, 2, 3)
         one, other = (
             session(tmp_path / dtype / f"{name}.onnx").run(None, given)[0]
             for dtype in ("float16", "float32")
@@ -204,7 +205,7 @@ def test_large_weights_lie_in_a_file_beside(tmp_path: Path, monkeypatch):
     part = make_part(tiny(), "base_steps")  # whose weights lie in a loop
     onnx_file.export_onnx(tiny(), tmp_path, ["base_steps"])
     assert (tmp_path / "base_steps.onnx.data").stat().st_size > 1000
-    given, small = random_inputs(part, 2, 3), session_of(part)
+    given, small = example_inputs(part, 2, 3), session_of(part)
     large = session(tmp_path / "base_steps.onnx")
     for one, other in zip(large.run(None, given), small.run(None, given), strict=True):
         assert distance(one, other) < 1e-6
@@ -215,7 +216,7 @@ def test_openvino(folder: Path, name: str):
     openvino = pytest.importorskip("openvino", reason=REASON)
     pipeline = tiny()
     part = make_part(pipeline, name)
-    given = random_inputs(part, 2, 3)
+    given = example_inputs(part, 2, 3)
     core = openvino.Core()
     config = {"INFERENCE_PRECISION_HINT": "f32"}  # or it takes bfloat16 where the CPU has it
     model = core.compile_model(folder / f"{name}.onnx", "CPU", config)
@@ -275,7 +276,7 @@ def test_the_shipped_model(tmp_path: Path, engine: str):
     onnx_file.export_onnx(pipeline, tmp_path)
     for name in part_names(pipeline.cascade):
         part = make_part(pipeline, name)
-        given = random_inputs(part, 2, 4)
+        given = example_inputs(part, 2, 4)
         if engine == "onnxruntime":
             found = session(tmp_path / f"{name}.onnx").run(None, given)
         else:

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from exported import distance, random_inputs, run_part, sampled, tiny
+from exported import distance, run_part, sampled, tiny
 
 from imagen_jax.export import stablehlo_file
+from imagen_jax.export.examples import example_inputs
 from imagen_jax.export.parts import make_part, part_names
 from imagen_jax.storage.json_file import read_object
 
@@ -44,7 +45,7 @@ def run_alone(folder: Path, inputs: dict[tuple[str, int], dict]) -> dict[tuple[s
 def check(pipeline, folder: Path, names: list[str], steps: int) -> None:
     parts = {name: make_part(pipeline, name) for name in names}
     inputs = {
-        (name, batch): random_inputs(parts[name], batch, steps, seed=batch)
+        (name, batch): example_inputs(parts[name], batch, steps, seed=batch)
         for name in names
         for batch in (1, 5)
     }
@@ -70,7 +71,7 @@ def test_parts_run_with_jax_alone(tmp_path: Path, monkeypatch):
     assert (tmp_path / "beside/base_network.npz").is_file()
     check(pipeline, tmp_path, names, 3)
     part = make_part(pipeline, "base_network")
-    given = random_inputs(part, 2, 3)
+    given = example_inputs(part, 2, 3)
     (found,) = run_alone(tmp_path / "beside", {("base_network", 2): given}).values()
     assert distance(found["prediction"], run_part(part, given)[0]) < 1e-6
 
