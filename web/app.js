@@ -28,7 +28,7 @@ function make() {
   if (!form.reportValidity()) return;
   asked = true;
   worker.postMessage({ prompt: prompt(), seed: Number(seed.value) });
-  say(ready ? "Making the image." : "The model is loading; then it makes the image.");
+  say(ready ? "Making the image." : "Loading the model first.");
 }
 
 function show({ pixels, side, position, step, steps, done, ...rest }) {
