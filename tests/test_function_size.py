@@ -19,6 +19,7 @@ MANY = {
     "imagen_jax/data/shard_sources.py::read_tar": KEYS,
     "imagen_jax/data/shard_sources.py::read_tfrecord": KEYS,
     "imagen_jax/models/__init__.py::apply": INPUTS,
+    "imagen_jax/pipeline/loading.py::load_model": "keyword options of a user",
     "imagen_jax/pipeline/pipeline.py::Pipeline.generate_images": "keyword options of a user",
     "imagen_jax/pipeline/pipeline.py::Pipeline.inpaint": "keyword options of a user",
 }

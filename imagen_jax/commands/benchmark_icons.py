@@ -36,8 +36,9 @@ def parser() -> argparse.ArgumentParser:
     add("--data", type=path, default=path("data/icons"), metavar="DIR", help="what prepare_icons.py"
         " wrote")  # fmt: skip
     add("--out", type=path, required=True, metavar="DIR", help="for the report and the images")
-    add("--own_sampling", action="store_true", help="sample the base stage as the model ships, for "
-        "models of few steps, instead of as the protocol says")  # fmt: skip
+    add("--own_sampling", action="store_true", help="sample the base stage as the model ships, "
+        "instead of as the protocol says; a student of few steps is always sampled so")  # fmt: skip
+    add("--steps", type=count, metavar="N", help="of the base stage, instead of 16 or its own")
     add("--styles", type=entries, metavar="S,S", help="ask for these styles only, named as in the "
         "data: noto-v1, not classic")  # fmt: skip
     add("--plain_prompts", action="store_true", help="prompts without a style, for a model that "

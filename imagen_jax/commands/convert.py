@@ -4,6 +4,7 @@ r"""Models to and from the files of other projects.
     python scripts/convert.py --model runs/if --to diffusers --part unet --out models/unet \
         --dtype float16 --variant fp16
     python scripts/convert.py --model DeepFloyd/IF-I-M-v1.0 --to imagen_jax --out models/if_m
+    python scripts/convert.py --model runs/if --to imagen_jax --quantize int8 --out models/if_int8
     python scripts/convert.py --model t5x/checkpoint_1000 --to imagen_jax --out models/t5
     python scripts/convert.py --model clip-vit-large-patch14 --to imagen_jax --out models/clip
     python scripts/convert.py --model dinov2-large --to imagen_jax --out models/dinov2
@@ -51,6 +52,7 @@ def parser() -> argparse.ArgumentParser:
         choices=DTYPES,
         help="of the weights on disk (default: bfloat16 for imagen_jax, float32 for features)",
     )
+    add("--quantize", help="the kernels for --to imagen_jax: int8, int4 or int8_dynamic")
     add("--variant", help="of diffusers' weights, written or read: fp16 in model.fp16.safetensors")
     return parse
 
@@ -62,6 +64,8 @@ def convert(options: argparse.Namespace) -> None:
     from imagen_jax.pipeline.encoder_files import is_encoder
 
     source, files = options.model, {"dtype": options.dtype, "variant": options.variant}
+    ours = options.to == "imagen_jax"
+    require((options.quantize is None or ours, "--quantize is for --to imagen_jax"))
     if options.to == "diffusers":
         if options.part == "text_encoder":
             conversion.text_encoder_to_huggingface(source, options.out, **files)
@@ -73,7 +77,7 @@ def convert(options: argparse.Namespace) -> None:
     elif is_feature_network(source):
         convert_features(Path(source), options.out, options.dtype)
     else:
-        files["dtype"] = options.dtype or "bfloat16"
+        files |= {"dtype": options.dtype or "bfloat16", "quantize": options.quantize}
         require(
             (options.part != "unet", "--part unet is for --to diffusers"),
             (options.stage is None, "--stage is for --to diffusers; imagen_jax gets all stages"),

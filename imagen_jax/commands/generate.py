@@ -74,6 +74,7 @@ def parser() -> argparse.ArgumentParser:
         "stages",
     )
     add("--dtype", default="float32", help="of the parameters: float32 (default) or bfloat16")
+    add("--quantize", help="keep kernels in int8, int4 (text encoder) or int8_dynamic")
     add("--variant", help="of DeepFloyd IF's weights, such as fp16")
     add("--ema", default=True, **EMA)
     add("--lora", type=path, metavar="FILE",
@@ -281,9 +282,8 @@ def load(options: argparse.Namespace, settings: dict[str, Any] | None) -> Any:
     if guide is not None:
         guide = load_guides(guide, dtype=dtype, step=options.guide_step)
     try:
-        pipeline = load_model(
-            model, dtype=dtype, variant=options.variant, ema=options.ema, guide=guide
-        )
+        given = {"variant": options.variant, "ema": options.ema, "quantize": options.quantize}
+        pipeline = load_model(model, dtype=dtype, guide=guide, **given)
     except ValueError as error:
         hint = "" if settings is None else " Tell with --model where the image's model is."
         raise ValueError(f"{error}{hint}") from None

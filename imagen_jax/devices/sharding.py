@@ -31,6 +31,8 @@ TENSOR_RULES: tuple[tuple[str, int | None], ...] = (
 )
 # Parameters of layers that run in a loop, stacked on their first axis.
 STACKED = re.compile(r"(^|/)(\w+_)?layers/")
+# A quantized kernel's numbers and scales, which lie as the kernel would.
+QUANTIZED = re.compile(r"(?<=/kernel)/(int8|int4|int8_dynamic|scales)$")
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,7 @@ def partition_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSp
     `tensor` by TENSOR_RULES; `fsdp` on the largest remaining axis that it divides, but never that
     along which layers are stacked. What nothing divides is replicated.
     """
-    first = 1 if STACKED.search(path) else 0
+    path, first = QUANTIZED.sub("", path), 1 if STACKED.search(path) else 0
     if len(shape) - first < 2:  # vectors stay whole: gathering a bias costs more than it saves
         return PartitionSpec()
     axes: list[str | None] = [None] * len(shape)

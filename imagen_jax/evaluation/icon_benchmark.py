@@ -45,6 +45,7 @@ class BenchmarkRequest:
     data: Path
     out: Path
     own_sampling: bool = False
+    steps: int | None = None
     styles: Sequence[str] | None = None
     plain_prompts: bool = False
     parts: Sequence[str] | None = None
@@ -61,8 +62,11 @@ def benchmark(request: BenchmarkRequest) -> None:
     icons = read_icons(request.data, request.styles, request.plain_prompts)
     of_model = EvaluationRequest(model=request.model, batch_size=request.batch_size)
     model = read_model(of_model)
-    if not request.own_sampling:
-        model = replace(model, sampling=(BASE, *model.sampling[1:]))
+    base, *others = model.sampling
+    if not (request.own_sampling or model.pipeline.cascade.stages[0].is_flow_map):
+        base = BASE
+    base = replace(base, steps=request.steps or base.steps)
+    model = replace(model, sampling=(base, *others))
     request = replace(request, batch_size=spread(request.batch_size, model.pipeline.mesh)[0])
     parts = _parts(request, icons, model)
     measure = {

@@ -64,8 +64,8 @@ def not_equal(graph, eqn, a, b):
 
 def is_finite(graph, eqn, x):
     aval = eqn.outvars[0].aval
-    least = elementwise(graph, "Abs", [x], jax.ShapeDtypeStruct(aval.shape, x.dtype))
-    return elementwise(graph, "LessOrEqual", [least, number(np.finfo(x.dtype).max, x)], aval)
+    wrong = [elementwise(graph, op, [x], aval) for op in ("IsNaN", "IsInf")]
+    return elementwise(graph, "Not", [elementwise(graph, "Or", wrong, aval)], aval)
 
 
 def integer_pow(graph, eqn, x):
@@ -121,6 +121,21 @@ def logistic(graph, eqn, x):
     return elementwise(
         graph, "Reciprocal", [elementwise(graph, "Add", [power, number(1, x)], aval)], aval
     )
+
+
+def sine(graph, eqn, x):
+    """Of small angles by the series: OpenVINO's Sin is exact to 1e-7, and schedules take its log."""
+    aval = eqn.outvars[0].aval
+
+    def op(name: str, *values: Value) -> Value:
+        return elementwise(graph, name, values, aval)
+
+    square, series = op("Mul", x, x), number(1 / 362880, x)
+    for divisor in (-5040, 120, -6, 1):
+        series = op("Add", op("Mul", series, square), number(1 / divisor, x))
+    small = jax.ShapeDtypeStruct(aval.shape, bool)
+    near = elementwise(graph, "Less", [op("Abs", x), number(0.5, x)], small)
+    return op("Where", near, op("Mul", series, x), op("Sin", x))
 
 
 def keep(graph, eqn, *values):

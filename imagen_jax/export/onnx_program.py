@@ -28,6 +28,7 @@ from imagen_jax.export.onnx_elementwise import (
     select,
     sign_mask,
     simple,
+    sine,
 )
 from imagen_jax.export.onnx_graph import Graph, Value, constant, fixed, info
 from imagen_jax.export.onnx_products import any_or_all, convolution, dot_general, reduction
@@ -89,16 +90,15 @@ def folded(eqn: core.JaxprEqn, operands: Sequence[Value]) -> list[Value]:
     return list(map(constant, results if eqn.primitive.multiple_results else [results]))
 
 
+def run_inner(graph: Graph, program: Any, inputs: Sequence[Value]) -> list[Value]:
+    """Writes the program of a parameter, which holds its constants if it is closed."""
+    consts = list(map(constant, getattr(program, "consts", ())))
+    return run(graph, getattr(program, "jaxpr", program), consts, inputs)
+
+
 def inlined(parameter: str) -> Rule:
     """A function that is called: the program that this parameter holds."""
-
-    def rule(graph: Graph, eqn: core.JaxprEqn, *operands: Value) -> list[Value]:
-        inner = eqn.params[parameter]
-        closed = isinstance(inner, core.ClosedJaxpr)
-        consts = list(map(constant, inner.consts)) if closed else []
-        return run(graph, inner.jaxpr if closed else inner, consts, operands)
-
-    return rule
+    return lambda graph, eqn, *operands: run_inner(graph, eqn.params[parameter], operands)
 
 
 def while_loop(graph, eqn, *operands):
@@ -108,10 +108,7 @@ def while_loop(graph, eqn, *operands):
     cond_consts, body_consts = operands[:first], operands[first : first + second]
     state = operands[first + second :]
 
-    def closed(where: Graph, program: core.ClosedJaxpr, *inputs: Value) -> list[Value]:
-        return run(where, program.jaxpr, list(map(constant, program.consts)), inputs)
-
-    (go,) = closed(graph, cond, *cond_consts, *state)
+    (go,) = run_inner(graph, cond, (*cond_consts, *state))
     inside = Graph(graph.sizes, graph)
     inside.inputs = [
         helper.make_tensor_value_info(inside.new_name("i"), TensorProto.INT64, []),
@@ -122,8 +119,8 @@ def while_loop(graph, eqn, *operands):
         name = inside.new_name("state")
         inside.inputs.append(info(name, value.shape, value.dtype))
         carried.append(Value(value.shape, value.dtype, name, None, tuple(range(len(value.shape)))))
-    results = closed(inside, body, *body_consts, *carried)
-    (again,) = closed(inside, cond, *cond_consts, *results)
+    results = run_inner(inside, body, (*body_consts, *carried))
+    (again,) = run_inner(inside, cond, (*cond_consts, *results))
     outputs = subgraph_outputs(inside, [again, *results])
     inputs = ["", graph.named(go), *map(graph.named, state)]
     names = graph.add(
@@ -144,17 +141,14 @@ def subgraph_outputs(inside: Graph, values: Sequence[Value]) -> list:
 def cond(graph, eqn, index, *operands):
     branches = eqn.params["branches"]
 
-    def branch(where: Graph, program: core.ClosedJaxpr) -> list[Value]:
-        return run(where, program.jaxpr, list(map(constant, program.consts)), operands)
-
     if index.array is not None:
-        return branch(graph, branches[int(np.clip(index.array, 0, len(branches) - 1))])
+        return run_inner(graph, branches[int(np.clip(index.array, 0, len(branches) - 1))], operands)
     if len(branches) != 2:
         raise NotImplementedError("a choice between more than two branches")
     bodies = {}
     for name, program in zip(("else_branch", "then_branch"), branches, strict=True):
         inside = Graph(graph.sizes, graph)
-        outputs = subgraph_outputs(inside, branch(inside, program))
+        outputs = subgraph_outputs(inside, run_inner(inside, program, operands))
         bodies[name] = inside.proto(inside.new_name("branch"), outputs)
     which = cast(graph, index, bool)
     names = graph.add("If", [graph.named(which)], len(eqn.outvars), **bodies)
@@ -169,16 +163,17 @@ def cond(graph, eqn, index, *operands):
 def scan(graph, eqn, *operands):
     """Unrolled: each layer with its own constants."""
     params = eqn.params
-    consts = operands[: params["num_consts"]]
-    carry = list(operands[len(consts) : len(consts) + params["num_carry"]])
-    rows, program = operands[len(consts) + len(carry) :], params["jaxpr"]
-    if len(eqn.outvars) != len(carry) or params["reverse"]:
+    if "num_consts" in params:
+        num_consts, num_carry = params["num_consts"], params["num_carry"]
+    else:  # from jax 0.11 on
+        num_consts, num_carry, _ = map(len, params["ft_in"].unpack())
+    consts, carry = operands[:num_consts], list(operands[num_consts : num_consts + num_carry])
+    rows = operands[num_consts + num_carry :]
+    if len(eqn.outvars) != num_carry or params["reverse"]:
         raise NotImplementedError("a scan that collects results, or runs backwards")
     for step in range(params["length"]):
         own = [row_of(graph, row, step) for row in rows]
-        carry = run(
-            graph, program.jaxpr, list(map(constant, program.consts)), [*consts, *carry, *own]
-        )
+        carry = run_inner(graph, params["jaxpr"], (*consts, *carry, *own))
     return carry
 
 
@@ -198,7 +193,7 @@ RULES: dict[str, Rule] = {
     "and": by_kind("And", "BitwiseAnd"), "or": by_kind("Or", "BitwiseOr"),
     "not": by_kind("Not", "BitwiseNot"), "neg": simple("Neg"), "abs": simple("Abs"),
     "sign": simple("Sign"), "exp": simple("Exp"), "log": simple("Log"), "sqrt": simple("Sqrt"),
-    "sin": simple("Sin"), "cos": simple("Cos"), "tan": simple("Tan"), "tanh": simple("Tanh"),
+    "sin": sine, "cos": simple("Cos"), "tan": simple("Tan"), "tanh": simple("Tanh"),
     "atan": simple("Atan"), "erf": simple("Erf"), "logistic": logistic,
     "floor": simple("Floor"), "ceil": simple("Ceil"), "round": simple("Round"),
     "eq": simple("Equal"), "lt": simple("Less"), "le": simple("LessOrEqual"),

@@ -15,6 +15,7 @@ from imagen_jax.models.attention import Attention, fused_attention
 from imagen_jax.models.efficient_unet import EfficientLevel, EfficientUNet, EfficientUNetConfig
 from imagen_jax.models.layers import TextDraft, takes_fused
 from imagen_jax.models.prx import PRX, PRXConfig
+from imagen_jax.models.quantized import quantized_layers
 from imagen_jax.models.transformer import Transformer, TransformerConfig
 from imagen_jax.models.unet import UNet, UNetConfig, UNetLevel
 from imagen_jax.storage.trees import flatten, unflatten
@@ -166,9 +167,11 @@ def apply(
     if not isinstance(config, TransformerConfig):
         whole = params if gather is None else gather(params)
         fused = {"attention": attention} if isinstance(config, UNetConfig) else {}
-        return MODULES[type(config)](config, **fused).apply({"params": whole}, *inputs)
+        with quantized_layers(whole):
+            return MODULES[type(config)](config, **fused).apply({"params": whole}, *inputs)
     if gather is not None:
         stacked = {name: part for name, part in params.items() if STACKED.search(f"{name}/")}
         params = gather({name: params[name] for name in params.keys() - stacked}) | stacked
     network = Transformer(config, gather, attention)
-    return network.apply({"params": params}, *inputs, keys=dropout)
+    with quantized_layers(params):
+        return network.apply({"params": params}, *inputs, keys=dropout)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from imagen_jax.devices.sharding import STACKED
 from imagen_jax.storage.codec import require
+from imagen_jax.storage.quantized import refuse_quantized
 from imagen_jax.storage.trees import flatten, name_some, unflatten
 from imagen_jax.typing import Keys, Params
 
@@ -118,9 +119,10 @@ def merge_lora(
         dtype: of the sum; None for the kernel's.
 
     Raises:
-        ValueError: there is an adapter where the network has no such kernel.
+        ValueError: there is an adapter where the network has no such kernel, or has it quantized.
     """
 
+    refuse_quantized(params, "An adapter")
     merged, factors = flatten(params), flatten(lora)
     for path in sorted({name.rpartition("/")[0] for name in factors}):
         kernel = merged.get(f"{path}/kernel")

@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from imagen_jax.models.bounds import check_bounds, check_choice
 from imagen_jax.models.layers import RMSNorm, attend, scanned
+from imagen_jax.models.quantized import quantized_layers
 from imagen_jax.storage.codec import require
 from imagen_jax.typing import Gather, Keys, Mask, Params, Tokens
 
@@ -253,7 +254,8 @@ def encode(
     if gather is not None:
         rest = {name: values for name, values in params.items() if name != LAYERS}
         params = gather(rest) | {LAYERS: params[LAYERS]}
-    values = Encoder(config, gather).apply({"params": params}, ids, mask)
+    with quantized_layers(params):
+        values = Encoder(config, gather).apply({"params": params}, ids, mask)
     if not zero_padding:
         return values
     return jnp.where(mask[:, :, None], values, 0.0)

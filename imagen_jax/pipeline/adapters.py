@@ -8,6 +8,7 @@ from imagen_jax.cascade.stage import Stage
 from imagen_jax.convert.lora import LoraFile, misfits, read_lora
 from imagen_jax.models.lora import merge_lora
 from imagen_jax.pipeline.lazy_params import LazyParams, as_lazy
+from imagen_jax.storage.quantized import refuse_quantized
 
 
 def choose_stage(file: LoraFile, cascade: Cascade, name: str | None) -> Stage:
@@ -41,6 +42,8 @@ def adapted_params(
     """
     base = as_lazy(params)
     chosen = choose_stage(file, cascade, stage)
+    if base.knows_shapes:
+        refuse_quantized(base.shapes(chosen.name), "An adapter")
     lora = read_lora(file, chosen, part_shapes(cascade, chosen.name))
     readers = {name: partial(base.__getitem__, name) for name in base}
     readers[chosen.name] = lambda: merge_lora(base[chosen.name], lora, scale)

@@ -5,9 +5,11 @@ from pathlib import Path
 from imagen_jax.cascade.cascade import TEXT_ENCODER, stage_index
 from imagen_jax.convert import diffusers_export
 from imagen_jax.convert.t5 import save_huggingface
+from imagen_jax.models.quantized import dequantized
 from imagen_jax.pipeline.encoder_files import is_encoder, read_encoder, write_encoder
-from imagen_jax.pipeline.loading import load_encoder, load_model
+from imagen_jax.pipeline.loading import Kept, load_encoder, load_model
 from imagen_jax.pipeline.model_directory import write_model
+from imagen_jax.pipeline.quantized_params import check_quantize
 from imagen_jax.text.tokenizers import copy_tokenizer
 
 
@@ -45,9 +47,9 @@ def to_diffusers(
         directory,
         chosen,
         settings,
-        model.params[chosen.name],
+        dequantized(model.params[chosen.name]),
         encoder,
-        None if encoder is None else model.params[TEXT_ENCODER],
+        None if encoder is None else dequantized(model.params[TEXT_ENCODER]),
         dtype=dtype,
         variant=variant,
     )
@@ -67,7 +69,7 @@ def network_to_diffusers(
     """Writes the network of a stage alone; arguments and errors as of `to_diffusers`."""
     model = load_model(source, dtype=_memory_dtype(dtype))
     chosen = model.cascade.stages[stage_index(model.cascade, stage)]
-    params = model.params[chosen.name]
+    params = dequantized(model.params[chosen.name])
     diffusers_export.save_unet(directory, chosen, params, dtype=dtype, variant=variant)
 
 
@@ -76,20 +78,31 @@ def text_encoder_to_huggingface(
 ) -> None:
     """Writes a model's text encoder, or one by itself, as Hugging Face's T5."""
     config, params = load_encoder(source, dtype=_memory_dtype(dtype))
-    save_huggingface(directory, config, params, dtype=dtype, variant=variant)
+    save_huggingface(directory, config, dequantized(params), dtype=dtype, variant=variant)
 
 
-def to_text_encoder(source: str, directory: Path, dtype: str, variant: str | None = None) -> None:
+def to_text_encoder(
+    source: str,
+    directory: Path,
+    dtype: str,
+    variant: str | None = None,
+    quantize: str | None = None,
+) -> None:
     """Writes a text encoder by itself, or that of a whole model, in our form.
+
+    Args:
+        quantize: its kernels, as of `load_model`; `dtype` is then of the rest.
 
     Raises:
         ValueError: the model has none.
     """
     if is_encoder(source):
-        config, params = read_encoder(source, None, variant=variant)
+        check_quantize(quantize)
+        place = Kept(quantize=quantize).place(TEXT_ENCODER) if quantize else None
+        config, params = read_encoder(source, None, place, variant)
         write_encoder(directory, config, params, dtype=dtype, tokenizer_from=source)
         return
-    model = load_model(source, dtype=_memory_dtype(dtype), variant=variant)
+    model = load_model(source, dtype=_memory_dtype(dtype), variant=variant, quantize=quantize)
     encoder = model.cascade.encoder
     if encoder is None:
         raise ValueError(f"{source} holds no text encoder")
@@ -98,10 +111,18 @@ def to_text_encoder(source: str, directory: Path, dtype: str, variant: str | Non
 
 
 def to_model_directory(
-    source: str, directory: Path, dtype: str, variant: str | None = None
+    source: str,
+    directory: Path,
+    dtype: str,
+    variant: str | None = None,
+    quantize: str | None = None,
 ) -> None:
-    """Writes a whole model, such as a diffusers directory, in our form."""
-    model = load_model(source, dtype=_memory_dtype(dtype), variant=variant)
+    """Writes a whole model, such as a diffusers directory, in our form.
+
+    Args:
+        quantize: its kernels, as of `load_model`; `dtype` is then of the rest.
+    """
+    model = load_model(source, dtype=_memory_dtype(dtype), variant=variant, quantize=quantize)
     write_model(
         directory,
         model.cascade,

@@ -26,7 +26,7 @@ from imagen_jax.storage.codec import Section, to_dict
 from imagen_jax.storage.folders import CHECKPOINTS, user_path
 from imagen_jax.storage.json_file import read_dataclass, read_object, write_object
 from imagen_jax.storage.layout_files import ShardingOf, read_params
-from imagen_jax.storage.safetensors import open_model, save_params, weight_files
+from imagen_jax.storage.safetensors import SHARD_BYTES, open_model, save_params, weight_files
 from imagen_jax.storage.trees import flatten, unflatten
 from imagen_jax.storage.wrong_files import absent
 from imagen_jax.text.encoder import TextEncoder
@@ -110,10 +110,11 @@ def write_encoder(
     *,
     dtype: str | None = None,
     tokenizer_from: str | os.PathLike | None = None,
+    max_shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """Writes an encoder in our form, with the spiece.model of `tokenizer_from` if it has one."""
     directory = Path(directory)
-    save_params(directory, TEXT_ENCODER, params, dtype)
+    save_params(directory, TEXT_ENCODER, params, dtype, max_shard_bytes)
     tokenizer = None if tokenizer_from is None else Path(tokenizer_from) / SENTENCEPIECE_FILE
     if tokenizer is not None and tokenizer.is_file():
         shutil.copyfile(tokenizer, directory / SENTENCEPIECE_FILE)

@@ -42,6 +42,11 @@ class LazyParams(Mapping):
                 self._read[name] = self.readers[name]()
             return self._read[name]
 
+    @property
+    def knows_shapes(self) -> bool:
+        """Whether `shapes` saves reading the parameters."""
+        return self._shapes is not None
+
     def shapes(self, name: str) -> Params | GuidedParams:
         """One of them, or only its shapes where that saves reading it."""
         if name in self._read or self._shapes is None:

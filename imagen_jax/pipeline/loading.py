@@ -4,7 +4,7 @@ DeepFloyd IF or PRXPixel in diffusers' layout.
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from jax.sharding import NamedSharding
 
 from imagen_jax.cascade import description
 from imagen_jax.cascade.cascade import TEXT_ENCODER, Cascade, stage_index
+from imagen_jax.compress.quantization import quantizing, renamed
 from imagen_jax.convert import diffusers_directory, diffusers_pipeline, prx_pipeline
 from imagen_jax.convert.hub import NAME, resolve
 from imagen_jax.convert.lora import save_lora
@@ -29,6 +30,11 @@ from imagen_jax.pipeline.lazy_params import PROBED, LazyParams
 from imagen_jax.pipeline.model_directory import open_params, read_model
 from imagen_jax.pipeline.option_names import refuse_unknown
 from imagen_jax.pipeline.pipeline import Pipeline
+from imagen_jax.pipeline.quantized_params import (
+    check_quantize,
+    quantized_params,
+    scheme_of_part,
+)
 from imagen_jax.pipeline.shipped import MODEL_FILE
 from imagen_jax.pipeline.work_directory import Average, read_run
 from imagen_jax.storage.codec import from_dict
@@ -43,6 +49,22 @@ ENCODER_WEIGHTS = (f"{TEXT_ENCODER}/*.safetensors",)
 GuideSource = str | os.PathLike | Pipeline
 
 
+@dataclass(frozen=True)
+class Kept:
+    """How parameters are kept in memory: options of `load_model`."""
+
+    dtype: str = "float32"
+    mesh: jax.sharding.Mesh | None = None
+    quantize: str | None = None
+
+    def place(self, part: str) -> ShardingOf:
+        """Where the parameters of a stage, or of the text encoder, lie; and how they are read."""
+        sharding = sharding_over(self.mesh)
+        if self.quantize is None:
+            return sharding
+        return quantizing(sharding, scheme_of_part(part, self.quantize))
+
+
 def load_model(
     source: str | os.PathLike | Sequence[str | os.PathLike],
     *,
@@ -53,6 +75,7 @@ def load_model(
     step: Whole | None = None,
     ema: Average = True,
     guide: GuideSource | Sequence[GuideSource | None] | None = None,
+    quantize: str | None = None,
     **unknown: Any,
 ) -> Pipeline:
     """A pipeline from the name of a shipped model, a model directory, or a training workdir; or
@@ -77,6 +100,9 @@ def load_model(
         guide: a second, weaker model, which autoguidance leads away from (arXiv 2406.02507): a
             smaller one, or an earlier checkpoint, `load_model(DIR, step=N)`. It reads the same text
             and makes images of the same size. Of the base stage, or one a stage, None without.
+        quantize: what the kernels are kept in: "int8"; "int4", the text encoder's, and the networks
+            in int8; "int8_dynamic": int8, and products in int8 of activations that are quantized
+            call by call. Needs qwix. A model that was saved so is so without it.
 
     Raises:
         FileNotFoundError: files are missing, or the hub knows no such name.
@@ -96,12 +122,16 @@ def load_model(
         isinstance(entry, str | os.PathLike) for entry in sources
     ):
         raise ValueError(f"load_model takes a name, a directory or a list of them, not {source!r}.")
-    pipelines, encoder_known = [], False
+    check_quantize(quantize)
+    pipelines, encoder_known, kept = [], False, Kept(dtype, mesh, quantize)
     for entry in sources:
-        given = entry, dtype, mesh, variant, revision
+        given = entry, kept, variant, revision
         pipelines.append(load_one(*given, step, ema, encoder_known))
         encoder_known = encoder_known or pipelines[-1].cascade.encoder is not None
     pipeline = pipelines[0] if single else join_pipelines(pipelines)
+    if quantize is not None:  # what the readers of files have not quantized already
+        pipeline.params = quantized_params(pipeline.params, quantize, sharding_over(mesh))
+        pipeline.fingerprint = f"{pipeline.fingerprint or pipeline.name}-{quantize}"
     pipeline.cascade = computing_in(pipeline.cascade, dtype)
     pipeline.mesh = mesh
     if guide is not None:
@@ -140,8 +170,7 @@ def computing_in(cascade: Cascade, dtype: str) -> Cascade:
 
 def load_one(
     source: str | os.PathLike,
-    dtype: str,
-    mesh: jax.sharding.Mesh | None,
+    kept: Kept,
     variant: str | None,
     revision: str | None,
     step: Whole | None = None,
@@ -170,7 +199,7 @@ def load_one(
         name = directory.resolve().name
     if directory.is_dir() and is_diffusers(directory):
         with_encoder = not (on_hub and encoder_known)
-        return load_diffusers(directory, name, dtype, mesh, variant, with_encoder)
+        return load_diffusers(directory, name, kept, variant, with_encoder)
     if variant is not None:
         raise ValueError(
             f"variant {variant!r} is for DeepFloyd IF and PRXPixel, which {source} is not."
@@ -179,7 +208,13 @@ def load_one(
         cascade, values = read_model(directory)
         return Pipeline(
             cascade,
-            open_params(directory, cascade, dtype=dtype, sharding=sharding_over(mesh)),
+            open_params(
+                directory,
+                cascade,
+                dtype=kept.dtype,
+                place=kept.place,
+                shared=values.get("shared"),
+            ),
             name=name if name in known else values.get("name") or name,
             fingerprint=values.get("fingerprint"),
             notes=values.get("notes"),
@@ -188,7 +223,7 @@ def load_one(
         listed = "; ".join(f"{each}: {about}" if about else each for each, about in known.items())
         more = f", nor a shipped model of that name (shipped: {listed or 'none'})"
         raise ValueError(absent(directory, "folder", known, "" if directory.exists() else more))
-    return load_workdir(directory, dtype=dtype, mesh=mesh, step=step, ema=ema)
+    return load_workdir(directory, kept, step, ema)
 
 
 def sharding_over(mesh: jax.sharding.Mesh | None) -> ShardingOf:
@@ -228,8 +263,7 @@ def is_diffusers(directory: Path) -> bool:
 def load_diffusers(
     directory: Path,
     name: str,
-    dtype: str = "float32",
-    mesh: jax.sharding.Mesh | None = None,
+    kept: Kept,
     variant: str | None = None,
     encoder_weights: bool = True,
 ) -> Pipeline:
@@ -242,34 +276,32 @@ def load_diffusers(
         ValueError: they are damaged, or hold a value that is not supported, which is named.
     """
     if diffusers_directory.read_index(directory)[0] == diffusers_directory.PRX_PIXEL:
-        return load_prx(directory, name, dtype, mesh, variant)
+        return load_prx(directory, name, kept, variant)
     found = diffusers_directory.read_directory(directory, variant, encoder_weights)
-    cascade = diffusers_pipeline.cascade_from_diffusers(found, dtype)
-    (stage,), sharding = cascade.stages, sharding_over(mesh)
-    readers = {stage.name: partial(diffusers_pipeline.read_unet, found, stage, dtype, sharding)}
+    cascade, dtype = diffusers_pipeline.cascade_from_diffusers(found, kept.dtype), kept.dtype
+    (stage,) = cascade.stages
+    given = found, stage, dtype, kept.place(stage.name)
+    readers = {stage.name: partial(diffusers_pipeline.read_unet, *given)}
     probe = None
     if found.text_encoder is not None:
         own = found, cascade.encoder
-        readers[TEXT_ENCODER] = partial(diffusers_pipeline.read_encoder, *own, dtype, sharding)
+        readers[TEXT_ENCODER] = partial(
+            diffusers_pipeline.read_encoder, *own, dtype, kept.place(TEXT_ENCODER)
+        )
         probe = partial(diffusers_pipeline.probe_encoder, *own, PROBED)
     # Not of the text encoder: of several chained models, only one needs to have it.
     fingerprint = weights_fingerprint(found.unet, dtype)
     return Pipeline(cascade, LazyParams(readers, probe), name=name, fingerprint=fingerprint)
 
 
-def load_prx(
-    directory: Path,
-    name: str,
-    dtype: str = "float32",
-    mesh: jax.sharding.Mesh | None = None,
-    variant: str | None = None,
-) -> Pipeline:
+def load_prx(directory: Path, name: str, kept: Kept, variant: str | None = None) -> Pipeline:
     """PRXPixel in diffusers' layout, without its text encoder; errors as of `load_diffusers`."""
     found = diffusers_directory.read_prx(directory, variant)
-    cascade = prx_pipeline.cascade_from_diffusers(found, dtype)
-    (stage,), sharding = cascade.stages, sharding_over(mesh)
-    readers = {stage.name: partial(prx_pipeline.read_network, found, stage, dtype, sharding)}
-    fingerprint = weights_fingerprint(found.network, dtype)
+    cascade = prx_pipeline.cascade_from_diffusers(found, kept.dtype)
+    (stage,) = cascade.stages
+    given = found, stage, kept.dtype, kept.place(stage.name)
+    readers = {stage.name: partial(prx_pipeline.read_network, *given)}
+    fingerprint = weights_fingerprint(found.network, kept.dtype)
     return Pipeline(cascade, LazyParams(readers), name=name, fingerprint=fingerprint)
 
 
@@ -280,12 +312,7 @@ def weights_fingerprint(weights: diffusers_directory.Weights, dtype: str) -> str
 
 
 def load_workdir(
-    directory: Path,
-    *,
-    dtype: str = "float32",
-    mesh: jax.sharding.Mesh | None = None,
-    step: Whole | None = None,
-    ema: Average = True,
+    directory: Path, kept: Kept, step: Whole | None = None, ema: Average = True
 ) -> Pipeline:
     """A checkpoint of a training run; the average of its parameters where it keeps one, or that of
     a width.
@@ -295,20 +322,20 @@ def load_workdir(
     """
     step, params, run = read_run(directory, step, ema)
     cascade = description.from_dict(run["model"], directory)
-    params = on_mesh(params, dtype, mesh)
+    params = on_mesh(params, kept.dtype, kept.mesh)
     stage = cascade.stages[0]
     readers = {stage.name: lambda: params["network"]}
     if "lora" in params:
         source = run["config"]["init_from"]
         check_present(source, directory)
-        base = load_model(source, dtype=dtype, mesh=mesh)
+        base = load_model(source, dtype=kept.dtype, mesh=kept.mesh)
         name = base.cascade.stages[stage_index(base.cascade, stage.name)].name
         scale = run_lora(run).scale
         readers[stage.name] = lambda: merge_lora(base.params[name], params["lora"], scale)
     if TEXT_ENCODER in params:
         readers[TEXT_ENCODER] = lambda: params[TEXT_ENCODER]
     elif cascade.encoder is not None:
-        readers[TEXT_ENCODER] = partial(frozen_encoder, directory, run, cascade, dtype, mesh)
+        readers[TEXT_ENCODER] = partial(frozen_encoder, directory, run, cascade, kept)
     notes = {"step": step} if isinstance(ema, bool) else {"step": step, "ema": float(ema)}
     return Pipeline(cascade, LazyParams(readers), name=directory.name, notes=notes)
 
@@ -317,8 +344,7 @@ def frozen_encoder(
     directory: Path,
     run: Mapping[str, Any],
     cascade: Cascade,
-    dtype: str = "float32",
-    mesh: jax.sharding.Mesh | None = None,
+    kept: Kept,
 ) -> Params:
     """The text encoder that a run did not train: the one that its workdir keeps, or its source's.
 
@@ -327,13 +353,13 @@ def frozen_encoder(
     """
     if encoder_files.is_kept(directory):
         wanted = cascade.encoder.config
-        return encoder_files.read_kept(directory, wanted, dtype, sharding_over(mesh))
+        return encoder_files.read_kept(directory, wanted, kept.dtype, kept.place(TEXT_ENCODER))
     config = run["config"]
     source = config["text"].get("init_from") or config.get("init_from")
     if source is None:
         raise ValueError(f"{directory} has no text encoder: text.init_from is None.")
     check_present(source, directory)
-    return load_encoder(source, dtype=dtype, mesh=mesh)[1]
+    return load_encoder(source, dtype=kept.dtype, mesh=kept.mesh, quantize=kept.quantize)[1]
 
 
 def check_present(source: str, workdir: Path) -> None:
@@ -343,7 +369,11 @@ def check_present(source: str, workdir: Path) -> None:
 
 
 def load_encoder(
-    source: str | os.PathLike, *, dtype: str = "float32", mesh: jax.sharding.Mesh | None = None
+    source: str | os.PathLike,
+    *,
+    dtype: str = "float32",
+    mesh: jax.sharding.Mesh | None = None,
+    quantize: str | None = None,
 ) -> tuple[T5Config, Params]:
     """A text encoder's config and parameters.
 
@@ -351,14 +381,18 @@ def load_encoder(
         source: an encoder of Hugging Face, of T5X or of ours; or whatever `load_model` reads.
         dtype: of the parameters.
         mesh: devices over which to spread them, by the rules of training.
+        quantize: what their kernels are kept in, as of `load_model`.
 
     Raises:
         ValueError: the model reads no text, or its files are damaged.
     """
     source = expand_home(source)
     if encoder_files.is_encoder(source):
-        return encoder_files.read_encoder(source, dtype, sharding_over(mesh))
-    pipeline = load_model(source, dtype=dtype, mesh=mesh)
+        check_quantize(quantize)
+        place = Kept(dtype, mesh, quantize).place(TEXT_ENCODER)
+        config, params = encoder_files.read_encoder(source, dtype, place)
+        return config, params if quantize is None else renamed(params, quantize)
+    pipeline = load_model(source, dtype=dtype, mesh=mesh, quantize=quantize)
     if pipeline.cascade.encoder is None:
         raise ValueError(f"{source} holds no text encoder: say with text.init_from where one is.")
     return pipeline.cascade.encoder.config, pipeline.params[TEXT_ENCODER]

@@ -14,21 +14,24 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from imagen_jax.cascade import description
 from imagen_jax.cascade.cascade import TEXT_ENCODER, Cascade, part_shapes
 from imagen_jax.pipeline.lazy_params import PROBED, LazyParams, Probe
-from imagen_jax.pipeline.shipped import MODEL_FILE
+from imagen_jax.pipeline.shipped import MODEL_FILE, PRETRAINED
 from imagen_jax.storage import fingerprints
 from imagen_jax.storage.codec import require
 from imagen_jax.storage.folders import CHECKPOINTS, saved_steps
 from imagen_jax.storage.json_file import parse_object, read_object
 from imagen_jax.storage.layout_files import ShardingOf, read_params
+from imagen_jax.storage.quantized import stored_shapes
 from imagen_jax.storage.safetensors import (
     SHARD_BYTES,
     kept_dtype,
     open_tensors,
     save_params,
+    weight_files,
 )
 from imagen_jax.storage.trees import flatten, unflatten
 from imagen_jax.storage.wrong_files import absent, brief
@@ -36,7 +39,9 @@ from imagen_jax.text.tokenizers import copy_tokenizer
 from imagen_jax.typing import Params
 
 FORMAT = 1
-OTHER_KEYS = {"name": str, "fingerprint": str, "notes": dict}  # beside the cascade's; may be null
+# Beside the cascade's; may be null. shared: the shipped model that has the weights of the parts of
+# which there are none here.
+OTHER_KEYS = {"name": str, "fingerprint": str, "notes": dict, "shared": str}
 
 
 def component_names(cascade: Cascade) -> list[str]:
@@ -55,6 +60,7 @@ def write_model(
     dtype: str = "bfloat16",
     max_shard_bytes: int = SHARD_BYTES,
     release: Callable[[str], None] | None = None,
+    shared: str | None = None,
 ) -> None:
     """Saves a model. All is written before any of it is put in place: a full disk changes nothing.
 
@@ -65,6 +71,7 @@ def write_model(
         dtype: of the parameters on disk.
         max_shard_bytes: a larger component becomes several files.
         release: called with a component's name once it is written.
+        shared: a shipped model. What is the same there is not written, but read from there.
     """
     directory, names = Path(directory), component_names(cascade)
     missing = sorted(set(names) - set(params))
@@ -85,6 +92,8 @@ def write_model(
     with tempfile.TemporaryDirectory(**saving) as temporary:
         workplace, files = Path(temporary), []
         for component in names:
+            if shared is not None and is_shared(shared, component, params[component]):
+                continue
             files += save_params(workplace, component, params[component], dtype, max_shard_bytes)
             if release is not None:
                 release(component)
@@ -97,6 +106,8 @@ def write_model(
             **description.to_dict(cascade),
             "notes": dict(notes or {}),
         }
+        if shared is not None:
+            values["shared"] = shared
         content = json.dumps(values, indent=1, ensure_ascii=False)
         parse_object(content.encode("utf-8"))  # what cannot be read again is not written
         (workplace / MODEL_FILE).write_text(content + "\n", encoding="utf-8")
@@ -113,6 +124,17 @@ def _move_in(workplace: Path, directory: Path, names: list[str]) -> None:
     for file in itertools.chain(*weights):
         if file.name not in new:
             file.unlink()
+
+
+def is_shared(model: str, name: str, params: Params) -> bool:
+    """Whether a shipped model has a component of this name with the same parameters."""
+    cascade, _ = read_model(PRETRAINED / model)
+    if name not in component_names(cascade):
+        return False
+    theirs = flatten(open_params(PRETRAINED / model, cascade)[name])
+    ours = flatten(params)
+    same = ours.keys() == theirs.keys()
+    return same and all(np.array_equal(ours[path], theirs[path]) for path in ours)
 
 
 def read_model(directory: str | os.PathLike) -> tuple[Cascade, dict[str, Any]]:
@@ -151,33 +173,42 @@ def open_params(
     cascade: Cascade,
     *,
     dtype: str = "float32",
-    sharding: ShardingOf | None = None,
+    place: Callable[[str], ShardingOf | None] = lambda part: None,
+    shared: str | None = None,
 ) -> LazyParams:
     """The parameters of a model directory, those of each stage read when they are first used.
 
     Missing, unused and misshapen tensors are a ValueError that names them.
 
     Args:
-        sharding: where each parameter is to lie; None gives numpy arrays.
+        place: of a stage's name or "text_encoder", where each of its parameters is to lie; None
+            gives numpy arrays.
+        shared: the shipped model that has what the directory has not.
     """
+
+    def home(name: str) -> Path:
+        here = any((Path(directory) / file).is_file() for file in weight_files(name, None)[1])
+        return Path(directory) if here or shared is None else PRETRAINED / shared
 
     def read(name: str) -> Params:
         shapes = part_shapes(cascade, name)
-        return read_params(directory, name, shapes, dtype=dtype, sharding=sharding)
+        return read_params(home(name), name, shapes, dtype=dtype, sharding=place(name))
 
     def probe() -> Probe:
-        files = open_tensors(directory, TEXT_ENCODER)
+        files = open_tensors(home(TEXT_ENCODER), TEXT_ENCODER)
         return {path: files[path][()] for path in PROBED if path in files}
 
     def shapes(name: str) -> Params:
-        files = open_tensors(directory, name)
+        files, sharding = open_tensors(home(name), name), place(name)
 
         def shape(path: str, leaf: Any) -> jax.ShapeDtypeStruct:
-            place = None if sharding is None else sharding(path, leaf.shape)
-            kept = kept_dtype(files[path].dtype, dtype)
-            return jax.ShapeDtypeStruct(leaf.shape, kept, sharding=place)
+            where = None if sharding is None else sharding(path, leaf.shape)
+            where = where if isinstance(where, jax.sharding.Sharding) else None
+            kept = kept_dtype(files[path].dtype, dtype, path)
+            return jax.ShapeDtypeStruct(leaf.shape, kept, sharding=where)
 
-        flat = flatten(part_shapes(cascade, name))
+        found = {path: tensor.shape for path, tensor in files.items()}
+        flat = flatten(stored_shapes(part_shapes(cascade, name), found))
         return unflatten({path: shape(path, leaf) for path, leaf in flat.items()})
 
     readers = {name: partial(read, name) for name in component_names(cascade)}

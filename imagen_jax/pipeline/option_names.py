@@ -25,6 +25,7 @@ SPELLINGS = {
     "label": "labels class_labels class_cond classes",
     "every": "callback_steps",
     "progress": "use_tqdm",
+    "quantize": "quantization_config quantization load_in_8bit load_in_4bit",
     "dtype": "torch_dtype precision",
     "mesh": "device_map",
     "ema": "use_ema",

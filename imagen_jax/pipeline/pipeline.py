@@ -42,6 +42,7 @@ from imagen_jax.pipeline.generation import (
 from imagen_jax.pipeline.guides import Guide, guides_in_use, with_guides
 from imagen_jax.pipeline.lazy_params import LazyParams
 from imagen_jax.pipeline.progress import Callback
+from imagen_jax.pipeline.quantized_params import check_quantize, quantized_params
 from imagen_jax.pipeline.request import (
     AspectRatio,
     ImageInput,
@@ -439,12 +440,23 @@ class Pipeline:
             self.params, self.fingerprint = self._without_lora
             self._without_lora = None
 
-    def save_pretrained(self, directory: str | os.PathLike, *, dtype: str = "bfloat16") -> None:
-        """Write a model directory, which `load_model` reads: JSON, safetensors, the tokenizer."""
+    def save_pretrained(
+        self, directory: str | os.PathLike, *, dtype: str = "bfloat16", quantize: str | None = None
+    ) -> None:
+        """Write a model directory, which `load_model` reads: JSON, safetensors, the tokenizer.
+
+        Args:
+            dtype: of what is not quantized.
+            quantize: the kernels, as of `load_model`.
+        """
+        params = self.params
+        if quantize is not None:
+            check_quantize(quantize)
+            params = quantized_params(params, quantize)
         model_directory.write_model(
             user_path(directory),
             self.cascade,
-            self.params,
+            params,
             name=self.name,
             notes=self.notes,
             dtype=dtype,

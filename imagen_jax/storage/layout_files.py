@@ -15,13 +15,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from imagen_jax.storage.layout import Layout, Tensors, tensor_shapes
+from imagen_jax.storage.quantized import stored_shapes
 from imagen_jax.storage.safetensors import SHARD_BYTES, kept_dtype, open_tensors, save_params
 from imagen_jax.storage.tensor_file import Index
 from imagen_jax.storage.trees import flatten, shape_differences, unflatten
 from imagen_jax.typing import Params
 
-# Path of a parameter and its shape to where it is to lie.
-ShardingOf = Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
+# Path of a parameter and its shape to where it is to lie; in reading files also to what makes it
+# there, of a function that reads a block of it.
+ShardingOf = Callable[[str, tuple[int, ...]], jax.sharding.Sharding | Callable[..., Any]]
 
 # XLA takes host memory over without a copy where it begins at such an address (CPU).
 ALIGNMENT = 64
@@ -61,7 +63,8 @@ def _copy(target: np.ndarray, value: np.ndarray) -> None:
                 target[tile] = value[tile]
 
 
-def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+def aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An array that XLA takes over without a copy, its values not set."""
     size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
     room = np.empty(size + ALIGNMENT, np.uint8)
     start = -room.ctypes.data % ALIGNMENT
@@ -78,7 +81,7 @@ def _read_block(
     tensors: Tensors, files: Mapping[str, Tensor], shape: tuple[int, ...], dtype: Any, block: Index
 ) -> np.ndarray:
     """The part `block` (slices with bounds) of a parameter of this shape."""
-    array = _aligned(tuple(bounds.stop - bounds.start for bounds in block), dtype)
+    array = aligned(tuple(bounds.stop - bounds.start for bounds in block), dtype)
     for name, place in tensors.places(shape).items():
         pairs = zip(block, place, strict=True)
         part = tuple(slice(max(a.start, b.start), min(a.stop, b.stop)) for a, b in pairs)
@@ -141,12 +144,16 @@ def read_layout(
     for path, shape in sizes.items():
         tensors = layout[path]
         theirs = {np.dtype(files[name].dtype) for name in tensors.names}
-        target = kept_dtype(theirs.pop() if len(theirs) == 1 else jnp.result_type(*theirs), dtype)
-        read = functools.partial(_read_block, tensors, files, shape, target)
-        if sharding is None:
-            flat[path] = read(tuple(slice(0, size) for size in shape))
+        own = theirs.pop() if len(theirs) == 1 else jnp.result_type(*theirs)
+        target = kept_dtype(own, dtype, path)
+        read = functools.partial(_read_block, tensors, files, shape)
+        place = None if sharding is None else sharding(path, shape)
+        if place is None:
+            flat[path] = read(target, tuple(slice(0, size) for size in shape))
+        elif isinstance(place, jax.sharding.Sharding):
+            flat[path] = _place(shape, target, place, functools.partial(read, target))
         else:
-            flat[path] = _place(shape, target, sharding(path, shape), read)
+            flat[path] = place(functools.partial(read, own))
     return unflatten(flat)
 
 
@@ -158,10 +165,14 @@ def read_params(
     dtype: str | None = "float32",
     sharding: ShardingOf | None = None,
 ) -> Params:
-    """Reads what `save_params` wrote of a tree; arguments and errors as of `read_layout`."""
+    """Reads what `save_params` wrote of a tree, quantized kernels as they are; arguments and errors
+    as of `read_layout`.
+    """
+    files = open_tensors(directory, name)
+    shapes = stored_shapes(shapes, {path: tensor.shape for path, tensor in files.items()})
     return read_layout(
         {path: Tensors((path,)) for path in flatten(shapes)},
-        open_tensors(directory, name),
+        files,
         shapes,
         dtype=dtype,
         sharding=sharding,

@@ -20,6 +20,7 @@ from safetensors.numpy import save_file
 
 from imagen_jax.storage.atomic import written_together
 from imagen_jax.storage.json_file import read_object
+from imagen_jax.storage.quantized import SCALES
 from imagen_jax.storage.tensor_file import StoredTensor, open_file
 from imagen_jax.storage.trees import flatten, name_some
 from imagen_jax.storage.wrong_files import absent
@@ -32,9 +33,11 @@ HEADER_BYTES, ENTRY_BYTES = 1024, 160
 PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth", "*.pkl")
 
 
-def kept_dtype(found: Any, dtype: str | None) -> np.dtype:
-    """The dtype that an array is kept in: `dtype` for a floating-point one, else its own."""
-    floating = jnp.issubdtype(found, jnp.floating)
+def kept_dtype(found: Any, dtype: str | None, path: str = "") -> np.dtype:
+    """The dtype that an array is kept in: `dtype` for a floating-point one, else its own; and for
+    the scales of a quantized kernel, as by their path.
+    """
+    floating = jnp.issubdtype(found, jnp.floating) and not path.endswith(f"/{SCALES}")
     return np.dtype(jnp.dtype(dtype if dtype is not None and floating else found))
 
 
@@ -76,7 +79,7 @@ def save_params(
     flat = flatten(params)
     if not flat:
         raise ValueError(f"There are no parameters to save as {name!r}.")
-    dtypes = {tensor: kept_dtype(value.dtype, dtype) for tensor, value in flat.items()}
+    dtypes = {tensor: kept_dtype(value.dtype, dtype, tensor) for tensor, value in flat.items()}
     sizes = {t: math.prod(value.shape) * dtypes[t].itemsize for t, value in flat.items()}
     shards = _split(sizes, max_shard_bytes)
     stem, count = single.removesuffix(".safetensors"), len(shards)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import optax
 from optax import contrib
 
@@ -34,6 +35,8 @@ class OptimizerConfig:
     clip_norm: largest global gradient norm; None never clips.
     accumulation: micro-batches that each batch is split into, to save memory; there is still one
         update, of the whole batch (`make_train_step`).
+    keep_zeros: weights of kernels that are zero stay zero, as of a pruned model
+        (scripts/prune.py).
     """
 
     kind: str = "adam"
@@ -47,6 +50,7 @@ class OptimizerConfig:
     weight_decay: float = 0.0
     clip_norm: float | None = None
     accumulation: int = 1
+    keep_zeros: bool = False
 
     def __post_init__(self):
         if self.kind not in OPTIMIZERS:
@@ -191,4 +195,13 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
     optimizer = OPTIMIZERS[config.kind](learning_rate_schedule(config), **values)
     if config.clip_norm is not None:
         optimizer = optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
-    return optimizer
+    return optax.chain(optimizer, optax.stateless(_zeros_kept)) if config.keep_zeros else optimizer
+
+
+def _zeros_kept(updates: Params, params: Params) -> Params:
+    """No update where a kernel's weight is zero."""
+
+    def kept(path, update, weight):
+        return jnp.where(weight == 0, 0, update) if _name(path).endswith("/kernel") else update
+
+    return jax.tree_util.tree_map_with_path(kept, updates, params)

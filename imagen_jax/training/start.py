@@ -17,6 +17,7 @@ from imagen_jax.pipeline import encoder_files, loading, model_directory, shipped
 from imagen_jax.storage.checkpoint import Checkpoints, check_weights
 from imagen_jax.storage.codec import Section, to_dict
 from imagen_jax.storage.folders import CHECKPOINTS, saved_steps
+from imagen_jax.storage.quantized import refuse_quantized
 from imagen_jax.storage.trees import flatten, unflatten
 from imagen_jax.text.encoder import TextEncoder
 from imagen_jax.training import batches, build, classes, inherit, loop, metrics, samples, scores
@@ -199,6 +200,7 @@ def read_frozen(
     if shapes.teacher is not None:
         pipeline = loading.load_model(config.distill.teacher, dtype=dtype, mesh=mesh)
         teacher = pipeline.params[config.distill.stage.name]
+        refuse_quantized(teacher, f"The teacher {config.distill.teacher}")
     frozen = Frozen(network, text_encoder, teacher)
     where = sharding.frozen_shardings(frozen, mesh, config.frozen_split)
     return jax.tree.map(hosts.place, frozen, where)
@@ -212,6 +214,7 @@ def read_network(config: RunConfig, dtype: str, mesh: jax.sharding.Mesh) -> Para
         )
     pipeline = loading.load_model(config.init_from, dtype=dtype, mesh=mesh)
     params = pipeline.params[fitting_stage(config, pipeline.cascade)]
+    refuse_quantized(params, f"Training from {config.init_from}")
     if not config.stage.is_flow_map:
         return params
     fresh = init_params(config.stage, jax.random.key(config.seed))
@@ -251,4 +254,6 @@ def read_encoder(config: RunConfig, dtype: str, mesh: jax.sharding.Mesh) -> Para
     found, params = loading.load_encoder(source, dtype=dtype, mesh=mesh)
     if encoder_files.is_encoder(source):
         encoder_files.check_config(source, found, config.text.encoder)
+    if config.text.trainable:
+        refuse_quantized(params, f"Training the text encoder of {source}")
     return params

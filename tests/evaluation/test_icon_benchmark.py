@@ -111,6 +111,8 @@ def test_the_protocol_does_not_take_the_models_settings(icons, use, tmp_path):
     report = run(icons, tmp_path / "b", "--num", 1, "--own_sampling")
     assert pipeline.sampling == (OWN,)
     assert report["protocol"]["sampling"]["base"]["steps"] == 3
+    report = run(icons, tmp_path / "c", "--num", 1, "--steps", 2)
+    assert report["protocol"]["sampling"]["base"]["steps"] == 2
     with pytest.raises(SystemExit, match="images with sampling"):
         run(icons, tmp_path / "a", "--own_sampling")
 

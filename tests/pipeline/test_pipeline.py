@@ -428,7 +428,7 @@ def test_workdirs_of_training_are_put_in_a_row(model, tmp_path):
     student = load_model([base, tmp_path / "joined"])  # of a whole model, its larger stages
     assert student.cascade.stages == (BASE, SR)
     assert (pixels(generate(student, "a cat", 2, seed=3)) == pixels(wanted)).all()
-    with pytest.raises(ValueError, match="'base' adds nothing .* images of 8 pixels"):
+    with pytest.raises(ValueError, match=r"'base' adds nothing .* images of 8 pixels"):
         load_model([tmp_path / "joined", base])
 
 

@@ -10,6 +10,7 @@ from fine_tuning import images, save, tiny_model
 from tiny_cascade import random_conditions
 
 from imagen_jax import load_model
+from imagen_jax.cascade.cascade import TEXT_ENCODER
 from imagen_jax.cascade.sample import InjectedNoise, sample_stage
 from imagen_jax.cascade.stage import Conditions, apply_network
 from imagen_jax.devices.sharding import MeshConfig, make_mesh
@@ -20,7 +21,7 @@ from imagen_jax.models import TrainingParams
 from imagen_jax.pipeline.pipeline import Pipeline
 from imagen_jax.storage.codec import to_dict
 from imagen_jax.storage.trees import flatten
-from imagen_jax.training import batches, inherit, start
+from imagen_jax.training import batches, build, inherit, start
 from imagen_jax.training.distillation import make_target, step_times
 from imagen_jax.training.loop import train
 from imagen_jax.training.metrics import read_losses
@@ -174,26 +175,38 @@ def test_a_mesh_gives_the_losses_of_one_device(directory, tmp_path):
     run(raw, tmp_path / "all", (2, 2, 2))
     losses = read_losses(tmp_path / "one")
     assert len(losses) == 6
+    assert load_model(tmp_path / "one").cascade.stages[0].is_flow_map
     for step, loss in read_losses(tmp_path / "all").items():
         np.testing.assert_allclose(loss, losses[step], rtol=1e-3)
 
 
-def test_a_run_gives_a_model_of_few_steps(teacher, directory, tmp_path):
-    overrides = {"num_steps": "24", "optimizer__learning_rate": "3e-3"}
-    run(student_config(directory, **overrides), tmp_path / "one")
-    student = load_model(tmp_path / "one")
-    assert student.cascade.sampling[0] == replace(SAMPLING, steps=4, guidance=1.0)
-    settings = {"seed": 1, "num_images": 2, "progress": False}
-    pixels = [
-        np.stack([np.asarray(image, float) for image in pipeline.generate_images("no 3", **given)])
-        for pipeline, given in (
-            (teacher, settings | {"steps": 8}),
-            (student, settings | {"steps": 4}),
-            (teacher, settings | {"steps": 4, "guidance": 1.0}),
-        )
-    ]
-    guided, few, without = pixels
-    assert relative(few, guided) < relative(without, guided)
+def test_a_run_teaches_guidance(teacher, directory, conditions, tmp_path):
+    raw = student_config(directory, "guidance", num_steps="30", optimizer__learning_rate="3e-3")
+    run(raw, tmp_path)
+    student, config, x_t = load_model(tmp_path), read_config(raw), noise()
+    assert student.cascade.sampling[0] == replace(SAMPLING, guidance=1.0)
+    stage, t = config.stage, jnp.full(ROWS, 0.7)
+    wanted = taught(config, teacher, None, conditions, x_t, 0.7, 0.7)
+
+    @jax.jit
+    def x0(params):
+        output = apply_network(stage, params, x_t, t, text=conditions.text)
+        found = convert(output, x_t, stage.schedule.logsnr(t), "v", "x0", stage.schedule)
+        return jnp.clip(found, -1, 1)
+
+    before, after = (relative(x0(each.params["tiny"]), wanted) for each in (teacher, student))
+    assert after < 0.8 * before
+
+
+def test_a_flow_map_is_sampled_without_guidance_by_ddim(teacher, directory):
+    raw = student_config(directory)
+    config = read_config(raw)
+    cascade = build.make_cascade(config, build.make_text_encoder(config))
+    assert cascade.sampling[0] == replace(SAMPLING, steps=4, guidance=1.0)
+    params = {"tiny": fresh(config), TEXT_ENCODER: teacher.params[TEXT_ENCODER]}
+    student = Pipeline(cascade, params, name="student")
+    settings = {"seed": 1, "num_images": 1, "progress": False}
+    assert student.generate_images("no 3", **settings)[0].size == (8, 8)
     with pytest.raises(ValueError, match=r"guidance is part of the network.*not 3"):
         student.generate_images("no 3", guidance=3, **settings)
     with pytest.raises(ValueError, match="sampler must be ddim or euler with eta 0, not ddpm"):

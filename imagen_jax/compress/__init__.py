@@ -1,0 +1,1 @@
+"""Smaller models: quantized and pruned trees of parameters."""
