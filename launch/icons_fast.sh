@@ -3,7 +3,7 @@
 #
 #     launch/icons_fast.sh data/icons runs/icons_fast [options of scripts/train.py]
 #
-# data/icons is what scripts/prepare_icons.py wrote. After TRAINING seconds the run is stopped, which saves; the model of
+# It needs '.[train,quantize]'. data/icons is what scripts/prepare_icons.py wrote. After TRAINING seconds the run is stopped, which saves; the model of
 # what there is by then goes to runs/icons_fast/model. The same command goes on where it was stopped.
 set -euo pipefail
 data=${1:?the folder of icons} workdir=${2:?the workdir}
@@ -12,4 +12,4 @@ status=0
 timeout --signal=TERM "${TRAINING:-480}" python3 scripts/train.py --config "${CONFIG:-configs/icons_fast.py}" \
   --workdir "$workdir" --config.data.path="$data/icons64.npz" "$@" || status=$?
 case $status in 0 | 75 | 124) ;; *) exit "$status" ;; esac # finished, or stopped and saved
-python3 scripts/save_model.py --model "$workdir,icons" --out "$workdir/model"
+python3 scripts/save_model.py --model "$workdir,icons" --out "$workdir/model" --shared icons --dtype float16 --quantize int8

@@ -3,7 +3,7 @@ r"""Training runs to one model directory, like the shipped one: weights, setting
     python scripts/save_model.py --model runs/base64,runs/sr256 --out models/mine \
         --sampler dpmpp_2m --steps 12,1 --guidance 2,1 --threshold static --aug_level 0.2
 
-DIR then holds model.json, the weights in bfloat16, the tokenizer, <stage>_curve.json of each run
+DIR then holds model.json, the weights, the tokenizer, <stage>_curve.json of each run
 (which train.py compares later runs of the same stage with) and loss.png. Settings that are not
 given are those of each run's config. Other files in DIR, such as a card, are kept.
 """
@@ -22,6 +22,7 @@ from imagen_jax.commands.command_line import (
     run_parsed,
     sources,
 )
+from imagen_jax.pipeline.shipped import list_models
 from imagen_jax.storage.folders import output_folder, user_path
 
 SHARD_BYTES = 16 * 2**20  # of each file of weights: the shipped model lies in git
@@ -45,6 +46,14 @@ def parser() -> argparse.ArgumentParser:
     add("--guidance", type=numbers(float), help="weight of the text; W of the first, or W,W,...")
     add("--threshold", type=names, help="static, dynamic or none; or T,T,... by stage")
     add("--aug_level", type=numbers(float), help="noise on low-resolution inputs; or A,A by stage")
+    add("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16",
+        help="of the weights on disk")  # fmt: skip
+    add("--quantize", help="the kernels: int8, int4 or int8_dynamic")
+    add(
+        "--shared",
+        choices=list_models(),
+        help="read from this shipped model what is the same there",
+    )
     add("--image", type=path, metavar="FILE", help="plot of the loss (default: DIR/loss.png)")
     return parse
 
@@ -73,7 +82,10 @@ def save_model(options: argparse.Namespace) -> None:
         joined.params,
         name=options.name or options.out.resolve().name,
         notes=joined.notes,
+        dtype=options.dtype,
         max_shard_bytes=SHARD_BYTES,
+        quantize=options.quantize,
+        shared=options.shared,
     )
     stages = [pipeline.cascade.stages[0].name for pipeline in pipelines]
     write_curves(options, dict(zip(models, stages, strict=True)))

@@ -124,7 +124,7 @@ def logistic(graph, eqn, x):
 
 
 def sine(graph, eqn, x):
-    """Of small angles by the series: OpenVINO's Sin is exact to 1e-7, and schedules take its log."""
+    """Of small angles by the series: OpenVINO's is exact to 1e-7, and schedules take its log."""
     aval = eqn.outvars[0].aval
 
     def op(name: str, *values: Value) -> Value:

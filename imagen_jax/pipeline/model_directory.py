@@ -18,7 +18,9 @@ import numpy as np
 
 from imagen_jax.cascade import description
 from imagen_jax.cascade.cascade import TEXT_ENCODER, Cascade, part_shapes
+from imagen_jax.compress.quantization import quantize as quantized
 from imagen_jax.pipeline.lazy_params import PROBED, LazyParams, Probe
+from imagen_jax.pipeline.quantized_params import check_quantize, scheme_of_part
 from imagen_jax.pipeline.shipped import MODEL_FILE, PRETRAINED
 from imagen_jax.storage import fingerprints
 from imagen_jax.storage.codec import require
@@ -60,6 +62,7 @@ def write_model(
     dtype: str = "bfloat16",
     max_shard_bytes: int = SHARD_BYTES,
     release: Callable[[str], None] | None = None,
+    quantize: str | None = None,
     shared: str | None = None,
 ) -> None:
     """Saves a model. All is written before any of it is put in place: a full disk changes nothing.
@@ -68,12 +71,14 @@ def write_model(
         params: by the stages' names and "text_encoder".
         name: what the model calls itself; the directory's name when None.
         notes: JSON values to keep with the model, such as steps trained.
-        dtype: of the parameters on disk.
+        dtype: of the parameters on disk, of quantized ones that of the rest.
         max_shard_bytes: a larger component becomes several files.
         release: called with a component's name once it is written.
+        quantize: the kernels of what is written, as of `load_model`.
         shared: a shipped model. What is the same there is not written, but read from there.
     """
     directory, names = Path(directory), component_names(cascade)
+    check_quantize(quantize)
     missing = sorted(set(names) - set(params))
     require(
         (
@@ -92,9 +97,13 @@ def write_model(
     with tempfile.TemporaryDirectory(**saving) as temporary:
         workplace, files = Path(temporary), []
         for component in names:
-            if shared is not None and is_shared(shared, component, params[component]):
+            part = params[component]
+            if shared is not None and is_shared(shared, component, part):
                 continue
-            files += save_params(workplace, component, params[component], dtype, max_shard_bytes)
+            if quantize is not None:
+                part = quantized(part, scheme_of_part(component, quantize))
+            files += save_params(workplace, component, part, dtype, max_shard_bytes)
+            del part
             if release is not None:
                 release(component)
         if cascade.encoder is not None:
@@ -187,7 +196,8 @@ def open_params(
     """
 
     def home(name: str) -> Path:
-        here = any((Path(directory) / file).is_file() for file in weight_files(name, None)[1])
+        single, (index,) = weight_files(name, None)
+        here = any((Path(directory) / file).is_file() for file in (single, index))
         return Path(directory) if here or shared is None else PRETRAINED / shared
 
     def read(name: str) -> Params:

@@ -42,7 +42,6 @@ from imagen_jax.pipeline.generation import (
 from imagen_jax.pipeline.guides import Guide, guides_in_use, with_guides
 from imagen_jax.pipeline.lazy_params import LazyParams
 from imagen_jax.pipeline.progress import Callback
-from imagen_jax.pipeline.quantized_params import check_quantize, quantized_params
 from imagen_jax.pipeline.request import (
     AspectRatio,
     ImageInput,
@@ -449,15 +448,12 @@ class Pipeline:
             dtype: of what is not quantized.
             quantize: the kernels, as of `load_model`.
         """
-        params = self.params
-        if quantize is not None:
-            check_quantize(quantize)
-            params = quantized_params(params, quantize)
         model_directory.write_model(
             user_path(directory),
             self.cascade,
-            params,
+            self.params,
             name=self.name,
             notes=self.notes,
             dtype=dtype,
+            quantize=quantize,
         )
