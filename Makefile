@@ -1,6 +1,7 @@
 # make demo       images from text with the shipped model, in samples/demo
 # make test       the tests, about 12 minutes on two cores the first time
 # make test-slow  the tests that take minutes each
+# make web        what the page in web/ runs, put there; needs npm
 # make lint       ruff: lint and format
 # make clean      delete .venv and what the other targets wrote
 #
@@ -21,13 +22,46 @@ PARITY ?= 1
 PROMPTS := "red heart, 3d style" "police officer, twemoji style" "student, outline style" "flag: France, twemoji style" \
            "微笑的脸，经典风格" "红心，线条风格" "蓝心，扁平风格" "no one under eighteen, classic style"
 
-.PHONY: demo test test-slow lint format unicode-data clean
+# The page in web/: which parts of which model it runs, on which version of npm's onnxruntime-web.
+WEB_MODEL ?= icons
+WEB_PARTS ?= text_encoder,base64_steps,sr256_steps
+ORT_WEB := 1.30.0
+ORT_FILES := ort.wasm.min.mjs ort.jspi.min.mjs \
+             ort-wasm-simd-threaded.mjs ort-wasm-simd-threaded.jspi.mjs
+ORT_BINARIES := ort-wasm-simd-threaded.wasm ort-wasm-simd-threaded.jspi.wasm
+
+.PHONY: demo web web-runtime test test-slow lint format unicode-data clean
 
 demo: $(VENV)/.core
 	$(BIN)/python scripts/generate.py $(PROMPTS) --num_images 1 --seed 0 --out $(DEMO) --overwrite
 	@echo "The grid of images: $(CURDIR)/$(DEMO)/grid.png"
 
-test: $(VENV)/.dev unicode-data
+# Files are stored with gzip, so that any server sends them small.
+web: web/ort/$(ORT_WEB) $(VENV)/.export
+	rm -rf web/model
+	$(BIN)/python scripts/export.py --model $(WEB_MODEL) --parts $(WEB_PARTS) \
+	  --format onnx --dtype int8 --out web/model
+	rm web/model/*.py && gzip -9 -n web/model/*
+	@echo "Next: $(PYTHON) -m http.server -d web, then open http://localhost:8000"
+
+web/ort/$(ORT_WEB):
+	@command -v npm >/dev/null || { echo "make web needs npm (of Node.js) to get ONNX Runtime." >&2; exit 1; }
+	rm -rf web/ort build/web && mkdir -p build/web
+	cd build/web && npm pack --silent onnxruntime-web@$(ORT_WEB) && tar -xzf *.tgz
+	cd build/web/package/dist && gzip -9 -n $(ORT_BINARIES)
+	mkdir web/ort && mv $(addprefix build/web/package/dist/,$(ORT_FILES) $(ORT_BINARIES:=.gz)) web/ort
+	rm -rf build/web
+	@touch $@
+
+# For the tests of the page, where they can run.
+web-runtime:
+	@if command -v npm >/dev/null && test -x /usr/bin/chromium; then \
+	  $(MAKE) --no-print-directory web/ort/$(ORT_WEB) || echo "Tests of the page skip."; \
+	else \
+	  echo "Without npm and Debian's chromium, tests of the page skip."; \
+	fi
+
+test: $(VENV)/.dev unicode-data web-runtime
 	$(PYTEST) -m "not slow" $(PARALLEL) $(ARGS)
 
 test-slow: $(VENV)/.dev unicode-data
@@ -76,9 +110,13 @@ else
 endif
 	@touch $@ $(VENV)/.lint
 
+$(VENV)/.export: $(VENV)/.core
+	$(PIP) install --quiet --editable '.[export]'
+	@touch $@
+
 $(VENV)/.lint: | $(BIN)/python
 	$(PIP) install --quiet 'ruff==0.17.5'
 	@touch $@
 
 clean:
-	rm -rf $(VENV) samples .pytest_cache .ruff_cache
+	rm -rf $(VENV) samples web/model web/ort .pytest_cache .ruff_cache

@@ -11,7 +11,12 @@ from imagen_jax.training.config import apply_overrides, load_config, split_overr
 from imagen_jax.training.run_config import read_config
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *ROOT.glob("imagen_jax/**/*.md")]
+DOCUMENTS = [
+    ROOT / "README.md",
+    ROOT / "web/README.md",
+    *(ROOT / "docs").glob("*.md"),
+    *ROOT.glob("imagen_jax/**/*.md"),
+]
 TOP = ("configs", "scripts", "tests", "docs", "imagen_jax")
 NAMES = sorted(set(re.findall(r"`(imagen_jax(?:\.\w+)+)`", (ROOT / "docs/paper.md").read_text())))
 

@@ -32,7 +32,10 @@ def parser() -> argparse.ArgumentParser:
     add("--format", required=True, choices=("onnx", "stablehlo"), help="of the files")
     add("--out", type=path, required=True, metavar="DIR", help="directory of the export")
     add(
-        "--dtype", choices=("float32", "float16"), default="float32", help="of weights and networks"
+        "--dtype",
+        choices=("float32", "float16", "int8"),
+        default="float32",
+        help="of weights and networks; int8: of the weights alone",
     )
     add(
         "--parts",

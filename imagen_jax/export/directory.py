@@ -22,7 +22,7 @@ from imagen_jax.storage.json_file import write_object
 from imagen_jax.text.tokenizers import copy_tokenizer
 
 FILE = "export.json"
-DTYPES = ("float32", "float16")
+DTYPES = ("float32", "float16", "int8")  # int8: of the weights alone, computed in float32
 RUNNER = "onnx_images.py"  # makes images from such a folder without this package
 Write = Callable[[Part, Path, dict[str, str]], None]  # a part, its file, settings for its metadata
 

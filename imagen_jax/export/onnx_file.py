@@ -11,6 +11,7 @@ import onnx
 from onnx import GraphProto, TensorProto, helper, numpy_helper
 
 from imagen_jax.export.directory import check_parts, write_export
+from imagen_jax.export.int8_weights import with_int8_weights
 from imagen_jax.export.onnx_graph import Graph, Sizes, Value, constant, fixed, info
 from imagen_jax.export.onnx_program import run
 from imagen_jax.export.parts import Part
@@ -92,7 +93,8 @@ def export_onnx(
     Args:
         parts: of `export.parts.part_names`; all when None.
         dtype: of the weights and of the networks' arithmetic; inputs and outputs are float32. Norms
-            and softmax stay float32, as does the arithmetic of the text encoder.
+            and softmax stay float32, as does the arithmetic of the text encoder. "int8": of the
+            weights alone (`int8_weights`), with all arithmetic in float32.
 
     Raises:
         ValueError: an unknown part, dtype or opset.
@@ -108,6 +110,8 @@ def export_onnx(
         model = to_onnx(part.function, part.inputs, part.outputs, opset)
         if dtype == "float16":
             store_halves(model.graph)
+        elif dtype == "int8":
+            model = with_int8_weights(model)
         helper.set_model_props(model, metadata | {"part": part.name, "opset": str(opset)})
         save(model, path)
 

@@ -135,7 +135,8 @@ def part_names(cascade: Cascade) -> list[str]:
 
 
 def make_part(pipeline: Pipeline, name: str, dtype: str = "float32") -> Part:
-    """A part by its name, of `part_names`; its networks compute in `dtype`."""
+    """A part by its name, of `part_names`; its networks compute in `dtype`, in float32 for int8."""
+    dtype = "float32" if dtype == "int8" else dtype
     cascade, frame = pipeline.cascade, frame_of(pipeline.cascade)
     if name == TEXT_ENCODER:
         return encoder_part(cascade, frame, on_device(pipeline.params[TEXT_ENCODER]))

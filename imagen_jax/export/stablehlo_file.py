@@ -16,6 +16,7 @@ from jax.extend.core import jaxpr_as_fun
 from imagen_jax.export.directory import check_parts, write_export
 from imagen_jax.export.parts import Part
 from imagen_jax.pipeline.pipeline import Pipeline
+from imagen_jax.storage.codec import require
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 LARGEST = 1.5e9  # bytes of weights within a program; the file's limit is 2 GB
@@ -37,6 +38,7 @@ def export_stablehlo(
     Raises:
         ValueError: an unknown part or dtype.
     """
+    require((dtype != "int8", "dtype int8 is for weights in ONNX files, not for StableHLO"))
     parts = check_parts(pipeline.cascade, parts, dtype)
 
     def write(part: Part, path: Path, metadata: dict[str, str]) -> None:

@@ -156,7 +156,7 @@ class Conv3x3(nn.Module):
     def __call__(self, x):
         kernel = self.param("kernel", self.kernel_init, (3, 3, x.shape[-1], self.channels))
         bias = self.param("bias", zeros, (self.channels,))
-        out = convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.stride)
+        out = convolve(x.astype(self.dtype), jnp.asarray(kernel, self.dtype), self.stride)
         return out + bias.astype(self.dtype) if self.add_bias else (out, bias)
 
 
