@@ -51,7 +51,7 @@ def prune(options: argparse.Namespace) -> None:
     from imagen_jax.cascade.cascade import stage_index
     from imagen_jax.compress import blocks, pruning
     from imagen_jax.pipeline.loading import load_model
-    from imagen_jax.pipeline.model_directory import write_model
+    from imagen_jax.pipeline.model_directory import Stored, write_model
 
     model = load_model(options.model)
     stages = model.cascade.stages
@@ -70,7 +70,7 @@ def prune(options: argparse.Namespace) -> None:
         stage = replace(stage, network=network)
     cascade = replace(model.cascade, stages=(*stages[:index], stage, *stages[index + 1 :]))
     every = {name: model.params[name] for name in model.params} | {stage.name: params}
-    write_model(options.out, cascade, every, notes=model.notes, dtype=options.dtype)
+    write_model(options.out, cascade, every, Stored(options.dtype), notes=model.notes)
 
 
 def scored_output(

@@ -62,7 +62,7 @@ def save_model(options: argparse.Namespace) -> None:
     # After the options are read: a wrong one need not wait for JAX.
     from imagen_jax.diffusion.overrides import with_overrides
     from imagen_jax.pipeline.loading import join_pipelines, load_model
-    from imagen_jax.pipeline.model_directory import write_model
+    from imagen_jax.pipeline.model_directory import Stored, write_model
 
     models = [options.model] if isinstance(options.model, str) else options.model
     pipelines = [load_model(model, ema=options.ema) for model in models]
@@ -80,12 +80,9 @@ def save_model(options: argparse.Namespace) -> None:
         options.out,
         cascade,
         joined.params,
+        Stored(options.dtype, options.quantize, options.shared, SHARD_BYTES),
         name=options.name or options.out.resolve().name,
         notes=joined.notes,
-        dtype=options.dtype,
-        max_shard_bytes=SHARD_BYTES,
-        quantize=options.quantize,
-        shared=options.shared,
     )
     stages = [pipeline.cascade.stages[0].name for pipeline in pipelines]
     write_curves(options, dict(zip(models, stages, strict=True)))

@@ -8,7 +8,7 @@ from imagen_jax.convert.t5 import save_huggingface
 from imagen_jax.models.quantized import dequantized
 from imagen_jax.pipeline.encoder_files import is_encoder, read_encoder, write_encoder
 from imagen_jax.pipeline.loading import Kept, load_encoder, load_model
-from imagen_jax.pipeline.model_directory import write_model
+from imagen_jax.pipeline.model_directory import Stored, write_model
 from imagen_jax.pipeline.quantized_params import check_quantize
 from imagen_jax.text.tokenizers import copy_tokenizer
 
@@ -127,8 +127,8 @@ def to_model_directory(
         directory,
         model.cascade,
         model.params,
+        Stored(dtype),
         name=model.name,
         notes=model.notes,
-        dtype=dtype,
         release=model.params.free,
     )

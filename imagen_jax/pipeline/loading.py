@@ -205,25 +205,23 @@ def load_one(
             f"variant {variant!r} is for DeepFloyd IF and PRXPixel, which {source} is not."
         )
     if (directory / MODEL_FILE).is_file():
-        cascade, values = read_model(directory)
-        return Pipeline(
-            cascade,
-            open_params(
-                directory,
-                cascade,
-                dtype=kept.dtype,
-                place=kept.place,
-                shared=values.get("shared"),
-            ),
-            name=name if name in known else values.get("name") or name,
-            fingerprint=values.get("fingerprint"),
-            notes=values.get("notes"),
-        )
+        pipeline = load_directory(directory, kept)
+        pipeline.name = name if name in known else pipeline.name or name
+        return pipeline
     if not directory.is_dir():
         listed = "; ".join(f"{each}: {about}" if about else each for each, about in known.items())
         more = f", nor a shipped model of that name (shipped: {listed or 'none'})"
         raise ValueError(absent(directory, "folder", known, "" if directory.exists() else more))
     return load_workdir(directory, kept, step, ema)
+
+
+def load_directory(directory: Path, kept: Kept) -> Pipeline:
+    """A model directory, under the name that it has there."""
+    cascade, values = read_model(directory)
+    shared = values.get("shared")
+    params = open_params(directory, cascade, dtype=kept.dtype, place=kept.place, shared=shared)
+    about = {key: values.get(key) for key in ("name", "fingerprint", "notes")}
+    return Pipeline(cascade, params, **about)
 
 
 def sharding_over(mesh: jax.sharding.Mesh | None) -> ShardingOf:

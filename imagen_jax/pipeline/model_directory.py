@@ -8,7 +8,8 @@ import itertools
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,21 @@ FORMAT = 1
 OTHER_KEYS = {"name": str, "fingerprint": str, "notes": dict, "shared": str}
 
 
+@dataclass(frozen=True)
+class Stored:
+    """How parameters are stored.
+
+    dtype: of what is not quantized. quantize: the kernels, as of `load_model`. shared: a shipped
+    model; what is the same there is not written, but read from there. max_shard_bytes: a larger
+    component becomes several files.
+    """
+
+    dtype: str = "bfloat16"
+    quantize: str | None = None
+    shared: str | None = None
+    max_shard_bytes: int = SHARD_BYTES
+
+
 def component_names(cascade: Cascade) -> list[str]:
     """What has parameters: the stages, and the text encoder if there is one."""
     names = [stage.name for stage in cascade.stages]
@@ -56,14 +72,11 @@ def write_model(
     directory: str | os.PathLike,
     cascade: Cascade,
     params: Mapping,
+    stored: Stored = Stored(),
     *,
     name: str | None = None,
     notes: Mapping[str, Any] | None = None,
-    dtype: str = "bfloat16",
-    max_shard_bytes: int = SHARD_BYTES,
     release: Callable[[str], None] | None = None,
-    quantize: str | None = None,
-    shared: str | None = None,
 ) -> None:
     """Saves a model. All is written before any of it is put in place: a full disk changes nothing.
 
@@ -71,14 +84,10 @@ def write_model(
         params: by the stages' names and "text_encoder".
         name: what the model calls itself; the directory's name when None.
         notes: JSON values to keep with the model, such as steps trained.
-        dtype: of the parameters on disk, of quantized ones that of the rest.
-        max_shard_bytes: a larger component becomes several files.
         release: called with a component's name once it is written.
-        quantize: the kernels of what is written, as of `load_model`.
-        shared: a shipped model. What is the same there is not written, but read from there.
     """
     directory, names = Path(directory), component_names(cascade)
-    check_quantize(quantize)
+    check_quantize(stored.quantize)
     missing = sorted(set(names) - set(params))
     require(
         (
@@ -97,13 +106,7 @@ def write_model(
     with tempfile.TemporaryDirectory(**saving) as temporary:
         workplace, files = Path(temporary), []
         for component in names:
-            part = params[component]
-            if shared is not None and is_shared(shared, component, part):
-                continue
-            if quantize is not None:
-                part = quantized(part, scheme_of_part(component, quantize))
-            files += save_params(workplace, component, part, dtype, max_shard_bytes)
-            del part
+            files += _save_part(workplace, component, params[component], stored)
             if release is not None:
                 release(component)
         if cascade.encoder is not None:
@@ -115,12 +118,21 @@ def write_model(
             **description.to_dict(cascade),
             "notes": dict(notes or {}),
         }
-        if shared is not None:
-            values["shared"] = shared
+        if stored.shared is not None:
+            values["shared"] = stored.shared
         content = json.dumps(values, indent=1, ensure_ascii=False)
         parse_object(content.encode("utf-8"))  # what cannot be read again is not written
         (workplace / MODEL_FILE).write_text(content + "\n", encoding="utf-8")
         _move_in(workplace, directory, names)
+
+
+def _save_part(workplace: Path, name: str, params: Params, stored: Stored) -> Sequence[Path]:
+    """Writes a component, unless it is shared; the files."""
+    if stored.shared is not None and is_shared(stored.shared, name, params):
+        return ()
+    if stored.quantize is not None:
+        params = quantized(params, scheme_of_part(name, stored.quantize))
+    return save_params(workplace, name, params, stored.dtype, stored.max_shard_bytes)
 
 
 def _move_in(workplace: Path, directory: Path, names: list[str]) -> None:

@@ -452,8 +452,7 @@ class Pipeline:
             user_path(directory),
             self.cascade,
             self.params,
+            model_directory.Stored(dtype, quantize),
             name=self.name,
             notes=self.notes,
-            dtype=dtype,
-            quantize=quantize,
         )

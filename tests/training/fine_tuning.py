@@ -8,7 +8,7 @@ from imagen_jax.cascade.cascade import TEXT_ENCODER
 from imagen_jax.data import ArraySource
 from imagen_jax.devices.hosts import place
 from imagen_jax.devices.sharding import MeshConfig, make_mesh, state_shardings
-from imagen_jax.pipeline.model_directory import write_model
+from imagen_jax.pipeline.model_directory import Stored, write_model
 from imagen_jax.pipeline.pipeline import Pipeline
 from imagen_jax.storage.checkpoint import Checkpoints
 from imagen_jax.training import batches, build
@@ -29,7 +29,7 @@ def tiny_model(seed: int = 0) -> Pipeline:
 
 
 def save(pipeline: Pipeline, directory) -> str:
-    write_model(directory, pipeline.cascade, pipeline.params, dtype="float32")
+    write_model(directory, pipeline.cascade, pipeline.params, Stored("float32"))
     return str(directory)
 
 

@@ -19,7 +19,7 @@ from imagen_jax.devices.sharding import MeshConfig, make_mesh
 from imagen_jax.images.image_file import read_settings
 from imagen_jax.pipeline.joining import join_pipelines
 from imagen_jax.pipeline.loading import load_model
-from imagen_jax.pipeline.model_directory import read_model, write_model
+from imagen_jax.pipeline.model_directory import Stored, read_model, write_model
 from imagen_jax.pipeline.request import class_numbers
 from imagen_jax.storage.checkpoint import MismatchError
 from imagen_jax.training import batches, build, classes, loop, samples, start
@@ -177,7 +177,7 @@ def save_stages(directory, names):
     cascade = description.from_dict(
         {**description.to_dict(cascade), "class_names": list(names)}, directory
     )
-    write_model(directory, cascade, random_params(cascade), dtype="float32")
+    write_model(directory, cascade, random_params(cascade), Stored("float32"))
     return load_model(directory)
 
 
