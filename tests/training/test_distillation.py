@@ -181,7 +181,7 @@ def test_a_mesh_gives_the_losses_of_one_device(directory, tmp_path):
 
 
 def test_a_run_teaches_guidance(teacher, directory, conditions, tmp_path):
-    raw = student_config(directory, "guidance", num_steps="30", optimizer__learning_rate="3e-3")
+    raw = student_config(directory, "guidance", num_steps="30", optimizer__learning_rate="3e-4")
     run(raw, tmp_path)
     student, config, x_t = load_model(tmp_path), read_config(raw), noise()
     assert student.cascade.sampling[0] == replace(SAMPLING, guidance=1.0)
@@ -195,7 +195,9 @@ def test_a_run_teaches_guidance(teacher, directory, conditions, tmp_path):
         return jnp.clip(found, -1, 1)
 
     before, after = (relative(x0(each.params["tiny"]), wanted) for each in (teacher, student))
-    assert after < 0.8 * before
+    assert after < before, (after, before)
+    losses = list(read_losses(tmp_path).values())
+    assert np.mean(losses[-8:]) < 0.9 * np.mean(losses[:8]), losses
 
 
 def test_a_flow_map_is_sampled_without_guidance_by_ddim(teacher, directory):
