@@ -156,7 +156,8 @@ class Conv3x3(nn.Module):
     def __call__(self, x):
         kernel = self.param("kernel", self.kernel_init, (3, 3, x.shape[-1], self.channels))
         bias = self.param("bias", zeros, (self.channels,))
-        out = convolve(x.astype(self.dtype), jnp.asarray(kernel, self.dtype), self.stride)
+        x, kernel = jnp.asarray(x, self.dtype), jnp.asarray(kernel, self.dtype)
+        out = convolve(x, kernel, self.stride)
         return out + bias.astype(self.dtype) if self.add_bias else (out, bias)
 
 
