@@ -23,7 +23,7 @@ PROMPTS := "red heart, 3d style" "police officer, twemoji style" "student, outli
            "微笑的脸，经典风格" "红心，线条风格" "蓝心，扁平风格" "no one under eighteen, classic style"
 
 # The page in web/: which parts of which model it runs, on which version of npm's onnxruntime-web.
-WEB_MODEL ?= icons
+WEB_MODEL ?= icons-fast
 WEB_PARTS ?= text_encoder,base64_steps,sr256_steps
 ORT_WEB := 1.30.0
 ORT_FILES := ort.wasm.min.mjs ort.jspi.min.mjs \
@@ -33,7 +33,7 @@ ORT_BINARIES := ort-wasm-simd-threaded.wasm ort-wasm-simd-threaded.jspi.wasm
 .PHONY: demo web web-runtime test test-slow lint format unicode-data clean
 
 demo: $(VENV)/.core
-	$(BIN)/python scripts/generate.py $(PROMPTS) --num_images 1 --seed 0 --out $(DEMO) --overwrite
+	$(BIN)/python scripts/generate.py $(PROMPTS) --model icons-fast --num_images 1 --seed 0 --out $(DEMO) --overwrite
 	@echo "The grid of images: $(CURDIR)/$(DEMO)/grid.png"
 
 # Files are stored with gzip, so that any server sends them small.

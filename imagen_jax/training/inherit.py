@@ -75,7 +75,7 @@ def with_teacher(config: Section, cascade: Cascade) -> dict[str, Any]:
     values["distill"] = section | {"stage": taught_by, "sampling": sampling}
     steps = max(section.get("steps") or (), default=sampling["steps"])
     sampler = sampling["sampler"] if section.get("kind") == "guidance" else "ddim"
-    student = {"sampler": sampler, "steps": steps, "guidance": 1.0}
+    student = sampling | {"sampler": sampler, "steps": steps, "guidance": 1.0}
     values["sample"] = student | (values.get("sample") or {})
     if section.get("kind", "flow_map") == "flow_map":
         values["stage"] = given | {"network": {"target_time": True, **network}}

@@ -180,24 +180,18 @@ def test_a_mesh_gives_the_losses_of_one_device(directory, tmp_path):
         np.testing.assert_allclose(loss, losses[step], rtol=1e-3)
 
 
-def test_a_run_teaches_guidance(teacher, directory, conditions, tmp_path):
-    raw = student_config(directory, "guidance", num_steps="30", optimizer__learning_rate="3e-4")
+def test_a_student_of_its_own_network_learns(directory, tmp_path):
+    raw = to_dict(tiny(data__source="memory", text__trainable="False", num_steps="30"))
+    raw["text"]["init_from"] = directory
+    raw["optimizer"]["learning_rate"] = 1e-2
+    raw["distill"] = {"teacher": directory, "kind": "guidance"}
+    raw = inherit.completed(raw, lambda source: load_model(source).cascade)
+    assert raw["init_from"] is None
     run(raw, tmp_path)
-    student, config, x_t = load_model(tmp_path), read_config(raw), noise()
+    student = load_model(tmp_path)
     assert student.cascade.sampling[0] == replace(SAMPLING, guidance=1.0)
-    stage, t = config.stage, jnp.full(ROWS, 0.7)
-    wanted = taught(config, teacher, None, conditions, x_t, 0.7, 0.7)
-
-    @jax.jit
-    def x0(params):
-        output = apply_network(stage, params, x_t, t, text=conditions.text)
-        found = convert(output, x_t, stage.schedule.logsnr(t), "v", "x0", stage.schedule)
-        return jnp.clip(found, -1, 1)
-
-    before, after = (relative(x0(each.params["tiny"]), wanted) for each in (teacher, student))
-    assert after < before, (after, before)
     losses = list(read_losses(tmp_path).values())
-    assert np.mean(losses[-8:]) < 0.9 * np.mean(losses[:8]), losses
+    assert np.mean(losses[-8:]) < 0.7 * np.mean(losses[:8]), losses
 
 
 def test_a_flow_map_is_sampled_without_guidance_by_ddim(teacher, directory):
