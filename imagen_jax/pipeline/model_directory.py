@@ -22,7 +22,7 @@ from imagen_jax.cascade.cascade import TEXT_ENCODER, Cascade, part_shapes
 from imagen_jax.compress.quantization import quantize as quantized
 from imagen_jax.pipeline.lazy_params import PROBED, LazyParams, Probe
 from imagen_jax.pipeline.quantized_params import check_quantize, scheme_of_part
-from imagen_jax.pipeline.shipped import MODEL_FILE, PRETRAINED
+from imagen_jax.pipeline.shipped import MODEL_FILE, PRETRAINED, list_models
 from imagen_jax.storage import fingerprints
 from imagen_jax.storage.codec import require
 from imagen_jax.storage.folders import CHECKPOINTS, saved_steps
@@ -180,6 +180,10 @@ def read_model(directory: str | os.PathLike) -> tuple[Cascade, dict[str, Any]]:
             *(
                 (isinstance(values.get(key), kind | None), f"{key!r} is {values.get(key)!r}")
                 for key, kind in OTHER_KEYS.items()
+            ),
+            (
+                values.get("shared") in (None, *list_models()),
+                f"it shares parts with {values.get('shared')!r}, which is no shipped model",
             ),
         )
         cascade = description.from_dict(values, directory)
