@@ -1,4 +1,4 @@
-r"""A student of any model: guidance in one evaluation, and few steps (docs/distillation.md).
+r"""A student of a trained model: guidance in one evaluation, and few steps (docs/distillation.md).
 
 One student for one, two and four steps, a flow map (arXiv 2410.12557, 2505.18825):
 
@@ -19,7 +19,8 @@ steps, and half of these (progressive distillation, arXiv 2202.00512):
         --config.distill.steps=[4]
 
 MODEL is a shipped model, a model directory or a workdir; with --config.stage.name=NAME another
-stage than the first. The student has its network, text encoder and weights. IMAGES are those that
+stage than the first, of a network of kind unet, efficient_unet or transformer. The student has its
+network, text encoder and weights. IMAGES are those that
 the teacher was trained on, or others like them: they only say where on its way the student looks.
 """
 

@@ -3,9 +3,9 @@ r"""A student of the shipped model, in one to four steps and without guidance, o
     python scripts/prepare_icons.py --out data/icons
     launch/icons_fast.sh data/icons runs/icons_fast
 
-The script stops after eight minutes and makes a model directory; 1.5 million images are three
-seconds of work for each second of the teacher's training. "icons-fast", which ships, was trained on
-two CPU cores by icons_fast_cpu.py; its card says what it can do.
+The script stops after eight minutes and makes a model directory; it was not run on a GPU yet. The
+"icons-fast" that ships was trained on two CPU cores by icons_fast_cpu.py; its card says what it can
+do.
 """
 
 from ml_collections import ConfigDict

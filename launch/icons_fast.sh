@@ -3,8 +3,8 @@
 #
 #     launch/icons_fast.sh data/icons runs/icons_fast [options of scripts/train.py]
 #
-# It needs '.[train,quantize]'. data/icons is what scripts/prepare_icons.py wrote. After TRAINING seconds the run is stopped, which saves; the model of
-# what there is by then goes to runs/icons_fast/model. The same command goes on where it was stopped.
+# It needs '.[train,quantize]'. data/icons is what scripts/prepare_icons.py wrote. After TRAINING seconds the run is
+# stopped, which saves; what there is by then becomes the model runs/icons_fast/model. The same command goes on from there.
 set -euo pipefail
 data=${1:?the folder of icons} workdir=${2:?the workdir}
 shift 2

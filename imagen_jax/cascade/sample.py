@@ -93,6 +93,11 @@ def check_flow_map(stage: Stage, sampling: Sampling) -> None:
             f"{sampling.sampler} with eta {sampling.eta}.",
         ),
         (
+            sampling.spacing == "time",
+            f"{name}: its steps are even in time, and spacing must be 'time', not "
+            f"{sampling.spacing!r}.",
+        ),
+        (
             not np.any(np.asarray(sampling.guidance) != 1),
             f"{name}: guidance is part of the network, and its weight must be 1, not "
             f"{sampling.guidance}.",

@@ -213,9 +213,12 @@ def apply_network(
     aug_level: Number | None = None,
 ) -> Float[Array, "batch height width out_channels"]:
     """The network's output at x_t, t in [0, 1]; `low_res` upsampled and augmented at `aug_level` in
-    [0, 1], one level or one an example. s: of a flow map, the time that the step leads to.
+    [0, 1], one level or one an example. s: of a flow map, the time that the step leads to; t when
+    None.
     """
     level = None
+    if s is None and stage.is_flow_map:
+        s = t
     if aug_level is not None and low_res is not None:
         aug_level = jnp.broadcast_to(jnp.asarray(aug_level, jnp.float32), t.shape)
         level = network_time(stage.aug_schedule, aug_level)
@@ -256,6 +259,12 @@ class GuidedParams:
 
 def check_guide(stage: Stage, guide: Stage) -> None:
     """ValueError where a stage cannot guide another. Size, schedule and prediction may differ."""
+    for each in (stage, guide):
+        if each.is_flow_map:
+            raise ValueError(
+                f"Stage {each.name!r} is distilled (network.target_time): it has its teacher's "
+                "guidance, and neither guides nor is guided."
+            )
     fields = ["resolution", "low_resolution", "channels", "conditioning", "text_width", "min_scale"]
     pairs = {name: (getattr(stage, name), getattr(guide, name)) for name in fields}
     pairs["num_classes"] = stage.network.num_classes, guide.network.num_classes

@@ -22,7 +22,7 @@ from imagen_jax.commands.command_line import (
     run_parsed,
     sources,
 )
-from imagen_jax.pipeline.shipped import list_models
+from imagen_jax.pipeline.shipped import DEFAULT
 from imagen_jax.storage.folders import output_folder, user_path
 
 SHARD_BYTES = 16 * 2**20  # of each file of weights: the shipped model lies in git
@@ -51,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
     add("--quantize", help="the kernels: int8, int4 or int8_dynamic")
     add(
         "--shared",
-        choices=list_models(),
+        choices=[DEFAULT],
         help="read from this shipped model what is the same there",
     )
     add("--image", type=path, metavar="FILE", help="plot of the loss (default: DIR/loss.png)")

@@ -50,6 +50,8 @@ def _network_faults(stage: Stage) -> Iterator[str]:
         used = [name for name in ("input_skip", "draft") if getattr(network, name)]
         more = f", nor its {' and '.join(used)}" if used else ""
         yield f"network.kind 'efficient_unet': {CLASS_NAME} has no such blocks{more}"
+    elif stage.is_flow_map:
+        yield f"network.target_time: {CLASS_NAME} is not told where a step leads to"
     elif stage.conditioning != "text":
         yield f"conditioning {stage.conditioning!r}: its attention always reads text"
     else:

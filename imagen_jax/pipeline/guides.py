@@ -35,10 +35,15 @@ def guides_in_use(
     for name in names:
         if name not in guides:
             raise ValueError(NO_GUIDE.format(name))
-    if request.negative_prompt and len(names) == len(kinds):
+    distilled = any(cascade.stages[i].is_flow_map for i in request.stages)
+    led = [
+        sampling[i].guidance_kind != "auto" and not (distilled and sampling[i].guidance == 1)
+        for i in request.stages
+    ]
+    if request.negative_prompt and not any(led):
         raise ValueError(
             f"negative_prompt {request.negative_prompt!r} changes nothing: guidance_kind 'auto' "
-            "leads away from a weaker model, not from text."
+            "leads away from a weaker model, and a distilled stage from what its teacher did."
         )
     return {name: guides[name] for name in names}
 

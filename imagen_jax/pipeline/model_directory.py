@@ -52,8 +52,8 @@ class Stored:
     """How parameters are stored.
 
     dtype: of what is not quantized. quantize: the kernels, as of `load_model`. shared: a shipped
-    model; what is the same there is not written, but read from there. max_shard_bytes: a larger
-    component becomes several files.
+    model; what is the same there is not written, nor quantized, but read from there.
+    max_shard_bytes: a larger component becomes several files.
     """
 
     dtype: str = "bfloat16"
@@ -127,9 +127,9 @@ def write_model(
 
 
 def _save_part(workplace: Path, name: str, params: Params, stored: Stored) -> Sequence[Path]:
-    """Writes a component, unless it is shared; the files."""
+    """Writes a component, unless it is shared; the files that it is in."""
     if stored.shared is not None and is_shared(stored.shared, name, params):
-        return ()
+        return sorted((PRETRAINED / stored.shared).glob(f"{name}[.-]*safetensors"))
     if stored.quantize is not None:
         params = quantized(params, scheme_of_part(name, stored.quantize))
     return save_params(workplace, name, params, stored.dtype, stored.max_shard_bytes)

@@ -20,9 +20,9 @@ def of_bytes(content: bytes) -> str:
 
 
 def of_files(files: Iterable[Path]) -> str:
-    """Of the bytes of all files, in the order of their paths."""
+    """Of the bytes of all files, in the order of their names."""
     digest = hashlib.sha256()
-    for file in sorted(files):
+    for file in sorted(files, key=lambda file: file.name):
         with open(file, "rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()[:DIGITS]

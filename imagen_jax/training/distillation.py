@@ -68,8 +68,9 @@ def make_target(config: DistillConfig, student: Stage) -> Callable[..., Images]:
         given: dict[str, Any],
         null: TextEmbeddings | None,
     ) -> Images:
-        if "text" in given and null is None:
-            null = null_text(*given["text"].values.shape)
+        if "text" in given:
+            null = null_text(*given["text"].values.shape) if null is None else null
+            null = jax.tree.map(lambda x: jnp.broadcast_to(x, (len(x_t), *x.shape[1:])), null)
         level = {name: given[name] for name in ("aug_level",) if name in given}
         conditions = Conditions(
             null=null, **{name: given[name] for name in given.keys() - level.keys()}
@@ -83,13 +84,12 @@ def make_target(config: DistillConfig, student: Stage) -> Callable[..., Images]:
         taught = denoiser(teacher, models.compute_params(teacher.network, weights))
         if config.kind == "guidance":
             return taught(x_t, times[0]).x0
-        most = max(config.steps)
-        by_teacher = partial(walk, taught, teacher, x_t, *times, config.teacher_steps // most)
+        by_teacher = partial(walk, taught, teacher, x_t, *times, config.steps_of_one)
         if config.kind == "progressive":
             return by_teacher()
         frozen = denoiser(student, jax.lax.stop_gradient(own.params), guidance=1.0)
         by_itself = partial(walk, frozen, student, x_t, *times, 2)
-        longer = times[0][0] - times[1][0] > 1.5 / most
+        longer = times[0][0] - times[1][0] > 1.5 / max(config.steps)
         return jax.lax.cond(longer, by_itself, by_teacher)
 
     return target

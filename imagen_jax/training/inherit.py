@@ -61,21 +61,25 @@ def with_teacher(config: Section, cascade: Cascade) -> dict[str, Any]:
     """The config of a distillation with the teacher's stage and how it is sampled; a student that
     leaves out its own network gets the teacher's, and its weights to start from.
 
+    The stage is the teacher's first where `stage.name` is None.
+
     Raises:
-        ValueError: the teacher has several stages and `stage.name` is none of them.
+        ValueError: `stage.name` is no stage of the teacher.
     """
     values = to_dict(config)
     section, given = values["distill"], values.get("stage") or {}
-    index = stage_index(cascade, given.get("name"))
+    given = given | {"name": given.get("name") or cascade.stages[0].name}
+    values["stage"], index = given, stage_index(cascade, given["name"])
     sampling = to_dict(cascade.sampling[index])
     if section.get("guidance") is not None:
         sampling["guidance"] = section["guidance"]
     taught_by, network = to_dict(cascade.stages[index], KINDS), given.get("network") or {}
     taught_by["network"]["dtype"] = network.get("dtype") or taught_by["network"]["dtype"]
     values["distill"] = section | {"stage": taught_by, "sampling": sampling}
-    steps = max(section.get("steps") or (), default=sampling["steps"])
-    sampler = sampling["sampler"] if section.get("kind") == "guidance" else "ddim"
-    student = sampling | {"sampler": sampler, "steps": steps, "guidance": 1.0}
+    student = sampling | {"guidance": 1.0}
+    if steps := section.get("steps"):  # which are even in time
+        student |= {"sampler": "ddim", "steps": max(steps), "eta": 0.0, "spacing": "time"}
+        student |= {"steps_offset": 0, "lambda_min": None}
     values["sample"] = student | (values.get("sample") or {})
     if section.get("kind", "flow_map") == "flow_map":
         values["stage"] = given | {"network": {"target_time": True, **network}}

@@ -288,7 +288,7 @@ class DistillConfig:
     steps: the numbers of steps that the student is for, each half of the next: one for
     "progressive", none for "guidance". teacher_steps: how many of the teacher's steps lead from
     noise to image; None is twice as many as the student's most.
-    stage, sampling: the teacher's, which `training.start` fills in.
+    stage, sampling: the teacher's, which `training.inherit` fills in.
     """
 
     teacher: str
@@ -310,15 +310,20 @@ class DistillConfig:
                 f"{STEPS_OF_KIND[self.kind]}",
             ),
         )
-        if steps and self.teacher_steps is None:
-            object.__setattr__(self, "teacher_steps", 2 * steps[-1])
+        teacher_steps, most = self.teacher_steps, max(self.steps, default=1)
         require(
             (
-                not steps or (self.teacher_steps > 0 and self.teacher_steps % steps[-1] == 0),
-                f"distill.teacher_steps {self.teacher_steps} must be a multiple of the student's "
-                f"most steps, {steps[-1:]}",
+                teacher_steps is None
+                or (bool(steps) and teacher_steps > 0 and teacher_steps % most == 0),
+                f"distill.teacher_steps {teacher_steps} must be a multiple of the student's most "
+                f"steps, {most}; for kind 'guidance' leave it out",
             ),
         )
+
+    @property
+    def steps_of_one(self) -> int:
+        """The steps of the teacher that the student's shortest step is learned from."""
+        return 2 if self.teacher_steps is None else self.teacher_steps // max(self.steps)
 
 
 STEPS_OF_KIND = {
@@ -333,12 +338,12 @@ class RunConfig:
     """All of a run. `init_from`: a model or workdir whose weights to start from.
 
     ema: power-law averages, beside that of `ema_decay` or in its place.
-    lora: train an adapter alone, and leave the weights of `init_from` as they are.
-    distill: train a student of another model. frozen_dtype: of
-    the parameters that are read and not trained. frozen_split: devices along fsdp share these too;
-    whole on each they take more memory, and nothing waits for them. label_dropout: share of the
-    class labels that are dropped, for guidance (of texts: text.dropout). skip_batches: numbers of
-    batches to leave out, "1200:1210" or several of these with commas.
+    lora: train an adapter alone, and leave the weights of `init_from` as they are. distill: train a
+    student of another model. frozen_dtype: of the parameters that are read and not trained.
+    frozen_split: devices along fsdp share these too; whole on each they take more memory, and
+    nothing waits for them. label_dropout: share of the class labels that are dropped, for guidance
+    (of texts: text.dropout). skip_batches: numbers of batches to leave out, "1200:1210" or several
+    of these with commas.
     """
 
     stage: Stage
@@ -383,6 +388,7 @@ class RunConfig:
         odd = [list(size) for size in buckets if min(size) < 1 or any(side % step for side in size)]
         text, decay_steps = self.text, self.optimizer.decay_steps
         frozen_text = text is not None and not text.trainable
+        maps = self.distill is not None and self.distill.kind == "flow_map"
         require(
             (
                 not buckets or (stage.low_resolution is None and stage.crop is None),
@@ -405,9 +411,23 @@ class RunConfig:
                 "distill trains a network alone: text.trainable must be False",
             ),
             (
-                (self.distill is not None and self.distill.kind == "flow_map") == stage.is_flow_map,
-                f"stage.network.target_time {stage.is_flow_map} is for distill.kind 'flow_map', "
-                "and that needs it",
+                self.distill is None or self.lora is None,
+                "distill trains all of a network, lora an adapter alone: leave one of them out",
+            ),
+            (
+                not stage.is_flow_map or maps,
+                f"stage {stage.name!r} is a flow map (network.target_time), which distill.kind "
+                "'flow_map' alone trains",
+            ),
+            (
+                stage.is_flow_map or not maps,
+                "distill.kind 'flow_map' needs network.target_time, which networks of kind unet, "
+                "efficient_unet and transformer have",
+            ),
+            (
+                not (stage.is_flow_map and self.optimizer.keep_zeros),
+                "optimizer.keep_zeros would keep network.target_time without effect: prune the "
+                "student when it is trained",
             ),
             (
                 stage.conditioning != "text" or text is not None,

@@ -82,8 +82,8 @@ def with_absolute_sources(raw: Section) -> dict[str, Any]:
     folder, where such a path could be taken for a name on the hub.
     """
     values, known = to_dict(raw), shipped.list_models()
-    for section, key in ((values, "init_from"), ("text", "init_from"), ("distill", "teacher")):
-        section = values.get(section) if isinstance(section, str) else section
+    text, distill = values.get("text"), values.get("distill")
+    for section, key in ((values, "init_from"), (text, "init_from"), (distill, "teacher")):
         source = section.get(key) if isinstance(section, dict) else None
         if isinstance(source, str) and source not in known and Path(source).is_dir():
             section[key] = os.path.abspath(source)

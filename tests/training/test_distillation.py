@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from fine_tuning import images, save, tiny_model
-from tiny_cascade import random_conditions
+from tiny_cascade import CASCADE, random_conditions
 
 from imagen_jax import load_model
 from imagen_jax.cascade.cascade import TEXT_ENCODER
@@ -18,6 +18,7 @@ from imagen_jax.diffusion.flow_map import jump
 from imagen_jax.diffusion.process import convert
 from imagen_jax.diffusion.sampling import Sampling
 from imagen_jax.models import TrainingParams
+from imagen_jax.pipeline.joining import add_guides
 from imagen_jax.pipeline.pipeline import Pipeline
 from imagen_jax.storage.codec import to_dict
 from imagen_jax.storage.trees import flatten
@@ -73,7 +74,8 @@ def taught(config, teacher, own, conditions, x_t, t, s):
 
     @jax.jit
     def called(own, weights, x_t, times):
-        return target(TrainingParams(own), weights, x_t, times, {"text": conditions.text}, None)
+        null = jax.tree.map(lambda leaf: leaf[:1], conditions.null)  # one for all, as a run has it
+        return target(TrainingParams(own), weights, x_t, times, {"text": conditions.text}, null)
 
     times = tuple(jnp.full(ROWS, time, jnp.float32) for time in (t, s))
     return called(own, teacher.params["tiny"], x_t, times)
@@ -203,6 +205,12 @@ def test_a_flow_map_is_sampled_without_guidance_by_ddim(teacher, directory):
     student = Pipeline(cascade, params, name="student")
     settings = {"seed": 1, "num_images": 1, "progress": False}
     assert student.generate_images("no 3", **settings)[0].size == (8, 8)
+    with pytest.raises(ValueError, match="negative_prompt 'a' changes nothing"):
+        student.generate_images("no 3", negative_prompt="a", **settings)
+    with pytest.raises(ValueError, match="spacing must be 'time', not 'karras'"):
+        student.generate_images("no 3", spacing="karras", **settings)
+    with pytest.raises(ValueError, match="neither guides nor is guided"):
+        add_guides(student, [teacher])
     with pytest.raises(ValueError, match=r"guidance is part of the network.*not 3"):
         student.generate_images("no 3", guidance=3, **settings)
     with pytest.raises(ValueError, match="sampler must be ddim or euler with eta 0, not ddpm"):
@@ -223,6 +231,33 @@ def test_a_flow_map_is_sampled_without_guidance_by_ddim(teacher, directory):
 def test_what_makes_no_sense_is_refused(directory, kind, distill, message):
     with pytest.raises(ValueError, match=message):
         read_config(student_config(directory, kind, distill))
+
+
+def test_a_teachers_grid_is_not_the_students(teacher, tmp_path):
+    odd = replace(SAMPLING, spacing="karras", eta=1.0)
+    directory = save(Pipeline(replace(teacher.cascade, sampling=(odd,)), teacher.params), tmp_path)
+    config = read_config(student_config(directory))
+    assert config.distill.sampling == odd
+    assert config.sample.sampling == replace(SAMPLING, steps=4, guidance=1.0)
+
+
+def test_of_several_stages_the_first_is_taught():
+    config = {"distill": {"teacher": "there", "steps": [1]}, "stage": {"name": None}}
+    found = inherit.completed(config, lambda source: CASCADE)
+    assert found["stage"]["name"] == found["distill"]["stage"]["name"] == "base"
+    assert found["stage"]["network"]["target_time"] is True
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"lora": "{'rank': 2}"}, "lora an adapter alone"),
+        ({"optimizer__keep_zeros": "True"}, "would keep network.target_time without effect"),
+    ],
+)
+def test_what_does_not_go_with_distillation_is_refused(directory, overrides, message):
+    with pytest.raises(ValueError, match=message):
+        read_config(student_config(directory, **overrides))
 
 
 def test_a_text_encoder_is_not_trained_along(directory):
