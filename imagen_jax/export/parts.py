@@ -236,7 +236,7 @@ def steps_part(name: str, stage: Stage, sampling: Sampling, frame: Frame, params
     inputs |= run_inputs(stage, sampling, frame) | condition_inputs(stage, frame, guided)
     inputs |= {"start": Shape((), np.int32), "stop": Shape((), np.int32)}
 
-    def function(start, stop, times, text=None, text_mask=None, null=None, null_mask=None, **given):
+    def function(start, stop, text=None, text_mask=None, null=None, null_mask=None, **given):
         before = state_from({name: given.pop(name) for name in names}, sampling)
         conditions = Conditions(
             text=None if text is None else TextEmbeddings(text, text_mask),
@@ -244,7 +244,7 @@ def steps_part(name: str, stage: Stage, sampling: Sampling, frame: Frame, params
             label=given.pop("label", None),
             low_res=given.pop("low_res", None),
         )
-        grid = TimeGrid(padded(times), start, stop)
+        grid = TimeGrid(padded(given["times"]), start, stop)
         after = run_steps(stage, params, sampling, grid, before, conditions, given)
         return tuple(state_values(after, (*names, "x0")).values())
 
@@ -296,7 +296,8 @@ def run_steps(
     sampling = jax.tree.map(jnp.asarray, traced(sampling))
     if guided:
         sampling = replace(sampling, guidance=given["guidance"])
-    sampling = replace(sampling, steps=jnp.asarray(grid.stop, jnp.int32))
+    # Of the whole loop, even where one step of it is run.
+    sampling = replace(sampling, steps=jnp.int32(given["times"].shape[0] - 1))
     if conditions.low_res is not None:
         low_res = upsample(
             conditions.low_res, (stage.resolution, stage.resolution), stage.upsampling
@@ -378,7 +379,7 @@ def cascade_part(pipeline: Pipeline, frame: Frame, dtype: str) -> Part:
         images = None
         for stage, sampling in zip(stages, cascade.sampling, strict=True):
             values = {name: given[f"{name}_{stage.name}"] for name in own[stage.name]}
-            times, noise = values.pop("times"), values.pop("noise")
+            times, noise = values["times"], values.pop("noise")
             grid = TimeGrid(padded(times), jnp.int32(0), jnp.int32(times.shape[0] - 1))
             state = begun(stage.schedule.noise_scale * noise, sampling)
             conditions = Conditions(text, null if is_guided(sampling) else None, label, images)
