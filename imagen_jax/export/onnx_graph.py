@@ -50,9 +50,9 @@ def constant(array: Any) -> Value:
     return Value(array.shape, array.dtype, None, array, tuple(range(array.ndim)))
 
 
-# What jax writes sizes with; ^ is its power.
+# What jax writes sizes with.
 OPERATIONS: dict[Any, Any] = {
-    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.BitXor: operator.pow,
+    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Pow: operator.pow,
     "floordiv": operator.floordiv, "mod": operator.mod, "max": max, "min": min,
 }  # fmt: skip
 
@@ -84,7 +84,7 @@ class Sizes:
         if isinstance(dim, int | np.integer):
             return int(dim)
         sizes = dict(zip(self.symbols, values, strict=False))
-        return evaluated(ast.parse(str(dim), mode="eval").body, sizes)
+        return evaluated(ast.parse(str(dim).replace("^", "**"), mode="eval").body, sizes)
 
     def stand_in(self, dims: Sequence[Dim]) -> list[int]:
         return [self.at(dim, STAND_INS) for dim in dims]
