@@ -43,7 +43,7 @@ web: web/ort/$(ORT_WEB) $(VENV)/.export
 	rm -rf web/model
 	$(BIN)/python scripts/export.py --model $(WEB_MODEL) --parts $(WEB_PARTS) \
 	  --format onnx --dtype int8 --out web/model
-	rm web/model/*.py && gzip -9 -n web/model/*
+	gzip -9 -n web/model/*
 	@echo "Next: $(PYTHON) -m http.server -d web, then open http://localhost:8000"
 
 web/ort/$(ORT_WEB):

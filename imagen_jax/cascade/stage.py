@@ -355,13 +355,13 @@ def make_stage_denoiser(
             raise ValueError(NO_GUIDE.format(stage.name))
         predict_pair = predict_two
     if guided is False:
-        predict_pair = None
+        predict_pair = None  # nor is anything of it computed here
     if shape is not None:
         once = functools.partial(
             hoisted, example=_example(stage, shape), fixed=conditions._replace(low_res=None)
         )
         predict, predict_pair = once(predict), predict_pair and once(predict_pair)
-    kind, branch = stage.prediction, guided is None
+    kind = stage.prediction
     return make_denoiser(
-        predict, predict_pair, stage.schedule, kind, sampling, stage.min_scale, branch
+        predict, predict_pair, stage.schedule, kind, sampling, stage.min_scale, guided
     )

@@ -37,6 +37,7 @@ EXTRAS = {
     "seqio": "seqio",
     "tokenizers": "eval",
     "resvg_py": "icons",
+    "qwix": "quantize",
     "onnx": "export",
     "onnxruntime": "export",
     "torch": None,  # itself is enough

@@ -75,6 +75,7 @@ def convert(options: argparse.Namespace) -> None:
             lines = conversion.to_diffusers(source, options.out, stage=options.stage, **files)
             print(*lines, sep="\n")
     elif is_feature_network(source):
+        require((options.quantize is None, "--quantize is not for feature networks"))
         convert_features(Path(source), options.out, options.dtype)
     else:
         files |= {"dtype": options.dtype or "bfloat16", "quantize": options.quantize}

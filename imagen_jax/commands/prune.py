@@ -37,8 +37,8 @@ def parser() -> argparse.ArgumentParser:
     add("--out", type=path, required=True, metavar="DIR", help="directory of the pruned model")
     add("--stage", help="which of several stages to prune (default: the first)")
     add("--sparsity", type=float, metavar="SHARE", help="of the kernels' weights, to become zero")
-    add("--scope", default="global", choices=("global", "layer"),
-        help="the least weights of all kernels together, or of each")  # fmt: skip
+    add("--scope", choices=("global", "layer"), help="of --sparsity: the least weights of all "
+        "kernels together, or of each (default: global)")  # fmt: skip
     add("--blocks", type=int, metavar="N", help="pairs of residual blocks to leave out")
     add("--prompts", nargs="+", help="of the images by which blocks are scored, for --blocks")
     add("--dtype", default="float32", choices=("float32", "float16", "bfloat16"),
@@ -58,8 +58,9 @@ def prune(options: argparse.Namespace) -> None:
     index = stage_index(model.cascade, options.stage or stages[0].name)
     stage = stages[index]
     if options.sparsity is not None:
-        pruning.check_pruning(options.sparsity, options.scope)
-        params = pruning.prune(model.params[stage.name], options.sparsity, options.scope)
+        scope = options.scope or "global"
+        pruning.check_pruning(options.sparsity, scope)
+        params = pruning.prune(model.params[stage.name], options.sparsity, scope)
         print(f"{stage.name}: {pruning.sparsity(params):.1%} of the kernels' weights are zero")
     else:
         blocks.check_blocks(stage.network, options.blocks)
@@ -114,7 +115,9 @@ def run(options: argparse.Namespace) -> None:
         (
             (options.sparsity is None) != (options.blocks is None),
             "give one of --sparsity and --blocks",
-        )
+        ),
+        (options.scope is None or options.blocks is None, "--scope is for --sparsity"),
+        (options.prompts is None or options.blocks is not None, "--prompts is for --blocks"),
     )
     with output_folder(options.out):
         prune(options)

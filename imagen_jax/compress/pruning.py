@@ -8,7 +8,7 @@ from imagen_jax.compress.kernels import takes
 from imagen_jax.devices.sharding import STACKED
 from imagen_jax.storage.codec import nearest, require
 from imagen_jax.storage.quantized import refuse_quantized
-from imagen_jax.storage.trees import flatten, unflatten
+from imagen_jax.storage.trees import flatten, name_some, unflatten
 from imagen_jax.typing import Params
 
 SCOPES = ("global", "layer")
@@ -31,12 +31,13 @@ def prune(params: Params, share: float, scope: str = "global") -> Params:
             layer of those that are stacked, the same share.
 
     Raises:
-        ValueError: a share or a scope that cannot be; kernels are quantized.
+        ValueError: a share or a scope that cannot be; kernels are quantized, or there are none.
     """
     check_pruning(share, scope)
     refuse_quantized(params, "Pruning")
     flat = flatten(params)
     kernels = {path: np.array(leaf) for path, leaf in flat.items() if takes(path, leaf.shape)}
+    require((kernels, f"There is no kernel to prune among {name_some(sorted(flat))}."))
     parts = [
         part
         for path, kernel in kernels.items()

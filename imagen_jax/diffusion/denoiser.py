@@ -45,7 +45,7 @@ def make_denoiser(
     prediction: str,
     sampling: Sampling = Sampling(),
     min_scale: float = 0.0,
-    branch: bool = True,
+    guided: bool | None = None,
 ) -> Denoiser:
     """The denoiser of a network.
 
@@ -60,7 +60,7 @@ def make_denoiser(
         sampling: its guidance, thresholding, and whether a learned variance is passed on. Its
             numbers may be traced, and those of guidance and thresholding may be one an example.
         min_scale: of a network that predicts x0, see `with_least_scale`; 0 for none.
-        branch: False for a program without a condition, which always evaluates the pair.
+        guided: whether the pair is evaluated, always or never; None: where a weight is not 1.
     """
 
     kind = GUIDANCES[sampling.guidance_kind]
@@ -80,7 +80,7 @@ def make_denoiser(
         def conditional_only() -> tuple[Images, Images | None, Images | None]:
             return *_split(predict(x_t, *times), x_t.shape[-1]), average
 
-        def guided() -> tuple[Images, Images | None, Images | None]:
+        def with_guidance() -> tuple[Images, Images | None, Images | None]:
             (output, variance), (away, _) = (
                 _split(output, x_t.shape[-1]) for output in predict_pair(x_t, *times)
             )
@@ -91,12 +91,15 @@ def make_denoiser(
             mixed = change(kind.mix(wanted, other, weight, sampling), space, prediction)
             return rescaled(mixed, output, sampling.guidance_rescale), variance, after
 
-        if predict_pair is None:
+        if predict_pair is None or guided is False:
             output, variance, after = conditional_only()
         else:
             weight = guidance_weight(sampling, t)
-            acts = jnp.any(weight != 1.0) if branch else True
-            output, variance, after = jax.lax.cond(acts, guided, conditional_only)
+            if guided:
+                output, variance, after = with_guidance()
+            else:
+                acts = jnp.any(weight != 1.0)
+                output, variance, after = jax.lax.cond(acts, with_guidance, conditional_only)
         x0 = THRESHOLDS[sampling.threshold](change(output, prediction, "x0"), sampling)
         if min_scale and prediction == "x0":
             x0 = with_least_scale(x0, x_t, logsnr, min_scale, schedule)

@@ -15,7 +15,7 @@ from imagen_jax import __version__
 from imagen_jax.cascade import description
 from imagen_jax.cascade.cascade import TEXT_ENCODER, Cascade
 from imagen_jax.cascade.sample import plan_steps
-from imagen_jax.export.parts import Part, make_part, needs_noise, part_names
+from imagen_jax.export.parts import CASCADE, Part, make_part, needs_noise, part_names
 from imagen_jax.pipeline.pipeline import Pipeline
 from imagen_jax.storage.codec import nearest, require
 from imagen_jax.storage.json_file import write_object
@@ -23,7 +23,7 @@ from imagen_jax.text.tokenizers import copy_tokenizer
 
 FILE = "export.json"
 DTYPES = ("float32", "float16", "int8")  # int8: of the weights alone, computed in float32
-RUNNER = "onnx_images.py"  # makes images from such a folder without this package
+RUNNER = "onnx_images.py"  # makes images of text from a cascade without this package
 Write = Callable[[Part, Path, dict[str, str]], None]  # a part, its file, settings for its metadata
 
 
@@ -86,7 +86,7 @@ def write_export(
     write_object(directory / FILE, {**values, "parts": entries})
     if pipeline.cascade.encoder is not None:
         copy_tokenizer(pipeline.cascade.encoder.tokenizer, directory)
-    if ending == ".onnx":
+    if ending == ".onnx" and CASCADE in parts and pipeline.cascade.encoder is not None:
         runner = files("imagen_jax.export").joinpath(RUNNER)
         shutil.copyfile(str(runner), directory / RUNNER)
     return written

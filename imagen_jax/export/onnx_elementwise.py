@@ -1,7 +1,7 @@
 """Elementwise operations of jax in an ONNX graph."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -105,11 +105,32 @@ def cast(graph: Graph, value: Value, dtype: Any) -> Value:
     return graph.emit("Cast", [value.name], aval, value.order, value.spread, to=to)
 
 
-def sign_mask(graph, eqn, x):
-    """-1 where a float is negative, else 0: all that is read of its bits is the sign."""
-    negative = elementwise(graph, "Less", [x, number(0, x)], jax.ShapeDtypeStruct(x.shape, bool))
-    minus = elementwise(graph, "Neg", [cast(graph, negative, np.int32)], eqn.outvars[0].aval)
-    return minus
+@dataclass(frozen=True, eq=False)
+class Bits(Value):
+    """The bits of a float, of which only the sign can be read, by `sign_mask`."""
+
+    of: Value | None = None
+
+
+def bits(graph, eqn, x):
+    if (x.dtype, eqn.params["new_dtype"]) != (np.float32, np.int32):
+        raise NotImplementedError("bits of anything but float32 as int32")
+    return Bits(x.shape, np.dtype(np.int32), of=x)
+
+
+def sign_mask(graph, eqn, x, shift):
+    """-1 where a float is negative, else 0: its bits, shifted until the sign alone is left."""
+    if not isinstance(x, Bits) or shift.array is None or np.any(shift.array != 31):
+        raise NotImplementedError("a shift to the right that is not of a float's sign")
+    x, of_bool = x.of, jax.ShapeDtypeStruct(x.shape, bool)
+    negative = elementwise(graph, "Less", [x, number(0, x)], of_bool)
+    return elementwise(graph, "Neg", [cast(graph, negative, np.int32)], eqn.outvars[0].aval)
+
+
+def rounding(graph, eqn, x):
+    if eqn.params["rounding_method"] != jax.lax.RoundingMethod.TO_NEAREST_EVEN:
+        raise NotImplementedError("rounding other than to the nearest even number")
+    return elementwise(graph, "Round", [x], eqn.outvars[0].aval)
 
 
 def logistic(graph, eqn, x):

@@ -8,18 +8,19 @@ from typing import Any
 import jax
 import numpy as np
 import onnx
-from onnx import GraphProto, TensorProto, helper, numpy_helper
+from onnx import GraphProto, helper
 
 from imagen_jax.export.directory import check_parts, write_export
-from imagen_jax.export.int8_weights import with_int8_weights
 from imagen_jax.export.onnx_graph import Graph, Sizes, Value, constant, fixed, info
 from imagen_jax.export.onnx_program import run
-from imagen_jax.export.parts import Part
+from imagen_jax.export.parts import CASCADE, Part
+from imagen_jax.export.small_weights import graphs, with_small_weights
+from imagen_jax.pipeline.lazy_params import as_lazy
 from imagen_jax.pipeline.pipeline import Pipeline
 from imagen_jax.storage.codec import require
+from imagen_jax.storage.quantized import schemes_in
 
 LEAST_OPSET, OPSET = 18, 20  # reductions take their axes as an input from 18 on
-SMALLEST_HALVED = 4096  # numbers of a weight; smaller ones stay float32
 LARGEST = 1.5e9  # bytes of a file with its weights; protobuf's limit is 2 GB
 
 
@@ -94,10 +95,10 @@ def export_onnx(
         parts: of `export.parts.part_names`; all when None.
         dtype: of the weights and of the networks' arithmetic; inputs and outputs are float32. Norms
             and softmax stay float32, as does the arithmetic of the text encoder. "int8": of the
-            weights alone (`int8_weights`), with all arithmetic in float32.
+            weights alone (`small_weights`), with all arithmetic in float32.
 
     Raises:
-        ValueError: an unknown part, dtype or opset.
+        ValueError: an unknown part, dtype or opset; kernels are in int8_dynamic.
     """
     newest = onnx.defs.onnx_opset_version()
     require(
@@ -105,18 +106,29 @@ def export_onnx(
         (opset <= newest, f"opset {opset} is unknown to onnx {onnx.__version__}: {newest} at most"),
     )
     parts = check_parts(pipeline.cascade, parts, dtype)
+    refuse_dynamic(pipeline, parts)
 
     def write(part: Part, path: Path, metadata: dict[str, str]) -> None:
         model = to_onnx(part.function, part.inputs, part.outputs, opset)
-        if dtype == "float16":
-            store_halves(model.graph)
-        elif dtype == "int8":
-            model = with_int8_weights(model)
+        if dtype != "float32":
+            model = with_small_weights(model, dtype)
         helper.set_model_props(model, metadata | {"part": part.name, "opset": str(opset)})
         save(model, path)
 
     made_with = {"format": "onnx", "opset": opset, "onnx": onnx.__version__, "jax": jax.__version__}
     return write_export(pipeline, Path(directory), parts, dtype, made_with, ".onnx", write)
+
+
+def refuse_dynamic(pipeline: Pipeline, parts: Sequence[str]) -> None:
+    """ValueError where a part has kernels in int8_dynamic, whose products ONNX has not."""
+    params = as_lazy(pipeline.params)
+    for name in params:
+        needed = {CASCADE, name, f"{name}_network", f"{name}_steps"} & set(parts)
+        if needed and "int8_dynamic" in schemes_in(params.shapes(name)):
+            raise ValueError(
+                f"{name} is quantized to int8_dynamic, which has no ONNX form; export the float "
+                "model with --dtype int8, or as stablehlo"
+            )
 
 
 def save(model: onnx.ModelProto, path: Path) -> None:
@@ -137,29 +149,5 @@ def save(model: onnx.ModelProto, path: Path) -> None:
     )
 
 
-def graphs(graph: GraphProto) -> list[GraphProto]:
-    """A graph and those within its loops and branches."""
-    inner = [
-        a.g for node in graph.node for a in node.attribute if a.type == onnx.AttributeProto.GRAPH
-    ]
-    return [graph, *(found for each in inner for found in graphs(each))]
-
-
 def weight_bytes(graph: GraphProto) -> int:
     return sum(len(tensor.raw_data) for each in graphs(graph) for tensor in each.initializer)
-
-
-def store_halves(graph: GraphProto) -> None:
-    """Stores what is left of float32 weights as float16, and casts them where they are used."""
-    for each in graphs(graph):
-        casts = []
-        for tensor in each.initializer:
-            array = numpy_helper.to_array(tensor)
-            if array.dtype != np.float32 or array.size < SMALLEST_HALVED:
-                continue
-            name, half = tensor.name, f"{tensor.name}_half"
-            tensor.CopyFrom(numpy_helper.from_array(array.astype(np.float16), half))
-            casts.append(helper.make_node("Cast", [half], [name], to=TensorProto.FLOAT))
-        nodes = [*casts, *each.node]
-        del each.node[:]
-        each.node.extend(nodes)

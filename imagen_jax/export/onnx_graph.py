@@ -7,9 +7,11 @@ another order. In the same way arrays are repeated (broadcast) only where an ope
 it itself.
 """
 
+import ast
 import hashlib
 import math
-from collections.abc import Sequence
+import operator
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -48,6 +50,29 @@ def constant(array: Any) -> Value:
     return Value(array.shape, array.dtype, None, array, tuple(range(array.ndim)))
 
 
+# What jax writes sizes with.
+OPERATIONS: dict[Any, Any] = {
+    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Pow: operator.pow,
+    "floordiv": operator.floordiv, "mod": operator.mod, "max": max, "min": min,
+}  # fmt: skip
+
+
+def evaluated(node: ast.expr, sizes: Mapping[str, int]) -> int:
+    """A size as jax writes it, by the values of its symbols."""
+    match node:
+        case ast.Constant(int(value)):
+            return value
+        case ast.Name(name) if name in sizes:
+            return sizes[name]
+        case ast.UnaryOp(ast.USub(), operand):
+            return -evaluated(operand, sizes)
+        case ast.BinOp(left, op, right) if type(op) in OPERATIONS:
+            return OPERATIONS[type(op)](evaluated(left, sizes), evaluated(right, sizes))
+        case ast.Call(ast.Name(name), args, []) if name in OPERATIONS:
+            return OPERATIONS[name](*(evaluated(arg, sizes) for arg in args))
+    raise NotImplementedError(f"a size of {ast.unparse(node)}")
+
+
 class Sizes:
     """The sizes that a caller chooses, by the names of their symbols."""
 
@@ -58,14 +83,8 @@ class Sizes:
         """A dimension where the symbols have these values."""
         if isinstance(dim, int | np.integer):
             return int(dim)
-        functions = {
-            "max": max,
-            "min": min,
-            "floordiv": lambda a, b: a // b,
-            "mod": lambda a, b: a % b,
-            "__builtins__": {},
-        }
-        return int(eval(str(dim), functions, dict(zip(self.symbols, values, strict=False))))
+        sizes = dict(zip(self.symbols, values, strict=False))
+        return evaluated(ast.parse(str(dim).replace("^", "**"), mode="eval").body, sizes)
 
     def stand_in(self, dims: Sequence[Dim]) -> list[int]:
         return [self.at(dim, STAND_INS) for dim in dims]

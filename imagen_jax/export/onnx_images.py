@@ -40,6 +40,12 @@ def tokens(folder, text, prompts):
 def inputs(description, folder, prompts, negative, seed, steps, guidance):
     """What cascade.onnx takes: tokens, and of each stage its times, noise and guidance."""
     text, batch = description["text"], len(prompts)
+    wanted = [entry["name"] for entry in description["parts"]["cascade"]["inputs"]]
+    if negative and "negative_ids" not in wanted:
+        raise SystemExit("error: this model has no guidance, so it takes no --negative_prompt")
+    first = description["stages"][0]["name"]
+    if guidance is not None and f"guidance_{first}" not in wanted:
+        raise SystemExit(f"error: {first} has no guidance, so it takes no --guidance")
     draw = np.random.default_rng(seed).standard_normal
     given = {}
     given["ids"], given["mask"] = tokens(folder, text, prompts)
@@ -66,7 +72,6 @@ def inputs(description, folder, prompts, negative, seed, steps, guidance):
             ),
         ):
             given[f"{kind}_{name}"] = array
-    wanted = [entry["name"] for entry in description["parts"]["cascade"]["inputs"]]
     return {name: given[name]() if callable(given[name]) else given[name] for name in wanted}
 
 

@@ -14,7 +14,9 @@ from jax.extend import core
 from onnx import TensorProto, helper
 
 from imagen_jax.export.onnx_elementwise import (
+    Bits,
     Rule,
+    bits,
     by_kind,
     cast,
     chain,
@@ -25,6 +27,7 @@ from imagen_jax.export.onnx_elementwise import (
     logistic,
     not_equal,
     number,
+    rounding,
     select,
     sign_mask,
     simple,
@@ -75,6 +78,8 @@ def equation(graph: Graph, eqn: core.JaxprEqn, operands: list[Value]) -> list[Va
     name = eqn.primitive.name
     if name not in RULES:
         raise NotImplementedError(f"there is no ONNX form of jax's operation {name!r}")
+    if name != "shift_right_arithmetic" and any(isinstance(value, Bits) for value in operands):
+        raise NotImplementedError(f"{name!r} of a float's bits, of which only the sign is read")
     foldable = name not in STRUCTURE and all(value.array is not None for value in operands)
     if foldable and all(fixed(dim) for var in eqn.outvars for dim in var.aval.shape):
         return folded(eqn, operands)
@@ -195,7 +200,7 @@ RULES: dict[str, Rule] = {
     "sign": simple("Sign"), "exp": simple("Exp"), "log": simple("Log"), "sqrt": simple("Sqrt"),
     "sin": sine, "cos": simple("Cos"), "tan": simple("Tan"), "tanh": simple("Tanh"),
     "atan": simple("Atan"), "erf": simple("Erf"), "logistic": logistic,
-    "floor": simple("Floor"), "ceil": simple("Ceil"), "round": simple("Round"),
+    "floor": simple("Floor"), "ceil": simple("Ceil"), "round": rounding,
     "eq": simple("Equal"), "lt": simple("Less"), "le": simple("LessOrEqual"),
     "gt": simple("Greater"), "ge": simple("GreaterOrEqual"), "ne": not_equal,
     "lt_to": simple("Less"), "le_to": simple("LessOrEqual"), "eq_to": simple("Equal"),
@@ -208,7 +213,7 @@ RULES: dict[str, Rule] = {
                                     op("Atanh", op("Div", x, op("Add", x, number(2, x)))))),
     "is_finite": is_finite, "integer_pow": integer_pow, "select_n": select, "clamp": clamp,
     "convert_element_type": lambda graph, eqn, x: cast(graph, x, eqn.outvars[0].aval.dtype),
-    "bitcast_convert_type": sign_mask, "shift_right_arithmetic": lambda graph, eqn, x, bits: x,
+    "bitcast_convert_type": bits, "shift_right_arithmetic": sign_mask,
     "transpose": transpose, "broadcast_in_dim": broadcast, "reshape": reshape, "squeeze": squeeze,
     "concatenate": concatenate, "stack": stack, "split": split, "slice": slice_,
     "dynamic_slice": dynamic_slice, "pad": pad, "iota": iota, "dim_as_value": dim_as_value,

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import export
+from jaxtyping import Array
 
 from imagen_jax.cascade.cascade import TEXT_ENCODER, Cascade
 from imagen_jax.cascade.stage import Conditions, Stage, apply_network, make_stage_denoiser
@@ -19,6 +20,7 @@ from imagen_jax.diffusion.samplers import SAMPLERS, initial_state, sample_loop
 from imagen_jax.diffusion.sampling import Sampling, traced
 from imagen_jax.diffusion.steps import Estimate, SamplerState
 from imagen_jax.diffusion.time_grids import MAX_STEPS, TimeGrid
+from imagen_jax.export.meanings import meaning
 from imagen_jax.models import t5
 from imagen_jax.pipeline.pipeline import Pipeline
 from imagen_jax.text.encoder import null_text
@@ -54,48 +56,13 @@ class Frame:
     width: int | None
 
     def images(self, side: int, channels: int = 3) -> Shape:
+        """Of a batch of images."""
         return Shape((self.batch, side, side, channels), np.float32)
 
     def text(self, name: str) -> dict[str, Shape]:
+        """Of embeddings under this name, and of their mask."""
         values = Shape((self.batch, self.length, self.width), np.float32)
         return {name: values, f"{name}_mask": Shape((self.batch, self.length), bool)}
-
-
-MEANINGS = {
-    "ids": "tokens, 1 after the last, 0 from there on",
-    "mask": "true at tokens and at the 1 after them",
-    "negative_ids": "as ids, of the negative prompt",
-    "negative_mask": "as mask; false throughout: the text of guidance without a negative prompt",
-    "text": "embeddings of the text encoder",
-    "text_mask": "the encoder's mask",
-    "null": "embeddings of what guidance leads away from: of the negative prompt, or zeros",
-    "null_mask": "its mask; of zeros: true at the first token alone",
-    "label": "numbers of classes",
-    "x": "images at time t: alpha * image + sigma * noise",
-    "t": "times, 0 clean to 1 noise",
-    "s": "times that the step leads to",
-    "low_res": "low-resolution images in [-1, 1]",
-    "aug_level": "noise in low_res, 0 to 1",
-    "guidance": "its weight, 1 is none",
-    "times": "falling from 1 to 0, one more than steps",
-    "start": "first step to run",
-    "stop": "step to stop before",
-    "noise": "standard normal, to begin with",
-    "step_noise": "standard normal, for each step that is run",
-    "augmentation_noise": "standard normal, for low_res",
-    "x0": "the last estimate of the images; zeros to begin with",
-    "logsnr": "log-SNR of that estimate; infinity to begin with",
-    "average": "of guidance so far; zeros to begin with",
-    "prediction": "what the network predicts",
-    "images": "in [-1, 1]",
-}
-
-
-def meaning(name: str) -> str:
-    """What an array of this name is; "noise_base64" is the "noise" of the stage base64."""
-    bare = name.removeprefix("next_")
-    found = max((key for key in MEANINGS if f"{bare}_".startswith(f"{key}_")), key=len)
-    return MEANINGS[found] + (", after the steps" if bare != name else "")
 
 
 def is_guided(sampling: Sampling) -> bool:
@@ -156,6 +123,7 @@ def make_part(pipeline: Pipeline, name: str, dtype: str = "float32") -> Part:
 
 
 def on_device(params: Params) -> Params:
+    """The parameters as jax's arrays, which become constants of the program."""
     return jax.tree.map(jnp.asarray, params)
 
 
@@ -174,12 +142,15 @@ def computing_in(stage: Stage, dtype: str) -> Stage:
 # --------------------------------------------------------------------------------- encoder, network
 
 
-def encode(cascade: Cascade, params: Params, ids, mask):
+def encode(cascade: Cascade, params: Params, ids: Array, mask: Array) -> Array:
+    """The embeddings of tokens, float32 [batch, tokens, width]."""
     config = replace(cascade.encoder.config, remat=False)
     return t5.encode(config, params, ids, mask, zero_padding=cascade.encoder.padding == "zeros")
 
 
 def encoder_part(cascade: Cascade, frame: Frame, params: Params) -> Part:
+    """From tokens to embeddings."""
+
     def function(ids, mask):
         return (encode(cascade, params, ids, mask),)
 
@@ -187,15 +158,18 @@ def encoder_part(cascade: Cascade, frame: Frame, params: Params) -> Part:
 
 
 def token_inputs(frame: Frame) -> dict[str, Shape]:
+    """Of what the text encoder reads."""
     shape = frame.batch, frame.length
     return {"ids": Shape(shape, np.int32), "mask": Shape(shape, bool)}
 
 
 def part(name: str, function: Callable, inputs: dict[str, Shape], outputs: tuple[str, ...]) -> Part:
+    """A part with the meanings of its names."""
     return Part(name, function, inputs, outputs, {key: meaning(key) for key in (*inputs, *outputs)})
 
 
 def network_part(name: str, stage: Stage, frame: Frame, params: Params) -> Part:
+    """One evaluation of a stage's network."""
     inputs = {"x": frame.images(stage.resolution, stage.channels)}
     inputs["t"] = Shape((frame.batch,), np.float32)
     if stage.is_flow_map:
@@ -216,6 +190,7 @@ def network_part(name: str, stage: Stage, frame: Frame, params: Params) -> Part:
 
 
 def condition_inputs(stage: Stage, frame: Frame, guided: bool = False) -> dict[str, Shape]:
+    """Of the labels or the text that a stage reads; `guided`: of what guidance leads away from."""
     if stage.conditioning == "label":
         return {"label": Shape((frame.batch,), np.int32)}
     if stage.conditioning is None:
@@ -236,7 +211,7 @@ def steps_part(name: str, stage: Stage, sampling: Sampling, frame: Frame, params
     inputs |= run_inputs(stage, sampling, frame) | condition_inputs(stage, frame, guided)
     inputs |= {"start": Shape((), np.int32), "stop": Shape((), np.int32)}
 
-    def function(start, stop, times, text=None, text_mask=None, null=None, null_mask=None, **given):
+    def function(start, stop, text=None, text_mask=None, null=None, null_mask=None, **given):
         before = state_from({name: given.pop(name) for name in names}, sampling)
         conditions = Conditions(
             text=None if text is None else TextEmbeddings(text, text_mask),
@@ -244,7 +219,7 @@ def steps_part(name: str, stage: Stage, sampling: Sampling, frame: Frame, params
             label=given.pop("label", None),
             low_res=given.pop("low_res", None),
         )
-        grid = TimeGrid(padded(times), start, stop)
+        grid = TimeGrid(padded(given["times"]), start, stop)
         after = run_steps(stage, params, sampling, grid, before, conditions, given)
         return tuple(state_values(after, (*names, "x0")).values())
 
@@ -272,7 +247,7 @@ def run_inputs(
     return inputs
 
 
-def padded(times):
+def padded(times: Array) -> Array:
     """The time grid as long as all are, its end repeated."""
     last = times.shape[0] - 1
     return times[jnp.minimum(jnp.arange(MAX_STEPS + 1), last)]
@@ -296,7 +271,8 @@ def run_steps(
     sampling = jax.tree.map(jnp.asarray, traced(sampling))
     if guided:
         sampling = replace(sampling, guidance=given["guidance"])
-    sampling = replace(sampling, steps=jnp.asarray(grid.stop, jnp.int32))
+    # Of the whole loop, even where one step of it is run.
+    sampling = replace(sampling, steps=jnp.int32(given["times"].shape[0] - 1))
     if conditions.low_res is not None:
         low_res = upsample(
             conditions.low_res, (stage.resolution, stage.resolution), stage.upsampling
@@ -320,7 +296,8 @@ def run_steps(
     return sample_loop(sampler, denoise, stage.schedule, grid, state, noise, sampling)
 
 
-def begun(x, sampling: Sampling) -> SamplerState:
+def begun(x: Array, sampling: Sampling) -> SamplerState:
+    """The state before the first step."""
     return guided_start(initial_state(x, sampling.sampler), sampling)
 
 
@@ -334,6 +311,7 @@ def state_names(state: SamplerState, sampling: Sampling) -> list[str]:
 
 
 def state_values(state: SamplerState, names: Any) -> dict[str, Any]:
+    """The arrays of a state by these of its names."""
     values = {"x": state.x, "average": state.average}
     for i, estimate in enumerate(state.history):
         ending = f"_{i}" if i else ""
@@ -342,6 +320,7 @@ def state_values(state: SamplerState, names: Any) -> dict[str, Any]:
 
 
 def state_from(values: dict[str, Any], sampling: Sampling) -> SamplerState:
+    """The inverse of `state_values`; of a sampler that keeps no estimates from x alone."""
     state = begun(values["x"], sampling)
     if "x0" in values:
         endings = [f"_{i}" if i else "" for i in range(len(state.history))]
@@ -378,7 +357,7 @@ def cascade_part(pipeline: Pipeline, frame: Frame, dtype: str) -> Part:
         images = None
         for stage, sampling in zip(stages, cascade.sampling, strict=True):
             values = {name: given[f"{name}_{stage.name}"] for name in own[stage.name]}
-            times, noise = values.pop("times"), values.pop("noise")
+            times, noise = values["times"], values.pop("noise")
             grid = TimeGrid(padded(times), jnp.int32(0), jnp.int32(times.shape[0] - 1))
             state = begun(stage.schedule.noise_scale * noise, sampling)
             conditions = Conditions(text, null if is_guided(sampling) else None, label, images)

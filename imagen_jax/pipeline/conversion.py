@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from imagen_jax.cascade.cascade import TEXT_ENCODER, stage_index
+from imagen_jax.compress.quantization import renamed
 from imagen_jax.convert import diffusers_export
 from imagen_jax.convert.t5 import save_huggingface
 from imagen_jax.models.quantized import dequantized
@@ -94,12 +95,13 @@ def to_text_encoder(
         quantize: its kernels, as of `load_model`; `dtype` is then of the rest.
 
     Raises:
-        ValueError: the model has none.
+        ValueError: the model has none, or its kernels are in another scheme already.
     """
     if is_encoder(source):
         check_quantize(quantize)
         place = Kept(quantize=quantize).place(TEXT_ENCODER) if quantize else None
         config, params = read_encoder(source, None, place, variant)
+        params = params if quantize is None else renamed(params, quantize)
         write_encoder(directory, config, params, dtype=dtype, tokenizer_from=source)
         return
     model = load_model(source, dtype=_memory_dtype(dtype), variant=variant, quantize=quantize)

@@ -255,7 +255,11 @@ def test_an_expected_error_is_one_line(error, said):
 
 @pytest.mark.parametrize(
     ("package", "hint"),
-    [("grain", r"pip install -e '.[train]'"), ("seqio", r"pip install -e '.[seqio]'")],
+    [
+        ("grain", r"pip install -e '.[train]'"),
+        ("seqio", r"pip install -e '.[seqio]'"),
+        ("qwix", r"pip install -e '.[quantize]'"),
+    ],
 )
 def test_a_missing_package_tells_how_to_get_it(monkeypatch, package, hint):
     monkeypatch.setitem(sys.modules, package, None)

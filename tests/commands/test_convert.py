@@ -128,6 +128,10 @@ def test_a_mistake_is_one_line(model, tmp_path):
             "has the stages base, sr: `stage` must",
         ),
         (("--model", tmp_path / "tiny", "--stage", "sr", "--to", "diffusers"), "'efficient_unet'"),
+        (
+            ("--model", "inception.pth", "--quantize", "int8", "--to", "imagen_jax"),
+            "--quantize is not",
+        ),
         (("--model", model, "--part", "unet", "--to", "imagen_jax"), "--part unet is for"),
         (("--model", model, "--stage", "mine", "--to", "imagen_jax"), "--stage is for"),
     ):

@@ -24,7 +24,7 @@ def test_a_part_is_written_and_compared(model: str, tmp_path: Path, capsys):
     main(["--model", model, "--format", "onnx", "--out", str(out), "--parts", "text_encoder",
           "--compare"])  # fmt: skip
     names = {path.name for path in out.iterdir()}
-    assert names == {"text_encoder.onnx", "export.json", "onnx_images.py"}
+    assert names == {"text_encoder.onnx", "export.json"}
     printed = capsys.readouterr().out
     assert "text_encoder.onnx: 0." in printed
     assert "relative L2" in printed

@@ -137,6 +137,8 @@ def test_what_cannot_be_pruned_is_refused(tmp_path):
         prune(tree, 50.0)
     with pytest.raises(ValueError, match="did you mean 'layer'"):
         prune(tree, 0.5, "layers")
+    with pytest.raises(ValueError, match="no kernel to prune among norm/scale"):
+        prune({"norm": {"scale": np.ones(3)}}, 0.5)
     quantized = {"conv1": {"kernel": {SCHEMES[0]: np.ones((2, 2), np.int8), "scales": 1.0}}}
     with pytest.raises(ValueError, match="Pruning needs float weights; these are int8"):
         prune(quantized, 0.5)
@@ -147,7 +149,13 @@ def test_what_cannot_be_pruned_is_refused(tmp_path):
         check_blocks(SR.network, 1)
     tiny_pipeline().save_pretrained(tmp_path / "tiny")
     given = ["--model", f"{tmp_path}/tiny", "--out", f"{tmp_path}/out"]
-    for options in ([], ["--sparsity", "0.5", "--blocks", "1"], ["--sparsity", "2"]):
+    for options in (
+        [],
+        ["--sparsity", "0.5", "--blocks", "1"],
+        ["--sparsity", "2"],
+        ["--blocks", "1", "--scope", "layer"],
+        ["--sparsity", "0.5", "--prompts", "a"],
+    ):
         with pytest.raises(SystemExit):
             command.main([*given, *options])
         assert not (tmp_path / "out").exists()

@@ -229,6 +229,8 @@ def test_an_encoder_by_itself_is_quantized_while_it_is_read(tmp_path, monkeypatc
     assert same(found, quantize(params, "int4"))
     to_text_encoder(str(tmp_path), tmp_path / "small", "float32", quantize="int4")
     assert same(load_encoder(tmp_path / "small")[1], found)
+    with pytest.raises(ValueError, match="are int4 already, not int8"):
+        to_text_encoder(str(tmp_path / "small"), tmp_path / "other", "float32", quantize="int8")
 
 
 def test_quantized_parameters_lie_on_a_mesh_as_floats_do(folder):

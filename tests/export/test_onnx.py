@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from exported import (
@@ -22,7 +23,7 @@ REASON = "ONNX is in the extra 'export'"
 onnx = pytest.importorskip("onnx", reason=REASON)
 onnxruntime = pytest.importorskip("onnxruntime", reason=REASON)
 
-from imagen_jax.export import onnx_file  # noqa: E402
+from imagen_jax.export import onnx_file, onnx_graph, onnx_images, small_weights  # noqa: E402
 from imagen_jax.export.examples import example_inputs  # noqa: E402
 from imagen_jax.export.parts import make_part, part_names  # noqa: E402
 from imagen_jax.models import (  # noqa: E402
@@ -33,6 +34,7 @@ from imagen_jax.models import (  # noqa: E402
     UNetLevel,
 )
 from imagen_jax.models.t5 import T5_V1_1  # noqa: E402
+from imagen_jax.pipeline.pipeline import Pipeline  # noqa: E402
 from imagen_jax.storage.json_file import read_object  # noqa: E402
 
 PARTS = ["text_encoder", "base_steps", "cascade"]  # of the tiny cascade
@@ -122,6 +124,17 @@ def test_noise_of_one_step_is_given_alone():
     assert distance(given["x"], whole[0]) < 1e-6
 
 
+def test_one_step_of_heun_with_churn_is_that_of_the_loop():
+    part = make_part(tiny(sampler="heun", churn=0.5, guidance=1.0), "base_steps")
+    given = example_inputs(part, 2, 4)
+    whole, noise = run_part(part, given), given["step_noise"]
+    for step in range(4):
+        start, stop = np.asarray(step, np.int32), np.asarray(step + 1, np.int32)
+        given |= {"start": start, "stop": stop, "step_noise": noise[step : step + 1]}
+        given["x"] = run_part(part, given)[part.outputs.index("next_x")]
+    assert distance(given["x"], whole[0]) < 1e-5
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -183,7 +196,7 @@ def test_deepfloyd_if_with_t5(name: str):
 
 
 def test_float16(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(onnx_file, "SMALLEST_HALVED", 32)
+    monkeypatch.setattr(small_weights, "LEAST_HALF", 32)
     pipeline = of_network(replace(EFFICIENT, low_res_channels=0))
     for dtype in ("float32", "float16"):
         onnx_file.export_onnx(pipeline, tmp_path / dtype, ["text_encoder", "only_network"], dtype)
@@ -240,6 +253,56 @@ def test_script_beside_the_files_needs_neither_jax_nor_this_package(folder: Path
     assert not np.array_equal(*images)
 
 
+X = np.array([-8.5, -2.5, -1.0, 0.0, 0.5, 1.5, 6.0], np.float32)
+
+
+def in_onnx(function) -> np.ndarray:
+    shape = jax.ShapeDtypeStruct(X.shape, X.dtype)
+    model = onnx_file.to_onnx(lambda x: (function(x),), {"x": shape}, ("y",))
+    return session(model.SerializeToString()).run(None, {"x": X})[0]
+
+
+def bits(x):
+    return jax.lax.bitcast_convert_type(x, jnp.int32)
+
+
+@pytest.mark.parametrize("function", [jnp.signbit, jnp.round, lambda x: bits(x) >> 31])
+def test_signs_and_rounding(function):
+    np.testing.assert_array_equal(in_onnx(function), function(X))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: x.astype(jnp.int32) >> 2,
+        lambda x: bits(x) >> 2,
+        lambda x: bits(x) & 1,
+        lambda x: jax.lax.round(x, jax.lax.RoundingMethod.AWAY_FROM_ZERO),
+    ],
+)
+def test_what_onnx_would_compute_otherwise_is_refused(function):
+    with pytest.raises(NotImplementedError):
+        in_onnx(function)
+
+
+def test_sizes_are_read_as_jax_writes_them():
+    sizes = onnx_graph.Sizes(("a", "b"))
+    a, b = jax.export.symbolic_shape("a, b")
+    larger = jax.core.max_dim(a, b)
+    for dim, value in ((2 * a * a - b + 1, 95), (a * a // b, 12), (a % b, 3), (larger, 7)):
+        assert sizes.at(dim, (7, 4)) == value
+    with pytest.raises(NotImplementedError):
+        sizes.at("a.__class__", (7, 4))
+
+
+def test_the_script_refuses_guidance_that_a_model_has_not():
+    cascade = {"inputs": [{"name": "ids"}]}
+    given = {"text": None, "parts": {"cascade": cascade}, "stages": [{"name": "base"}]}
+    for options, said in ((("blue", None), "--negative_prompt"), ((None, 2.0), "--guidance")):
+        with pytest.raises(SystemExit, match=said):
+            onnx_images.inputs(given, None, ["red"], options[0], 0, None, options[1])
+
+
 def test_what_cannot_be_exported_is_said_before_work(tmp_path: Path):
     def refused(expected: str, pipeline=None, **given):
         with pytest.raises(ValueError, match=expected):
@@ -249,8 +312,12 @@ def test_what_cannot_be_exported_is_said_before_work(tmp_path: Path):
     refused("opset 12 is too low; an export needs 18", opset=12)
     refused("opset 99 is unknown to onnx", opset=99)
     refused("no part 'base' in the model, only text_encoder, base_network", parts=["base"])
-    refused("dtype 'int8' cannot be exported", dtype="int8")
+    refused("dtype 'int4' cannot be exported", dtype="int4")
     refused("needs a second network", tiny(guidance_kind="auto"))
+    dynamic = {"kernel": {"int8_dynamic": np.ones((2, 2), np.int8), "scales": np.ones((1, 2))}}
+    stored = tiny()
+    stored = Pipeline(stored.cascade, {**stored.params, "sr": {"conv": dynamic}}, name="tiny")
+    refused("^sr is quantized to int8_dynamic, which has no ONNX form", stored)
     classes = of_network(NETWORKS["unet_of_classes"])
     refused(
         "has no text encoder to export; its parts are only_network", classes, parts=["text_encoder"]
@@ -298,7 +365,6 @@ def test_the_shape_of_t5_small():
     stage = replace(pipeline.cascade.stages[0], text_width=512)
     from imagen_jax.cascade.cascade import Cascade
     from imagen_jax.models import t5
-    from imagen_jax.pipeline.pipeline import Pipeline
 
     cascade = Cascade((stage,), pipeline.cascade.sampling[:1], encoder)
     params = {"text_encoder": t5.init(config, jax.random.key(0))}

@@ -8,7 +8,7 @@ runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installe
 
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
-from imagen_jax.export.int8_weights import LEAST, quantized, with_int8_weights  # noqa: E402
+from imagen_jax.export.small_weights import LEAST, quantized, with_small_weights  # noqa: E402
 
 
 def network(weights: dict[str, np.ndarray]):
@@ -61,7 +61,7 @@ def weights(rng: np.random.Generator) -> dict[str, np.ndarray]:
 def test_a_model_with_int8_weights_gives_nearly_the_same():
     rng = np.random.default_rng()
     model = network(weights(rng))
-    small = with_int8_weights(model)
+    small = with_small_weights(model, "int8")
     inputs = {
         "image": rng.normal(size=(1, 256, 8, 8)).astype(np.float32),
         "vector": rng.normal(size=(1, 256)).astype(np.float32),
@@ -99,7 +99,9 @@ def test_small_and_infinite_arrays_stay():
     arrays["kernel"][0, 0, 0, 0] = np.inf
     arrays["dense"] = arrays["dense"][:, : LEAST // 256 - 1]
     arrays["bias"] = arrays["bias"][: LEAST // 256 - 1]
-    graph = with_int8_weights(network(dict(arrays))).graph
+    graph = with_small_weights(network(dict(arrays)), "int8").graph
     kinds = {tensor.name: tensor.data_type for tensor in graph.initializer}
     assert kinds["kernel"] == TensorProto.FLOAT
     assert kinds["dense_float16"] == TensorProto.FLOAT16
+    halves = with_small_weights(network(dict(arrays)), "float16").graph
+    assert {tensor.name for tensor in halves.initializer} == {"kernel", "dense_float16", "yes"}

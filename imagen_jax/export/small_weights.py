@@ -1,4 +1,4 @@
-"""Weights of an ONNX model in few bytes: large kernels in int8, the other arrays in float16.
+"""Weights of an ONNX model in few bytes: all in float16, or of these the large kernels in int8.
 
 They are stored so, and converted where the file is loaded: ONNX Runtime folds the conversions into
 constants, so that the model computes in float32, as fast as before. Kernels of fewer numbers than
@@ -16,43 +16,44 @@ LEAST_HALF = 1_024  # and of an array that is stored in float16
 LARGEST_HALF = 65_504.0
 
 
-def with_int8_weights(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy of a model of float32 with its weights in int8 and float16.
+def with_small_weights(model: onnx.ModelProto, dtype: str) -> onnx.ModelProto:
+    """A copy of a model of float32 with its weights in "float16", or in "int8" and float16. Small
+    arrays, and those with numbers that float16 does not hold, stay float32.
 
-    An output channel, the first axis of convolutions or the last of matrices, has a scale of its
-    own; stacked matrices, of three axes, have one for each. Weights that came from int8 so scaled
-    become the same numbers again.
+    In int8, an output channel, the first axis of convolutions or the last of matrices, has a scale
+    of its own; stacked matrices, of three axes, have one for each. Weights that came from int8 so
+    scaled become the same numbers again.
     """
     made = onnx.ModelProto()
     made.CopyFrom(model)
-    _shrink(made.graph)
+    for graph in reversed(graphs(made.graph)):  # a graph is copied with those within it
+        stored, conversions = [], []
+        for tensor in graph.initializer:
+            arrays, nodes = _stored(tensor, dtype)
+            stored += arrays
+            conversions += nodes
+        nodes = [*conversions, *graph.node]
+        del graph.initializer[:], graph.node[:]
+        graph.initializer.extend(stored)
+        graph.node.extend(nodes)
     return made
 
 
-def _shrink(graph: onnx.GraphProto) -> None:
-    """In place, with the graphs within its nodes."""
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.GRAPH:
-                _shrink(attribute.g)
-    stored, conversions = [], []
-    for tensor in graph.initializer:
-        arrays, nodes = _stored(tensor)
-        stored += arrays
-        conversions += nodes
-    nodes = [*conversions, *graph.node]
-    del graph.initializer[:], graph.node[:]
-    graph.initializer.extend(stored)
-    graph.node.extend(nodes)
+def graphs(graph: onnx.GraphProto) -> list[onnx.GraphProto]:
+    """A graph and those within its loops and branches."""
+    inner = [
+        a.g for node in graph.node for a in node.attribute if a.type == onnx.AttributeProto.GRAPH
+    ]
+    return [graph, *(found for each in inner for found in graphs(each))]
 
 
-def _stored(tensor: TensorProto) -> tuple[list[TensorProto], list[onnx.NodeProto]]:
+def _stored(tensor: TensorProto, dtype: str) -> tuple[list[TensorProto], list[onnx.NodeProto]]:
     """What is stored of a weight, and the nodes that make it of that under the weight's name."""
     name, values = tensor.name, numpy_helper.to_array(tensor)
     largest = np.max(np.abs(values), initial=0.0) if values.dtype == np.float32 else np.inf
     if values.size < LEAST_HALF or not largest <= LARGEST_HALF:
         return [tensor], []
-    if values.ndim < 2 or values.size < LEAST:
+    if dtype == "float16" or values.ndim < 2 or values.size < LEAST:
         half = numpy_helper.from_array(values.astype(np.float16), f"{name}_float16")
         return [half], [helper.make_node("Cast", [half.name], [name], to=TensorProto.FLOAT)]
     numbers, scales = quantized(values)
