@@ -62,7 +62,6 @@ def make_denoiser(
         min_scale: of a network that predicts x0, see `with_least_scale`; 0 for none.
         guided: whether the pair is evaluated, always or never; None: where a weight is not 1.
     """
-
     kind = GUIDANCES[sampling.guidance_kind]
     space = kind.space or prediction
 
@@ -71,8 +70,7 @@ def make_denoiser(
     ) -> Denoised:
         x_t, times = x_t.astype(jnp.float32), (t,) if s is None else (t, s)
         times = [jnp.broadcast_to(jnp.asarray(time, jnp.float32), x_t.shape[:1]) for time in times]
-        t = times[0]
-        logsnr = schedule.logsnr(t)
+        logsnr = schedule.logsnr(times[0])
 
         def change(value: Images, source: str, target: str) -> Images:
             return convert(value, x_t, logsnr, source, target, schedule)
@@ -91,15 +89,14 @@ def make_denoiser(
             mixed = change(kind.mix(wanted, other, weight, sampling), space, prediction)
             return rescaled(mixed, output, sampling.guidance_rescale), variance, after
 
+        weight = guidance_weight(sampling, times[0])
         if predict_pair is None or guided is False:
-            output, variance, after = conditional_only()
+            result = conditional_only()
+        elif guided:
+            result = with_guidance()
         else:
-            weight = guidance_weight(sampling, t)
-            if guided:
-                output, variance, after = with_guidance()
-            else:
-                acts = jnp.any(weight != 1.0)
-                output, variance, after = jax.lax.cond(acts, with_guidance, conditional_only)
+            result = jax.lax.cond(jnp.any(weight != 1.0), with_guidance, conditional_only)
+        output, variance, after = result
         x0 = THRESHOLDS[sampling.threshold](change(output, prediction, "x0"), sampling)
         if min_scale and prediction == "x0":
             x0 = with_least_scale(x0, x_t, logsnr, min_scale, schedule)

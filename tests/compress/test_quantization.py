@@ -27,6 +27,7 @@ from imagen_jax.storage.quantized import SCALES, SCHEMES, schemes_in
 from imagen_jax.storage.safetensors import save_params
 from imagen_jax.storage.trees import flatten
 from imagen_jax.text.encoder import encode_tokens, tokenize
+from tests.diffusion.exact_denoisers import slowly_but
 
 qwix = pytest.importorskip("qwix", reason="qwix quantizes")
 
@@ -117,7 +118,7 @@ def network_call(config, rng):
     return params, jax.jit(lambda params: apply_network(stage, params, x, t, text=text))
 
 
-@pytest.mark.parametrize("kind", NETWORKS)
+@pytest.mark.parametrize("kind", slowly_but(NETWORKS, "efficient_unet"))
 def test_a_network_computes_with_what_its_numbers_stand_for(kind, rng):
     params, call = network_call(NETWORKS[kind], rng)
     for scheme in ("int8", "int4"):
@@ -171,7 +172,7 @@ def parts(model) -> dict:
     return {name: model.params[name] for name in model.params}
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", slowly_but(SCHEMES, "int4"))
 def test_a_model_is_quantized_on_load_and_on_disk_alike(folder, tmp_path, scheme):
     """Read from floats, a layer at a time, from the tree, and from files: always the same."""
     loaded = load_model(folder, quantize=scheme)

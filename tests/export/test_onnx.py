@@ -140,7 +140,10 @@ def test_one_step_of_heun_with_churn_is_that_of_the_loop():
     [
         {"sampler": "dpmpp_3m", "threshold": "none"},
         pytest.param({"sampler": "heun", "churn": 2.0}, marks=pytest.mark.slow),
-        {"sampler": "dpmpp_2m_sde", "guidance_kind": "apg", "guidance_norm": 3.0},
+        pytest.param(
+            {"sampler": "dpmpp_2m_sde", "guidance_kind": "apg", "guidance_norm": 3.0},
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             {"sampler": "ddim", "eta": 0.5, "guidance_interval": (0.2, 0.7)},
             marks=pytest.mark.slow,
@@ -212,6 +215,7 @@ def test_float16(tmp_path: Path, monkeypatch):
     assert sizes[0] < sizes[1]
 
 
+@pytest.mark.slow
 def test_large_weights_lie_in_a_file_beside(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(onnx_file, "LARGEST", 1000)
     part = make_part(tiny(), "base_steps")  # whose weights lie in a loop

@@ -67,7 +67,7 @@ def test_a_model_with_int8_weights_gives_nearly_the_same():
         "vector": rng.normal(size=(1, 256)).astype(np.float32),
     }
     wanted, found = run(model, inputs), run(small, inputs)
-    assert 1e-4 < np.linalg.norm(found - wanted) / np.linalg.norm(wanted) < 0.01
+    assert 1e-4 < np.linalg.norm(found - wanted) / np.linalg.norm(wanted) < 0.02
     assert small.ByteSize() < 0.27 * model.ByteSize()
     assert run(model, inputs).tobytes() == wanted.tobytes()  # it has not changed
 
