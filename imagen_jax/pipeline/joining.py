@@ -24,7 +24,9 @@ def join_pipelines(pipelines: Sequence[Pipeline]) -> Pipeline:
     """
     if not pipelines:
         raise ValueError("load_model was given an empty list.")
-    cascades = [pipeline.cascade for pipeline in pipelines]
+    tables = {pipeline.cascade.class_names for pipeline in pipelines} - {()}
+    if len(tables) > 1:
+        raise ValueError("The models were trained on other classes: their names differ.")
     readers, encoder, probe = {}, None, None
     stages, sampling = [], []
     for pipeline in pipelines:
@@ -45,9 +47,6 @@ def join_pipelines(pipelines: Sequence[Pipeline]) -> Pipeline:
     if with_text:
         params, encoder = as_lazy(with_text[0].params), with_text[0].cascade.encoder
         readers[TEXT_ENCODER], probe = params.readers[TEXT_ENCODER], params.probe
-    tables = {cascade.class_names for cascade in cascades if cascade.class_names}
-    if len(tables) > 1:
-        raise ValueError("The models were trained on other classes: their names differ.")
     fingerprints = [pipeline.fingerprint for pipeline in pipelines]
     return Pipeline(
         Cascade(
