@@ -30,7 +30,7 @@ from imagen_jax.diffusion.guided_steps import guided_sampler, guided_start
 from imagen_jax.diffusion.overrides import check_sampling
 from imagen_jax.diffusion.samplers import SAMPLERS, initial_state, noise_from_keys, sample_loop
 from imagen_jax.diffusion.sampling import Number, Sampling, traced
-from imagen_jax.diffusion.steps import Estimate, Noise, SamplerState
+from imagen_jax.diffusion.steps import Estimate, Noise, Sampler, SamplerState
 from imagen_jax.diffusion.time_grids import MAX_STEPS, TimeGrid, sampling_grid
 from imagen_jax.storage.codec import require
 from imagen_jax.typing import Images, Keys, Params
@@ -105,6 +105,12 @@ def check_flow_map(stage: Stage, sampling: Sampling) -> None:
     )
 
 
+def stage_sampler(stage: Stage, sampling: Sampling) -> Sampler:
+    """The sampler of a stage, as its kind of guidance, and a flow map, want it."""
+    sampler = guided_sampler(SAMPLERS[sampling.sampler], sampling)
+    return flow_map_sampler(sampler) if stage.is_flow_map else sampler
+
+
 @kept_program(static_argnums=(0, 1), results=(SamplerState, Estimate))
 def start_stage(
     stage: Stage,
@@ -148,9 +154,7 @@ def run_steps(
     """
     denoise = make_stage_denoiser(stage, params, conditions, sampling, state.x.shape)
     sampler_noise, _, known_noise = split_noise(state.x.shape[1:], noise)
-    sampler = guided_sampler(SAMPLERS[sampling.sampler], sampling)
-    if stage.is_flow_map:
-        sampler = flow_map_sampler(sampler)
+    sampler = stage_sampler(stage, sampling)
     if edit is not None:
         sampler = jumping(sampler)
         if edit.mask is not None:

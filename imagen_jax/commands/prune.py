@@ -84,11 +84,11 @@ def scored_output(
     """
     import jax
     import jax.numpy as jnp
-    import numpy as np
 
     from imagen_jax.cascade.cascade import TEXT_ENCODER
     from imagen_jax.cascade.stage import apply_network
     from imagen_jax.diffusion.process import add_noise
+    from imagen_jax.images.pixels import to_float
     from imagen_jax.text.encoder import encode
 
     stage, encoder, prompts = model.cascade.stages[index], model.cascade.encoder, options.prompts
@@ -100,7 +100,7 @@ def scored_output(
         (prompts, "--blocks needs --prompts, of images by which blocks are scored"),
     )
     images = model.generate_images(prompts, 1, stage.resolution, seed=0)
-    x0 = jnp.asarray(np.stack([np.asarray(image) for image in images]) / 127.5 - 1, jnp.float32)
+    x0 = to_float(jnp.stack([jnp.asarray(image) for image in images]))
     text = encode(encoder, model.params[TEXT_ENCODER], prompts)
     times = jnp.linspace(0.05, 0.95, SCORED_TIMES)
     rows = jnp.arange(max(SCORED_TIMES, len(prompts)))

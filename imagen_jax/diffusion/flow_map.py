@@ -19,7 +19,7 @@ JUMPING = ("ddim", "euler")  # the samplers whose step is a jump
 
 def jump(x_t: Images, x0: Images, logsnr_t: LogSNR, logsnr_s: LogSNR, path: Path) -> Images:
     """x_s of DDIM's step without noise (arXiv 2010.02502, eq. 12), from x_t by an estimate of x0;
-    one log-SNR an example.
+    one log-SNR, or one an example.
     """
     kept, added = _jump_scales(x_t, logsnr_t, logsnr_s, path)
     return kept * x_t + added * x0

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from imagen_jax.diffusion.denoiser import Denoiser
+from imagen_jax.diffusion.flow_map import jump
 from imagen_jax.diffusion.sampling import Sampling
 from imagen_jax.diffusion.steps import Noise, SamplerState, Step, renoise
 from imagen_jax.typing import Images
@@ -67,10 +68,7 @@ def euler(
     On every path it is the step that is exact while x0 stays what it is, so it is ddim with eta 0.
     """
     x0 = denoise(state.x, step.t).x0
-    _, sigma_t = step.schedule.alpha_sigma(step.logsnr_t)
-    alpha_s, sigma_s = step.schedule.alpha_sigma(step.logsnr_s)
-    removed = -jnp.expm1(0.5 * (step.logsnr_t - step.logsnr_s))
-    x = (sigma_s / sigma_t) * state.x + alpha_s * removed * x0
+    x = jump(state.x, x0, step.logsnr_t, step.logsnr_s, step.schedule)
     return state.then(x, x0, step.logsnr_t)
 
 

@@ -12,11 +12,11 @@ from jax import export
 from jaxtyping import Array
 
 from imagen_jax.cascade.cascade import TEXT_ENCODER, Cascade
+from imagen_jax.cascade.sample import stage_sampler
 from imagen_jax.cascade.stage import Conditions, Stage, apply_network, make_stage_denoiser
 from imagen_jax.diffusion.augmentation import augment, upsample
-from imagen_jax.diffusion.flow_map import flow_map_sampler
-from imagen_jax.diffusion.guided_steps import guided_sampler, guided_start
-from imagen_jax.diffusion.samplers import SAMPLERS, initial_state, sample_loop
+from imagen_jax.diffusion.guided_steps import guided_start
+from imagen_jax.diffusion.samplers import initial_state, sample_loop
 from imagen_jax.diffusion.sampling import Sampling, traced
 from imagen_jax.diffusion.steps import Estimate, SamplerState
 from imagen_jax.diffusion.time_grids import MAX_STEPS, TimeGrid
@@ -290,9 +290,7 @@ def run_steps(
             given["step_noise"], index - 1 - grid.start, keepdims=False
         )
 
-    sampler = guided_sampler(SAMPLERS[sampling.sampler], sampling)
-    if stage.is_flow_map:
-        sampler = flow_map_sampler(sampler)
+    sampler = stage_sampler(stage, sampling)
     return sample_loop(sampler, denoise, stage.schedule, grid, state, noise, sampling)
 
 
