@@ -1,5 +1,8 @@
-"""Kept for tools that look for a setup.py; everything is in pyproject.toml."""
+"""What pyproject.toml cannot say: `configs/` is `imagen_jax/configs` in the wheel."""
 
-from setuptools import setup
+from setuptools import find_namespace_packages, setup
 
-setup()
+setup(
+    packages=[*find_namespace_packages(include=["imagen_jax*"]), "imagen_jax.configs"],
+    package_dir={"imagen_jax.configs": "configs"},
+)

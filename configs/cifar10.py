@@ -2,7 +2,7 @@
 `--config.stage.network.num_classes=None` make it unconditional.
 
     pip install -e '.[train,tfds]'
-    python scripts/train.py --config configs/cifar10.py --workdir runs/cifar10
+    imagen-jax train --config cifar10 --workdir runs/cifar10
 
 The network has the shape of improved DDPM's CIFAR-10 model (arXiv 2102.09672), 43M parameters: one
 GPU, about a day for 500,000 steps in float32. Not run to the end here; published models of this

@@ -1,6 +1,6 @@
 """Networks, predictions and schedules beside each other: text to 32x32 icons at equal compute.
 
-    python scripts/compare_recipes.py --config configs/compare_icons32.py --out runs/compare \
+    imagen-jax compare_recipes --config compare_icons32 --out runs/compare \
         --flops 4e13 --seeds 0,1 --splits heldout,pair --prompts 200 --points 5 --jobs 2 \
         --cells transformer-x0-flow,transformer-v-flow,transformer-v-cosine,efficient_unet-v-cosine
 
@@ -11,14 +11,14 @@ cell of 4e13 FLOPs, 26,000 images of a transformer, takes about ten minutes of o
 else runs. Data and result: docs/recipes.md; of the 27 cells those that are not in its table have
 not been run to the end.
 
-    python scripts/train.py --config configs/compare_icons32.py --workdir runs/icons32
+    imagen-jax train --config compare_icons32 --workdir runs/icons32
 
 trains the network below by itself.
 """
 
 from ml_collections import ConfigDict
 
-from configs import icons_base64
+from . import icons_base64
 
 NETWORKS = {
     "unet": {

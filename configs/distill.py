@@ -2,19 +2,19 @@ r"""A student of a trained model: guidance in one evaluation, and few steps (doc
 
 One student for one, two and four steps, a flow map (arXiv 2410.12557, 2505.18825):
 
-    python scripts/train.py --config configs/distill.py --workdir runs/student \
+    imagen-jax train --config distill --workdir runs/student \
         --config.distill.teacher=MODEL --config.data.path=IMAGES
-    python scripts/generate.py "a prompt" --model runs/student --steps 2
+    imagen-jax generate "a prompt" --model runs/student --steps 2
 
 Guidance alone, for the teacher's own number of steps (arXiv 2210.03142), and after it half the
 steps, and half of these (progressive distillation, arXiv 2202.00512):
 
-    python scripts/train.py --config configs/distill.py --workdir runs/guided ... \
+    imagen-jax train --config distill --workdir runs/guided ... \
         --config.distill.teacher=MODEL --config.distill.kind=guidance --config.distill.steps=[]
-    python scripts/train.py --config configs/distill.py --workdir runs/eight ... \
+    imagen-jax train --config distill --workdir runs/eight ... \
         --config.distill.teacher=runs/guided --config.distill.kind=progressive \
         --config.distill.steps=[8]
-    python scripts/train.py --config configs/distill.py --workdir runs/four ... \
+    imagen-jax train --config distill --workdir runs/four ... \
         --config.distill.teacher=runs/eight --config.distill.kind=progressive \
         --config.distill.steps=[4]
 

@@ -1,12 +1,12 @@
 """A subject of your own from three to five images: DreamBooth (arXiv 2208.12242) on DeepFloyd IF.
 
-    python scripts/generate.py "a dog" --model DIRECTORY --size 64 --num_images 200 --no_grid \
+    imagen-jax generate "a dog" --model DIRECTORY --size 64 --num_images 200 --no_grid \
         --dtype bfloat16 --out runs/dogs
-    python scripts/train.py --config configs/dreambooth_if.py --workdir runs/sks \
+    imagen-jax train --config dreambooth_if --workdir runs/sks \
         --init_from DIRECTORY --config.data.path=IMAGES \
         --config.data.prompt="a sks dog" --config.data.prior.path=runs/dogs \
         --config.data.prior.prompt="a dog"
-    python scripts/generate.py "a sks dog on the moon" --model runs/sks --dtype bfloat16
+    imagen-jax generate "a sks dog on the moon" --model runs/sks --dtype bfloat16
 
 The first command lets the model generate images of the subject's class: the prior, which keeps the
 class from turning into the subject. Half of each batch is the subject, half the prior, each with
@@ -22,7 +22,7 @@ subject in new places, and other dogs as before. Not run to the end here.
 
 from ml_collections import ConfigDict
 
-from configs import lora_if
+from . import lora_if
 
 
 def get_config() -> ConfigDict:

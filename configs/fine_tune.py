@@ -1,8 +1,8 @@
 r"""A stage of any trained model, trained further on images of your own.
 
-    python scripts/train.py --config configs/fine_tune.py --workdir runs/mine \
+    imagen-jax train --config fine_tune --workdir runs/mine \
         --config.data.path=IMAGES
-    python scripts/generate.py "a prompt" --model runs/mine
+    imagen-jax generate "a prompt" --model runs/mine
 
 The base of the shipped model, or with --config.stage.name=sr256 its super-resolution; with
 --init_from another shipped model, a model directory or a workdir. Network, schedule, text encoder

@@ -1,6 +1,6 @@
 """A base model of your own: a folder of images with captions to 64x64 images.
 
-    python scripts/train.py --config configs/folder_64.py --workdir runs/mine \
+    imagen-jax train --config folder_64 --workdir runs/mine \
         --config.data.path=IMAGES
 
 IMAGES holds cat.png beside cat.txt, or one captions.jsonl or captions.csv. The network is the

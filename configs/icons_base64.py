@@ -1,9 +1,9 @@
 """The base model of the icon cascade, on one GPU: text in English or Chinese to 64x64 icons.
 
-    python scripts/prepare_icons.py --out data/icons
-    python scripts/pretrain_text.py --config configs/icons_base64.py --workdir runs/text \
+    imagen-jax prepare_icons --out data/icons
+    imagen-jax pretrain_text --config icons_base64 --workdir runs/text \
         --steps 3000 --batch_size 512
-    python scripts/train.py --config configs/icons_base64.py --workdir runs/base64
+    imagen-jax train --config icons_base64 --workdir runs/base64
 
 For one H100 or H200 in bfloat16: 17M parameters, 1.5M images or 90 passes over the set, two and a
 half minutes at 10,000 images/s. The network that ships was trained so; its card,
@@ -15,11 +15,9 @@ network then: diffusion teaches words slowly. `data.weights` shows a thing with 
 tones, genders) less often than all of them together would come, by the square root of their number.
 """
 
-from pathlib import Path
-
 from ml_collections import ConfigDict
 
-SHIPPED = Path(__file__).parent.parent / "imagen_jax" / "pretrained" / "icons"
+from imagen_jax.pipeline.shipped import PRETRAINED
 
 
 def get_config() -> ConfigDict:
@@ -59,7 +57,7 @@ def get_config() -> ConfigDict:
         },
     }
     config.text = {
-        "tokenizer": str(SHIPPED / "spiece.model"),
+        "tokenizer": str(PRETRAINED / "icons" / "spiece.model"),
         "max_length": 32,
         "trainable": True,
         "dropout": 0.1,

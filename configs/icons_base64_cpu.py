@@ -1,22 +1,22 @@
 """A base model of icons on two CPU cores: text to 64x64 icons, in about an hour and a half.
 
-    python scripts/prepare_icons.py --out data/icons
-    python scripts/pretrain_text.py --config configs/icons_base64_cpu.py --workdir runs/text \
+    imagen-jax prepare_icons --out data/icons
+    imagen-jax pretrain_text --config icons_base64_cpu --workdir runs/text \
         --steps 20000 --batch_size 32
-    python scripts/train.py --config configs/icons_base64_cpu.py --workdir runs/base64
+    imagen-jax train --config icons_base64_cpu --workdir runs/base64
 
 What differs from icons_base64.py suits a machine without an accelerator: patches of 4x4 pixels are
 folded into channels, so that all work is done at 16x16 and below, and the guess of the image that
 the text encoder was trained with (`draft`) stays, as an input beside the noisy image. 160,000
 images gave a top-1 retrieval of 20.8 % on trained things and 10.1 % on held-out pairs, where the
-shipped base, icons_base64.py, has 28 % and 19 % (scripts/benchmark_icons.py). With
+shipped base, icons_base64.py, has 28 % and 19 % (imagen-jax benchmark_icons). With
 --config.init_from=None --config.text.init_from=icons it reads the shipped text encoder, and the
 second command is not needed.
 """
 
 from ml_collections import ConfigDict
 
-from configs import icons_base64
+from . import icons_base64
 
 
 def get_config() -> ConfigDict:

@@ -1,6 +1,6 @@
 r"""A student of the shipped model, in one to four steps and without guidance, on one GPU.
 
-    python scripts/prepare_icons.py --out data/icons
+    imagen-jax prepare_icons --out data/icons
     launch/icons_fast.sh data/icons runs/icons_fast
 
 The script stops after eight minutes and makes a model directory; it was not run on a GPU yet. The
@@ -10,7 +10,7 @@ do.
 
 from ml_collections import ConfigDict
 
-from configs import distill, icons_base64
+from . import distill, icons_base64
 
 
 def get_config() -> ConfigDict:

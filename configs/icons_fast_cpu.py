@@ -1,7 +1,7 @@
 """The student of the shipped model that ships as "icons-fast", on two CPU cores.
 
-    python scripts/prepare_icons.py --out data/icons
-    python scripts/train.py --config configs/icons_fast_cpu.py --workdir runs/icons_fast
+    imagen-jax prepare_icons --out data/icons
+    imagen-jax train --config icons_fast_cpu --workdir runs/icons_fast
 
 The teacher needs 32 evaluations of the network for an image (16 steps with guidance), the student
 one to four. 6,720 images take half an hour on quiet cores, and took 56 minutes beside other work.
@@ -10,7 +10,7 @@ At a rate of 2e-4 with batches of 8 the loss rose again.
 
 from ml_collections import ConfigDict
 
-from configs import icons_fast
+from . import icons_fast
 
 
 def get_config() -> ConfigDict:

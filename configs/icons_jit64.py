@@ -1,9 +1,9 @@
 """Text to 64x64 icons by today's recipe: the plain transformer (JiT, arXiv 2511.13720) predicts x0
 on the flow, its loss is taken in v, and times are logit-normal (arXiv 2403.03206).
 
-    python scripts/train.py --config configs/icons_jit64.py --workdir runs/icons_jit64
+    imagen-jax train --config icons_jit64 --workdir runs/icons_jit64
 
-Data: data/icons/icons64.npz of scripts/prepare_icons.py. 22M parameters. The text encoder starts as
+Data: data/icons/icons64.npz of imagen-jax prepare_icons. 22M parameters. The text encoder starts as
 that of the shipped model and is trained along.
 
 Meant for one GPU in bfloat16. On CPUs: --config.stage.network.dtype=float32
@@ -15,7 +15,7 @@ but no clear shapes yet.
 
 from ml_collections import ConfigDict
 
-from configs import icons_base64
+from . import icons_base64
 
 
 def get_config() -> ConfigDict:

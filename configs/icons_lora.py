@@ -1,10 +1,10 @@
 r"""An adapter to the shipped model, on a laptop: new images for a prompt of your own.
 
-    python scripts/generate.py "dog face, 3d style" --num_images 64 --size 64 --no_grid \
+    imagen-jax generate "dog face, 3d style" --num_images 64 --size 64 --no_grid \
         --out runs/dogs
-    python scripts/train.py --config configs/icons_lora.py --workdir runs/icons_lora \
+    imagen-jax train --config icons_lora --workdir runs/icons_lora \
         --config.data.path=IMAGES --config.data.prompt="sks dog face, 3d style"
-    python scripts/generate.py "sks dog face, 3d style" --lora runs/icons_lora/lora.safetensors
+    imagen-jax generate "sks dog face, 3d style" --lora runs/icons_lora/lora.safetensors
 
 IMAGES is a folder with some images of one subject on white. The first command generates the prior
 of DreamBooth (arXiv 2208.12242): dog faces that are to stay as they are. The adapter changes the

@@ -1,7 +1,7 @@
 """The super-resolution model of the icon cascade, on one GPU: 64x64 icons to 256x256.
 
-    python scripts/train.py --config configs/icons_sr256.py --workdir runs/sr256
-    python scripts/save_model.py --model runs/base64,runs/sr256 --out models/icons
+    imagen-jax train --config icons_sr256 --workdir runs/sr256
+    imagen-jax save_model --model runs/base64,runs/sr256 --out models/icons
 
 The second command joins it with a base model (icons_base64.py), whose frozen text encoder it reads
 the captions with. Like the base it folds patches into channels. Meant for one H100 or H200;
@@ -10,7 +10,7 @@ it has not been trained to the end here. icons_sr256_cpu.py has the smaller netw
 
 from ml_collections import ConfigDict
 
-from configs import icons_base64
+from . import icons_base64
 
 
 def get_config() -> ConfigDict:

@@ -1,7 +1,7 @@
 """The network of the shipped super-resolution model, on two CPU cores: 64x64 to 256x256.
 
-    python scripts/train.py --config configs/icons_sr256_cpu.py --workdir runs/sr256
-    python scripts/save_model.py --model runs/base64,runs/sr256 --out models/icons
+    imagen-jax train --config icons_sr256_cpu --workdir runs/sr256
+    imagen-jax save_model --model runs/base64,runs/sr256 --out models/icons
 
 Smaller than icons_sr256.py, and trained on crops of 128x128, as the paper trains its largest stage
 on crops: nothing in it attends beyond the text, so that it upsamples whole images. Hardware, time
@@ -11,7 +11,7 @@ and result: the model's card, imagen_jax/pretrained/icons/README.md. --init_from
 
 from ml_collections import ConfigDict
 
-from configs import icons_sr256
+from . import icons_sr256
 
 
 def get_config() -> ConfigDict:

@@ -1,7 +1,7 @@
 """The paper's base model: text to 64x64 images, 2.4B parameters (arXiv 2205.11487, F.1).
 
-    python scripts/plan.py --config configs/imagen_base64.py --topology v5p:4x4x4
-    python scripts/train.py --config configs/imagen_base64.py --workdir runs/base64 \
+    imagen-jax plan --config imagen_base64 --topology v5p:4x4x4
+    imagen-jax train --config imagen_base64 --workdir runs/base64 \
         --config.text.init_from=T5 --config.text.tokenizer=T5/spiece.model \
         --config.data.path=SHARDS
 

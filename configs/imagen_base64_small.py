@@ -1,8 +1,8 @@
 """The paper's base model at 0.3B parameters, for one host of 8 chips: imagen_base64 with a width of
 192 instead of 512.
 
-    python scripts/plan.py --config configs/imagen_base64_small.py --topology v5e:2x4
-    python scripts/train.py --config configs/imagen_base64_small.py --workdir runs/base64_small \
+    imagen-jax plan --config imagen_base64_small --topology v5e:2x4
+    imagen-jax train --config imagen_base64_small --workdir runs/base64_small \
         --config.text.init_from=T5 --config.text.tokenizer=T5/spiece.model \
         --config.data.path=SHARDS
 
@@ -14,7 +14,7 @@ chips, or 8 GPUs of 24 GB. Not run here.
 
 from ml_collections import ConfigDict
 
-from configs import imagen_base64
+from . import imagen_base64
 
 T5_LARGE = "models/t5_v1_1_large"
 

@@ -1,7 +1,7 @@
 """The paper's second super-resolution model: 256x256 to 1024x1024 (arXiv 2205.11487, F.3).
 
-    python scripts/plan.py --config configs/imagen_sr1024.py --topology v5p:4x4x4
-    python scripts/train.py --config configs/imagen_sr1024.py --workdir runs/sr1024 \
+    imagen-jax plan --config imagen_sr1024 --topology v5p:4x4x4
+    imagen-jax train --config imagen_sr1024 --workdir runs/sr1024 \
         --config.text.init_from=T5 --config.text.tokenizer=T5/spiece.model \
         --config.data.path=SHARDS
 
@@ -15,7 +15,7 @@ The paper says 400M parameters, but its printed configuration, used here, has 0.
 
 from ml_collections import ConfigDict
 
-from configs import imagen_sr256
+from . import imagen_sr256
 
 
 def get_config() -> ConfigDict:

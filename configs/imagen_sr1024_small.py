@@ -1,15 +1,15 @@
 """The paper's second super-resolution model for one host of 8 chips: imagen_sr1024 at the widths of
 imagen_sr256_small, 0.4B parameters.
 
-    python scripts/plan.py --config configs/imagen_sr1024_small.py --topology v5e:2x4
+    imagen-jax plan --config imagen_sr1024_small --topology v5e:2x4
 
 Batch and text encoder are those of imagen_base64_small, for the same reasons. Not run here.
 """
 
 from ml_collections import ConfigDict
 
-from configs import imagen_sr1024
-from configs.imagen_base64_small import smaller
+from . import imagen_sr1024
+from .imagen_base64_small import smaller
 
 
 def get_config() -> ConfigDict:

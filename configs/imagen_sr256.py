@@ -1,8 +1,8 @@
 """The paper's first super-resolution model: 64x64 to 256x256, 0.7B parameters (arXiv 2205.11487,
 F.2).
 
-    python scripts/plan.py --config configs/imagen_sr256.py --topology v5p:4x4x4
-    python scripts/train.py --config configs/imagen_sr256.py --workdir runs/sr256 \
+    imagen-jax plan --config imagen_sr256 --topology v5p:4x4x4
+    imagen-jax train --config imagen_sr256 --workdir runs/sr256 \
         --config.text.init_from=T5 --config.text.tokenizer=T5/spiece.model \
         --config.data.path=SHARDS
 
@@ -17,7 +17,7 @@ configuration, used here, has 0.7B.
 
 from ml_collections import ConfigDict
 
-from configs import imagen_base64
+from . import imagen_base64
 
 
 def get_config() -> ConfigDict:

@@ -1,9 +1,9 @@
 """JiT-B/16: ImageNet by class at 256x256, a plain transformer of 131M parameters on 16x16 patches
 that predicts the clean image (arXiv 2511.13720, table 9).
 
-    python scripts/train.py --config configs/jit_imagenet256.py --workdir runs/jit \
+    imagen-jax train --config jit_imagenet256 --workdir runs/jit \
         --config.data.path=imagenet/train
-    python scripts/evaluate.py --model runs/jit --prompts classes50.txt --metrics fid --size 256 \
+    imagen-jax evaluate --model runs/jit --prompts classes50.txt --metrics fid --size 256 \
         --reference imagenet256.safetensors --out results/jit
 
 imagenet/train has a folder per class. classes50.txt names each of the 1,000 classes on 50 lines;

@@ -1,9 +1,9 @@
 """An adapter (LoRA, arXiv 2106.09685) for DeepFloyd IF or any other trained stage, from a folder of
 images with captions.
 
-    python scripts/train.py --config configs/lora_if.py --workdir runs/lora \
+    imagen-jax train --config lora_if --workdir runs/lora \
         --init_from DIRECTORY --config.data.path=IMAGES
-    python scripts/generate.py "a prompt" --model DIRECTORY --lora runs/lora/lora.safetensors \
+    imagen-jax generate "a prompt" --model DIRECTORY --lora runs/lora/lora.safetensors \
         --dtype bfloat16 --low_memory
 
 DIRECTORY is IF's stage I as diffusers saves it, a model directory or a workdir; of several stages

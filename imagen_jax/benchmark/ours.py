@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -44,7 +43,6 @@ from imagen_jax.training.run_config import DataConfig, RunConfig, TextConfig
 from imagen_jax.training.state import Frozen
 from imagen_jax.typing import Params, TextEmbeddings
 
-ROOT = Path(__file__).resolve().parents[2]
 PHASES = {  # of jax.monitoring
     "/jax/core/compile/backend_compile_duration": "compile",
     "/jax/core/compile/jaxpr_to_mlir_module_duration": "lower",
@@ -138,7 +136,7 @@ def make_stage(spec: dict[str, Any]) -> Stage:
     """The stage of a case: a config's, a U-Net of diffusers, or a network of ours."""
     dtype, given = dtype_of(spec), {"text_width": spec["text"][1]}
     if "config" in spec:
-        section = to_dict(load_config(ROOT / "configs" / f"{spec['config']}.py").stage)
+        section = to_dict(load_config(spec["config"]).stage)
         section["network"]["dtype"] = dtype
         for level in section["network"]["levels"]:
             level.update(spec.get("levels", {}))
@@ -182,7 +180,7 @@ def random_params(init: Callable[[jax.Array], Params], dtype: Any) -> Params:
 
 
 def train(spec: dict[str, Any]) -> Work:
-    """The train step of scripts/train.py on images and embedded texts in memory."""
+    """The train step of imagen-jax train on images and embedded texts in memory."""
     stage, devices = make_stage(spec), jax.devices()[: spec.get("devices", 1)]
     grows = len(devices) if jax.default_backend() != "cpu" else 1  # a CPU's devices share its cores
     batch_size, (length, width) = spec["batch"] * grows, spec["text"]
@@ -276,13 +274,13 @@ PROMPTS = ["red heart, 3d style", "flag: France, twemoji style", "student, outli
 
 
 def generate(spec: dict[str, Any]) -> Work:
-    """scripts/generate.py with the shipped model, each call a process of its own: the first has an
+    """imagen-jax generate with the shipped model, each call a process of its own: the first has an
     empty cache.
     """
     folder = tempfile.TemporaryDirectory()
     prompts = [PROMPTS[i % len(PROMPTS)] for i in range(spec["images"])]
     options = ["--num_images", "1", "--seed", "0", "--out", folder.name, "--overwrite"]
-    command = [sys.executable, str(ROOT / "scripts/generate.py"), *prompts, *options]
+    command = [sys.executable, "-m", "imagen_jax.commands.main", "generate", *prompts, *options]
     environment = os.environ | {"XDG_CACHE_HOME": f"{folder.name}/cache"}
     quiet = {"stdout": subprocess.DEVNULL, "env": environment, "check": True}
     call = partial(subprocess.run, command + spec.get("options", []), **quiet)

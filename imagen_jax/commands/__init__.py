@@ -1,1 +1,1 @@
-"""The commands: scripts/VERB.py runs `main()` of imagen_jax/commands/VERB.py."""
+"""The commands: imagen-jax VERB runs `main()` of imagen_jax/commands/VERB.py."""

@@ -1,12 +1,12 @@
 r"""Measures this code, and others beside it, on the devices that are there.
 
-    python scripts/benchmark.py --tiny
-    python scripts/benchmark.py --peers PEERS/bin/python --out speed.json
-    python scripts/benchmark.py --peers python3 --case if_train --case if_sample --parallel 4 \
+    imagen-jax benchmark --tiny
+    imagen-jax benchmark --peers PEERS/bin/python --out speed.json
+    imagen-jax benchmark --peers python3 --case if_train --case if_sample --parallel 4 \
         --limit 290 --out speed.json
-    python scripts/benchmark.py --case if_train --profile traces
-    python scripts/benchmark.py --table ours.json peers.json
-    python scripts/benchmark.py --trace runs/base64
+    imagen-jax benchmark --case if_train --profile traces
+    imagen-jax benchmark --table ours.json peers.json
+    imagen-jax benchmark --trace runs/base64
 
 A case is one kind of work, such as the train step of one network; its sides are this code and its
 peers. imagen_jax/benchmark/cases.py has them all. --peers is the Python of an environment with
@@ -71,7 +71,7 @@ def parser() -> argparse.ArgumentParser:
     add("--table", type=path, nargs="+", metavar="FILE", help="print the table of such files, of "
         "one machine, and stop")  # fmt: skip
     add("--trace", type=path, metavar="DIR", help="print where the time of a trace went, such as "
-        "one of scripts/train.py --profile, and stop")  # fmt: skip
+        "one of imagen-jax train --profile, and stop")  # fmt: skip
     return parse
 
 
@@ -92,7 +92,7 @@ def read_report(file: Path) -> dict[str, Any]:
     """What --out wrote; ValueError where it did not write this file."""
     report = read_object(file, "a file of the benchmark")
     if not {"about", "results"} <= report.keys():
-        raise ValueError(f"{file} is not what scripts/benchmark.py --out writes")
+        raise ValueError(f"{file} is not what imagen-jax benchmark --out writes")
     return report
 
 

@@ -1,7 +1,7 @@
 r"""Benchmark of a model of icons: fixed prompts, seed, steps and guidance.
 
-python scripts/prepare_icons.py --out data/icons
-python scripts/benchmark_icons.py --model icons --data data/icons --out results/icons
+imagen-jax prepare_icons --out data/icons
+imagen-jax benchmark_icons --model icons --data data/icons --out results/icons
 
 Retrieval: an image of the base stage counts where the icon that was asked for is the nearest among
 all of its style, by mean squared error at 32x32 (top-1), or among the nearest five. Rows: things

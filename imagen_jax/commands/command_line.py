@@ -115,7 +115,7 @@ def one_line_errors(*expected: type[Exception]) -> Iterator[None]:
         if package in OWN:
             raise
         extra = EXTRAS.get(package)
-        what = f"-e '.[{extra}]'" if extra else package
+        what = f"'imagen_jax[{extra}]'" if extra else package
         end(f"{error}. It comes with: pip install {what}" if package in EXTRAS else str(error))
     except (OSError, *expected) as error:
         end((describe(error) if isinstance(error, OSError) else str(error)).removesuffix("."))
@@ -300,6 +300,14 @@ def numbers(kind: type) -> Callable[[str], Any]:
 
 
 names = numbers(str)
+# The option --config of the commands that read one, as `load_config` takes it.
+CONFIG: dict[str, Any] = {
+    "type": path,
+    "required": True,
+    "metavar": "NAME",
+    "help": "one of those that come with the package, such as folder_64, or a Python file with "
+    "get_config()",
+}
 # The option --ema of the commands that read a model, as `load_model` takes it.
 EMA: dict[str, Any] = {
     "type": argument(

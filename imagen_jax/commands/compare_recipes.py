@@ -1,6 +1,6 @@
 r"""Compares recipes at equal compute: trains each cell of a grid for the same number of FLOPs.
 
-    python scripts/compare_recipes.py --config configs/compare_icons32.py --out runs/compare \
+    imagen-jax compare_recipes --config compare_icons32 --out runs/compare \
         --flops 5e13 --seeds 0,1 --jobs 2 \
         --cells transformer-x0-flow,transformer-v-cosine,efficient_unet-v-cosine
 
@@ -36,6 +36,7 @@ from pathlib import Path
 from typing import Any
 
 from imagen_jax.commands.command_line import (
+    CONFIG,
     count,
     entries,
     make_parser,
@@ -44,13 +45,13 @@ from imagen_jax.commands.command_line import (
     run_configured,
 )
 
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "compare_recipes.py"
+COMMAND = ("-m", "imagen_jax.commands.main", "compare_recipes")
 
 
 def parser() -> argparse.ArgumentParser:
     parse = make_parser(__doc__)
     add = parse.add_argument
-    add("--config", type=path, required=True, metavar="FILE", help="with get_config, get_axes")
+    add("--config", **CONFIG)
     add("--out", type=path, required=True, metavar="DIR", help="folder of the runs and the report")
     add("--flops", type=float, required=True, metavar="N", help="of training, for each run")
     add("--seeds", type=seeds, default=[0], metavar="N,N", help="of each cell (default: 0)")
@@ -294,7 +295,7 @@ def child_command(cell: Any, options: argparse.Namespace, overrides: dict[str, s
         "only": cell.folder,
     }
     keys = [f"--config.{key}={value}" for key, value in overrides.items()]
-    return [sys.executable, str(SCRIPT), *(f"--{k}={v}" for k, v in given.items()), *keys]
+    return [sys.executable, *COMMAND, *(f"--{k}={v}" for k, v in given.items()), *keys]
 
 
 def main(arguments: list[str] | None = None) -> None:

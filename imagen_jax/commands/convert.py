@@ -1,14 +1,14 @@
 r"""Models to and from the files of other projects.
 
-    python scripts/convert.py --model runs/if --to diffusers --out models/if_diffusers
-    python scripts/convert.py --model runs/if --to diffusers --part unet --out models/unet \
+    imagen-jax convert --model runs/if --to diffusers --out models/if_diffusers
+    imagen-jax convert --model runs/if --to diffusers --part unet --out models/unet \
         --dtype float16 --variant fp16
-    python scripts/convert.py --model DeepFloyd/IF-I-M-v1.0 --to imagen_jax --out models/if_m
-    python scripts/convert.py --model runs/if --to imagen_jax --quantize int8 --out models/if_int8
-    python scripts/convert.py --model t5x/checkpoint_1000 --to imagen_jax --out models/t5
-    python scripts/convert.py --model clip-vit-large-patch14 --to imagen_jax --out models/clip
-    python scripts/convert.py --model dinov2-large --to imagen_jax --out models/dinov2
-    python scripts/convert.py --model pt_inception-2015-12-05-6726825d.pth --to imagen_jax \
+    imagen-jax convert --model DeepFloyd/IF-I-M-v1.0 --to imagen_jax --out models/if_m
+    imagen-jax convert --model runs/if --to imagen_jax --quantize int8 --out models/if_int8
+    imagen-jax convert --model t5x/checkpoint_1000 --to imagen_jax --out models/t5
+    imagen-jax convert --model clip-vit-large-patch14 --to imagen_jax --out models/clip
+    imagen-jax convert --model dinov2-large --to imagen_jax --out models/dinov2
+    imagen-jax convert --model pt_inception-2015-12-05-6726825d.pth --to imagen_jax \
         --out models/inception
 
 To diffusers: a trained stage of DeepFloyd IF's blocks (a workdir, a model directory or a shipped

@@ -1,11 +1,11 @@
 r"""Embeds the captions of a config's image set with its frozen text encoder, ahead of training.
 
-    python scripts/embed_text.py --config configs/imagen_base64.py --out /data/embeddings \
+    imagen-jax embed_text --config imagen_base64 --out /data/embeddings \
         --config.text.init_from=T5_XXL --config.data.path=...
-    python scripts/train.py --config configs/imagen_base64.py --workdir runs/base \
+    imagen-jax train --config imagen_base64 --workdir runs/base \
         --config.data.path=... --config.data.embeddings=/data/embeddings
 
-Several hosts share the work when each is started as for training (see scripts/train.py): each shard
+Several hosts share the work when each is started as for training (see imagen-jax train): each shard
 belongs to one of them. A shard is written whole or not at all, so the same command continues after
 an interruption, on any number of hosts.
 """
@@ -14,6 +14,7 @@ import argparse
 from functools import partial
 
 from imagen_jax.commands.command_line import (
+    CONFIG,
     add_host_options,
     count,
     join_hosts,
@@ -28,7 +29,7 @@ from imagen_jax.storage.folders import make_folder
 def parser() -> argparse.ArgumentParser:
     parse = make_parser(__doc__)
     add = parse.add_argument
-    add("--config", type=path, required=True, metavar="FILE", help="Python file with get_config()")
+    add("--config", **CONFIG)
     add("--out", type=path, required=True, metavar="DIR", help="folder for the shards")
     add("--batch_size", type=count, default=64, help="captions at a time on each host")
     add("--shard_size", type=count, default=4096, help="examples in a shard")

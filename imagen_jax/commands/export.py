@@ -1,9 +1,9 @@
 r"""A model as ONNX or StableHLO, which run without this package.
 
-    python scripts/export.py --model icons --format onnx --out exported/icons
-    python scripts/export.py --model icons --format onnx --dtype float16 --out exported/half \
+    imagen-jax export --model icons --format onnx --out exported/icons
+    imagen-jax export --model icons --format onnx --dtype float16 --out exported/half \
         --parts text_encoder,base64_steps
-    python scripts/export.py --model icons --format stablehlo --out exported/stablehlo
+    imagen-jax export --model icons --format stablehlo --out exported/stablehlo
 
 DIR then holds a file for each part (the text encoder; of each stage the network, and its steps as
 a loop; the whole cascade), the tokenizer, and export.json, which says what each input is. See

@@ -1,7 +1,7 @@
 """Images from text: one PNG an image, and one grid of all with their prompts below.
 
-    python scripts/generate.py "student, outline style" "红苹果" --num_images 4 --out samples/
-    python scripts/generate.py --from_png samples/0003_student_outline_style.png --out again/
+    imagen-jax generate "student, outline style" "红苹果" --num_images 4 --out samples/
+    imagen-jax generate --from_png samples/0003_student_outline_style.png --out again/
 
 Each batch of images is written as soon as it is done: what is finished stays after Ctrl-C. A folder
 that holds images already is refused without --overwrite.
@@ -118,7 +118,7 @@ def generate(options: argparse.Namespace) -> None:
     settings = None
     check_images(options)
     if not (options.prompts or options.label or options.model or options.from_png):
-        raise ValueError('Give a prompt: scripts/generate.py "red heart".')
+        raise ValueError('Give a prompt: imagen-jax generate "red heart".')
     check_folder(options.out, options.overwrite)
     # After the command line is read: a wrong option need not wait for JAX.
     from imagen_jax.images.image_file import read_settings
@@ -262,7 +262,7 @@ def check_images(options: argparse.Namespace) -> None:
         if text.endswith((".txt", ".csv", ".tsv", ".jsonl")) and os.path.isfile(text):
             raise ValueError(
                 f"{text} is a file, and a prompt is what an image shows. Images for all lines of a "
-                f"file: scripts/evaluate.py --model MODEL --prompts {text} --metrics images --out "
+                f"file: imagen-jax evaluate --model MODEL --prompts {text} --metrics images --out "
                 "DIR."
             )
     alone = [name for name in ("image", "upscale", "aspect_ratio") if getattr(options, name)]

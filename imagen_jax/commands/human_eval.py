@@ -1,12 +1,12 @@
 r"""Asks people which of two models' images they prefer: sheets, a local web page, the analysis.
 
-python scripts/evaluate.py --model A --prompts drawbench --num_images 8 --metrics images \
+imagen-jax evaluate --model A --prompts drawbench --num_images 8 --metrics images \
     --out results/a
-python scripts/evaluate.py --model B --prompts drawbench --num_images 8 --metrics images \
+imagen-jax evaluate --model B --prompts drawbench --num_images 8 --metrics images \
     --out results/b
-python scripts/human_eval.py sheets --a results/a --b results/b --prompts drawbench --out study
-python scripts/human_eval.py serve study          # http://127.0.0.1:8000, answers.jsonl in study
-python scripts/human_eval.py analyse study
+imagen-jax human_eval sheets --a results/a --b results/b --prompts drawbench --out study
+imagen-jax human_eval serve study          # http://127.0.0.1:8000, answers.jsonl in study
+imagen-jax human_eval analyse study
 
 Studies: drawbench (two sets of 8, which is better and which fits), photorealism (a model's image
 beside the true one, --b), captions (does the caption describe the image; yes, somewhat, no).
@@ -27,11 +27,11 @@ def parser() -> argparse.ArgumentParser:
     commands = parse.add_subparsers(dest="command", required=True)
     add = commands.add_parser("sheets", help="make the trials").add_argument
     add("--study", choices=tuple(PER_PROMPT), default="drawbench", help="its kind")
-    add("--a", type=path, required=True, metavar="DIR", help="of scripts/evaluate.py, or a folder")
+    add("--a", type=path, required=True, metavar="DIR", help="of imagen-jax evaluate, or a folder")
     add("--b", type=path, required=True, metavar="DIR", help="the other model's, or true images")
     add("--name_a", help="of the models, for the analysis (default: their folders')")
     add("--name_b", help="the same of --b")
-    add("--prompts", required=True, help="drawbench, coco30k or a file, as for scripts/evaluate.py")
+    add("--prompts", required=True, help="drawbench, coco30k or a file, as for imagen-jax evaluate")
     add("--data", type=path, help="file of drawbench or coco30k")
     add("--num", type=int, help="the first N prompts")
     add("--num_images", type=int, help="images a prompt (default: drawbench 8, else 1)")

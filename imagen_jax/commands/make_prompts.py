@@ -1,7 +1,7 @@
 """The caption list of COCO-30K, drawn with a seed, as a file of ids and captions.
 
-python scripts/make_prompts.py --annotations captions_val2014.json --out data/coco/coco30k.json
-python scripts/make_prompts.py --tfds --out data/coco/coco30k.json
+imagen-jax make_prompts --annotations captions_val2014.json --out data/coco/coco30k.json
+imagen-jax make_prompts --tfds --out data/coco/coco30k.json
 
 The 30,000 are the captions whose id and seed have the smallest hash: the same everywhere. TFDS's
 coco_captions (its splits restval, val and test together are val2014) is downloaded if need be.

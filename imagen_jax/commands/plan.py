@@ -1,21 +1,22 @@
 r"""Plans a run on TPUs or GPUs that are not here: compiles its train step for them and says what
 it takes.
 
-    python scripts/plan.py --config configs/imagen_base64.py --topology v5p:4x4x4
-    python scripts/plan.py --config configs/imagen_base64.py --topology v5e:16x16 \
+    imagen-jax plan --config imagen_base64 --topology v5p:4x4x4
+    imagen-jax plan --config imagen_base64 --topology v5e:16x16 \
         --config.frozen_split=True --json plan.json
-    python scripts/plan.py --config configs/imagen_sr256.py --topology v5e:2x4 --sample
-    python scripts/plan.py --config configs/imagen_base64_small.py --topology h100:8
+    imagen-jax plan --config imagen_sr256 --topology v5e:2x4 --sample
+    imagen-jax plan --config imagen_base64_small --topology h100:8
 
-Needs the compiler of the accelerator, and not the accelerator: for TPUs pip install -e '.[tpu]',
-for GPUs Python 3.12 and pip install -e '.[cuda-plan]'. The paper's models take it about ten minutes
-and 15 GB of memory. docs/scaling.md explains the figures.
+Needs the compiler of the accelerator, and not the accelerator: for TPUs
+pip install 'imagen_jax[tpu]', for GPUs Python 3.12 and pip install 'imagen_jax[cuda-plan]'. The
+paper's models take it about ten minutes and 15 GB of memory. docs/scaling.md explains the figures.
 """
 
 import argparse
 from pathlib import Path
 
 from imagen_jax.commands.command_line import (
+    CONFIG,
     count,
     make_parser,
     one_line_errors,
@@ -30,7 +31,7 @@ from imagen_jax.training.config import apply_overrides, load_config
 def parser() -> argparse.ArgumentParser:
     parse = make_parser(__doc__)
     add = parse.add_argument
-    add("--config", type=path, required=True, metavar="FILE", help="Python file with get_config()")
+    add("--config", **CONFIG)
     add("--topology", required=True, metavar="KIND:SHAPE", help="v5p:4x4x4, h100:8, h100:2x8")
     add("--sample", action="store_true", help="plan sampling instead of training")
     add("--images", type=count, help="images sampled at a time (default: one a device)")

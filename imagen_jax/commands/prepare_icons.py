@@ -1,7 +1,7 @@
 """Makes the image set of icons: 18,559 icons in seven styles, named in English and Chinese.
 
-    python scripts/prepare_icons.py --out data/icons
-    python scripts/prepare_icons.py --out data/icons --sizes 256 --sets node_modules
+    imagen-jax prepare_icons --out data/icons
+    imagen-jax prepare_icons --out data/icons --sizes 256 --sets node_modules
 
 writes icons32.npz, icons64.npz and 256/SPLIT-00000.tar with images, captions, styles and splits,
 and LICENCES.txt with the authors to name. The sets are npm's packages @iconify-json/..., fetched

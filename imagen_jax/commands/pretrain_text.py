@@ -1,6 +1,6 @@
 """Trains a text encoder from scratch to guess the image from the caption, without a U-Net.
 
-    python scripts/pretrain_text.py --config configs/icons_base64_cpu.py --workdir runs/text
+    imagen-jax pretrain_text --config icons_base64_cpu --workdir runs/text
 
 Diffusion teaches words slowly: only its noisiest steps need them, and every step pays for the
 U-Net. This regression is about ten times as fast per image, and all of it is about words. It writes

@@ -1,7 +1,7 @@
 r"""A smaller model: weights of the least magnitude set to zero, or whole blocks left out.
 
-    python scripts/prune.py --model icons --sparsity 0.5 --out runs/half
-    python scripts/prune.py --model icons --stage base64 --blocks 1 --out runs/shallower \
+    imagen-jax prune --model icons --sparsity 0.5 --out runs/half
+    imagen-jax prune --model icons --stage base64 --blocks 1 --out runs/shallower \
         --prompts "red heart, 3d style" "police officer, twemoji style"
 
 --sparsity zeroes this share of the kernels' weights, --scope layer the same share of each kernel.
@@ -9,7 +9,7 @@ r"""A smaller model: weights of the least magnitude set to zero, or whole blocks
 way up that reads its skip: those without which the network's output changes least, on images that
 it makes of the prompts. The model is then trained further, pruned weights staying zero:
 
-    python scripts/train.py --config configs/fine_tune.py --init_from runs/half \
+    imagen-jax train --config fine_tune --init_from runs/half \
         --workdir runs/tuned --config.data.path=IMAGES --config.optimizer.keep_zeros=True
 """
 

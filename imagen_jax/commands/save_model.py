@@ -1,6 +1,6 @@
 r"""Training runs to one model directory, like the shipped one: weights, settings, loss curves.
 
-    python scripts/save_model.py --model runs/base64,runs/sr256 --out models/mine \
+    imagen-jax save_model --model runs/base64,runs/sr256 --out models/mine \
         --sampler dpmpp_2m --steps 12,1 --guidance 2,1 --threshold static --aug_level 0.2
 
 DIR then holds model.json, the weights, the tokenizer, <stage>_curve.json of each run
@@ -115,7 +115,7 @@ def plot(curves: dict[str, Any], path: Path) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        print("no image of the loss: it needs matplotlib, pip install -e '.[train]'")
+        print("no image of the loss: it needs matplotlib, pip install 'imagen_jax[train]'")
         return
     from imagen_jax.images.image_file import SHEET
 

@@ -1,8 +1,8 @@
 r"""Writes the tables of docs/scaling.md from the plans in docs/scaling/ and docs/scaling/gpus/.
 
-    python scripts/plan.py --config configs/imagen_sr256.py --topology v5p:4x4x4 \
+    imagen-jax plan --config imagen_sr256 --topology v5p:4x4x4 \
         --json docs/scaling/sr256_v5p.json
-    python scripts/scaling.py
+    imagen-jax scaling
 """
 
 import argparse
@@ -10,22 +10,27 @@ import json
 import re
 from pathlib import Path
 
-from imagen_jax.commands.command_line import make_parser, run_parsed
+from imagen_jax.commands.command_line import make_parser, path, run_parsed
 from imagen_jax.planning.scaling import compiled_table, gpu_table
 
-ROOT = Path(__file__).resolve().parents[2]
-DOCUMENT, PLANS = ROOT / "docs" / "scaling.md", ROOT / "docs" / "scaling"
 # The tables by the marks before them, and the folders with their plans.
-TABLES = {"compiled": (compiled_table, PLANS), "gpus": (gpu_table, PLANS / "gpus")}
+TABLES = {"compiled": (compiled_table, "."), "gpus": (gpu_table, "gpus")}
 
 
-def written(document: str) -> str:
+def parser() -> argparse.ArgumentParser:
+    parse = make_parser(__doc__)
+    parse.add_argument("--document", type=path, default=Path("docs/scaling.md"), metavar="FILE",
+        help="where the tables stand; the plans are in the folder of its name")  # fmt: skip
+    return parse
+
+
+def written(document: str, plans: Path) -> str:
     """The document with a new table between each <!-- name --> and the <!-- end --> after it."""
     for name, (table, folder) in TABLES.items():
         place = re.compile(rf"(?<=<!-- {name} -->\n).*?(?=<!-- end -->)", re.DOTALL)
         if len(place.findall(document)) != 1:
-            raise ValueError(f"{DOCUMENT} must have one <!-- {name} --> ... <!-- end -->")
-        lines = table(read_plans(folder)) + "\n"
+            raise ValueError(f"{plans}.md must have one <!-- {name} --> ... <!-- end -->")
+        lines = table(read_plans(plans / folder)) + "\n"
         document = place.sub(lambda _, lines=lines: lines, document)
     return document
 
@@ -35,8 +40,9 @@ def read_plans(folder: Path) -> list[dict]:
 
 
 def write(options: argparse.Namespace) -> None:
-    DOCUMENT.write_text(written(DOCUMENT.read_text()))
+    text = options.document.read_text(encoding="utf-8")
+    options.document.write_text(written(text, options.document.with_suffix("")), encoding="utf-8")
 
 
 def main(arguments: list[str] | None = None) -> None:
-    run_parsed(make_parser(__doc__), write, arguments)
+    run_parsed(parser(), write, arguments)

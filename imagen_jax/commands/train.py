@@ -1,11 +1,11 @@
 r"""Trains one stage.
 
-    python scripts/train.py --config configs/icons_base64_cpu.py --workdir runs/base64
-    python scripts/train.py --config configs/icons_base64_cpu.py --workdir runs/wide \
+    imagen-jax train --config icons_base64_cpu --workdir runs/base64
+    imagen-jax train --config icons_base64_cpu --workdir runs/wide \
         --config.optimizer.learning_rate=3e-4 --config.stage.network.levels.0.channels=192
-    python scripts/train.py --config configs/fine_tune.py --workdir runs/mine \
+    imagen-jax train --config fine_tune --workdir runs/mine \
         --config.data.path=IMAGES
-    python scripts/train.py --config configs/icons_base64_cpu.py --dry_run
+    imagen-jax train --config icons_base64_cpu --dry_run
 
 Any key of the config can be set by --config.KEY=VALUE. The same command resumes a run that was
 stopped, killed or lost its machine, from its newest checkpoint. Stopped by a signal, a run saves a
@@ -22,6 +22,7 @@ import os
 import sys
 
 from imagen_jax.commands.command_line import (
+    CONFIG,
     add_host_options,
     join_hosts,
     make_parser,
@@ -36,7 +37,7 @@ from imagen_jax.storage.folders import check_local
 def parser() -> argparse.ArgumentParser:
     parse = make_parser(__doc__)
     add = parse.add_argument
-    add("--config", type=path, required=True, metavar="FILE", help="Python file with get_config()")
+    add("--config", **CONFIG)
     add("--workdir", type=path, metavar="DIR", help="folder for checkpoints, metrics and samples")
     add(
         "--dry_run", action="store_true", help="print the model table, look at the images, and stop"

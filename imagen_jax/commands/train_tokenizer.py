@@ -1,6 +1,6 @@
 """Trains the SentencePiece tokenizer of a text encoder that is to be trained from scratch.
 
-    python scripts/train_tokenizer.py --input captions.txt --output spiece.model --vocab_size 6000
+    imagen-jax train_tokenizer --input captions.txt --output spiece.model --vocab_size 6000
 
 The input has one caption a line, or is a .csv, .tsv or .jsonl with a column caption. See
 imagen_jax/text/tokenizer_training.py for how.

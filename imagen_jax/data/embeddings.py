@@ -2,7 +2,7 @@
 
 A directory holds embeddings.json, which says what the embeddings are of and what they were made
 with, and shards of `shard_size` examples each: record i is that of the image set's example i, and
-has an embedding for each of its captions. Written by scripts/embed_text.py.
+has an embedding for each of its captions. Written by imagen-jax embed_text.
 """
 
 import dataclasses
@@ -81,7 +81,7 @@ def read_manifest(directory: str | os.PathLike) -> Manifest:
         return read_dataclass(directory / MANIFEST, "a description of embeddings", Manifest)
     except FileNotFoundError:
         raise ValueError(
-            f"there are no embeddings in {directory}: scripts/embed_text.py makes them"
+            f"there are no embeddings in {directory}: imagen-jax embed_text makes them"
         ) from None
 
 
@@ -257,6 +257,6 @@ def read_embedded(source: Source, directory: str | os.PathLike) -> EmbeddedSourc
     if missing := [path.name for path in paths if path.name not in present]:
         raise ValueError(
             f"{directory} lacks {len(missing)} of {manifest.shards} shards, the first "
-            f"{missing[0]}: start scripts/embed_text.py again, it continues where it stopped"
+            f"{missing[0]}: start imagen-jax embed_text again, it continues where it stopped"
         )
     return EmbeddedSource(source, directory, manifest)

@@ -126,7 +126,7 @@ def masked_crc32c(data: bytes) -> int:
     try:
         import google_crc32c
     except ImportError as error:
-        raise ImportError("TFRecord needs google-crc32c: pip install imagen_jax[train]") from error
+        raise ImportError("TFRecord needs crc32c: pip install 'imagen_jax[train]'") from error
     crc = google_crc32c.value(data)
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 

@@ -87,7 +87,7 @@ def _file_system(url: str) -> tuple[Any, str]:
     try:
         import fsspec
     except ImportError as error:
-        raise ImportError(f"{scheme}:// needs fsspec: pip install imagen_jax[remote]") from error
+        raise ImportError(f"{scheme}:// needs fsspec: pip install 'imagen_jax[remote]'") from error
     files = fsspec.filesystem(scheme)  # the same one each time
     return files, files._strip_protocol(url)
 

@@ -160,7 +160,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         raise ValueError(f"{path} is a folder; it must be an npz file")
     if not path.is_file():
         own = re.fullmatch(r"icons(\d+)\.npz", path.name)
-        make = f"; python scripts/prepare_icons.py --out {path.parent} makes it"
+        make = f"; imagen-jax prepare_icons --out {path.parent} makes it"
         raise ValueError(f"there is no file {path}{make if own else ''}")
     try:
         archive = np.load(path)

@@ -1,6 +1,6 @@
 """The TFDS builder `icons`: `tfds.load("icons")` once this module is imported. Needs TensorFlow.
 
-It takes the images from data/icons/icons64.npz, which scripts/prepare_icons.py makes, or from
+It takes the images from data/icons/icons64.npz, which imagen-jax prepare_icons makes, or from
 another such file: `tfds.load("icons", builder_kwargs={"file": ...})`.
 """
 

@@ -93,7 +93,7 @@ def prepare_tfds(path: str, data_dir: str | Path | None = None) -> Any:
     try:
         import tensorflow_datasets as tfds
     except ImportError as error:
-        raise ImportError("TFDS data needs TensorFlow: pip install imagen_jax[tfds]") from error
+        raise ImportError("TFDS data needs TensorFlow: pip install 'imagen_jax[tfds]'") from error
     if path == "icons":
         from imagen_jax.data import tfds_icons  # noqa: F401  (registers the builder)
     folder = user_path(data_dir or "~/tensorflow_datasets/array_record")

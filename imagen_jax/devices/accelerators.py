@@ -27,8 +27,9 @@ def check_backend() -> str:
         asked = jax.config.jax_platforms
         reason = (str(error).splitlines() or [f"no device of {asked!r} was found"])[0]
         raise ValueError(
-            f"JAX_PLATFORMS is {asked!r}: {reason}. An NVIDIA GPU needs pip install -e '.[cuda]', "
-            "a TPU '.[tpu]'; JAX_PLATFORMS=cpu runs on the CPU"
+            f"JAX_PLATFORMS is {asked!r}: {reason}. An NVIDIA GPU needs "
+            "pip install 'imagen_jax[cuda]', a TPU 'imagen_jax[tpu]'; JAX_PLATFORMS=cpu runs on "
+            "the CPU"
         ) from None
 
 
@@ -63,7 +64,7 @@ def unused_accelerator(machine: Path = Path("/")) -> str | None:
         return None
     if installed:
         return f"this machine has {name}, but JAX runs on the CPU: its own warning says why"
-    return f"this machine has {name}, which JAX does not see: pip install -e '.[{extra}]'"
+    return f"this machine has {name}, which JAX does not see: pip install 'imagen_jax[{extra}]'"
 
 
 def describe(devices: Iterable[jax.Device]) -> str:

@@ -84,12 +84,12 @@ def find_network(source: str | os.PathLike) -> Path:
         raise FileNotFoundError(f"There is no {path}, where a feature network should be.")
     if path.suffix == PICKLE_SUFFIX:
         raise ValueError(
-            f"{path} is a pickle, which only scripts/convert.py reads: python scripts/convert.py "
+            f"{path} is a pickle, which only imagen-jax convert reads: imagen-jax convert "
             f"--model {path} --to imagen_jax --out {path.with_suffix('')}"
         )
     if not is_feature_network(path):
         raise FileNotFoundError(
-            f"{path} holds no feature network: neither {CONFIG_FILE}, as scripts/convert.py writes "
+            f"{path} holds no feature network: neither {CONFIG_FILE}, as imagen-jax convert writes "
             "it, nor the config.json of a CLIP or DINOv2 model."
         )
     return path

@@ -39,7 +39,7 @@ SHARPNESS = "256/heldout-*.tar"  # held-out families, without those of pairs
 
 @dataclass(frozen=True)
 class BenchmarkRequest:
-    """What is to be measured; the options of scripts/benchmark_icons.py explain each field."""
+    """What is to be measured; the options of imagen-jax benchmark_icons explain each field."""
 
     model: str | list[str]
     data: Path

@@ -21,7 +21,7 @@ SAME_LOOK = 2.0  # grey levels, root mean square at 32x32: two icons as near as 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class IconSet:
-    """All icons, with what scripts/prepare_icons.py says of each.
+    """All icons, with what imagen-jax prepare_icons says of each.
 
     plain: whether prompts name no style, for a model that knows one only. styles: those asked for.
     """
@@ -70,7 +70,7 @@ class IconSet:
 def read_icons(
     folder: str | Path, styles: Sequence[str] | None = None, plain: bool = False
 ) -> IconSet:
-    """The icons at 64 pixels that scripts/prepare_icons.py wrote; `styles` None asks for all.
+    """The icons at 64 pixels that imagen-jax prepare_icons wrote; `styles` None asks for all.
 
     Raises:
         FileNotFoundError: there are none; the message tells how to make them.
@@ -79,12 +79,12 @@ def read_icons(
     path = user_path(folder) / "icons64.npz"
     if not path.is_file():
         raise FileNotFoundError(
-            f"There is no file {path}; make it with: python scripts/prepare_icons.py --out {folder}"
+            f"There is no file {path}; make it with: imagen-jax prepare_icons --out {folder}"
         )
     source = read_npz(path, conditioning=None)
     if missing := [name for name in NEEDED if name not in source.extra]:
         raise ValueError(
-            f"{path} has no {', '.join(missing)}; scripts/prepare_icons.py writes them all."
+            f"{path} has no {', '.join(missing)}; imagen-jax prepare_icons writes them all."
         )
     there = [style for style in STYLE_WORDS if style in source.extra["style"]]
     if unknown := [style for style in styles or () if style not in there]:

@@ -25,18 +25,18 @@ TITLES = {"inception": "Inception", "clip": "CLIP", "dinov2": "DINOv2"}
 HOW_TO_GET = {
     "inception": "Get pytorch-fid's pt_inception-2015-12-05-6726825d.pth, or TensorFlow's "
     "classify_image_graph_def.pb, and convert it once:\n\n"
-    "  python scripts/convert.py --model pt_inception-2015-12-05-6726825d.pth --to imagen_jax "
+    "  imagen-jax convert --model pt_inception-2015-12-05-6726825d.pth --to imagen_jax "
     "--out models/inception\n\n"
     "It is then found there; --features DIR names another place. To try things out without it: "
     f"--features {RANDOM}, whose figures are not FID.",
     "clip": "Get a CLIP model from Hugging Face (CMMD's is clip-vit-large-patch14-336) and convert "
     "it once:\n\n"
-    "  python scripts/convert.py --model clip-vit-large-patch14-336 --to imagen_jax "
+    "  imagen-jax convert --model clip-vit-large-patch14-336 --to imagen_jax "
     "--out models/clip\n\n"
     "It is then found there; --features DIR names another place.",
     "dinov2": "Get a DINOv2 model from Hugging Face (FD-DINOv2's is facebook/dinov2-large) and "
     "convert it once:\n\n"
-    "  python scripts/convert.py --model dinov2-large --to imagen_jax --out models/dinov2\n\n"
+    "  imagen-jax convert --model dinov2-large --to imagen_jax --out models/dinov2\n\n"
     "It is then found there; --features DIR names another place.",
 }
 

@@ -20,7 +20,7 @@ FILES = {
     "drawbench": Path("data/drawbench/drawbench.csv"),
 }
 ORIGINS = {
-    "coco30k": "make it from COCO's captions with: python scripts/make_prompts.py --annotations "
+    "coco30k": "make it from COCO's captions with: imagen-jax make_prompts --annotations "
     "captions_val2014.json --out {path}",
     "drawbench": "save DrawBench (arXiv 2205.11487, section 3; linked from "
     "https://imagen.research.google) there as CSV with the columns Prompts and Category",
@@ -81,7 +81,7 @@ def plain_list(name: str, texts: Sequence[str]) -> PromptList:
 def read_prompts(source: str, path: str | Path | None = None) -> PromptList:
     """The list "coco30k" or "drawbench" (their files from `path`), or the list in file `source`.
 
-    A file ending in .json is one of scripts/make_prompts.py; others are read by
+    A file ending in .json is one of imagen-jax make_prompts; others are read by
     `storage.list_file`: .csv with a column prompts, prompt, caption or text, perhaps id and
     category; .tsv the same by tabs (PartiPrompts, arXiv 2206.10789); .jsonl the same by keys; any
     other has one prompt a line.
@@ -100,7 +100,7 @@ def read_prompts(source: str, path: str | Path | None = None) -> PromptList:
     if path.stat().st_size > MAX_BYTES:
         raise ValueError(f"{path} has more than {MAX_BYTES} bytes: no list of prompts.")
     if path.suffix.lower() == ".json":
-        values = read_object(path, "a list of prompts of scripts/make_prompts.py")
+        values = read_object(path, "a list of prompts of imagen-jax make_prompts")
         rows, origin = _json_rows(path, values.get("prompts")), values.get("origin", {})
     else:
         rows, origin = read_rows(path, {"prompt": TEXT_NAMES}), {}
@@ -120,7 +120,7 @@ def _json_rows(path: Path, values: Any) -> list[Row]:
     if not isinstance(values, list) or not all(isinstance(row, dict) for row in values):
         raise ValueError(
             f'{path} cannot be read as a list of prompts: it must be {{"prompts": [{{"id": 1, '
-            '"text": "a cat"}, ...]}, as scripts/make_prompts.py writes it; give other lists as '
+            '"text": "a cat"}, ...]}, as imagen-jax make_prompts writes it; give other lists as '
             ".txt, .csv or .jsonl."
         )
     return [

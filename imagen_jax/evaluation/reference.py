@@ -124,7 +124,7 @@ def read_reference(path: Path) -> Reference:
     """
     if path.is_dir():
         raise ValueError(
-            f"{path} is a folder; give the file of its features: scripts/evaluate.py "
+            f"{path} is a folder; give the file of its features: imagen-jax evaluate "
             f"--make_reference {path} --reference FILE writes it."
         )
     if not path.is_file():

@@ -230,7 +230,7 @@ def _keep_earlier(out: Path, values: Sequence[Mapping[str, Any]]) -> None:
         return
     date = "earlier"
     with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):  # no report of ours
-        earlier = read_object(path, "a report of scripts/evaluate.py")
+        earlier = read_object(path, "a report of imagen-jax evaluate")
         date = re.sub(r"\W", "", earlier["date"])
         if list(map(rows_of, earlier.get("points", [earlier]))) == list(map(rows_of, values)):
             return

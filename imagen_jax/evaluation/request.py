@@ -21,7 +21,7 @@ StageValues = float | tuple[float, ...]  # one for all stages, or one each
 
 @dataclass(frozen=True)
 class EvaluationRequest:
-    """What is to be measured; the options of scripts/evaluate.py explain each field.
+    """What is to be measured; the options of imagen-jax evaluate explain each field.
 
     Raises ValueError for a field that cannot be, by itself or with the others.
     """

@@ -54,7 +54,7 @@ class StudyImages:
 def read_set(
     directory: Path, prompts: PromptList, num: int, per_prompt: int, size: int | None = None
 ) -> StudyImages:
-    """The images of the first `num` prompts: of a run of scripts/evaluate.py, or of any folder.
+    """The images of the first `num` prompts: of a run of imagen-jax evaluate, or of any folder.
 
     A run may be of more of these prompts, with more images each. A folder holds `per_prompt`
     images of each of the first `num` prompts, or of all; or COCO's val2014, whose images are
@@ -77,12 +77,12 @@ def read_set(
 
 def _of_run(folder: Path, prompts: PromptList, num: int, per_prompt: int) -> tuple[list[Path], int]:
     """(the files in the order of the prompts, how many are of each)."""
-    settings = read_object(folder / SETTINGS_FILE, "the settings of scripts/evaluate.py")
+    settings = read_object(folder / SETTINGS_FILE, "the settings of imagen-jax evaluate")
     made_of, stride = settings.get("prompts"), settings.get("num_images")
     if type(stride) is not int or stride < per_prompt:
         raise ValueError(
             f"{folder} has num_images = {stride!r}; {per_prompt} images a prompt are needed: "
-            "--num_images of scripts/evaluate.py makes several."
+            "--num_images of imagen-jax evaluate makes several."
         )
     made = len(list_images(folder)) // stride
     if made < num or prompts.first(made).fingerprint != made_of:

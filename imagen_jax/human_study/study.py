@@ -132,7 +132,7 @@ def read_study(directory: Path) -> Study:
         return Study(public["kind"], secret["names"], secret["seed"], trials, key)
     except FileNotFoundError:
         raise FileNotFoundError(
-            f"{directory} has no {TRIALS_FILE} and {KEY_FILE}; scripts/human_eval.py sheets makes "
+            f"{directory} has no {TRIALS_FILE} and {KEY_FILE}; imagen-jax human_eval sheets makes "
             "them."
         ) from None
     except (ValueError, KeyError, TypeError) as error:
@@ -188,7 +188,7 @@ def read_answers(path: Path, study: Study) -> list[Answer]:
     """
     if not path.is_file():
         raise FileNotFoundError(
-            f"There is no file {path} of answers; scripts/human_eval.py serve makes it."
+            f"There is no file {path} of answers; imagen-jax human_eval serve makes it."
         )
     if (content := path.read_bytes()) and not content.endswith(b"\n"):
         warnings.warn(f"{path} ends in half a line, which is left out", stacklevel=2)
@@ -214,7 +214,7 @@ def analyse(study: Study, answers: Sequence[Answer]) -> dict[str, Any]:
     Raises ValueError where there are no answers, no controls, or no rater is left.
     """
     require(
-        (answers, "There are no answers yet; scripts/human_eval.py serve collects them."),
+        (answers, "There are no answers yet; imagen-jax human_eval serve collects them."),
         (
             any(secret.control for secret in study.key.values()),
             "The study has no controls, which tell the raters who read the questions.",

@@ -156,7 +156,7 @@ def read_settings(path: str | os.PathLike) -> dict[str, Any]:
         raise ValueError(f"{path} is a grid of several images; give one of the images themselves.")
     if not isinstance(settings, dict):
         raise ValueError(
-            f"{path} holds no imagen_jax settings; give an image that scripts/generate.py wrote "
+            f"{path} holds no imagen_jax settings; give an image that imagen-jax generate wrote "
             "(copies that were edited or converted lose them)."
         )
     return settings

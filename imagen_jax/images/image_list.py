@@ -49,7 +49,7 @@ class ImageList(list):
         return image_grid(self, self.captions, columns=columns or self._columns())
 
     def save(self, directory: str | os.PathLike, *, grid: bool = True) -> list[Path]:
-        """Writes one PNG an image, named as scripts/generate.py does (0007_red_heart.png), and of
+        """Writes one PNG an image, named as imagen-jax generate does (0007_red_heart.png), and of
         several, with `grid`, grid.png; returns the paths. Files of the same names are replaced.
 
         Raises:

@@ -327,7 +327,7 @@ class ClassTokenPooling(nn.Module):
 class TextDraft(nn.Module):
     """An image of `shape` (height, width, channels) guessed from the pooled text by two layers.
 
-    `scripts/pretrain_text.py` trains it, and the text encoder with it, without a U-Net around it.
+    `imagen-jax pretrain_text` trains it, and the text encoder with it, without a U-Net around it.
     """
 
     shape: tuple[int, int, int]

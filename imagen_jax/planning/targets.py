@@ -75,7 +75,7 @@ def slower(chip: Chip, share: float = GPU_SHARE) -> Chip:
 
 def _gpus(name: str) -> Target:
     (hosts, each), gpu = gpu_shape(name), GPUS[name.partition(":")[0]]
-    install = "in Python 3.12, pip install -e '.[cuda-plan]'"
+    install = "in Python 3.12, pip install 'imagen_jax[cuda-plan]'"
     if jax.__version_info__ < (0, 11):
         raise ValueError(f"planning for GPUs needs jax 0.11, this is {jax.__version__}: {install}")
     try:
@@ -96,7 +96,8 @@ def _tpus(name: str) -> Target:
         import libtpu  # noqa: F401
     except ImportError as error:
         raise ValueError(
-            "planning needs the TPU compiler, which runs without a TPU: pip install -e '.[tpu]'"
+            "planning needs the TPU compiler, which runs without a TPU: "
+            "pip install 'imagen_jax[tpu]'"
         ) from error
     try:
         found = topologies.get_topology_desc(platform="tpu", topology_name=name).devices

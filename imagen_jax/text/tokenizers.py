@@ -52,7 +52,7 @@ def _read(path: str, modified: int):
     if (processor.pad_id(), processor.eos_id()) != (PAD_ID, EOS_ID):
         raise ValueError(
             f"{path} has pad id {processor.pad_id()} and eos id {processor.eos_id()}; T5's "
-            f"tokenizers have {PAD_ID} and {EOS_ID} (scripts/train_tokenizer.py makes such)."
+            f"tokenizers have {PAD_ID} and {EOS_ID} (imagen-jax train_tokenizer makes such)."
         )
     return processor
 

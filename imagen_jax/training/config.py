@@ -7,6 +7,7 @@ for an int.
 import ast
 import importlib.util
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -35,15 +36,53 @@ OTHER_KEYS = {
 }
 
 
-def load_module(path: str | Path, function: str = "get_config") -> ModuleType:
-    """A Python file that has this function, executed. ValueError where it is none."""
-    path = user_path(path)
-    if not path.is_file():
+PACKAGE = Path(__file__).parents[1]
+# In the wheel within the package, in a clone beside it.
+CONFIGS = next((x for x in (PACKAGE / "configs",) if x.is_dir()), PACKAGE.parent / "configs")
+FOLDER = "imagen_jax_config"  # the package that a config is a module of while it is executed
+
+
+def config_names() -> list[str]:
+    """The configs that come with the package; each is a value of `--config`."""
+    return sorted(file.stem for file in CONFIGS.glob("*.py"))
+
+
+def config_file(name: str | Path) -> Path:
+    """A config's file: a path as it is, or that of a config that comes with the package by its
+    name.
+
+    Raises:
+        ValueError: there is neither; the message has what there is.
+    """
+    path = user_path(name)
+    if path.is_file():
+        return path
+    names = config_names()
+    if str(name) in names:
+        return CONFIGS / f"{name}.py"
+    if path.stem in names:
+        said = f"; the one that comes with the package is --config {path.stem}"
+    elif path.parent == Path():
+        said = nearest(path.stem, names) or f"; by name there are {', '.join(names)}"
+    else:
         others = ", ".join(sorted(file.name for file in path.parent.glob("*.py")))
-        raise ValueError(
-            f"there is no config file {path}" + (f"; {path.parent} has {others}" if others else "")
-        )
-    spec = importlib.util.spec_from_file_location("imagen_jax_config", path)
+        said = f"; {path.parent} has {others}" if others else ""
+    raise ValueError(f"there is no config file {path}{said}")
+
+
+def load_module(name: str | Path, function: str = "get_config") -> ModuleType:
+    """A config's file executed, as a module of a package of its folder's files: `from . import
+    icons_base64` is the config beside it.
+
+    Raises:
+        ValueError: there is no such config (`config_file`), or it lacks the function.
+    """
+    path = config_file(name)
+    for loaded in [key for key in sys.modules if key.partition(".")[0] == FOLDER]:
+        del sys.modules[loaded]  # of another folder, or edited since
+    sys.modules[FOLDER] = folder = ModuleType(FOLDER)
+    folder.__path__ = [str(path.parent)]
+    spec = importlib.util.spec_from_file_location(f"{FOLDER}.{path.stem}", path)
     if spec is None:
         raise ValueError(f"{path} is no config: a config is a Python file (.py) with {function}()")
     module = importlib.util.module_from_spec(spec)
@@ -53,9 +92,14 @@ def load_module(path: str | Path, function: str = "get_config") -> ModuleType:
     return module
 
 
-def load_config(path: str | Path) -> ConfigDict:
-    """Calls `get_config()` of a Python file."""
-    return ConfigDict(load_module(path).get_config(), convert_dict=True)
+def load_config(name: str | Path) -> ConfigDict:
+    """What `get_config()` of a config returns: one that comes with the package by its name, such as
+    "folder_64", or a Python file's.
+
+    Raises:
+        ValueError: there is no such config; the message has what there is.
+    """
+    return ConfigDict(load_module(name).get_config(), convert_dict=True)
 
 
 def with_homes(value: Any) -> Any:

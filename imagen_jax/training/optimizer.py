@@ -36,7 +36,7 @@ class OptimizerConfig:
     accumulation: micro-batches that each batch is split into, to save memory; there is still one
         update, of the whole batch (`make_train_step`).
     keep_zeros: weights of kernels that are zero stay zero, as of a pruned model
-        (scripts/prune.py).
+        (imagen-jax prune).
     """
 
     kind: str = "adam"

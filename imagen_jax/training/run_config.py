@@ -97,7 +97,7 @@ class DataConfig(SetConfig):
 
     prompt: the caption of every image, for a set that has none. prior: a second set, whose
     images fill the last rows of each batch. sets: those of a mixture, by names of your own.
-    embeddings: a directory of scripts/embed_text.py with the set's captions, embedded. module:
+    embeddings: a directory of imagen-jax embed_text with the set's captions, embedded. module:
     imported first, where a Task of `path` is registered (seqio). crop: "centre" or "random"; None
     is random for a stage that trains on crops. buckets: [width, height] of batches of other shapes
     than squares. weights: draw images in proportion to their field `weight`. on_device: put all
@@ -264,10 +264,10 @@ class SampleConfig:
 class EvaluateConfig:
     """Figures of a fixed list of prompts, every `every` steps and at the end, for a base model.
 
-    prompts: a file, as for scripts/evaluate.py; its first `num`. features: directories of networks
-    (scripts/convert.py): with a reference Inception gives FID, DINOv2 FD-DINOv2 and CLIP CMMD; CLIP
+    prompts: a file, as for imagen-jax evaluate; its first `num`. features: directories of networks
+    (imagen-jax convert): with a reference Inception gives FID, DINOv2 FD-DINOv2 and CLIP CMMD; CLIP
     also the CLIP score.
-    reference: a file of scripts/evaluate.py --make_reference. Images are sampled as the section
+    reference: a file of imagen-jax evaluate --make_reference. Images are sampled as the section
     `sample` says.
     """
 

@@ -44,7 +44,7 @@ def make_score_fn(
         raise ValueError(
             "section 'evaluate' generates from prompts, which needs the text encoder, and with "
             "data.embeddings the run has none: leave the section out, and score its checkpoints "
-            "with scripts/evaluate.py --model WORKDIR"
+            "with imagen-jax evaluate --model WORKDIR"
         )
     prompts = read_prompts(section.prompts).first(section.num)
     extractors = read_extractors(section.features)
@@ -55,7 +55,7 @@ def make_score_fn(
     if not metrics:
         raise ValueError("section 'evaluate' measures nothing: FID needs a reference, CLIP a model")
     targets = compute_targets(metrics, extractors, reference, prompts.texts)
-    # The keys of a cascade's first stage: the images are those of scripts/evaluate.py.
+    # The keys of a cascade's first stage: the images are those of imagen-jax evaluate.
     keys = sample_keys(section.seed, range(len(prompts)))
     keys = jax.vmap(lambda key: jax.random.fold_in(key, 0))(keys)
     generate = make_generate(config, encoder, frozen)

@@ -113,7 +113,7 @@ def test_reports_of_several_runs_are_one_table():
 
 def test_a_file_of_another_kind_is_refused(tmp_path):
     (tmp_path / "plan.json").write_text("{}")
-    with pytest.raises(SystemExit, match=r"plan.json is not what scripts/benchmark.py --out"):
+    with pytest.raises(SystemExit, match=r"plan.json is not what imagen-jax benchmark --out"):
         benchmark.main(["--table", str(tmp_path / "plan.json")])
 
 

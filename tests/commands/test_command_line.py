@@ -50,7 +50,7 @@ def test_a_folder_with_a_comma_in_its_name_is_one(tmp_path, monkeypatch):
 
 
 ROOT = Path(__file__).resolve().parents[2]
-SHARED = {"__init__", "command_line", "other_names"}
+SHARED = {"__init__", "command_line", "main", "other_names"}
 COMMANDS = {path.stem for path in (ROOT / "imagen_jax" / "commands").glob("*.py")} - SHARED
 
 
@@ -139,7 +139,7 @@ def test_help_tells_the_defaults_and_may_have_per_cent_signs():
 @pytest.mark.parametrize(
     ("name", "arguments", "said"),
     [
-        ("train", "", "--config FILE is needed"),
+        ("train", "", "--config NAME is needed"),
         ("train", "--confg=x", "unknown option --confg; did you mean --config?"),
         ("train", "--confg.seed 3", "unknown option --confg.seed; did you mean --config.seed?"),
         ("train", "--config=a --lr 1", "--lr; here it is --config.optimizer.learning_rate"),
@@ -256,9 +256,9 @@ def test_an_expected_error_is_one_line(error, said):
 @pytest.mark.parametrize(
     ("package", "hint"),
     [
-        ("grain", r"pip install -e '.[train]'"),
-        ("seqio", r"pip install -e '.[seqio]'"),
-        ("qwix", r"pip install -e '.[quantize]'"),
+        ("grain", r"pip install 'imagen_jax[train]'"),
+        ("seqio", r"pip install 'imagen_jax[seqio]'"),
+        ("qwix", r"pip install 'imagen_jax[quantize]'"),
     ],
 )
 def test_a_missing_package_tells_how_to_get_it(monkeypatch, package, hint):

@@ -54,4 +54,4 @@ def test_a_missing_extra_is_named(model: str, tmp_path: Path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(SystemExit) as stopped:
         main(["--model", model, "--format", "onnx", "--out", str(tmp_path / "out")])
-    assert "pip install -e '.[export]'" in stopped.value.code
+    assert "pip install 'imagen_jax[export]'" in stopped.value.code

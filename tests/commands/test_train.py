@@ -242,7 +242,7 @@ def test_files_and_folders_that_will_not_do_are_one_line(tmp_path, dataset):
 def test_a_missing_package_is_one_line(tmp_path, dataset, package, source):
     without = WRAPPED.replace("import sys", f"import sys\nsys.modules[{package!r}] = None", 1)
     command = arguments(tmp_path / "run", dataset, data__source=source)
-    check_one_line(run(["-c", without, *command], check=False), package, "pip install -e '.[")
+    check_one_line(run(["-c", without, *command], check=False), package, "pip install 'imagen_jax[")
 
 
 def test_a_full_disk_while_training_is_one_line(tmp_path, dataset):

@@ -115,7 +115,7 @@ def test_what_was_made_otherwise_is_named(tmp_path):
     other = {**FINGERPRINT, "tokenizer": "sentencepiece 12", "encoder": {"d_model": 8}}
     with pytest.raises(ValueError, match=r"encoder/d_model 4 there, 8 here; tokenizer "):
         check_fingerprint(tmp_path, other)
-    with pytest.raises(ValueError, match=r"scripts/embed_text\.py makes them"):
+    with pytest.raises(ValueError, match=r"imagen-jax embed_text makes them"):
         check_fingerprint(tmp_path / "none", FINGERPRINT)
 
 

@@ -339,7 +339,7 @@ def test_what_is_missing_is_told_before_work(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "resvg_py", sys)  # as if it were installed
     assert "none.txt: apt-get install unicode-data" in prepare(*out, "--sets", ICON_SETS)
     monkeypatch.setitem(sys.modules, "resvg_py", None)
-    assert prepare(*out).endswith("It comes with: pip install -e '.[icons]'")
+    assert prepare(*out).endswith("It comes with: pip install 'imagen_jax[icons]'")
     monkeypatch.undo()
     assert not (tmp_path / "out").exists()
 

@@ -374,7 +374,7 @@ def test_bad_npz_files_are_named(tmp_path, rng):
 def test_a_missing_npz_file_is_said_to_be_missing(tmp_path):
     with pytest.raises(ValueError, match=r"^there is no file \S+none\.npz$"):
         read_npz(tmp_path / "none.npz")
-    with pytest.raises(ValueError, match=r"scripts/prepare_icons\.py --out \S+ makes it"):
+    with pytest.raises(ValueError, match=r"imagen-jax prepare_icons --out \S+ makes it"):
         read_npz(tmp_path / "icons64.npz")
     with pytest.raises(ValueError, match="is a folder"):
         read_npz(tmp_path)

@@ -35,13 +35,13 @@ def make(machine: Path, *files: str, content: str = "") -> Path:
 )
 def test_an_nvidia_gpu_without_cuda_names_the_extra(tmp_path, file):
     assert unused_accelerator(make(tmp_path, file)).endswith(
-        "has an NVIDIA GPU, which JAX does not see: pip install -e '.[cuda]'"
+        "has an NVIDIA GPU, which JAX does not see: pip install 'imagen_jax[cuda]'"
     )
 
 
 def test_a_tpu_without_libtpu_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setattr(accelerators.importlib.util, "find_spec", lambda name: None)
-    assert unused_accelerator(make(tmp_path, "dev/accel0")).endswith("-e '.[tpu]'")
+    assert unused_accelerator(make(tmp_path, "dev/accel0")).endswith("'imagen_jax[tpu]'")
 
 
 def test_with_the_plug_in_installed_jax_itself_says_why(tmp_path, monkeypatch):
@@ -73,7 +73,7 @@ def test_a_platform_that_jax_does_not_have_is_one_line(platform):
     done = subprocess.run([sys.executable, "-c", given], capture_output=True, text=True)
     error = done.stderr.strip().splitlines()[-1]
     assert error.startswith(f"ValueError: JAX_PLATFORMS is '{platform}': ")
-    assert "pip install -e '.[cuda]'" in error
+    assert "pip install 'imagen_jax[cuda]'" in error
 
 
 def test_devices_are_counted_by_kind():

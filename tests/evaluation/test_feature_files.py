@@ -45,7 +45,7 @@ def test_inception_from_pytorch_fids_file(tmp_path):
     assert (extractor.kind, extractor.name, extractor.resize) == ("inception", "inception", "clean")
     assert extractor.fingerprint == written["fingerprint"]
     assert extractor.mesh.size == 8
-    with pytest.raises(ValueError, match=r"only scripts/convert\.py reads"):
+    with pytest.raises(ValueError, match=r"only imagen-jax convert reads"):
         load_extractor(source)
 
 

@@ -27,7 +27,7 @@ def blocks() -> list[tuple[str, str]]:
     """(command, what it prints) of each block of the section."""
     section = DOCUMENT.read_text(encoding="utf-8").partition("## Evaluating\n")[2]
     section = section.partition("\n## ")[0]
-    found = re.findall(r"```text\n\$ python scripts/evaluate\.py (.+)\n((?s:.+?))```", section)
+    found = re.findall(r"```text\n\$ imagen-jax evaluate (.+)\n((?s:.+?))```", section)
     assert len(found) == 2
     return found
 

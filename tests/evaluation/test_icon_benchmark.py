@@ -243,7 +243,7 @@ def test_what_it_refuses(icons, use, tmp_path):
         assert not (tmp_path / "out").exists()
         return str(error.value)
 
-    assert "scripts/prepare_icons.py --out" in refused("--data", tmp_path)
+    assert "imagen-jax prepare_icons --out" in refused("--data", tmp_path)
     assert "known are retrieval" in refused("--data", icons, "--parts", "psnr")
     sharp = refused("--data", icons, "--parts", "retrieval,super_resolution")
     assert "cannot be measured: 'perfect' has no such stage" in sharp

@@ -107,7 +107,7 @@ def test_lists_that_were_read_wrongly_name_their_line(name, said):
 
 
 def test_a_missing_file_says_where_it_comes_from(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"scripts/make_prompts\.py --annotations"):
+    with pytest.raises(FileNotFoundError, match=r"imagen-jax make_prompts --annotations"):
         read_prompts("coco30k", tmp_path / "no.json")
     with pytest.raises(FileNotFoundError, match=r"https://imagen\.research\.google"):
         read_prompts("drawbench", tmp_path / "no.csv")

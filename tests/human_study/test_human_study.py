@@ -95,8 +95,8 @@ def test_a_runs_images_belong_to_its_prompts(images, tmp_path):
     with pytest.raises(ValueError, match="has not ended"):
         read_set(tmp_path / "a", prompts, 5, 1)
     for text, said in (
-        ("{", "is not the settings of scripts/evaluate"),
-        ("[]", "is not the settings of scripts/evaluate"),
+        ("{", "is not the settings of imagen-jax evaluate"),
+        ("[]", "is not the settings of imagen-jax evaluate"),
         ("{}", "num_images = None"),
     ):
         (tmp_path / "a" / "images" / "settings.json").write_text(text)

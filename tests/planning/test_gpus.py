@@ -221,7 +221,7 @@ def test_a_plan_for_a_gpu_gives_a_floor(monkeypatch):
 def cuda():
     if jax.__version_info__ < (0, 11):
         pytest.skip("planning for GPUs needs jax 0.11")
-    pytest.importorskip("jax_plugins.xla_cuda13", reason="needs pip install -e '.[cuda-plan]'")
+    pytest.importorskip("jax_plugins.xla_cuda13", reason="needs imagen_jax[cuda-plan]")
 
 
 @pytest.mark.slow

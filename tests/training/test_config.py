@@ -1,6 +1,7 @@
 """Every key of a config is checked, and a wrong one is named with the nearest right one."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from imagen_jax.models import UNetConfig, UNetLevel
 from imagen_jax.storage.codec import to_dict
 from imagen_jax.text import encoder as text
 from imagen_jax.training import batches, build, inherit
-from imagen_jax.training.config import apply_overrides, load_config, split_overrides
+from imagen_jax.training.config import apply_overrides, config_names, load_config, split_overrides
 from imagen_jax.training.run_config import read_config
 
 IF_LIKE = Stage(
@@ -159,11 +160,38 @@ def test_a_config_file_that_is_not_there_names_those_that_are(tmp_path):
         load_config(tmp_path / "config.json")
 
 
+def test_a_config_is_found_by_its_name_and_a_file_goes_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load_config("icons_sr256_cpu").stage.crop == 128
+    for wrong, said in (
+        ("icons_sr256_cp", "did you mean 'icons_sr256_cpu'"),
+        ("configs/icons_sr256_cpu.py", "--config icons_sr256_cpu"),
+        ("zzz", "folder_64"),
+        ("", "folder_64"),
+    ):
+        with pytest.raises(ValueError, match=f"^there is no config file .*{re.escape(said)}"):
+            load_config(wrong)
+    (tmp_path / "icons_sr256_cpu").write_text("")  # no Python file: as it is named
+    with pytest.raises(ValueError, match="is no config"):
+        load_config("icons_sr256_cpu")
+
+
+def test_a_config_imports_its_neighbours_whatever_folder_was_read_before(tmp_path):
+    text = "def get_config():\n    return {'of': %r}\n"
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "first.py").write_text(text % folder)
+        (tmp_path / folder / "my-second.py").write_text("from .first import get_config\n")
+    assert [load_config(tmp_path / x / "my-second.py").of for x in "aba"] == ["a", "b", "a"]
+    (tmp_path / "a" / "first.py").write_text(text % "a, edited")
+    assert load_config(tmp_path / "a" / "my-second.py").of == "a, edited"
+
+
 def test_every_config_of_the_repository_is_valid(repository):
-    paths = sorted((repository / "configs").glob("*.py"))
-    assert paths
-    for path in paths:
-        config = load_config(path)
+    names = config_names()
+    assert names == sorted(path.stem for path in (repository / "configs").glob("*.py"))
+    for name in names:
+        config = load_config(name)
         if inherit.is_open(config):
             config = to_dict(config) | {"init_from": "somewhere"}
         config = inherit.completed(config, lambda source: IF_CASCADE)

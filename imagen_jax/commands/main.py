@@ -1,0 +1,121 @@
+"""The command `imagen-jax VERB`: each verb is a file of this folder, with `parser` and `main`."""
+
+import argparse
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+from imagen_jax import __version__
+from imagen_jax.commands.command_line import make_parser, run_parsed
+from imagen_jax.storage.codec import nearest
+from imagen_jax.training.config import config_names
+
+# By what they are for, in the order of their use; what each does in a line.
+VERBS = {
+    "Images": {
+        "generate": "images from text; edit, inpaint, upscale",
+    },
+    "Training": {
+        "train": "train one stage",
+        "pretrain_text": "train a text encoder from scratch, before the base model",
+        "train_tokenizer": "train the tokenizer of such an encoder",
+        "embed_text": "embed the captions of a data set ahead of training",
+        "prepare_icons": "make the data set of icons",
+        "plan": "what a run takes on TPUs or GPUs that are not here",
+        "compare_recipes": "train a grid of recipes at equal compute",
+    },
+    "Models": {
+        "save_model": "training runs to one model directory",
+        "convert": "to and from diffusers, Hugging Face and T5X",
+        "prune": "set small weights to zero, or leave blocks out",
+        "export": "ONNX and StableHLO, which run without this package",
+    },
+    "Measuring": {
+        "evaluate": "FID, KID, CLIP score and more",
+        "make_prompts": "the captions of COCO-30K",
+        "human_eval": "ask people which of two images they prefer",
+        "benchmark": "speed of this machine, beside other projects",
+        "benchmark_icons": "quality of a model of icons",
+        "scaling": "the tables of docs/scaling.md from plans",
+    },
+}
+SHELLS = ("bash", "zsh", "tcsh", "fish")
+COMPLETION = f"""Prints what completes the verbs and options of imagen-jax in a shell.
+
+    imagen-jax completion bash > ~/.local/share/bash-completion/completions/imagen-jax
+    imagen-jax completion zsh > ~/.zfunc/_imagen-jax    # a folder of $fpath
+
+Shells: {", ".join(SHELLS)}."""
+
+
+def verbs() -> dict[str, str]:
+    """Each verb, with what it does in a line."""
+    return {verb: line for group in VERBS.values() for verb, line in group.items()}
+
+
+def overview() -> str:
+    """What `imagen-jax --help` says."""
+    width = max(map(len, verbs()))
+    lines = ["Usage: imagen-jax VERB [options]; imagen-jax VERB --help explains one."]
+    for group, members in VERBS.items():
+        lines += ["", f"{group}:", *(f"  {verb:{width}}  {line}" for verb, line in members.items())]
+    return "\n".join([*lines, "", "  --version", "  completion SHELL    for " + ", ".join(SHELLS)])
+
+
+def module(verb: str) -> ModuleType:
+    """The file of a verb."""
+    return import_module(f"imagen_jax.commands.{verb}")
+
+
+def whole_parser() -> argparse.ArgumentParser:
+    """All verbs in one parser, for the completion of a shell."""
+    import shtab
+
+    kinds = {"FILE": shtab.FILE, "DIR": shtab.DIRECTORY, "FOLDER": shtab.DIRECTORY}
+    root = argparse.ArgumentParser(prog="imagen-jax")
+    add = root.add_subparsers(dest="verb").add_parser
+    for verb, line in verbs().items():
+        own: Any = module(verb).parser()
+        for action in own._actions:
+            if action.dest == "config":
+                action.choices = config_names()
+            elif action.metavar in kinds:
+                action.complete = kinds[action.metavar]
+        add(verb, parents=[own], add_help=False, help=line)
+    return root
+
+
+def print_completion(options: argparse.Namespace) -> None:
+    """The script that a shell reads, on standard output."""
+    import shtab
+
+    print(shtab.complete(whole_parser(), shell=options.shell))
+
+
+def completion(arguments: list[str]) -> None:
+    """The verb `completion`."""
+    parse = make_parser(COMPLETION)
+    parse.add_argument("shell", choices=SHELLS, metavar="SHELL", help="whose completion")
+    run_parsed(parse, print_completion, arguments)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the verb that the first argument names, with the others."""
+    verb, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    verb = verb if verb.startswith("-") else verb.replace("-", "_")
+    sys.argv = [f"imagen-jax {verb}", *rest]  # the name by which argparse calls the program
+    if verb in ("--help", "-h", "help"):
+        print(overview())
+    elif verb == "--version":
+        print(f"imagen_jax {__version__}")
+    elif verb == "completion":
+        completion(rest)
+    elif verb in verbs():
+        module(verb).main(rest)
+    else:
+        sys.exit(f"error: there is no command {verb!r}{nearest(verb, [*verbs(), 'completion'])}")
+
+
+if __name__ == "__main__":
+    main()
