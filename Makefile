@@ -1,6 +1,9 @@
 # make demo       images from text with the shipped model, in samples/demo
 # make test       the tests, about 12 minutes on two cores the first time
 # make test-slow  the tests that take minutes each
+# make docs       the site of documents, in build/docs
+# make wheel      the package with its models and configs, in dist
+# make space      a folder for a hosted page with the app, in build/space
 # make web        what the page in web/ runs, put there; needs npm
 # make lint       ruff: lint and format
 # make clean      delete .venv and what the other targets wrote
@@ -32,11 +35,24 @@ ORT_FILES := ort.wasm.min.mjs ort.jspi.min.mjs \
              ort-wasm-simd-threaded.mjs ort-wasm-simd-threaded.jspi.mjs
 ORT_BINARIES := ort-wasm-simd-threaded.wasm ort-wasm-simd-threaded.jspi.wasm
 
-.PHONY: demo web web-runtime test test-slow lint format unicode-data clean
+.PHONY: demo docs wheel space web web-runtime test test-slow lint format unicode-data clean
 
 demo: $(VENV)/.core
 	$(BIN)/python scripts/generate.py $(PROMPTS) --model $(MODEL) --num_images 1 --seed 0 --out $(DEMO) --overwrite
 	@echo "The grid of images: $(CURDIR)/$(DEMO)/grid.png"
+
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict 2>&1 | { grep -E "WARNING|ERROR|Aborted" && exit 1 || true; }
+	@echo "Next: $(PYTHON) -m http.server -d build/docs, then open http://localhost:8000"
+
+wheel: $(VENV)/.core
+	rm -rf build/lib
+	$(PIP) wheel --quiet --no-deps --wheel-dir dist .
+	@ls dist/*.whl
+
+space: wheel
+	rm -rf build/space && mkdir -p build && cp -r space build/space && cp dist/*.whl build/space
+	@echo "Upload what is in build/space."
 
 # Files are stored with gzip, so that any server sends them small.
 web: web/ort/$(ORT_WEB) $(VENV)/.export
@@ -110,10 +126,14 @@ ifneq ($(PARITY),0)
 else
 	$(PIP) install --quiet --editable '.[dev]'
 endif
-	@touch $@ $(VENV)/.lint
+	@touch $@ $(VENV)/.lint $(VENV)/.docs
 
 $(VENV)/.export: $(VENV)/.core
 	$(PIP) install --quiet --editable '.[export]'
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.core
+	$(PIP) install --quiet --editable '.[docs]'
 	@touch $@
 
 $(VENV)/.lint: | $(BIN)/python
@@ -121,4 +141,4 @@ $(VENV)/.lint: | $(BIN)/python
 	@touch $@
 
 clean:
-	rm -rf $(VENV) samples web/model web/ort .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist samples web/model web/ort .pytest_cache .ruff_cache

@@ -1,18 +1,25 @@
 """What the documents name exists: functions, files, links, and no blank left to fill in."""
 
 import importlib
+import itertools
 import re
 import shlex
 from pathlib import Path
 
 import pytest
 
-from imagen_jax.training.config import apply_overrides, load_config, split_overrides
+from imagen_jax.commands import main
+from imagen_jax.training.config import (
+    apply_overrides,
+    config_names,
+    load_config,
+    split_overrides,
+)
 from imagen_jax.training.run_config import read_config
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [
-    ROOT / "README.md",
+    *ROOT.glob("*.md"),
     ROOT / "web/README.md",
     *(ROOT / "docs").glob("*.md"),
     *ROOT.glob("imagen_jax/**/*.md"),
@@ -58,10 +65,53 @@ def test_files_and_links_exist(path: Path):
     assert not missing
 
 
+def commands_in(text: str) -> list[list[str]]:
+    """The calls of imagen-jax in the blocks of a document or a docstring, each as its words."""
+    lines = re.sub(r"\\\n\s*", " ", text).splitlines()
+    found = [re.match(r"\s*(?:\$ )?imagen-jax (?P<rest>[a-z_]+\b.*)", line) for line in lines]
+    return [shlex.split(line["rest"], comments=True) for line in found if line]
+
+
+def unknown_options(words: list[str]) -> list[str]:
+    """Those that the verb does not have."""
+    verb, *rest = words
+    if verb == "completion":
+        return []
+    actions = main.module(verb).parser()._option_string_actions
+    for action in main.module(verb).parser()._actions:
+        if isinstance(action.choices, dict) and rest and rest[0] in action.choices:
+            actions = actions | action.choices[rest[0]]._option_string_actions
+    options = [word.partition("=")[0] for word in rest if word.startswith("--")]
+    return [x for x in options if x not in actions and not x.startswith("--config.")]
+
+
+CALLERS = [*DOCUMENTS, *ROOT.glob("configs/*.py"), *ROOT.glob("imagen_jax/commands/*.py")]
+
+
+@pytest.mark.parametrize("path", CALLERS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_commands_have_the_options_that_are_shown(path: Path):
+    found = commands_in(path.read_text(encoding="utf-8"))
+    known = {*main.verbs(), "completion"}
+    assert not [words for words in found if words[0] not in known]
+    assert not {words[0]: unknown for words in found if (unknown := unknown_options(words))}
+    names = [w for x in found for a, w in itertools.pairwise(x) if a == "--config"]
+    for name in {*names} - {"CONFIG", "NAME", "..."}:
+        assert name in config_names(), f"--config {name}"
+
+
+def test_commands_are_found_and_wrong_options_seen():
+    found = commands_in(
+        "    imagen-jax train --confg a \\\n   --workdir x  # --no\n$ imagen-jax plan --b"
+    )
+    assert found == [["train", "--confg", "a", "--workdir", "x"], ["plan", "--b"]]
+    assert [unknown_options(words) for words in found] == [["--confg"], ["--b"]]
+    assert unknown_options(["human_eval", "serve", "x", "--port", "1"]) == []
+
+
 def test_settings_of_images_can_be_read():
     text = (ROOT / "docs/data.md").read_text(encoding="utf-8")
     sources = []
-    for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL):
+    for block in re.findall(r"```text\n(--config.*?)```", text, re.DOTALL):
         raw = load_config(ROOT / "configs/imagen_base64.py")
         rest, overrides = split_overrides(shlex.split(block.replace("\\\n", " ")))
         apply_overrides(raw, overrides)

@@ -54,6 +54,7 @@ class DiffusersDirectory:
 
     @property
     def super_resolution(self) -> bool:
+        """Whether the pipeline upsamples images."""
         return PIPELINES[self.pipeline]
 
 

@@ -28,6 +28,7 @@ class Fields:
     values: Mapping[str, Any]
 
     def refuse(self, field: str, supported: str) -> NoReturn:
+        """ValueError that names the field, its value and what is supported."""
         shown = repr(self.values[field])[:80] if field in self.values else "missing"
         raise ValueError(f"{self.owner}'s {field} is {shown}; supported is {supported}.")
 
@@ -39,11 +40,13 @@ class Fields:
         return choices[value]
 
     def flag(self, field: str) -> bool:
+        """A field that is true or false; ValueError otherwise."""
         if not isinstance(self.values[field], bool):
             self.refuse(field, "true or false")
         return self.values[field]
 
     def positive(self, field: str, most: float = sys.float_info.max) -> float:
+        """A field that is a number in (0, most]; ValueError otherwise."""
         value = self.values[field]
         if type(value) not in (int, float) or not 0 < value <= most:
             limit = "" if most == sys.float_info.max else f", at most {most}"

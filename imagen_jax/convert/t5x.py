@@ -46,10 +46,12 @@ class MergedHeads:
 
     @property
     def dtype(self) -> np.dtype:
+        """That of the stored kernel."""
         return self.kernel.dtype
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """The kernel's shape with heads and their width in one axis."""
         shape = list(self.kernel.shape)
         shape[self.axis] *= shape.pop(self.inner)
         return tuple(shape)

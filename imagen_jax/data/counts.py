@@ -26,10 +26,12 @@ class Damage:
         self.lock = threading.Lock()
 
     def count(self, number: int) -> None:
+        """Counts examples that were read."""
         with self.lock:
             self.read += number
 
     def report(self, error: BrokenExample) -> None:
+        """Counts a broken example, with a warning; raises TooManyBroken above the share."""
         with self.lock:
             if error.key not in self.broken:
                 self.broken[error.key] = str(error)
@@ -39,9 +41,11 @@ class Damage:
 
     @property
     def share(self) -> float:
+        """Broken examples by those that were read, at least 1,000 of them."""
         return len(self.broken) / min(max(self.read, 1000), self.size)
 
     def error(self) -> TooManyBroken:
+        """What a set with too many broken examples raises; it names the first of them."""
         return TooManyBroken(
             f"{len(self.broken)} broken examples, {self.share:.1%} of those read, are more than "
             f"the {self.max_share:.1%} allowed. The first: "
@@ -61,6 +65,7 @@ class Enlarged:
         self.lock = threading.Lock()
 
     def count(self, have: Size, wanted: Size) -> None:
+        """Counts an image of size `have`, and warns once where many are smaller than `wanted`."""
         if self.seen >= self.first:
             return
         with self.lock:

@@ -67,10 +67,12 @@ class Manifest:
 
     @property
     def shards(self) -> int:
+        """How many files hold the examples."""
         return -(-self.examples // self.shard_size)
 
 
 def shard_path(directory: Path, manifest: Manifest, number: int) -> Path:
+    """The file of shard `number`, counted from 0."""
     return directory / f"embeddings-{number:05d}-of-{manifest.shards:05d}.array_record"
 
 

@@ -36,6 +36,7 @@ NAMES_FROM = {
 
 
 def array_file(folder: Path, side: int) -> Path:
+    """The file of all icons at a size in pixels."""
     return folder / f"icons{side}.npz"
 
 

@@ -37,6 +37,7 @@ class IconSet:
 
     @property
     def package(self) -> str:
+        """Its name on npm."""
         return f"@iconify-json/{self.name}"
 
     @property

@@ -56,6 +56,7 @@ class Icon:
 
     @property
     def key(self) -> str:
+        """What tells it from all others: style and name."""
         return f"{self.style}/{self.name}"
 
 

@@ -80,6 +80,7 @@ class Index:
         return next((why for role, why in faults if role in roles), None)
 
     def key(self, row: int) -> str:
+        """The name of an example."""
         start = self.key_ends[row - 1] if row else 0
         return self.keys[start : self.key_ends[row]].tobytes().decode("utf-8", "surrogateescape")
 

@@ -211,10 +211,12 @@ class Loader:
 
     @functools.cached_property
     def damage(self) -> Damage:
+        """The broken examples so far."""
         return Damage(len(self.source), self.max_broken_share)
 
     @functools.cached_property
     def enlarged(self) -> Enlarged:
+        """The images so far that were smaller than what is trained on."""
         return Enlarged(len(self.source))
 
     @functools.cached_property

@@ -173,6 +173,7 @@ class ImageFeatureConverter(seqio.FeatureConverter):
         return ds.map(convert, num_parallel_calls=tf.data.AUTOTUNE)
 
     def get_model_feature_lengths(self, task_feature_lengths: Mapping[str, int]):
+        """seqio's hook: the length of each feature of the model."""
         text = task_feature_lengths.get("text")
         return {name: task_feature_lengths.get(name, text) for name in self.MODEL_FEATURES}
 

@@ -32,6 +32,7 @@ class Shard:
 
     @property
     def name(self) -> str:
+        """The file's name without its folder."""
         return self.path.rsplit("/", 1)[-1]
 
     def open(self) -> Any:
@@ -78,6 +79,7 @@ def _kept_open(shard: Shard) -> Any:
 
 
 def is_remote(path: str) -> bool:
+    """Whether a path is an address such as gs://bucket/file."""
     return re.match(r"[a-z][a-z0-9+.-]*://", path) is not None
 
 

@@ -277,6 +277,7 @@ class MixtureSource:
 
     @functools.cached_property
     def ends(self) -> list[int]:
+        """The number of examples up to the end of each source."""
         return np.cumsum([len(source) for source in self.sources]).tolist()
 
     def __len__(self) -> int:

@@ -30,6 +30,7 @@ class Gpu:
 
     @property
     def chip(self) -> Chip:
+        """Its speeds and memory."""
         return find_chip(self.name)
 
 

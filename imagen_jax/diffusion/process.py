@@ -34,10 +34,12 @@ class VariancePreserving(Path):
     """alpha^2 + sigma^2 = 1, and v = alpha eps - sigma x0 (arXiv 2202.00512, section 4)."""
 
     def alpha_sigma(self, logsnr: LogSNR | float) -> tuple[Scale, Scale]:
+        """(alpha, sigma) at a log-SNR; alpha^2 + sigma^2 = 1."""
         logsnr = jnp.asarray(logsnr, jnp.float32)
         return jnp.sqrt(jax.nn.sigmoid(logsnr)), jnp.sqrt(jax.nn.sigmoid(-logsnr))
 
     def velocity(self, alpha: Scale, sigma: Scale) -> tuple[Scale, Scale]:
+        """The weights of eps and, subtracted, of x0 in v (arXiv 2202.00512)."""
         return alpha, sigma
 
 
@@ -47,10 +49,12 @@ class Straight(Path):
     """
 
     def alpha_sigma(self, logsnr: LogSNR | float) -> tuple[Scale, Scale]:
+        """(alpha, sigma) at a log-SNR; alpha + sigma / noise_scale = 1."""
         half = 0.5 * jnp.asarray(logsnr, jnp.float32) + math.log(self.noise_scale)
         return jax.nn.sigmoid(half), self.noise_scale * jax.nn.sigmoid(-half)
 
     def velocity(self, alpha: Scale, sigma: Scale) -> tuple[Scale, Scale]:
+        """The weights of eps and, subtracted, of x0 in v: v is dx_t/dsigma."""
         return jnp.ones_like(alpha), jnp.full_like(sigma, 1.0 / self.noise_scale)
 
 

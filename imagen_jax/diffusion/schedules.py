@@ -56,6 +56,7 @@ class Cosine(VariancePreserving):
         return atan(exp(-0.5 * self.logsnr_max)), atan(exp(0.5 * self.logsnr_min))
 
     def logsnr(self, t: Time) -> LogSNR:
+        """The log-SNR at times in [0, 1]."""
         t = jnp.asarray(t, jnp.float32)
         above, below = self._angles()
         span = pi / 2 - above - below
@@ -66,6 +67,7 @@ class Cosine(VariancePreserving):
         return 2.0 * (log_cos - log_sin) + self.shift
 
     def time(self, logsnr: LogSNR | float) -> Float[Array, "*batch"]:
+        """The time of a log-SNR, in [0, 1]."""
         above, below = self._angles()
         angle = jnp.arctan(jnp.exp(-0.5 * (jnp.asarray(logsnr, jnp.float32) - self.shift)))
         return jnp.clip((angle - above) / (pi / 2 - above - below), 0.0, 1.0)
@@ -93,10 +95,12 @@ class Flow(Straight):
         )
 
     def logsnr(self, t: Time) -> LogSNR:
+        """The log-SNR at times in [0, 1]."""
         t = jnp.asarray(t, jnp.float32)
         return 2.0 * (jnp.log1p(-t) - jnp.log(t)) + self._offset()
 
     def time(self, logsnr: LogSNR | float) -> Float[Array, "*batch"]:
+        """The time of a log-SNR, in [0, 1]."""
         return jax.nn.sigmoid(-0.5 * (jnp.asarray(logsnr, jnp.float32) - self._offset()))
 
     def _offset(self) -> float:
@@ -129,12 +133,14 @@ class LinearBeta(VariancePreserving):
         )
 
     def logsnr(self, t: Time) -> LogSNR:
+        """The log-SNR at times in [0, 1]."""
         times, decays = _linear_beta_table(self)
         decay = jnp.interp(jnp.asarray(t, jnp.float32), times, decays)
         decay = jnp.maximum(decay, log(1.0 + exp(-self.logsnr_max)))
         return -decay - jnp.log(-jnp.expm1(-decay))
 
     def time(self, logsnr: LogSNR | float) -> Float[Array, "*batch"]:
+        """The time of a log-SNR, in [0, 1]."""
         times, decays = _linear_beta_table(self)
         return jnp.interp(jax.nn.softplus(-jnp.asarray(logsnr, jnp.float32)), decays, times)
 
@@ -188,11 +194,13 @@ class DiscreteBeta(VariancePreserving):
         return BETAS[self.beta_schedule](self).astype(np.float32)
 
     def logsnr(self, t: Time) -> LogSNR:
+        """The log-SNR at times in [0, 1]."""
         steps = np.arange(self.num_steps + 1, dtype=np.float32)
         decay = jnp.interp(self._position(t), steps, _discrete_decays(self))
         return -decay - jnp.log(-jnp.expm1(-decay))
 
     def time(self, logsnr: LogSNR | float) -> Float[Array, "*batch"]:
+        """The time of a log-SNR, in [0, 1]."""
         decay = jax.nn.softplus(-jnp.asarray(logsnr, jnp.float32))
         times = np.arange(self.num_steps + 1, dtype=np.float32) / self.num_steps
         return jnp.interp(decay, _discrete_decays(self), times)

@@ -47,6 +47,7 @@ class FeatureNetwork:
 
     @property
     def kind(self) -> Kind:
+        """Which network it is, a key of CONFIGS."""
         return next(kind for kind, cls in CONFIGS.items() if isinstance(self.config, cls))
 
     @functools.cached_property
@@ -69,6 +70,7 @@ class FeatureExtractor(FeatureNetwork):
 
     @property
     def dim(self) -> int:
+        """The number of values of a feature."""
         return inception.POOLED if self.config is None else self.config.embedding_dim
 
     @property

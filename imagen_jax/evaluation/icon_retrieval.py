@@ -29,6 +29,7 @@ class Found(NamedTuple):
     obeyed: np.ndarray
 
     def select(self, rows: np.ndarray) -> "Found":
+        """What was found of some of the prompts."""
         return Found(*(column[rows] for column in self))
 
 

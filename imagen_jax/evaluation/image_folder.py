@@ -30,6 +30,7 @@ class Preprocessing:
     broken: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
+        """For a report: the size, and what was done to how many images."""
         done = {name: count for name, count in sorted(self.counts.items()) if count}
         return {"size": self.size, **done, "broken": self.broken}
 

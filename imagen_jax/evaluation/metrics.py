@@ -30,10 +30,12 @@ class Targets(NamedTuple):
 
 
 def frechet(images: np.ndarray, targets: Targets) -> dict[str, Any]:
+    """The Fréchet distance of features [n, dim] from the reference's (arXiv 1706.08500)."""
     return {"value": distances.frechet_distance(statistics_of(images), targets.statistics)}
 
 
 def kernel(images: np.ndarray, targets: Targets) -> dict[str, Any]:
+    """The kernel distance of features [n, dim] from the reference's (KID, arXiv 1801.01401)."""
     size = min(KID_SUBSET_SIZE, len(images), len(targets.references))
     mean, deviation = distances.kernel_distance(
         images, targets.references, subsets=KID_SUBSETS, subset_size=size
@@ -48,6 +50,7 @@ def kernel(images: np.ndarray, targets: Targets) -> dict[str, Any]:
 
 
 def cmmd(images: np.ndarray, targets: Targets) -> dict[str, Any]:
+    """CMMD of CLIP's features [n, dim] from the reference's (arXiv 2401.09603)."""
     return {"value": distances.cmmd(images, targets.references)}
 
 
@@ -62,6 +65,7 @@ def clip_score(images: np.ndarray, targets: Targets) -> dict[str, Any]:
 
 
 def r_precision(images: np.ndarray, targets: Targets) -> dict[str, Any]:
+    """How often CLIP finds an image's caption among others; ValueError below two captions."""
     captions = len(distances.distinct_captions(targets.captions)[0])
     if captions < 2:
         raise ValueError("r_precision needs 2 captions or more: others to compare with.")

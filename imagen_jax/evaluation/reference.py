@@ -41,6 +41,7 @@ class Reference:
 
     @property
     def count(self) -> int:
+        """How many images it was made of."""
         return int(self.about["pictures"])
 
     @property

@@ -29,6 +29,7 @@ class ReferenceImages:
 
     @property
     def count(self) -> int:
+        """How many there are."""
         return len(self.items)
 
 

@@ -114,6 +114,7 @@ class EvaluationRequest:
 
     @property
     def shard(self) -> shards.Shard:
+        """Which share of the images this process has."""
         return shards.read_shard(self.share)
 
 

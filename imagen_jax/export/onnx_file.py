@@ -64,6 +64,7 @@ def to_onnx(
 
 
 def symbols_of(dim: Any) -> list[str]:
+    """The names of sizes in a symbolic dimension."""
     return [
         word
         for word in re.findall(r"[A-Za-z_]\w*", str(dim))
@@ -150,4 +151,5 @@ def save(model: onnx.ModelProto, path: Path) -> None:
 
 
 def weight_bytes(graph: GraphProto) -> int:
+    """The bytes of all weights of a graph and those within it."""
     return sum(len(tensor.raw_data) for each in graphs(graph) for tensor in each.initializer)

@@ -101,6 +101,7 @@ def png(image):
 
 
 def main():
+    """The command line of the example."""
     parse = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parse.add_argument("prompts", nargs="+")
     parse.add_argument("--negative_prompt")

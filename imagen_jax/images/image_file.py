@@ -35,6 +35,7 @@ class GeneratedImage(Image.Image):
         return made
 
     def copy(self) -> "GeneratedImage":
+        """A copy that keeps the settings."""
         return self.of(super().copy())
 
     def save(

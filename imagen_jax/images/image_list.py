@@ -30,6 +30,7 @@ class ImageList(list):
         return ImageList([*self, *other])
 
     def copy(self) -> "ImageList":
+        """A list of the same images."""
         return self[:]
 
     @property

@@ -51,7 +51,7 @@ def to_float(pixels: Any) -> Any:
 
 
 def to_pil(image: np.ndarray | Image.Image) -> Image.Image:
-    """An image as PIL: PIL itself, uint8 [H,W,C], or floats in [-1, 1] [H,W,C]."""
+    """An image as PIL: PIL itself, uint8 or floats in [-1, 1] of [height, width, channels]."""
     if isinstance(image, Image.Image):
         return image
     pixels = image if np.asarray(image).dtype == np.uint8 else to_uint8(image)

@@ -56,6 +56,7 @@ class Dinov2Config:
 
     @property
     def embedding_dim(self) -> int:
+        """The number of values of a feature."""
         return self.width
 
 

@@ -82,6 +82,7 @@ def pointwise(x: FeatureMap, convs: Sequence[Conv]) -> list[FeatureMap]:
 
 
 def max_pool(x: FeatureMap, stride: int = 2, padding: str = "VALID") -> FeatureMap:
+    """The largest of each 3x3 values."""
     return nn.max_pool(x, (3, 3), (stride, stride), padding)
 
 

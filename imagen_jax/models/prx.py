@@ -58,14 +58,17 @@ class PRXConfig:
     # What every network says of itself.
     @property
     def out_channels(self) -> int:
+        """As many as it is given: the variance is not learned."""
         return self.in_channels
 
     @property
     def low_res_channels(self) -> int:
+        """0: it is no super-resolution model."""
         return 0
 
     @property
     def num_classes(self) -> None:
+        """None: it reads text."""
         return None
 
 

@@ -32,6 +32,7 @@ class Progress:
 
     @property
     def x0(self) -> np.ndarray:
+        """The estimated images, [count, height, width, 3] in about [-1, 1]."""
         return np.asarray(self.state.x0)[: self.count]
 
 

@@ -67,6 +67,7 @@ class Costs:
 
     @property
     def kernels(self) -> list[Cost]:
+        """What runs on the cores."""
         return [part for part in self.parts if part.queue == "core"]
 
     @property
@@ -76,10 +77,12 @@ class Costs:
 
     @property
     def flops(self) -> float:
+        """Of all parts."""
         return sum(part.flops * part.times for part in self.parts)
 
     @property
     def hbm_bytes(self) -> float:
+        """Bytes to and from the chip's memory, of all parts."""
         return sum(part.bytes * part.times for part in self.parts if part.queue != "links")
 
     @property

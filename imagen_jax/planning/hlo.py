@@ -75,6 +75,7 @@ class Instruction:
 
     @cached_property
     def arrays(self) -> list[Array]:
+        """The arrays that it results in."""
         return parse_arrays(self.shape)
 
     @property
@@ -84,6 +85,7 @@ class Instruction:
 
     @property
     def bytes(self) -> int:
+        """The size of what it results in."""
         return sum(array.bytes for array in self.arrays)
 
     @property

@@ -56,6 +56,7 @@ def find_target(name: str) -> Target:
 
 
 def unknown(name: str) -> ValueError:
+    """The error for a topology that is not known."""
     return ValueError(f"there is no topology {name!r}; known forms are {FORMS}")
 
 

@@ -16,6 +16,7 @@ DIGITS = 16  # of SHA-256 in hexadecimal
 
 
 def of_bytes(content: bytes) -> str:
+    """The fingerprint of a file's content."""
     return hashlib.sha256(content).hexdigest()[:DIGITS]
 
 

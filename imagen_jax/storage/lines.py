@@ -60,6 +60,7 @@ class LineFile:
             self.torn = False
 
     def close(self) -> None:
+        """Closes the file; an OSError of a full disk is told in words."""
         with disk_errors(self.path):
             self.file.close()
 

@@ -41,6 +41,7 @@ class Holder:
 
     @classmethod
     def this_process(cls) -> "Holder":
+        """This process, as others are told of it."""
         machine = ""
         with contextlib.suppress(OSError):  # macOS has none
             machine = Path("/etc/machine-id").read_text().strip()

@@ -57,6 +57,7 @@ class StoredTensor:
 
     @property
     def nbytes(self) -> int:
+        """Its size in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     def __getitem__(self, index: Index) -> np.ndarray:

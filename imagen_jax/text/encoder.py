@@ -84,6 +84,7 @@ class Shortened:
     def add(
         self, prompt: str, prepared: str, tokens: Sequence[int], unknown_id: int | None
     ) -> None:
+        """Counts a prompt by its tokens."""
         self.seen += 1
         if len(tokens) > self.limit:
             self.first_cut = self.first_cut if self.cut else (prompt, len(tokens))

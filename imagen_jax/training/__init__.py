@@ -1,0 +1,1 @@
+"""Training one stage: config, start, step, optimizer, loop, and what a run reports."""

@@ -51,10 +51,12 @@ class Cell:
 
     @property
     def name(self) -> str:
+        """Its choices joined by dashes."""
         return "-".join(self.choices)
 
     @property
     def folder(self) -> str:
+        """The folder of its run: name and seed."""
         return f"{self.name}-seed{self.seed}"
 
 
