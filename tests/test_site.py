@@ -90,7 +90,7 @@ def public(path: Path) -> dict[str, bool]:
 
 def test_every_room_is_in_the_reference_or_belongs_to_a_command():
     rooms = {path.parent.name for path in (ROOT / "imagen_jax").glob("*/__init__.py")}
-    assert rooms - {*HOOKS.ROOMS} == {"app", "benchmark", "commands", "human_study"}
+    assert rooms - {*HOOKS.ROOMS} == {"app", "benchmark", "commands"}
 
 
 def test_every_public_name_is_explained_on_the_site(site: Path):

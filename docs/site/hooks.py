@@ -29,7 +29,8 @@ ELSEWHERE = {
 # Of the package, in the order of the reference; the others belong to one command each.
 ROOMS = (
     *("pipeline", "cascade", "diffusion", "models", "text", "images", "data", "training"),
-    *("evaluation", "convert", "compress", "export", "planning", "storage", "devices"),
+    *("evaluation", "human_study", "convert", "compress", "export", "planning", "storage"),
+    "devices",
 )
 FRONT_MATTER = re.compile(r"\A---\n.*?\n---\n", re.DOTALL)
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)#\s:]+)(#[^)]*)?\)")

@@ -87,6 +87,7 @@ class AnswerFile:
             return {trial for name, trial in self.before if name == rater}
 
     def close(self) -> None:
+        """Closes the file, and gives up the lock on it."""
         self.lines.close()
         self.held.close()
 
@@ -102,6 +103,7 @@ class StudyHandler(BaseHTTPRequestHandler):
     """Answers a request to a `StudyServer`."""
 
     def do_GET(self):
+        """The page, its images, and the trials that a rater has not answered."""
         path, _, query = self.path.partition("?")
         if path in self.server.files:
             file, kind = self.server.files[path]
@@ -126,6 +128,7 @@ class StudyHandler(BaseHTTPRequestHandler):
     do_HEAD = do_GET
 
     def do_POST(self):
+        """An answer, as JSON of a limited length."""
         lengths = self.headers.get_all("Content-Length", [])
         if self.path != "/answers":
             self.refuse(HTTPStatus.NOT_FOUND, "There is nothing here.")
@@ -145,6 +148,7 @@ class StudyHandler(BaseHTTPRequestHandler):
                 self.take(body)
 
     def take(self, body: bytes) -> None:
+        """Keeps an answer; one that does not fit the study is refused in words."""
         try:
             self.server.answers.add(parse(body))
         except DuplicateAnswer as error:
@@ -171,9 +175,11 @@ class StudyHandler(BaseHTTPRequestHandler):
         return False
 
     def reply_json(self, values: object) -> None:
+        """Sends values as JSON."""
         self.reply(json.dumps(values).encode(), "application/json")
 
     def refuse(self, status: HTTPStatus, message: str) -> None:
+        """Sends an error in words, and closes the connection."""
         self.close_connection = True  # what was sent along is not read
         self.reply(json.dumps({"error": message}).encode(), "application/json", status)
 
@@ -183,6 +189,7 @@ class StudyHandler(BaseHTTPRequestHandler):
         self.refuse(HTTPStatus.INSUFFICIENT_STORAGE, f"{what}; tell whoever runs this page")
 
     def reply(self, body: bytes, kind: str, status: HTTPStatus = HTTPStatus.OK) -> None:
+        """Sends a body with the headers of every answer."""
         self.send_response(status)
         named = {"Content-Type": kind, "Content-Length": str(len(body)), **HEADERS}
         for name, value in named.items():
@@ -192,6 +199,7 @@ class StudyHandler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def log_message(self, format: str, *arguments: object) -> None:
+        """Requests are not logged."""
         pass  # the terminal is for errors
 
 
@@ -234,6 +242,7 @@ class StudyServer(ThreadingHTTPServer):
             raise
 
     def process_request_thread(self, request: socket.socket, client_address: tuple) -> None:
+        """Answers a request, then frees its place."""
         try:
             super().process_request_thread(request, client_address)
         finally:
@@ -245,12 +254,14 @@ class StudyServer(ThreadingHTTPServer):
         self.hang_up([request for request, end in list(self.until.items()) if end < now])
 
     def hang_up(self, requests: list[socket.socket]) -> None:
+        """Ends connections that have taken too long."""
         for request in requests:
             self.until.pop(request, None)
             with contextlib.suppress(OSError):  # it has ended by itself
                 request.shutdown(socket.SHUT_RDWR)  # wakes its thread, which closes it
 
     def shutdown_request(self, request: socket.socket) -> None:
+        """Ends a connection."""
         self.until.pop(request, None)
         super().shutdown_request(request)
 
