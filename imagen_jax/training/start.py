@@ -243,7 +243,7 @@ def fitting_stage(config: RunConfig, cascade: Cascade) -> str:
         raise ValueError(
             f"{str(error).removesuffix('.')}. The stages of {source} ({', '.join(names)}) are "
             f"trained further by a config that leaves the network out: --config "
-            f"configs/fine_tune.py --init_from {source} --config.stage.name={name}"
+            f"--config fine_tune --init_from {source} --config.stage.name={name}"
         ) from None
     return name
 
