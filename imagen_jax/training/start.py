@@ -242,7 +242,7 @@ def fitting_stage(config: RunConfig, cascade: Cascade) -> str:
         name = sizes.get(config.stage.resolution, names[0])
         raise ValueError(
             f"{str(error).removesuffix('.')}. The stages of {source} ({', '.join(names)}) are "
-            f"trained further by a config that leaves the network out: --config "
+            f"trained further by a config that leaves the network out: "
             f"--config fine_tune --init_from {source} --config.stage.name={name}"
         ) from None
     return name

@@ -394,7 +394,7 @@ def test_what_cannot_be_a_study_is_refused(images, study, tmp_path):
     plain = {name: replace(secret, control=None) for name, secret in study[1].key.items()}
     with pytest.raises(ValueError, match="has no controls"):
         human.analyse(replace(study[1], key=plain), answer(study[1], "ann"))
-    with pytest.raises(SystemExit, match=r"human_eval\.py sheets makes"):
+    with pytest.raises(SystemExit, match=r"human_eval sheets makes"):
         main(["analyse", str(tmp_path)])
     (tmp_path / human.TRIALS_FILE).write_text('{"kind": "drawbench", "trials": []}')
     (tmp_path / human.KEY_FILE).write_text('{"key": {"x": 1}}')
