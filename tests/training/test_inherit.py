@@ -70,7 +70,7 @@ def test_a_config_with_a_network_is_whole():
 def test_a_stage_that_does_not_fit_is_told_what_does():
     config = read_config(inherit.filled(OPEN, CASCADE))
     assert start.fitting_stage(config, CASCADE) == "sr"
-    told = r"models/tiny \(base, sr\) .*--config fine_tune --init_from models/tiny --config.stage.name="
+    told = r"models/tiny \(base, sr\) .*fine_tune --init_from models/tiny --config.stage.name="
     wider = replace(SR, network=replace(SR.network, embedding_width=24))
     with pytest.raises(ValueError, match=f"models/tiny do not fit the config: .*{told}sr"):
         start.fitting_stage(replace(config, stage=wider), CASCADE)
