@@ -48,6 +48,7 @@ HOMES = {
     "tensorstore": {"convert"},
     "tokenizers": {"evaluation"},
     "torch": {"benchmark", "commands"},
+    "wandb": {"training"},
     "qwix": {"compress", "models"},
     "resvg_py": {"commands", "data"},
     "transformers": {"benchmark"},

@@ -27,6 +27,7 @@ from imagen_jax.training.config import split_overrides
 EXTRAS = {
     "grain": "train",
     "tensorboardX": "train",
+    "wandb": "wandb",
     "matplotlib": "train",
     "google_crc32c": "train",
     "google": "train",
@@ -35,6 +36,7 @@ EXTRAS = {
     "tensorflow": "tfds",
     "tensorflow_datasets": "tfds",
     "seqio": "seqio",
+    "huggingface_hub": "hub",
     "tokenizers": "eval",
     "resvg_py": "icons",
     "qwix": "quantize",

@@ -28,6 +28,7 @@ VERBS = {
     "Models": {
         "save_model": "training runs to one model directory",
         "convert": "to and from diffusers, Hugging Face and T5X",
+        "push": "to the Hugging Face hub, with its card",
         "prune": "set small weights to zero, or leave blocks out",
         "export": "ONNX and StableHLO, which run without this package",
     },

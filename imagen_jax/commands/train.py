@@ -20,6 +20,7 @@ import argparse
 import contextlib
 import os
 import sys
+from dataclasses import replace
 
 from imagen_jax.commands.command_line import (
     CONFIG,
@@ -43,6 +44,8 @@ def parser() -> argparse.ArgumentParser:
         "--dry_run", action="store_true", help="print the model table, look at the images, and stop"
     )
     add("--profile", metavar="FIRST:LAST", help="steps of a profiler trace")
+    add("--wandb", metavar="PROJECT", help="log to Weights & Biases, too; its own environment "
+        "variables apply, such as WANDB_MODE=offline, WANDB_NAME and WANDB_ENTITY")  # fmt: skip
     add("--init_from", type=source, metavar="MODEL", help="short for --config.init_from")
     add_host_options(parse)
     return parse
@@ -50,13 +53,14 @@ def parser() -> argparse.ArgumentParser:
 
 def train(options: argparse.Namespace, overrides: dict[str, str]) -> None:
     with one_line_errors():
+        import jax
         import tensorboardX  # noqa: F401 - its lack is told before anything is compiled
 
         from imagen_jax.devices import memory
         from imagen_jax.devices.compilation_cache import use_compilation_cache
         from imagen_jax.devices.hosts import say_on_first_host
         from imagen_jax.pipeline.loading import export_lora
-        from imagen_jax.training import banner, loop, start, table, workdir
+        from imagen_jax.training import banner, loop, start, table, workdir, writers
         from imagen_jax.training.memory import training_advice
 
     with contextlib.ExitStack() as held, one_line_errors(*loop.RUN_ERRORS):
@@ -74,12 +78,19 @@ def train(options: argparse.Namespace, overrides: dict[str, str]) -> None:
                 print(table.model_table(config, plan.train_step, plan.init, plan.mesh, plan.frozen))
                 print(banner.start_banner(plan, banner.look_at_images(config), options.workdir))
                 return
+            wandb = options.wandb if jax.process_index() == 0 else None
+            if wandb is not None:
+                writers.check_wandb()
             use_compilation_cache()
             folder = held.enter_context(workdir.held(options.workdir))
             advice = training_advice(config, plan.mesh)
             with memory.explained(advice):
                 run = start.open_run(plan, folder)
             say_on_first_host(banner.start_banner(plan, run.source, folder))
+            if wandb is not None:
+                writer = writers.WandbRun(folder, wandb, run.description["config"])
+                run = replace(run, writers=(held.enter_context(contextlib.closing(writer)),))
+                print(f"{'W&B':<12}{writer.where}")
         with memory.explained(advice):
             state = loop.train(config, run, profile=profile)
             run.checkpoints.close()

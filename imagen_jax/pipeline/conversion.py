@@ -1,5 +1,6 @@
 """Whole models and text encoders, rewritten as foreign files or as ours."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from imagen_jax.cascade.cascade import TEXT_ENCODER, stage_index
@@ -20,7 +21,7 @@ def _memory_dtype(dtype: str | None) -> str:
 
 
 def to_diffusers(
-    source: str,
+    source: str | Sequence[str],
     directory: Path,
     *,
     stage: str | None = None,
@@ -113,16 +114,19 @@ def to_text_encoder(
 
 
 def to_model_directory(
-    source: str,
+    source: str | Sequence[str],
     directory: Path,
     dtype: str,
     variant: str | None = None,
     quantize: str | None = None,
+    name: str | None = None,
 ) -> None:
     """Writes a whole model, such as a diffusers directory, in our form.
 
     Args:
+        source: whatever `load_model` reads.
         quantize: its kernels, as of `load_model`; `dtype` is then of the rest.
+        name: what the model calls itself; its own when None.
     """
     model = load_model(source, dtype=_memory_dtype(dtype), variant=variant, quantize=quantize)
     write_model(
@@ -130,7 +134,7 @@ def to_model_directory(
         model.cascade,
         model.params,
         Stored(dtype),
-        name=model.name,
+        name=name or model.name,
         notes=model.notes,
         release=model.params.free,
     )

@@ -29,6 +29,7 @@ from imagen_jax.training.optimizer import learning_rate_schedule
 from imagen_jax.training.progress import Progress, position, steps_per_epoch
 from imagen_jax.training.run_config import RunConfig, read_ranges
 from imagen_jax.training.state import Frozen, averaged
+from imagen_jax.training.writers import Writer
 from imagen_jax.typing import Keys, Params
 
 
@@ -61,6 +62,7 @@ class Run:
         parameters where there is one. score_every: steps between scores; None: as
         section `evaluate` says, without one at the end alone.
     reference: the curve of a run of the same stage, reported beside the loss.
+    writers: those beside TensorBoard's, of the first host.
     source: the images of the batches, to count epochs; None for a stream.
     """
 
@@ -78,6 +80,7 @@ class Run:
     score: Callable[[Params], dict[str, float]] | None = None
     score_every: int | None = None
     reference: metrics.Curve | None = None
+    writers: tuple[Writer, ...] = ()
     source: Source | None = None
 
 
@@ -151,6 +154,7 @@ def train(
         window=saved.get("window"),
         reference=run.reference,
         write=jax.process_index() == 0,
+        writers=run.writers,
     )
     device = accelerators.describe(mesh.devices.flat)
     progress = Progress(num_steps, config.batch_size, start, step_flops, peak, device)

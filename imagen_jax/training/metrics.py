@@ -1,9 +1,8 @@
-"""What a run reports: metrics.jsonl, TensorBoard, and a curve to compare with."""
+"""What a run reports: metrics.jsonl, the writers' scalars, and a curve to compare with."""
 
 import json
 import math
 import operator
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +13,8 @@ import numpy as np
 from PIL import Image
 
 from imagen_jax.storage.atomic import written_whole
-from imagen_jax.storage.disk import disk_errors
 from imagen_jax.storage.lines import LineFile, read_lines
+from imagen_jax.training.writers import EventFile, Writer
 
 METRICS_FILE = "metrics.jsonl"
 SAMPLES_FOLDER = "samples"
@@ -32,6 +31,7 @@ class Curve:
 
     @classmethod
     def read(cls, path: str | Path) -> "Curve":
+        """From a file of `write`."""
         return cls(**json.loads(Path(path).read_text()))
 
     def at(self, step: int) -> tuple[float, list[float]] | None:
@@ -43,6 +43,7 @@ class Curve:
         return loss, by_t
 
     def write(self, path: str | Path) -> None:
+        """Into a JSON file, rounded to five digits after the point."""
         rounded = {name: np.round(values, 5).tolist() for name, values in vars(self).items()}
         with written_whole(path) as file:
             file.write_text(json.dumps(rounded) + "\n")
@@ -55,51 +56,6 @@ def split(metrics: Mapping[str, Any]) -> Sums:
     sums = {name: np.asarray(value, np.float32).tolist() for name, value in metrics.items()}
     t_sums, t_counts = sums.pop("loss_by_t", []), sums.pop("count_by_t", [])
     return {"steps": 1, "sums": sums, "t_sums": t_sums, "t_counts": t_counts}
-
-
-class EventFile:
-    """TensorBoard's event file of a run, written by the calling thread: a full disk is an OSError
-    here.
-
-    tensorboardX's SummaryWriter writes in a thread. Once that has died of such an error, the next
-    calls wait for it forever.
-    """
-
-    def __init__(self, folder: str | Path, first_step: int | None = None):
-        """`first_step`: of a resumed run; TensorBoard hides what was written from there on."""
-        from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto.event_pb2 import Event, SessionLog
-
-        self.folder, self.event = Path(folder), Event
-        with disk_errors(self.folder):
-            self.writer = EventsWriter(str(self.folder / "events"))
-        if first_step is not None:
-            again = SessionLog(status=SessionLog.START)
-            version = Event(step=first_step, file_version="brain.Event:2")
-            self._write(version, Event(step=first_step, session_log=again))
-
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        from tensorboardX import summary
-
-        scalars = [summary.scalar(name, value) for name, value in values.items()]
-        self._write(*(self.event(step=step, summary=scalar) for scalar in scalars))
-
-    def image(self, step: int, name: str, image: Image.Image) -> None:
-        from tensorboardX import summary
-
-        pixels = summary.image(name, np.asarray(image.convert("RGB")), dataformats="HWC")
-        self._write(self.event(step=step, summary=pixels))
-
-    def close(self) -> None:
-        with disk_errors(self.folder):
-            self.writer.close()
-
-    def _write(self, *events: Any) -> None:
-        with disk_errors(self.folder):
-            for event in events:
-                event.wall_time = time.time()
-                self.writer.write_event(event)
-            self.writer.flush()
 
 
 class MetricLog:
@@ -120,16 +76,19 @@ class MetricLog:
         window: Sums | None = None,
         reference: Curve | None = None,
         write: bool = True,
+        writers: Sequence[Writer] = (),
     ):
+        """`writers`: those beside TensorBoard's, which whoever opened them closes."""
         self.folder = Path(workdir)
         # Sums since the last report. Checkpoints keep them, so that a report is the same when the
         # run was resumed in between.
         self.window = window
         self.reference = reference
-        self.lines, self.writer = None, None
+        self.lines, self.events, self.writers = None, None, []
         if write:
             self.lines = LineFile(self.folder / METRICS_FILE)
-            self.writer = EventFile(self.folder, start_step + 1 if start_step else None)
+            self.events = EventFile(self.folder, start_step + 1 if start_step else None)
+            self.writers = [self.events, *writers]
 
     def step(self, step: int, values: Sums) -> None:
         """Records one step's metrics (see `split`)."""
@@ -150,7 +109,7 @@ class MetricLog:
         reference/loss where there is a reference, and `position`.
 
         Args:
-            extra: for TensorBoard alone, such as the speed, which no other run has.
+            extra: for the writers alone, such as the speed, which no other run has.
             position: what the step itself tells: learning rate, epoch.
         """
         means, window, self.window = self.means(), self.window, None
@@ -173,31 +132,34 @@ class MetricLog:
         return means
 
     def scores(self, step: int, values: Mapping[str, float]) -> None:
-        """Scores of generated images: a line {"step", "scores"} and TensorBoard."""
+        """Scores of generated images: a line {"step", "scores"} and the writers."""
         self._write({"step": step, "scores": dict(values)}, values)
 
     def images(self, step: int, grid: Image.Image) -> Path | None:
-        """An image into samples/samples_NNNNNNN.png and TensorBoard; returns its path."""
-        if self.writer is None:
+        """An image into samples/samples_NNNNNNN.png and the writers; returns its path."""
+        if self.lines is None:
             return None
         folder = self.folder / SAMPLES_FOLDER
         folder.mkdir(exist_ok=True)
         path = folder / f"samples_{step:07d}.png"
         grid.save(path)
-        self.writer.image(step, "samples", grid)
+        for writer in self.writers:
+            writer.image(step, "samples", grid)
         return path
 
     def close(self) -> None:
+        """Closes metrics.jsonl and TensorBoard's file."""
         if self.lines is not None:
             self.lines.close()
-            self.writer.close()
+            self.events.close()
 
     def _write(self, line: Mapping[str, Any], scalars: Mapping[str, float] | None = None) -> None:
         if self.lines is None:
             return
         self.lines.append(json.dumps(line))
         if scalars is not None:
-            self.writer.scalars(line["step"], scalars)
+            for writer in self.writers:
+                writer.scalars(line["step"], scalars)
 
 
 def _records(workdir: str | Path) -> Iterator[dict[str, Any]]:

@@ -44,7 +44,7 @@ try:
     from imagen_jax.commands.train import main
     main()
 finally:
-    heavy = ("tensorflow", "seqio", "tensorflow_datasets", "tensorflow_text")
+    heavy = ("tensorflow", "seqio", "tensorflow_datasets", "tensorflow_text", "wandb")
     print("IMPORTED", [name for name in heavy if name in sys.modules])
 """
 
