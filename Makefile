@@ -1,7 +1,7 @@
 # make demo       images from text with the shipped model, in samples/demo
 # make test       the tests, about 12 minutes on two cores the first time
 # make test-slow  the tests that take minutes each
-# make docs       the site of documents, in build/docs
+# make docs       the documentation site, in build/docs
 # make wheel      the package with its models and configs, in dist
 # make space      a folder for a hosted page with the app, in build/space
 # make web        what the page in web/ runs, put there; needs npm
@@ -42,7 +42,8 @@ demo: $(VENV)/.core
 	@echo "The grid of images: $(CURDIR)/$(DEMO)/grid.png"
 
 docs: $(VENV)/.docs
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict 2>&1 | { grep -E "WARNING|ERROR|Aborted" && exit 1 || true; }
+	@mkdir -p build
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict > build/docs.log 2>&1 || { cat build/docs.log; exit 1; }
 	@echo "Next: $(PYTHON) -m http.server -d build/docs, then open http://localhost:8000"
 
 wheel: $(VENV)/.core

@@ -1,7 +1,7 @@
 """CIFAR-10 by class label, 32x32; `--config.stage.conditioning=None` and
 `--config.stage.network.num_classes=None` make it unconditional.
 
-    pip install -e '.[train,tfds]'
+    pip install 'imagen_jax[train,tfds]'
     imagen-jax train --config cifar10 --workdir runs/cifar10
 
 The network has the shape of improved DDPM's CIFAR-10 model (arXiv 2102.09672), 43M parameters: one

@@ -1,6 +1,6 @@
 """Text to 256x256 images in one stage: today's recipe (arXiv 2511.13720), the paper's text encoder.
 
-    pip install -e '.[tpu]'
+    pip install 'imagen_jax[tpu]'
     imagen-jax plan --config jit_base256 --topology v5p:4x4x4
     imagen-jax train --config jit_base256 --workdir runs/jit256 \
         --config.text.init_from=T5 --config.text.tokenizer=T5/spiece.model \

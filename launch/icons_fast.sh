@@ -9,7 +9,7 @@ set -euo pipefail
 data=${1:?the folder of icons} workdir=${2:?the workdir}
 shift 2
 status=0
-timeout --signal=TERM "${TRAINING:-480}" python3 scripts/train.py --config "${CONFIG:-configs/icons_fast.py}" \
+timeout --signal=TERM "${TRAINING:-480}" python3 scripts/train.py --config "${CONFIG:-icons_fast}" \
   --workdir "$workdir" --config.data.path="$data/icons64.npz" "$@" || status=$?
 case $status in 0 | 75 | 124) ;; *) exit "$status" ;; esac # finished, or stopped and saved
 python3 scripts/save_model.py --model "$workdir,icons" --out "$workdir/model" --shared icons --dtype float16 --quantize int8

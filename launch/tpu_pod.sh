@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Trains on every host of a Cloud TPU pod slice. From your own machine:
 #
-#     NAME=my-pod ZONE=us-east5-a launch/tpu_pod.sh --config configs/imagen_base64.py --workdir /mnt/runs/base64
+#     NAME=my-pod ZONE=us-east5-a launch/tpu_pod.sh --config imagen_base64 --workdir /mnt/runs/base64
 #
 # The hosts must share the workdir and see the data: on a Filestore share, or in a bucket with a hierarchical namespace
 # under gcsfuse (a checkpoint is finished by renaming a directory). When a host is preempted it gets SIGTERM, and all save;

@@ -7,7 +7,9 @@ import shlex
 from pathlib import Path
 
 import pytest
+import yaml
 
+from imagen_jax import __version__
 from imagen_jax.commands import main
 from imagen_jax.training.config import (
     apply_overrides,
@@ -66,11 +68,16 @@ def test_files_and_links_exist(path: Path):
     assert not missing
 
 
+CALL = re.compile(
+    r"^\s*(?:\$ )?imagen-jax (?P<block>[a-z_]+\b.*)|`imagen-jax (?P<inline>[a-z_]+\b[^`]*)`"
+)
+
+
 def commands_in(text: str) -> list[list[str]]:
-    """The calls of imagen-jax in the blocks of a document or a docstring, each as its words."""
+    """The calls of imagen-jax in a document or a docstring, each as its words."""
     lines = re.sub(r"\\\n\s*", " ", text).splitlines()
-    found = [re.match(r"\s*(?:\$ )?imagen-jax (?P<rest>[a-z_]+\b.*)", line) for line in lines]
-    return [shlex.split(line["rest"], comments=True) for line in found if line]
+    found = [x for line in lines for x in CALL.finditer(line)]
+    return [shlex.split(x["block"] or x["inline"], comments=True) for x in found]
 
 
 def unknown_options(words: list[str]) -> list[str]:
@@ -86,7 +93,10 @@ def unknown_options(words: list[str]) -> list[str]:
     return [x for x in options if x not in actions and not x.startswith("--config.")]
 
 
-CALLERS = [*DOCUMENTS, *ROOT.glob("configs/*.py"), *ROOT.glob("imagen_jax/commands/*.py")]
+CALLERS = [
+    *(*DOCUMENTS, *ROOT.glob("configs/*.py"), *ROOT.glob("imagen_jax/**/*.py")),
+    ROOT / "docs/quickstart.ipynb",
+]
 
 
 @pytest.mark.parametrize("path", CALLERS, ids=lambda path: str(path.relative_to(ROOT)))
@@ -124,3 +134,14 @@ def test_settings_of_images_can_be_read():
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_blank_is_left(path: Path):
     assert not re.findall(r"FILL_\w+", path.read_text(encoding="utf-8"))
+
+
+def test_every_config_is_in_the_readme():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert not [name for name in config_names() if f"`{name}`" not in text]
+
+
+def test_the_citation_has_the_version_of_the_package():
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert cited["version"] == __version__
+    assert {"cff-version", "message", "title", "authors"} <= cited.keys()

@@ -30,7 +30,7 @@ ELSEWHERE = {
 ROOMS = (
     *("pipeline", "cascade", "diffusion", "models", "text", "images", "data", "training"),
     *("evaluation", "human_study", "convert", "compress", "export", "planning", "storage"),
-    "devices",
+    *("devices", "typing"),
 )
 FRONT_MATTER = re.compile(r"\A---\n.*?\n---\n", re.DOTALL)
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)#\s:]+)(#[^)]*)?\)")

@@ -51,7 +51,8 @@ COMMAND = ("-m", "imagen_jax.commands.main", "compare_recipes")
 def parser() -> argparse.ArgumentParser:
     parse = make_parser(__doc__)
     add = parse.add_argument
-    add("--config", **CONFIG)
+    add("--config", **(CONFIG | {"help": "compare_icons32, or a Python file with get_config() and "
+        "get_axes()"}))  # fmt: skip
     add("--out", type=path, required=True, metavar="DIR", help="folder of the runs and the report")
     add("--flops", type=float, required=True, metavar="N", help="of training, for each run")
     add("--seeds", type=seeds, default=[0], metavar="N,N", help="of each cell (default: 0)")

@@ -1,11 +1,11 @@
 r"""Measures a model, or a folder of images: FID, KID, CMMD, CLIP score and more, with a report.
 
-imagen-jax evaluate FOLDER_A FOLDER_B          # FID of A's images from B's
-imagen-jax evaluate --make_reference val2014/ --size 256 --reference coco.safetensors
-imagen-jax evaluate --model runs/mine --prompts coco30k --metrics fid,kid,cmmd,clip \
-    --reference coco.safetensors --out results/coco
-imagen-jax evaluate --model icons --metrics psnr --data data/icons/256/heldout-00000.tar \
-    --text json.captions --split all --num 100 --out results/psnr
+    imagen-jax evaluate FOLDER_A FOLDER_B          # FID of A's images from B's
+    imagen-jax evaluate --make_reference val2014/ --size 256 --reference coco.safetensors
+    imagen-jax evaluate --model runs/mine --prompts coco30k --metrics fid,kid,cmmd,clip \
+        --reference coco.safetensors --out results/coco
+    imagen-jax evaluate --model icons --metrics psnr --data data/icons/256/heldout-00000.tar \
+        --text json.captions --split all --num 100 --out results/psnr
 
 The networks are looked for in models/inception, models/clip and models/dinov2; --features names
 others.

@@ -7,14 +7,14 @@ from types import ModuleType
 from typing import Any
 
 from imagen_jax import __version__
-from imagen_jax.commands.command_line import make_parser, run_parsed
+from imagen_jax.commands.command_line import make_parser, run_parsed, use_tolerant_output
 from imagen_jax.storage.codec import nearest
 from imagen_jax.training.config import config_names
 
 # By what they are for, in the order of their use; what each does in a line.
 VERBS = {
     "Images": {
-        "generate": "images from text; edit, inpaint, upscale",
+        "generate": "make images from text; edit, inpaint, upscale",
     },
     "Training": {
         "train": "train one stage",
@@ -22,23 +22,23 @@ VERBS = {
         "train_tokenizer": "train the tokenizer of such an encoder",
         "embed_text": "embed the captions of a data set ahead of training",
         "prepare_icons": "make the data set of icons",
-        "plan": "what a run takes on TPUs or GPUs that are not here",
+        "plan": "memory and time of a run on TPUs or GPUs you do not have",
         "compare_recipes": "train a grid of recipes at equal compute",
     },
     "Models": {
-        "save_model": "training runs to one model directory",
-        "convert": "to and from diffusers, Hugging Face and T5X",
+        "save_model": "write training runs as one model directory",
+        "convert": "convert to and from diffusers, Hugging Face and T5X",
         "push": "to the Hugging Face hub, with its card",
         "prune": "set small weights to zero, or leave blocks out",
-        "export": "ONNX and StableHLO, which run without this package",
+        "export": "write ONNX or StableHLO, which run without this package",
     },
     "Measuring": {
-        "evaluate": "FID, KID, CLIP score and more",
-        "make_prompts": "the captions of COCO-30K",
-        "human_eval": "ask people which of two images they prefer",
-        "benchmark": "speed of this machine, beside other projects",
-        "benchmark_icons": "quality of a model of icons",
-        "scaling": "the tables of docs/scaling.md from plans",
+        "evaluate": "measure FID, KID, CLIP score and more",
+        "make_prompts": "choose the captions of COCO-30K",
+        "human_eval": "run a study: which of two images do people prefer",
+        "benchmark": "measure the speed of this machine, beside other projects",
+        "benchmark_icons": "measure the quality of a model of icons",
+        "scaling": "in a clone: make the tables of docs/scaling.md",
     },
 }
 SHELLS = ("bash", "zsh", "tcsh", "fish")
@@ -84,6 +84,7 @@ def whole_parser() -> argparse.ArgumentParser:
             elif action.metavar in kinds:
                 action.complete = kinds[action.metavar]
         add(verb, parents=[own], add_help=False, help=line)
+    add("completion", help="for a shell").add_argument("shell", choices=SHELLS)
     return root
 
 
@@ -91,7 +92,9 @@ def print_completion(options: argparse.Namespace) -> None:
     """The script that a shell reads, on standard output."""
     import shtab
 
-    print(shtab.complete(whole_parser(), shell=options.shell))
+    script = shtab.complete(whole_parser(), shell=options.shell)
+    # What is none of ours, such as a value that is a path, stays bash's own matter.
+    print(script.replace("complete -o bashdefault", "complete -o bashdefault -o default"))
 
 
 def completion(arguments: list[str]) -> None:
@@ -103,8 +106,11 @@ def completion(arguments: list[str]) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the verb that the first argument names, with the others."""
+    use_tolerant_output()
     verb, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
-    verb = verb if verb.startswith("-") else verb.replace("-", "_")
+    if verb == "help" and rest:
+        verb, rest = rest[0], ["--help"]
+    verb = verb if verb.startswith("-") else verb.lower().replace("-", "_")
     sys.argv = [f"imagen-jax {verb}", *rest]  # the name by which argparse calls the program
     if verb in ("--help", "-h", "help"):
         print(overview())
@@ -114,6 +120,8 @@ def main(arguments: list[str] | None = None) -> None:
         completion(rest)
     elif verb in verbs():
         module(verb).main(rest)
+    elif verb.startswith("-"):
+        sys.exit(f"error: unknown option {verb!r}; see imagen-jax --help")
     else:
         sys.exit(f"error: there is no command {verb!r}{nearest(verb, [*verbs(), 'completion'])}")
 

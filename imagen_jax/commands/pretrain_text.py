@@ -4,8 +4,8 @@
 
 Diffusion teaches words slowly: only its noisiest steps need them, and every step pays for the
 U-Net. This regression is about ten times as fast per image, and all of it is about words. It writes
-a checkpoint with the encoder, the network's `draft` and fresh parameters for the rest, from which
-train.py starts: --config.init_from=DIR where the config's network has a draft, else
+a checkpoint with the encoder, the network's draft and fresh parameters for the rest. Training goes
+on from it with --config.init_from=DIR where the config's network has a draft, else with
 --config.text.init_from=DIR for the encoder alone. A pretrained encoder (T5) makes it unnecessary.
 """
 
@@ -14,6 +14,7 @@ import contextlib
 from dataclasses import replace
 
 from imagen_jax.commands.command_line import (
+    CONFIG,
     count,
     make_parser,
     one_line_errors,
@@ -25,8 +26,7 @@ from imagen_jax.commands.command_line import (
 def parser() -> argparse.ArgumentParser:
     parse = make_parser(__doc__)
     add = parse.add_argument
-    add("--config", type=path, required=True, metavar="FILE",
-        help="config of a stage with an efficient_unet")  # fmt: skip
+    add("--config", **CONFIG)
     add("--workdir", type=path, required=True, metavar="DIR", help="where to write the checkpoint")
     add("--steps", type=count, default=10_000, help="optimizer steps")
     add("--batch_size", type=count, default=16, help="images a step")

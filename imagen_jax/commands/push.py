@@ -75,7 +75,9 @@ def push(options: argparse.Namespace) -> None:
         print(f"{size_text(size):>10}  in all", flush=True)
         if not options.dry_run:
             given = {name: getattr(options, name) for name in ("message", "private", "branch")}
-            print(hub_upload.upload(options.name, files, **given))
+            # A card that was written here does not replace one that its author wrote there.
+            kept = () if has_card else (hub_upload.CARD,)
+            print(hub_upload.upload(options.name, files, kept=kept, **given))
 
 
 def folder(model: str | list[str]) -> Path | None:

@@ -40,6 +40,8 @@ def read_plans(folder: Path) -> list[dict]:
 
 
 def write(options: argparse.Namespace) -> None:
+    if not options.document.is_file():
+        raise ValueError(f"there is no {options.document}: run this in a clone, or give --document")
     text = options.document.read_text(encoding="utf-8")
     options.document.write_text(written(text, options.document.with_suffix("")), encoding="utf-8")
 

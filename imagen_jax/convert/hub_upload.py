@@ -1,7 +1,7 @@
 """A folder of a model to a repository on the Hugging Face hub, through huggingface_hub."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -13,7 +13,8 @@ CARD = "README.md"
 SUFFIXES = (".safetensors", ".json", ".model", ".txt", ".md", ".png", ".jpg", ".jpeg", ".webp")
 LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*")
 SMALL = 2**20  # bytes; what is larger and none of the above is not left out silently
-WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+# Of an earlier model, in whatever layout: they go when another one comes.
+REPLACED = ("*.safetensors", "*.safetensors.index.json", "model.json", "model_index.json")
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN to a token that may write"
 
 
@@ -84,17 +85,19 @@ def upload(
     message: str,
     private: bool = False,
     branch: str | None = None,
+    kept: Collection[str] = (),
 ) -> str:
     """Puts files into the repository, made where there is none, in one commit; returns its address.
 
-    Weights that the repository has from before and that are not among the files are removed, so
-    that nobody reads a mixture. Large files that an interrupted upload has brought there already
-    are not sent again.
+    Weights and the index of a model that the repository has from before, and that are not among the
+    files, are removed, so that nobody reads a mixture. Large files that an interrupted upload has
+    brought there already are not sent again.
 
     Args:
         files: as of `model_files`.
         private: of a new repository. One that everybody sees is refused.
         branch: made where there is none; None is the main branch.
+        kept: those of the files that stay as they are where the repository has them.
 
     Raises:
         PermissionError: the account may not write there, or the repository is not private.
@@ -113,11 +116,15 @@ def upload(
         if branch is not None:
             hub.create_branch(name, branch=branch, exist_ok=True)
         there = hub.list_repo_files(name, revision=branch)
-        old = (file for file in there if any(fnmatch(file, each) for each in WEIGHTS))
+        old = (file for file in there if any(fnmatch(file, each) for each in REPLACED))
         commit = hub.create_commit(
             name,
             [
-                *(CommitOperationAdd(path, str(file)) for path, file in files.items()),
+                *(
+                    CommitOperationAdd(path, str(file))
+                    for path, file in files.items()
+                    if not (path in kept and path in there)
+                ),
                 *(CommitOperationDelete(file) for file in old if file not in files),
             ],
             commit_message=message,
@@ -139,7 +146,7 @@ def _refusals(name: str) -> Iterator[None]:
     except errors.LocalTokenNotFoundError:
         raise PermissionError(f"Nobody is logged in to {hub}: {LOG_IN}") from None
     except errors.OfflineModeIsEnabled:
-        raise ConnectionError(f"{hub[0].upper()}{hub[1:]}: HF_HUB_OFFLINE is set") from None
+        raise ConnectionError(f"HF_HUB_OFFLINE is set: unset it to reach {hub}") from None
     except errors.HfHubHTTPError as error:
         status = error.response.status_code
         reason = (error.server_message or str(error)).strip().split("\n")[0]

@@ -1,5 +1,6 @@
 """The models that come with the package, found without JAX."""
 
+import re
 from pathlib import Path
 
 PRETRAINED = Path(__file__).parents[1] / "pretrained"
@@ -20,5 +21,5 @@ def _first_sentence(card: Path) -> str:
     """Of the text below the title of a card; empty where there is none."""
     text = card.read_text(encoding="utf-8") if card.is_file() else ""
     below = ("\n" + text).partition("\n# ")[2].partition("\n")[2].strip()
-    paragraph = " ".join(below.split("\n\n")[0].split())
+    paragraph = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", " ".join(below.split("\n\n")[0].split()))
     return paragraph.split(". ")[0].removesuffix(".")

@@ -37,8 +37,9 @@ OTHER_KEYS = {
 
 
 PACKAGE = Path(__file__).parents[1]
-# In the wheel within the package, in a clone beside it.
-CONFIGS = next((x for x in (PACKAGE / "configs",) if x.is_dir()), PACKAGE.parent / "configs")
+CONFIGS = PACKAGE / "configs"
+if not CONFIGS.is_dir():  # in a clone they are beside the package
+    CONFIGS = PACKAGE.parent / "configs"
 FOLDER = "imagen_jax_config"  # the package that a config is a module of while it is executed
 
 
@@ -63,16 +64,17 @@ def config_file(name: str | Path) -> Path:
     if path.stem in names:
         said = f"; the one that comes with the package is --config {path.stem}"
     elif path.parent == Path():
-        said = nearest(path.stem, names) or f"; by name there are {', '.join(names)}"
+        said = nearest(path.stem, names)
     else:
-        others = ", ".join(sorted(file.name for file in path.parent.glob("*.py")))
-        said = f"; {path.parent} has {others}" if others else ""
+        folder = path if path.is_dir() else path.parent
+        others = ", ".join(sorted(file.name for file in folder.glob("*.py")))
+        said = f"; {folder} has {others}" if others else ""
     raise ValueError(f"there is no config file {path}{said}")
 
 
 def load_module(name: str | Path, function: str = "get_config") -> ModuleType:
-    """A config's file executed, as a module of a package of its folder's files: `from . import
-    icons_base64` is the config beside it.
+    """A config's file executed, as a module of a package: `from . import folder_64` is the config
+    of that name beside it, or else the one that comes with the package.
 
     Raises:
         ValueError: there is no such config (`config_file`), or it lacks the function.
@@ -81,7 +83,7 @@ def load_module(name: str | Path, function: str = "get_config") -> ModuleType:
     for loaded in [key for key in sys.modules if key.partition(".")[0] == FOLDER]:
         del sys.modules[loaded]  # of another folder, or edited since
     sys.modules[FOLDER] = folder = ModuleType(FOLDER)
-    folder.__path__ = [str(path.parent)]
+    folder.__path__ = [str(path.parent), str(CONFIGS)]
     spec = importlib.util.spec_from_file_location(f"{FOLDER}.{path.stem}", path)
     if spec is None:
         raise ValueError(f"{path} is no config: a config is a Python file (.py) with {function}()")

@@ -32,17 +32,19 @@ def test_every_file_of_the_folder_is_a_verb_and_in_the_help(capsys):
 
 
 def test_a_verb_is_called_by_its_name_with_underscores_or_dashes(capsys):
-    for verb in ("save_model", "save-model"):
+    for call in (["save_model", "--help"], ["SAVE-model", "-h"], ["help", "save_model"]):
         with pytest.raises(SystemExit) as ended:
-            main.main([verb, "--help"])
+            main.main(call)
         assert not ended.value.code
         assert capsys.readouterr().out.startswith("usage: imagen-jax save_model [-h]")
 
 
 def test_what_is_no_verb_is_told_in_one_line():
-    for wrong, said in (("generat", "did you mean 'generate'"), ("--quiet", "known: generate,")):
+    for wrong, said in (("generat", "did you mean 'generate'"), ("zzz", "known: generate,")):
         with pytest.raises(SystemExit, match=f"^error: there is no command '{wrong}'.*{said}"):
             main.main([wrong])
+    with pytest.raises(SystemExit, match=r"^error: unknown option '-v'; see"):
+        main.main(["-v"])
 
 
 def test_the_version_is_the_packages(capsys):
@@ -78,6 +80,8 @@ def test_bash_completes_verbs_options_and_configs(tmp_path, capsys):
     script = tmp_path / "completion"
     script.write_text(capsys.readouterr().out)
     assert completed(script, "imagen-jax", "gen") == {"generate"}
+    assert completed(script, "imagen-jax", "completion", "z") == {"zsh"}
+    assert " -o default " in script.read_text()  # files, where none of ours fits
     assert "--negative_prompt" in completed(script, "imagen-jax", "generate", "--neg")
     offered = completed(script, "imagen-jax", "train", "--config", "icons_base64_")
     assert offered == {"icons_base64_cpu"}

@@ -98,6 +98,23 @@ def test_a_card_of_ones_own_is_sent_and_changes_replace_old_weights(server, mode
     )
 
 
+def test_another_layout_takes_the_place_of_the_first_and_the_authors_card_stays(server, tmp_path):
+    cascade = Cascade((STAGE,), (SETTINGS,), T5)
+    Pipeline(cascade, random_params(cascade)).save_pretrained(tmp_path / "if", dtype="float32")
+    main([str(tmp_path / "if"), "me/if"])
+    sent = server.repositories["me/if"].branches["main"]
+    sent["README.md"] = b"# Edited on its page\n"
+    params = load_model(tmp_path / "if").params["mine"]
+    for layout in ("diffusers", "imagen_jax"):
+        main([str(tmp_path / "if"), "me/if", "--to", layout])
+        sent = server.repositories["me/if"].branches["main"]
+        assert sent["README.md"] == b"# Edited on its page\n"
+        assert ("model.json" in sent) == (layout == "imagen_jax")
+        assert ("model_index.json" in sent) == (layout == "diffusers")
+        read = load_model("me/if")
+        equal(read.params[read.cascade.stages[0].name], params)
+
+
 def test_chained_models_are_written_anew(server, tmp_path):
     cascade = tiny_pipeline().cascade
     for name, index in (("one", 0), ("two", 1)):

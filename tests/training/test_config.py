@@ -16,7 +16,13 @@ from imagen_jax.models import UNetConfig, UNetLevel
 from imagen_jax.storage.codec import to_dict
 from imagen_jax.text import encoder as text
 from imagen_jax.training import batches, build, inherit
-from imagen_jax.training.config import apply_overrides, config_names, load_config, split_overrides
+from imagen_jax.training.config import (
+    CONFIGS,
+    apply_overrides,
+    config_names,
+    load_config,
+    split_overrides,
+)
 from imagen_jax.training.run_config import read_config
 
 IF_LIKE = Stage(
@@ -185,6 +191,16 @@ def test_a_config_imports_its_neighbours_whatever_folder_was_read_before(tmp_pat
     assert [load_config(tmp_path / x / "my-second.py").of for x in "aba"] == ["a", "b", "a"]
     (tmp_path / "a" / "first.py").write_text(text % "a, edited")
     assert load_config(tmp_path / "a" / "my-second.py").of == "a, edited"
+
+
+def test_a_config_of_ones_own_builds_on_one_of_the_package(tmp_path):
+    own = "from . import folder_64\n\n\ndef get_config():\n    config = folder_64.get_config()\n"
+    (tmp_path / "own.py").write_text(own + "    config.batch_size = 3\n    return config\n")
+    own = to_dict(load_config(tmp_path / "own.py"))
+    assert own == to_dict(load_config("folder_64")) | {"batch_size": 3}
+    copied = (CONFIGS / "icons_sr256.py").read_text()
+    (tmp_path / "copied.py").write_text(copied)
+    assert load_config(tmp_path / "copied.py") == load_config("icons_sr256")
 
 
 def test_every_config_of_the_repository_is_valid(repository):
