@@ -40,6 +40,7 @@ EXTRAS = {
     "tokenizers": "eval",
     "resvg_py": "icons",
     "qwix": "quantize",
+    "gradio": "app",
     "onnx": "export",
     "onnxruntime": "export",
     "torch": None,  # itself is enough

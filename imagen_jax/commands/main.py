@@ -15,6 +15,7 @@ from imagen_jax.training.config import config_names
 VERBS = {
     "Images": {
         "generate": "make images from text; edit, inpaint, upscale",
+        "app": "do the same on a web page",
     },
     "Training": {
         "train": "train one stage",

@@ -117,6 +117,34 @@ class Browser:
         }})"""
         return self.evaluate(watch)
 
+    def type(self, selector: str, text: str) -> None:
+        """Types into a field, in place of what is there."""
+        self.evaluate(f"document.querySelector({selector!r}).select()")
+        self.call("Input.insertText", text=text)
+
+    def choose_file(self, selector: str, path: Path) -> None:
+        """Gives a file to an input for files."""
+        root = self.call("DOM.getDocument")["root"]["nodeId"]
+        found = self.call("DOM.querySelector", nodeId=root, selector=selector)
+        self.call("DOM.setFileInputFiles", files=[str(path)], nodeId=found["nodeId"])
+
+    def drag(self, points: Sequence[tuple[float, float]]) -> None:
+        """The mouse goes through points of the window, its button pressed."""
+        kinds = ["mouseMoved", "mousePressed", *["mouseMoved"] * len(points), "mouseReleased"]
+        for place, kind in enumerate(kinds):
+            x, y = points[min(max(place - 2, 0), len(points) - 1)]
+            more = {"button": "left", "clickCount": 1, "buttons": int(place > 0)}
+            self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, **more)
+            self.evaluate("new Promise(requestAnimationFrame)")  # a page may look once a frame
+
+    def requests(self) -> list[str]:
+        """The addresses that the page has asked for since it was opened."""
+        return [
+            event["params"]["request"]["url"]
+            for event in self.events
+            if event.get("method") == "Network.requestWillBeSent"
+        ]
+
     def open(self, url: str) -> None:
         self.events.clear()
         self.call("Page.navigate", url=url)
