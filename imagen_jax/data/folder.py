@@ -184,6 +184,8 @@ def _unread_captions(image: str, others: Iterable[str]) -> str:
         base = name.rpartition("/")[2].lower()
         if name in beside:
             return f" {name} is there: rename those of other programs."
+        if name.lower() in CAPTION_FILES:
+            continue  # it was read, and lacks the image
         if base in CAPTION_FILES:
             return f" {name} counts only at the top of the folder: give the folder that it is in."
         if TABLES.fullmatch(base):

@@ -160,7 +160,8 @@ def apply_overrides(config: ConfigDict, overrides: Mapping[str, str]) -> None:
         last = path[-1]
         if last not in _entries(node):
             for ours, others in OTHER_KEYS.items():
-                if last in others.split() and ours.startswith(".".join(path[:-1])):
+                other = last in others.split() and ours != key
+                if other and ours.startswith(".".join(path[:-1])):
                     raise ValueError(f"unknown key --config.{key}; here it is --config.{ours}")
         if isinstance(node, list) and last not in _entries(node):
             raise ValueError(f"--config.{key}: the list has {len(node)} entries")

@@ -207,6 +207,9 @@ def test_names_of_others_lead_to_options_and_keys_that_are_there():
         apply_overrides(config, {"optimizer.lr": "1"})
     with pytest.raises(ValueError, match=r"unknown key --config\.epochs; .* --config\.num_steps"):
         apply_overrides(config, {"epochs": "1"})
+    del config.stage.network["dtype"]  # what a config leaves to its default can be set
+    apply_overrides(config, {"stage.network.dtype": "float32"})
+    assert config.stage.network.dtype == "float32"
 
 
 def test_a_key_of_the_config_without_a_value_takes_no_option_for_it():

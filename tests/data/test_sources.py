@@ -172,6 +172,15 @@ def test_captions_under_other_names_are_pointed_out(tmp_path, name, told):
         read_folder(tmp_path)
 
 
+def test_captions_that_lack_an_image_are_not_said_to_stand_elsewhere(tmp_path):
+    write_images(tmp_path, ["a.png", "b.png"])
+    (tmp_path / "captions.csv").write_text("file,caption\na.png,x\n")
+    with pytest.raises(
+        ValueError, match=r"no caption: b\.png\. .*\(conditioning label or None\)\.$"
+    ):
+        read_folder(tmp_path)
+
+
 def test_splits_are_no_classes(tmp_path, caplog):
     names = [f"{{}}/{name}/0.png" for name in ("cat", "dog")]
     for number, splits in enumerate([("train", "val"), ("Train",)]):
