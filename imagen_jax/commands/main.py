@@ -15,7 +15,7 @@ from imagen_jax.training.config import config_names
 VERBS = {
     "Images": {
         "generate": "make images from text; edit, inpaint, upscale",
-        "app": "do the same on a web page",
+        "app": "the same on a web page of this machine",
     },
     "Training": {
         "train": "train one stage",
@@ -29,7 +29,7 @@ VERBS = {
     "Models": {
         "save_model": "write training runs as one model directory",
         "convert": "convert to and from diffusers, Hugging Face and T5X",
-        "push": "to the Hugging Face hub, with its card",
+        "push": "upload a model and its card to the Hugging Face hub",
         "prune": "set small weights to zero, or leave blocks out",
         "export": "write ONNX or StableHLO, which run without this package",
     },
