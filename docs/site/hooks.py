@@ -32,6 +32,15 @@ ROOMS = (
     *("evaluation", "human_study", "convert", "compress", "export", "planning", "storage"),
     *("devices", "typing"),
 )
+# What a reader is likely to look for in a room.
+FIRST = {
+    "pipeline": "Begin with [load_model][imagen_jax.pipeline.loading.load_model] and "
+    "[list_models][imagen_jax.pipeline.shipped.list_models], which `imagen_jax` has itself; "
+    "[generate_images][imagen_jax.pipeline.pipeline.Pipeline.generate_images], "
+    "[edit][imagen_jax.pipeline.pipeline.Pipeline.edit], "
+    "[inpaint][imagen_jax.pipeline.pipeline.Pipeline.inpaint] and "
+    "[upscale][imagen_jax.pipeline.pipeline.Pipeline.upscale].\n\n",
+}
 FRONT_MATTER = re.compile(r"\A---\n.*?\n---\n", re.DOTALL)
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)#\s:]+)(#[^)]*)?\)")
 NAME = re.compile(r"`(imagen_jax(?:\.\w+)+)`")
@@ -69,9 +78,9 @@ def on_files(files, config):
         for path, place in ELSEWHERE.items()
     }
     pages |= {"reference/commands.md": commands_page(), "reference/configs.md": configs_page()}
-    pages |= {
-        f"reference/{room}.md": f"# imagen_jax.{room}\n\n::: imagen_jax.{room}\n" for room in ROOMS
-    }
+    for room in ROOMS:
+        first = FIRST.get(room, "")
+        pages[f"reference/{room}.md"] = f"# imagen_jax.{room}\n\n{first}::: imagen_jax.{room}\n"
     for place, text in pages.items():
         files.append(File.generated(config, place, content=text))
     return files

@@ -21,7 +21,7 @@ from imagen_jax.commands.other_names import suggestion
 from imagen_jax.devices.memory import shortage
 from imagen_jax.storage.disk import describe
 from imagen_jax.storage.folders import expand_home, user_path
-from imagen_jax.training.config import split_overrides
+from imagen_jax.training.config import config_file, split_overrides
 
 # Which extra of pyproject.toml brings a package that is imported only when it is needed.
 EXTRAS = {
@@ -245,6 +245,8 @@ def run_configured(
     with one_line_errors(ValueError):
         rest, overrides = split_overrides(sys.argv[1:] if arguments is None else arguments)
     options = parser.parse_args(rest)
+    with one_line_errors(ValueError):
+        config_file(options.config)  # before anything slow is imported
     absl_logging.set_verbosity(absl_logging.WARNING)
     main(options, overrides)
 

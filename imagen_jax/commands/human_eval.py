@@ -24,7 +24,7 @@ PER_PROMPT = {"drawbench": 8, "photorealism": 1, "captions": 1}
 
 def parser() -> argparse.ArgumentParser:
     parse = make_parser(__doc__)
-    commands = parse.add_subparsers(dest="command", required=True, metavar="sheets|serve|analyse")
+    commands = parse.add_subparsers(dest="command", required=True)
     add = commands.add_parser("sheets", help="make the trials").add_argument
     add("--study", choices=tuple(PER_PROMPT), default="drawbench", help="its kind")
     add("--a", type=path, required=True, metavar="DIR", help="of imagen-jax evaluate, or a folder")

@@ -45,7 +45,7 @@ VERBS = {
 SHELLS = ("bash", "zsh", "tcsh", "fish")
 COMPLETION = f"""Prints what completes the verbs and options of imagen-jax in a shell.
 
-    imagen-jax completion bash > ~/.local/share/bash-completion/completions/imagen-jax
+    source <(imagen-jax completion bash)                # in ~/.bashrc
     imagen-jax completion zsh > ~/.zfunc/_imagen-jax    # a folder of $fpath
 
 Shells: {", ".join(SHELLS)}."""
@@ -120,7 +120,10 @@ def main(arguments: list[str] | None = None) -> None:
     elif verb == "completion":
         completion(rest)
     elif verb in verbs():
-        module(verb).main(rest)
+        try:
+            module(verb).main(rest)
+        except KeyboardInterrupt:  # while modules are imported
+            sys.exit(130)
     elif verb.startswith("-"):
         sys.exit(f"error: unknown option {verb!r}; see imagen-jax --help")
     else:

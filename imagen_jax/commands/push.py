@@ -95,6 +95,8 @@ def prepared(options: argparse.Namespace, found: Path | None, temporary: Path) -
     from imagen_jax.pipeline.card import write_card
     from imagen_jax.pipeline.loading import load_model
 
+    alone = isinstance(options.model, str)
+    require((found is not None or not alone, f"there is no folder {options.model}"))
     ours, calls = options.to == "imagen_jax", None
     chosen = {"dtype": options.dtype, "quantize": options.quantize}
     as_it_is = ours and found is not None and (found / MODEL_FILE).is_file()

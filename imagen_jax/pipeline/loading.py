@@ -209,8 +209,7 @@ def load_one(
         pipeline.name = name if name in known else pipeline.name or name
         return pipeline
     if not directory.is_dir():
-        listed = "; ".join(f"{each}: {about}" if about else each for each, about in known.items())
-        more = f", nor a shipped model of that name (shipped: {listed or 'none'})"
+        more = f", nor a shipped model of that name (shipped: {', '.join(known) or 'none'})"
         raise ValueError(absent(directory, "folder", known, "" if directory.exists() else more))
     return load_workdir(directory, kept, step, ema)
 

@@ -48,7 +48,7 @@ def read_set(
         ),
         (
             section.path is not None,
-            f"{where}.path is None; source {section.source!r} needs one",
+            f"{where}.path is None: say where the images are, with --config.{where}.path=",
         ),
     )
     read = data.SOURCES[section.source]

@@ -64,7 +64,8 @@ def config_file(name: str | Path) -> Path:
     if path.stem in names:
         said = f"; the one that comes with the package is --config {path.stem}"
     elif path.parent == Path():
-        said = nearest(path.stem, names)
+        close = nearest(path.stem, names)
+        said = close if "did you mean" in close or path.suffix != ".py" else ""
     else:
         folder = path if path.is_dir() else path.parent
         others = ", ".join(sorted(file.name for file in folder.glob("*.py")))

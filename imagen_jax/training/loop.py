@@ -141,6 +141,9 @@ def train(
             say(f"compiled the step in {time.monotonic() - began:.0f} s")
         return programs[shape]
 
+    held = contextlib.ExitStack()
+    # From here on: what a signal raises while JAX compiles may be lost within JAX.
+    stop_after = held.enter_context(hosts.stop_on_signal())
     _, step_flops = compiled(feed.batch)
     state = get_state()
     del get_state  # it would keep this state
@@ -200,7 +203,7 @@ def train(
     snapshot_every = num_steps if config.ema is None else config.ema.interval(num_steps)
     first, final = profile or (0, 0)
     traced = range(max(first, start + 1), final + 1)
-    with contextlib.closing(log), hosts.stop_on_signal() as stop_after:
+    with held, contextlib.closing(log):
         for step in range(start + 1, num_steps + 1):
             if traced and step == traced[0]:
                 jax.profiler.start_trace(str(run.workdir))

