@@ -17,16 +17,4 @@ if importlib.util.find_spec("imagen_jax") is None:
 from imagen_jax.commands.app import main
 
 PORT = os.environ.get("GRADIO_SERVER_PORT", "7860")
-main(
-    [
-        "--host",
-        "0.0.0.0",
-        "--port",
-        PORT,
-        "--fixed_models",
-        "--max_images",
-        "4",
-        "--max_steps",
-        "50",
-    ]
-)
+main(f"--host 0.0.0.0 --port {PORT} --fixed_models --max_images 4 --max_steps 50".split())

@@ -14,7 +14,7 @@ from imagen_jax.app.limits import Limits, check_most, check_sampling, check_text
 from imagen_jax.app.models import Traits
 from imagen_jax.data.icon_captions import STYLE_WORDS, styled
 from imagen_jax.images import colors, decoding
-from imagen_jax.pipeline.settings import options_of
+from imagen_jax.pipeline.settings import OF_OTHER_IMAGES
 from imagen_jax.storage.json_file import parse
 
 AGAIN_BATCH = 16  # images at a time, at most, of settings from outside
@@ -23,6 +23,8 @@ Fields = Mapping[str, Any]
 
 def common_options(fields: Fields, traits: Traits, limits: Limits) -> dict[str, Any]:
     """Options of all methods; ValueError, in a visitor's words, for what cannot be."""
+    if traits.only_upscales:
+        raise ValueError(f"{traits.name} only upscales: use the tab Upscale.")
     negative = check_text("negative prompt", fields.get("negative_prompt"), limits)
     if negative and traits.distilled:
         raise ValueError(f"{traits.name} is distilled: it takes no negative prompt.")
@@ -49,8 +51,13 @@ def upscale_options(fields: Fields, traits: Traits, limits: Limits) -> dict[str,
 
 
 def _numbers(fields: Fields, limits: Limits) -> dict[str, Any]:
+    seed = _typed(fields.get("seed"))
+    if isinstance(seed, str):
+        raise ValueError(
+            f"seed is {seed[:20]!r}: give a whole number from 0 to 4294967295, or leave it empty."
+        )
     return {
-        "seed": check_most("seed", _typed(fields.get("seed")), 2**64),
+        "seed": check_most("seed", seed, 2**64),
         "size": check_most("size", _typed(fields.get("size")), 2**20),
         "num_images": check_most("num_images", fields.get("num_images"), limits.images) or 1,
     }
@@ -76,6 +83,8 @@ def _subject(fields: Fields, traits: Traits, limits: Limits) -> dict[str, Any]:
         if not text:
             raise ValueError("Name a class, or its number.")
         return {"label": text}
+    if traits.reads == "text" and not text and not traits.promptless:
+        raise ValueError("Write a prompt first.")
     if text and traits.reads is None:
         raise ValueError(f"{traits.name} reads no prompt: leave it empty.")
     return {"prompt": text} if traits.reads else {}
@@ -85,11 +94,11 @@ def _is_chinese(text: str) -> bool:
     return any("CJK UNIFIED" in unicodedata.name(character, "") for character in text)
 
 
-def settings_options(text: Any, traits: Traits, limits: Limits) -> dict[str, Any]:
-    """The options that make an image again, of its settings as JSON.
+def read_settings(text: Any, traits: Traits, limits: Limits) -> dict[str, Any]:
+    """The settings of an image to make again, of JSON.
 
     Raises:
-        ValueError: they are no settings, not whole, or ask for too much.
+        ValueError: they are no settings, ask for too much, or do not make the image by themselves.
     """
     if not isinstance(text, str) or not text.strip():
         raise ValueError("There are no settings: choose an image, or read them from a PNG.")
@@ -99,15 +108,19 @@ def settings_options(text: Any, traits: Traits, limits: Limits) -> dict[str, Any
         raise ValueError(f"The settings are not JSON: {error}.") from None
     if not isinstance(settings, dict):
         raise ValueError("The settings must be an object, as in an image of imagen_jax.")
+    if any(kind in settings for kind in OF_OTHER_IMAGES):
+        raise ValueError("It was made from another image, which is not in its settings.")
+    if settings.get("guide"):
+        raise ValueError("It was guided by a second model, which this page does not load.")
     check_sampling(settings.get("sampling"), most_steps(traits, limits))
-    for name in ("prompt", "negative_prompt"):
+    for name in ("prompt", "negative_prompt", "model"):
         check_text(name.replace("_", " "), settings.get(name), limits)
     if not isinstance(settings.get("label"), int | str | None):
         raise ValueError("The settings' label must be the name or the number of a class.")
     for name, most in (("size", 2**20), ("seed", 2**64), ("index", 2**64)):
         check_most(name, settings.get(name), most)
     check_most("batch_size", settings.get("batch_size"), max(AGAIN_BATCH, limits.images))
-    return options_of(settings)
+    return settings
 
 
 # -------------------------------------------------------------------------------- images
@@ -156,7 +169,7 @@ def read_drawing(value: Any, folder: Path, limits: Limits) -> tuple[Image.Image,
             mask = ImageChops.lighter(mask, painted.resize(image.size, Image.Resampling.BILINEAR))
     mask = mask.point(lambda level: 255 * (level >= 128))
     if mask.getbbox() is None:
-        raise ValueError("Paint over what is to be made anew.")
+        raise ValueError("Paint over the part to replace.")
     return image, mask
 
 

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from imagen_jax.app.address import is_loopback
 from imagen_jax.app.fields import is_inside
 from imagen_jax.app.limits import Limits
-from imagen_jax.app.room import make_room
+from imagen_jax.app.visitor_files import make_room
 from imagen_jax.storage.json_file import parse
 
 # What Starlette says where an answer has begun as if all were well: for an event that is not there.
@@ -34,7 +35,6 @@ ROUTES = {
     "POST": re.compile(rf"{API}/(queue/join|cancel|reset/?|upload|(call|run|api)/\w+/?)"),
 }
 ROUTES["HEAD"] = ROUTES["GET"]
-LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 # Browsers then ask no other host for anything, whatever Gradio's page names.
 POLICY = {
     "Content-Security-Policy": "default-src 'self'; script-src 'self' 'unsafe-inline' "
@@ -56,8 +56,9 @@ class Refused(Exception):
 class Guard:
     """ASGI middleware around Gradio's application.
 
-    folder: of uploads and results. arguments: how many values a call has, by the number and by
-    the name of its event. local: only this machine's own user may come, by its own names.
+    folder: of uploads and results. arguments: by the number and by the name of an event, the data
+    models of its values and whether it tells what was selected. local: only this machine's own
+    user may come, by its own names.
     """
 
     def __init__(
@@ -65,11 +66,16 @@ class Guard:
         app: Callable[[Scope, Receive, Send], Awaitable[None]],
         limits: Limits,
         folder: Path,
-        arguments: Callable[[int | str], Sequence[Any] | None],
+        arguments: Callable[[int | str], tuple[Sequence[Any], bool] | None],
         local: bool,
     ):
         self.app, self.limits, self.folder = app, limits, folder
         self.arguments, self.local = arguments, local
+        framed = "; frame-ancestors 'none'" if local else ""
+        policy = POLICY | {
+            "Content-Security-Policy": f"{POLICY['Content-Security-Policy']}{framed}"
+        }
+        self.policy = [(k.lower().encode(), v.encode()) for k, v in policy.items()]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -79,8 +85,7 @@ class Guard:
 
         async def send_with_policy(message: MutableMapping[str, Any]) -> None:
             if message["type"] == "http.response.start":
-                own = [(k.lower().encode(), v.encode()) for k, v in POLICY.items()]
-                message = {**message, "headers": [*message.get("headers", []), *own]}
+                message = {**message, "headers": [*message.get("headers", []), *self.policy]}
             await send(message)
 
         try:
@@ -160,10 +165,12 @@ class Guard:
 
     def _check_arguments(self, values: dict[str, Any], event: Any) -> None:
         known = isinstance(event, int | str) and not isinstance(event, bool)
-        models = self.arguments(event) if known else None
-        if models is None:
+        found = self.arguments(event) if known else None
+        if found is None:
             raise Refused(HTTPStatus.NOT_FOUND, "There is no such endpoint.")
-        data = values.get("data")
+        (models, selects), data, chosen = found, values.get("data"), values.get("event_data")
+        if selects and not (isinstance(chosen, dict) and {"index", "value"} <= chosen.keys()):
+            raise Refused(HTTPStatus.BAD_REQUEST, "Tell what is selected: its index and value.")
         if not isinstance(data, list) or len(data) != len(models):
             raise Refused(
                 HTTPStatus.BAD_REQUEST, f"This endpoint takes a list of {len(models)} values."
@@ -183,9 +190,10 @@ def _check_origin(headers: dict[str, str]) -> None:
     site has for this address, or from its own.
     """
     host, origin = headers.get("host", "").lower(), headers.get("origin")
-    if re.sub(r":\d+$", "", host) not in LOOPBACK:
+    if not is_loopback(re.sub(r":\d+$", "", host)):
         raise Refused(HTTPStatus.FORBIDDEN, "This page is for this machine only.")
-    own = (host, *headers.get("x-forwarded-host", host).lower().split(","))  # a proxy's name
+    # A proxy's name: another site's page cannot set this header, because the preflight gets 404.
+    own = (host, *headers.get("x-forwarded-host", host).lower().split(","))
     if origin is not None and urlsplit(origin.lower()).netloc not in own:
         raise Refused(HTTPStatus.FORBIDDEN, "Another site's page may not use this one.")
 

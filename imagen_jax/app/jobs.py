@@ -2,11 +2,13 @@
 
 import contextlib
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any
 
 Report = Callable[[Any], None]
+WAITING, STOPPING = "waiting", "stopping"  # reported each second in which nothing else is
 
 
 class Stopped(Exception):
@@ -19,14 +21,27 @@ class Jobs:
     def __init__(self):
         self.lock = threading.Lock()
         self.running: dict[threading.Event, str | None] = {}
+        self.stopped: deque[int] = deque(maxlen=1000)  # hashes of sessions
 
-    def stop(self, session: str | None) -> int:
-        """Stops what runs for a session; how many requests that are."""
+    def begin(self, session: str | None) -> None:
+        """What a session asks for from now on is to run, although it stopped others before."""
         with self.lock:
+            while hash(session) in self.stopped:
+                self.stopped.remove(hash(session))
+
+    def stop(self, session: str | None, waiting: bool = False) -> int:
+        """Stops what runs for a session (how many requests); and what it has waiting, too."""
+        with self.lock:
+            if waiting:
+                self.stopped.append(hash(session))
             mine = [event for event, owner in self.running.items() if owner == session]
         for event in mine:
             event.set()
         return len(mine)
+
+    def is_running(self, session: str | None) -> bool:
+        with self.lock:
+            return session in self.running.values()
 
     def stop_all(self) -> None:
         with self.lock:
@@ -38,7 +53,7 @@ class Jobs:
         """What `work` reports, as it does; what it raises is raised here.
 
         work: calls its argument often, which raises Stopped once the session is to stop. It has
-        ended when the iterator has.
+        ended when the iterator has, but where that is closed early.
         """
         stop, reported = threading.Event(), SimpleQueue()
         end = object()
@@ -58,11 +73,16 @@ class Jobs:
 
         thread = threading.Thread(target=target, daemon=True, name="images")
         with self.lock:
+            if hash(session) in self.stopped:
+                raise Stopped
             self.running[stop] = session
         thread.start()
         try:
             while True:
-                value = reported.get()
+                try:
+                    value = reported.get(timeout=1)
+                except Empty:
+                    value = STOPPING if stop.is_set() else WAITING
                 if isinstance(value, tuple) and value[0] is end:
                     if value[1] is not None:
                         raise value[1]
@@ -70,6 +90,5 @@ class Jobs:
                 yield value
         finally:
             stop.set()  # a visitor who has left is not waited for
-            thread.join()
             with self.lock, contextlib.suppress(KeyError):
                 del self.running[stop]

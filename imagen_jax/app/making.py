@@ -1,24 +1,28 @@
 """Requests of the page: what is shown of each while its images are made."""
 
+import itertools
 import json
+import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from imagen_jax.app import fields as read
-from imagen_jax.app.jobs import Jobs, Report, Stopped
+from imagen_jax.app.jobs import STOPPING, WAITING, Jobs, Report, Stopped
 from imagen_jax.app.limits import Limits
 from imagen_jax.app.models import Models, Traits
-from imagen_jax.app.room import make_room
+from imagen_jax.app.visitor_files import make_room
 from imagen_jax.images.image_file import SETTINGS_KEY, read_settings
 from imagen_jax.images.image_list import ImageList
 from imagen_jax.images.pixels import to_pil, to_uint8
+from imagen_jax.pipeline.pipeline import Pipeline
 from imagen_jax.pipeline.progress import Progress
+from imagen_jax.pipeline.settings import options_of
 
 Make = Callable[..., ImageList]  # the method of a pipeline with all but how it is watched
 Fields = Mapping[str, Any]
@@ -48,30 +52,50 @@ class Studio:
             ValueError: fields that cannot be, in a visitor's words.
         """
         name, call = KINDS[kind](self, fields)
-        began = time.monotonic()
+        for preview in self.folder.glob(
+            "*/unfinished_*"
+        ):  # of requests before, that pages have read
+            if time.time() - preview.stat().st_mtime > 60:
+                shutil.rmtree(preview, ignore_errors=True)
         make_room(self.folder, self.limits.kept_bytes)
         folder = Path(tempfile.mkdtemp(dir=self.folder))
 
         def work(report: Report) -> None:
             with self.models.use(name) as pipeline:
+                report(name)
+                names = [stage.name for stage in pipeline.cascade.stages]
                 call(
                     pipeline,
                     progress=False,
-                    callback=lambda progress: report(_preview(progress)),
+                    callback=lambda progress: report(_preview(progress, names)),
                     finished=report,
                 )
 
-        yield Shown([], f"{name} begins; a model's first images take longer.")
+        yield from self._watched(name, session, work, folder)
+
+    def _watched(
+        self, name: str, session: str | None, work: Callable[[Report], None], folder: Path
+    ) -> Iterator[Shown]:
+        began, waits = time.monotonic(), f"{name} is being loaded"
         done: list[Path] = []
         made: dict[str, Any] = {}
+        shown = Shown([], "")
         try:
             for number, part in enumerate(self.jobs.run(session, work)):
                 if isinstance(part, ImageList):
                     done += part.save(folder, grid=False)
                     made = part[0].info[SETTINGS_KEY]
-                    yield Shown(list(done), f"{_images(len(done))} finished")
+                    waits = f"{_images(len(done))} finished"
+                    yield (shown := Shown(list(done), waits))
+                elif isinstance(part, Preview):
+                    waits = part.waits
+                    yield (shown := part.saved(folder / f"unfinished_{number}", done))
+                elif part == STOPPING:
+                    yield replace(shown, note="Stopping after this step ...")
+                elif part == WAITING:
+                    yield replace(shown, note=f"{waits}: {time.monotonic() - began:.0f} s")
                 else:
-                    yield part.saved(folder / f"unfinished_{number}", done)
+                    waits = f"{name} begins; it is compiled for its first images"
         except Stopped:
             yield Shown(done, f"Stopped; {_images(len(done))} finished.")
             return
@@ -86,7 +110,7 @@ class Studio:
         """The settings in an image's file, as JSON to read, copy and make it again."""
         path = read.uploaded(file, self.folder)
         try:
-            return json.dumps(read_settings(path), indent=1, ensure_ascii=False)
+            return json.dumps(read_settings(path, self.limits.pixels), indent=1, ensure_ascii=False)
         except (ValueError, OSError):  # that names the file, by where it is here
             raise ValueError(
                 "This image holds no settings of imagen_jax: give a PNG that it made "
@@ -96,24 +120,40 @@ class Studio:
 
 @dataclass(frozen=True)
 class Preview:
-    """The estimates of a batch, uint8 [count, height, width, 3], and how far it is."""
+    """The estimates of a batch, uint8 [count, height, width, 3], and how far it is.
+
+    following: the stage after this one, "" after the last.
+    """
 
     stage: str
+    following: str
     step: int
     steps: int
     images: np.ndarray
+
+    @property
+    def note(self) -> str:
+        return f"{self.stage}: step {self.step} of {self.steps}"
+
+    @property
+    def waits(self) -> str:
+        """What is going on where nothing is heard for long."""
+        if self.step < self.steps or not self.following:
+            return self.note
+        return f"{self.stage} is done; {self.following} comes next"
 
     def saved(self, folder: Path, done: list[Path]) -> Shown:
         folder.mkdir()
         files = [folder / f"{place}.png" for place in range(len(self.images))]
         for file, image in zip(files, self.images, strict=True):
             to_pil(image).save(file)
-        return Shown([*done, *files], f"{self.stage}: step {self.step} of {self.steps}")
+        return Shown([*done, *files], self.note)
 
 
-def _preview(progress: Progress) -> Preview:
-    pixels = to_uint8(np.clip(np.nan_to_num(progress.x0), -1, 1))
-    return Preview(progress.stage.name, progress.step, progress.steps, pixels)
+def _preview(progress: Progress, stages: Sequence[str]) -> Preview:
+    pixels, name = to_uint8(np.clip(np.nan_to_num(progress.x0), -1, 1)), progress.stage.name
+    following = dict(itertools.pairwise(stages)).get(name, "")
+    return Preview(name, following, progress.step, progress.steps, pixels)
 
 
 def _images(count: int) -> str:
@@ -158,8 +198,20 @@ def _upscale(studio: Studio, fields: Fields) -> tuple[str, Make]:
 
 def _again(studio: Studio, fields: Fields) -> tuple[str, Make]:
     traits = _traits(studio, fields)
-    options = read.settings_options(fields.get("settings"), traits, studio.limits)
-    return traits.name, lambda pipeline, **watch: pipeline.generate_images(**options, **watch)
+    settings = read.read_settings(fields.get("settings"), traits, studio.limits)
+    options = options_of(settings)
+
+    def call(pipeline: Pipeline, **watch: Any) -> ImageList:
+        if settings.get("fingerprint") != pipeline.fingerprint:
+            of = settings.get("model")
+            raise ValueError(
+                f"These settings are of other weights of {of}."
+                if of == pipeline.name
+                else f"These settings are of the model {of}: choose it above."
+            )
+        return pipeline.generate_images(**options, **watch)
+
+    return traits.name, call
 
 
 def _strength(fields: Fields) -> dict[str, Any]:

@@ -19,7 +19,8 @@ class Traits:
 
     reads: "text", "label" or None. sizes: of images, the last is the default. steps, guidance: of
     the base stage, as it was saved. most_steps: of any stage. distilled: it takes no guidance and
-    no negative prompt. upsamples: it has a super-resolution stage.
+    no negative prompt. promptless: an empty prompt is one, too. upsamples: it has a
+    super-resolution stage. only_upscales: it has no other. styles: of data.icon_captions.
     """
 
     name: str
@@ -30,13 +31,15 @@ class Traits:
     most_steps: int
     guidance: float
     distilled: bool
+    promptless: bool
     upsamples: bool
+    only_upscales: bool
     styles: bool
 
 
-def traits_of(name: str, pipeline: Pipeline) -> Traits:
+def traits_of(name: str, pipeline: Pipeline, styles: bool) -> Traits:
     stages, sampling = pipeline.cascade.stages, pipeline.cascade.sampling[0]
-    kinds = {stage.conditioning for stage in stages}
+    kinds, encoder = {stage.conditioning for stage in stages}, pipeline.cascade.encoder
     return Traits(
         name,
         next((kind for kind in ("text", "label") if kind in kinds), None),
@@ -46,8 +49,10 @@ def traits_of(name: str, pipeline: Pipeline) -> Traits:
         max(int(entry.steps) for entry in pipeline.cascade.sampling),
         float(sampling.guidance),
         distilled=stages[0].is_flow_map,
+        promptless=encoder is not None and encoder.null == "empty",
         upsamples=any(stage.low_resolution is not None for stage in stages),
-        styles=name in DEFAULTS,
+        only_upscales=stages[0].low_resolution is not None,
+        styles=styles,
     )
 
 
@@ -83,25 +88,26 @@ class Models:
         Raises:
             ValueError: there is none of that name, or it cannot be loaded.
         """
+        if not isinstance(name, str) or not name or not (self.free or name in self.sources):
+            raise ValueError(f"There is no such model here. There are: {', '.join(self.names)}.")
         with self.lock:
             yield self._loaded(name)
 
     def traits(self, name: object) -> Traits:
         """As `use` raises."""
-        if name not in self.known if isinstance(name, str) else True:
+        if not isinstance(name, str) or name not in self.known:
             with self.use(name):
                 pass
         return self.known[name]
 
-    def _loaded(self, name: object) -> Pipeline:
+    def _loaded(self, name: str) -> Pipeline:
         if self.held is not None and self.held[0] == name:
             return self.held[1]
-        if not isinstance(name, str) or not name or not (self.free or name in self.sources):
-            raise ValueError(f"There is no such model here. There are: {', '.join(self.names)}.")
-        source, self.held = self.sources.get(name) or split_names(name), None
+        before, self.held = self.held, None
         try:
-            pipeline = self.load(source)
+            pipeline = self.load(self._source(name))
         except (ValueError, OSError, ImportError) as error:
+            self.held = before
             # Others than this machine's user need not know where its files are.
             reason = f": {error}" if self.free else "."
             raise ValueError(f"The model {name} cannot be loaded{reason}") from error
@@ -110,12 +116,18 @@ class Models:
 
     def hold(self, name: str, pipeline: Pipeline) -> None:
         """Has this pipeline in memory, in place of another."""
-        self.held, self.known[name] = (name, pipeline), traits_of(name, pipeline)
+        traits = traits_of(name, pipeline, styles=self._source(name) in DEFAULTS)
+        self.held, self.known[name] = (name, pipeline), traits
+
+    def _source(self, name: str) -> Source:
+        return self.sources.get(name) or split_names(name)
 
 
 def split_names(text: str) -> Source:
     """A,B -> [A, B], but for a directory of that very name."""
-    return text if user_path(text).exists() else [part.strip() for part in text.split(",")]
+    if "," not in text or user_path(text).exists():
+        return text
+    return [part.strip() for part in text.split(",")]
 
 
 def _shown(source: Source) -> str:

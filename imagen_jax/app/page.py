@@ -1,5 +1,6 @@
 """The page: its fields, and what happens when they are used."""
 
+import asyncio
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -40,7 +41,9 @@ def in_words(error: Exception) -> gr.Error:
     if (reason := shortage(error)) is not None:
         return gr.Error(f"There is too little memory for this: {reason}", print_exception=False)
     traceback.print_exception(error)
-    return gr.Error("That did not work; the server's log says why.", print_exception=False)
+    return gr.Error(
+        "Something went wrong; see the terminal where the app runs.", print_exception=False
+    )
 
 
 class Page:
@@ -51,6 +54,7 @@ class Page:
 
     def __init__(self, studio: Studio):
         self.studio, self.limits = studio, studio.limits
+        self.reading = asyncio.Semaphore(2)  # images whose settings are read at a time
         first = studio.models.traits(studio.models.names[0])
         with gr.Blocks(title=TITLE, fill_width=True, analytics_enabled=False) as self.blocks:
             self._head()
@@ -62,7 +66,7 @@ class Page:
                             "generate": self._text_tab(),
                             "edit": self._edit_tab(),
                             "inpaint": self._inpaint_tab(),
-                            "upscale": self._upscale_tab(),
+                            "upscale": self._upscale_tab(first),
                         }
                     self._more(first)
                 with gr.Column(scale=6, min_width=320):
@@ -83,7 +87,9 @@ class Page:
                 models.names,
                 value=models.names[0],
                 label="Model",
-                info="or type a directory, A,B or a hub name" if models.free else None,
+                info="or type a directory or a name on the Hugging Face hub"
+                if models.free
+                else None,
                 allow_custom_value=models.free,
                 scale=6,
                 min_width=200,
@@ -92,11 +98,10 @@ class Page:
 
     def _subject(self, traits: Traits) -> None:
         self.prompt = gr.Textbox(
-            label="Prompt",
-            placeholder=_placeholder(traits),
-            lines=2,
+            lines=1,  # Enter generates
             max_length=self.limits.characters,
             elem_id="prompt",
+            **_prompt(traits),
         )
         with gr.Row():
             self.style = gr.Dropdown(
@@ -119,7 +124,7 @@ class Page:
     def _inpaint_tab(self) -> gr.Button:
         with gr.Tab("Inpaint", id="inpaint"):
             self.drawing = gr.ImageEditor(
-                label="Paint over what is to be made anew",
+                label="Paint over the part to replace",
                 sources=("upload", "clipboard"),
                 type="filepath",
                 format="png",
@@ -132,20 +137,20 @@ class Page:
             )
             return gr.Button("Inpaint", variant="primary", elem_id="inpaint")
 
-    def _upscale_tab(self) -> gr.Button:
-        with gr.Tab("Upscale", id="upscale"):
-            self.small = _image("Image to upsample", "small")
+    def _upscale_tab(self, traits: Traits) -> gr.Button:
+        with gr.Tab("Upscale", id="upscale", visible=traits.upsamples) as self.upscales:
+            self.small = _image("Image to upscale", "small")
             return gr.Button("Upscale", variant="primary", elem_id="upscale")
 
     def _more(self, traits: Traits) -> None:
         shown = _shown_by(traits, self.limits)
-        with gr.Accordion("More", open=False, elem_id="more"):
+        with gr.Accordion("More settings", open=False, elem_id="more"):
             self.negative = gr.Textbox(
                 label="Negative prompt",
                 max_length=self.limits.characters, **shown["negative"],
             )  # fmt: skip
             with gr.Row():
-                self.seed = gr.Textbox("", label="Seed", placeholder="a new one", min_width=120)
+                self.seed = gr.Textbox("", label="Seed", placeholder="random", min_width=120)
                 self.size = gr.Dropdown(label="Size", min_width=120, **shown["size"])
             with gr.Row():
                 self.steps = gr.Slider(1, label="Steps", step=1, min_width=120, **shown["steps"])
@@ -161,7 +166,7 @@ class Page:
         with gr.Row():
             self.note = gr.Markdown("", elem_id="note")
             self.stop = gr.Button("Stop", variant="stop", size="sm", scale=0, min_width=80,
-                elem_id="stop")  # fmt: skip
+                visible=False, elem_id="stop")  # fmt: skip
         with gr.Accordion("Settings of the chosen image", open=False, elem_id="settings"):
             self.settings = gr.Textbox(
                 show_label=False, lines=6, max_lines=14, buttons=["copy"], elem_id="settings_text",
@@ -186,7 +191,11 @@ class Page:
             "again": {"settings": self.settings, "model": self.model},
         }
         for kind, inputs in kinds.items():
-            made = {**buttons, "again": self.again}[kind].click(
+            triggers = [{**buttons, "again": self.again}[kind].click]
+            triggers += [self.prompt.submit] if kind == "generate" else []
+            shown = [self.stop, self.note]
+            begun = gr.on(triggers, self._begin, outputs=shown, queue=False, **PRIVATE)
+            made = begun.then(
                 self._maker(kind),
                 inputs_kwargs=inputs,
                 outputs=[self.gallery, self.note],
@@ -197,25 +206,28 @@ class Page:
                 show_progress_on=self.note,
                 **ONE_AT_A_TIME,
             )
+            made.then(self._end, outputs=self.stop, queue=False, **PRIVATE)
+            made.failure(lambda: "", outputs=self.note, queue=False, **PRIVATE)
             if kind != "again":
                 made.success(
                     self._first_settings, self.gallery, self.settings,
                     preprocess=False, queue=False, **PRIVATE,
                 )  # fmt: skip
-        self.stop.click(self._stop, queue=False, **PRIVATE)
-        self.blocks.unload(self._stop)
+        self.stop.click(self._stop, outputs=self.note, queue=False, **PRIVATE)
+        self.blocks.unload(self._leave)
         quick = {"preprocess": False, "queue": False, **PRIVATE}
         self.gallery.select(self._chosen_settings, self.gallery, self.settings, **quick)
-        self.png.upload(_worded(self.studio.settings), self.png, self.settings, **quick)
+        self.png.upload(self._settings_in, self.png, self.settings, **quick)
         self.model.input(
             self._described, self.model,
-            [self.prompt, self.style, self.negative, self.steps, self.guidance, self.size],
-            preprocess=False, **PRIVATE, **ONE_AT_A_TIME,
+            [self.prompt, self.style, self.upscales, self.negative, self.steps, self.guidance,
+             self.size],
+            **quick,
         )  # fmt: skip
 
     def _maker(self, kind: str) -> Callable[..., Iterator[tuple[list[str], str]]]:
         """What makes a kind of request, as the generator function that Gradio looks for."""
-        # What a checker of types puts around a `def` would hide from Gradio that it yields.
+        # The type checker's wrapper around a `def` hides from Gradio that it is a generator.
         make: Any = lambda request, **fields: (  # noqa: E731
             yield from self._made(kind, request.session_hash, fields)
         )
@@ -231,21 +243,40 @@ class Page:
         except Exception as error:
             raise in_words(error) from None
 
-    def _stop(self, request: gr.Request) -> None:
+    def _begin(self, request: gr.Request) -> tuple[dict[str, Any], str]:
+        self.studio.jobs.begin(request.session_hash)
+        return gr.update(visible=True), "Waiting ..."
+
+    def _end(self, request: gr.Request) -> dict[str, Any]:
+        return gr.update(visible=self.studio.jobs.is_running(request.session_hash))
+
+    def _stop(self, request: gr.Request) -> str:
+        self.studio.jobs.stop(request.session_hash, waiting=True)
+        return "Stopping after this step ..."
+
+    def _leave(self, request: gr.Request) -> None:
         self.studio.jobs.stop(request.session_hash)
 
-    def _first_settings(self, gallery: Any) -> str:
-        return self._settings_of(gallery, 0)
+    async def _first_settings(self, gallery: Any) -> str:
+        return await self._settings_of(gallery, 0)
 
-    def _chosen_settings(self, gallery: Any, chosen: gr.SelectData) -> str:
-        return self._settings_of(gallery, chosen.index)
+    async def _chosen_settings(self, gallery: Any, chosen: gr.SelectData) -> str:
+        return await self._settings_of(gallery, chosen.index)
 
-    def _settings_of(self, gallery: Any, place: Any) -> str:
+    async def _settings_of(self, gallery: Any, place: Any) -> str:
         """Of an image in the gallery; "" of one that is not finished yet."""
         try:
-            return self.studio.settings(gallery[place]["image"])
+            async with self.reading:
+                return await asyncio.to_thread(self.studio.settings, gallery[place]["image"])
         except (ValueError, TypeError, LookupError):
             return ""
+
+    async def _settings_in(self, png: Any) -> str:
+        try:
+            async with self.reading:
+                return await asyncio.to_thread(self.studio.settings, png)
+        except Exception as error:
+            raise in_words(error) from None
 
     def _described(self, name: Any) -> Updates:
         """How the fields are for a model."""
@@ -255,8 +286,9 @@ class Page:
             raise in_words(error) from None
         shown = _shown_by(traits, self.limits)
         return [
-            gr.update(placeholder=_placeholder(traits)),
+            gr.update(**_prompt(traits)),
             gr.update(value="", visible=traits.styles),
+            gr.update(visible=traits.upsamples),
             *(gr.update(**shown[name]) for name in ("negative", "steps", "guidance", "size")),
         ]
 
@@ -266,6 +298,7 @@ class Page:
             {
                 "name": traits.name,
                 "reads": traits.reads,
+                "class_names": list(traits.class_names),
                 "sizes": list(traits.sizes),
                 "steps": traits.steps,
                 "guidance": traits.guidance,
@@ -276,22 +309,15 @@ class Page:
             for traits in known
         ]
 
-    def arguments(self, event: int | str) -> list[Any] | None:
-        """The data models of an event's inputs, by its number or name; None where it is none."""
+    def arguments(self, event: int | str) -> tuple[list[Any], bool] | None:
+        """The data models of an event's inputs, and whether it tells what was selected, by its
+        number or name; None where it is none.
+        """
         for number, function in self.blocks.fns.items():
             if event in (number, function.api_name):
-                return [getattr(block, "data_model", None) for block in function.inputs]
+                models = [getattr(block, "data_model", None) for block in function.inputs]
+                return models, function.collects_event_data
         return None
-
-
-def _worded(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    def worded(value: Any) -> Any:
-        try:
-            return function(value)
-        except Exception as error:
-            raise in_words(error) from None
-
-    return worded
 
 
 def _image(label: str, name: str) -> gr.Image:
@@ -301,18 +327,25 @@ def _image(label: str, name: str) -> gr.Image:
     )
 
 
-def _placeholder(traits: Traits) -> str:
-    if traits.reads == "label":
-        return "a class: its name or number"
-    return "red heart" if traits.reads == "text" else "this model reads no prompt"
+def _prompt(traits: Traits) -> dict[str, Any]:
+    """What the field of the prompt is for."""
+    if traits.reads == "text":
+        return {"label": "Prompt", "placeholder": "red heart", "info": None, "interactive": True}
+    if traits.reads is None:
+        none = {"value": "", "placeholder": "this model reads no prompt", "interactive": False}
+        return {"label": "Prompt", "info": None, **none}
+    names = ", ".join(traits.class_names[:5])
+    info = f"such as {names}" if names else None
+    hint = "a class: its name or number"
+    return {"label": "Class", "placeholder": hint, "info": info, "interactive": True}
 
 
 def _shown_by(traits: Traits, limits: Limits) -> dict[str, dict[str, Any]]:
     """What a model makes of the fields: its defaults, and what it has no use for switched off."""
-    guided = not traits.distilled
-    away = (
-        "what to lead away from" if guided else "none: this model is distilled, with its guidance"
-    )
+    guided = not traits.distilled and traits.reads is not None
+    away = "what the images should not show"
+    if traits.distilled:
+        away = "not available: this model is distilled"
     return {
         "negative": {"value": "", "interactive": guided and traits.reads == "text", "info": away},
         "steps": {"value": traits.steps, "maximum": _most_steps(traits, limits.steps)},

@@ -22,7 +22,7 @@ def parser() -> argparse.ArgumentParser:
     parse = make_parser(__doc__)
     add = parse.add_argument
     add("--model", type=sources, action="append", metavar="MODEL",
-        help="to offer, several times for several: a shipped model, model directory, training "
+        help="to offer, repeat it to offer several: a shipped model, model directory, training "
         "workdir, A,B or a name on the Hugging Face hub (default: icons-fast, "
         "icons)")  # fmt: skip
     add("--host", default="127.0.0.1", help="address to bind to; 0.0.0.0 lets others in")
@@ -32,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--open", action="store_true", help="open the page in a browser")
     add("--fixed_models", action="store_true",
-        help="no others than --model (always so where others are let in)")  # fmt: skip
+        help="only the models given can be used (always so where others are let in)")  # fmt: skip
     add("--max_images", type=count, default=8, metavar="N", help="images of one request")
     add("--max_steps", type=count, default=250, metavar="N",
         help="of a stage's sampler, but a model may have its own")  # fmt: skip
@@ -49,7 +49,8 @@ def app(options: argparse.Namespace) -> None:
     from imagen_jax.app.environment import visitors_folder
 
     with bind(options.host, options.port) as bound, ended_alike(), visitors_folder() as folder:
-        local = is_loopback(options.host)
+        print("Loading Gradio and the models ...", flush=True)
+        local = is_loopback(bound.getsockname()[0])
         from imagen_jax.app.server import serve
 
         studio = make_studio(options, folder, free=local and not options.fixed_models)

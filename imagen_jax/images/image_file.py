@@ -129,18 +129,20 @@ def _start(path: str | os.PathLike) -> bytes:
         return b""
 
 
-def read_settings(path: str | os.PathLike) -> dict[str, Any]:
+def read_settings(path: str | os.PathLike, max_pixels: int | None = None) -> dict[str, Any]:
     """The settings in a file that `save_image` wrote.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is not an image, or holds no settings.
+        ValueError: it is not an image, holds no settings, or has more than `max_pixels`.
     """
     path = user_path(path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}.")
     try:
         with Image.open(path, formats=FORMATS) as image:
+            if max_pixels is not None and image.width * image.height > max_pixels:
+                raise ValueError(f"{image.width}x{image.height} pixels are too many")
             image.load()  # text may come after the pixels
             text = image.info.get(SETTINGS_KEY)
             if text is None and image.format in EXIF_FORMATS:

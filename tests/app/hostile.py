@@ -82,6 +82,13 @@ class Visitor:
         event = answer.json()["event_id"]
         return "200 " + self.http.get(f"{self.api}call/{name}/{event}").text
 
+    def private(self, number: int, data: list[Any], **more: Any) -> str:
+        """As `call`, of an event without a name."""
+        body = {"data": data, "fn_index": number, "session_hash": "a"} | more
+        answer = self.http.post(f"{self.api}run/predict", json=body)
+        assert answer.status_code < 500 or answer.json()["error"], (number, data, answer.text)
+        return f"{min(answer.status_code, 400)} {answer.text}"
+
     def generate(self, **changes: Any) -> str:
         return self.call("generate", [(GOOD | changes)[name] for name in GENERATE])
 
@@ -231,6 +238,11 @@ def images(visit: Visitor, _: str) -> list[str]:
         "long.png": png(2**31 - 1, 1),
     }
     said = [visit.edit(file(visit.upload(content, name))) for name, content in wrong.items()]
+    config = visit.http.get(f"{visit.site.url}config").json()
+    reads = [x["id"] for x in config["dependencies"] if "upload" in str(x["targets"])]
+    assert len(reads) == 1
+    for name in ("bomb.png", "text.png", "long.png"):
+        said.append(visit.private(reads[0], [file(visit.upload(wrong[name], name))]))
     layer = file(visit.upload(wrong["bomb.png"]))
     drawing = {"background": file(visit.upload(small())), "layers": [layer], "composite": None}
     values = ["red heart", "other", "", "", 4, 3, "7", 4, 1]
@@ -359,8 +371,13 @@ def uploads(visit: Visitor, _: str) -> list[str]:
     ):
         try:
             said.append(visit.ask("POST", url, content=b"--x\r\n", headers=head))
-        except httpx.HTTPError:  # the lengths do not agree
-            said.append("400 connection closed")
+        except (
+            httpx.RemoteProtocolError,
+            httpx.LocalProtocolError,
+            httpx.WriteError,
+            httpx.ReadError,
+        ):
+            said.append("400 connection closed")  # the lengths do not agree
     return said
 
 
@@ -376,6 +393,20 @@ def sessions(visit: Visitor, _: str) -> list[str]:
     said.append(visit.ask("GET", api + "queue/data"))
     said.append(visit.ask("GET", api + "queue/data?session_hash=nobody"))
     said.append(visit.ask("GET", api + "upload_progress"))
+    return said
+
+
+def private_events(visit: Visitor, _: str) -> list[str]:
+    """What the page's own events are not meant to get."""
+    said, wrong = [], [{"index": {}}, {"value": 1}, {}, 5, [], "x"]
+    for event in visit.http.get(f"{visit.site.url}config").json()["dependencies"]:
+        number, count = event["id"], len(event["inputs"])
+        said.append(visit.private(number, [None] * (count + 1)))
+        said.append(visit.private(number, [{"path": "/etc/passwd"}] * (count + 1)))
+        if "select" in str(event["targets"]):
+            said += [visit.private(number, [None], event_data=data) for data in [None, *wrong]]
+        for data in wrong:  # answered, whatever it is: `ask` fails where the server does
+            visit.private(number, [{}] * count, event_data=data)
     return said
 
 
@@ -397,7 +428,7 @@ def raw_bytes(visit: Visitor, _: str) -> list[str]:
                 connection.sendall(sent)
                 connection.shutdown(socket.SHUT_WR)
                 answer = connection.recv(2**16).decode("latin-1")
-            except OSError:
+            except ConnectionResetError:
                 answer = ""
         said.append(answer.partition(" ")[2] or "400 connection closed")
     return said
@@ -421,6 +452,7 @@ KINDS = (
     sites,
     uploads,
     sessions,
+    private_events,
     raw_bytes,
     many_at_once,
 )

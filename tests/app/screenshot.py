@@ -16,7 +16,7 @@ from imagen_jax.pipeline.loading import load_model
 from tests.app.serving import serving
 from tests.web.browser import Browser
 
-WIDE, PHONE = (1200, 860), (400, 860)
+WIDE, PHONE_WIDTH = (1200, 860), 400
 MARGIN, BACKGROUND = 20, (120, 124, 132)
 NOTE = "document.querySelector('#note').innerText"
 SECONDS = 300
@@ -26,6 +26,17 @@ def shoot(browser: Browser, file: Path, size: tuple[int, int]) -> Image.Image:
     browser.evaluate("document.activeElement.blur()")
     browser.screenshot(file, *size)
     return Image.open(file).convert("RGB").crop((0, 0, *size))
+
+
+def choose_style(browser: Browser, name: str) -> None:
+    field = "document.querySelector('input[aria-label=Style]')"
+    option = (
+        f"[...document.querySelectorAll('[role=option]')].find(x => x.innerText.includes('{name}'))"
+    )
+    browser.evaluate(f"{field}.focus()")
+    browser.wait(option, 30)
+    browser.evaluate(f"{option}.dispatchEvent(new MouseEvent('mousedown', {{bubbles: true}}))")
+    browser.wait(f"{field}.value === '{name}'", 30)
 
 
 def make(browser: Browser, button: str) -> None:
@@ -83,29 +94,36 @@ def main(folder: str) -> None:
             made = model.generate_images("smiling face, noto style", 1, seed=3, progress=False)
             made[0].save(face)
         browser.call("Emulation.setScrollbarsHidden", hidden=True)
-        size = {"width": WIDE[0], "height": WIDE[1], "deviceScaleFactor": 1, "mobile": False}
-        browser.call("Emulation.setDeviceMetricsOverride", **size)
+        screen = {"width": WIDE[0], "height": WIDE[1], "deviceScaleFactor": 1, "mobile": False}
+        browser.call("Emulation.setDeviceMetricsOverride", **screen)
         browser.open(site.url)
         browser.wait("document.querySelector('#settings button')", 60)
-        browser.type("#prompt textarea", "red heart, 3d style")
+        browser.type("#prompt textarea", "red heart")
+        choose_style(browser, "3d")
         make(browser, "generate")
-        shots["text"] = [shoot(browser, file, WIDE), shoot(browser, file, PHONE)]
-        browser.call("Emulation.setDeviceMetricsOverride", **size)
+        browser.evaluate("document.querySelector('#settings button').click()")
+        browser.wait("document.querySelector('#settings_text textarea').offsetParent", 30)
+        tall = [(width, 1120) for width in (WIDE[0], PHONE_WIDTH)]
+        shots["text"] = [shoot(browser, file, size) for size in tall]
+        browser.evaluate("document.querySelector('#settings button').click()")
+        browser.call("Emulation.setDeviceMetricsOverride", **screen)
         open_tab(browser, "Edit")
         browser.wait("document.querySelector('#edited input[type=file]')", 30)
         browser.choose_file("#edited input[type=file]", sketch)
         browser.wait("document.querySelector('#edited img')", 30)
-        browser.type("#prompt textarea", "smiling face, noto style")
+        browser.type("#prompt textarea", "smiling face")
         make(browser, "edit")
         shots["edit"] = [shoot(browser, file, WIDE)]
         open_tab(browser, "Inpaint")
         paint(browser, face)
-        browser.type("#prompt textarea", "smiling face with sunglasses, noto style")
+        browser.type("#prompt textarea", "smiling face with sunglasses")
+        choose_style(browser, "noto")
+        make(browser, "inpaint")  # it is compiled
         make(browser, "inpaint")
         shots["inpaint"] = [shoot(browser, file, WIDE)]
     for name, parts in shots.items():
         width = sum(part.width + MARGIN for part in parts) + MARGIN
-        sheet = Image.new("RGB", (width, WIDE[1] + 2 * MARGIN), BACKGROUND)
+        sheet = Image.new("RGB", (width, parts[0].height + 2 * MARGIN), BACKGROUND)
         left = MARGIN
         for part in parts:
             sheet.paste(part, (left, MARGIN))

@@ -78,6 +78,17 @@ def test_text(page: Browser):
     )
 
 
+def test_an_error_leaves_the_images_and_says_what_is_wrong(page: Browser):
+    shown = page.evaluate(SHOWN)
+    page.evaluate("document.querySelector('#prompt textarea').focus()")
+    page.type("#prompt textarea", "")
+    page.evaluate("document.querySelector('#generate').click()")
+    page.wait("document.body.innerText.includes('Write a prompt first.')", 30)
+    page.wait(f"!{NOTE}.includes('Waiting')", 30)
+    assert (page.evaluate(SHOWN), page.evaluate(f"{NOTE}.trim()")) == (shown, "")
+    page.type("#prompt textarea", "red heart")
+
+
 @pytest.mark.slow
 def test_edit_and_a_brush(page: Browser, photo: Path):
     if page.evaluate(f"{SETTINGS} === null"):
@@ -110,13 +121,19 @@ def test_stop_stops_what_runs(page: Browser):
     open_tab(page, "Text")
     Held.let.clear()
     Held.began.clear()
-    page.evaluate("document.querySelector('#generate').click()")
+    page.evaluate("document.querySelector('#prompt textarea').focus()")
+    for kind in ("keyDown", "keyUp"):
+        page.call("Input.dispatchKeyEvent", type=kind, key="Enter", code="Enter", text="\r",
+                  windowsVirtualKeyCode=13)  # fmt: skip
     assert Held.began.wait(30)
-    page.evaluate("document.querySelector('#stop').click()")
-    page.evaluate("new Promise(resolve => setTimeout(resolve, 500))")
+    stop = "document.querySelector('#stop')"
+    page.wait(f"{stop}?.offsetParent && {NOTE}.includes(': 2 s')", 30)
+    page.evaluate(f"{stop}.click()")
+    page.wait(f"{NOTE}.includes('Stopping')", 30)
     Held.let.set()
     stopped = page.wait(f"{NOTE}.includes('Stopped') && {NOTE}", 60)
     assert stopped.strip() == "Stopped; 0 images finished."
+    page.wait(f"!{stop}?.offsetParent", 30)
 
 
 def test_nothing_leaves_the_host(page: Browser, site: Site):

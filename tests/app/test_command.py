@@ -70,6 +70,7 @@ def test_ctrl_c_ends_it_quietly(sent: signal.Signals, tmp_path: Path):
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     process = subprocess.Popen(command, env=environment, cwd=tmp_path, **pipes)
     try:
+        assert process.stdout.readline() == "Loading Gradio and the models ...\n"
         line = process.stdout.readline()
         url, _, rest = line.partition(" ")
         assert rest.strip() == "(models: tiny; Ctrl-C ends it)"

@@ -15,8 +15,6 @@ pytest.importorskip("gradio", reason="gradio is not installed (extra app)")
 from tests.app.hostile import KINDS, LIMITS, ROOT, Canary, Visitor, refused
 from tests.app.serving import Held, Site, load_held, serving
 
-COUNTS: dict[str, int] = {}
-
 
 @pytest.fixture(scope="module")
 def site() -> Iterator[Site]:
@@ -33,19 +31,17 @@ def canary() -> Iterator[str]:
         server.shutdown()
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
-def test_hostile_requests_are_refused_in_words(kind: Any, site: Site, canary: str):
-    said = kind(Visitor(site), canary)
-    COUNTS[kind.__name__] = len(said)
-    assert not [text[:300] for text in said if not refused(text)]
-    for secret in ("Traceback", "site-packages", str(ROOT), "root:x:", 'File "'):
-        assert not [text[:300] for text in said if secret in text]
-    assert Canary.asked == []
-    assert '"1 image of 4 pixels' in Visitor(site).generate()
-
-
-def test_there_were_two_hundred(record_property: Any):
-    if len(COUNTS) < len(KINDS):
-        pytest.skip("not all kinds ran in this process")
-    record_property("hostile requests by kind", COUNTS)
-    assert sum(COUNTS.values()) >= 200
+def test_two_hundred_hostile_requests_are_refused_in_words(
+    site: Site, canary: str, record_property: Any
+):
+    counts: dict[str, int] = {}
+    for kind in KINDS:
+        said, name = kind(Visitor(site), canary), kind.__name__
+        counts[name] = len(said)
+        assert not [text[:300] for text in said if not refused(text)], name
+        for secret in ("Traceback", "site-packages", str(ROOT), "root:x:", 'File "'):
+            assert not [text[:300] for text in said if secret in text], name
+        assert Canary.asked == [], name
+        assert '"1 image of 4 pixels' in Visitor(site).generate(), name
+    record_property("hostile requests by kind", counts)
+    assert sum(counts.values()) >= 200

@@ -4,6 +4,7 @@ import json
 import os
 import socket
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,15 @@ import pytest
 from PIL import Image
 
 from imagen_jax.app.address import bind, is_loopback, url_of
-from imagen_jax.app.fields import read_drawing, read_image, settings_options
-from imagen_jax.app.jobs import Jobs, Stopped
+from imagen_jax.app.fields import read_drawing, read_image, read_settings
+from imagen_jax.app.jobs import STOPPING, WAITING, Jobs, Stopped
 from imagen_jax.app.limits import Limits
 from imagen_jax.app.making import Studio
 from imagen_jax.app.models import Models
-from imagen_jax.app.room import make_room
+from imagen_jax.app.visitor_files import make_room
 from imagen_jax.images.image_file import SETTINGS_KEY
-from tests.tiny_cascade import tiny_pipeline
+from imagen_jax.pipeline.pipeline import Pipeline
+from tests.tiny_cascade import CASCADE, random_params, tiny_pipeline
 
 LIMITS = Limits(pixels=10_000)
 
@@ -55,6 +57,42 @@ def test_only_this_machines_user_names_others():
     with pytest.raises(ValueError, match=r"There is no such model here. There are: icons"):
         fixed.traits("/etc")
     assert free.traits("other").name == "other"
+
+
+def test_a_name_that_cannot_be_loaded_leaves_the_model_in_memory():
+    def load(source: Any) -> Any:
+        if source == "icnos":
+            raise ValueError("there is none")
+        return tiny_pipeline()
+
+    models = Models(["icons"], load, free=True)
+    with models.use("icons") as first:
+        pass
+    with pytest.raises(ValueError, match="icnos cannot be loaded"):
+        models.traits("icnos")
+    assert models.held == ("icons", first)
+
+
+def test_a_known_model_is_described_while_another_request_runs():
+    models = tiny_models(["icons", "other"])
+    for name in models.names:
+        models.traits(name)
+    models.traits("icons")
+    found: list[Any] = []
+
+    def ask() -> None:
+        found.append(models.traits("other"))
+        try:
+            models.traits("none")
+        except ValueError as error:
+            found.append(str(error))
+
+    with models.use("icons"):
+        asking = threading.Thread(target=ask, daemon=True)
+        asking.start()
+        asking.join(20)
+        assert found[0].name == "other"
+        assert found[1].startswith("There is no such model here")
 
 
 @pytest.mark.parametrize("free", [False, True])
@@ -123,8 +161,32 @@ def test_work_ends_with_who_watches_it():
     watched = jobs.run("me", work)
     next(watched)
     watched.close()
-    assert ended.is_set()
     assert not jobs.running
+    assert ended.wait(20)
+
+
+def test_what_waits_is_stopped_until_the_session_begins_again():
+    jobs = Jobs()
+    jobs.stop("me")
+    assert list(jobs.run("me", lambda report: report(1))) == [1]
+    jobs.stop("me", waiting=True)
+    with pytest.raises(Stopped):
+        next(jobs.run("me", lambda report: report(1)))
+    assert list(jobs.run("you", lambda report: report(1))) == [1]
+    jobs.begin("me")
+    assert list(jobs.run("me", lambda report: report(1))) == [1]
+
+
+def test_silence_is_reported_and_that_it_is_to_stop():
+    jobs, go = Jobs(), threading.Event()
+    running = jobs.run("me", lambda report: go.wait(20) and report(1))
+    assert next(running) == WAITING
+    assert jobs.is_running("me")
+    jobs.stop("me")
+    assert next(running) == STOPPING
+    go.set()
+    with pytest.raises(Stopped):
+        next(running)
 
 
 # ------------------------------------------------------------------------------------- fields
@@ -164,13 +226,16 @@ def test_settings_ask_for_no_more_than_fields_may():
     made = tiny_pipeline().generate_images("red heart", 1, 4, seed=3, progress=False)[0]
     settings = made.info[SETTINGS_KEY]
     traits = tiny_models(["icons"]).traits("icons")
-    assert settings_options(json.dumps(settings), traits, LIMITS)["first_index"] == 0
+    assert read_settings(json.dumps(settings), traits, LIMITS) == settings
     more = [dict(entry, steps=5000) for entry in settings["sampling"]]
     with pytest.raises(ValueError, match="steps is 5000; 250 is the most here"):
-        settings_options(json.dumps(settings | {"sampling": more}), traits, LIMITS)
+        read_settings(json.dumps(settings | {"sampling": more}), traits, LIMITS)
     listed = [dict(entry, spacing=list(range(2000))) for entry in settings["sampling"]]
     with pytest.raises(ValueError, match="2,000 times"):
-        settings_options(json.dumps(settings | {"sampling": listed}), traits, LIMITS)
+        read_settings(json.dumps(settings | {"sampling": listed}), traits, LIMITS)
+    for more in ({"edit": {"strength": [0.7]}}, {"guide": {"base": {"model": "other"}}}):
+        with pytest.raises(ValueError, match="It was"):
+            read_settings(json.dumps(settings | more), traits, LIMITS)
 
 
 def test_settings_are_read_back_from_a_png(tmp_path: Path):
@@ -182,12 +247,48 @@ def test_settings_are_read_back_from_a_png(tmp_path: Path):
     with pytest.raises(ValueError, match="holds no settings") as error:
         studio.settings(field(tmp_path / "other.png"))
     assert str(tmp_path) not in str(error.value)
+    few = replace(studio, limits=Limits(pixels=made.width * made.height - 1))
+    with pytest.raises(ValueError, match="holds no settings"):
+        few.settings(field(tmp_path / "made.png"))
+
+
+def test_an_image_is_made_again_by_its_own_model_alone(tmp_path: Path):
+    def load(source: Any) -> Pipeline:
+        seed = ["one", "two"].index(source)
+        return Pipeline(CASCADE, random_params(CASCADE, seed), name=source, fingerprint=f"f{seed}")
+
+    studio = Studio(Models(["one", "two"], load), LIMITS, tmp_path)
+    made = load("one").generate_images("red heart", 1, 4, seed=3, progress=False)[0]
+    text = json.dumps(made.info[SETTINGS_KEY])
+    *_, last = studio.make("again", {"settings": text, "model": "one"})
+    np.testing.assert_array_equal(np.asarray(Image.open(last.files[0])), np.asarray(made))
+    previews = list(tmp_path.glob("*/unfinished_*"))
+    assert previews
+    os.utime(previews[0], (0, 0))
+    list(studio.make("again", {"settings": text, "model": "one"}))
+    assert [preview.exists() for preview in previews] == [False] + [True] * (len(previews) - 1)
+    with pytest.raises(ValueError, match=r"of the model one: choose it above"):
+        list(studio.make("again", {"settings": text, "model": "two"}))
+    other = json.dumps(made.info[SETTINGS_KEY] | {"fingerprint": "f9"})
+    with pytest.raises(ValueError, match=r"of other weights of one"):
+        list(studio.make("again", {"settings": other, "model": "one"}))
+
+
+def test_what_a_model_does_not_do_is_told(tmp_path: Path):
+    studio = Studio(tiny_models(["icons"]), LIMITS, tmp_path)
+    traits = studio.models.traits("icons")
+    studio.models.known["icons"] = replace(traits, only_upscales=True)
+    with pytest.raises(ValueError, match="icons only upscales: use the tab Upscale"):
+        next(studio.make("generate", {"model": "icons", "prompt": "red heart"}))
+    studio.models.known["icons"] = replace(traits, promptless=True)
+    with pytest.raises(ValueError, match="The prompt is empty"):  # the pipeline's own word
+        next(studio.make("generate", {"model": "icons", "prompt": ""}))
 
 
 def test_a_distilled_model_takes_no_negative_prompt(tmp_path: Path):
     studio = Studio(tiny_models(["icons"]), LIMITS, tmp_path)
     traits = studio.models.traits("icons")
-    object.__setattr__(traits, "distilled", True)
+    studio.models.known["icons"] = replace(traits, distilled=True)
     given = {"model": "icons", "prompt": "red heart", "negative_prompt": "blue"}
     with pytest.raises(ValueError, match="it takes no negative prompt"):
         next(studio.make("generate", given))
