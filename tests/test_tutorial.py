@@ -68,7 +68,9 @@ def write_folder(folder: Path) -> None:
         (folder / f"{i}.txt").write_text(text, encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", ["folder_32_cpu", "folder_sr128_cpu"])
+@pytest.mark.parametrize(
+    "name", ["folder_32_cpu", pytest.param("folder_sr128_cpu", marks=pytest.mark.slow)]
+)
 def test_its_configs_read_any_folder(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_folder(tmp_path / "mine")
