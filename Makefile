@@ -13,7 +13,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check
+# setuptools warns of editable installs; pip shows that even when it is quiet.
+PIP := PYTHONWARNINGS=ignore $(BIN)/python -m pip --disable-pip-version-check
 DEMO := samples/demo
 # The demo's; MODEL=icons is its teacher, which takes four times as long.
 MODEL ?= icons-fast

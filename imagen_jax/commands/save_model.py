@@ -87,7 +87,8 @@ def save_model(options: argparse.Namespace) -> None:
     stages = [pipeline.cascade.stages[0].name for pipeline in pipelines]
     write_curves(options, dict(zip(models, stages, strict=True)))
     for stage, entry in zip(cascade.stages, settings, strict=True):
-        print(f"{stage.name}: {entry}")
+        how = f"{entry.sampler}, {int(entry.steps)} steps, guidance {float(entry.guidance):g}"
+        print(f"{stage.name}: {how}")
     size = sum(file.stat().st_size for file in options.out.iterdir() if file.is_file())
     print(f"{options.out}: {size / 1e6:.1f} MB")
 
