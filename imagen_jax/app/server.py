@@ -60,11 +60,12 @@ def make_server(app: Any) -> uvicorn.Server:
 
 
 def serve(studio: Studio, bound: socket.socket, local: bool, root_path: str = "") -> None:
-    """Serves the page until Ctrl-C."""
+    """Serves the page until Ctrl-C, of which it ends as KeyboardInterrupt."""
     try:
         make_server(application(studio, local, root_path)).run(sockets=[bound])
     finally:
         studio.jobs.stop_all()
+    raise KeyboardInterrupt  # uvicorn does not always pass on what ended it
 
 
 def _is_news(record: logging.LogRecord) -> bool:

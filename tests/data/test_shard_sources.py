@@ -226,7 +226,9 @@ def test_a_server_that_ignores_ranges_is_no_source_of_parts(monkeypatch):
 
 def test_a_url_needs_fsspec_and_says_so(monkeypatch):
     monkeypatch.setitem(sys.modules, "fsspec", None)
-    with pytest.raises(ImportError, match=r"s3:// needs fsspec: pip install imagen_jax\[remote\]"):
+    with pytest.raises(
+        ImportError, match=r"s3:// needs fsspec: pip install 'imagen_jax\[remote\]'"
+    ):
         find_shards("s3://bucket/a.tar", ".tar")
 
 

@@ -46,7 +46,7 @@ def test_an_older_jax_and_a_missing_compiler_are_told_first(monkeypatch):
     for version, message in (
         (
             (0, 10, 2),
-            r"needs jax 0.11, this is .*: in Python 3.12, pip install -e '.\[cuda-plan\]'",
+            r"needs jax 0.11, this is .*: in Python 3.12, pip install 'imagen_jax\[cuda-plan\]'",
         ),
         ((0, 11, 0), r"needs jax's CUDA compiler, .*: in Python 3.12, pip install"),
     ):
