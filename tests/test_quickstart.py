@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 
+@pytest.mark.slow
 def test_the_quickstart_notebook_runs(repository: Path, monkeypatch: pytest.MonkeyPatch):
     if not (repository / "imagen_jax/pretrained/icons/model.json").is_file():
         pytest.skip("the model that the notebook loads is not in this checkout")

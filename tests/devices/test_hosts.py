@@ -167,6 +167,7 @@ def check_kills(workdir: Path, kills: int, steps: int) -> None:
     assert all(losses[step] == loss for step, loss in written(workdir))
 
 
+@pytest.mark.slow
 def test_a_killed_process_costs_the_steps_since_the_last_checkpoint(tmp_path, alone):
     check_kills(tmp_path, kills=3, steps=STEPS)
     assert_losses(tmp_path, alone, STEPS)
