@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,7 +15,7 @@ from imagen_jax.app import fields as read
 from imagen_jax.app.jobs import STOPPING, WAITING, Jobs, Report, Stopped
 from imagen_jax.app.limits import Limits
 from imagen_jax.app.models import Models, Traits
-from imagen_jax.app.visitor_files import make_room
+from imagen_jax.app.visitor_files import PREVIEWS, delete_previews, make_room
 from imagen_jax.images.image_file import SETTINGS_KEY, read_settings
 from imagen_jax.images.image_list import ImageList
 from imagen_jax.images.pixels import to_pil, to_uint8
@@ -52,11 +51,7 @@ class Studio:
             ValueError: fields that cannot be, in a visitor's words.
         """
         name, call = KINDS[kind](self, fields)
-        for preview in self.folder.glob(
-            "*/unfinished_*"
-        ):  # of requests before, that pages have read
-            if time.time() - preview.stat().st_mtime > 60:
-                shutil.rmtree(preview, ignore_errors=True)
+        delete_previews(self.folder)
         make_room(self.folder, self.limits.kept_bytes)
         folder = Path(tempfile.mkdtemp(dir=self.folder))
 
@@ -89,7 +84,7 @@ class Studio:
                     yield (shown := Shown(list(done), waits))
                 elif isinstance(part, Preview):
                     waits = part.waits
-                    yield (shown := part.saved(folder / f"unfinished_{number}", done))
+                    yield (shown := part.saved(folder / f"{PREVIEWS}{number}", done))
                 elif part == STOPPING:
                     yield replace(shown, note="Stopping after this step ...")
                 elif part == WAITING:

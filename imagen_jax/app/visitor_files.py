@@ -1,10 +1,19 @@
 """Room for visitors' files: what they upload and what is made for them."""
 
 import contextlib
+import shutil
 import time
 from pathlib import Path
 
 KEPT_SECONDS = 3600
+PREVIEWS, PREVIEW_SECONDS = "unfinished_", 60  # how their folders' names begin; pages read them
+
+
+def delete_previews(folder: Path) -> None:
+    """Deletes the previews of requests before, which pages have read by now."""
+    for preview in folder.glob(f"*/{PREVIEWS}*"):
+        if time.time() - preview.stat().st_mtime > PREVIEW_SECONDS:
+            shutil.rmtree(preview, ignore_errors=True)
 
 
 def make_room(folder: Path, most: int, seconds: float = KEPT_SECONDS) -> None:

@@ -220,10 +220,8 @@ def check_wandb() -> None:
 
 
 def _in_environment(setting: str) -> bool:
-    names = {
-        setting.upper(),
-        setting.upper().removeprefix("X"),
-    }  # W&B takes x_... as WANDB__..., too
+    # W&B takes x_... as WANDB__..., too.
+    names = (setting.upper(), setting.upper().removeprefix("X"))
     return any(f"WANDB_{name}" in os.environ for name in names)
 
 

@@ -27,6 +27,7 @@ from imagen_jax.commands.command_line import (
     use_plain_messages,
     use_tolerant_output,
 )
+from imagen_jax.commands.main import verbs
 from imagen_jax.commands.other_names import SPELLINGS
 from imagen_jax.pipeline import option_names
 from imagen_jax.storage.folders import make_folder, output_folder
@@ -50,8 +51,7 @@ def test_a_folder_with_a_comma_in_its_name_is_one(tmp_path, monkeypatch):
 
 
 ROOT = Path(__file__).resolve().parents[2]
-SHARED = {"__init__", "command_line", "main", "other_names"}
-COMMANDS = {path.stem for path in (ROOT / "imagen_jax" / "commands").glob("*.py")} - SHARED
+COMMANDS = set(verbs())  # the files of the folder, as test_main.py says
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))
