@@ -10,6 +10,8 @@ from PIL import Image
 
 from imagen_jax.evaluation.inputs import EvaluatedModel
 from imagen_jax.evaluation.progress import image_bar
+from imagen_jax.evaluation.prompts import plain_list
+from imagen_jax.evaluation.report import image_settings
 from imagen_jax.evaluation.shards import WHOLE, Shard
 from imagen_jax.images.image_file import save_image
 from imagen_jax.storage.json_file import read_object, write_object
@@ -116,6 +118,26 @@ def generate_images(
                 save_image(image, image_file(directory, index))
             bar.update(len(batch))
     return count
+
+
+def generate_list(
+    model: EvaluatedModel,
+    texts: Sequence[str],
+    directory: Path,
+    ranges: Sequence[range],
+    *,
+    size: int,
+    seed: int,
+    batch_size: int,
+) -> int:
+    """`generate_images` of texts that no file names; images there already must be of the same ones.
+
+    Raises ValueError as `check_directory`.
+    """
+    prompts = plain_list(directory.name, texts).fingerprint
+    open_directory(directory, image_settings(model, prompts, size=size, seed=seed))
+    generate = make_generate(model, size, seed, batch_size)
+    return generate_images(generate, texts, directory, batch_size, ranges, directory.name)
 
 
 def image_files(directory: Path, count: int, shard: Shard = WHOLE) -> list[Path]:

@@ -20,6 +20,7 @@ td, th { border: 1px solid #ccc; padding: .25em .6em; text-align: left; vertical
 td.number { text-align: right; font-variant-numeric: tabular-nums }
 .note { background: #fff4d6; border-left: 4px solid #d99a00; padding: .6em 1em; margin: 1em 0 }
 img { max-width: 100%; height: auto }
+.bar { display: flex; height: 1.1em; min-width: 18em } .bar span { display: block }
 pre { background: #f5f5f5; padding: 1em; overflow-x: auto; white-space: pre-wrap }
 """
 NAMES = {
@@ -93,17 +94,26 @@ def make_page(
     body += [f'<div class="note">{line}</div>' for line in lines] + _notes(points)
     if table is None:
         rows = [(NAMES[m], name, f"{value:.5g}", rest) for m, name, value, rest in rows_of(report)]
-        body += ["<h2>Figures</h2>", _table([("metric", "of", "value", "details"), *rows])]
+        body += ["<h2>Figures</h2>", table_of([("metric", "of", "value", "details"), *rows])]
     else:
-        body += ["<h2>Points</h2>", _table(table)]
+        body += ["<h2>Points</h2>", table_of(table)]
     body += ["<p>Of FID, KID, FD, KD and CMMD less is better; of all others more.</p>"]
     for name, image in images.items():
-        body += [f"<h2>{html.escape(name)}</h2>", _image(image, name)]
+        body += [f"<h2>{html.escape(name)}</h2>", image_of(image, name)]
     settings = {
         k: v for k, v in report.items() if k not in NAMES and k not in ("points", "date", "seconds")
     }
+    return whole_page(title, [*body, *what_decides(settings)])
+
+
+def what_decides(settings: Mapping[str, Any]) -> list[str]:
+    """The last part of a page: all settings."""
     text = json.dumps(settings, indent=1, ensure_ascii=False)
-    body += ["<h2>What decides the figures</h2>", f"<pre>{html.escape(text)}</pre>"]
+    return ["<h2>What decides the figures</h2>", f"<pre>{html.escape(text)}</pre>"]
+
+
+def whole_page(title: str, body: Sequence[str]) -> str:
+    """A page of these parts, which are HTML."""
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f"<title>{html.escape(title)}</title><style>{STYLE}</style></head>\n<body>\n"
@@ -126,7 +136,8 @@ def _notes(points: Sequence[Mapping[str, Any]]) -> list[str]:
     return [f'<div class="note">{head}{"".join(blocks)}</div>']
 
 
-def _table(rows: Sequence[Sequence[str]]) -> str:
+def table_of(rows: Sequence[Sequence[str]]) -> str:
+    """A table in HTML; the first row is its head."""
     lines = ["".join(f"<th>{html.escape(cell)}</th>" for cell in rows[0])]
     for row in rows[1:]:
         kinds = ["number" if NUMBER.fullmatch(cell) else "text" for cell in row]
@@ -135,7 +146,8 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
     return "<table>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>"
 
 
-def _image(image: Image.Image, name: str) -> str:
+def image_of(image: Image.Image, name: str) -> str:
+    """An image in HTML, within the page."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     data = base64.b64encode(buffer.getvalue()).decode()

@@ -23,7 +23,6 @@ from imagen_jax.evaluation.matching_test import (
     make_matching_prompts,
     write_matching_test,
 )
-from imagen_jax.evaluation.prompts import plain_list
 from imagen_jax.evaluation.report import Report
 from imagen_jax.evaluation.request import EvaluationRequest
 from imagen_jax.evaluation.super_resolution import super_resolution_stages
@@ -140,12 +139,8 @@ def _generate(
 ) -> tuple[list[np.ndarray], float | None]:
     """(uint8 images of each range of prompts, how many were made a second)."""
     texts, begin = [prompt.text for prompt in prompts], time.monotonic()
-    fingerprint = plain_list("icons", texts).fingerprint
-    settings = report.image_settings(model, fingerprint, size=size, seed=SEED)
-    generation.open_directory(directory, settings)
-    generate = generation.make_generate(model, size, SEED, request.batch_size)
-    count = generation.generate_images(
-        generate, texts, directory, request.batch_size, rows, directory.name
+    count = generation.generate_list(
+        model, texts, directory, rows, size=size, seed=SEED, batch_size=request.batch_size
     )
     seconds = time.monotonic() - begin
     images = []

@@ -11,12 +11,11 @@ from imagen_jax.data.icon_captions import STYLE_WORDS
 from imagen_jax.data.unicode_names import LANGUAGES
 from imagen_jax.evaluation.icon_retrieval import SHARES
 from imagen_jax.evaluation.icon_set import ROWS, IconSet, Prompt
-from imagen_jax.evaluation.report import SHEET_IMAGES, contact_sheet
+from imagen_jax.evaluation.report import SHEET_IMAGES, Table, contact_sheet, markdown
 from imagen_jax.evaluation.retrieval import FEATURE, percent
 from imagen_jax.storage.json_file import write_object
 
 JSON_FILE, TABLE_FILE = "benchmark.json", "benchmark.md"
-Table = list[list[str]]
 
 
 def sheets(
@@ -46,9 +45,9 @@ def tables(values: Mapping[str, Any]) -> str:
     """The figures in Markdown."""
     parts = []
     if retrieval := values.get("retrieval"):
-        parts += [_markdown(_rows(retrieval)), _explained(values), _markdown(_styles(retrieval))]
+        parts += [markdown(_rows(retrieval)), _explained(values), markdown(_styles(retrieval))]
     if found := values.get("super_resolution"):
-        parts += [_markdown(_levels(found))]
+        parts += [markdown(_levels(found))]
     return "\n\n".join(parts) + "\n"
 
 
@@ -105,11 +104,6 @@ def _levels(found: Mapping[str, Any]) -> Table:
         cells = ["" if number is None else f"{number:.2f}" for number in numbers]
         table.append([f"augmentation level {level}{ships}", str(scores["n"]), *cells])
     return table
-
-
-def _markdown(table: Table) -> str:
-    rows = [table[0], ["---"] * len(table[0]), *table[1:]]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
 def write_report(out: Path, values: Mapping[str, Any]) -> list[Path]:

@@ -31,6 +31,7 @@ LIBRARIES = ("jax", "jaxlib", "flax", "numpy", "pillow")  # that figures may dep
 SHEET_IMAGES, SHEET_SIDE = 64, 256  # on a sheet: how many images, and their pixels at most
 STRIP, STRIP_IMAGES = "strip.png", 8  # of each point, in the page of a sweep
 TITLES = {"pictures.png": "Images"}
+Table = list[list[str]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +41,7 @@ class Report:
     """
 
     values: dict[str, Any] = field(default_factory=dict)
-    tables: dict[str, list[list[str]]] = field(default_factory=dict)
+    tables: dict[str, Table] = field(default_factory=dict)
     sheets: dict[str, Image.Image] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
 
@@ -96,6 +97,12 @@ def image_sheets(
         "pictures.png": image_grid(shown, captions, columns=STRIP_IMAGES, min_cell=128),
         STRIP: image_grid(shown[:STRIP_IMAGES], columns=STRIP_IMAGES),
     }
+
+
+def markdown(table: Table) -> str:
+    """A table in Markdown; the first row is its head."""
+    rows = [table[0], ["---"] * len(table[0]), *table[1:]]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
 # ------------------------------------------------------------------------------- what decides
