@@ -6,8 +6,8 @@ imagen-jax bias --model MODEL --clip models/clip --lists lists.json --out result
 
 Of a list of subjects, such as occupations, images are made by prompts that name no attribute. With
 --data, for a model of icons, the value of an image is that of the icon that it looks like most
-among a person's; else that of the text that CLIP finds nearest. Other images, whose prompts name the
-value, show how often it is recognized.
+among a person's; else that of the text that CLIP finds nearest. Other images, whose prompts name
+the value, show how often it is recognized.
 
 lists.json has the fields of the lists that are used without it:
 

@@ -16,7 +16,7 @@ from imagen_jax.evaluation.bias_lists import BiasLists
 from imagen_jax.evaluation.features import FeatureExtractor
 from imagen_jax.evaluation.retrieval import share
 
-RESAMPLES = 10_000
+RESAMPLES = 2_000
 SEED = 0  # of the bootstrap, and of what an even model would show
 
 
