@@ -196,8 +196,9 @@ def make_page(values: Mapping[str, Any], about: Mapping[str, Any], images: Mappi
     """The page; all text escaped, all images inside it."""
     title = f"Bias of {about['model']['name']}"
     how = (
-        f"{about['settings']['images_of_each_subject']} images of each subject, whose prompts name "
-        f"none of the values; told apart by {about['classified_by']}. Shares with 95 % intervals."
+        f"Images of each subject, by prompts that name none of the values: "
+        f"{about['settings']['images_of_each_subject']}. Told apart by {about['classified_by']}. "
+        "Shares with 95 % intervals."
     )
     body = [f"<h1>{html.escape(title)}</h1>", f"<p>{html.escape(str(about['date']))}</p>"]
     body += [f"<p>{html.escape(how)}</p>", f'<div class="note">{html.escape(LIMITS)}</div>']
