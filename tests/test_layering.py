@@ -36,6 +36,7 @@ LOOSE = {"__init__", "typing"}  # the only files that stand in no room of the pa
 EXCEPTIONS: dict[tuple[str, str], str] = {}
 # An outside library, and the only rooms that may import it (tests may import anything).
 HOMES = {
+    "c2pa": {"images"},
     "flax.linen": {"models"},
     "tensorflow": {"data"},
     "tensorflow_datasets": {"data"},
@@ -50,7 +51,7 @@ HOMES = {
     "onnx": {"export"},
     "onnxruntime": {"export"},
     "tensorstore": {"convert"},
-    "tokenizers": {"evaluation"},
+    "tokenizers": {"text"},
     "torch": {"benchmark", "commands"},
     "wandb": {"training"},
     "qwix": {"compress", "models"},

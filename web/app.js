@@ -1,5 +1,7 @@
 // The form, the canvas, and what is said about them. The model works in worker.js.
 
+import { marked } from "./mark.js";
+
 const at = (id) => document.getElementById(id);
 const [form, words, style, seed, canvas] = ["form", "words", "style", "seed", "canvas"].map(at);
 const context = canvas.getContext("2d");
@@ -40,9 +42,10 @@ function show({ pixels, side, position, step, steps, done, ...rest }) {
   canvas.setAttribute("aria-label", `Image made from: ${rest.prompt}`);
   const cut = rest.left ? ` The last ${rest.left} tokens were too many.` : "";
   say(`Done in ${rest.seconds.toFixed(1)} seconds.${cut}`);
-  canvas.toBlob((blob) => {
+  canvas.toBlob(async (blob) => {
+    const png = marked(new Uint8Array(await blob.arrayBuffer()));
     if (saved) URL.revokeObjectURL(saved);
-    at("save").href = saved = URL.createObjectURL(blob);
+    at("save").href = saved = URL.createObjectURL(new Blob([png], { type: "image/png" }));
     at("save").hidden = false;
   });
 }

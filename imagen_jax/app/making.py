@@ -10,15 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from imagen_jax.app import fields as read
 from imagen_jax.app.jobs import STOPPING, WAITING, Jobs, Report, Stopped
 from imagen_jax.app.limits import Limits
 from imagen_jax.app.models import Models, Traits
 from imagen_jax.app.visitor_files import PREVIEWS, delete_previews, make_room
-from imagen_jax.images.image_file import SETTINGS_KEY, read_settings
+from imagen_jax.images.image_file import SETTINGS_KEY, read_settings, save_image
 from imagen_jax.images.image_list import ImageList
 from imagen_jax.images.pixels import to_pil, to_uint8
+from imagen_jax.images.provenance import marked
 from imagen_jax.pipeline.pipeline import Pipeline
 from imagen_jax.pipeline.progress import Progress
 from imagen_jax.pipeline.settings import options_of
@@ -59,10 +61,12 @@ class Studio:
             with self.models.use(name) as pipeline:
                 report(name)
                 names = [stage.name for stage in pipeline.cascade.stages]
+                # What may be held back is not shown half-made.
+                hidden = pipeline.moderation is not None and pipeline.moderation.hides_images
                 call(
                     pipeline,
                     progress=False,
-                    callback=lambda progress: report(_preview(progress, names)),
+                    callback=lambda progress: report(_preview(progress, names, hidden)),
                     finished=report,
                 )
 
@@ -74,12 +78,14 @@ class Studio:
         began, waits = time.monotonic(), f"{name} is being loaded"
         done: list[Path] = []
         made: dict[str, Any] = {}
+        moderated: list[str] = []
         shown = Shown([], "")
         try:
             for number, part in enumerate(self.jobs.run(session, work)):
                 if isinstance(part, ImageList):
                     done += part.save(folder, grid=False)
                     made = part[0].info[SETTINGS_KEY]
+                    moderated += [found for image in part if (found := _moderated(image))]
                     waits = f"{_images(len(done))} finished"
                     yield (shown := Shown(list(done), waits))
                 elif isinstance(part, Preview):
@@ -98,7 +104,11 @@ class Studio:
         yield Shown(
             done,
             f"{_images(len(done))} of {made['size']} pixels in {seconds:.1f} s, "
-            f"seed {made['seed']}, by {name}.",
+            f"seed {made['seed']}, by {name}."
+            + "".join(
+                f" By moderation {_images(moderated.count(done))} {done}."
+                for done in dict.fromkeys(moderated)
+            ),
         )
 
     def settings(self, file: Any) -> str:
@@ -141,14 +151,21 @@ class Preview:
         folder.mkdir()
         files = [folder / f"{place}.png" for place in range(len(self.images))]
         for file, image in zip(files, self.images, strict=True):
-            to_pil(image).save(file)
+            save_image(marked(to_pil(image)), file)
         return Shown([*done, *files], self.note)
 
 
-def _preview(progress: Progress, stages: Sequence[str]) -> Preview:
-    pixels, name = to_uint8(np.clip(np.nan_to_num(progress.x0), -1, 1)), progress.stage.name
+def _preview(progress: Progress, stages: Sequence[str], hidden: bool = False) -> Preview:
+    x0, name = progress.x0[:0] if hidden else progress.x0, progress.stage.name
+    pixels = to_uint8(np.clip(np.nan_to_num(x0), -1, 1))
     following = dict(itertools.pairwise(stages)).get(name, "")
     return Preview(name, following, progress.step, progress.steps, pixels)
+
+
+def _moderated(image: Image.Image) -> str | None:
+    """What moderation did with an image, in a word."""
+    done = image.info[SETTINGS_KEY].get("moderation", {}).get("done")
+    return {"flag": "flagged", "blank": "blanked"}.get(done)
 
 
 def _images(count: int) -> str:

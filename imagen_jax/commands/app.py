@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from imagen_jax.commands.command_line import count, make_parser, run_parsed, sources
+from imagen_jax.commands.command_line import MODERATION, count, make_parser, run_parsed, sources
 
 
 def parser() -> argparse.ArgumentParser:
@@ -38,6 +38,7 @@ def parser() -> argparse.ArgumentParser:
         help="of a stage's sampler, but a model may have its own")  # fmt: skip
     add("--max_upload", type=count, default=20, metavar="MB", help="size of one upload")
     add("--queue", type=count, default=20, metavar="N", help="requests that may wait")
+    add("--moderation", **MODERATION)
     add("--dtype", default="float32", help="of the parameters: float32 (default) or bfloat16")
     add("--quantize", help="keep kernels in int8, int4 (text encoder) or int8_dynamic")
     return parse
@@ -80,12 +81,16 @@ def make_studio(options: argparse.Namespace, folder: Path, free: bool) -> Any:
     from imagen_jax.app.models import DEFAULTS, Models
     from imagen_jax.devices.accelerators import unused_accelerator
     from imagen_jax.pipeline.loading import load_model
+    from imagen_jax.pipeline.moderation import read_moderation
 
+    moderation = None if options.moderation is None else read_moderation(options.moderation)
     if note := unused_accelerator():
         warnings.warn(note, stacklevel=1)
 
     def load(source: Any) -> Any:
-        return load_model(source, dtype=options.dtype, quantize=options.quantize)
+        pipeline = load_model(source, dtype=options.dtype, quantize=options.quantize)
+        pipeline.moderation = moderation
+        return pipeline
 
     offered = options.model or DEFAULTS
     models = Models(offered, load, free)

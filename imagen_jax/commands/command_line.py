@@ -43,6 +43,7 @@ EXTRAS = {
     "gradio": "app",
     "onnx": "export",
     "onnxruntime": "export",
+    "c2pa": "c2pa",
     "torch": None,  # itself is enough
 }
 OWN = ("imagen_jax", "scripts")
@@ -312,6 +313,12 @@ CONFIG: dict[str, Any] = {
     "metavar": "NAME",
     "help": "one of those that come with the package, such as folder_64, or a Python file with "
     "get_config()",
+}
+# The option --moderation of the commands that make images.
+MODERATION: dict[str, Any] = {
+    "type": path,
+    "metavar": "FILE",
+    "help": "filters of prompts and images (docs/moderation.md)",
 }
 # The option --ema of the commands that read a model, as `load_model` takes it.
 EMA: dict[str, Any] = {

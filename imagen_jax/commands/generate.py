@@ -24,6 +24,7 @@ from typing import Any
 from imagen_jax.commands.command_line import (
     EMA,
     GUIDANCE_FIELDS,
+    MODERATION,
     add_guidance_options,
     make_parser,
     names,
@@ -101,12 +102,12 @@ def parser() -> argparse.ArgumentParser:
         choices=("transparent", "opaque"),
         help="which part of --mask is to be regenerated instead, whatever its color",
     )
-    add(
-        "--strength", type=numbers(float), help="of the edit, in (0, 1]: less keeps more of --image"
-    )
+    add("--strength", type=numbers(float),
+        help="of the edit, in (0, 1]: less keeps more of --image")  # fmt: skip
     add("--upscale", type=path, metavar="FILE", help="image to upsample")
     add("--aug_level", type=numbers(float), help="noise on the input of super-resolution stages, "
         "in [0, 1]; or A,A,... by stage")  # fmt: skip
+    add("--moderation", **MODERATION)
     add("--low_memory", action="store_true", help="only one stage's parameters at a time")
     add("--overwrite", action="store_true", help="replace images of the same names in --out")
     add("--no_grid", action="store_true", help="no grid.png")
@@ -121,7 +122,7 @@ def generate(options: argparse.Namespace) -> None:
         raise ValueError('Give a prompt: imagen-jax generate "red heart".')
     check_folder(options.out, options.overwrite)
     # After the command line is read: a wrong option need not wait for JAX.
-    from imagen_jax.images.image_file import read_settings
+    from imagen_jax.images.image_file import read_settings, save_image
 
     if options.from_png is not None:
         settings = read_settings(options.from_png)
@@ -141,7 +142,7 @@ def generate(options: argparse.Namespace) -> None:
                 )
         seconds = time.monotonic() - began
         if not options.no_grid and len(images) > 1:
-            images.grid().save(options.out / GRID_FILE)
+            save_image(images.grid(), options.out / GRID_FILE)
             print(options.out / GRID_FILE)
     print(last_line(pipeline, images, options.out, seconds))
 
@@ -274,7 +275,9 @@ def load(options: argparse.Namespace, settings: dict[str, Any] | None) -> Any:
     """The pipeline: of the options, or else of the settings of the image to be made again."""
     from imagen_jax.devices.accelerators import unused_accelerator
     from imagen_jax.pipeline.loading import load_guides, load_model
+    from imagen_jax.pipeline.moderation import read_moderation
 
+    moderation = None if options.moderation is None else read_moderation(options.moderation)
     if note := unused_accelerator():
         warnings.warn(note, stacklevel=1)
     model = options.model or (settings or {}).get("model", DEFAULT)
@@ -290,6 +293,7 @@ def load(options: argparse.Namespace, settings: dict[str, Any] | None) -> Any:
     if options.lora is not None:
         pipeline.load_lora(options.lora, 1.0 if options.lora_scale is None else options.lora_scale)
     check_guides(options, settings or {}, pipeline)
+    pipeline.moderation = moderation
     if settings is not None and settings.get("fingerprint") != pipeline.fingerprint:
         print(
             f"Warning: {options.from_png} was made by other weights of {pipeline.name!r}, or in "

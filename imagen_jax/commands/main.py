@@ -16,6 +16,7 @@ VERBS = {
     "Images": {
         "generate": "make images from text; edit, inpaint, upscale",
         "app": "the same on a web page of this machine",
+        "verify": "tell where an image comes from, and whether it was changed",
     },
     "Training": {
         "train": "train one stage",

@@ -13,7 +13,6 @@ from typing import Any
 from imagen_jax.convert.clip import MODEL_TYPE, clip_shapes, read_clip
 from imagen_jax.convert.dinov2 import DEFAULTS, dinov2_shapes, read_dinov2
 from imagen_jax.convert.inception import inception_shapes, params_from_graph
-from imagen_jax.evaluation.clip_tokenizer import tokenizer_files
 from imagen_jax.evaluation.features import (
     CONFIGS,
     FeatureExtractor,
@@ -26,6 +25,7 @@ from imagen_jax.storage.folders import user_path
 from imagen_jax.storage.json_file import read_dataclass, read_object, write_object
 from imagen_jax.storage.layout_files import read_params
 from imagen_jax.storage.safetensors import save_params
+from imagen_jax.text.clip_tokenizer import tokenizer_files
 
 FEATURES = "features"
 CONFIG_FILE = f"{FEATURES}.json"

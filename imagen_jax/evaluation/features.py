@@ -13,11 +13,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
 from imagen_jax.devices.compile_options import program
-from imagen_jax.evaluation.clip_tokenizer import tokenize
 from imagen_jax.evaluation.resizing import RESIZES
 from imagen_jax.models import clip, dinov2, inception
 from imagen_jax.storage import fingerprints
 from imagen_jax.storage.codec import require
+from imagen_jax.text.clip_tokenizer import tokenize
 from imagen_jax.typing import Images, Params, Tokens
 
 Kind = Literal["inception", "clip", "dinov2"]

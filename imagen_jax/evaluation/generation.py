@@ -13,7 +13,9 @@ from imagen_jax.evaluation.progress import image_bar
 from imagen_jax.evaluation.prompts import plain_list
 from imagen_jax.evaluation.report import image_settings
 from imagen_jax.evaluation.shards import WHOLE, Shard
+from imagen_jax.images import signing
 from imagen_jax.images.image_file import save_image
+from imagen_jax.images.provenance import marked, source_of
 from imagen_jax.storage.json_file import read_object, write_object
 from imagen_jax.storage.trees import flatten
 from imagen_jax.text.encoder import ShortenedWarning
@@ -111,10 +113,12 @@ def generate_images(
         if not all(image_file(directory, index).is_file() for index in batch)
     ]
     count = sum(map(len, missing))
+    signing.credentials()  # wrong ones are an error before the work
     with image_bar(what, count) as bar:
         for batch in missing:
             images = generate(prompts[batch.start : batch.stop], batch.start)
             for index, image in zip(batch, images, strict=True):
+                image = image if source_of(image) else marked(image)
                 save_image(image, image_file(directory, index))
             bar.update(len(batch))
     return count

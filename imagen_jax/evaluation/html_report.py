@@ -11,6 +11,8 @@ from typing import Any
 
 from PIL import Image
 
+from imagen_jax.images.image_file import save_image
+
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 72em; padding: 0 1em;
   color: #222; background: #fff }
@@ -149,6 +151,6 @@ def table_of(rows: Sequence[Sequence[str]]) -> str:
 def image_of(image: Image.Image, name: str) -> str:
     """An image in HTML, within the page."""
     buffer = io.BytesIO()
-    image.save(buffer, "PNG")
+    save_image(image, buffer, "PNG")
     data = base64.b64encode(buffer.getvalue()).decode()
     return f'<img alt="{html.escape(name)}" src="data:image/png;base64,{data}">'

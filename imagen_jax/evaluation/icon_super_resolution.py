@@ -23,6 +23,7 @@ from imagen_jax.evaluation.super_resolution import (
 )
 from imagen_jax.images.grid import image_grid, magnify
 from imagen_jax.images.pixels import to_pil
+from imagen_jax.images.provenance import COMPOSITE, marked
 from imagen_jax.storage import fingerprints
 from imagen_jax.typing import Images
 
@@ -79,7 +80,9 @@ def upsampled(
     generation.open_directory(directory, settings)
     upsample = make_upsample(model, position, low_res, seed, batch_size)
     generation.generate_images(
-        lambda prompts, first: [to_pil(image) for image in upsample(prompts, first)],
+        lambda prompts, first: [
+            marked(to_pil(image), COMPOSITE) for image in upsample(prompts, first)
+        ],
         true.captions,
         directory,
         batch_size,
@@ -98,7 +101,8 @@ def crop_sheet(plain: np.ndarray, made: np.ndarray, truth: np.ndarray) -> Image.
         y, x = busiest(images[-1])
         crops = [to_pil(image[y : y + CROP, x : x + CROP]) for image in images]
         shown += [magnify(crop, TIMES * CROP) for crop in crops]
-    return image_grid(shown, ["bicubic", "upsampled", "true"] * (len(shown) // 3), columns=3)
+    captions = ["bicubic", "upsampled", "true"] * (len(shown) // 3)
+    return image_grid(shown, captions, columns=3, source=COMPOSITE)
 
 
 def busiest(image: np.ndarray) -> tuple[int, int]:

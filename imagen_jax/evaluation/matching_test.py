@@ -16,6 +16,7 @@ from imagen_jax.data.sources import drawn
 from imagen_jax.data.unicode_names import LANGUAGES
 from imagen_jax.evaluation.icon_set import IconSet, Prompt
 from imagen_jax.images.grid import image_grid
+from imagen_jax.images.provenance import TRAINED
 
 IMAGES = 16
 LETTERS = [*ascii_uppercase, *("A" + letter for letter in ascii_uppercase)]
@@ -63,7 +64,8 @@ def write_matching_test(
     order = _mixed(shown, "image")
     key = {str(number): letters[text] for number, text in enumerate(order, 1)}
     (directory / "match_key.json").write_text(json.dumps(key, indent=1) + "\n")
-    grid = image_grid([shown[text] for text in order], [*key], columns=4, min_cell=192)
+    shown_images = [shown[text] for text in order]
+    grid = image_grid(shown_images, [*key], columns=4, min_cell=192, source=TRAINED)
     return {"match.png": grid}
 
 

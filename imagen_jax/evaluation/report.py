@@ -24,7 +24,9 @@ from imagen_jax.evaluation.inputs import EvaluatedModel, EvaluationRun
 from imagen_jax.evaluation.sweep import SweepPoint
 from imagen_jax.images import decoding
 from imagen_jax.images.grid import image_grid, magnify
+from imagen_jax.images.image_file import has_settings, save_image
 from imagen_jax.images.pixels import resize, to_pil
+from imagen_jax.images.provenance import COMPOSITE, TRAINED
 from imagen_jax.storage.json_file import read_object, write_object
 
 LIBRARIES = ("jax", "jaxlib", "flax", "numpy", "pillow")  # that figures may depend on
@@ -58,7 +60,7 @@ class Report:
             with open(directory / name, "w", newline="", encoding="utf-8") as stream:
                 csv.writer(stream).writerows(rows)
         for name, sheet in self.sheets.items():
-            sheet.save(directory / name)
+            save_image(sheet, directory / name)
         return [directory / name for name in (*self.tables, *self.sheets)]
 
 
@@ -73,7 +75,7 @@ def attempt(what: str, compute: Callable[[], Report]) -> Report:
 def contact_sheet(
     rows: Sequence[Sequence[np.ndarray]], captions: Sequence[str], columns: int = 8
 ) -> Image.Image:
-    """The first images of an evaluation, each row of images of one thing side by side.
+    """The first images of an evaluation, each row true and sampled images of one thing.
 
     Large ones are shrunk; those smaller than others in their row are magnified, pixel for pixel.
     """
@@ -83,7 +85,8 @@ def contact_sheet(
         width = max(image.shape[1] for image in images)
         images = [magnify(to_pil(image), width) for image in images]
         shown.append(image_grid(images, columns=len(images), gap=1))
-    return image_grid(shown, captions[:SHEET_IMAGES], columns=columns, min_cell=128)
+    return image_grid(shown, captions[:SHEET_IMAGES], columns=columns, min_cell=128,
+                      source=COMPOSITE)  # fmt: skip
 
 
 def image_sheets(
@@ -93,9 +96,12 @@ def image_sheets(
     preprocessing = Preprocessing(min(size, SHEET_SIDE))
     shown = [read_image(file, preprocessing) for file in files[:SHEET_IMAGES]]
     captions = None if captions is None else captions[:SHEET_IMAGES]
+    source = TRAINED if all(map(has_settings, files[:SHEET_IMAGES])) else None
     return {
-        "pictures.png": image_grid(shown, captions, columns=STRIP_IMAGES, min_cell=128),
-        STRIP: image_grid(shown[:STRIP_IMAGES], columns=STRIP_IMAGES),
+        "pictures.png": image_grid(
+            shown, captions, columns=STRIP_IMAGES, min_cell=128, source=source
+        ),
+        STRIP: image_grid(shown[:STRIP_IMAGES], columns=STRIP_IMAGES, source=source),
     }
 
 

@@ -8,6 +8,8 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
+from imagen_jax.images.pixels import clip_crop
+
 # uint8 [height, width, 3] and a side -> [side, side, 3] in 0...255, float32 or uint8.
 Resize = Callable[[np.ndarray, int], np.ndarray]
 
@@ -44,19 +46,6 @@ def edm2(image: np.ndarray, side: int) -> np.ndarray:
         for channel in range(3)
     ]
     return np.stack([np.asarray(channel) for channel in channels], axis=-1)
-
-
-def clip_crop(image: np.ndarray, side: int) -> np.ndarray:
-    """Antialiased bicubic to `side` on the shorter edge, in 8 bits, then the centred square: CLIP's
-    (arXiv 2103.00020) as transformers does it.
-    """
-    height, width = image.shape[:2]
-    short = min(height, width)
-    size = int(side * width / short), int(side * height / short)
-    resized = Image.fromarray(np.ascontiguousarray(image))
-    resized = np.asarray(resized.resize(size, Image.Resampling.BICUBIC))
-    top, left = (size[1] - side) // 2, (size[0] - side) // 2
-    return resized[top : top + side, left : left + side]
 
 
 RESIZES: dict[str, Resize] = {

@@ -19,6 +19,7 @@ from imagen_jax.evaluation.image_folder import (
 from imagen_jax.evaluation.prompts import PromptList
 from imagen_jax.human_study.study import STUDIES, Secret, Study, Trial
 from imagen_jax.images.grid import image_grid
+from imagen_jax.images.image_file import save_image
 from imagen_jax.storage.codec import require
 from imagen_jax.storage.json_file import read_object
 
@@ -161,7 +162,7 @@ def make_study(
         name = f"{rng.getrandbits(48):012x}"
         files = tuple(f"{name}-{side}.png" for side in range(len(sheets)))
         for file, sheet in zip(files, sheets, strict=True):
-            sheet.save(directory / "sheets" / file)
+            save_image(sheet, directory / "sheets" / file)
         trials[name], key[name] = Trial(name, caption, files), secret
     return Study(kind, dict(zip("ab", names, strict=True)), seed, trials, key)
 
@@ -175,7 +176,8 @@ def _secret(
 
 def _sheet(images: Sequence[Image.Image]) -> Image.Image:
     sheet = image_grid(images, columns=min(COLUMNS, len(images)))
-    sheet.info.clear()  # what raters see tells nothing but itself
+    # What raters see tells nothing but itself: not which of two images is real, either.
+    sheet.info.clear()
     return sheet
 
 

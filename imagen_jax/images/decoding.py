@@ -67,6 +67,22 @@ def read(
     return _opened(file, upright)
 
 
+def opened(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """An image as it is, with all its metadata, not yet decoded.
+
+    Raises ValueError where it is no image, or has more than `max_pixels`.
+    """
+    try:
+        with _value_errors():
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except ValueError as error:
+        known = not isinstance(error.__cause__, UnidentifiedImageError)
+        raise ValueError(f"not an image{f': {error}' * known}") from None
+    if image.width * image.height > max_pixels:
+        raise ValueError(f"{image.width}x{image.height} pixels are too many")
+    return image
+
+
 def to_rgb(
     image: Image.Image, convert: Callable[[Image.Image], Image.Image] = colors.on_white
 ) -> np.ndarray:

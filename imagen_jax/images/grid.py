@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from imagen_jax.images.image_file import SHEET, GeneratedImage
 from imagen_jax.images.pixels import to_pil
+from imagen_jax.images.provenance import common_source, marked, source_of
 
 FONT = Path(__file__).parent / "fonts" / "caption_sans.otf"  # Latin and Chinese
 CAPTION = 300  # characters, of which two lines show no more
@@ -25,6 +26,7 @@ def image_grid(
     columns: int | None = None,
     gap: int = 4,
     min_cell: int = 96,
+    source: str | None = None,
 ) -> GeneratedImage:
     """One image out of many, row by row, on white; files of it say that it is one.
 
@@ -36,7 +38,11 @@ def image_grid(
         gap: pixels of white around each image.
         min_cell: captioned images narrower than this are magnified by a whole factor, pixel for
             pixel, so that words fit below them.
+        source: IPTC's name for how the images came to be (`provenance`); None where the images
+            tell it themselves, as those of a pipeline do, or are no model's.
     """
+    if source is None:
+        source = common_source([source_of(x) for x in images if isinstance(x, Image.Image)])
     images = [to_pil(image).convert("RGB") for image in images]
     if not images:
         raise ValueError("A grid needs at least one image, got none.")
@@ -62,7 +68,7 @@ def image_grid(
             baseline = top + height + 2 + row * line_height + font.size
             draw.text((left + width // 2, baseline), line, fill="black", font=font, anchor="ms")
     grid.info |= SHEET
-    return GeneratedImage.of(grid)
+    return GeneratedImage.of(grid if source is None else marked(grid, source))
 
 
 def magnify(image: Image.Image, width: int) -> Image.Image:

@@ -45,6 +45,19 @@ def resize_and_crop(
     return np.asarray(image.resize(crop, kernel, box=box))
 
 
+def clip_crop(image: np.ndarray, side: int) -> np.ndarray:
+    """Antialiased bicubic to `side` on the shorter edge, in 8 bits, then the centred square: CLIP's
+    (arXiv 2103.00020) as transformers does it.
+    """
+    height, width = image.shape[:2]
+    short = min(height, width)
+    size = int(side * width / short), int(side * height / short)
+    resized = Image.fromarray(np.ascontiguousarray(image))
+    resized = np.asarray(resized.resize(size, Image.Resampling.BICUBIC))
+    top, left = (size[1] - side) // 2, (size[0] - side) // 2
+    return resized[top : top + side, left : left + side]
+
+
 def to_float(pixels: Any) -> Any:
     """uint8 0..255, of NumPy or jax -> float32 in [-1, 1]."""
     return pixels.astype(np.float32) / 127.5 - 1.0

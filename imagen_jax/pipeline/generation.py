@@ -21,6 +21,7 @@ from imagen_jax.diffusion.editing import Edit
 from imagen_jax.diffusion.sampling import Sampling
 from imagen_jax.images.image_list import ImageList
 from imagen_jax.pipeline.lazy_params import LazyParams
+from imagen_jax.pipeline.moderation import Refused
 from imagen_jax.pipeline.progress import Progress, progress_bar
 from imagen_jax.pipeline.request import Request
 from imagen_jax.pipeline.settings import with_settings
@@ -238,11 +239,13 @@ def collect(
     sampling: Sequence[Sampling],
     size: int,
     class_names: Sequence[str] = (),
+    finish: Callable[[ImageList], ImageList] = lambda images: images,
 ) -> ImageList:
-    """The images of all batches, each batch given to `request.finished` when it is done.
+    """The images of all batches, each batch given to `finish`, and to `request.finished` then.
 
     Raises:
         ValueError: a batch of the model of this name has images that are not finite.
+        Refused: `finish` refuses an image; `request.finished` has got the others.
     """
     images = ImageList()
     for batch in batches:
@@ -253,6 +256,12 @@ def collect(
                 "or an adapter's, are not finite or too large."
             )
         made = with_settings(batch, len(images), request, sampling, size, class_names)
+        try:
+            made = finish(made)
+        except Refused as refusal:
+            if request.finished is not None and refusal.others:
+                request.finished(refusal.others)
+            raise
         if request.finished is not None:
             request.finished(made)
         images += made

@@ -26,6 +26,7 @@ from imagen_jax.diffusion.overrides import (
     with_overrides,
 )
 from imagen_jax.diffusion.sampling import ByStage, Number, Sampling, Spacing
+from imagen_jax.images import signing
 from imagen_jax.images.image_list import ImageList
 from imagen_jax.pipeline import model_directory, option_names
 from imagen_jax.pipeline.adapters import adapted_params
@@ -41,6 +42,7 @@ from imagen_jax.pipeline.generation import (
 )
 from imagen_jax.pipeline.guides import Guide, guides_in_use, with_guides
 from imagen_jax.pipeline.lazy_params import LazyParams
+from imagen_jax.pipeline.moderation import Moderation, Watermark, finished_images
 from imagen_jax.pipeline.progress import Callback
 from imagen_jax.pipeline.request import (
     AspectRatio,
@@ -70,6 +72,9 @@ class Pipeline:
 
     params: of each stage by its name and of "text_encoder"; `LazyParams` reads them at first use.
     mesh: the devices that the parameters are spread over; a batch of images is, too.
+
+    May be set: `moderation`, what `read_moderation` gives; `watermark`, a function that marks
+    finished images, uint8 [height, width, 3] to the same.
     """
 
     def __init__(
@@ -88,6 +93,8 @@ class Pipeline:
         self.fingerprint = fingerprint
         self.notes = dict(notes or {})
         self.mesh = mesh
+        self.moderation: Moderation | None = None
+        self.watermark: Watermark | None = None
         self.guides: dict[str, Guide] = {}  # by the stage that each guides (`joining.add_guides`)
         self._without_lora: tuple[Mapping, str | None] | None = None
 
@@ -375,6 +382,9 @@ class Pipeline:
         notes = {"model": self.name, "fingerprint": self.fingerprint, **request.notes}
         request = replace(request, notes=notes, **{"progress": True, **options})
         request = check_request(self.cascade, self.name, request)
+        if self.moderation is not None:
+            self.moderation.check_prompts(request.prompt)
+        signing.credentials()  # wrong ones are an error before the work
         guides = guides_in_use(self.cascade, self.guides, sampling, request)
         notes["guide"] = {name: guide.about for name, guide in guides.items()} or None
         batch_size, place = spread(request.batch_size, self.mesh)
@@ -389,7 +399,9 @@ class Pipeline:
             conditions = encode_request(self.cascade, self.params, request)
             with closing(sample_cascade(*given, conditions, place)) as batches:
                 size = stages[request.stages[-1]].resolution
-                return collect(batches, self.name, request, sampling, size, self.class_names)
+                finish = partial(finished_images, self.moderation, self.watermark)
+                given = sampling, size, self.class_names, finish
+                return collect(batches, self.name, request, *given)
 
     def generate_again(
         self,

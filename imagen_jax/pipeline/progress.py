@@ -44,6 +44,6 @@ def progress_bar(total: int, *, unit: str, shown: bool = True, **options: Any) -
     return tqdm(total=total, unit=unit, disable=not shown, **options)
 
 
-def print_beside_bars(line: Any) -> None:
-    """`print`, above the bars that are shown."""
-    tqdm.write(str(line))
+def print_beside_bars(line: Any, file: Any = None) -> None:
+    """`print`, above the bars that are shown; on standard output when None."""
+    tqdm.write(str(line), file)

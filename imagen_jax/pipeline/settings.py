@@ -9,12 +9,11 @@ import numpy as np
 from imagen_jax import __version__
 from imagen_jax.diffusion.overrides import sampling_from_dict, sampling_to_dict
 from imagen_jax.diffusion.sampling import Sampling
-from imagen_jax.images.image_file import SETTINGS_KEY, GeneratedImage
+from imagen_jax.images.image_file import GeneratedImage
 from imagen_jax.images.image_list import ImageList
 from imagen_jax.images.pixels import to_pil, to_uint8
+from imagen_jax.images.provenance import OF_OTHER_IMAGES, SETTINGS_KEY
 from imagen_jax.pipeline.request import Request
-
-OF_OTHER_IMAGES = ("edit", "inpaint", "upscale")  # methods of a pipeline; their notes' names
 
 
 def with_settings(

@@ -19,6 +19,7 @@ from imagen_jax.devices import accelerators
 from imagen_jax.evaluation.heldout import HeldoutImages, measure_retrieval, read_heldout
 from imagen_jax.evaluation.report import SHEET_IMAGES, contact_sheet
 from imagen_jax.evaluation.x0_error import x0_errors
+from imagen_jax.images.image_file import save_image
 from imagen_jax.images.pixels import resize, to_uint8
 from imagen_jax.storage.codec import Section, require, to_dict
 from imagen_jax.storage.json_file import read_object, write_object
@@ -199,7 +200,7 @@ def run_cell(
             },
             "curves": read_curves(held, per_step),
         }
-        make_sheet(heldout, images).save(held / SHEET_FILE)
+        save_image(make_sheet(heldout, images), held / SHEET_FILE)
         write_object(held / RESULT_FILE, result)
     return result
 

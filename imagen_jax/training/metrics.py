@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from PIL import Image
 
+from imagen_jax.images.image_file import save_image
 from imagen_jax.storage.atomic import written_whole
 from imagen_jax.storage.lines import LineFile, read_lines
 from imagen_jax.training.writers import EventFile, Writer
@@ -142,7 +143,7 @@ class MetricLog:
         folder = self.folder / SAMPLES_FOLDER
         folder.mkdir(exist_ok=True)
         path = folder / f"samples_{step:07d}.png"
-        grid.save(path)
+        save_image(grid, path)
         for writer in self.writers:
             writer.image(step, "samples", grid)
         return path

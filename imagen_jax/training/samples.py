@@ -16,7 +16,8 @@ from imagen_jax.devices import memory
 from imagen_jax.devices.hosts import whole
 from imagen_jax.diffusion.augmentation import downsample, upsample
 from imagen_jax.diffusion.sampling import Sampling
-from imagen_jax.images import grid, pixels
+from imagen_jax.images import grid, pixels, signing
+from imagen_jax.images.provenance import COMPOSITE, TRAINED
 from imagen_jax.text import encoder as text
 from imagen_jax.training.run_config import RunConfig
 from imagen_jax.training.state import Frozen, encoder_params, network_params
@@ -70,6 +71,7 @@ def make_sample_fn(
     asked, count = sampled(config)
     if not count or (stage.low_resolution is not None and source is None):
         return None
+    signing.credentials()  # wrong ones are an error before the work
     classes = stage.network.num_classes
     if stage.conditioning == "label" and not 0 <= min(asked) <= max(asked) < classes:
         raise ValueError(
@@ -84,7 +86,9 @@ def make_sample_fn(
     if stage.low_resolution is None:
         names = class_names(source) if stage.conditioning == "label" else ()
         captions = [names[each] if names else str(each) for each in asked] or None
-        return lambda params: grid.image_grid(list(generate(params, keys, asked)), captions)
+        return lambda params: grid.image_grid(
+            list(generate(params, keys, asked)), captions, source=TRAINED
+        )
 
     examples = _examples(source, asked, count)
     if stage.conditioning == "text":
@@ -99,7 +103,7 @@ def make_sample_fn(
 
     def sample(params: Params) -> Image.Image:
         rows = [inputs, generate(params, keys, asked, low_res), truth]
-        return grid.image_grid(list(np.concatenate(rows)), columns=count)
+        return grid.image_grid(list(np.concatenate(rows)), columns=count, source=COMPOSITE)
 
     return sample
 

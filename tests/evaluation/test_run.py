@@ -23,6 +23,7 @@ from imagen_jax.evaluation import generation, html_report, inputs, request, swee
 from imagen_jax.evaluation.distances import cmmd, cosines, frechet_distance, statistics_of
 from imagen_jax.evaluation.reference import read_reference
 from imagen_jax.evaluation.report import contact_sheet
+from imagen_jax.images.provenance import COMPOSITE, source_of
 from imagen_jax.pipeline.pipeline import Pipeline
 
 PROMPTS = [f"<b>ab</b>{i}" for i in range(10)]
@@ -275,8 +276,11 @@ def test_the_page_of_large_images_is_small(tmp_path):
     assert report["pictures"]["size"] == 1000
     with Image.open(out / "pictures.png") as sheet:
         assert 8 * 256 < sheet.width < 8 * 270
+        assert "XML:com.adobe.xmp" not in sheet.text  # nobody says that a model made them
     wide = np.zeros((900, 900, 3), np.uint8)
-    assert contact_sheet([(wide, wide)], ["two"]).width < 2 * 270
+    compared = contact_sheet([(wide, wide)], ["two"])
+    assert compared.width < 2 * 270
+    assert source_of(compared) == COMPOSITE
 
 
 def test_a_model_of_classes(tmp_path, networks, reference):

@@ -80,7 +80,7 @@ def test_settings_that_a_jpeg_cannot_hold_do_not_stop_it(image, tmp_path):
 
 def test_a_grid_says_that_it_is_one(image, tmp_path):
     image_grid([image, image]).save(tmp_path / "grid.png")
-    assert Image.open(tmp_path / "grid.png").text.keys() == {"imagen_jax_sheet"}
+    assert "imagen_jax_sheet" in Image.open(tmp_path / "grid.png").text
     with pytest.raises(ValueError, match="a grid of several images"):
         read_settings(tmp_path / "grid.png")
 

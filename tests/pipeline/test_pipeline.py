@@ -31,7 +31,16 @@ from imagen_jax.pipeline.pipeline import Pipeline
 from imagen_jax.pipeline.shipped import MODEL_FILE
 from imagen_jax.training.workdir import held
 
-HEAVY = ["tensorflow", "torch", "orbax", "transformers", "matplotlib", "tensorstore", "seqio"]
+HEAVY = [
+    "tensorflow",
+    "torch",
+    "orbax",
+    "transformers",
+    "matplotlib",
+    "tensorstore",
+    "seqio",
+    "c2pa",
+]
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ from tiny_cascade import ENCODER, SR, random_params, tiny_pipeline
 from imagen_jax.data.folder import read_folder
 from imagen_jax.data.sources import ArraySource
 from imagen_jax.diffusion.sampling import Sampling
+from imagen_jax.images.provenance import COMPOSITE, source_of
 from imagen_jax.text import encoder as text
 from imagen_jax.training.run_config import DataConfig, RunConfig, SampleConfig, TextConfig
 from imagen_jax.training.samples import make_sample_fn
@@ -50,6 +51,7 @@ def test_images_of_a_folder_are_drawn_under_their_own_captions(tmp_path, monkeyp
     grid, encoded = drawn_under(read_folder(tmp_path), monkeypatch)
     assert encoded == ["no image", "a blue cat", "no image"]  # fewer images than prompts
     assert grid.width == grid.height  # inputs, results and truths, three of each
+    assert source_of(grid) == COMPOSITE
 
 
 def test_a_folder_without_a_image_that_can_be_read_is_an_error(tmp_path, monkeypatch):

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from imagen_jax.evaluation.clip_tokenizer import END, START, tokenize
+from imagen_jax.text.clip_tokenizer import END, START, tokenize
 
 tokenizers = pytest.importorskip("tokenizers")
 
