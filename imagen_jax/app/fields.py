@@ -18,6 +18,7 @@ from imagen_jax.pipeline.settings import OF_OTHER_IMAGES
 from imagen_jax.storage.json_file import parse
 
 AGAIN_BATCH = 16  # images at a time, at most, of settings from outside
+PARTS_OF_UNETS = ("down", "mid", "up")  # how the names of their layers begin
 Fields = Mapping[str, Any]
 
 
@@ -48,6 +49,16 @@ def upscale_options(fields: Fields, traits: Traits, limits: Limits) -> dict[str,
     if not traits.upsamples:
         raise ValueError(f"{traits.name} has no super-resolution stage.")
     return _subject(fields, traits, limits) | _numbers(fields, limits)
+
+
+def explain_options(fields: Fields, traits: Traits, limits: Limits) -> dict[str, Any]:
+    """As `common_options`, of a model that reads text, and the layers to look into."""
+    if traits.reads != "text":
+        raise ValueError(f"{traits.name} reads no text: there is no word to explain.")
+    layers = fields.get("layers")
+    if layers not in (None, "", *PARTS_OF_UNETS):
+        raise ValueError(f"Layers are all, or {', '.join(PARTS_OF_UNETS)}.")
+    return common_options(fields, traits, limits) | {"layers": layers or None}
 
 
 def _numbers(fields: Fields, limits: Limits) -> dict[str, Any]:

@@ -77,6 +77,7 @@ class Studio:
     ) -> Iterator[Shown]:
         began, waits = time.monotonic(), f"{name} is being loaded"
         done: list[Path] = []
+        count = 0  # of images: an explained one is followed by a page
         made: dict[str, Any] = {}
         moderated: list[str] = []
         shown = Shown([], "")
@@ -84,9 +85,10 @@ class Studio:
             for number, part in enumerate(self.jobs.run(session, work)):
                 if isinstance(part, ImageList):
                     done += part.save(folder, grid=False)
+                    count += sum(SETTINGS_KEY in image.info for image in part)
                     made = part[0].info[SETTINGS_KEY]
                     moderated += [found for image in part if (found := _moderated(image))]
-                    waits = f"{_images(len(done))} finished"
+                    waits = f"{_images(count)} finished"
                     yield (shown := Shown(list(done), waits))
                 elif isinstance(part, Preview):
                     waits = part.waits
@@ -98,12 +100,12 @@ class Studio:
                 else:
                     waits = f"{name} begins; it is compiled for its first images"
         except Stopped:
-            yield Shown(done, f"Stopped; {_images(len(done))} finished.")
+            yield Shown(done, f"Stopped; {_images(count)} finished.")
             return
         seconds = time.monotonic() - began
         yield Shown(
             done,
-            f"{_images(len(done))} of {made['size']} pixels in {seconds:.1f} s, "
+            f"{_images(count)} of {made['size']} pixels in {seconds:.1f} s, "
             f"seed {made['seed']}, by {name}."
             + "".join(
                 f" By moderation {_images(moderated.count(done))} {done}."
@@ -164,7 +166,7 @@ def _preview(progress: Progress, stages: Sequence[str], hidden: bool = False) ->
 
 def _moderated(image: Image.Image) -> str | None:
     """What moderation did with an image, in a word."""
-    done = image.info[SETTINGS_KEY].get("moderation", {}).get("done")
+    done = image.info.get(SETTINGS_KEY, {}).get("moderation", {}).get("done")
     return {"flag": "flagged", "blank": "blanked"}.get(done)
 
 
@@ -208,6 +210,19 @@ def _upscale(studio: Studio, fields: Fields) -> tuple[str, Make]:
     return traits.name, lambda pipeline, **watch: pipeline.upscale(image, **options, **watch)
 
 
+def _explain(studio: Studio, fields: Fields) -> tuple[str, Make]:
+    traits = _traits(studio, fields)
+    options = read.explain_options(fields, traits, studio.limits)
+
+    def call(pipeline: Pipeline, finished: Callable[[ImageList], None], **watch: Any) -> ImageList:
+        found = pipeline.explain(**options, **watch)
+        images = ImageList(image for each in found for image in (each.image, each.page()))
+        finished(images)
+        return images
+
+    return traits.name, call
+
+
 def _again(studio: Studio, fields: Fields) -> tuple[str, Make]:
     traits = _traits(studio, fields)
     settings = read.read_settings(fields.get("settings"), traits, studio.limits)
@@ -245,5 +260,6 @@ KINDS: dict[str, Callable[[Studio, Fields], tuple[str, Make]]] = {
     "edit": _edit,
     "inpaint": _inpaint,
     "upscale": _upscale,
+    "explain": _explain,
     "again": _again,
 }

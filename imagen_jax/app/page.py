@@ -7,6 +7,7 @@ from typing import Any
 
 import gradio as gr
 
+from imagen_jax.app.fields import PARTS_OF_UNETS
 from imagen_jax.app.limits import Limits
 from imagen_jax.app.making import Studio
 from imagen_jax.app.models import Traits
@@ -15,6 +16,7 @@ from imagen_jax.devices.memory import shortage
 
 TITLE = "imagen_jax"
 PAINT = "rgba(139, 92, 246, 0.75)"  # what is below stays visible
+LAYERS = [("all", ""), *((f"of a U-Net: {name}", name) for name in PARTS_OF_UNETS)]
 STYLES = [("any", ""), *(word["en"] for word in STYLE_WORDS.values())]
 ONE_AT_A_TIME = {"concurrency_id": "images", "concurrency_limit": 1}
 PRIVATE = {"api_visibility": "private", "show_progress": "hidden"}
@@ -67,6 +69,7 @@ class Page:
                             "edit": self._edit_tab(),
                             "inpaint": self._inpaint_tab(),
                             "upscale": self._upscale_tab(first),
+                            "explain": self._explain_tab(),
                         }
                     self._more(first)
                 with gr.Column(scale=6, min_width=320):
@@ -142,6 +145,17 @@ class Page:
             self.small = _image("Image to upscale", "small")
             return gr.Button("Upscale", variant="primary", elem_id="upscale")
 
+    def _explain_tab(self) -> gr.Button:
+        with gr.Tab("Explain", id="explain"):
+            self.layers = gr.Dropdown(
+                LAYERS,
+                value="",
+                label="Layers",
+                info="each image is followed by maps of where its words count, red most",
+                elem_id="layers",
+            )
+            return gr.Button("Explain", variant="primary", elem_id="explain")
+
     def _more(self, traits: Traits) -> None:
         shown = _shown_by(traits, self.limits)
         with gr.Accordion("More settings", open=False, elem_id="more"):
@@ -188,6 +202,7 @@ class Page:
             "edit": {"image": self.edited} | subject | strength | steps | rest,
             "inpaint": {"image": self.drawing} | subject | steps | rest,
             "upscale": {"image": self.small} | subject | rest,
+            "explain": {"layers": self.layers} | subject | steps | rest,
             "again": {"settings": self.settings, "model": self.model},
         }
         for kind, inputs in kinds.items():

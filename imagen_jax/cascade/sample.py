@@ -54,6 +54,20 @@ class InjectedNoise(NamedTuple):
     known: Float[Array, "steps_and_one batch height width channels"] | None = None
 
 
+class Moment(NamedTuple):
+    """What a step starts from: x_t, from time t down to s (up, where an edit jumps back), and
+    `conditions` as the network has them, with `low_res` augmented at `aug_level`.
+    """
+
+    stage: Stage
+    params: Params | GuidedParams
+    x_t: Images
+    t: np.float32
+    s: np.float32
+    conditions: Conditions
+    aug_level: Number
+
+
 def split_noise(
     shape: Shape, noise: Keys | InjectedNoise
 ) -> tuple[Noise, Callable[[], Images], Noise]:
@@ -183,6 +197,31 @@ def sample_steps(
         part = grid._replace(start=np.int32(start), stop=np.int32(stop))
         state = run_steps(*go_on(low_res, part, state))
         yield stop - first, state
+
+
+def watched_steps(
+    stage: Stage,
+    params: Params | GuidedParams,
+    noise: Keys | InjectedNoise,
+    conditions: Conditions,
+    sampling: Sampling,
+    edit: Edit | None,
+    size: tuple[int, int] | None,
+    watch: Callable[[Moment], None],
+) -> Iterator[tuple[int, SamplerState]]:
+    """As `sample_steps` of single steps, by the same program; `watch` sees what each starts from.
+
+    Of its conditions, `null` is left out.
+    """
+    grid, begin, go_on = _plan(stage, params, noise, conditions, sampling, edit, size)
+    state, low_res = start_stage(*begin)
+    shown, first = conditions._replace(low_res=low_res, null=None), int(grid.start)
+    for index in range(first, int(grid.stop)):
+        t, s = grid.times[index : index + 2]
+        watch(Moment(stage, params, state.x, t, s, shown, sampling.aug_level))
+        part = grid._replace(start=np.int32(index), stop=np.int32(index + 1))
+        state = run_steps(*go_on(low_res, part, state))
+        yield index + 1 - first, state
 
 
 def prepare_steps(

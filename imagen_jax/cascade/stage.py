@@ -202,7 +202,7 @@ def init_params(stage: Stage, key: Keys) -> Params:
 
 def apply_network(
     stage: Stage,
-    params: Params | models.TrainingParams,
+    params: Params | models.TrainingParams | models.WatchedParams,
     x_t: Images,
     t: Float[Array, " batch"],
     s: Float[Array, " batch"] | None = None,
@@ -211,7 +211,7 @@ def apply_network(
     label: Int[Array, " batch"] | None = None,
     low_res: Images | None = None,
     aug_level: Number | None = None,
-) -> Float[Array, "batch height width out_channels"]:
+) -> Float[Array, "batch height width out_channels"] | models.TextMaps:
     """The network's output at x_t, t in [0, 1]; `low_res` upsampled and augmented at `aug_level` in
     [0, 1], one level or one an example. s: of a flow map, the time that the step leads to; t when
     None.

@@ -11,6 +11,8 @@ one. Held-out icons that look like a trained one of their style are left out.
 Super-resolution: PSNR from true images downsampled, beside bicubic, on held-out families.
 Matching: which of the captions in match.md belong to which images of match.png? match_key.json
 knows.
+Attention (only with --parts attention): does the attention map of a thing's word lie on the thing,
+more than its share of the image (imagen-jax generate --explain)?
 
 DIR gets benchmark.json, benchmark.md, sheets of the first prompts, and all images: a run that was
 killed resumes, and one with --num is the beginning of a whole one.
@@ -44,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
     add("--plain_prompts", action="store_true", help="prompts without a style, for a model that "
         "knows one only")  # fmt: skip
     add("--parts", type=entries, metavar="P,P", help="of retrieval, super_resolution, matching "
-        "(default: all that there are images and stages for)")  # fmt: skip
+        "(default: those that there are images and stages for), and attention")  # fmt: skip
     add("--num", type=count, metavar="N", help="the first N icons of each row, for a quick look")
     add("--sr_images", type=count, default=128, metavar="N", help="icons for super-resolution")
     add("--batch_size", type=count, default=32, help="images of the base stage at a time")
@@ -54,10 +56,10 @@ def parser() -> argparse.ArgumentParser:
 def run(options: argparse.Namespace) -> None:
     # After the options are read: a wrong one need not wait for JAX.
     from imagen_jax.devices import memory
-    from imagen_jax.evaluation.icon_benchmark import PARTS, BenchmarkRequest, benchmark
+    from imagen_jax.evaluation.icon_benchmark import ALL_PARTS, BenchmarkRequest, benchmark
 
-    if unknown := [part for part in options.parts or () if part not in PARTS]:
-        raise ValueError(f"--parts has {unknown[0]!r}; known are {', '.join(PARTS)}.")
+    if unknown := [part for part in options.parts or () if part not in ALL_PARTS]:
+        raise ValueError(f"--parts has {unknown[0]!r}; known are {', '.join(ALL_PARTS)}.")
     with memory.explained(f"--batch_size is {options.batch_size}: give less."):
         benchmark(BenchmarkRequest(**vars(options)))
 

@@ -38,6 +38,7 @@ from imagen_jax.images.file_names import GRID_FILE, check_folder_name, own_image
 from imagen_jax.pipeline.shipped import DEFAULT, list_models
 from imagen_jax.storage.folders import output_folder
 
+EXPLAIN_FILE = "explain.png"
 # Options that all of a pipeline's methods take under the same name.
 PIPELINE_OPTIONS = (
     "num_images",
@@ -109,10 +110,20 @@ def parser() -> argparse.ArgumentParser:
         "in [0, 1]; or A,A,... by stage")  # fmt: skip
     add("--moderation", **MODERATION)
     add("--low_memory", action="store_true", help="only one stage's parameters at a time")
+    add_last_options(parse)
+    return parse
+
+
+def add_last_options(parse: argparse.ArgumentParser) -> None:
+    """Those of what is written."""
+    add = parse.add_argument
+    add("--explain", action="store_true", help="also write where each word counts: explain.png, "
+        "and overlays and arrays in a folder for each image")  # fmt: skip
+    add("--explain_layers", metavar="NAME", help="with --explain: only layers whose names begin "
+        "so, such as up")  # fmt: skip
     add("--overwrite", action="store_true", help="replace images of the same names in --out")
     add("--no_grid", action="store_true", help="no grid.png")
     add("--quiet", action="store_true", help="no progress bar, and not what is made by what")
-    return parse
 
 
 def generate(options: argparse.Namespace) -> None:
@@ -246,9 +257,10 @@ def check_images(options: argparse.Namespace) -> None:
         ("mask_alpha", "mask"),
         ("lora_scale", "lora"),
         ("guide_step", "guide"),
+        ("explain_layers", "explain"),
     )
     for name, of in pairs:
-        if name in given and of not in given:
+        if name in given and not getattr(options, of):
             raise ValueError(f"--{name} is for --{of}, which is not given.")
     if options.from_png is not None:
         if options.prompts:
@@ -266,6 +278,9 @@ def check_images(options: argparse.Namespace) -> None:
                 f"file: imagen-jax evaluate --model MODEL --prompts {text} --metrics images --out "
                 "DIR."
             )
+    if options.explain and (options.upscale or options.from_png):
+        raise ValueError("--explain is for images from text, and does not go with --upscale or "
+                         "--from_png.")  # fmt: skip
     alone = [name for name in ("image", "upscale", "aspect_ratio") if getattr(options, name)]
     if len(alone) > 1:
         raise ValueError(f"--{alone[0]} and --{alone[1]} do not go together.")
@@ -331,6 +346,8 @@ def sample(pipeline: Any, options: argparse.Namespace, finished: Callable[[Any],
     given["finished"] = finished
     fields = {name: getattr(options, name) for name in GUIDANCE_FIELDS}
     given["sampling"] = with_overrides(pipeline.cascade.sampling, **fields)
+    if options.explain:
+        return explain(pipeline, options, given)
     if options.upscale is not None:
         return pipeline.upscale(options.upscale, **given)
     if options.image is None:
@@ -340,6 +357,21 @@ def sample(pipeline: Any, options: argparse.Namespace, finished: Callable[[Any],
     if options.mask is not None:
         return pipeline.inpaint(options.image, options.mask, mask_alpha=options.mask_alpha, **given)
     return pipeline.edit(options.image, **given)
+
+
+def explain(pipeline: Any, options: argparse.Namespace, given: dict[str, Any]) -> Any:
+    """As `sample`, explained: writes explain.png, and a folder beside each image."""
+    from imagen_jax.images.image_list import ImageList
+    from imagen_jax.pipeline.explanation import folder_name, make_page
+
+    more = ("image", "mask", "mask_alpha", "strength", "aspect_ratio")
+    given |= {name: value for name in more if (value := getattr(options, name)) is not None}
+    found = pipeline.explain(given.pop("prompt"), layers=options.explain_layers, **given)
+    for each in found:
+        each.save(options.out / folder_name(each))
+    make_page(found).save(options.out / EXPLAIN_FILE)
+    print(options.out / EXPLAIN_FILE)
+    return ImageList(each.image for each in found)
 
 
 def main(arguments: list[str] | None = None) -> None:

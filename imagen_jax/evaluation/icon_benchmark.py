@@ -12,6 +12,7 @@ import numpy as np
 
 from imagen_jax.diffusion.sampling import Sampling
 from imagen_jax.evaluation import generation, icon_report, report
+from imagen_jax.evaluation.attention_share import PROMPTS, measure_attention
 from imagen_jax.evaluation.captioned_set import read_captioned
 from imagen_jax.evaluation.icon_retrieval import measure_retrieval
 from imagen_jax.evaluation.icon_set import IconSet, Prompt, make_prompts, ranges, read_icons
@@ -33,6 +34,7 @@ from imagen_jax.storage.folders import output_folder, user_path
 SEED = 0
 BASE = Sampling(sampler="dpmpp_2m", steps=16, guidance=3.0, threshold="static")
 PARTS = ("retrieval", "super_resolution", "matching")
+ALL_PARTS = (*PARTS, "attention")  # that only where it is asked for
 SHARPNESS = "256/heldout-*.tar"  # held-out families, without those of pairs
 
 
@@ -72,6 +74,9 @@ def benchmark(request: BenchmarkRequest) -> None:
         "retrieval": lambda: _retrieval(request, icons, model),
         "super_resolution": lambda: _super_resolution(request, icons, model),
         "matching": lambda: _matching(request, icons, model),
+        "attention": lambda: measure_attention(
+            icons, model, SEED, request.batch_size, request.num or PROMPTS
+        ),
     }
     found = Report()
     with output_folder(request.out):

@@ -9,6 +9,7 @@ from PIL import Image
 
 from imagen_jax.data.icon_captions import STYLE_WORDS
 from imagen_jax.data.unicode_names import LANGUAGES
+from imagen_jax.evaluation.attention_share import attention_table
 from imagen_jax.evaluation.icon_retrieval import SHARES
 from imagen_jax.evaluation.icon_set import ROWS, IconSet, Prompt
 from imagen_jax.evaluation.report import SHEET_IMAGES, Table, contact_sheet, markdown
@@ -48,6 +49,8 @@ def tables(values: Mapping[str, Any]) -> str:
         parts += [markdown(_rows(retrieval)), _explained(values), markdown(_styles(retrieval))]
     if found := values.get("super_resolution"):
         parts += [markdown(_levels(found))]
+    if found := values.get("attention"):
+        parts += [markdown(attention_table(found))]
     return "\n\n".join(parts) + "\n"
 
 

@@ -4,7 +4,8 @@
 
 import dataclasses
 import math
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from imagen_jax.devices.sharding import STACKED
 from imagen_jax.models.attention import Attention, fused_attention
+from imagen_jax.models.attention_maps import COLLECTION, TextMaps, by_layer
 from imagen_jax.models.efficient_unet import EfficientLevel, EfficientUNet, EfficientUNetConfig
 from imagen_jax.models.layers import TextDraft, takes_fused
 from imagen_jax.models.prx import PRX, PRXConfig
@@ -27,11 +29,14 @@ __all__ = [
     "EfficientUNetConfig",
     "NetworkConfig",
     "PRXConfig",
+    "TextMaps",
     "TrainingParams",
     "TransformerConfig",
     "UNetConfig",
     "UNetLevel",
+    "WatchedParams",
     "apply",
+    "attends_to_text",
     "compute_params",
     "draft",
     "fused_attention",
@@ -69,6 +74,22 @@ class TrainingParams(NamedTuple):
     gather: Gather | None = None
     dropout: Keys | None = None
     attention: Attention | None = None
+
+
+class WatchedParams(NamedTuple):
+    """Parameters of a network that is asked how much its pixels attend to the text: `apply` gives
+    that, by layer, and no image.
+    """
+
+    params: Params
+
+
+def attends_to_text(config: NetworkConfig) -> bool:
+    """Whether a layer of the network attends to the tokens of the text, if it reads one."""
+    if isinstance(config, TransformerConfig | PRXConfig):
+        return True
+    middle = getattr(config, "mid_attention", None)
+    return any(level.attention for level in config.levels) or middle is not None
 
 
 def reduction(config: NetworkConfig) -> int:
@@ -145,7 +166,7 @@ def draft(
 
 def apply(
     config: NetworkConfig,
-    params: Params | TrainingParams,
+    params: Params | TrainingParams | WatchedParams,
     x: Images,
     time: Float[Array, " batch"],
     *,
@@ -154,7 +175,7 @@ def apply(
     low_res: Images | None = None,
     aug_level: Float[Array, " batch"] | None = None,
     target: Float[Array, " batch"] | None = None,
-) -> Float[Array, "batch height width out_channels"]:
+) -> Float[Array, "batch height width out_channels"] | TextMaps:
     """Runs the network: x in [-1,1] plus noise, `time` = 1000 t, `aug_level` = 1000 level,
     `low_res` of x's size; `target` = 1000 s where the network takes the time that a step leads to.
     """
@@ -164,6 +185,8 @@ def apply(
     inputs = [x, time, text, label, low_res, aug_level]
     if takes_target_time(config):
         inputs.append(target)
+    if isinstance(params, WatchedParams):
+        return _text_maps(config, params.params, inputs)
     if not isinstance(config, TransformerConfig):
         whole = params if gather is None else gather(params)
         fused = {"attention": attention} if isinstance(config, UNetConfig) else {}
@@ -175,3 +198,14 @@ def apply(
     network = Transformer(config, gather, attention)
     with quantized_layers(params):
         return network.apply({"params": params}, *inputs, keys=dropout)
+
+
+def _text_maps(config: NetworkConfig, params: Params, inputs: Sequence[Any]) -> TextMaps:
+    """How much pixels attend to the text, of a network with these inputs."""
+    with quantized_layers(params):
+        _, kept = MODULES[type(config)](config).apply(
+            {"params": params}, *inputs, mutable=[COLLECTION]
+        )
+    patch = getattr(config, "patch_size", 1)
+    height, width = inputs[0].shape[1:3]
+    return by_layer(kept.get(COLLECTION, {}), height // patch, width // patch)

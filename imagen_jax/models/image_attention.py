@@ -9,6 +9,7 @@ from jaxtyping import Array
 from imagen_jax.devices.cpu_fusion import computed_once
 from imagen_jax.models.attention import Attention as FusedAttention
 from imagen_jax.models.attention import cudnn_attention, cudnn_takes, narrow_heads
+from imagen_jax.models.attention_maps import keep_map, keeps_maps
 from imagen_jax.models.group_norm import GroupNorm
 from imagen_jax.models.layers import attend, zeros
 from imagen_jax.typing import TextEmbeddings
@@ -78,6 +79,10 @@ class Attention(nn.Module):
         key, value, mask = (jnp.concatenate(parts, axis=1) for parts in zip(*sources, strict=True))
         masked = self.mask_text and text is not None
         lengths = mask.sum(1, dtype=jnp.int32) if masked else None
+        if text is not None and keeps_maps(self):
+            heads = (x.reshape(*x.shape[:2], self.heads, -1) for x in (query, key))
+            start = key.shape[1] - text.mask.shape[1]
+            keep_map(self, *heads, mask if masked else None, slice(start, None))
         if self.attention is not None and self.kind == "self" and height * width >= FUSED_FROM:
             query *= (self.hidden // self.heads) ** -0.5
             parts = (narrow_heads(x, self.heads) for x in (query, key, value))

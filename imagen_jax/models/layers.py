@@ -16,6 +16,7 @@ from imagen_jax.devices.accelerators import runs_cudnn_attention
 from imagen_jax.devices.cpu_fusion import computed_once
 from imagen_jax.models.activations import ACTIVATIONS
 from imagen_jax.models.attention import KEPT
+from imagen_jax.models.attention_maps import COLLECTION
 from imagen_jax.models.group_norm import GroupNorm
 from imagen_jax.typing import TextEmbeddings
 
@@ -70,7 +71,7 @@ def scanned(layer: type[nn.Module], length: int, unroll: int = 1) -> type[nn.Mod
     """
     return nn.scan(
         layer,
-        variable_axes={"params": 0},
+        variable_axes={"params": 0, COLLECTION: 0},
         split_rngs={"params": True},
         in_axes=nn.broadcast,
         length=length,

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from imagen_jax.models.attention_maps import keep_map, keeps_maps
 from imagen_jax.models.bounds import DTYPES, REMATS, check_bounds, check_choice
 from imagen_jax.models.layers import (
     RMSNorm,
@@ -112,6 +113,8 @@ class PRXAttention(nn.Module):
         key = jnp.concatenate([normed(text_key, "text_key_norm"), key], axis=1)
         value = jnp.concatenate([text_value, value], axis=1)
         mask = jnp.concatenate([text.mask, jnp.ones(x.shape[:2], bool)], axis=1)
+        if keeps_maps(self):
+            keep_map(self, query, key, mask, slice(text.mask.shape[1]))
         query, key = (values.reshape(*values.shape[:2], -1) for values in (query, key))
         out = attend(query, key, value, cfg.heads, mask[:, None, None])
         return dense(cfg.width, name="out")(out)

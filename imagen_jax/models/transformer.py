@@ -18,6 +18,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from imagen_jax.models.attention import Attention, merge_heads, norm_and_turn, split_heads
+from imagen_jax.models.attention_maps import keep_map, keeps_maps
 from imagen_jax.models.bounds import DTYPES, REMATS, check_bounds, check_choice
 from imagen_jax.models.dense import Dense, gated
 from imagen_jax.models.layers import (
@@ -165,11 +166,12 @@ class NormAndTurn(nn.Module):
 
 class SelfAttention(nn.Module):
     """Self-attention with QK-norm (arXiv 2302.05442) and RoPE; of each row the first `lengths`
-    tokens are keys.
+    tokens are keys. The last `words` are the text's.
     """
 
     config: TransformerConfig
     attention: Attention | None = None
+    words: int = 0
 
     @nn.compact
     def __call__(
@@ -203,8 +205,12 @@ class SelfAttention(nn.Module):
             value = split_heads(whole("value"), cfg.heads)
             out = merge_heads(self.attention(query, key, value, lengths))
         else:
+            query, key = turned("query"), turned("key")
+            if self.words and keeps_maps(self):
+                mask = jnp.arange(x.shape[1]) < lengths[:, None]
+                keep_map(self, query, key, mask, slice(-self.words, None))
             out = jax.nn.dot_product_attention(
-                turned("query"), turned("key"), heads("value"), key_value_seq_lengths=lengths
+                query, key, heads("value"), key_value_seq_lengths=lengths
             )
         return dense(kernel_init=_branch_end(cfg), name="out")(out.reshape(x.shape))
 
@@ -251,6 +257,7 @@ class Layer(nn.Module):
 
     config: TransformerConfig
     attention: Attention | None = None
+    words: int = 0
 
     @nn.compact
     def __call__(self, carry, condition, angles, lengths, keys):
@@ -270,7 +277,8 @@ class Layer(nn.Module):
 
         norm = functools.partial(RMSNorm, EPSILON, cfg.dtype)
         h = modulated(norm(name="attention_norm")(x), *parts[:2])
-        h = SelfAttention(cfg, self.attention, name="attention")(h, angles, lengths)
+        attention = SelfAttention(cfg, self.attention, self.words, name="attention")
+        h = attention(h, angles, lengths)
         x = add(x, parts[2], drop(h, 0))
         h = modulated(norm(name="mlp_norm")(x), *parts[3:5])
         mlp = SwiGLU(cfg, self.attention is None, name="mlp")
@@ -371,9 +379,9 @@ class Transformer(nn.Module):
             keys if cfg.dropout else None,
         )
         if cfg.early_layers:
-            h = self._run("early_layers", h, 0, cfg.early_layers, *read)
+            h = self._run("early_layers", h, range(cfg.early_layers), words.shape[1], *read)
         h = jnp.concatenate([h[:, :start], late, h[:, start:]], axis=1)
-        h = self._run("layers", h, cfg.early_layers, cfg.depth, *read)
+        h = self._run("layers", h, range(cfg.early_layers, cfg.depth), words.shape[1], *read)
         out = self._predict(h[:, : rows * columns], condition)
         return depth_to_space(out.reshape(batch, rows, columns, -1), cfg.patch_size)
 
@@ -387,18 +395,19 @@ class Transformer(nn.Module):
         h = dense(cfg.width, name="patch_in")(patches)
         return h + position_embedding(positions, cfg.width).astype(h.dtype)
 
-    def _run(self, name, h, first, last, condition, angles, padding, keys):
-        """The layers from `first` to before `last`. Only the image's tokens, the first, have
-        positions; the last `padding` of a row are no keys.
+    def _run(self, name, h, numbers, words, condition, angles, padding, keys):
+        """The layers of these numbers. Only the image's tokens, the first, have positions; the last
+        `words` are the text's, of which the last `padding` of a row are no keys.
         """
         cfg, layer = self.config, Layer
         angles = jnp.pad(angles, ((0, h.shape[1] - len(angles)), (0, 0)))
         lengths = None if padding is None else h.shape[1] - padding
         if self.gather is not None:
             layer = nn.map_variables(layer, "params", self.gather)
-        layers = layer_stack(layer, last - first, cfg.remat, cfg.scan_layers)
-        carry = (h, jnp.array(first))
-        return layers(cfg, self.attention, name=name)(carry, condition, angles, lengths, keys)[0][0]
+        layers = layer_stack(layer, len(numbers), cfg.remat, cfg.scan_layers)
+        carry = (h, jnp.array(numbers.start))
+        layers = layers(cfg, self.attention, words, name=name)
+        return layers(carry, condition, angles, lengths, keys)[0][0]
 
     def _predict(self, h, condition):
         """Tokens to patches, in float32."""

@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from imagen_jax.cascade.cascade import TEXT_ENCODER, Cascade, stage_keys
-from imagen_jax.cascade.sample import plan_steps, prepare_steps, sample_steps
+from imagen_jax.cascade.sample import plan_steps, prepare_steps, sample_steps, watched_steps
 from imagen_jax.cascade.stage import Conditions
 from imagen_jax.devices import program_cache
 from imagen_jax.devices.sharding import batch_parts, batch_sharding
@@ -69,12 +69,16 @@ def sample_cascade(
                     given = inputs(position, rows, low_res)
                     valid, before = min(batch_size, count - start), 0
                     every = (request.every or ceil(steps / 10)) if watched else None
-                    for step, state in sample_steps(*given, every):
+                    if request.watch is None:
+                        run = sample_steps(*given, every)
+                    else:
+                        run = watched_steps(*given, partial(request.watch, rows, valid))
+                    for step, state in run:
                         if watched:
                             jax.block_until_ready(state)
                         bar.update(step - before)
                         before = step
-                        if request.callback is not None:
+                        if request.callback is not None and (step == steps or not step % every):
                             request.callback(Progress(stage, step, steps, start, valid, state))
                     done.append(np.asarray(state.x)[:valid])
                 images = np.clip(np.concatenate(done), -1.0, 1.0)

@@ -30,6 +30,8 @@ from imagen_jax.images import signing
 from imagen_jax.images.image_list import ImageList
 from imagen_jax.pipeline import model_directory, option_names
 from imagen_jax.pipeline.adapters import adapted_params
+from imagen_jax.pipeline.explain import plan_look
+from imagen_jax.pipeline.explanation import Explanation
 from imagen_jax.pipeline.generation import (
     collect,
     encode_request,
@@ -49,6 +51,7 @@ from imagen_jax.pipeline.request import (
     ImageInput,
     Labels,
     Request,
+    Watch,
     base_size,
     check_request,
     last_stage,
@@ -142,6 +145,7 @@ class Pipeline:
         aspect_ratio: AspectRatio | None = None,
         guidance_kind: str | Sequence[str | None] | None = None,
         low_memory: bool = False,
+        watch: Watch | None = None,
         **unknown: Any,
     ) -> ImageList:
         """Images of a prompt, `num_images` of each when there are several.
@@ -178,6 +182,7 @@ class Pipeline:
                 stage. auto needs a second model: `load_model(..., guide=...)`.
             low_memory: lets each stage's parameters go before the next one's are read. No image is
                 finished, then, before the last stage.
+            watch: sees what each step starts from (`Request`), as `explain` does.
 
         Raises:
             ValueError: an empty prompt, a size that no stage makes, an unknown sampler and the
@@ -202,8 +207,7 @@ class Pipeline:
             "aug_level": aug_level,
             "sampling": sampling,
             "first_index": first_index,
-            "low_memory": low_memory,
-        }
+        } | {"low_memory": low_memory, "watch": watch}
         stages, base = self._stages(size), self._base_size(aspect_ratio)
         notes = {"aspect_ratio": aspect_ratio}
         request = Request(prompt, num_images=num_images, stages=stages, size=base, notes=notes)
@@ -344,6 +348,41 @@ class Pipeline:
             notes={"upscale": {"from": list(shrunk), "stage": stages[first].name}},
         )
         return self._generate(request, options)
+
+    def explain(
+        self,
+        prompt: str | Sequence[str],
+        words: Sequence[str] | None = None,
+        *,
+        stage: str | None = None,
+        layers: str | None = None,
+        image: ImageInput | None = None,
+        mask: ImageInput | None = None,
+        **options: Any,
+    ) -> list[Explanation]:
+        """The images of a prompt, and where each of its words counts in them: maps of attention, as
+        DAAM (arXiv 2210.04885) makes them.
+
+        Args:
+            words: of every prompt, or parts of it of several words; all of its words when None.
+            stage: whose network is looked into; the first one's when None.
+            layers: those whose names begin so, such as "up" of a U-Net; all when None.
+            image, mask: as of `edit` and `inpaint`, whose images are explained then.
+            options: as of `generate_images`, or of those; one image a prompt without num_images.
+                The images are the same as theirs.
+
+        Raises:
+            ValueError: as `generate_images`; a word that the prompt does not hold, a model or stage
+                that attends to no text.
+        """
+        make = self.generate_images
+        if image is not None:
+            make = partial(self.edit, image) if mask is None else partial(self.inpaint, image, mask)
+        elif mask is not None:
+            raise ValueError("mask is for an image, which is not given.")
+        look, options = (stage, layers), {"num_images": 1, **options}
+        recorder = plan_look(self.cascade, self.name, prompt, words, look, options)
+        return recorder.explanations(make(prompt, watch=recorder, **options))
 
     def _stages(self, size: Number | None) -> range:
         """The stages up to a size, of a model that begins with noise."""

@@ -15,6 +15,7 @@ from PIL import Image, ImageOps
 
 from imagen_jax import models
 from imagen_jax.cascade.cascade import Cascade
+from imagen_jax.cascade.sample import Moment
 from imagen_jax.cascade.stage import Stage
 from imagen_jax.diffusion.editing import Edit
 from imagen_jax.diffusion.overrides import is_number, is_whole, plain
@@ -36,6 +37,7 @@ AspectRatio = str | Number | tuple[Number, ...]
 Label = str | Number  # a class by name or number
 Labels = Label | Sequence[Label] | np.ndarray
 ImageInput = masks.ImageInput
+Watch = Callable[[np.ndarray, int, Moment], None]
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,8 @@ class Request:
     batch_size: images at a time. progress, callback, every: a bar; called with a `Progress` every
     `every` steps (a tenth of all when None). finished: called with the images of each batch once
     they are done. low_memory: lets each stage's parameters go before the next one's are read.
-    notes: for the settings in the images.
+    watch: called before each step of each batch with the places of its images among all, how many
+    of them count (a batch may be filled up), and a `Moment`. notes: for the settings in the images.
     """
 
     prompt: str | Sequence[str] | None = None
@@ -70,6 +73,7 @@ class Request:
     every: Number | None = None
     finished: Callable[[ImageList], None] | None = None
     low_memory: bool = False
+    watch: Watch | None = None
     notes: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -97,7 +101,7 @@ def check_request(cascade: Cascade, name: str, request: Request) -> Request:
             raise ValueError(f"{name!r} reads {read}: give a {option}{some}.")
         if value is not None and kind not in kinds:
             raise ValueError(f"{name!r} reads no {read}, but a {option} was given: {value!r}.")
-    prompts = None if request.prompt is None else _prompts(cascade, name, request.prompt)
+    prompts = None if request.prompt is None else check_prompts(cascade, name, request.prompt)
     labels = None if request.label is None else class_numbers(cascade, request.label)
     if prompts and labels and len(prompts) != len(labels):
         raise ValueError(f"{len(prompts)} prompts but {len(labels)} labels.")
@@ -174,7 +178,8 @@ def check_text(prompt: str) -> None:
         ) from None
 
 
-def _prompts(cascade: Cascade, name: str, prompt: Any) -> list[str]:
+def check_prompts(cascade: Cascade, name: str, prompt: Any) -> list[str]:
+    """One prompt or several as a list; ValueError where the model can read none, or not these."""
     if cascade.encoder is None:
         raise ValueError(
             f"{name!r} reads text, but came without a text encoder: load it together with the "

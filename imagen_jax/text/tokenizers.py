@@ -87,6 +87,26 @@ def token_ids(tokenizer: Tokenizer, prompts: Sequence[str]) -> list[list[int]]:
     return [processor.EncodeAsIds(text.decode("utf-8")) for text in texts]
 
 
+def token_spans(tokenizer: Tokenizer, prompt: str) -> list[tuple[int, int]]:
+    """Where each token of `token_ids` lies in a prompt: characters [begin, end). A token of no
+    character, such as the mark before the first word, begins and ends at one place.
+    """
+    text = prompt.encode("utf-8", "replace").decode("utf-8")  # has as many characters
+    if isinstance(tokenizer, ByteTokenizer):
+        return [(i, i + 1) for i, sign in enumerate(text) for _ in sign.encode("utf-8")]
+    processor, spans, place = _processor(tokenizer), [], 0
+    pieces = processor.EncodeAsProto(text).pieces
+    for piece in pieces:
+        begin = text.find(piece.surface, place)  # white space is left out at the ends
+        place = begin + len(piece.surface)
+        spans.append((begin, place))
+    # Of a character in several bytes, the last piece has it.
+    for i in reversed(range(len(pieces) - 1)):
+        if processor.IsByte(pieces[i].id) and not pieces[i].surface:
+            spans[i] = spans[i + 1]
+    return spans
+
+
 def tokenizer_digest(tokenizer: Tokenizer) -> str:
     """The kind of a tokenizer, and some digits that change with its vocabulary."""
     if isinstance(tokenizer, ByteTokenizer):

@@ -122,6 +122,26 @@ def test_edit_inpaint_and_upscale_are_the_pipelines(client: Client, photo: Path)
     np.testing.assert_array_equal(pixels(files), arrays(expected))
 
 
+def test_explain_is_the_pipelines(client: Client):
+    files, note = client.predict(**options(num_images=2), layers="up", api_name="/explain")
+    found = tiny_pipeline().explain(
+        "red heart", layers="up", num_images=2, size=8, seed=7, progress=False
+    )
+    expected = [np.asarray(image) for each in found for image in (each.image, each.page())]
+    assert len(files) == len(expected) == 4
+    for file, image in zip(files, expected, strict=True):
+        np.testing.assert_array_equal(np.asarray(Image.open(file["image"])), image)
+    assert note.startswith("2 images of 8 pixels")
+    assert read_settings(files[0]["image"])["prompt"] == "red heart"
+    for layers in ("../up", ["up"], {"up": 1}, 3, True):
+        with pytest.raises(AppError, match="Layers are all, or down, mid, up"):
+            client.predict(**options(), layers=layers, api_name="/explain")
+    with pytest.raises(
+        AppError, match="No layer of stage 'base' has a name that begins with 'mid'"
+    ):
+        client.predict(**options(), layers="mid", api_name="/explain")
+
+
 def test_models_says_what_each_can_do(client: Client):
     fast, other = client.predict(api_name="/models")
     assert (fast["name"], other["name"]) == ("icons-fast", "other")
@@ -179,7 +199,8 @@ def test_uploads_are_limited(site: Site):
 
 def test_only_named_events_are_endpoints(client: Client):
     named = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
-    assert set(named) == {"/generate", "/edit", "/inpaint", "/upscale", "/again", "/models"}
+    assert set(named) == {"/generate", "/edit", "/inpaint", "/upscale", "/explain", "/again",
+                          "/models"}  # fmt: skip
 
 
 def test_a_full_queue_is_told_and_stop_stops(tmp_path: Path):

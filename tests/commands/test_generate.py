@@ -290,3 +290,28 @@ def test_wrong_options_need_no_jax(repository):
     assert result.returncode == 2
     assert "error: --steps" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_explained_images_have_maps_beside_them(directory, tmp_path, capsys):
+    given = ["--model", directory, "--num_images", 1, "--seed", 4, "--size", 4]
+    run("red ox", "狗", *given, "--explain", "--explain_layers", "up", "--out", tmp_path / "out")
+    run("red ox", "狗", *given, "--out", tmp_path / "plain")
+    written = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.*")}
+    assert written == {
+        *("0000_red_ox.png", "0001_狗.png", "grid.png", "explain.png"),
+        *(f"0000_red_ox_explain/{n}" for n in ("page.png", "0000_red.png", "0001_ox.png")),
+        *(f"0001_狗_explain/{name}" for name in ("page.png", "0000_狗.png")),
+        *("0000_red_ox_explain/maps.npz", "0001_狗_explain/maps.npz"),
+    }
+    for name in ("0000_red_ox.png", "0001_狗.png"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "plain" / name).read_bytes()
+    with np.load(tmp_path / "out/0000_red_ox_explain/maps.npz") as arrays:
+        assert arrays["maps"].shape == (2, 4, 4)
+        assert [name for name in arrays if name.startswith("layers")] == ["layers/up0_attention"]
+    capsys.readouterr()
+    assert "--explain_layers is for --explain" in mistake("a", *given, "--explain_layers", "up")
+    assert "does not go with --upscale" in mistake("a", *given, "--explain", "--upscale", "a.png")
+    assert "begins with 'mid'" in mistake(
+        "a", *given, "--explain", "--explain_layers", "mid", "--out", tmp_path / "no"
+    )
+    assert not (tmp_path / "no").exists()
