@@ -211,11 +211,11 @@ def make_page(values: Mapping[str, Any], about: Mapping[str, Any], images: Mappi
 
 
 def _bars(own: Mapping[str, Any]) -> str:
-    """A bar for each subject, divided among the values, in the order of the first one's share."""
+    """A bar for each subject, divided among the values, those with least of the first one first."""
     first, colors = next(iter(own["all"])), dict(zip(own["all"], _colors(own), strict=True))
     key = " ".join(f'<b style="color:{c}">&#9632;</b> {html.escape(v)}' for v, c in colors.items())
     lines = []
-    for subject, shares in sorted(own["subjects"].items(), key=lambda x: -x[1][first]["share"]):
+    for subject, shares in sorted(own["subjects"].items(), key=lambda x: x[1][first]["share"]):
         parts = "".join(
             f'<span style="width:{found["share"]:.1%};background:{colors[value]}"></span>'
             for value, found in shares.items()
