@@ -30,7 +30,7 @@ ELSEWHERE = {
 ROOMS = (
     *("pipeline", "cascade", "diffusion", "models", "text", "images", "data", "training"),
     *("evaluation", "human_study", "convert", "compress", "export", "planning", "storage"),
-    *("devices", "typing"),
+    *("sweeps", "bulk_data", "devices", "typing"),
 )
 # What a reader is likely to look for in a room.
 FIRST = {

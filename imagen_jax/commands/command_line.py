@@ -42,6 +42,7 @@ EXTRAS = {
     "qwix": "quantize",
     "gradio": "app",
     "onnx": "export",
+    "optuna": "sweep",
     "onnxruntime": "export",
     "c2pa": "c2pa",
     "torch": None,  # itself is enough

@@ -18,8 +18,8 @@ psnr, ssim: of each super-resolution stage, given the true images of --data down
 bicubic; or of --images beside --truth. In dB, and in [-1, 1].
 images: no figure, only the images.
 
-Several weights or levels (--guidance 1 1.35 2 --aug_level 0 0.1) are a sweep: sweep.csv and
-sweep.png set distance against alignment. DIR/report.json and DIR/report.html hold the figures, what
+Several weights or levels (--guidance 1 1.35 2 --aug_level 0 0.1) make a curve: curve.csv and
+curve.png set distance against alignment. DIR/report.json and DIR/report.html hold the figures, what
 decides them, and why a figure cannot be compared with published ones. Images and features stay in
 DIR: a run that was killed resumes. docs/evaluation.md explains the protocols.
 """
@@ -74,7 +74,7 @@ def parser() -> argparse.ArgumentParser:
     add("--num", type=int, help="the first N prompts; of --data, N images, always the same ones")
     add("--num_images", type=int, help="images a prompt (default: 1)")
     add("--guidance", type=by_stage, nargs="+", metavar="W", help="weights of the text: W W ... "
-        "are the points of a sweep; W,W by stage")  # fmt: skip
+        "are the points of a curve; W,W by stage")  # fmt: skip
     add_guidance_options(parse)
     add("--aug_level", type=by_stage, nargs="+", metavar="A", help="noise on the low-resolution "
         "input of stages, in [0, 1]: A A ...; A,A by stage")  # fmt: skip

@@ -24,8 +24,10 @@ VERBS = {
         "train_tokenizer": "train the tokenizer of such an encoder",
         "embed_text": "embed the captions of a data set ahead of training",
         "prepare_icons": "make the data set of icons",
+        "dataset": "make a data set of generated images",
         "plan": "memory and time of a run on TPUs or GPUs you do not have",
         "compare_recipes": "train a grid of recipes at equal compute",
+        "sweep": "train with several values of some keys, and compare",
     },
     "Models": {
         "save_model": "write training runs as one model directory",

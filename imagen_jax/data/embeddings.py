@@ -6,14 +6,13 @@ has an embedding for each of its captions. Written by imagen-jax embed_text.
 """
 
 import dataclasses
-import fcntl
 import hashlib
 import json
 import os
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -22,14 +21,11 @@ from imagen_jax.data.captions import Captions
 from imagen_jax.data.records import array_records
 from imagen_jax.data.sources import Source, broken_as
 from imagen_jax.storage.codec import to_dict
-from imagen_jax.storage.disk import disk_errors
 from imagen_jax.storage.folders import user_path
 from imagen_jax.storage.json_file import parse_object, read_dataclass, write_object
 from imagen_jax.storage.trees import flatten
 
 MANIFEST = "embeddings.json"
-# One record a group: each is read by itself. Embeddings hardly compress.
-WRITER_OPTIONS = "group_size:1,uncompressed"
 HEADER_SIZE = struct.Struct("<I")
 MAX_HEADER_BYTES = 2**20
 
@@ -153,41 +149,6 @@ def unpack(record: bytes, width: int) -> tuple[dict[str, Any], list[np.ndarray]]
     if values.size != sum(counts) * width:
         raise ValueError(f"it has {values.size} numbers for {sum(counts)} tokens of {width}")
     return header, np.split(values.reshape(-1, width), np.cumsum(counts)[:-1]) if counts else []
-
-
-def write_shard(path: Path, records: Iterable[bytes]) -> None:
-    """A shard, whole or not at all. Not `written_whole`: the half-written file has one name, which
-    is locked, so that two processes that write the same shard find out.
-
-    Raises:
-        ValueError: another process is writing it.
-    """
-    from array_record.python.array_record_module import ArrayRecordWriter
-
-    half = path.with_name(f".{path.name}.half")
-    with disk_errors(path), open(half, "ab") as file:
-        if not _locked(file, half):
-            raise ValueError(
-                f"another process is writing {path}: several share the work only when they are "
-                "started as the hosts of one run, as for training"
-            )
-        writer = ArrayRecordWriter(str(half), WRITER_OPTIONS)  # empties the file that is locked
-        for record in records:
-            writer.write(record)
-        writer.close()
-        os.fsync(file.fileno())
-        half.rename(path)
-
-
-def _locked(file: IO[bytes], path: Path) -> bool:
-    """Locks an open file until it is closed, or its process killed; whether that was possible."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except (BlockingIOError, FileNotFoundError):  # held, or renamed by who held it
-        return False
-    except OSError:  # a file system without locks
-        return True
 
 
 # -------------------------------------------------------------------------------------- source

@@ -9,7 +9,6 @@ The same icons give the same bytes, in however many threads they are drawn.
 
 import collections
 import contextlib
-import io
 import json
 import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,6 +22,7 @@ from imagen_jax.data import unicode_names
 from imagen_jax.data.icon_drawing import draw_all
 from imagen_jax.data.icon_sets import OpenSet
 from imagen_jax.data.icons import SPLITS, Icon, as_columns
+from imagen_jax.data.shard_writing import add_member
 from imagen_jax.storage.atomic import written_together
 
 LARGEST_ARRAY = 64  # pixels: larger images go into tars
@@ -82,8 +82,8 @@ def write_set(
                 images[side][row] = image
             for side, png in pngs.items():
                 tar = files[folder / str(side) / where[row]]
-                _add(tar, f"{icons[row].key}.png", png)
-                _add(tar, f"{icons[row].key}.json", fields[row])
+                add_member(tar, f"{icons[row].key}.png", png)
+                add_member(tar, f"{icons[row].key}.json", fields[row])
             advance()
         for side, path in zip(small, arrays, strict=True):
             with found[path].open("wb") as file:  # numpy would add an ending to a path
@@ -118,12 +118,6 @@ def _fields(icons: Sequence[Icon], columns: Mapping[str, np.ndarray]) -> list[by
 
 def _json(value: Any, indent: int | None = None) -> str:
     return json.dumps(value, ensure_ascii=False, indent=indent)
-
-
-def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
-    member = tarfile.TarInfo(name)
-    member.size, member.mode = len(content), 0o644
-    tar.addfile(member, io.BytesIO(content))
 
 
 def manifest(sets: Sequence[OpenSet], icons: Sequence[Icon]) -> dict[str, Any]:

@@ -6,15 +6,15 @@ import jax
 
 from imagen_jax.devices.accelerators import describe
 from imagen_jax.evaluation.generation import image_file
+from imagen_jax.evaluation.guidance_curve import CurvePoint, text
 from imagen_jax.evaluation.inputs import EvaluatedModel, EvaluationRun
 from imagen_jax.evaluation.metrics import DISTANCES, FRECHET, metrics_of
-from imagen_jax.evaluation.sweep import SweepPoint, text
 
 WIDTH = 11  # of the column of names
 
 
 def lines(
-    run: EvaluationRun, points: Sequence[SweepPoint], models: Sequence[EvaluatedModel]
+    run: EvaluationRun, points: Sequence[CurvePoint], models: Sequence[EvaluatedModel]
 ) -> str:
     """One line each, by name; then a note for everything that makes a figure doubtful."""
     request = run.request

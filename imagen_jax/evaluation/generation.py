@@ -1,6 +1,5 @@
 """Images of a list of prompts, one file each: what is there already is never generated again."""
 
-import json
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -17,11 +16,11 @@ from imagen_jax.images import signing
 from imagen_jax.images.image_file import save_image
 from imagen_jax.images.provenance import marked, source_of
 from imagen_jax.storage.json_file import read_object, write_object
-from imagen_jax.storage.trees import flatten
+from imagen_jax.storage.trees import first_difference
 from imagen_jax.text.encoder import ShortenedWarning
 
-# (prompts or labels, global index of the first) -> an image each.
-Generate = Callable[[Sequence[str | int], int], Sequence[Image.Image]]
+# (prompts or labels, global index of the first, perhaps seed and negative prompt) -> images.
+Generate = Callable[..., Sequence[Image.Image]]
 SETTINGS_FILE = "settings.json"
 
 
@@ -40,16 +39,15 @@ def check_directory(directory: Path, settings: dict[str, Any]) -> None:
     if not path.is_file():
         raise ValueError(f"{directory} holds images and no {SETTINGS_FILE}; give another --out.")
     try:
-        found = flatten(read_object(path, "the settings of a run"))
+        found = read_object(path, "the settings of a run")
     except ValueError as error:
         raise ValueError(f"{error} Delete {directory}.") from None
-    wanted = flatten(json.loads(json.dumps(settings)))  # tuples as lists
-    for name in sorted({*wanted, *found}):
-        if wanted.get(name) != found.get(name):
-            raise ValueError(
-                f"{directory} holds images with {name.replace('/', '.')} = {found.get(name)!r}, "
-                f"not {wanted.get(name)!r}; give another --out, or delete it."
-            )
+    if difference := first_difference(found, settings):
+        name, was, wanted = difference
+        raise ValueError(
+            f"{directory} holds images with {name} = {was!r}, not {wanted!r}; give another --out, "
+            "or delete it."
+        )
 
 
 def open_directory(directory: Path, settings: dict[str, Any]) -> None:
@@ -63,18 +61,23 @@ def open_directory(directory: Path, settings: dict[str, Any]) -> None:
 
 
 def make_generate(model: EvaluatedModel, size: int, seed: int, batch_size: int) -> Generate:
-    """What generates images of prompts, or of classes for a model that reads these."""
+    """What generates images of prompts, or of classes for a model that reads these; `seed`: of
+    calls that give none.
+    """
     pipeline = model.pipeline
     reads_text = any(stage.conditioning == "text" for stage in pipeline.cascade.stages)
 
-    def generate(prompts: Sequence[str], first: int) -> Sequence[Image.Image]:
+    def generate(
+        prompts: Sequence[str], first: int, own_seed: int = seed, negative: str | None = None
+    ) -> Sequence[Image.Image]:
         what = {"prompt": list(prompts)} if reads_text else {"label": list(prompts)}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ShortenedWarning)  # one was given for all prompts
             return pipeline.generate_images(
                 num_images=1,
                 size=size,
-                seed=seed,
+                seed=own_seed,
+                negative_prompt=negative,
                 batch_size=batch_size,
                 progress=False,
                 sampling=model.sampling,

@@ -84,9 +84,9 @@ def make_page(
     """The page; all text escaped, all images inside it.
 
     Args:
-        report: what report.json holds; the points of a sweep under "points".
+        report: what report.json holds; the points of a curve under "points".
         images: to be shown, by title.
-        table: of the points of a sweep.
+        table: of the points of a curve.
     """
     points = report.get("points") or [report]
     title = f"Evaluation of {report['model']['name']}"

@@ -33,7 +33,7 @@ from imagen_jax.storage.codec import require
 
 @dataclass(frozen=True, eq=False)
 class EvaluationRun:
-    """A request and what was read for it, the same for every point of a sweep.
+    """A request and what was read for it, the same for every point of a curve.
 
     prompts: in their order; None for images of unknown captions. true_set: what psnr and ssim of a
     model's super-resolution stages are measured on. files: given images, measured instead of
@@ -193,14 +193,14 @@ def _read_files(
 
 @dataclass(frozen=True, eq=False)
 class EvaluatedModel:
-    """The model under evaluation as one point of a sweep samples it; `about` is for the report."""
+    """The model under evaluation as one point of a curve samples it; `about` is for the report."""
 
     pipeline: Pipeline
     sampling: tuple[Sampling, ...]
     about: dict[str, Any]
 
 
-# Fields of Sampling that a request may have, beside those of a sweep.
+# Fields of Sampling that a request may have, beside those of a curve.
 OVERRIDES = (
     *("steps", "sampler", "guidance_kind", "guidance_eta", "guidance_norm", "guidance_momentum"),
     "zero_init_steps",
@@ -208,8 +208,9 @@ OVERRIDES = (
 
 
 def all_devices() -> Mesh | None:
-    """A mesh over all devices, which share each batch; None where there is one."""
-    return make_mesh(MeshConfig()) if jax.device_count() > 1 else None
+    """A mesh over this process's devices, which share each batch; None where there is one."""
+    devices = jax.local_devices()
+    return make_mesh(MeshConfig(), devices) if len(devices) > 1 else None
 
 
 def read_model(request: EvaluationRequest) -> EvaluatedModel:

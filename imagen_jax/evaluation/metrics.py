@@ -118,7 +118,7 @@ def compute_targets(
     reference: Reference | None,
     captions: Sequence[str] | None,
 ) -> dict[str, Targets]:
-    """What the metrics compare with, by name of network: once for all points of a sweep.
+    """What the metrics compare with, by name of network: once for all points of a curve.
 
     Raises ValueError where the reference has no features by one of the networks.
     """

@@ -34,7 +34,7 @@ class PromptList:
 
     ids: of each prompt, distinct: COCO's caption ids, else its place. categories: DrawBench's, or
     None. image_ids: COCO's, of the true images, or None. origin: how the list was made, as far
-    as the file says.
+    as the file says. columns: others of the file, a value a prompt, None where a line lacks it.
     """
 
     name: str
@@ -43,6 +43,7 @@ class PromptList:
     categories: tuple[str, ...] | None = None
     image_ids: tuple[str, ...] | None = None
     origin: dict[str, Any] = field(default_factory=dict)
+    columns: dict[str, tuple[Any, ...]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -70,7 +71,8 @@ class PromptList:
             raise ValueError(f"num must be at least 1: {count}.")
         names = ("texts", "ids", "categories", "image_ids")
         values = {name: getattr(self, name) for name in names}
-        return replace(self, **{k: v and v[:count] for k, v in values.items()})
+        columns = {name: values[:count] for name, values in self.columns.items()}
+        return replace(self, columns=columns, **{k: v and v[:count] for k, v in values.items()})
 
 
 def plain_list(name: str, texts: Sequence[str]) -> PromptList:
@@ -143,4 +145,6 @@ def _from_rows(path: Path, rows: Sequence[Row], name: str) -> PromptList:
         tuple(str(row[column]) for _, row in rows) if column in columns else None
         for column in ("category", "image_id")
     )
-    return PromptList(name, texts, tuple(lines), categories, image_ids)
+    others = dict.fromkeys(name for _, row in rows for name in row if name != "prompt")
+    more = {column: tuple(row.get(column) for _, row in rows) for column in others}
+    return PromptList(name, texts, tuple(lines), categories, image_ids, columns=more)

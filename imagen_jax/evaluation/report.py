@@ -17,11 +17,11 @@ from PIL import Image
 
 from imagen_jax import __version__
 from imagen_jax.diffusion.overrides import sampling_to_dict
-from imagen_jax.evaluation import sweep
+from imagen_jax.evaluation import guidance_curve
+from imagen_jax.evaluation.guidance_curve import CurvePoint
 from imagen_jax.evaluation.html_report import NAMES, make_page, notes_of, rows_of
 from imagen_jax.evaluation.image_folder import Preprocessing, read_image
 from imagen_jax.evaluation.inputs import EvaluatedModel, EvaluationRun
-from imagen_jax.evaluation.sweep import SweepPoint
 from imagen_jax.images import decoding
 from imagen_jax.images.grid import image_grid, magnify
 from imagen_jax.images.image_file import has_settings, save_image
@@ -31,7 +31,7 @@ from imagen_jax.storage.json_file import read_object, write_object
 
 LIBRARIES = ("jax", "jaxlib", "flax", "numpy", "pillow")  # that figures may depend on
 SHEET_IMAGES, SHEET_SIDE = 64, 256  # on a sheet: how many images, and their pixels at most
-STRIP, STRIP_IMAGES = "strip.png", 8  # of each point, in the page of a sweep
+STRIP, STRIP_IMAGES = "strip.png", 8  # of each point, in the page of a curve
 TITLES = {"pictures.png": "Images"}
 Table = list[list[str]]
 
@@ -51,7 +51,7 @@ class Report:
         return Report(**{name: own | vars(other)[name] for name, own in vars(self).items()})
 
     def only_strip(self) -> "Report":
-        """Without all sheets but the strip, which the page of a sweep shows."""
+        """Without all sheets but the strip, which the page of a curve shows."""
         return replace(self, sheets={k: v for k, v in self.sheets.items() if k == STRIP})
 
     def write(self, directory: Path) -> list[Path]:
@@ -192,11 +192,11 @@ def image_settings(model: EvaluatedModel, prompts: str, **more: Any) -> dict[str
 def write_results(
     out: Path,
     about: dict[str, Any],
-    points: Sequence[SweepPoint],
+    points: Sequence[CurvePoint],
     reports: Sequence[Report],
     models: Sequence[EvaluatedModel],
 ) -> list[Path]:
-    """Writes the report of one point, or of a sweep with its curve; gives the files."""
+    """Writes the report of one point, or of a curve; gives the files."""
     values = [
         report.values | ({"not_measured": report.failures} if report.failures else {})
         for report in reports
@@ -217,11 +217,11 @@ def write_results(
         ]
         about["settings"].pop("sampling")
         result = {"points": entries, **about}
-        rows, shown = sweep.table(points, values), {}
-        paths = Report(tables={"sweep.csv": rows}).write(out)
-        if sweep.has_curve(values):
-            paths.append(out / "sweep.png")
-            sweep.plot(points, values, paths[-1])
+        rows, shown = guidance_curve.table(points, values), {}
+        paths = Report(tables={"curve.csv": rows}).write(out)
+        if guidance_curve.has_curve(values):
+            paths.append(out / "curve.png")
+            guidance_curve.plot(points, values, paths[-1])
             shown["Curve"] = decoding.read(paths[-1])
         shown |= {
             point.name: report.sheets[STRIP]
@@ -254,8 +254,8 @@ def _keep_earlier(out: Path, values: Sequence[Mapping[str, Any]]) -> None:
     print(f"{path} had other figures: it is now {name}.json")
 
 
-def summary(values: Mapping[str, Any], point: SweepPoint | None = None) -> str:
-    """The figures as a table; at a point of a sweep, in one line."""
+def summary(values: Mapping[str, Any], point: CurvePoint | None = None) -> str:
+    """The figures as a table; at a point of a curve, in one line."""
     rows = rows_of(values)
     if point is not None:
         figures = [f"{NAMES[metric]} {value:.5g}" for metric, _, value, _ in rows]

@@ -1,5 +1,5 @@
 """An evaluation from the request to the report: images, features, then what each metric makes of
-them, at every point of a sweep.
+them, at every point of a curve.
 
 Every image and every chunk of the features is a file: what is there is not made again. A figure
 that cannot be had is told at the end, beside the others.
@@ -19,11 +19,11 @@ from imagen_jax.diffusion.overrides import with_overrides
 from imagen_jax.evaluation import (
     first_screen,
     generation,
+    guidance_curve,
     image_folder,
     inputs,
     report,
     super_resolution,
-    sweep,
 )
 from imagen_jax.evaluation.extraction import extract
 from imagen_jax.evaluation.image_quality import QUALITY
@@ -43,7 +43,7 @@ from imagen_jax.text.encoder import tokenize
 
 
 def evaluate(request: EvaluationRequest) -> None:
-    """Makes the reference that is asked for, measures every point of the sweep, writes the report
+    """Makes the reference that is asked for, measures every point of the curve, writes the report
     and prints the figures. For a shard of the work: only images and features. Without --out the
     figures of given images are printed and nothing is kept; else only the reference is made.
 
@@ -82,7 +82,7 @@ def _folder(out: Path | None) -> Iterator[Path]:
 
 
 def _evaluate(request: EvaluationRequest, directory: Path) -> None:
-    points = sweep.make_points(request.guidance, request.aug_level)
+    points = guidance_curve.make_points(request.guidance, request.aug_level)
     if len(points) > 1:
         import matplotlib  # noqa: F401  (an error before the work, not after it)
     run = inputs.read_run(request)
@@ -126,7 +126,9 @@ def _evaluate(request: EvaluationRequest, directory: Path) -> None:
         raise ValueError(f"not measured: {'; '.join(failures)}")
 
 
-def _read_models(run: EvaluationRun, points: Sequence[sweep.SweepPoint]) -> list[EvaluatedModel]:
+def _read_models(
+    run: EvaluationRun, points: Sequence[guidance_curve.CurvePoint]
+) -> list[EvaluatedModel]:
     """The model at every point; empty where all images are given."""
     if not run.generates:
         return []
@@ -185,7 +187,7 @@ def measure_point(
     targets: Mapping[str, Targets],
     directory: Path,
 ) -> Report:
-    """Everything that the metrics ask for at one point of a sweep; "seconds" among its values.
+    """Everything that the metrics ask for at one point of a curve; "seconds" among its values.
 
     For a shard of the work: only its images and their features, no figures.
 

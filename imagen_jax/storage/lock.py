@@ -142,6 +142,12 @@ def _runs(pid: int) -> bool:
     return True
 
 
+def wait_until_free(folder: Path) -> None:
+    """Waits while a process of this machine that is about to end holds the lock of a folder."""
+    with contextlib.suppress(OSError), open(folder / LOCK_FILE, "r+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+
+
 @contextlib.contextmanager
 def locked(folder: Path, option: str) -> Iterator[None]:
     """Holds the lock of a folder that exists; all hosts of a run call it, and the first one locks.

@@ -1,5 +1,6 @@
 """Trees of arrays as flat dicts by "a/b/c", and back to nested dicts."""
 
+import json
 import math
 import re
 from collections.abc import Mapping
@@ -39,6 +40,17 @@ def unflatten(flat: Mapping[str, Any]) -> Params:
     for name in sorted(parents & set(flat)):
         raise ValueError(f"Parameter {name!r} is also the parent of others.")
     return traverse_util.unflatten_dict(flat, sep="/")
+
+
+def first_difference(found: Any, wanted: Any) -> tuple[str, Any, Any] | None:
+    """(a.b.c, what it is in `found`, in `wanted`) of the first leaf by name in which two trees of
+    JSON values differ; None stands for one that is not there.
+    """
+    found, wanted = flatten(found), flatten(json.loads(json.dumps(wanted)))  # tuples as lists
+    for name in sorted({*wanted, *found}):
+        if wanted.get(name) != found.get(name):
+            return name.replace("/", "."), found.get(name), wanted.get(name)
+    return None
 
 
 def num_bytes(tree: Any) -> int:

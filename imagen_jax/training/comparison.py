@@ -3,7 +3,6 @@ images, seeds, text encoder, optimizer and evaluation.
 """
 
 import itertools
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +22,7 @@ from imagen_jax.images.image_file import save_image
 from imagen_jax.images.pixels import resize, to_uint8
 from imagen_jax.storage.codec import Section, require, to_dict
 from imagen_jax.storage.json_file import read_object, write_object
-from imagen_jax.storage.trees import flatten
+from imagen_jax.storage.trees import first_difference
 from imagen_jax.text import encoder as text
 from imagen_jax.training import flops, loop, start, workdir
 from imagen_jax.training.batches import abstract_batch
@@ -139,14 +138,12 @@ def read_result(folder: Path, plan: start.Plan, protocol: Protocol) -> dict[str,
     if not path.is_file():
         return None
     result = read_object(path, "the result of a cell")
-    wanted = flatten(json.loads(json.dumps(request(plan, protocol))))
-    found = flatten(result["request"])
-    for name in sorted({*wanted, *found}):
-        if wanted.get(name) != found.get(name):
-            raise ValueError(
-                f"{folder} is of a run with {name.replace('/', '.')} = {found.get(name)!r}, not "
-                f"{wanted.get(name)!r}; give another --out, or delete it"
-            )
+    if difference := first_difference(result["request"], request(plan, protocol)):
+        name, was, wanted = difference
+        raise ValueError(
+            f"{folder} is of a run with {name} = {was!r}, not {wanted!r}; give another --out, or "
+            "delete it"
+        )
     return result
 
 

@@ -136,6 +136,14 @@ def split_overrides(arguments: Iterable[str]) -> tuple[list[str], dict[str, str]
     return rest, overrides
 
 
+def read_value(text: str) -> Any:
+    """What the text of an override means: a Python literal, and a plain string where it is none."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return {"true": True, "false": False, "none": None}.get(text.lower(), text)
+
+
 def apply_overrides(config: ConfigDict, overrides: Mapping[str, str]) -> None:
     """Sets keys such as "optimizer.learning_rate" or "stage.network.levels.0.channels".
 
@@ -144,10 +152,7 @@ def apply_overrides(config: ConfigDict, overrides: Mapping[str, str]) -> None:
     """
     values = to_dict(config)
     for key, text in overrides.items():
-        try:
-            value = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            value = {"true": True, "false": False, "none": None}.get(text.lower(), text)
+        value = read_value(text)
         path = key.replace("[", ".").replace("]", "").split(".")
         node = values
         for i, name in enumerate(path[:-1], start=1):

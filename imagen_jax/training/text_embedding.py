@@ -12,6 +12,7 @@ from imagen_jax import data
 from imagen_jax.data import embeddings
 from imagen_jax.data.captions import Captions
 from imagen_jax.data.loader import captions_of
+from imagen_jax.data.shard_writing import write_records
 from imagen_jax.devices.sharding import MeshConfig, batch_sharding, make_mesh
 from imagen_jax.pipeline import encoder_files, loading
 from imagen_jax.text import encoder as text
@@ -83,7 +84,7 @@ def embed_captions(
         first = number * shard_size
         rows = range(first, min(first + shard_size, len(source)))
         examples = captions_of(source, rows, config.data.max_broken_share)
-        embeddings.write_shard(paths[number], records(examples, embed))
+        write_records(paths[number], records(examples, embed))
         say(f"wrote {paths[number]}")
     if str(shortened):
         say(f"Warning: {shortened} See text.max_length.")

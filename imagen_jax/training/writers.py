@@ -93,6 +93,14 @@ class EventFile:
         pixels = summary.image(name, np.asarray(image.convert("RGB")), dataformats="HWC")
         self._write(self.event(step=step, summary=pixels))
 
+    def hparams(self, step: int, values: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+        """A run's hyper-parameters, numbers or texts, and its metrics, for the tab HParams."""
+        from tensorboardX import summary
+
+        parts = summary.hparams(dict(values), dict(metrics))
+        self._write(*(self.event(step=step, summary=part) for part in parts))
+        self.scalars(step, metrics)
+
     def close(self) -> None:
         """Closes the file."""
         with disk_errors(self.folder):

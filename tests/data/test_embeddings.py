@@ -16,9 +16,9 @@ from imagen_jax.data.embeddings import (
     read_manifest,
     shard_path,
     write_manifest,
-    write_shard,
 )
 from imagen_jax.data.records import array_records
+from imagen_jax.data.shard_writing import write_records
 
 WIDTH, LENGTH = 4, 6
 FINGERPRINT = {"weights": "aa", "tokenizer": "bytes", "encoder": {"d_model": WIDTH}}
@@ -47,7 +47,7 @@ def write(directory, source, **changes):
             pack(source[row]["key"], texts, [tokens_of(text) for text, _ in texts])
             for row, texts in zip(rows, captions, strict=True)
         ]
-        write_shard(shard_path(directory, manifest, number), records)
+        write_records(shard_path(directory, manifest, number), records)
     return manifest
 
 
@@ -132,11 +132,11 @@ def test_a_shard_that_another_process_writes_is_left_to_it(tmp_path):
 
     def records():
         with pytest.raises(ValueError, match=f"another process is writing {path}"):
-            write_shard(path, [b"second"])
+            write_records(path, [b"second"])
         yield b"first"
 
     (tmp_path / ".shard.half").write_bytes(b"left by a killed process" * 9999)
-    write_shard(path, records())
+    write_records(path, records())
     assert list(array_records(str(path))) == [b"first"]
     assert os.listdir(tmp_path) == ["shard"]
 
@@ -146,7 +146,7 @@ def test_what_could_not_be_read_is_broken(tmp_path):
     manifest = write(tmp_path, source)
     path = shard_path(tmp_path, manifest, 0)
     good = [pack(f"key {i}", source[i]["captions"], [tokens_of(f"{i}.0")]) for i in range(3)]
-    write_shard(path, [pack("key 0", [], []), good[1][:-3], good[2][:7]])
+    write_records(path, [pack("key 0", [], []), good[1][:-3], good[2][:7]])
     embedded = read_embedded(source, tmp_path)
     for row in range(3):
         with pytest.raises(BrokenExample, match=f"{path.name}.{row}"):

@@ -1,4 +1,4 @@
-"""scripts/evaluate.py with feature networks: figures, resuming, shares, sweeps, off-protocol notes.
+"""scripts/evaluate.py with feature networks: figures, resuming, shares, curves, off-protocol notes.
 
 The networks are stand-ins (tests/evaluation/stand_in.py); the real ones have tests of their own.
 """
@@ -19,7 +19,7 @@ from imagen_jax.cascade.stage import Stage
 from imagen_jax.commands import evaluate
 from imagen_jax.devices.sharding import MeshConfig, make_mesh
 from imagen_jax.diffusion.sampling import Sampling
-from imagen_jax.evaluation import generation, html_report, inputs, request, sweep
+from imagen_jax.evaluation import generation, guidance_curve, html_report, inputs, request
 from imagen_jax.evaluation.distances import cmmd, cosines, frechet_distance, statistics_of
 from imagen_jax.evaluation.reference import read_reference
 from imagen_jax.evaluation.report import contact_sheet
@@ -180,7 +180,7 @@ def test_images_of_other_settings_never_mix(run, tmp_path, model, prompts):
             run(tmp_path / "out", *more)
 
 
-def test_a_sweep_compiles_nothing_anew(run, tmp_path):
+def test_a_curve_compiles_nothing_anew(run, tmp_path):
     run(tmp_path / "warm")
     compiled = run_steps._cache_size(), start_stage._cache_size()
     report = run(
@@ -200,14 +200,14 @@ def test_a_sweep_compiles_nothing_anew(run, tmp_path):
     ]  # fmt: skip
     assert report["points"][2]["sampling"]["sr"]["guidance"] == 1.5
     assert report["points"][3]["sampling"]["sr"]["aug_level"] == 0.3
-    with open(tmp_path / "out" / "sweep.csv", newline="", encoding="utf-8") as file:
+    with open(tmp_path / "out" / "curve.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [row["guidance"] for row in rows][:3] == ["1", "2", "3,1.5"]
     for row, point in zip(rows, report["points"], strict=True):
         value = point["fid"]["random-inception"]["value"]
         assert float(row["Fréchet distance, random-inception"]) == pytest.approx(value, rel=1e-5)
     assert any(row["front: Fréchet distance, random-inception"] == "1" for row in rows)
-    with Image.open(tmp_path / "out" / "sweep.png") as curve:
+    with Image.open(tmp_path / "out" / "curve.png") as curve:
         assert min(curve.size) > 300
     check_page(tmp_path / "out" / "report.html")
 
@@ -224,11 +224,11 @@ def check_page(path):
 
 
 def test_common_seeds(run, tmp_path):
-    """A point of a sweep has the images of a run of its own."""
-    run(tmp_path / "sweep", "--guidance", "1", "2", metrics="fid,clip")
+    """A point of a curve has the images of a run of its own."""
+    run(tmp_path / "curve", "--guidance", "1", "2", metrics="fid,clip")
     run(tmp_path / "alone", "--guidance", "2", metrics="fid", features="inception")
     np.testing.assert_array_equal(
-        read(tmp_path / "sweep" / "points" / "guidance_2" / "images"),
+        read(tmp_path / "curve" / "points" / "guidance_2" / "images"),
         read(tmp_path / "alone" / "images"),
     )
     check_page(tmp_path / "alone" / "report.html")
@@ -387,7 +387,7 @@ def test_a_share_needs_no_captions_features(run, tmp_path, networks, monkeypatch
 
 def test_the_front_is_what_no_point_beats(rng):
     up, down = rng.integers(0, 6, (2, 40))
-    front = sweep.pareto(up, down)
+    front = guidance_curve.pareto(up, down)
     for i in range(40):
         beaten = any(
             up[j] >= up[i] and down[j] <= down[i] and (up[j] > up[i] or down[j] < down[i])

@@ -179,10 +179,10 @@ def test_a_point_that_fails_costs_no_other(
     command += ("--features", "inception,clip", "--reference", folders[1])
     said = refused(*command, "--guidance", 1, 2, 3, "--out", tmp_path / "out")
     assert "not measured: guidance_2: images are not finite" in said
-    rows = (tmp_path / "out" / "sweep.csv").read_text().splitlines()
+    rows = (tmp_path / "out" / "curve.csv").read_text().splitlines()
     assert [row.count("nan") for row in rows] == [0, 0, 2, 0]
     assert rows[2].endswith(",0")  # not on the front
-    assert (tmp_path / "out" / "sweep.png").is_file()
+    assert (tmp_path / "out" / "curve.png").is_file()
 
 
 def test_a_run_stopped_before_its_first_image_binds_nothing(tmp_path):

@@ -321,7 +321,8 @@ WRITERS = {
     "training/loop.py": "checkpoints",
     "images/signing.py": "a black image, to be signed in memory",
     "export/stablehlo_file.py": "a program",
-    "evaluation/sweep.py": "a plot",
+    "evaluation/guidance_curve.py": "a plot",
+    "sweeps/report.py": "a plot",
     "training/comparison_report.py": "a plot",
     "commands/save_model.py": "a plot",
 }

@@ -21,7 +21,7 @@ Figure = tuple[str, str]  # metric, and of which network
 
 
 @dataclass(frozen=True)
-class SweepPoint:
+class CurvePoint:
     """A guidance weight (or one a stage) and a level of noise; None keeps the model's own."""
 
     guidance: float | tuple[float, ...] | None = None
@@ -42,12 +42,12 @@ def text(value: float | Sequence[float] | None, separator: str = ",") -> str:
 
 def make_points(
     guidances: Sequence[float | tuple[float, ...]], aug_levels: Sequence[float | tuple[float, ...]]
-) -> list[SweepPoint]:
+) -> list[CurvePoint]:
     """Every weight with every level; one point of the model's own where neither is given."""
-    points = [SweepPoint(g, a) for a in aug_levels or [None] for g in guidances or [None]]
+    points = [CurvePoint(g, a) for a in aug_levels or [None] for g in guidances or [None]]
     names = [point.name for point in points]
     if len(set(names)) != len(names):
-        raise ValueError(f"A sweep has two equal points: {', '.join(names)}.")
+        raise ValueError(f"A curve has two equal points: {', '.join(names)}.")
     return points
 
 
@@ -80,7 +80,7 @@ def pareto(
     return np.isfinite(up + down) & ~(no_worse & better).any(axis=0)
 
 
-def table(points: Sequence[SweepPoint], values: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+def table(points: Sequence[CurvePoint], values: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     """A row a point: guidance, aug_level, every figure, and for each plot whether it is on the
     Pareto front.
     """
@@ -104,7 +104,7 @@ def _label(figure: Figure) -> str:
     return f"{names[metric]}, {network}"
 
 
-def plot(points: Sequence[SweepPoint], values: Sequence[Mapping[str, Any]], path: Path) -> None:
+def plot(points: Sequence[CurvePoint], values: Sequence[Mapping[str, Any]], path: Path) -> None:
     """A PNG: distance over alignment, a line for each augmentation level, the front ringed.
 
     Needs matplotlib, a distance and an alignment.
@@ -122,7 +122,7 @@ def plot(points: Sequence[SweepPoint], values: Sequence[Mapping[str, Any]], path
     drawing.savefig(path, format="png", metadata=SHEET)
 
 
-def _draw(place: Any, points: Sequence[SweepPoint], across: np.ndarray, up: np.ndarray) -> None:
+def _draw(place: Any, points: Sequence[CurvePoint], across: np.ndarray, up: np.ndarray) -> None:
     for level in dict.fromkeys(point.aug_level for point in points):
         rows = [row for row, point in enumerate(points) if point.aug_level == level]
         label = None if level is None else f"aug_level {text(level)}"

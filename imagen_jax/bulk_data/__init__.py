@@ -1,0 +1,1 @@
+"""Data sets of generated images: prompts in, shards for training out."""
