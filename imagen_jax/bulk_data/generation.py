@@ -26,6 +26,7 @@ from imagen_jax.evaluation.request import EvaluationRequest
 from imagen_jax.evaluation.shards import WHOLE, Shard
 from imagen_jax.images.image_file import SETTINGS_KEY, save_image
 from imagen_jax.pipeline.generation import spread
+from imagen_jax.pipeline.moderation import Moderation
 from imagen_jax.pipeline.request import class_numbers, default_batch_size
 from imagen_jax.storage.codec import require
 from imagen_jax.storage.folders import output_folder
@@ -44,6 +45,7 @@ class DataSetRequest:
     batch_size left out; batch_size: None leaves it to the device.
 
     format: a key of SUFFIXES. shard_size: images a shard. share: which shards this process makes.
+    moderation: that flags images or blanks them.
     """
 
     model: EvaluationRequest
@@ -54,10 +56,13 @@ class DataSetRequest:
     spacing: Any = None
     batch_size: int | None = None
     share: Shard = WHOLE
+    moderation: Moderation | None = None
 
     def __post_init__(self):
-        known = ", ".join(SUFFIXES)
+        known, judged = ", ".join(SUFFIXES), self.moderation
+        refuses = judged is not None and judged.image_filter and judged.image_action == "refuse"
         require(
+            (not refuses, "a refused image would end the data set: let moderation flag or blank"),
             (self.format in SUFFIXES, f"--format is {self.format!r}; it must be one of {known}"),
             (self.model.prompts is not None, "--prompts FILE says what to generate"),
         )
@@ -80,6 +85,9 @@ def make_data_set(request: DataSetRequest, say: Callable[[str], None]) -> int:
     sampling = with_overrides(model.sampling, spacing=request.spacing, **overrides)
     model = EvaluatedModel(model.pipeline, sampling, model.about)
     check_prompts(model, examples)
+    if request.moderation is not None:
+        request.moderation.check_prompts([row.prompt for row in examples.rows])
+        model.pipeline.moderation = request.moderation
     size = choose_size(asked, model.pipeline.sizes)
     batch_size = request.batch_size or default_batch_size(largest_batch(examples))
     batch_size, _ = spread(batch_size, model.pipeline.mesh)
@@ -141,7 +149,9 @@ def describe(
     settings: Mapping[str, Any],
 ) -> dict[str, Any]:
     """All that decides the shards, as JSON values."""
-    mesh = model.pipeline.mesh
+    mesh, judged = model.pipeline.mesh, request.moderation
+    if judged is not None:
+        settings = {**settings, "moderation": judged.fingerprint}
     return {
         "format": request.format,
         "examples": len(examples),

@@ -21,6 +21,7 @@ from pathlib import Path
 from imagen_jax.commands.command_line import (
     EMA,
     GUIDANCE_FIELDS,
+    MODERATION,
     add_guidance_options,
     add_host_options,
     count,
@@ -68,6 +69,7 @@ def parser() -> argparse.ArgumentParser:
     add("--aug_level", type=numbers(float), help="noise on the input of super-resolution stages, "
         "in [0, 1]; or A,A,... by stage")  # fmt: skip
     add("--batch_size", type=count, help="images at a time (default: 4 on a CPU, else 16)")
+    add("--moderation", **MODERATION)
     add("--share", metavar="I/N", help="make only this share of the shards, from 1")
     add_host_options(parse)
     return parse
@@ -90,6 +92,7 @@ def make(options: argparse.Namespace) -> None:
     from imagen_jax.devices.hosts import say_on_first_host
     from imagen_jax.evaluation.request import EvaluationRequest
     from imagen_jax.evaluation.shards import Shard, read_shard
+    from imagen_jax.pipeline.moderation import read_moderation
     from imagen_jax.storage.lock import ended_by_sigterm
 
     share = read_shard(options.share)
@@ -106,6 +109,8 @@ def make(options: argparse.Namespace) -> None:
     )
     more = ("shard_size", "negative_prompt", "spacing", "batch_size")
     given = {name: getattr(options, name) for name in more}
+    if options.moderation is not None:
+        given["moderation"] = read_moderation(options.moderation)
     request = DataSetRequest(model, Path(options.out), options.format, share=share, **given)
     advice = f"--batch_size is {options.batch_size or 'left to the device'}: give less."
     try:

@@ -316,3 +316,25 @@ def test_a_run_that_was_killed_ten_times_ends_the_same(form, model, prompts, tmp
     make(*options(model, prompts, tmp_path / "whole", *more))
     arguments = options(model, prompts, tmp_path / "killed", *more)
     check_kills(arguments, tmp_path / "whole", tmp_path / "killed", kills=10)
+
+
+# --------------------------------------------------------------------------------- moderation
+
+
+def test_moderation_flags_in_the_settings_and_refuses_a_list(model, tmp_path):
+    file, lines = tmp_path / "moderation.json", tmp_path / "prompts.txt"
+    lines.write_text("red heart\ngreen apple\n")
+    (tmp_path / "words.txt").write_text("apple\n")
+    file.write_text(json.dumps({"prompts": {"list": "words.txt"}}))
+    given = options(model, lines, tmp_path / "flagged", f"--moderation={file}")
+    make(*given)
+    with tarfile.open(tmp_path / "flagged" / "00000.tar") as tar:
+        settings = [json.load(tar.extractfile(name)) for name in tar.getnames() if "json" in name]
+    found = [entry["moderation"]["prompt"]["found"] for entry in settings]
+    assert found == [[], [], ["apple"], ["apple"]]
+    file.write_text(json.dumps({"prompts": {"list": "words.txt", "action": "blank"}}))
+    assert "moderation = " in call(dataset, *given)[0]
+    file.write_text(json.dumps({"prompts": {"list": "words.txt", "action": "refuse"}}))
+    given = options(model, lines, tmp_path / "refused", f"--moderation={file}")
+    assert "'green apple' is refused" in call(dataset, *given)[0]
+    assert not (tmp_path / "refused").exists()
