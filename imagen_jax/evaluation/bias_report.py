@@ -16,7 +16,7 @@ from imagen_jax.evaluation.icon_people import icon_survey
 from imagen_jax.evaluation.icon_set import read_icons
 from imagen_jax.evaluation.image_folder import Preprocessing, read_chunks
 from imagen_jax.evaluation.inputs import EvaluatedModel, read_model
-from imagen_jax.evaluation.networks import PLACES, missing_network
+from imagen_jax.evaluation.networks import PLACES
 from imagen_jax.evaluation.report import Report
 from imagen_jax.evaluation.request import EvaluationRequest
 from imagen_jax.evaluation.retrieval import percent
@@ -63,8 +63,8 @@ def write_bias_report(request: BiasRequest) -> None:
         place = str(request.clip or PLACES["clip"])
         if request.clip is None and not PLACES["clip"].is_dir():
             raise ValueError(
-                f"{missing_network(['The report'], 'clip')} For a model of icons give --data DIR, "
-                "and no CLIP is needed."
+                "The report needs --clip DIR, a CLIP model from Hugging Face, or of a model of "
+                "icons --data DIR, what imagen-jax prepare_icons wrote."
             )
         find_network(place)
     else:
@@ -92,7 +92,8 @@ def _made(request: BiasRequest, survey: Survey, model: EvaluatedModel, size: int
     texts, directory = [one.text for one in survey.asked], request.out / "images"
     batch_size, _ = spread(request.batch_size, model.pipeline.mesh)
     given = {"size": size, "seed": request.seed, "batch_size": batch_size}
-    generation.generate_list(model, texts, directory, [range(len(texts))], **given)
+    about = {"num": request.num, "language": request.language, "styles": request.styles}
+    generation.generate_list(model, texts, directory, [range(len(texts))], about=about, **given)
     return generation.image_files(directory, len(texts))
 
 

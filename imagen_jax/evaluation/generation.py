@@ -1,7 +1,7 @@
 """Images of a list of prompts, one file each: what is there already is never generated again."""
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -136,13 +136,16 @@ def generate_list(
     size: int,
     seed: int,
     batch_size: int,
+    about: Mapping[str, Any] | None = None,
 ) -> int:
     """`generate_images` of texts that no file names; images there already must be of the same ones.
+
+    about: what else decides the texts, which an error names rather than their fingerprint.
 
     Raises ValueError as `check_directory`.
     """
     prompts = plain_list(directory.name, texts).fingerprint
-    open_directory(directory, image_settings(model, prompts, size=size, seed=seed))
+    open_directory(directory, image_settings(model, prompts, **(about or {}), size=size, seed=seed))
     generate = make_generate(model, size, seed, batch_size)
     return generate_images(generate, texts, directory, batch_size, ranges, directory.name)
 

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from imagen_jax.data.icon_captions import STYLE_WORDS
 from imagen_jax.data.sources import drawn
 from imagen_jax.evaluation.bias import Asked, Survey
 from imagen_jax.evaluation.icon_set import IconSet
@@ -62,10 +61,10 @@ def icon_survey(icons: IconSet, num: int, language: str) -> Survey:
         if style in icons.styles:
             families[family].append((style, family))
     if not families:
-        styles = ", ".join(STYLE_WORDS)
+        known = ", ".join(dict.fromkeys(style for style, _ in variants)) or "no style"
         raise ValueError(
             f"{icons.path} has no people in every gender and skin tone in the style "
-            f"{', '.join(icons.styles)}; its styles may be {styles}."
+            f"{', '.join(icons.styles)}; it has them in {known}."
         )
     families = dict(sorted(families.items()))
 

@@ -142,6 +142,8 @@ def test_images_that_are_there_are_kept(report):
     assert first > 0
     assert report.calls == 0
     assert again["person"]["share"] == 1
+    with pytest.raises(SystemExit, match="num = 2, not 3"):
+        report(lambda key, index: (0, 0), "--num", 3)
 
 
 def test_an_even_model_is_as_far_from_even_as_chance():
@@ -244,7 +246,7 @@ def test_wrong_lists(tmp_path, changes, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("", "Get a CLIP model"),
+        ("", "needs --clip DIR"),
         ("--clip nowhere", "nowhere"),
         ("--data {folder} --clip models/clip", "exclude each other"),
         ("--styles flat", "give --data"),
