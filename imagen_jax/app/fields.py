@@ -18,7 +18,7 @@ from imagen_jax.pipeline.settings import OF_OTHER_IMAGES
 from imagen_jax.storage.json_file import parse
 
 AGAIN_BATCH = 16  # images at a time, at most, of settings from outside
-PARTS_OF_UNETS = ("down", "mid", "up")  # how the names of their layers begin
+LAYERS = ("up", "mid", "down", "all")  # that can be asked for; the first three of U-Nets
 Fields = Mapping[str, Any]
 
 
@@ -56,8 +56,8 @@ def explain_options(fields: Fields, traits: Traits, limits: Limits) -> dict[str,
     if traits.reads != "text":
         raise ValueError(f"{traits.name} reads no text: there is no word to explain.")
     layers = fields.get("layers")
-    if layers not in (None, "", *PARTS_OF_UNETS):
-        raise ValueError(f"Layers are all, or {', '.join(PARTS_OF_UNETS)}.")
+    if layers not in (None, "", *LAYERS):
+        raise ValueError(f"Layers are one of {', '.join(LAYERS)}.")
     return common_options(fields, traits, limits) | {"layers": layers or None}
 
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import gradio as gr
 
-from imagen_jax.app.fields import PARTS_OF_UNETS
 from imagen_jax.app.limits import Limits
 from imagen_jax.app.making import Studio
 from imagen_jax.app.models import Traits
@@ -16,7 +15,12 @@ from imagen_jax.devices.memory import shortage
 
 TITLE = "imagen_jax"
 PAINT = "rgba(139, 92, 246, 0.75)"  # what is below stays visible
-LAYERS = [("all", ""), *((f"of a U-Net: {name}", name) for name in PARTS_OF_UNETS)]
+LAYERS = [
+    ("on the way up of a U-Net, all of a transformer", ""),
+    ("all, as DAAM", "all"),
+    ("of a U-Net: mid", "mid"),
+    ("of a U-Net: down", "down"),
+]
 STYLES = [("any", ""), *(word["en"] for word in STYLE_WORDS.values())]
 ONE_AT_A_TIME = {"concurrency_id": "images", "concurrency_limit": 1}
 PRIVATE = {"api_visibility": "private", "show_progress": "hidden"}

@@ -110,17 +110,17 @@ def parser() -> argparse.ArgumentParser:
         "in [0, 1]; or A,A,... by stage")  # fmt: skip
     add("--moderation", **MODERATION)
     add("--low_memory", action="store_true", help="only one stage's parameters at a time")
-    add_last_options(parse)
+    add_output_options(parse)
     return parse
 
 
-def add_last_options(parse: argparse.ArgumentParser) -> None:
+def add_output_options(parse: argparse.ArgumentParser) -> None:
     """Those of what is written."""
     add = parse.add_argument
     add("--explain", action="store_true", help="also write where each word counts: explain.png, "
         "and overlays and arrays in a folder for each image")  # fmt: skip
     add("--explain_layers", metavar="NAME", help="with --explain: only layers whose names begin "
-        "so, such as up")  # fmt: skip
+        "so, such as mid, or all as DAAM (default: of a U-Net those on the way up)")  # fmt: skip
     add("--overwrite", action="store_true", help="replace images of the same names in --out")
     add("--no_grid", action="store_true", help="no grid.png")
     add("--quiet", action="store_true", help="no progress bar, and not what is made by what")
@@ -278,9 +278,8 @@ def check_images(options: argparse.Namespace) -> None:
                 f"file: imagen-jax evaluate --model MODEL --prompts {text} --metrics images --out "
                 "DIR."
             )
-    if options.explain and (options.upscale or options.from_png):
-        raise ValueError("--explain is for images from text, and does not go with --upscale or "
-                         "--from_png.")  # fmt: skip
+    if options.explain and (options.upscale or options.from_png or not options.prompts):
+        raise ValueError("--explain needs a prompt, and does not go with --upscale or --from_png.")
     alone = [name for name in ("image", "upscale", "aspect_ratio") if getattr(options, name)]
     if len(alone) > 1:
         raise ValueError(f"--{alone[0]} and --{alone[1]} do not go together.")

@@ -86,7 +86,8 @@ def measure_attention(
     """
     asked, size = choose(icons, num), model.pipeline.sizes[0]
     given = {"sampling": model.sampling, "seed": seed, "batch_size": batch_size, "size": size}
-    made = model.pipeline.explain([prompt for prompt, *_ in asked], progress=False, **given)
+    prompts = [prompt for prompt, *_ in asked]
+    made = model.pipeline.explain(prompts, layers="all", progress=False, **given)
     found = [excesses(each, *words) for each, (_, *words) in zip(made, asked, strict=True)]
     used = [each for each in found if each is not None]
     if len(used) < 2:

@@ -5,6 +5,7 @@ from jaxtyping import Float
 from PIL import Image
 
 from imagen_jax.images.image_file import SHEET, GeneratedImage
+from imagen_jax.images.provenance import marked, source_of
 
 OPACITY = 0.6  # of the colors over the image
 
@@ -27,7 +28,7 @@ def overlay(
     image: Image.Image, values: Float[np.ndarray, "rows columns"], opacity: float = OPACITY
 ) -> GeneratedImage:
     """A map of any size and scale over an image: its lowest value blue, its highest red. Files of
-    it say that it is no image of a set.
+    it say that it is no image of a set, and where the image comes from.
     """
     values = resize_map(values, image.size)
     span = float(np.ptp(values))
@@ -36,4 +37,5 @@ def overlay(
     mixed = (1 - opacity) * pixels + opacity * 255 * colored(heat)
     made = GeneratedImage.of(Image.fromarray(np.round(mixed).astype(np.uint8)))
     made.info |= SHEET
-    return made
+    source = source_of(image)
+    return made if source is None else marked(made, source)

@@ -36,7 +36,6 @@ __all__ = [
     "UNetLevel",
     "WatchedParams",
     "apply",
-    "attends_to_text",
     "compute_params",
     "draft",
     "fused_attention",
@@ -82,14 +81,6 @@ class WatchedParams(NamedTuple):
     """
 
     params: Params
-
-
-def attends_to_text(config: NetworkConfig) -> bool:
-    """Whether a layer of the network attends to the tokens of the text, if it reads one."""
-    if isinstance(config, TransformerConfig | PRXConfig):
-        return True
-    middle = getattr(config, "mid_attention", None)
-    return any(level.attention for level in config.levels) or middle is not None
 
 
 def reduction(config: NetworkConfig) -> int:

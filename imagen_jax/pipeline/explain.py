@@ -22,13 +22,15 @@ from imagen_jax.cascade.stage import Conditions, GuidedParams, Stage, apply_netw
 from imagen_jax.devices.program_cache import kept_program
 from imagen_jax.images.image_list import ImageList
 from imagen_jax.pipeline.explanation import Explanation
-from imagen_jax.pipeline.request import check_prompts, last_stage
+from imagen_jax.pipeline.request import check_count, check_prompts, last_stage
 from imagen_jax.storage.codec import require
 from imagen_jax.storage.trees import name_some
 from imagen_jax.text.encoder import null_text
 from imagen_jax.text.words import Word, find_words, prompt_words
 from imagen_jax.typing import Images, Params
 
+ALL = "all"  # layers, whose mean is DAAM's map
+UP = "up"  # how those of a U-Net begin that tell words apart best (docs/explain.md)
 ROOM = 8  # words share a program up to this number, and up to each multiple of it
 
 
@@ -171,9 +173,9 @@ def plan_look(
     Raises:
         ValueError: what cannot be explained.
     """
-    stage = _seen_stage(cascade, name, look[0], options.get("size"))
-    prompts = check_prompts(cascade, name, prompt)
-    encoder = cascade.encoder
+    seen = _seen(cascade, name, look, options.get("size"))
+    prompts, encoder = check_prompts(cascade, name, prompt), cascade.encoder
+    num_images = check_count("num_images", options.get("num_images", 1))
     if not all(text.strip() for text in prompts):
         raise ValueError("The prompt is empty: there is no word to explain.")
     if isinstance(words, str):
@@ -185,15 +187,12 @@ def plan_look(
     for text, each in zip(prompts, found, strict=True):
         if not each:
             raise ValueError(f"There is no word to explain in the prompt {text!r}.")
-    if look[1]:
-        _check_layers(cascade, stage, look[1])
-    seen = Look(stage, look[1] or "")
-    return Recorder(seen, found, encoder.max_length, options.get("num_images", 1))
+    return Recorder(seen, found, encoder.max_length, num_images)
 
 
-def _seen_stage(cascade: Cascade, model: str, name: str | None, size: Any) -> Stage:
-    """The stage to look into; ValueError where there is none of that name, or nothing to see."""
-    stages = cascade.stages[: last_stage(cascade, model, size) + 1]
+def _seen(cascade: Cascade, model: str, look: tuple[str | None, str | None], size: Any) -> Look:
+    """The stage and layers of these names; ValueError where there are none, or nothing to see."""
+    (name, layers), stages = look, cascade.stages[: last_stage(cascade, model, size) + 1]
     names = [stage.name for stage in stages]
     require(
         (
@@ -206,30 +205,33 @@ def _seen_stage(cascade: Cascade, model: str, name: str | None, size: Any) -> St
         ),
     )
     stage = stages[0 if name is None else names.index(name)]
-    attending = [
-        each.name
-        for each in stages
-        if each.conditioning == "text" and models.attends_to_text(each.network)
-    ]
-    if stage.name not in attending:
-        others = f"; stage={attending[0]!r} does" if attending else ""
-        raise ValueError(f"No layer of stage {stage.name!r} attends to words of the text{others}.")
-    return stage
-
-
-def _check_layers(cascade: Cascade, stage: Stage, layers: str) -> None:
-    """ValueError where no layer that attends to the text has a name that begins so."""
-    shape = 1, stage.resolution, stage.resolution, stage.channels
-    text = jax.tree.map(jnp.asarray, null_text(1, 2, stage.text_width))
-    low_res = None if stage.low_resolution is None else jnp.zeros(shape)
-
-    def names(params: Params) -> models.TextMaps:
-        x_t, t, watched = jnp.zeros(shape), jnp.zeros(1), models.WatchedParams(params)
-        return apply_network(stage, watched, x_t, t, text=text, low_res=low_res, aug_level=0.0)
-
-    known = list(jax.eval_shape(names, part_shapes(cascade, stage.name)))
-    if not any(name.startswith(layers) for name in known):
+    known = _text_layers(cascade, stage)
+    if not known:
+        others = [f"; stage={each.name!r} does" for each in stages if _text_layers(cascade, each)]
+        raise ValueError(
+            f"No layer of stage {stage.name!r} attends to words of the text{''.join(others[:1])}."
+        )
+    if layers is None:
+        layers = UP if any(each.startswith(UP) for each in known) else ALL
+    layers = "" if layers == ALL else layers
+    if not any(each.startswith(layers) for each in known):
         raise ValueError(
             f"No layer of stage {stage.name!r} has a name that begins with {layers!r}; those that "
             f"attend to the text are {name_some(known)}."
         )
+    return Look(stage, layers)
+
+
+def _text_layers(cascade: Cascade, stage: Stage) -> list[str]:
+    """The layers of a stage's network that attend to the tokens of the text."""
+    if stage.conditioning != "text":
+        return []
+    shape = 1, stage.resolution, stage.resolution, stage.channels
+    text = jax.tree.map(jnp.asarray, null_text(1, 2, stage.text_width))
+    low_res = None if stage.low_resolution is None else jnp.zeros(shape)
+
+    def maps(params: Params) -> models.TextMaps:
+        x_t, t, watched = jnp.zeros(shape), jnp.zeros(1), models.WatchedParams(params)
+        return apply_network(stage, watched, x_t, t, text=text, low_res=low_res, aug_level=0.0)
+
+    return list(jax.eval_shape(maps, part_shapes(cascade, stage.name)))

@@ -13,6 +13,7 @@ from imagen_jax.images.file_names import file_name
 from imagen_jax.images.grid import image_grid
 from imagen_jax.images.heat import OPACITY, overlay, resize_map
 from imagen_jax.images.image_file import SETTINGS_KEY, GeneratedImage, save_image
+from imagen_jax.images.provenance import common_source, source_of
 from imagen_jax.storage.atomic import written_whole
 from imagen_jax.storage.codec import nearest
 from imagen_jax.storage.folders import user_path
@@ -119,4 +120,5 @@ def make_page(explanations: Sequence[Explanation]) -> GeneratedImage:
         empty = -len(shown) % columns
         images += shown + [Image.new("RGB", small.size, "white")] * empty
         captions += [each.prompt, *each.words, *[""] * empty]
-    return image_grid(images, captions, columns=columns, min_cell=SMALLEST)
+    source = common_source([source_of(each.image) for each in explanations])
+    return image_grid(images, captions, columns=columns, min_cell=SMALLEST, source=source)

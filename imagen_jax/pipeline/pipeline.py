@@ -366,7 +366,8 @@ class Pipeline:
         Args:
             words: of every prompt, or parts of it of several words; all of its words when None.
             stage: whose network is looked into; the first one's when None.
-            layers: those whose names begin so, such as "up" of a U-Net; all when None.
+            layers: those whose names begin so, such as "mid"; "all", as DAAM has it. When None,
+                those of a U-Net on the way up, where words lie on what they name; else all.
             image, mask: as of `edit` and `inpaint`, whose images are explained then.
             options: as of `generate_images`, or of those; one image a prompt without num_images.
                 The images are the same as theirs.

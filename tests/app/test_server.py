@@ -123,10 +123,8 @@ def test_edit_inpaint_and_upscale_are_the_pipelines(client: Client, photo: Path)
 
 
 def test_explain_is_the_pipelines(client: Client):
-    files, note = client.predict(**options(num_images=2), layers="up", api_name="/explain")
-    found = tiny_pipeline().explain(
-        "red heart", layers="up", num_images=2, size=8, seed=7, progress=False
-    )
+    files, note = client.predict(**options(num_images=2), api_name="/explain")
+    found = tiny_pipeline().explain("red heart", num_images=2, size=8, seed=7, progress=False)
     expected = [np.asarray(image) for each in found for image in (each.image, each.page())]
     assert len(files) == len(expected) == 4
     for file, image in zip(files, expected, strict=True):
@@ -134,7 +132,7 @@ def test_explain_is_the_pipelines(client: Client):
     assert note.startswith("2 images of 8 pixels")
     assert read_settings(files[0]["image"])["prompt"] == "red heart"
     for layers in ("../up", ["up"], {"up": 1}, 3, True):
-        with pytest.raises(AppError, match="Layers are all, or down, mid, up"):
+        with pytest.raises(AppError, match="Layers are one of up, mid, down, all"):
             client.predict(**options(), layers=layers, api_name="/explain")
     with pytest.raises(
         AppError, match="No layer of stage 'base' has a name that begins with 'mid'"

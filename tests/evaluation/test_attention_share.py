@@ -50,7 +50,7 @@ class Known(Pipeline):
     """Its images are squares; its "up" layer sees the thing there, and "down" all but it."""
 
     def explain(self, prompts, **options):
-        assert options["size"] == 4
+        assert (options["size"], options["layers"]) == (4, "all")
         pixels = np.full((16, 16, 3), 255, np.uint8)
         pixels[4:12, 4:12] = 0
         mask = (pixels[..., 0] == 0).astype(np.float32)

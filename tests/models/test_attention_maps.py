@@ -104,7 +104,7 @@ def their_maps(network, inputs, levels: int) -> dict[str, np.ndarray]:
     return found
 
 
-@pytest.mark.parametrize(("stage", "seed"), [(1, 25), (2, 30)])
+@pytest.mark.parametrize(("stage", "seed"), [pytest.param(1, 25, marks=pytest.mark.slow), (2, 30)])
 def test_maps_of_deepfloyd_if_are_those_of_diffusers(stage, seed):
     torch = pytest.importorskip("torch", reason=REASON)
     values = random_values(stage, seed)
@@ -195,6 +195,7 @@ def test_a_map_is_what_the_networks_own_attention_weighs_the_text_by(name):
         assert not np.asarray(values[..., 0, :, 3:]).any()  # padding
 
 
+@pytest.mark.slow
 def test_maps_are_as_fine_as_their_layers():
     sizes = {
         "unet": {"down0_attention0": (8, 12), "down1_attention0": (4, 6), "mid_attention": (4, 6)},
@@ -240,11 +241,3 @@ def test_nothing_of_a_map_is_computed_where_none_is_asked_for(name, monkeypatch)
     assert len(plain.jaxpr.outvars) == 1  # the image alone
     run(WatchedParams(params))
     assert asked
-
-
-def test_a_network_whose_layers_do_not_attend_says_so():
-    level = EfficientLevel(32, 1, 1)
-    assert not models.attends_to_text(EfficientUNetConfig((level,)))
-    assert not models.attends_to_text(UNetConfig((UNetLevel(32, 1),), mid_attention=None))
-    assert models.attends_to_text(UNetConfig((UNetLevel(32, 1),)))
-    assert all(map(models.attends_to_text, NETWORKS.values()))

@@ -61,11 +61,15 @@ def test_images_are_those_of_generate_images(pipeline, options):
         assert (each.maps.sum(0) < 1).all()
 
 
+@pytest.mark.slow
 def test_edited_images_are_explained(pipeline, image):
     given = {"strength": 0.5, "size": 4, **QUIET}
     (found,) = pipeline.explain("red ox", image=image, **given)
     np.testing.assert_array_equal(found.image, pipeline.edit(image, "red ox", **given)[0])
     assert len(found.steps) == 2
+
+
+def test_inpainted_images_are_explained(pipeline, image):
     mask = np.zeros((8, 8), np.uint8)
     mask[:, :4] = 255
     given = {"resamplings": 2, "jump_length": 2, "size": 4, **QUIET}
@@ -80,7 +84,7 @@ def test_a_steps_map_is_the_conditional_networks_at_its_image(pipeline):
     """At x_t before the step, which a callback sees after the step before it."""
     states, given = [], {"size": 4, "num_images": 2, **QUIET}
     pipeline.generate_images("red ox", callback=states.append, every=1, **given)
-    found = pipeline.explain("red ox", **given)
+    found = pipeline.explain("red ox", layers="all", **given)
     text = encode(ENCODER, pipeline.params[TEXT_ENCODER], ["red ox"] * 2)
     weights = WatchedParams(pipeline.params["base"])
     network = jax.jit(lambda x_t, t: apply_network(BASE, weights, x_t, t, text=text))
@@ -105,11 +109,11 @@ def test_only_the_conditional_half_counts(pipeline):
 
 def test_each_image_is_explained_by_its_own_prompt_whatever_the_batch(pipeline):
     prompts = ["red ox", "a b c d e"]
-    together = pipeline.explain(prompts, num_images=2, batch_size=3, size=4, **QUIET)
-    assert [each.words for each in together] == [("red", "ox")] * 2 + [tuple("abcde")] * 2
+    together = pipeline.explain(prompts, num_images=3, batch_size=2, size=4, **QUIET)
+    assert [each.words for each in together] == [("red", "ox")] * 3 + [tuple("abcde")] * 3
     for index, each in enumerate(together):
         (alone,) = pipeline.explain(
-            prompts[index // 2], size=4, first_index=index, batch_size=1, **QUIET
+            prompts[index // 3], size=4, first_index=index, batch_size=1, **QUIET
         )
         np.testing.assert_allclose(alone.steps, each.steps, rtol=1e-4)
         for name, layer in each.layers.items():
@@ -117,8 +121,8 @@ def test_each_image_is_explained_by_its_own_prompt_whatever_the_batch(pipeline):
 
 
 def test_layers_and_words_are_chosen(pipeline):
-    (every,) = pipeline.explain("red ox", size=4, **QUIET)
-    (upper,) = pipeline.explain("red ox", ["OX", "red ox"], layers="up", size=4, **QUIET)
+    (every,) = pipeline.explain("red ox", layers="all", size=4, **QUIET)
+    (upper,) = pipeline.explain("red ox", ["OX", "red ox"], size=4, **QUIET)
     assert list(every.layers) == ["down0_attention", "up0_attention"]
     assert list(upper.layers) == ["up0_attention"]
     np.testing.assert_allclose(upper.steps.mean(0)[0], every.layers["up0_attention"][1], rtol=1e-5)
@@ -139,7 +143,7 @@ def test_a_distilled_model_is_explained():
 
 
 def test_files_hold_the_maps(pipeline, tmp_path):
-    (found,) = pipeline.explain("red ox", **QUIET)
+    (found,) = pipeline.explain("red ox", size=4, **QUIET)
     files = found.save(tmp_path / "new")
     assert [file.name for file in files] == ["page.png", "0000_red.png", "0001_ox.png", "maps.npz"]
     assert all(map(is_sheet, files[:-1]))  # no images of a set
@@ -190,6 +194,8 @@ def test_what_cannot_be_explained_is_told_before_the_work(pipeline, monkeypatch)
         (pipeline, {"stage": "sr", "size": 4}, "No stage 'sr' makes these images; there is base"),
         (pipeline, {"size": 5}, "No stage of 'tiny' makes size 5"),
         (pipeline, {"layers": "mid"}, "No layer of stage 'base' has a name that begins with 'mid'"),
+        (pipeline, {"num_images": 0}, "num_images must be a whole number, at least 1: 0"),
+        (pipeline, {"num_images": 1.5}, "num_images must be a whole number, at least 1: 1.5"),
         (pipeline, {"mask": "mask.png"}, "mask is for an image, which is not given"),
         (of(labels, encoder=None), {}, "'tiny' reads no text: there is no word to explain"),
         (of(first), {}, "No layer of stage 'base' attends to words of the text"),

@@ -14,6 +14,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from imagen_jax.commands import verify
 from imagen_jax.images.grid import image_grid
+from imagen_jax.images.heat import overlay
 from imagen_jax.images.image_file import GeneratedImage, has_settings, is_sheet, save_image
 from imagen_jax.images.provenance import (
     COMPOSITE,
@@ -26,6 +27,7 @@ from imagen_jax.images.provenance import (
     read_xmp,
 )
 from imagen_jax.images.verification import inspect
+from imagen_jax.pipeline.explanation import Explanation, make_page
 from tests.commands.in_process import call
 from tests.tiny_cascade import tiny_pipeline
 
@@ -118,6 +120,23 @@ def test_a_sheet_says_what_its_images_are(image, tmp_path):
         assert found.xmp["source"] == (COMPOSITE if source == COMPOSITE else TRAINED)
     assert common_source([TRAINED, None]) == common_source([COMPOSITE]) == COMPOSITE
     assert common_source([]) is None
+
+
+def test_explanations_say_what_their_images_are(image, rng):
+    edited = image.copy()
+    edited.info["imagen_jax"] = {**image.info["imagen_jax"], "edit": {"strength": [0.5]}}
+
+    def explained(image: GeneratedImage, *words: str) -> Explanation:
+        maps = rng.random((2, len(words), 4, 4), np.float32)
+        return Explanation(image, words, maps, np.ones(2), {}, "base")
+
+    one, two = explained(image, "red"), explained(image, "red", "ox")  # a page has a white filler
+    assert f"/{TRAINED}" in packet(one.overlay("red"))
+    assert f"/{TRAINED}" in packet(make_page([one, two]))
+    other = explained(edited, "red")
+    assert f"/{COMPOSITE}" in packet(other.overlay("red"))
+    assert f"/{COMPOSITE}" in packet(make_page([one, other]))
+    assert packet(overlay(Image.new("RGB", (8, 8)), one.steps[0, 0])) is None
 
 
 def test_what_pillow_makes_of_an_image_keeps_it(image, tmp_path):
