@@ -121,7 +121,7 @@ class Studio:
         except (ValueError, OSError):  # that names the file, by where it is here
             raise ValueError(
                 "This image holds no settings of imagen_jax: give a PNG that it made "
-                "(copies that were edited or converted lose them)."
+                "(copies that other programs made lose them)."
             ) from None
 
 

@@ -80,9 +80,11 @@ def make_studio(options: argparse.Namespace, folder: Path, free: bool) -> Any:
     from imagen_jax.app.making import Studio
     from imagen_jax.app.models import DEFAULTS, Models
     from imagen_jax.devices.accelerators import unused_accelerator
+    from imagen_jax.images import signing
     from imagen_jax.pipeline.loading import load_model
     from imagen_jax.pipeline.moderation import read_moderation
 
+    signing.credentials()  # wrong ones are for who starts the app, not for its visitors
     moderation = None if options.moderation is None else read_moderation(options.moderation)
     if note := unused_accelerator():
         warnings.warn(note, stacklevel=1)

@@ -288,9 +288,11 @@ def check_images(options: argparse.Namespace) -> None:
 def load(options: argparse.Namespace, settings: dict[str, Any] | None) -> Any:
     """The pipeline: of the options, or else of the settings of the image to be made again."""
     from imagen_jax.devices.accelerators import unused_accelerator
+    from imagen_jax.images import signing
     from imagen_jax.pipeline.loading import load_guides, load_model
     from imagen_jax.pipeline.moderation import read_moderation
 
+    signing.credentials()  # wrong ones are an error before a model is loaded
     moderation = None if options.moderation is None else read_moderation(options.moderation)
     if note := unused_accelerator():
         warnings.warn(note, stacklevel=1)

@@ -64,7 +64,11 @@ def files(given: list[Path]) -> Iterator[Path]:
 
     for entry in given:
         inside = sorted(entry.iterdir()) if entry.is_dir() else [entry]
-        found = [file for file in inside if file == entry or file.suffix.lower() in SUFFIXES]
+        found = [
+            file
+            for file in inside
+            if file == entry or (file.suffix.lower() in SUFFIXES and not file.is_dir())
+        ]
         if not found:
             raise ValueError(f"{entry} holds no images.")
         yield from found

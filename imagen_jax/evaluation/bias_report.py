@@ -21,6 +21,7 @@ from imagen_jax.evaluation.report import Report
 from imagen_jax.evaluation.request import EvaluationRequest
 from imagen_jax.evaluation.retrieval import percent
 from imagen_jax.evaluation.shards import WHOLE
+from imagen_jax.images.provenance import TRAINED
 from imagen_jax.pipeline.generation import spread
 from imagen_jax.pipeline.request import last_stage
 from imagen_jax.storage.folders import output_folder
@@ -143,7 +144,7 @@ def write(
         if one.attribute is None:
             neutral.setdefault(one.subject, file)
     images = [[image] for image in _read(list(neutral.values()), report.SHEET_IMAGES)]
-    sheet = report.contact_sheet(images, list(neutral))
+    sheet = report.contact_sheet(images, list(neutral), source=TRAINED)
     write_object(out / "bias.json", {"attributes": values, **about})
     (table,) = Report(tables={"bias.csv": rows_of(values)}).write(out)
     page = make_page(values, about, {"The first image of each": sheet})

@@ -73,9 +73,13 @@ def attempt(what: str, compute: Callable[[], Report]) -> Report:
 
 
 def contact_sheet(
-    rows: Sequence[Sequence[np.ndarray]], captions: Sequence[str], columns: int = 8
+    rows: Sequence[Sequence[np.ndarray]],
+    captions: Sequence[str],
+    columns: int = 8,
+    source: str = COMPOSITE,
 ) -> Image.Image:
-    """The first images of an evaluation, each row true and sampled images of one thing.
+    """The first images of an evaluation, each row images of one thing: true and sampled ones,
+    unless `source` (as of `image_grid`) says otherwise.
 
     Large ones are shrunk; those smaller than others in their row are magnified, pixel for pixel.
     """
@@ -85,8 +89,8 @@ def contact_sheet(
         width = max(image.shape[1] for image in images)
         images = [magnify(to_pil(image), width) for image in images]
         shown.append(image_grid(images, columns=len(images), gap=1))
-    return image_grid(shown, captions[:SHEET_IMAGES], columns=columns, min_cell=128,
-                      source=COMPOSITE)  # fmt: skip
+    captions = captions[:SHEET_IMAGES]
+    return image_grid(shown, captions, columns=columns, min_cell=128, source=source)
 
 
 def image_sheets(

@@ -200,6 +200,6 @@ def read_settings(path: str | os.PathLike, max_pixels: int | None = None) -> dic
     if not isinstance(settings, dict):
         raise ValueError(
             f"{path} holds no imagen_jax settings; give an image that imagen-jax generate wrote "
-            "(copies that were edited or converted lose them)."
+            "(copies that other programs made lose them)."
         )
     return settings

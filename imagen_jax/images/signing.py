@@ -12,7 +12,6 @@ import io
 import json
 import os
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -31,6 +30,7 @@ MIME = {
     "GIF": "image/gif",
 }
 ALGORITHMS = ("es256", "es384", "es512", "ps256", "ed25519")  # a key fits one of them
+PEM_CERTIFICATE = b"-----BEGIN CERTIFICATE-----"
 MOST_BYTES = 2**20  # of a file of keys or certificates
 OFFLINE = {"verify": {"remote_manifest_fetch": False, "ocsp_fetch": False}}
 UNTRUSTED = "signingCredential.untrusted"
@@ -83,19 +83,20 @@ def credentials() -> Credentials | None:
 
 def _read(variable: str, name: str) -> bytes:
     try:
-        path = user_path(name)
-        if path.stat().st_size > MOST_BYTES:
-            raise ValueError(f"{variable}: {name} is too large for a file of PEM.")
-        return path.read_bytes()
+        with open(user_path(name), "rb") as file:
+            content = file.read(MOST_BYTES + 1)
     except OSError as error:
         raise ValueError(f"{variable}: {name} cannot be read: {error.strerror}.") from None
+    if len(content) > MOST_BYTES:
+        raise ValueError(f"{variable}: {name} is too large for a file of PEM.")
+    return content
 
 
 @functools.lru_cache(maxsize=1)
 def _tried(key: bytes, certificates: bytes, key_file: str, certificate_file: str) -> Credentials:
     for content, kind, name, variable in (
         (key, b"-----BEGIN PRIVATE KEY-----", key_file, KEY),
-        (certificates, b"-----BEGIN CERTIFICATE-----", certificate_file, CERTIFICATES),
+        (certificates, PEM_CERTIFICATE, certificate_file, CERTIFICATES),
     ):
         if kind not in content:
             hint = "; openssl pkcs8 -topk8 -nocrypt makes it of other keys" * (variable == KEY)
@@ -113,8 +114,8 @@ def _tried(key: bytes, certificates: bytes, key_file: str, certificate_file: str
             break
     else:
         raise ValueError(
-            f"{KEY}: {key_file} cannot be used: it must be an elliptic, RSA or Ed25519 key "
-            "without a password."
+            f"{KEY}: {key_file} cannot be used: it must be a key of EC (P-256, P-384 or "
+            "P-521), RSA or Ed25519, without a password."
         )
     apart = "does not match" in reason or "invalid public key" in reason
     wrong = "they do not belong together" if apart else USAGE
@@ -173,7 +174,7 @@ def read_manifest(data: bytes, format: str, roots: bytes | None = None) -> Manif
         return None
     import c2pa
 
-    if roots is not None and b"-----BEGIN CERTIFICATE-----" not in roots:
+    if roots is not None and PEM_CERTIFICATE not in roots:
         raise ValueError("there is no certificate (PEM) in it")
     trust = {} if roots is None else {"trust": {"user_anchors": roots.decode("ascii", "replace")}}
     try:
@@ -222,8 +223,8 @@ def _first_line(error: Exception) -> str:
 
 
 def read_roots(file: str | os.PathLike) -> bytes:
-    """The certificates in a file of PEM. Raises OSError or ValueError."""
-    content = Path(user_path(file)).read_bytes()
-    if len(content) > MOST_BYTES or b"-----BEGIN CERTIFICATE-----" not in content:
+    """The certificates in a file of PEM. Raises ValueError where it has none."""
+    content = _read("--roots", os.fspath(file))
+    if PEM_CERTIFICATE not in content:
         raise ValueError(f"{file} has no certificates in PEM.")
     return content

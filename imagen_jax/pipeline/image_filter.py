@@ -28,7 +28,6 @@ from imagen_jax.typing import Params
 
 CARE = 0.01  # what a special concept adds
 DIGITS = 3
-AT_ONCE = 4  # images through the network, so that one program serves any number
 
 
 @dataclass(frozen=True)
@@ -39,6 +38,12 @@ class Concept:
 
     text: str
     threshold: float | None = None
+
+    def __post_init__(self):
+        if self.threshold is not None and not -1 <= self.threshold <= 1:
+            raise ValueError(
+                f"the threshold of {self.text!r} is {self.threshold}; a cosine is in [-1, 1]"
+            )
 
 
 @dataclass(frozen=True)
@@ -70,12 +75,9 @@ class ImageFilter:
     def cosines(self, images: Sequence[np.ndarray] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """float32 [images, concepts] and [images, special concepts]."""
         checker, found = self.checker, []
-        for start in range(0, len(images), AT_ONCE):
-            rows = np.arange(start, start + AT_ONCE).clip(max=len(images) - 1)
-            pixels = [clip_crop(images[row], checker.config.image_size) for row in rows]
-            batch = np.stack(pixels).astype(np.float32) / 255
-            embeddings = _embed_images(checker.config, checker.params, batch)
-            found.append(np.asarray(embeddings)[: len(images) - start])
+        for image in images:  # one by one: one program serves any number
+            pixels = clip_crop(image, checker.config.image_size)[None].astype(np.float32) / 255
+            found.append(_embed_images(checker.config, checker.params, pixels))
         embeddings = _unit(np.concatenate(found))
         return embeddings @ _unit(checker.concepts).T, embeddings @ _unit(checker.special).T
 

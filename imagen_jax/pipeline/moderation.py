@@ -1,7 +1,7 @@
 """Moderation: prompts by lists of words, images by concepts of CLIP, as a file of the user's says.
 
 `pipeline.moderation = read_moderation("moderation.json")`. Every decision is in the settings of the
-image, and all that is found is printed on standard error.
+image; what is found is printed on standard error, or is the error where it is refused.
 """
 
 import os
@@ -84,15 +84,8 @@ class Moderation:
     @property
     def hides_images(self) -> bool:
         """Whether images may be held back: nobody is to see them half-made, then."""
-        actions = [
-            action
-            for action, given in (
-                (self.prompt_action, self.words),
-                (self.image_action, self.image_filter),
-            )
-            if given is not None
-        ]
-        return any(action != "flag" for action in actions)
+        by_prompt = self.words is not None and self.prompt_action != "flag"
+        return by_prompt or (self.image_filter is not None and self.image_action != "flag")
 
     def check_prompts(self, prompts: Sequence[str] | None) -> None:
         """Raises Refused for a prompt of which the file says so, before anything is sampled."""
@@ -120,10 +113,10 @@ class Moderation:
             if reasons:
                 verb = {"flag": "flagged", "blank": "blanked", "refuse": "refused"}[done]
                 told = f"{name} is {verb} by moderation: {'; '.join(reasons)}."
-                print_beside_bars(told, sys.stderr)
                 if done == "refuse":
                     refused.append(told)
                     continue
+                print_beside_bars(told, sys.stderr)
             if done == "blank":
                 image = image.copy()
                 image.paste(Image.new(image.mode, image.size))

@@ -54,7 +54,7 @@ class WordList:
         return [
             entry
             for entry, words in self._words
-            if words[0] in text and re.search(_pattern(words), text)
+            if all(word in text for word in words) and re.search(_pattern(words), text)
         ]
 
 

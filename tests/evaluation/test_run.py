@@ -23,7 +23,8 @@ from imagen_jax.evaluation import generation, guidance_curve, html_report, input
 from imagen_jax.evaluation.distances import cmmd, cosines, frechet_distance, statistics_of
 from imagen_jax.evaluation.reference import read_reference
 from imagen_jax.evaluation.report import contact_sheet
-from imagen_jax.images.provenance import COMPOSITE, source_of
+from imagen_jax.images.provenance import COMPOSITE, TRAINED, source_of
+from imagen_jax.images.verification import inspect
 from imagen_jax.pipeline.pipeline import Pipeline
 
 PROMPTS = [f"<b>ab</b>{i}" for i in range(10)]
@@ -135,7 +136,9 @@ def test_a_killed_run_goes_on(run, tmp_path, networks, monkeypatch):
     monkeypatch.setattr(generation, "save_image", killed)
     with pytest.raises(SystemExit, match="130"):
         run(tmp_path / "out")
-    assert len(list((tmp_path / "out" / "images").glob("*.png"))) == 9
+    kept = list((tmp_path / "out" / "images").glob("*.png"))
+    assert len(kept) == 9
+    assert inspect(kept[0]).xmp["source"] == TRAINED
     monkeypatch.setattr(generation, "save_image", real)
     (tmp_path / "out" / "images" / ".000009.png.1.tmp").write_bytes(b"half")  # left by the killed
     report = run(tmp_path / "out")

@@ -58,9 +58,9 @@ def test_a_special_concept_makes_the_others_stricter(tmp_path, images, rng):
     names = [Concept(str(n)) for n in range(3)]
     always, never = (
         read_image_filter(tmp_path, None, [Concept(name.text, level) for name in names])
-        for level in (-2.0, 2.0)
+        for level in (-1.0, 1.0)
     )
-    plain = read_image_filter(tmp_path, None, [Concept(n.text, 2.0) for n in names], 0.01)
+    plain = read_image_filter(tmp_path, None, [Concept(n.text, 1.0) for n in names], 0.01)
     assert [scores.found for scores in always.scores(images)] == [
         scores.found for scores in plain.scores(images)
     ]
@@ -118,6 +118,8 @@ def test_weights_and_concepts_that_do_not_fit(checker, tmp_path, images, rng):
         read_image_filter(tmp_path, None, None)
     with pytest.raises(ValueError, match="has 17 concepts, and 1 are named"):
         read_image_filter(directory, [Concept("gun")], None)
+    with pytest.raises(ValueError, match=r"'gun' is 24.0; a cosine is in \[-1, 1\]"):
+        Concept("gun", 24.0)
     with pytest.raises(ValueError, match="the same text"):
         read_image_filter(directory, [Concept("gun")] * 17, None)
     make_clip(tmp_path / "clip")

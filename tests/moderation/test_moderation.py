@@ -126,7 +126,7 @@ def read_moderation_filter(checker: Path):
 
 
 def test_a_refused_image_ends_the_call_and_the_others_are_handed_out(
-    pipeline, tmp_path, checker, plain
+    pipeline, tmp_path, checker, plain, capsys
 ):
     thresholds = read_moderation_filter(checker).scores([np.asarray(x) for x in plain])
     file = write(tmp_path, images={"model": str(checker), "action": "refuse"})
@@ -141,11 +141,12 @@ def test_a_refused_image_ends_the_call_and_the_others_are_handed_out(
     end = first // 3 * 3 + 3  # of the batch in which the first stands
     wanted = [n for n in range(end) if not thresholds[n].found]
     assert [image.info["imagen_jax"]["index"] for image in kept] == wanted
+    assert capsys.readouterr().err == ""  # the error says it
     assert all(same(image, plain[n]) for image, n in zip(kept, wanted, strict=True))
 
 
 def test_the_stricter_of_two_rules_holds(moderated, checker):
-    names = [{"text": f"c{n}", "threshold": -2.0} for n in range(17)]
+    names = [{"text": f"c{n}", "threshold": -1.0} for n in range(17)]
     images = moderated(
         prompts={"list": "words.txt", "action": "blank"},
         images={"model": str(checker), "concepts": names},
@@ -199,6 +200,7 @@ def test_a_watermark_of_the_users_own_is_applied_and_told(pipeline, plain, tmp_p
         ({"images": {"model": "none"}}, "There is no folder .*none, where a safety checker"),
         ({"images": {"model": "."}}, "safetensors"),
         ({"images": {"model": ".", "concepts": [{"txt": "x"}]}}, "unknown key"),
+        ({"images": {"model": ".", "special": [{"text": "x", "threshold": 24}]}}, "cosine is in"),
     ],
 )
 def test_wrong_files_are_told_in_a_line(tmp_path, sections, message):

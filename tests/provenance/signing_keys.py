@@ -14,6 +14,7 @@ MAIL = ExtendedKeyUsageOID.EMAIL_PROTECTION
 MAKERS = {
     "P-256": lambda: ec.generate_private_key(ec.SECP256R1()),
     "P-384": lambda: ec.generate_private_key(ec.SECP384R1()),
+    "secp256k1": lambda: ec.generate_private_key(ec.SECP256K1()),
     "RSA": lambda: rsa.generate_private_key(65537, 2048),
     "Ed25519": ed25519.Ed25519PrivateKey.generate,
 }

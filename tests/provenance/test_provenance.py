@@ -25,6 +25,7 @@ from imagen_jax.images.provenance import (
     marked,
     packet,
     read_xmp,
+    source_of,
 )
 from imagen_jax.images.verification import inspect
 from imagen_jax.pipeline.explanation import Explanation, make_page
@@ -118,6 +119,8 @@ def test_a_sheet_says_what_its_images_are(image, tmp_path):
         found = inspect(tmp_path / "x.png")
         assert found.sheet
         assert found.xmp["source"] == (COMPOSITE if source == COMPOSITE else TRAINED)
+    assert source_of(overlay(image, np.eye(4, dtype=np.float32))) == TRAINED
+    assert source_of(overlay(real, np.eye(4, dtype=np.float32))) is None
     assert common_source([TRAINED, None]) == common_source([COMPOSITE]) == COMPOSITE
     assert common_source([]) is None
 
@@ -253,6 +256,7 @@ def test_verify_tells_of_files_and_folders(image, tmp_path):
     image_grid([image, image]).save(tmp_path / "images" / "grid.png")
     Image.new("RGB", (8, 8)).save(tmp_path / "images" / "b.jpg")
     (tmp_path / "images" / "notes.txt").write_text("not looked at in a folder")
+    (tmp_path / "images" / "more.png").mkdir()
     ended, said = call(verify, str(tmp_path / "images"))
     assert ended is None
     lines = said.splitlines()

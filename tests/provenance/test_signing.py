@@ -18,7 +18,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from PIL import Image
 from signing_keys import Keys, make_keys
 
-from imagen_jax.commands import generate, verify
+from imagen_jax.commands import app, generate, verify
 from imagen_jax.images import signing
 from imagen_jax.images.grid import image_grid
 from imagen_jax.images.image_file import (
@@ -84,9 +84,9 @@ def test_other_keys(image, signing_by, tmp_path, kind):
     assert inspect(tmp_path / "x.png").manifest.state == "valid"
 
 
-@pytest.mark.parametrize("ending", ["png", "jpg", "webp"])
+@pytest.mark.parametrize("ending", ENDINGS)
 def test_a_changed_byte_is_found(image, keys, signing_by, tmp_path, rng, ending):
-    """Any outside the manifest, which the hash covers; of those in it, what is signed."""
+    """Any outside the manifest, but for the first box of an AVIF."""
     image.save(tmp_path / f"plain.{ending}")
     signing_by(keys)
     path = tmp_path / f"x.{ending}"
@@ -94,10 +94,12 @@ def test_a_changed_byte_is_found(image, keys, signing_by, tmp_path, rng, ending)
     content = path.read_bytes()
     added = len(content) - (tmp_path / f"plain.{ending}").stat().st_size
     start = content.index(b"jumb")
-    outside = [n for n in range(len(content)) if not start - 40 < n < start + added + 40]
+    manifest = range(start - 40, start + added + 40)
+    first = int.from_bytes(content[:4], "big") if ending == "avif" else 0
+    outside = [n for n in range(first, len(content)) if n not in manifest]
     assert 2_000 < added < 5_000
     assert len(outside) > 1_000
-    for place in rng.choice(outside, 60):
+    for place in rng.choice(outside, 30):
         changed = bytearray(content)
         changed[place] ^= int(rng.integers(1, 256))
         path.write_bytes(changed)
@@ -106,6 +108,23 @@ def test_a_changed_byte_is_found(image, keys, signing_by, tmp_path, rng, ending)
         assert "WRONG:" in said or "damaged: " in said or "not an image" in said
     path.write_bytes(content)
     assert call(verify, str(path))[0] is None
+
+
+def test_what_no_signature_covers_in_an_avif(image, keys, signing_by, tmp_path):
+    """As docs/provenance.md says: its first box (ftyp), and empty boxes at its end."""
+    signing_by(keys)
+    path = tmp_path / "x.avif"
+    image.save(path)
+    content = path.read_bytes()
+    changed = bytearray(content)
+    assert changed[4:8] == b"ftyp"
+    changed[12] ^= 1
+    free = (11).to_bytes(4, "big") + b"freeabc"
+    for unseen in (bytes(changed), content + free):
+        path.write_bytes(unseen)
+        assert inspect(path).manifest.state == "valid"
+    path.write_bytes(content + free.replace(b"free", b"more"))
+    assert inspect(path).manifest.state == "broken"
 
 
 @pytest.mark.parametrize("ending", ["png", "jpg", "webp"])
@@ -182,6 +201,7 @@ WRONG = {
     "another kind": (lambda k: Keys(make_keys("RSA").key, k.chain, k.root), "do not belong"),
     "another certificate": (lambda k: Keys(make_keys().key, k.chain, k.root), "do not belong"),
     "no usage": (lambda k: make_keys(usage=None), "extended key usage"),
+    "another curve": (lambda k: make_keys("secp256k1"), r"EC \(P-256, P-384 or P-521\)"),
     "for servers": (lambda k: make_keys(usage=ExtendedKeyUsageOID.SERVER_AUTH), "extended key"),
     "void": (lambda k: make_keys(days=-1), "valid today"),
     "the root first": (lambda k: Keys(k.key, k.root + k.chain, k.root), "comes first"),
@@ -220,6 +240,11 @@ def test_files_of_keys_that_are_not_there(image, keys, signing_by, tmp_path, mon
     monkeypatch.setenv(signing.KEY, str(tmp_path / "none.pem"))
     with pytest.raises(ValueError, match=r"C2PA_KEY: .*none.pem cannot be read: No such file"):
         image.save(tmp_path / "x.png")
+    monkeypatch.setenv(signing.KEY, "/dev/zero")
+    with pytest.raises(ValueError, match=r"C2PA_KEY: /dev/zero is too large"):
+        image.save(tmp_path / "x.png")
+    with pytest.raises(ValueError, match=r"--roots: .*none.pem cannot be read: No such file"):
+        signing.read_roots(tmp_path / "none.pem")
     monkeypatch.delenv(signing.KEY)
     with pytest.raises(ValueError, match=r"CERTIFICATES is set and IMAGEN_JAX_C2PA_KEY is not"):
         image.save(tmp_path / "x.png")
@@ -249,6 +274,21 @@ def test_the_key_is_nowhere(image, keys, signing_by, tmp_path):
     assert secret not in repr(credentials)
     assert secret.encode() not in (tmp_path / "x.png").read_bytes()
     assert secret not in json.dumps(read_settings(tmp_path / "x.png"))
+
+
+@pytest.mark.parametrize(
+    "load",
+    [
+        lambda folder: generate.load(generate.parser().parse_args(["a"]), None),
+        lambda folder: app.make_studio(app.parser().parse_args([]), folder, True),
+    ],
+    ids=["generate", "app"],
+)
+def test_wrong_keys_are_told_before_a_model_is_loaded(signing_by, monkeypatch, tmp_path, load):
+    signing_by(make_keys(usage=None))
+    monkeypatch.setattr("imagen_jax.pipeline.loading.load_model", None)
+    with pytest.raises(ValueError, match="cannot sign an image"):
+        load(tmp_path)
 
 
 def test_the_command_signs_all_that_it_writes(keys, signing_by, tmp_path):
