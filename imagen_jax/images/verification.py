@@ -50,7 +50,10 @@ def inspect(path: str | os.PathLike, roots: bytes | None = None) -> Finding:
         ModuleNotFoundError: it has a C2PA manifest, and c2pa is not installed.
     """
     path = user_path(path)
-    if (size := path.stat().st_size) > MOST_BYTES:
+    size = path.stat().st_size
+    if not path.is_file():  # a pipe would be waited for, and a device has no end
+        raise ValueError("it is no plain file")
+    if size > MOST_BYTES:
         raise ValueError(f"it has {size:,} bytes, more than {MOST_BYTES:,}")
     data, xmp, settings = path.read_bytes(), {}, None
     faults = list(_broken_chunks(data)) if data.startswith(PNG) else []

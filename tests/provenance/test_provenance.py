@@ -298,6 +298,8 @@ def test_verify_tells_of_bad_files_in_a_line_each(image, tmp_path):
     (line,) = (line for line in said.splitlines() if line.startswith(f"{bomb}: "))
     assert "pixels" in line
     (tmp_path / "empty").mkdir()
+    os.mkfifo(tmp_path / "pipe.png")
+    assert "pipe.png: it is no plain file\n" in call(verify, str(tmp_path / "pipe.png"))[1]
     assert call(verify, str(tmp_path / "empty"))[0] == f"error: {tmp_path}/empty holds no images"
 
 
