@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from imagen_jax.evaluation.prompts import PromptList, read_prompts
+from imagen_jax.evaluation.prompts import read_prompts
 from imagen_jax.pipeline.request import LARGEST_SEED
 from imagen_jax.storage import fingerprints
 
@@ -78,9 +78,9 @@ def follows(one: Example, other: Example) -> bool:
 
 def read_examples(
     source: str, num: int | None, num_images: int, seed: int, negative: str | None
-) -> tuple[PromptList, Examples]:
-    """The list of prompts as `read_prompts` reads it, its first `num`, and the images of it. Files
-    with columns may have `seed` and `negative_prompt`, empty where the run's hold.
+) -> Examples:
+    """The images of the first `num` prompts of a list that `read_prompts` reads. Files with columns
+    may have `seed` and `negative_prompt`, empty where the run's hold.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -98,7 +98,7 @@ def read_examples(
         key = row.prompt, row.negative, seed if row.seed is None else row.seed
         first.setdefault(key, row)
     kept = tuple(first.values())
-    return prompts, Examples(kept, num_images, seed, len(rows) - len(kept))
+    return Examples(kept, num_images, seed, len(rows) - len(kept))
 
 
 def _seed(prompt: str, value: object) -> int | None:

@@ -20,7 +20,6 @@ from imagen_jax.diffusion.overrides import with_overrides
 from imagen_jax.evaluation.generation import Generate, make_generate
 from imagen_jax.evaluation.inputs import EvaluatedModel, choose_size, read_model
 from imagen_jax.evaluation.progress import image_bar
-from imagen_jax.evaluation.prompts import PromptList
 from imagen_jax.evaluation.report import image_settings
 from imagen_jax.evaluation.request import EvaluationRequest
 from imagen_jax.evaluation.shards import WHOLE, Shard
@@ -76,7 +75,7 @@ def make_data_set(request: DataSetRequest, say: Callable[[str], None]) -> int:
         OSError: the disk is full; what was finished stays.
     """
     asked = request.model
-    prompts, examples = read_examples(
+    examples = read_examples(
         asked.prompts, asked.num, asked.num_images, asked.seed, request.negative_prompt
     )
     check_folder(request)
@@ -91,7 +90,7 @@ def make_data_set(request: DataSetRequest, say: Callable[[str], None]) -> int:
     size = choose_size(asked, model.pipeline.sizes)
     batch_size = request.batch_size or default_batch_size(largest_batch(examples))
     batch_size, _ = spread(batch_size, model.pipeline.mesh)
-    about = describe(request, model, prompts, examples, {"size": size, "batch_size": batch_size})
+    about = describe(request, model, examples, {"size": size, "batch_size": batch_size})
     with output_folder(request.out):
         open_folder(request.out, about)
         generate = make_generate(model, size, asked.seed, batch_size)
@@ -101,11 +100,10 @@ def make_data_set(request: DataSetRequest, say: Callable[[str], None]) -> int:
             path: numbers for numbers in own if not (path := _path(request, numbers)).is_file()
         }
         count = sum(map(len, missing.values()))
-        left_out = f", without {examples.duplicates:,} that repeat others,"
+        repeated = f" ({examples.duplicates:,} more are repeated)" if examples.duplicates else ""
         say(
             f"{model.pipeline.name}: {len(examples):,} images of {len(examples.rows):,} prompts"
-            f"{left_out if examples.duplicates else ''} in {len(every):,} shards; {count:,} to be "
-            "made here"
+            f"{repeated}, {len(every):,} shards; {count:,} images to be made here"
         )
         with image_bar("images", count) as bar:
             for path, numbers in missing.items():
@@ -144,7 +142,6 @@ def check_prompts(model: EvaluatedModel, examples: Examples) -> None:
 def describe(
     request: DataSetRequest,
     model: EvaluatedModel,
-    prompts: PromptList,
     examples: Examples,
     settings: Mapping[str, Any],
 ) -> dict[str, Any]:
@@ -157,8 +154,6 @@ def describe(
         "examples": len(examples),
         "shard_size": request.shard_size,
         "shards": math.ceil(len(examples) / request.shard_size),
-        "prompt_list": prompts.name,
-        "duplicates": examples.duplicates,
         "settings": image_settings(
             model,
             examples.fingerprint,

@@ -42,15 +42,15 @@ def rows(trials: Sequence[Trial], keys: Sequence[str], metric: str) -> list[list
     return found
 
 
-def write(folder: Path, study: Study, metric: str, maximize: bool) -> list[Path]:
-    """Writes the table and the plot of the trials that have ended; gives their paths."""
-    trials, keys = study.trials, list(study.space)
-    table, picture = folder / TABLE_FILE, folder / PLOT_FILE
-    with written_whole(table) as path, path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows(rows(trials, keys, metric))
-    with written_whole(picture) as path:
+def write(folder: Path, study: Study, metric: str, maximize: bool) -> None:
+    """Writes the table and the plot of the trials that have ended."""
+    with (
+        written_whole(folder / TABLE_FILE) as path,
+        path.open("w", newline="", encoding="utf-8") as file,
+    ):
+        csv.writer(file).writerows(rows(study.trials, list(study.space), metric))
+    with written_whole(folder / PLOT_FILE) as path:
         plot(study, metric, maximize, path)
-    return [table, picture]
 
 
 def table(study: Study, metric: str, maximize: bool) -> str:
@@ -73,8 +73,7 @@ def write_hparams(folder: Path, trial: Trial, metric: str) -> None:
     with contextlib.closing(EventFile(folder)) as file:
         values = {key: read_value(text) for key, text in trial.values.items()}
         plain = {k: v if isinstance(v, bool | int | float) else str(v) for k, v in values.items()}
-        metrics = {} if trial.value is None else {f"sweep/{metric}": trial.value}
-        file.hparams(trial.step, plain, metrics)
+        file.hparams(trial.step, plain, f"sweep/{metric}", trial.value)
 
 
 # ------------------------------------------------------------------------------------- the plot

@@ -122,7 +122,6 @@ def split_commas(text: str) -> list[str]:
         else:
             parts[-1] += sign
         before = sign if quote or not sign.isspace() else before
-        before = "" if before == "," and not closing and not quote else before
     if quote or closing:
         raise ValueError(f"{quote or closing[-1]} is missing")
     parts = [part.strip() for part in parts]

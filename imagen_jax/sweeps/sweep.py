@@ -143,8 +143,8 @@ def run(sweep: Sweep, points: Sequence[Values] | None, say: Callable[[str], None
     if not (sweep.folder / SWEEP_FILE).is_file():
         write_object(sweep.folder / SWEEP_FILE, sweep.describe())
     study = Study(sweep.folder, sweep.space, sweep.maximize)
-    total = sweep.trials if points is None else len(points)
     before, began = len(study.trials), time.monotonic()
+    total = max(before, sweep.trials) if points is None else len(points)
     if before:
         say(f"{before} of {total} trials have ended")
         report.write(sweep.folder, study, sweep.metric, sweep.maximize)
@@ -153,7 +153,7 @@ def run(sweep: Sweep, points: Sequence[Values] | None, say: Callable[[str], None
             study.propose(sweep.search, sweep.seed, number) if points is None else points[number]
         )
         shown = " ".join(f"{key}={text}" for key, text in values.items())
-        say(f"trial {number + 1} of {total}: {shown} in {sweep.folder / folder_name(number)}")
+        say(f"{folder_name(number)}, {number + 1} of {total}: {shown}")
         ended = run_trial(sweep, study, number, values, say)
         if ended is None:
             return False
@@ -170,9 +170,9 @@ def progress(sweep: Sweep, trials: Sequence[Trial], total: int, seconds: float) 
     """How the last trial ended, which is the best, and, at `seconds` a trial, how long the others
     take.
     """
-    parts = [f"trial {len(trials)} of {total}: {report.outcome(trials[-1], sweep.metric)}"]
+    parts = [f"{folder_name(trials[-1].number)}: {report.outcome(trials[-1], sweep.metric)}"]
     if (found := best(trials, sweep.maximize)) is not None:
-        parts.append(f"best {found.value:.4g}, trial {found.number + 1}")
+        parts.append(f"best {found.value:.4g}, {folder_name(found.number)}")
     if left := total - len(trials):
         text = timedelta(seconds=round(seconds * left))
         parts.append(f"{3600 / seconds:.1f} trials an hour, about {text} left")
@@ -193,15 +193,11 @@ def run_trial(
     watched, stopped = study.watch(values, sweep.pruner, config.num_steps), []
 
     def no_good() -> bool:
-        reports = read_reports(sweep, folder, config)
-        for step, value in reports.items():
-            if stopped:
-                break
+        for step, value in read_reports(sweep, folder, config).items():
             # One that is no number ends the training, or the trial is a failed one.
-            if step not in watched.reports and math.isfinite(value):
-                stopped.extend(
-                    [step] * (watched.should_stop(step, value) and step < config.num_steps)
-                )
+            new = not stopped and step not in watched.reports and math.isfinite(value)
+            if new and watched.should_stop(step, value) and step < config.num_steps:
+                stopped.append(step)
         return bool(stopped)
 
     wait_until_free(folder)  # a process that outlived the sweep that was killed

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from imagen_jax.storage.disk import disk_errors
 from imagen_jax.sweeps.space import Values
 from imagen_jax.training.metrics import METRICS_FILE, read_losses, read_scores
@@ -16,6 +18,7 @@ from imagen_jax.training.metrics import METRICS_FILE, read_losses, read_scores
 COMPLETE, STOPPED, FAILED = "complete", "stopped early", "failed"
 LOG_FILE = "train.log"
 LOSS = "loss"
+ERROR = "error: "  # begins the line that says why the training ended
 SMOOTHED = 10  # the loss of a step is the mean over this part of the run, a tenth, up to it
 LINE_SECONDS = 30.0  # between a trial's lines on the screen
 
@@ -55,12 +58,14 @@ def read_reports(folder: Path, metric: str, num_steps: int, every: int) -> dict[
         scores = read_scores(folder)
         return {step: found[metric] for step, found in sorted(scores.items()) if metric in found}
     losses, width = read_losses(folder), max(1, num_steps // SMOOTHED)
-    reports = {}
-    for step in sorted(losses):
-        if step % every == 0 or step == num_steps:
-            last = [losses[s] for s in range(max(1, step - width + 1), step + 1) if s in losses]
-            reports[step] = sum(last) / len(last)
-    return reports
+    steps = sorted(losses)
+    values, starts = np.array([losses[s] for s in steps]), np.array(steps) - width
+    first = np.searchsorted(steps, starts, side="right")
+    return {
+        step: float(values[first[place] : place + 1].mean())
+        for place, step in enumerate(steps)
+        if step % every == 0 or step == num_steps
+    }
 
 
 @contextlib.contextmanager
@@ -104,20 +109,23 @@ def run(
     reported: Callable[[], bool],
     say: Callable[[str], None],
 ) -> tuple[int, str]:
-    """(status, last line) of a trial's process, which is stopped when `reported()` says so, after
-    any of its lines.
+    """(status, its error or else its last line) of a trial's process, which is stopped when
+    `reported()` says so. That is asked after its lines, in at most about a tenth of the time: it
+    takes longer the longer the run.
     """
-    spoken, last, stopping = time.monotonic(), "", False
+    spoken, last, stopping, due = time.monotonic(), "", False, 0.0
     folder.mkdir(parents=True, exist_ok=True)
     with started(command, folder / LOG_FILE) as (process, lines):
         for line in lines:
-            last = line or last
+            if line and not last.startswith(ERROR):  # advice may follow an error
+                last = line
             if line.startswith("step ") and time.monotonic() - spoken > LINE_SECONDS:
                 spoken = time.monotonic()
                 say(f"{folder.name}: {line}")
-            if not stopping and reported():
-                stopping = True
-                process.send_signal(signal.SIGTERM)
+            if not stopping and (asked := time.monotonic()) >= due:
+                if stopping := reported():
+                    process.send_signal(signal.SIGTERM)
+                due = asked + 10 * (time.monotonic() - asked)
         status = process.wait()
     return status, last
 
@@ -127,4 +135,4 @@ def reason(status: int, last: str) -> str:
     if status < 0:
         name = signal.Signals(-status).name
         return f"killed by {name}" + " (out of memory?)" * (-status == signal.SIGKILL)
-    return last.removeprefix("error: ") or f"status {status}"
+    return last.removeprefix(ERROR) or f"status {status}"

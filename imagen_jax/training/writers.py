@@ -93,13 +93,17 @@ class EventFile:
         pixels = summary.image(name, np.asarray(image.convert("RGB")), dataformats="HWC")
         self._write(self.event(step=step, summary=pixels))
 
-    def hparams(self, step: int, values: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
-        """A run's hyper-parameters, numbers or texts, and its metrics, for the tab HParams."""
+    def hparams(
+        self, step: int, values: Mapping[str, Any], metric: str, value: float | None
+    ) -> None:
+        """A run's hyper-parameters, numbers or texts, and its metric, for the tab HParams. Also a
+        run without a value names the metric: TensorBoard goes by the first run.
+        """
         from tensorboardX import summary
 
-        parts = summary.hparams(dict(values), dict(metrics))
+        parts = summary.hparams(dict(values), {metric: value})
         self._write(*(self.event(step=step, summary=part) for part in parts))
-        self.scalars(step, metrics)
+        self.scalars(step, {} if value is None else {metric: value})
 
     def close(self) -> None:
         """Closes the file."""
