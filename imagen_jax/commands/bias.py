@@ -44,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
     add("--styles", type=entries, metavar="S,S", help="of the icons, named as in the data")
     add("--size", type=count, metavar="N", help="of the images (default: the largest; of icons the "
         "base stage's)")  # fmt: skip
-    add("--seed", type=int, default=0)
+    add("--seed", type=int, default=0, help="of the noise")
     add("--batch_size", type=count, default=32, help="images at a time")
     return parse
 

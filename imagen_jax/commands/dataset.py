@@ -1,4 +1,4 @@
-"""Makes a data set of generated images: prompts in, shards with captions and settings out.
+r"""Makes a data set of generated images: prompts in, shards with captions and settings out.
 
     imagen-jax dataset --model icons --prompts prompts.txt --num_images 4 --seed 1 --out data/made
     imagen-jax train --config folder_64 --workdir runs/made --config.data.source=tar \
@@ -47,7 +47,7 @@ OF_MODEL = (
 def parser() -> argparse.ArgumentParser:
     parse = make_parser(__doc__)
     add = parse.add_argument
-    add("--prompts", required=True, metavar="FILE", help="what the images show")
+    add("--prompts", type=path, required=True, metavar="FILE", help="what the images show")
     add("--out", type=path, required=True, metavar="DIR", help="folder of the shards")
     add("--model", type=sources, default=DEFAULT, help=f"as of generate (default: {DEFAULT})")
     add("--format", default="tar", help="tar (webdataset, default) or array_record")
@@ -103,7 +103,7 @@ def make(options: argparse.Namespace) -> None:
         share = Shard(jax.process_index(), jax.process_count())
     if note := unused_accelerator():
         warnings.warn(note, stacklevel=1)
-    values = {name: getattr(options, name) for name in OF_MODEL}
+    values = {name: getattr(options, name) for name in OF_MODEL} | {"prompts": str(options.prompts)}
     model = EvaluationRequest(
         **values, guidance=by_stage(options.guidance), aug_level=by_stage(options.aug_level)
     )

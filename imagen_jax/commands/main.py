@@ -42,7 +42,7 @@ VERBS = {
         "human_eval": "run a study: which of two images do people prefer",
         "benchmark": "measure the speed of this machine, beside other projects",
         "benchmark_icons": "measure the quality of a model of icons",
-        "bias": "report how images of people spread over gender, skin tone and the like",
+        "bias": "report whom a model shows: gender, skin tone and the like",
         "scaling": "in a clone: make the tables of docs/scaling.md",
     },
 }
