@@ -1,15 +1,15 @@
 """Reports how a model's images of people spread over gender, skin tone and other attributes.
 
-imagen-jax bias --model icons --data data/icons --out results/bias
-imagen-jax bias --model MODEL --clip models/clip --out results/bias
-imagen-jax bias --model MODEL --clip models/clip --lists lists.json --out results/bias
+    imagen-jax bias --model icons --data data/icons --out results/bias
+    imagen-jax bias --model MODEL --clip models/clip --out results/bias
+    imagen-jax bias --model MODEL --clip models/clip --lists lists.json --out results/bias
 
-Of a list of subjects, such as occupations, images are made by prompts that name no attribute. With
---data, for a model of icons, the value of an image is that of the icon that it looks like most
-among a person's; else that of the text that CLIP finds nearest. Other images, whose prompts name
-the value, show how often it is recognized.
+Images of each subject, such as an occupation, are made by prompts that name no attribute. With
+--data, for a model of icons, an image has the value of the icon that it looks like most among the
+person's; otherwise that of the text that CLIP finds nearest. More images, whose prompts name a
+value, show how often it is recognized.
 
-lists.json has the fields of the lists that are used without it:
+lists.json replaces the lists that come with the package:
 
     {"template": "a photo of a {}", "subjects": ["doctor", "nurse"],
      "attributes": {"gender": {"woman": "a photo of a woman", "man": "a photo of a man"}}}
@@ -41,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
     add("--out", type=path, required=True, metavar="DIR", help="for the report and the images")
     add("--num", type=count, default=20, metavar="N", help="images of each subject")
     add("--language", choices=("en", "zh"), default="en", help="of the icons' prompts")
-    add("--styles", type=entries, metavar="S,S", help="of the icons, named as in the data")
+    add("--styles", type=entries, metavar="S,S", help="of the icons, in turn (default: all)")
     add("--size", type=count, metavar="N", help="of the images (default: the largest; of icons the "
         "base stage's)")  # fmt: skip
     add("--seed", type=int, default=0, help="of the noise")

@@ -93,7 +93,7 @@ def told(finding: Any) -> Iterator[str]:
         listed = (f"{name} {json.dumps(each, ensure_ascii=False)}" for name, each in shown.items())
         yield f"settings:  {', '.join(listed)}"
     else:
-        yield "settings:  none of imagen_jax"
+        yield "settings:  none that imagen_jax wrote"
     if manifest is None:
         yield "signature: none; whether it was changed cannot be told"
     else:

@@ -1,9 +1,10 @@
 """How a model's images of people, asked for without an attribute, spread over its values.
 
-Shares are of all images of a subject, with the interval of Wilson; over all subjects the mean of
-their shares, with the 95 % interval of a bootstrap over the subjects, whose images resemble each
-other. How far a subject is from even is half the sum of |share - 1 / values|, from 0 to less than
-1; a model without any preference has more than 0 with few images, and that is told beside it.
+A subject's share of a value is that of its images, with Wilson's interval. The share over all
+subjects is the mean of theirs, with the interval of a bootstrap over subjects, as the images of one
+subject resemble each other. A subject's distance from even is the total variation, half the sum of
+|share - 1 / values|, from 0 to less than 1. With few images even a model without any preference is
+above 0: the report gives its expected distance, too. Intervals are of 95 %.
 """
 
 from collections.abc import Callable, Sequence
@@ -38,12 +39,12 @@ Classify = Callable[[Sequence[Asked], np.ndarray], dict[str, np.ndarray]]
 
 @dataclass(frozen=True, eq=False)
 class Survey:
-    """What is asked for, the values of each attribute, and what tells an image's; how: in words."""
+    """What is asked for, the values of each attribute, and what decides an image's."""
 
     asked: tuple[Asked, ...]
     attributes: dict[str, tuple[str, ...]]
     classify: Classify
-    how: str
+    how: str  # it decides, in words
 
 
 def clip_survey(lists: BiasLists, extractor: FeatureExtractor, num: int) -> Survey:
@@ -60,7 +61,7 @@ def clip_survey(lists: BiasLists, extractor: FeatureExtractor, num: int) -> Surv
         features = extractor.images(images)
         return {name: np.argmax(features @ own.T, axis=1) for name, own in texts.items()}
 
-    asked = [Asked(lists.template.format(subject), subject) for subject in lists.subjects]
+    asked = [Asked(lists.template.replace("{}", subject), subject) for subject in lists.subjects]
     asked += [
         Asked(text, value, name, value)
         for name, values in lists.attributes.items()
@@ -116,24 +117,21 @@ def _overall(values: Sequence[str], counts: np.ndarray) -> dict[str, Any]:
     even = np.full(len(values), 1 / len(values))
     distance = _distance(shares)
     ends = np.percentile(distance[drawn].mean(axis=1), (2.5, 97.5))
-    # In one row a size: subjects have as many images each.
-    by_chance = [
-        _distance(rng.multinomial(int(n), even, RESAMPLES) / n).mean() for n in np.unique(totals)
-    ]
+    by_chance = rng.multinomial(totals[:, 0], even, (RESAMPLES, len(counts))) / totals
     return {
         "all": {
             value: {"share": float(s), "low": float(a), "high": float(b), "n": int(totals.sum())}
             for value, (s, a, b) in zip(values, rows, strict=True)
         },
         "distance": {
-            "share": float(distance.mean()),
+            "mean": float(distance.mean()),
             "low": float(ends[0]),
             "high": float(ends[1]),
-            "of_an_even_model": float(np.mean(by_chance)),
+            "of_an_even_model": float(_distance(by_chance).mean()),
         },
     }
 
 
 def _distance(shares: np.ndarray) -> np.ndarray:
-    """Of shares [rows, values] from even ones: the total variation."""
-    return 0.5 * np.abs(shares - 1 / shares.shape[1]).sum(axis=1)
+    """Of shares [..., values] from even ones: the total variation."""
+    return 0.5 * np.abs(shares - 1 / shares.shape[-1]).sum(axis=-1)

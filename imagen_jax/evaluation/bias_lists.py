@@ -1,9 +1,9 @@
-"""What a report on bias asks a model for, and by which texts CLIP tells the images apart."""
+"""What a report on bias asks a model for, and the texts by which CLIP tells the images apart."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from imagen_jax.storage.codec import require
+from imagen_jax.storage.codec import nearest, require
 from imagen_jax.storage.json_file import read_object
 
 FIELDS = ("template", "subjects", "attributes")
@@ -51,10 +51,9 @@ def read_lists(file: Path) -> BiasLists:
     values = read_object(file, "the lists of a report on bias")
     unknown = [name for name in values if name not in FIELDS]
     missing = [name for name in FIELDS if name not in values]
-    require(
-        (not unknown, f"{file} has {unknown[:1]}; its fields are {', '.join(FIELDS)}."),
-        (not missing, f"{file} lacks {', '.join(missing)}."),
-    )
+    if unknown:
+        raise ValueError(f"{file}: unknown field {unknown[0]!r}{nearest(unknown[0], FIELDS)}")
+    require((not missing, f"{file} lacks {', '.join(missing)}."))
     template, subjects, attributes = (values[name] for name in FIELDS)
     require(
         (

@@ -3,6 +3,7 @@
 import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,10 @@ from imagen_jax.storage.json_file import write_object
 COLORS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb", "#222222")
 HEAD = ["attribute", "subject", "value", "n", "share", "low", "high"]
 LIMITS = (
-    "What tells the values apart errs, too, and has leanings of its own: the shares recognized, of "
-    "images whose prompt names the value, say how far to trust it. How people look does not tell "
-    "who they are; the report is about images, and of no use for sorting people."
+    "Every image is given the value that fits best, even where it shows nobody, and what decides "
+    "that errs and has leanings of its own. How often a value is recognized where the prompt names "
+    "it says how far to trust the shares. How people look does not tell who they are: the report "
+    "is about images, and of no use for sorting people."
 )
 
 
@@ -64,7 +66,7 @@ def write_bias_report(request: BiasRequest) -> None:
         place = str(request.clip or PLACES["clip"])
         if request.clip is None and not PLACES["clip"].is_dir():
             raise ValueError(
-                "The report needs --clip DIR, a CLIP model from Hugging Face, or of a model of "
+                "The report needs --clip DIR, a CLIP model from Hugging Face, or for a model of "
                 "icons --data DIR, what imagen-jax prepare_icons wrote."
             )
         find_network(place)
@@ -147,7 +149,7 @@ def write(
     sheet = report.contact_sheet(images, list(neutral), source=TRAINED)
     write_object(out / "bias.json", {"attributes": values, **about})
     (table,) = Report(tables={"bias.csv": rows_of(values)}).write(out)
-    page = make_page(values, about, {"The first image of each": sheet})
+    page = make_page(values, about, {f"The first image of {len(images)} subjects": sheet})
     (out / "bias.html").write_text(page, encoding="utf-8")
     return [out / "bias.json", table, out / "bias.html"]
 
@@ -181,10 +183,10 @@ def overall(values: Mapping[str, Any]) -> list[list[str]]:
 
 def distances(values: Mapping[str, Any]) -> list[list[str]]:
     """How far subjects are from even, beside what chance alone does."""
-    table = [["attribute", "distance from even, 0 to 1", "of a model without preference"]]
+    table = [["attribute", "distance from even", "of a model without preference"]]
     for name, own in values.items():
         found = own["distance"]
-        interval = f"{found['share']:.2f} ({found['low']:.2f}-{found['high']:.2f})"
+        interval = f"{found['mean']:.2f} ({found['low']:.2f}-{found['high']:.2f})"
         table.append([name, interval, f"{found['of_an_even_model']:.2f}"])
     return table
 
@@ -197,10 +199,10 @@ def summary(values: Mapping[str, Any]) -> str:
 def make_page(values: Mapping[str, Any], about: Mapping[str, Any], images: Mapping) -> str:
     """The page; all text escaped, all images inside it."""
     title = f"Bias of {about['model']['name']}"
+    num = about["settings"]["images_of_each_subject"]
     how = (
-        f"Images of each subject, by prompts that name none of the values: "
-        f"{about['settings']['images_of_each_subject']}. Told apart by {about['classified_by']}. "
-        "Shares with 95 % intervals."
+        f"{num} images of each subject, by prompts that name none of the values. "
+        f"What decides an image's value: {about['classified_by']}. In brackets: 95 % intervals."
     )
     body = [f"<h1>{html.escape(title)}</h1>", f"<p>{html.escape(str(about['date']))}</p>"]
     body += [f"<p>{html.escape(how)}</p>", f'<div class="note">{html.escape(LIMITS)}</div>']
@@ -213,8 +215,8 @@ def make_page(values: Mapping[str, Any], about: Mapping[str, Any], images: Mappi
 
 
 def _bars(own: Mapping[str, Any]) -> str:
-    """A bar for each subject, divided among the values, those with least of the first one first."""
-    first, colors = next(iter(own["all"])), dict(zip(own["all"], _colors(own), strict=True))
+    """A bar for each subject, divided among the values; least of the first value first."""
+    first, colors = next(iter(own["all"])), dict(zip(own["all"], cycle(COLORS), strict=False))
     key = " ".join(f'<b style="color:{c}">&#9632;</b> {html.escape(v)}' for v, c in colors.items())
     lines = []
     for subject, shares in sorted(own["subjects"].items(), key=lambda x: x[1][first]["share"]):
@@ -228,8 +230,3 @@ def _bars(own: Mapping[str, Any]) -> str:
             f"<td>{html.escape(told)}</td></tr>"
         )
     return f"<p>{key}</p><table>{''.join(lines)}</table>"
-
-
-def _colors(own: Mapping[str, Any]) -> list[str]:
-    """A color for each value, over again where there are many."""
-    return [COLORS[i % len(COLORS)] for i in range(len(own["all"]))]

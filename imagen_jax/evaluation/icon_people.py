@@ -1,5 +1,5 @@
-"""People among the icons: of which things there are women and men of every skin tone, and which of
-them an image looks like most.
+"""People among the icons: those drawn in every gender and skin tone, and which of a person's an
+image looks like most.
 """
 
 import itertools
@@ -22,7 +22,7 @@ ATTRIBUTES = {
     "skin tone": ("yellow", "light", "medium-light", "medium", "medium-dark", "dark"),
 }
 NEUTRAL = (0, 0)
-NAMED = 50  # images of each gender and tone that a prompt names
+NAMED = 50
 
 
 def shown_by(name: str) -> tuple[int, int]:
@@ -35,7 +35,7 @@ def shown_by(name: str) -> tuple[int, int]:
 
 
 def people(icons: IconSet) -> dict[tuple[str, str], dict[tuple[int, int], int]]:
-    """{(style, family): {(gender, tone): icon}} of those that have each of the 18 just once."""
+    """{(style, family): {(gender, tone): icon}} of those that have each of the 18 exactly once."""
     groups = defaultdict(list)
     for icon, key in enumerate(zip(icons.column("style"), icons.column("family"), strict=True)):
         groups[tuple(map(str, key))].append(icon)
@@ -49,9 +49,9 @@ def people(icons: IconSet) -> dict[tuple[str, str], dict[tuple[int, int], int]]:
 
 
 def icon_survey(icons: IconSet, num: int, language: str) -> Survey:
-    """`num` images of each person of neither gender and no tone, in turn in the styles asked for,
-    and of people whose gender or tone the prompt names; the value of an image is that of the icon
-    it looks like most among the 18 of its style.
+    """`num` images of each person, asked for without gender and tone, in the styles in turn, and
+    NAMED of each gender and tone that a prompt names; the value of an image is that of the icon it
+    looks like most among the person's 18 in its style.
 
     Raises ValueError where the set has no such people.
     """

@@ -121,7 +121,7 @@ def test_leanings_are_found_and_what_is_asked_for_is_recognized(report, tmp_path
     assert {v: s["share"] for v, s in gender["recognized"].items()} == {"woman": 1, "man": 1}
     assert {v: s["share"] for v, s in tone["recognized"].items()} == dict.fromkeys(TONES[1:], 1)
     far = (2 / 3 + 2 / 3 + 1 / 3) / 3
-    assert gender["distance"]["share"] == pytest.approx(far)
+    assert gender["distance"]["mean"] == pytest.approx(far)
     assert 0.1 < gender["distance"]["of_an_even_model"] < 0.3
     out = tmp_path / "out"
     page = (out / "bias.html").read_text(encoding="utf-8")
@@ -146,6 +146,16 @@ def test_images_that_are_there_are_kept(report):
         report(lambda key, index: (0, 0), "--num", 3)
 
 
+def test_a_model_of_classes_is_refused(folder, monkeypatch, tmp_path):
+    stage = Stage("base", 64, network(num_classes=3), conditioning="label")
+    pipeline = Pipeline(Cascade((stage,), (Sampling("ddim"),)), {}, name="classes")
+    model = EvaluatedModel(pipeline, pipeline.cascade.sampling, {})
+    monkeypatch.setattr(bias_report, "read_model", lambda request: model)
+    with pytest.raises(SystemExit, match="'classes' reads no text"):
+        main(["--data", str(folder), "--out", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_even_model_is_as_far_from_even_as_chance():
     """Of two values and two images: 1/2 with probability 1/2, else 0."""
     rng = np.random.default_rng(1)
@@ -153,7 +163,7 @@ def test_an_even_model_is_as_far_from_even_as_chance():
     survey = Survey(asked, {"side": ("heads", "tails")}, spread_of, "")
     found = spread_of(survey, {"side": rng.integers(0, 2, len(asked))})["side"]
     assert found["distance"]["of_an_even_model"] == pytest.approx(0.25, abs=0.02)
-    assert found["distance"]["share"] == pytest.approx(0.25, abs=0.02)
+    assert found["distance"]["mean"] == pytest.approx(0.25, abs=0.02)
     low, high = (found["all"]["heads"][end] for end in ("low", "high"))
     assert low < 0.5 < high
     assert high - low == pytest.approx(2 * 1.96 * 0.5 / 2000**0.5, rel=0.1)
@@ -200,9 +210,12 @@ def test_clip_takes_the_text_of_the_largest_cosine():
             return images[given]
 
     lists = BiasLists(
-        "{}", ("x",), {"gender": {"woman": "w", "man": "m"}, "age": {"a": "a", "b": "b"}}
+        "{} {in braces}",
+        ("x",),
+        {"gender": {"woman": "w", "man": "m"}, "age": {"a": "a", "b": "b"}},
     )
     survey = clip_survey(lists, Fixed(), 2)
+    assert survey.asked[0].text == "x {in braces}"
     assert [one.subject for one in survey.asked[::2]] == ["x", "woman", "man", "a", "b"]
     found = survey.classify(survey.asked[:6], np.arange(6))
     np.testing.assert_array_equal(found["gender"], images[:, 1] > images[:, 0])
@@ -224,7 +237,7 @@ def test_lists_from_a_file(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"templates": "a {}"}, "templates"),
+        ({"templates": "a {}"}, "'templates'; did you mean 'template'"),
         ({"template": "a doctor"}, "with one {}"),
         ({"template": None}, "template is None"),
         ({"subjects": ["x"]}, "two different texts"),
