@@ -7,7 +7,7 @@ one kind and number. A run that was killed goes on, and ends as an uninterrupted
 import io
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from PIL import Image
 from imagen_jax.bulk_data.examples import Example, Examples, read_examples, shard_file, shards
 from imagen_jax.data.shard_writing import to_example, write_records, write_tar
 from imagen_jax.diffusion.overrides import with_overrides
+from imagen_jax.diffusion.sampling import ByStage
 from imagen_jax.evaluation.generation import Generate, make_generate
 from imagen_jax.evaluation.inputs import EvaluatedModel, choose_size, read_model
 from imagen_jax.evaluation.progress import image_bar
@@ -52,6 +53,8 @@ class DataSetRequest:
     format: str = "tar"
     shard_size: int = 1000
     negative_prompt: str | None = None
+    guidance: ByStage | None = None
+    aug_level: ByStage | None = None
     spacing: Any = None
     batch_size: int | None = None
     share: Shard = WHOLE
@@ -80,8 +83,8 @@ def make_data_set(request: DataSetRequest, say: Callable[[str], None]) -> int:
     )
     check_folder(request)
     model = read_model(asked)
-    overrides = {"guidance": _one(asked.guidance), "aug_level": _one(asked.aug_level)}
-    sampling = with_overrides(model.sampling, spacing=request.spacing, **overrides)
+    given = {name: getattr(request, name) for name in ("guidance", "aug_level", "spacing")}
+    sampling = with_overrides(model.sampling, **given)
     model = EvaluatedModel(model.pipeline, sampling, model.about)
     check_prompts(model, examples)
     if request.moderation is not None:
@@ -110,10 +113,6 @@ def make_data_set(request: DataSetRequest, say: Callable[[str], None]) -> int:
                 made = images_of(generate, examples, numbers, batch_size, bar.update)
                 write_shard(path, request.format, made)
     return count
-
-
-def _one(values: Sequence[Any]) -> Any:
-    return values[0] if values else None
 
 
 def _path(request: DataSetRequest, numbers: range) -> Path:

@@ -22,12 +22,10 @@ from imagen_jax.commands.command_line import (
     EMA,
     GUIDANCE_FIELDS,
     MODERATION,
-    add_guidance_options,
     add_host_options,
     count,
     join_hosts,
     make_parser,
-    names,
     numbers,
     one_line_errors,
     path,
@@ -35,6 +33,7 @@ from imagen_jax.commands.command_line import (
     run_parsed,
     sources,
 )
+from imagen_jax.commands.generate import add_sampling_options
 from imagen_jax.pipeline.shipped import DEFAULT
 
 # Fields of the request to the model that are options of the same name.
@@ -61,11 +60,7 @@ def parser() -> argparse.ArgumentParser:
     add("--variant", help="of DeepFloyd IF's weights, such as fp16")
     add("--ema", default=True, **EMA)
     add("--size", type=count, help="of the images: the stage to stop at (default: the largest)")
-    add("--guidance", type=numbers(float), help="weight of the text; W, or W,W,... by stage")
-    add_guidance_options(parse)
-    add("--steps", type=numbers(int), help="of the sampler; N, or N,N,... by stage")
-    add("--sampler", type=names, help="such as ddpm, heun or unipc; or S,S,... by stage")
-    add("--spacing", type=names, help="of the steps, such as karras; or S,S,... by stage")
+    add_sampling_options(parse)
     add("--aug_level", type=numbers(float), help="noise on the input of super-resolution stages, "
         "in [0, 1]; or A,A,... by stage")  # fmt: skip
     add("--batch_size", type=count, help="images at a time (default: 4 on a CPU, else 16)")
@@ -73,13 +68,6 @@ def parser() -> argparse.ArgumentParser:
     add("--share", metavar="I/N", help="make only this share of the shards, from 1")
     add_host_options(parse)
     return parse
-
-
-def by_stage(value: float | list[float] | None) -> tuple:
-    """An option as a request has it: the only point of a curve, or none."""
-    if value is None:
-        return ()
-    return (tuple(value) if isinstance(value, list) else value,)
 
 
 def make(options: argparse.Namespace) -> None:
@@ -104,10 +92,8 @@ def make(options: argparse.Namespace) -> None:
     if note := unused_accelerator():
         warnings.warn(note, stacklevel=1)
     values = {name: getattr(options, name) for name in OF_MODEL} | {"prompts": str(options.prompts)}
-    model = EvaluationRequest(
-        **values, guidance=by_stage(options.guidance), aug_level=by_stage(options.aug_level)
-    )
-    more = ("shard_size", "negative_prompt", "spacing", "batch_size")
+    model = EvaluationRequest(**values)
+    more = ("shard_size", "negative_prompt", "guidance", "aug_level", "spacing", "batch_size")
     given = {name: getattr(options, name) for name in more}
     if options.moderation is not None:
         given["moderation"] = read_moderation(options.moderation)

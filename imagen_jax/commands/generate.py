@@ -85,11 +85,7 @@ def parser() -> argparse.ArgumentParser:
     add("--num_images", type=int, default=4, help="images a prompt")
     add("--out", type=path, default=Path("samples"), help="directory for the images")
     add("--size", type=int, help="of the images: the stage to stop at (default: the largest)")
-    add("--guidance", type=numbers(float), help="weight of the text; W, or W,W,... by stage")
-    add_guidance_options(parse)
-    add("--steps", type=numbers(int), help="of the sampler; N, or N,N,... by stage")
-    add("--sampler", type=names, help="such as ddpm, heun or unipc; or S,S,... by stage")
-    add("--spacing", type=names, help="of the steps, such as karras, or fast27 for IF; or S,S,...")
+    add_sampling_options(parse)
     add("--seed", type=int, help="of the noise (default: a new one, which is printed)")
     add("--negative_prompt", type=prompt, help="what to lead away from")
     add("--label", nargs="+", help="classes by name or number, for a model of classes")
@@ -112,6 +108,16 @@ def parser() -> argparse.ArgumentParser:
     add("--low_memory", action="store_true", help="only one stage's parameters at a time")
     add_output_options(parse)
     return parse
+
+
+def add_sampling_options(parse: argparse.ArgumentParser) -> None:
+    """How each stage is sampled; of imagen-jax dataset, too."""
+    add = parse.add_argument
+    add("--guidance", type=numbers(float), help="weight of the text; W, or W,W,... by stage")
+    add_guidance_options(parse)
+    add("--steps", type=numbers(int), help="of the sampler; N, or N,N,... by stage")
+    add("--sampler", type=names, help="such as ddpm, heun or unipc; or S,S,... by stage")
+    add("--spacing", type=names, help="of the steps, such as karras, or fast27 for IF; or S,S,...")
 
 
 def add_output_options(parse: argparse.ArgumentParser) -> None:

@@ -35,6 +35,7 @@ from imagen_jax.commands.command_line import (
     run_configured,
     source,
 )
+from imagen_jax.training.config import plain_key
 
 TRIAL = "from imagen_jax.commands.sweep import train_trial; train_trial()"
 
@@ -121,7 +122,7 @@ def train_trial() -> None:
 def check_once(arguments: list[str]) -> None:
     """ValueError where a key is given twice: a fixed value and a list, or two lists."""
     keys = [match[1] for text in arguments if (match := re.match(r"--?config\.([^=]+)", text))]
-    plain = Counter(key.replace("[", ".").replace("]", "") for key in keys)
+    plain = Counter(map(plain_key, keys))
     if twice := [key for key, times in plain.items() if times > 1]:
         raise ValueError(f"--config.{twice[0]} is given twice: a key is fixed or swept, once")
 

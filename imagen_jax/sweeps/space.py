@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from imagen_jax.storage.codec import nearest
-from imagen_jax.training.config import read_value
+from imagen_jax.training.config import plain_key, read_value
 
 NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 RANGE = re.compile(rf"({NUMBER}):({NUMBER})(?::(\w[\w.+-]*))?")
@@ -77,11 +77,6 @@ def split_space(overrides: Mapping[str, str]) -> tuple[Values, dict[str, Choices
         if other.startswith(f"{one}.") and (one in space or other in space):
             raise ValueError(f"--config.{one} and --config.{other} set the same key")
     return fixed, space
-
-
-def plain_key(key: str) -> str:
-    """stage.network.levels[0].channels -> stage.network.levels.0.channels."""
-    return key.replace("[", ".").replace("]", "")
 
 
 def _read(key: str, text: str) -> str | Choices | Range:

@@ -136,6 +136,11 @@ def split_overrides(arguments: Iterable[str]) -> tuple[list[str], dict[str, str]
     return rest, overrides
 
 
+def plain_key(key: str) -> str:
+    """stage.network.levels[0].channels -> stage.network.levels.0.channels."""
+    return key.replace("[", ".").replace("]", "")
+
+
 def read_value(text: str) -> Any:
     """What the text of an override means: a Python literal, and a plain string where it is none."""
     try:
@@ -153,7 +158,7 @@ def apply_overrides(config: ConfigDict, overrides: Mapping[str, str]) -> None:
     values = to_dict(config)
     for key, text in overrides.items():
         value = read_value(text)
-        path = key.replace("[", ".").replace("]", "").split(".")
+        path = plain_key(key).split(".")
         node = values
         for i, name in enumerate(path[:-1], start=1):
             child = _entries(node).get(name)
